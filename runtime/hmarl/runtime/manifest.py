@@ -1,0 +1,159 @@
+"""The manifest of a bundle: what every file is, and what every tensor of every agent's graph means.
+
+A bundle is a directory (or the same in one zip)::
+
+    manifest.json          this schema
+    manifest.sha256        "<hex>  manifest.json": the manifest's own hash (sha256sum's format)
+    agents/<id>.onnx       one graph per agent: the whole policy
+    README.md, plots/...   the model card
+
+The graph of an agent is one pure function of what that agent alone can know::
+
+    (observation, action_mask?, state..., noise...) -> (action, next state..., diagnostics...)
+
+Every tensor has a leading dynamic batch dimension. Randomness comes in through the noise inputs: ``uniform`` in the open
+interval (0, 1) or ``normal`` (mean 0, standard deviation 1). All-zero noise means the deterministic policy (argmax or mean):
+zero is outside of the uniform's interval and is the normal's mean, so one graph serves both modes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+DataType = Literal["float32", "int64", "bool"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DiscreteSpace(_Strict):
+    """Actions 0 … n-1."""
+
+    type: Literal["discrete"] = "discrete"
+    n: int = Field(ge=1)
+
+
+class MultiDiscreteSpace(_Strict):
+    """One choice per branch; branch d has n[d] choices."""
+
+    type: Literal["multi_discrete"] = "multi_discrete"
+    n: list[int] = Field(min_length=1)
+
+
+class BoxSpace(_Strict):
+    """Continuous actions, already scaled to the environment's own units, within [low, high]."""
+
+    type: Literal["box"] = "box"
+    low: list[float]
+    high: list[float]
+
+
+ActionSpaceModel = Annotated[DiscreteSpace | MultiDiscreteSpace | BoxSpace, Field(discriminator="type")]
+
+
+class TensorModel(_Strict):
+    """One tensor of a graph. ``shape`` leaves the leading batch dimension out."""
+
+    name: str
+    shape: list[int]
+    dtype: DataType
+    meaning: str
+
+
+class StateModel(_Strict):
+    """One recurrent state: fed in as ``input``, read back from ``output``, set to ``reset`` when an episode starts."""
+
+    input: str
+    output: str
+    shape: list[int]
+    dtype: DataType
+    reset: list[float]
+    meaning: str
+
+
+class NoiseModel(_Strict):
+    """One noise input.
+
+    ``stream`` says which random numbers fill it: ``private`` numbers are the agent's own; ``common`` numbers are equal for all
+    agents of a team (keyed by the episode's seed, counted by the step), so that agents agree without a message.
+    ``purpose`` names what is drawn with it: the ``action`` or the ``instruction``.
+    """
+
+    name: str
+    shape: list[int]
+    distribution: Literal["uniform", "normal"]
+    stream: Literal["private", "common"]
+    purpose: Literal["action", "instruction"]
+
+
+class AgentModel(_Strict):
+    """One agent's graph and its tensors."""
+
+    id: str
+    file: str
+    kind: str
+    action_space: ActionSpaceModel
+    observation: TensorModel
+    observation_layout: list[tuple[str, int]] = []
+    action_mask: TensorModel | None = None
+    states: list[StateModel] = []
+    noises: list[NoiseModel] = []
+    action: TensorModel
+    diagnostics: list[TensorModel] = []
+
+
+class EnvironmentModel(_Strict):
+    """The environment that the policies were trained in; its arguments are the defaults of ``hmarl-eval``."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+    horizon: int | None = None
+    team_reward: Literal["sum", "mean", "shared"]
+    control_period_s: float | None = None
+
+
+class ParityModel(_Strict):
+    """How far ONNX Runtime was from torch when the bundle was written, per execution provider."""
+
+    provider: str
+    tolerance: float
+    max_error: float
+    action_mismatches: int
+    near_ties: int
+    samples: int
+    batch_sizes: list[int]
+
+
+class Manifest(_Strict):
+    """The whole manifest.json."""
+
+    schema_version: int
+    name: str
+    created_by: str
+    algorithm: str
+    deterministic_by_default: bool = True
+    environment: EnvironmentModel
+    agents: list[AgentModel] = Field(min_length=1)
+    normalisation: str
+    opset: int
+    parity: list[ParityModel]
+    parity_tolerance: dict[str, float]
+    training: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    files: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version: got {self.schema_version}, this hmarl reads version {SCHEMA_VERSION}")
+        ids = [agent.id for agent in self.agents]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"agents: got duplicate ids in {ids}")
+        for agent in self.agents:
+            if agent.file not in self.files:
+                raise ValueError(f"agents.{agent.id}.file: '{agent.file}' is not listed in files")
+        return self

@@ -1,0 +1,1 @@
+"""The hmarl SDK: environments, clients of served policies, closed-loop evaluation."""

@@ -1,0 +1,98 @@
+"""The one interface of all environments: B of them stepped together, arrays in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.sdk.spaces import EnvironmentSpec
+
+# A NumPy array, or a torch tensor where an environment computes in torch; typed as Any because the SDK knows no torch.
+Array = Any
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is seen at one step by all agents of B environments.
+
+    Attributes:
+        observations: one array per group: [B, N_group, observation_size] float32.
+        action_masks: one entry per group: bool [B, N_group, mask_size], or None where the group has no masks.
+        state: [B, state_size] float32.
+        active: [B, N] bool; False for an agent that has left (its observation is then zero, its mask all-true).
+    """
+
+    observations: tuple[Array, ...]
+    action_masks: tuple[Array | None, ...]
+    state: Array
+    active: Array
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of one step of B environments.
+
+    Attributes:
+        observation: what is seen now; where an episode has just ended, the first observation of the next one.
+        rewards: [B, N] float32, per agent; 0 for agents that had left before.
+        terminated: [B] bool, the episode ended by its own rules.
+        truncated: [B] bool, the episode was cut off (horizon); never true together with ``terminated``.
+        final: None when no episode ended at this step; else the observation as it was before auto-reset, of all B
+            environments (equal to ``observation`` where no episode ended).
+        success: [B] bool for tasks that know success (meaningful where an episode ended), else None.
+    """
+
+    observation: Observation
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    final: Observation | None
+    success: Array | None = None
+
+
+@runtime_checkable
+class VectorEnvironment(Protocol):
+    """B independent copies of one task.
+
+    Each copy has a random stream of its own, set by ``reset``; after an episode it resets itself from that stream.
+    """
+
+    spec: EnvironmentSpec
+    batch_size: int
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
+        """Start B new episodes; equal seeds give equal episodes, whatever the batch size.
+
+        Args:
+            seeds: [B] int64, each in [0, 2**31).
+        """
+        ...
+
+    def step(self, actions: tuple[Array, ...]) -> StepResult:
+        """Advance every environment by one step.
+
+        Args:
+            actions: one array per group, [B, N_group, *action_shape]: int64, or float32 within the Box's bounds. The
+                entries of agents that have left are ignored.
+        """
+        ...
+
+    def get_state(self) -> Mapping[str, npt.NDArray[Any]] | None:
+        """Everything that determines the future, random streams included, as arrays; None when not supported."""
+        ...
+
+    def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
+        """Restore what ``get_state`` returned; returns the observation at that moment."""
+        ...
+
+    def render(self, index: int = 0) -> npt.NDArray[np.uint8] | None:
+        """A picture [height, width, 3] of environment ``index``, None when the task cannot be drawn."""
+        ...
+
+    def close(self) -> None:
+        """Free workers, windows and shared memory; a second call does nothing."""
+        ...

@@ -1,0 +1,96 @@
+"""Environment families, found by name; each family's module is imported only when it is asked for.
+
+``make("mpe/simple_spread", batch_size=64, N=5)`` looks the family up (i) in the table below, (ii) in the entry-point group
+``hmarl.environments``; a name of the form ``package.module:function`` is called directly. A family is a function
+``make(task, batch_size, **arguments) -> VectorEnvironment``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from hmarl.sdk.environment import VectorEnvironment
+from hmarl.sdk.errors import MissingExtraError, UsageError
+
+BUILT_IN_FAMILIES: dict[str, str] = {
+    "mpe": "hmarl.sdk.environments.mpe",
+    "coordsum": "hmarl.sdk.environments.coordsum",
+    "pettingzoo": "hmarl.sdk.environments.pettingzoo",
+    "vmas": "hmarl.sdk.environments.vmas",
+}
+# Packages that a family needs beyond the base install, with the extra that brings them.
+FAMILY_EXTRAS: dict[str, tuple[str, str]] = {"vmas": ("vmas", "vmas"), "pettingzoo": ("pettingzoo", "pettingzoo")}
+
+
+def families() -> dict[str, str]:
+    """All known families: name -> module or entry-point value."""
+    plugins = {point.name: point.value for point in entry_points(group="hmarl.environments")}
+    return {**plugins, **BUILT_IN_FAMILIES}
+
+
+def _family_maker(name: str) -> tuple[str, Callable[..., VectorEnvironment]]:
+    """Split ``family/task`` (or an import path) into the task and the function that makes it."""
+    family, separator, task = name.partition("/")
+    if not separator and ":" in name:
+        module_name, _, function = name.partition(":")
+        try:
+            return name, getattr(importlib.import_module(module_name), function)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"environment '{name}': {error}; expected 'package.module:function'") from error
+    if family not in families():
+        raise UsageError(_unknown("environment family", family, list(families())))
+    if not task:
+        raise UsageError(f"environment '{name}': got no task, expected '{family}/TASK'; see 'hmarl-envs {family}'")
+    try:
+        if family in BUILT_IN_FAMILIES:
+            return task, importlib.import_module(BUILT_IN_FAMILIES[family]).make
+        (point,) = entry_points(group="hmarl.environments", name=family)
+        maker: Callable[..., VectorEnvironment] = point.load()
+        return task, maker
+    except ModuleNotFoundError as error:
+        package, extra = FAMILY_EXTRAS.get(family, (None, None))
+        if package is not None and extra is not None and error.name is not None:
+            raise MissingExtraError(error.name, extra, f"the environment family '{family}'") from error
+        raise
+
+
+def _unknown(what: str, got: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(got, known, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"unknown {what} '{got}'{hint} (known: {', '.join(sorted(known))})"
+
+
+def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
+    """Make B copies of the environment ``name``.
+
+    Args:
+        name: ``family/task``, or ``package.module:function`` for a function ``(batch_size, **arguments)``.
+        batch_size: B, at least 1.
+        arguments: passed to the family; a wrong one is an error that lists those it takes.
+
+    Raises:
+        UsageError: unknown family, task or argument.
+        MissingExtraError: the family needs a package that is not installed.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size: got {batch_size}, expected at least 1")
+    task, maker = _family_maker(name)
+    if task == name:
+        return maker(batch_size=batch_size, **arguments)
+    return maker(task, batch_size=batch_size, **arguments)
+
+
+def tasks(family: str) -> list[str]:
+    """Names of the family's tasks (patterns where there are endlessly many), for ``hmarl-envs``.
+
+    Raises:
+        UsageError: unknown family.
+    """
+    if family not in families():
+        raise UsageError(_unknown("environment family", family, list(families())))
+    module = importlib.import_module(families()[family].partition(":")[0])
+    return list(getattr(module, "TASKS", []))

@@ -1,0 +1,34 @@
+"""Errors that the SDK raises, each with a message that says what was got, what was expected and what to do next."""
+
+from __future__ import annotations
+
+
+class HmarlError(Exception):
+    """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback."""
+
+    exit_code = 4
+
+
+class UsageError(HmarlError):
+    """A wrong name, argument or configuration value; nothing has been changed."""
+
+    exit_code = 2
+
+
+class MissingExtraError(UsageError):
+    """A part of hmarl needs a package that an extra installs.
+
+    Args:
+        package: the import name that was not found.
+        extra: the extra of the distribution that installs it.
+        purpose: what it was needed for, e.g. ``"the environment family vmas"``.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'hmarl[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
+class EnvironmentError_(HmarlError):
+    """An environment broke its contract (shape, dtype, a mask without a legal action, a lost worker)."""

@@ -1,0 +1,121 @@
+"""What an environment is: its agents, their spaces, and how the team is rewarded.
+
+The letters used in shapes are defined once, in CONTRIBUTING.md: T steps, B environments, N agents, G groups,
+K instructions, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+
+ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box
+TeamReward = Literal["sum", "mean", "shared"]
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """One agent as a policy sees it.
+
+    Attributes:
+        id: unique name, e.g. ``"agent_0"``.
+        observation_size: length of the flat float32 observation vector.
+        action_space: Discrete(A) (starting at 0), MultiDiscrete (1-D) or a bounded 1-D float32 Box.
+        has_action_mask: whether the environment hands out a mask of legal actions (Discrete: bool [A];
+            MultiDiscrete: the masks of the branches, concatenated).
+        observation_layout: human-readable meaning of the parts of the vector, as (name, length) pairs in order.
+    """
+
+    id: str
+    observation_size: int
+    action_space: ActionSpace
+    has_action_mask: bool = False
+    observation_layout: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one action: () for Discrete, (D,) otherwise."""
+        return () if isinstance(self.action_space, spaces.Discrete) else tuple(self.action_space.shape)
+
+    @property
+    def action_dtype(self) -> np.dtype[Any]:
+        """int64 for Discrete and MultiDiscrete, float32 for Box."""
+        return np.dtype(np.float32 if isinstance(self.action_space, spaces.Box) else np.int64)
+
+    @property
+    def mask_size(self) -> int:
+        """Length of the action mask: A, or the sum over branches; 0 for continuous actions."""
+        if isinstance(self.action_space, spaces.Discrete):
+            return int(self.action_space.n)
+        if isinstance(self.action_space, spaces.MultiDiscrete):
+            return int(self.action_space.nvec.sum())
+        return 0
+
+
+@dataclass(frozen=True)
+class AgentGroup:
+    """Agents with equal spaces; their data lie in one block [B, N_group, ...], never padded.
+
+    Attributes:
+        agents: positions of the members in ``EnvironmentSpec.agents``, ascending.
+        example: the spec that all members share but for the id.
+    """
+
+    agents: tuple[int, ...]
+    example: AgentSpec
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """An environment as every other part of hmarl sees it.
+
+    Attributes:
+        name: the name given to ``make``, e.g. ``"mpe/simple_spread"``.
+        agents: all agents that can ever be there, in a fixed order.
+        state_size: length of the flat float32 global state.
+        horizon: steps after which an episode is cut off, None when unknown.
+        team_reward: how the team reward is formed from the agents' rewards: their ``sum`` or ``mean``; ``shared`` means
+            that every agent already receives the team reward.
+        control_period_s: seconds between two steps in the simulated or real world, None when unknown.
+        arguments: the keyword arguments that the environment was made with.
+        has_success: whether ``StepResult.success`` is reported.
+    """
+
+    name: str
+    agents: tuple[AgentSpec, ...]
+    state_size: int
+    horizon: int | None
+    team_reward: TeamReward
+    control_period_s: float | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    has_success: bool = False
+
+    def __post_init__(self) -> None:
+        ids = [agent.id for agent in self.agents]
+        if not ids or len(set(ids)) != len(ids):
+            raise ValueError(f"agents: got ids {ids}, expected at least one and no duplicates")
+
+    @property
+    def agent_ids(self) -> tuple[str, ...]:
+        """Ids in order."""
+        return tuple(agent.id for agent in self.agents)
+
+    @cached_property
+    def groups(self) -> tuple[AgentGroup, ...]:
+        """Agents with equal observation size, action space and mask, grouped in order of first appearance."""
+        members: dict[str, list[int]] = {}
+        for index, agent in enumerate(self.agents):
+            key = f"{agent.observation_size} {agent.action_space!r} {agent.has_action_mask}"
+            members.setdefault(key, []).append(index)
+        return tuple(AgentGroup(tuple(group), self.agents[group[0]]) for group in members.values())
+
+    def team_rewards(self, rewards: np.ndarray) -> np.ndarray:
+        """Team reward from the agents' rewards: [..., N] float32 -> [...] float32."""
+        if self.team_reward == "sum":
+            return np.asarray(rewards.sum(axis=-1))
+        return np.asarray(rewards.mean(axis=-1))
