@@ -1,0 +1,63 @@
+"""Regenerates the protocol's Python modules from the .proto files, or checks that they are up to date.
+
+    python proto/generate.py            write the modules beside the .proto files
+    python proto/generate.py --check    exit 1 when a committed module differs from what would be written
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import grpc_tools
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent
+SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+
+
+def compile_into(out: Path) -> None:
+    """Compile every .proto below the root into ``out``; the folder of a file is its protobuf package.
+
+    Raises:
+        RuntimeError: protoc refused a file (its own message is on standard error).
+    """
+    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    flags = [f"--{plugin}={out}" for plugin in ("python_out", "pyi_out", "grpc_python_out")]
+    if protoc.main(["protoc", f"-I{ROOT}", f"-I{well_known}", *flags, *sources]) != 0:
+        raise RuntimeError(f"protoc failed on {', '.join(sources)}")
+
+
+def generated(root: Path) -> dict[str, bytes]:
+    """The generated modules below ``root``: relative path -> content."""
+    files = (path for path in root.rglob("*") if path.name.endswith(SUFFIXES))
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def main() -> int:
+    """Run as a script; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a module is out of date")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        compile_into(Path(scratch))
+        expected, present = generated(Path(scratch)), generated(ROOT)
+    drifted = sorted(name for name in expected.keys() | present.keys() if expected.get(name) != present.get(name))
+    if arguments.check:
+        for name in drifted:
+            print(f"proto/{name} is out of date: run 'python proto/generate.py'", file=sys.stderr)
+        return 1 if drifted else 0
+    for name in drifted:
+        if name in expected:
+            (ROOT / name).write_bytes(expected[name])
+        else:
+            (ROOT / name).unlink()
+        print(f"{'wrote' if name in expected else 'removed'} proto/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""hmarl's protocols, one protobuf package a folder."""
