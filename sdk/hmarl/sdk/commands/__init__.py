@@ -1,0 +1,1 @@
+"""The SDK's command-line programs: hmarl-eval, hmarl-envs, hmarl-check-env."""

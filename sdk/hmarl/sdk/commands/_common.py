@@ -1,0 +1,138 @@
+"""What all command-line programs of the SDK share: settings, exit codes, JSON output."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import typer
+
+from hmarl.sdk.errors import UsageError
+
+EXIT_FAILURE = 4
+EXIT_INTERRUPTED = 130
+
+
+def parse_settings(pairs: Iterable[str] | None, prefixes: Sequence[str] = ("env",)) -> dict[str, dict[str, Any]]:
+    """Read repeated ``--set PREFIX.KEY=VALUE`` options.
+
+    Args:
+        pairs: the options' values, e.g. ``["env.N=5", "env.continuous=true"]``. A value is read as JSON where that is
+            possible, else taken as text; the last of several settings of one key wins.
+        prefixes: the prefixes that are allowed.
+
+    Returns:
+        One dictionary per prefix (empty where nothing was set): ``{"env": {"N": 5, "continuous": True}}``. A key keeps
+        any further dots: ``env.a.b=1`` is ``{"env": {"a.b": 1}}``.
+
+    Raises:
+        UsageError: not of the form PREFIX.KEY=VALUE, or an unknown prefix.
+    """
+    settings: dict[str, dict[str, Any]] = {prefix: {} for prefix in prefixes}
+    for pair in pairs or ():
+        name, equals, text = pair.partition("=")
+        prefix, dot, key = name.strip().partition(".")
+        if not (equals and dot and key):
+            raise UsageError(f"--set: got '{pair}', expected PREFIX.KEY=VALUE, e.g. {prefixes[0]}.N=5")
+        if prefix not in settings:
+            close = difflib.get_close_matches(prefix, prefixes, n=1)
+            hint = f"; did you mean '{close[0]}.{key}'?" if close else ""
+            known = ", ".join(f"{known}.*" for known in prefixes)
+            raise UsageError(f"--set: unknown prefix '{prefix}' in '{pair}'{hint} (known: {known})")
+        settings[prefix][key] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    """JSON where possible; Python's spellings of the constants too, which users type by habit."""
+    try:
+        return {"True": True, "False": False, "None": None}[text]
+    except KeyError:
+        pass
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON object as one line of standard output, NumPy values included.
+
+    Non-finite numbers, which JSON does not know, become null.
+    """
+    sys.stdout.flush()
+    print(json.dumps(_plain(document), allow_nan=False, ensure_ascii=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def run_command(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one Typer-annotated function as a whole command-line program and leave the process.
+
+    Exit codes: 0 done, 2 bad usage, 3 bad bundle or checkpoint, 4 runtime failure (also any error that nobody foresaw),
+    130 interrupted. An error is one line on standard error, never a traceback; with HMARL_DEBUG=1 in the environment
+    the error is raised as it is.
+
+    Args:
+        function: the command, its parameters annotated with ``typer.Option`` and ``typer.Argument``.
+        arguments: the command line without the program's name; ``sys.argv`` when None.
+
+    Raises:
+        SystemExit: always.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(_guarded(function))
+    # Typer itself turns wrong options into a message and exit code 2.
+    app(args=None if arguments is None else list(arguments))
+    sys.exit(0)
+
+
+def _guarded(function: Callable[..., Any]) -> Callable[..., None]:
+    """The function with every error turned into a message and an exit code; Typer still sees its signature."""
+
+    @functools.wraps(function)
+    def run(*positional: Any, **named: Any) -> None:
+        try:
+            function(*positional, **named)
+        except KeyboardInterrupt:
+            _leave("interrupted", EXIT_INTERRUPTED)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            if os.environ.get("HMARL_DEBUG") == "1":
+                raise
+            _leave(*_explained(error))
+
+    return run
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """Message and exit code of an error."""
+    # The runtime's own errors carry their exit code too, but share no base class with the SDK's.
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return str(error), code
+    return f"{type(error).__name__}: {error} (HMARL_DEBUG=1 shows where)", EXIT_FAILURE
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(code)
