@@ -1,0 +1,305 @@
+"""Any PettingZoo parallel environment, by import path: ``pettingzoo/mpe2.simple_spread_v3:parallel_env``.
+
+Arguments of ours, all others go to the function:
+
+- ``workers``: processes that the B copies are spread over, 0 for this process; min(B, CPUs) by default, 0 for B = 1.
+- ``team_reward``: "sum" (default), "mean" or "shared".
+- ``horizon``: steps after which an episode is cut off; by default looked for in the environment (``max_cycles`` and the
+  like). It only describes: the environment itself ends the episode.
+- ``control_period_s``: seconds between two steps; by default 1 / ``metadata["render_fps"]``.
+
+Of these, what the function itself names as a parameter is passed to it as well.
+
+Copy b starts its first episode with ``reset(seed=seeds[b])`` and its n-th auto-reset with the first 31 bits of
+``SeedSequence([seeds[b], n])``, so that a whole run is reproducible from its seeds, whatever B and the number of workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.sdk.environment import Array, Observation, StepResult
+from hmarl.sdk.environments._worker_copy import Buffers, ParallelCopy, check_is_parallel
+from hmarl.sdk.environments._worker_pool import WorkerPool, failure_message
+from hmarl.sdk.errors import EnvironmentError_, MissingExtraError, UsageError
+from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
+
+TASKS = ["PACKAGE.MODULE:FUNCTION, e.g. mpe2.simple_spread_v3:parallel_env"]
+
+# Packages that an extra of ours installs: import name -> extra.
+_EXTRAS = {"mpe2": "mpe", "pettingzoo": "pettingzoo"}
+_HORIZON_NAMES = ("max_cycles", "max_steps", "horizon", "max_episode_steps", "_max_episode_steps", "episode_limit")
+_OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s")
+
+
+def make(task: str, batch_size: int, *, workers: int | None = None, **arguments: Any) -> PettingZooVector:
+    """Make B copies of a PettingZoo parallel environment.
+
+    Args:
+        task: import path ``package.module:function`` of a function that returns a parallel environment.
+        batch_size: B.
+        workers: number of worker processes; 0 runs all copies in this process.
+        arguments: see the module's description.
+
+    Raises:
+        UsageError: no such module or function, an argument it does not take, a space that cannot be used.
+        MissingExtraError: mpe2 or pettingzoo is not installed.
+    """
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise UsageError(f"workers: got {workers!r}, expected a whole number, 0 or more")
+    if workers is None:
+        workers = 0 if batch_size == 1 else os.cpu_count() or 1
+    return PettingZooVector(task, batch_size, min(workers, batch_size), arguments)
+
+
+class PettingZooVector:
+    """B copies of one PettingZoo parallel environment; see the module's description for its arguments.
+
+    Args:
+        task: import path of the function.
+        batch_size: B.
+        workers: number of worker processes, 0 for none.
+        arguments: keyword arguments for the function, and our own.
+    """
+
+    def __init__(self, task: str, batch_size: int, workers: int, arguments: Mapping[str, Any]) -> None:
+        self.batch_size = batch_size
+        settings = {"task": task, "arguments": dict(arguments)}
+        first = make_copy(**settings)
+        self.spec = _complete_spec(first, task, arguments)
+        self._pool: WorkerPool | None = None
+        self._copies: list[ParallelCopy] = []
+        self._closed = False
+        if workers == 0:
+            self._copies = [first, *(make_copy(**settings) for _ in range(batch_size - 1))]
+            self._buffers = Buffers(self.spec, batch_size)
+            return
+        first.close()
+        _check_json(arguments)
+        self._pool = WorkerPool(self.spec, batch_size, workers, f"{__name__}:make_copy", settings)
+        self._buffers = self._pool.buffers
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
+        """Start B new episodes, copy b by ``reset(seed=seeds[b])``."""
+        self._check_open()
+        self._buffers.seeds[:] = np.asarray(seeds).reshape(self.batch_size)
+        if self._pool is not None:
+            self._pool.reset()
+        else:
+            self._each(lambda copy, row: copy.reset(self._buffers, row))
+        return _copied(self._buffers.now)
+
+    def step(self, actions: tuple[Array, ...]) -> StepResult:
+        """Advance every copy by one step; see ``VectorEnvironment.step``.
+
+        Raises:
+            UsageError: an array of actions has a wrong shape.
+            EnvironmentError_: an environment raised an error or its worker died; all are then closed.
+        """
+        self._check_open()
+        for index, (target, given) in enumerate(zip(self._buffers.actions, actions, strict=True)):
+            array = np.asarray(given)
+            if array.shape != target.shape:
+                raise UsageError(f"actions[{index}]: got shape {array.shape}, expected {target.shape}")
+            target[...] = array
+        if self._pool is not None:
+            self._pool.step()
+        else:
+            self._each(lambda copy, row: copy.step(self._buffers, row))
+        buffers = self._buffers
+        ended = buffers.terminated | buffers.truncated
+        return StepResult(
+            observation=_copied(buffers.now),
+            rewards=buffers.rewards.copy(),
+            terminated=buffers.terminated.copy(),
+            truncated=buffers.truncated.copy(),
+            final=_merged(buffers.now, buffers.final, ended) if ended.any() else None,
+        )
+
+    def get_state(self) -> None:
+        """None: PettingZoo's environments do not hand out their state."""
+
+    def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
+        """Not supported.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{self.spec.name}: PettingZoo environments can be neither saved nor restored")
+
+    def render(self, index: int = 0) -> npt.NDArray[np.uint8] | None:
+        """Picture of one copy; None unless made with ``render_mode="rgb_array"``."""
+        self._check_open()
+        if self.spec.arguments.get("render_mode") != "rgb_array":
+            return None
+        if self._pool is not None:
+            return self._pool.render(index)
+        return self._copies[index].render()
+
+    def close(self) -> None:
+        """Close the environments, stop the workers, free the shared memory; a second call does nothing."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.close()
+        while self._copies:
+            self._copies.pop().close()
+
+    def _each(self, act: Callable[[ParallelCopy, int], None]) -> None:
+        for row, copy in enumerate(self._copies):
+            try:
+                act(copy, row)
+            except Exception as error:
+                self.close()
+                raise EnvironmentError_(failure_message(row, error)) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EnvironmentError_(f"{self.spec.name}: the environment is closed")
+
+
+def _copied(seen: Observation) -> Observation:
+    """A copy that the next step does not overwrite."""
+    return Observation(
+        observations=tuple(array.copy() for array in seen.observations),
+        action_masks=tuple(None if mask is None else mask.copy() for mask in seen.action_masks),
+        state=seen.state.copy(),
+        active=seen.active.copy(),
+    )
+
+
+def _merged(now: Observation, final: Observation, ended: npt.NDArray[np.bool_]) -> Observation:
+    """``final`` in the rows whose episode has ended, ``now`` in the others."""
+    merged = _copied(now)
+    pairs = [
+        *zip(merged.observations, final.observations, strict=True),
+        *zip(merged.action_masks, final.action_masks, strict=True),
+        (merged.state, final.state),
+        (merged.active, final.active),
+    ]
+    for target, source in pairs:
+        if target is not None:
+            target[ended] = source[ended]
+    return merged
+
+
+def make_copy(task: str, arguments: Mapping[str, Any]) -> ParallelCopy:
+    """One environment behind flat arrays; also called by the worker processes.
+
+    Raises:
+        UsageError: as ``make``.
+        MissingExtraError: as ``make``.
+    """
+    function = _import_function(task)
+    parameters = _parameters(function)
+    passed = {name: value for name, value in arguments.items() if name not in _OWN_ARGUMENTS or name in parameters}
+    try:
+        environment = function(**passed)
+    except Exception as error:
+        takes = ", ".join(f"{name}{default}" for name, default in parameters.items()) or "no arguments"
+        given = ", ".join(f"{name}={value!r}" for name, value in passed.items()) or "no arguments"
+        raise UsageError(f"pettingzoo/{task} with {given}: {error}; it takes: {takes}") from error
+    name = f"pettingzoo/{task}"
+    check_is_parallel(environment, name)
+    return ParallelCopy(environment, name)
+
+
+def _import_function(task: str) -> Callable[..., Any]:
+    module_name, colon, function_name = task.partition(":")
+    if not (module_name and colon and function_name):
+        raise UsageError(f"pettingzoo/{task}: expected an import path PACKAGE.MODULE:FUNCTION")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        package = (error.name or module_name).partition(".")[0]
+        if package in _EXTRAS and error.name == package:
+            raise MissingExtraError(package, _EXTRAS[package], f"pettingzoo/{task}") from error
+        tried = f"tried to import '{module_name}': {error}"
+        hint = "" if error.name != package else f"; is the package that provides '{package}' installed?"
+        raise UsageError(f"pettingzoo/{task}: {tried}{hint}") from error
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"pettingzoo/{task}: tried to import '{module_name}': {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")]
+        close = difflib.get_close_matches(function_name, known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UsageError(f"pettingzoo/{task}: module '{module_name}' has no function '{function_name}'{hint}")
+    found: Callable[..., Any] = function
+    return found
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, str]:
+    """Names of the parameters that a function takes, with their defaults as ``=value`` ('' where there is none).
+
+    PettingZoo wraps its classes in functions that only take ``**kwargs``; what these close over is followed.
+    """
+    for callable_ in _with_wrapped(function):
+        try:
+            parameters = inspect.signature(callable_).parameters.values()
+        except (TypeError, ValueError):
+            continue
+        named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+        if named:
+            return {each.name: "" if each.default is each.empty else f"={each.default!r}" for each in named}
+    return {}
+
+
+def _with_wrapped(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    yield function
+    for cell in getattr(function, "__closure__", None) or ():
+        if callable(cell.cell_contents):
+            yield from _with_wrapped(cell.cell_contents)
+
+
+def _complete_spec(copy: ParallelCopy, task: str, arguments: Mapping[str, Any]) -> EnvironmentSpec:
+    """The copy's spec with reward, horizon and control period, given or found in the environment."""
+    team_reward = arguments.get("team_reward", "sum")
+    if team_reward not in get_args(TeamReward):
+        raise UsageError(f"team_reward: got {team_reward!r}, expected one of {', '.join(get_args(TeamReward))}")
+    horizon = arguments.get("horizon", _found_horizon(copy.environment))
+    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
+        raise UsageError(f"horizon: got {horizon!r}, expected a whole number, 1 or more")
+    fps = (getattr(copy.environment, "metadata", None) or {}).get("render_fps")
+    period = arguments.get("control_period_s", 1.0 / fps if fps else None)
+    if period is not None and (isinstance(period, bool) or not isinstance(period, int | float) or period <= 0):
+        raise UsageError(f"control_period_s: got {period!r}, expected a positive number of seconds")
+    return dataclasses.replace(
+        copy.spec,
+        name=f"pettingzoo/{task}",
+        team_reward=team_reward,
+        horizon=horizon,
+        control_period_s=period,
+        arguments=dict(arguments),
+    )
+
+
+def _found_horizon(environment: Any) -> int | None:
+    """The episode's length by one of its usual names, in the environment or what it wraps."""
+    aec = getattr(environment, "aec_env", None)
+    layers = [environment, getattr(environment, "unwrapped", None), getattr(aec, "unwrapped", None)]
+    for layer in layers:
+        for name in _HORIZON_NAMES:
+            value = getattr(layer, name, None)
+            if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
+                return int(value)
+    return None
+
+
+def _check_json(arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"{name}: got a {type(value).__name__}, which worker processes cannot be given; use workers=0"
+            ) from error
