@@ -1,0 +1,100 @@
+"""One NumPy random generator per environment, seeded as Gymnasium does, saved and restored as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
+
+from hmarl.sdk.errors import UsageError
+
+_LOW_64 = (1 << 64) - 1
+
+
+class RandomStreams:
+    """B independent PCG64 generators.
+
+    Args:
+        seeds: [B] integers, each at least 0; equal seeds give equal streams, whatever B is.
+
+    Raises:
+        UsageError: ``seeds`` has another shape, is not integer or holds a negative number.
+    """
+
+    def __init__(self, seeds: npt.NDArray[np.int64], batch_size: int) -> None:
+        checked = np.asarray(seeds)
+        if checked.shape != (batch_size,) or not np.issubdtype(checked.dtype, np.integer):
+            raise UsageError(f"seeds: got {checked.dtype} {list(checked.shape)}, expected integers [{batch_size}]")
+        if (checked < 0).any():
+            raise UsageError(f"seeds: got {int(checked.min())}, expected numbers of at least 0")
+        self.generators = [seeding.np_random(int(seed))[0] for seed in checked]
+
+    def uniforms(self, rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.float64]:
+        """The next ``count`` numbers in [0, 1) of each of the generators ``rows``: [R, count]."""
+        drawn = np.empty((len(rows), count))
+        for row, target in zip(rows.tolist(), drawn, strict=True):
+            self.generators[row].random(out=target)
+        return drawn
+
+    def integers(self, rows: npt.NDArray[np.intp], upper: int, count: int) -> npt.NDArray[np.int64]:
+        """The next ``count`` integers in [0, upper) of each of the generators ``rows``: [R, count]."""
+        drawn = np.empty((len(rows), count), dtype=np.int64)
+        for position, row in enumerate(rows.tolist()):
+            drawn[position] = self.generators[row].integers(upper, size=count)
+        return drawn
+
+    def get_state(self) -> dict[str, npt.NDArray[Any]]:
+        """The streams as arrays.
+
+        Returns:
+            ``generator_words`` [B, 4] uint64: 128-bit state and 128-bit increment, high words first;
+            ``generator_buffer`` [B, 2] uint64: whether half a word is kept for the next 32-bit draw, and that half.
+        """
+        words = np.empty((len(self.generators), 4), dtype=np.uint64)
+        buffer = np.empty((len(self.generators), 2), dtype=np.uint64)
+        for row, generator in enumerate(self.generators):
+            saved: Mapping[str, Any] = generator.bit_generator.state
+            state, increment = int(saved["state"]["state"]), int(saved["state"]["inc"])
+            words[row] = (state >> 64, state & _LOW_64, increment >> 64, increment & _LOW_64)
+            buffer[row] = (saved["has_uint32"], saved["uinteger"])
+        return {"generator_words": words, "generator_buffer": buffer}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, npt.NDArray[Any]], batch_size: int) -> RandomStreams:
+        """Generators that continue where those of ``get_state`` were."""
+        streams = cls(np.zeros(batch_size, dtype=np.int64), batch_size)
+        words, buffer = state["generator_words"].tolist(), state["generator_buffer"].tolist()
+        for generator, (high, low, increment_high, increment_low), (has_half, half) in zip(
+            streams.generators, words, buffer, strict=True
+        ):
+            generator.bit_generator.state = {
+                "bit_generator": "PCG64",
+                "state": {"state": high << 64 | low, "inc": increment_high << 64 | increment_low},
+                "has_uint32": has_half,
+                "uinteger": half,
+            }
+        return streams
+
+
+def checked_state(
+    state: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """Copies of the arrays of ``state``, with the keys, shapes and dtypes of ``expected``.
+
+    Raises:
+        UsageError: a key is missing or unknown, or an array has another shape or kind of number.
+    """
+    if set(state) != set(expected):
+        raise UsageError(f"state: got the arrays {sorted(state)}, expected {sorted(expected)}")
+    copies = {}
+    for name, like in expected.items():
+        array = np.asarray(state[name])
+        if array.shape != like.shape or not np.can_cast(array.dtype, like.dtype, casting="same_kind"):
+            raise UsageError(
+                f"state '{name}': got {array.dtype} {list(array.shape)}, expected {like.dtype} {list(like.shape)}"
+            )
+        copies[name] = array.astype(like.dtype)
+    return copies
