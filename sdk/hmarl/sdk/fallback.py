@@ -1,0 +1,229 @@
+"""What a client does when no fresh action arrives in time.
+
+A fallback is a plain value without state: the client tells it the situation, it answers with an action or raises
+``StaleActionError``. One fallback may therefore serve any number of clients.
+
+    Hold(expires_after_s=0.2)                       repeat the last fresh action for at most 0.2 s, then raise
+    Hold(expires_after_steps=5, then=Zero())        repeat it for five steps, then the zero action
+    NoOp(4)                                         a fixed action
+    Call(lambda situation: brake(situation.step))   the application's own rule
+    Fail()                                          raise at once (the default of the clients)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from hmarl.sdk.errors import HmarlError, UsageError
+from hmarl.sdk.spaces import ActionSpace
+
+DiscreteSpaces = spaces.Discrete[Any] | spaces.MultiDiscrete
+
+
+class StaleActionError(HmarlError):
+    """No fresh action arrived in time, and nothing may stand in for it any longer."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a fallback may look at.
+
+    Attributes:
+        step: the step that has no fresh action.
+        action_space: the agent's action space.
+        action_mask: [mask_size] bool, the legal actions at this step; None where all are.
+        last_action: the last fresh action of this episode, [*action_shape]; None when there was none yet.
+        age_s: seconds of a monotonic clock since the last fresh action arrived; infinite when there was none.
+        age_steps: steps since then, at least 1; infinite when there was none.
+        reason: why there is no fresh action, for messages.
+    """
+
+    step: int
+    action_space: ActionSpace
+    action_mask: npt.NDArray[np.bool_] | None = None
+    last_action: npt.NDArray[Any] | None = None
+    age_s: float = math.inf
+    age_steps: float = math.inf
+    reason: str = "no fresh action"
+
+
+class Fallback(ABC):
+    """Decides when no fresh action arrives in time."""
+
+    @abstractmethod
+    def decide(self, situation: Situation) -> npt.NDArray[Any]:
+        """The action to take instead, [*action_shape], legal under the situation's mask.
+
+        Raises:
+            StaleActionError: nothing may stand in for a fresh action.
+        """
+
+    def may_rejoin(self, situation: Situation) -> bool:
+        """Whether the client may rejoin an episode by itself; asked before every automatic rejoin."""
+        return True
+
+
+@dataclass(frozen=True)
+class Fail(Fallback):
+    """Raise at once."""
+
+    def decide(self, situation: Situation) -> npt.NDArray[Any]:
+        """Always raises."""
+        raise StaleActionError(
+            f"step {situation.step}: {situation.reason}; the last fresh action is "
+            + ("missing" if situation.last_action is None else f"{situation.age_s:.3f} s old")
+        )
+
+
+@dataclass(frozen=True)
+class Zero(Fallback):
+    """The zero action: 0 in every branch, or the point of the Box nearest to zero.
+
+    Where 0 is illegal, the first legal action (of the branch) is taken.
+    """
+
+    def decide(self, situation: Situation) -> npt.NDArray[Any]:
+        """Zero, or the first legal action."""
+        space = situation.action_space
+        if isinstance(space, spaces.Box):
+            return np.asarray(np.clip(np.float32(0), space.low, space.high), np.float32)
+        return nearest_legal(np.zeros(space.shape or (), np.int64), space, situation.action_mask)
+
+
+@dataclass(frozen=True)
+class NoOp(Fallback):
+    """A fixed action, e.g. the environment's own no-op.
+
+    Where it is illegal, the first legal action (of the branch) is taken.
+
+    Args:
+        action: [*action_shape].
+    """
+
+    action: int | tuple[float, ...]
+
+    def decide(self, situation: Situation) -> npt.NDArray[Any]:
+        """The fixed action, or the first legal one."""
+        space = situation.action_space
+        action = _checked(self.action, space, "NoOp.action")
+        return nearest_legal(action, space, situation.action_mask)
+
+
+@dataclass(frozen=True)
+class Call(Fallback):
+    """The application's own rule.
+
+    Args:
+        function: from the situation to an action [*action_shape]; it may raise ``StaleActionError`` itself. An
+            action of wrong shape or outside of the space is an error; so is an illegal one.
+    """
+
+    function: Callable[[Situation], Any]
+
+    def decide(self, situation: Situation) -> npt.NDArray[Any]:
+        """What the function answers, checked."""
+        action = _checked(self.function(situation), situation.action_space, "Call.function")
+        if not is_legal(action, situation.action_space, situation.action_mask):
+            raise StaleActionError(
+                f"step {situation.step}: Call.function answered {action.tolist()}, which the action mask excludes"
+            )
+        return action
+
+
+@dataclass(frozen=True)
+class Hold(Fallback):
+    """Repeat the last fresh action until it expires, or until the mask excludes it.
+
+    Args:
+        expires_after_s: the greatest age in seconds (monotonic clock) at which the action is still repeated.
+        expires_after_steps: the same in steps; with both, whichever comes first.
+        then: what decides afterwards, and where there is nothing to hold.
+
+    Raises:
+        UsageError: neither limit is given, or one is not positive.
+    """
+
+    expires_after_s: float = math.inf
+    expires_after_steps: float = math.inf
+    then: Fallback = field(default_factory=Fail)
+
+    def __post_init__(self) -> None:
+        for name in ("expires_after_s", "expires_after_steps"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"Hold.{name}: got {getattr(self, name)}, expected a positive number")
+        if math.isinf(self.expires_after_s) and math.isinf(self.expires_after_steps):
+            raise UsageError(
+                "Hold: got no limit, expected expires_after_s or expires_after_steps; a held action must expire"
+            )
+
+    def expired(self, situation: Situation) -> bool:
+        """Whether the last fresh action is too old to be repeated (or there is none)."""
+        return (
+            situation.last_action is None
+            or situation.age_s > self.expires_after_s
+            or situation.age_steps > self.expires_after_steps
+        )
+
+    def decide(self, situation: Situation) -> npt.NDArray[Any]:
+        """The last fresh action, or what ``then`` decides."""
+        if situation.last_action is None or self.expired(situation):
+            return self.then.decide(situation)
+        if not is_legal(situation.last_action, situation.action_space, situation.action_mask):
+            return self.then.decide(situation)
+        return situation.last_action
+
+    def may_rejoin(self, situation: Situation) -> bool:
+        """False once the held action has expired into a failure: then only an explicit ``reset`` goes on."""
+        # Before the first fresh action nothing was held, so nothing can have expired.
+        if situation.last_action is None or not self.expired(situation):
+            return True
+        return not isinstance(self.then, Fail) and self.then.may_rejoin(situation)
+
+
+def is_legal(action: npt.NDArray[Any], space: ActionSpace, mask: npt.NDArray[np.bool_] | None) -> bool:
+    """Whether the mask allows the action: [*action_shape]; mask [mask_size] bool or None (all are legal)."""
+    if mask is None or isinstance(space, spaces.Box):
+        return True
+    return bool(mask[_mask_positions(action, space)].all())
+
+
+def nearest_legal(action: npt.NDArray[Any], space: ActionSpace, mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[Any]:
+    """The action, with every choice that the mask excludes replaced by the first legal one of its branch."""
+    if mask is None or isinstance(space, spaces.Box):
+        return action
+    branches = np.split(mask, _branch_starts(space)[1:])
+    choices = np.atleast_1d(action)
+    legal = [
+        int(choice) if branch[choice] else int(branch.argmax())
+        for choice, branch in zip(choices, branches, strict=True)
+    ]
+    return np.asarray(legal, np.int64).reshape(action.shape)
+
+
+def _branch_starts(space: DiscreteSpaces) -> npt.NDArray[np.int64]:
+    sizes = [space.n] if isinstance(space, spaces.Discrete) else space.nvec
+    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+
+
+def _mask_positions(action: npt.NDArray[Any], space: DiscreteSpaces) -> npt.NDArray[np.int64]:
+    return np.asarray(_branch_starts(space) + np.atleast_1d(action))
+
+
+def _checked(action: Any, space: ActionSpace, name: str) -> npt.NDArray[Any]:
+    """The action as an array of the space.
+
+    Raises:
+        UsageError: it is not in the space.
+    """
+    array = np.asarray(action, np.float32 if isinstance(space, spaces.Box) else np.int64)
+    if array.shape != space.shape or not space.contains(array if array.shape else array[()]):
+        raise UsageError(f"{name}: got {np.asarray(action).tolist()}, expected an action of {space}")
+    return array

@@ -1,0 +1,135 @@
+"""The figures of an evaluation: interquartile mean, bootstrap intervals, and comparisons of several runs.
+
+The base install computes IQM and intervals of one evaluation in NumPy; comparisons over several runs and algorithms
+come from rliable (the ``eval`` extra), whose interquartile mean is the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.sdk.errors import MissingExtraError
+
+RESAMPLES = 2000
+_CHUNK = 4_000_000  # numbers held at once while bootstrapping
+
+
+def iqm(values: npt.ArrayLike, axis: int = -1) -> npt.NDArray[np.float64]:
+    """Interquartile mean: the mean of the middle half.
+
+    The floor(n/4) smallest and as many of the largest values are left out, as in rliable and ``scipy.stats.trim_mean``.
+
+    Args:
+        values: [..., n, ...].
+        axis: the axis of length n, at least 1.
+
+    Returns:
+        float64, the axis removed.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    ordered = np.sort(np.asarray(values, np.float64), axis=axis)
+    count = ordered.shape[axis]
+    if count == 0:
+        raise ValueError("iqm: got no values, expected at least one")
+    cut = count // 4
+    middle = np.take(ordered, np.arange(cut, count - cut), axis=axis)
+    return np.asarray(middle.mean(axis=axis))
+
+
+def iqm_interval(
+    values: npt.ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile-bootstrap confidence interval of the interquartile mean.
+
+    Args:
+        values: [n], one per episode, n at least 1.
+        confidence: in (0, 1).
+        resamples: bootstrap resamples.
+        seed: of the resampling, so that equal values give an equal interval.
+
+    Returns:
+        (low, high).
+    """
+    array = np.asarray(values, np.float64)
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // array.size)
+    means = [
+        iqm(array[generator.integers(0, array.size, (min(rows, resamples - start), array.size))])
+        for start in range(0, resamples, rows)
+    ]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(np.concatenate(means), [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def aggregate_runs(
+    scores: Mapping[str, npt.ArrayLike], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Estimate]:
+    """IQM over runs and tasks, with stratified bootstrap intervals (rliable).
+
+    Args:
+        scores: per algorithm [runs, tasks], e.g. the final return of every training seed on every task.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        MissingExtraError: rliable is not installed.
+    """
+    library, metrics = _rliable()
+    values, intervals = library.get_interval_estimates(
+        {name: np.asarray(score, np.float64) for name, score in scores.items()},
+        lambda score: np.array([metrics.aggregate_iqm(score)]),
+        reps=resamples,
+        random_state=np.random.RandomState(seed),
+    )
+    return {name: Estimate(float(values[name][0]), *map(float, intervals[name][:, 0])) for name in scores}
+
+
+def probability_of_improvement(
+    better: npt.ArrayLike, worse: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Probability that a random run of the one scores higher than one of the other; ties count half (rliable).
+
+    Args:
+        better: [runs] or [runs, tasks].
+        worse: the same for the other, any number of runs.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        MissingExtraError: rliable is not installed.
+    """
+    library, metrics = _rliable()
+    pair = tuple(np.asarray(score, np.float64).reshape(len(np.asarray(score)), -1) for score in (better, worse))
+    values, intervals = library.get_interval_estimates(
+        {"pair": pair},
+        metrics.probability_of_improvement,
+        reps=resamples,
+        random_state=np.random.RandomState(seed),
+    )
+    return Estimate(float(np.squeeze(values["pair"])), *map(float, np.ravel(intervals["pair"])))
+
+
+def _rliable() -> tuple[Any, Any]:
+    """Rliable's modules ``library`` and ``metrics``."""
+    try:
+        from rliable import library, metrics  # noqa: PLC0415 - part of the eval extra
+    except ImportError as error:
+        raise MissingExtraError(error.name or "rliable", "eval", "comparing runs") from error
+    return library, metrics
