@@ -1,0 +1,330 @@
+"""HCPO: a conductor instructs the team; conductor and agents improve in two trust-region levels.
+
+The joint policy is π_mar(a|s) = E_{M∼w(·|s)} Π_i π^i(a^i | o^i, M), with K discrete instructions M. An iteration (Algorithm 1):
+
+    3   collect with the centralised conductor w_Ψ and the actors π^i_θ
+    5   A(M|s) and A(a|s,M) from the critic by GAE
+    6   Ψ ← trust-region step with δ₁ (Algorithm 2)
+    7   random permutation of the agents
+    10  ψ^i ← argmin −E_{w_new}[log ψ^i]: local conductors follow the conductor
+    11  θ^i ← trust-region step with δ₂ (Algorithm 3), 12 Θ ← ratio · Θ
+    14  φ ← regression of V on the λ-returns
+
+Source: Liu et al. 2025, "HCPO: Hierarchical Conductor-Based Policy Optimization in Multi-Agent Reinforcement Learning".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.algorithms.hatrpo import HatrpoSettings, improve_by_trust_region
+from hmarl.trainer.critic import Critic
+from hmarl.trainer.deployable import DeployablePolicy
+from hmarl.trainer.distillation import distil
+from hmarl.trainer.distributions import ActionHead, Categorical
+from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents
+from hmarl.trainer.optimiser import FlatAdam
+from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.returns import decision_advantages, normalise_advantages
+from hmarl.trainer.rollout import Decision, Rollout
+
+
+class HcpoSettings(HatrpoSettings):
+    """Settings of HCPO; ``kl_limit`` is δ₂ of the agents."""
+
+    kl_limit: float = Field(0.005, gt=0, description="δ₂, largest mean KL of one agent's step, in nats")
+    instructions: int = Field(10, ge=1, description="K, the number of instructions")
+    instruction_interval: int = Field(1, ge=1, description="steps for which an instruction holds")
+    conductor_kl_limit: float = Field(0.01, gt=0, description="δ₁, largest mean KL of the conductor's step, in nats")
+    conductor_hidden_sizes: tuple[int, ...] = Field((64, 64), description="hidden layers of all conductors")
+    conductor_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the instructions' entropy")
+    critic: Literal["v", "q"] = Field("v", description="v: joint GAE at both levels; q: V(s) and Q(s, M), Eqs. 5-7")
+    instruction_weight: Literal["ratio", "paper"] = Field(
+        "ratio", description="ratio: samples weighted by w_new/w_old, unweighted KL; paper: Algorithm 3 as printed"
+    )
+    distillation_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the local conductors")
+    distillation_epochs: int = Field(1, ge=1, description="passes over the rollout per distillation")
+    distillation_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
+
+
+@dataclass(frozen=True)
+class InstructionWeights:
+    """Weights that a conductor update leaves for the agents' updates.
+
+    Attributes:
+        surrogate: [M] of the samples in every agent's surrogate.
+        kl: per agent, [M] of the samples in its KL, or None.
+    """
+
+    surrogate: Tensor
+    kl: dict[int, Tensor] | None
+
+
+class Hcpo(HeterogeneousAgents):
+    """Two-level trust-region optimisation under a conductor, with local conductors for deployment."""
+
+    settings_class = HcpoSettings
+    settings: HcpoSettings
+
+    def __init__(
+        self, spec: EnvironmentSpec, settings: HcpoSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        head = ActionHead(spaces.Discrete(settings.instructions))
+        sizes = settings.conductor_hidden_sizes
+        self.conductor = GroupPolicy.create(1, spec.state_size, head, settings, generator, hidden_sizes=sizes)
+        self.conductor.theta = self.conductor.theta.to(device)
+        self.local_conductors = [
+            GroupPolicy.create(
+                len(group.agents), group.example.observation_size, head, settings, generator,
+                shared=settings.share_parameters, hidden_sizes=sizes,
+            )
+            for group in spec.groups
+        ]  # fmt: skip
+        for local in self.local_conductors:
+            local.theta = local.theta.to(device)
+        self.distillers = [
+            FlatAdam(local.theta, settings.distillation_learning_rate, settings.max_gradient_norm)
+            for local in self.local_conductors
+        ]
+        self.instruction_critic: Critic | None = None
+        if settings.critic == "q":
+            self.instruction_critic = Critic(spec.state_size, settings, generator, device, settings.instructions)
+        self._instruction = torch.zeros(0, dtype=torch.int64, device=device)
+        self._remaining = torch.zeros(0, dtype=torch.int64, device=device)
+        self._instruction_noise = torch.zeros(0, device=device)
+        self._weights: InstructionWeights | None = None
+
+    @property
+    def context_size(self) -> int:
+        """K, the width of the one-hot instruction."""
+        return self.settings.instructions
+
+    # --- acting (Algorithm 1, line 3) -------------------------------------------------------------------------------
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Draw the conductor's noise and the agents'."""
+        super().begin_rollout(steps, batch_size)
+        self._instruction_noise = self.conductor.head.draw_perturbations((steps, batch_size), self.noise_generator)
+        if self._instruction.shape[0] != batch_size:
+            self._instruction = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+            self._remaining = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, step: int) -> Decision:
+        """M ∼ w(·|s) where an instruction has run out, then a^i ∼ π^i(·|o^i, M)."""
+        drawn = self.central_conductor(observation.state).select(self._instruction_noise[step])
+        decided = self._remaining <= 0
+        self._instruction = torch.where(decided, drawn, self._instruction)
+        self._remaining = torch.where(decided, self.settings.instruction_interval, self._remaining) - 1
+        noise = [perturbation[step] for perturbation in self._perturbations]
+        decision = self.decide(observation, self.one_hot(self._instruction), noise)
+        decision.extras = {"instruction": self._instruction, "decided": decided}
+        return decision
+
+    def central_conductor(self, state: Tensor) -> Categorical:
+        """w(·|s) of states [..., state_size], not normalised."""
+        distribution = self.conductor.distribution(self.conductor.row(0), self.state_normaliser(state))
+        assert isinstance(distribution, Categorical)
+        return distribution
+
+    def one_hot(self, instruction: Tensor) -> Tensor:
+        """[...] int64 -> [..., K] float32."""
+        return functional.one_hot(instruction, self.settings.instructions).float()
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """A new episode starts with a new instruction."""
+        self._remaining = self._remaining.masked_fill(ended, 0)
+
+    def acting_state(self) -> dict[str, Tensor]:
+        """The instructions in force."""
+        return {"instruction": self._instruction, "remaining": self._remaining}
+
+    def load_acting_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``acting_state`` returned."""
+        self._instruction, self._remaining = state["instruction"].clone(), state["remaining"].clone()
+
+    # --- the conductor's level (lines 5, 6 and 10) ------------------------------------------------------------------
+
+    def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
+        """Ψ ← Ψ + αʲβx (Algorithm 2), then the local conductors follow."""
+        settings, instruction = self.settings, rollout.extras["instruction"].flatten()
+        decided = rollout.extras["decided"].flatten().float()
+        samples = self._conductor_samples(estimate.states, instruction, decided)
+        advantages = self._instruction_advantages(rollout, estimate)
+        at_decisions = normalise_advantages(advantages.flatten(), decided)
+        two_level = settings.model_copy(
+            update={
+                "kl_limit": settings.conductor_kl_limit,
+                "entropy_coefficient": settings.conductor_entropy_coefficient,
+            }
+        )
+        report = improve_by_trust_region(self.conductor, 0, samples, at_decisions, two_level)
+        with torch.no_grad():
+            new = self.conductor.distribution(self.conductor.row(0), samples.inputs)
+        assert isinstance(new, Categorical)
+        self._weights = self._agents_weights(rollout, samples, new)
+        metrics = {key.replace("agent_", "conductor_"): value for key, value in report.items()}
+        metrics |= self._usage(instruction, new)
+        return metrics | self._distil(rollout, new, schedule)
+
+    @torch.no_grad()
+    def _conductor_samples(self, states: Tensor, instruction: Tensor, decided: Tensor) -> AgentSamples:
+        """The conductor seen as an agent whose observation is the state, present at its decision steps."""
+        old = self.conductor.distribution(self.conductor.row(0), states)
+        active = None if self.settings.instruction_interval == 1 else decided
+        return AgentSamples(states, None, instruction, active, None, None, old, old.log_prob(instruction))
+
+    def _instruction_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
+        """[T, B] A(M|s): the joint GAE (critic v), or Q(s, M) − V(s) (critic q, Eq. 5)."""
+        if self.instruction_critic is not None:
+            return self._instruction_values(rollout, estimate) - estimate.values
+        if self.settings.instruction_interval == 1:
+            return estimate.advantages
+        return decision_advantages(
+            rollout.team_rewards, estimate.values, estimate.next_values, rollout.ended, rollout.extras["decided"],
+            self.settings.gamma, self.settings.gae_lambda,
+        )  # fmt: skip
+
+    def _instruction_values(self, rollout: Rollout, estimate: Estimate) -> Tensor:
+        """[T, B] Q(s_t, M_t)."""
+        assert self.instruction_critic is not None
+        values = self.instruction_critic.values(estimate.states)
+        instruction = rollout.extras["instruction"]
+        return values.gather(-1, instruction.flatten().unsqueeze(-1)).view(instruction.shape)
+
+    def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
+        """[T, B] A(a|s, M): the joint GAE (critic v), or the λ-return − Q(s, M) (critic q, Eq. 6); with q, Eq. 7 holds."""
+        if self.instruction_critic is None:
+            return normalise_advantages(estimate.advantages)
+        return normalise_advantages(estimate.returns - self._instruction_values(rollout, estimate))
+
+    @torch.no_grad()
+    def _agents_weights(self, rollout: Rollout, samples: AgentSamples, new: Categorical) -> InstructionWeights:
+        """How the updated conductor weights the agents' samples.
+
+        Eq. 17 sums over instructions with weight w_{k+1}(M|s). The samples' instructions were drawn from w_k, so the ratio
+        w_{k+1}/w_k estimates that sum without bias (``ratio``); Algorithm 3 as printed multiplies by w_{k+1}(M|s) and weights
+        the KL by the old local conductor (``paper``).
+        """
+        new_log_prob = new.log_prob(samples.actions)
+        if self.settings.instruction_weight == "ratio":
+            return InstructionWeights(self._since_decision((new_log_prob - samples.old_log_prob).exp(), rollout), None)
+        local = [self._local_log_probs(g, rollout.observations[g]) for g in range(len(self.spec.groups))]
+        instruction = samples.actions.view(*rollout.terminated.shape, 1, 1)
+        weights = {}
+        for agent, (group, member) in self.position.items():
+            chosen = local[group][:, :, member].gather(-1, instruction.squeeze(-1)).squeeze(-1)
+            weights[agent] = self._since_decision(chosen.exp().flatten(), rollout)
+        return InstructionWeights(self._since_decision(new_log_prob.exp(), rollout), weights)
+
+    def _since_decision(self, weight: Tensor, rollout: Rollout) -> Tensor:
+        """[T·B]: the weight at the step where the instruction in force was chosen; 1 before the rollout's first decision."""
+        if self.settings.instruction_interval == 1:
+            return weight
+        weights, decided = weight.view(rollout.terminated.shape).clone(), rollout.extras["decided"]
+        held = torch.ones_like(weights[0])
+        for t in range(weights.shape[0]):
+            held = torch.where(decided[t], weights[t], held)
+            weights[t] = held
+        return weights.flatten()
+
+    def instruction_weights(self, rollout: Rollout, agent: int) -> tuple[Tensor | None, Tensor | None]:
+        """Set by the conductor's update just before."""
+        assert self._weights is not None
+        return self._weights.surrogate, None if self._weights.kl is None else self._weights.kl[agent]
+
+    def _local_log_probs(self, group: int, observations: Tensor) -> Tensor:
+        """[T, B, N_group, K] log ψ^i(·|o^i)."""
+        local = self.local_conductors[group]
+        inputs = local.inputs(self.observation_normalisers[group](observations)).flatten(0, 1).transpose(0, 1)
+        distribution = local.all_distributions(inputs)
+        assert isinstance(distribution, Categorical)
+        return distribution.log_probs.transpose(0, 1).unflatten(0, observations.shape[:2])
+
+    def _distil(self, rollout: Rollout, conductor: Categorical, schedule: float) -> dict[str, float]:
+        """ψ^i ← argmin −E_{w_{k+1}}[log ψ^i(M|o^i)] on the same batch (line 10); also reports how far they agree."""
+        gaps, agreements = [], []
+        for g, (local, distiller) in enumerate(zip(self.local_conductors, self.distillers, strict=True)):
+            features = self.observation_normalisers[g](rollout.observations[g])
+            inputs = local.inputs(features).flatten(0, 1).transpose(0, 1).contiguous()
+            members = list(self.spec.groups[g].agents)
+            weight = None if rollout.all_active else rollout.active[:, :, members].flatten(0, 1).T.float()
+            gaps.append(
+                distil(
+                    local, distiller, inputs, conductor.log_probs, weight, self.noise_generator,
+                    self.settings.distillation_epochs, self.settings.distillation_minibatches, schedule,
+                )
+            )  # fmt: skip
+            with torch.no_grad():
+                agreements.append((local.all_distributions(inputs).mode() == conductor.mode()).float().mean())
+        return {
+            "local_conductor_kl": sum(gaps) / len(gaps),
+            "local_conductor_agreement": float(torch.stack(agreements).mean()),
+        }
+
+    def _usage(self, instruction: Tensor, conductor: Categorical) -> dict[str, float]:
+        usage = torch.bincount(instruction, minlength=self.settings.instructions) / len(instruction)
+        entropy = -(usage * usage.clamp(min=1e-12).log()).sum()
+        return {
+            "instruction_entropy": float(conductor.entropy().mean()),
+            "instruction_usage_entropy": float(entropy) / max(math.log(self.settings.instructions), 1e-12),
+            **{f"instruction_usage/{k}": float(share) for k, share in enumerate(usage)},
+        }
+
+    # --- the agents' level (lines 9 to 14) --------------------------------------------------------------------------
+
+    def context(self, rollout: Rollout) -> Tensor:
+        """[T, B, K] one-hot instructions."""
+        return self.one_hot(rollout.extras["instruction"])
+
+    def improve_agent(
+        self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float
+    ) -> dict[str, float]:
+        """θ^i ← θ^i + αʲβx (Algorithm 3)."""
+        group, member = self.position[agent]
+        return improve_by_trust_region(self.policies[group], member, samples, advantages, self.settings)
+
+    def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
+        """V and, with critic q, Q(s, M) regress on the full λ-returns."""
+        metrics = super().update_critic(rollout, estimate, schedule)
+        if self.instruction_critic is not None:
+            fitted = self.instruction_critic.fit(
+                estimate.states, estimate.returns.flatten(), self.noise_generator, schedule,
+                chosen=rollout.extras["instruction"].flatten(),
+            )  # fmt: skip
+            metrics |= {f"instruction_{key}": value for key, value in fitted.items()}
+        return metrics
+
+    # --- deployment and persistence ---------------------------------------------------------------------------------
+
+    def deployable(self, agent: int) -> DeployablePolicy:
+        """The agent's actor behind its local conductor."""
+        group, member = self.position[agent]
+        return DeployablePolicy.create(
+            self.spec.agents[agent],
+            normaliser=self.observation_normalisers[group],
+            policy=self.policies[group],
+            member=member,
+            conductor=self.local_conductors[group],
+            interval=self.settings.instruction_interval,
+        )
+
+    def components(self) -> dict[str, object]:
+        """The shared parts, the conductor and the local conductors with their optimisers."""
+        parts = super().components() | {"conductor": self.conductor.theta}
+        for g, (local, distiller) in enumerate(zip(self.local_conductors, self.distillers, strict=True)):
+            parts |= {f"local_conductors.{g}": local.theta, f"distillers.{g}": distiller}
+        if self.instruction_critic is not None:
+            parts["instruction_critic"] = self.instruction_critic
+        return parts

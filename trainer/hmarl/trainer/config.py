@@ -1,0 +1,86 @@
+"""Configuration: every setting, its default, its meaning and its limits, once."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.networks import Activation
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, values are checked on assignment and never change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSettings(Settings):
+    """What does not depend on the algorithm (``--set run.KEY=VALUE``)."""
+
+    steps: int = Field(1_000_000, ge=1, description="environment steps of the whole team, summed over the environments")
+    seed: int = Field(0, ge=0, lt=2**31, description="seeds networks, action noise, permutations and environments")
+    environments: int = Field(256, ge=1, description="B, environments stepped together")
+    rollout_length: int = Field(25, ge=1, description="T, steps per environment between two updates")
+    device: str = Field("cpu", description="torch device, e.g. cpu or cuda:0")
+    threads: int = Field(2, ge=1, description="torch's threads within one operation")
+    evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
+    evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")
+    checkpoint_interval: int = Field(20, ge=1, description="updates between two checkpoints")
+    checkpoints_kept: int = Field(3, ge=1, description="newest checkpoints kept beside the best one")
+    max_rollbacks: int = Field(5, ge=1, description="consecutive diverged updates after which training stops")
+    log_interval_s: float = Field(1.0, gt=0, description="seconds between two refreshes of the progress display")
+
+
+class AlgorithmSettings(Settings):
+    """What all algorithms share (``--set algorithm.KEY=VALUE``)."""
+
+    gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of the advantage estimate")
+    hidden_sizes: tuple[int, ...] = Field((64, 64), description="hidden layers of the policies")
+    activation: Activation = Field("relu", description="activation of all networks")
+    normalise_layers: bool = Field(False, description="layer normalisation of inputs and hidden layers")
+    share_parameters: bool = Field(False, description="agents of a group share one network, told apart by a one-hot input")
+    critic_hidden_sizes: tuple[int, ...] = Field((128, 128), description="hidden layers of the centralised critic")
+    critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
+    critic_epochs: int = Field(5, ge=1, description="passes over the rollout per critic update")
+    critic_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
+    critic_loss: Literal["mse", "huber"] = Field("huber", description="loss on normalised value targets")
+    huber_delta: float = Field(10.0, gt=0, description="where the Huber loss turns linear")
+    max_gradient_norm: float = Field(10.0, gt=0, description="gradients are scaled down to this norm")
+    learning_rate_decay: Literal["none", "linear"] = Field("none", description="schedule of all Adam step sizes to 0")
+    normalise_observations: bool = Field(True, description="running mean and variance of every agent's observations")
+    normalise_values: bool = Field(True, description="running mean and variance of the value targets")
+    squash: Literal["clip", "tanh"] = Field("clip", description="how continuous actions are kept in bounds")
+    initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
+    deterministic_evaluation: bool = Field(True, description="evaluate and deploy argmax or mean instead of samples")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validate(model: type[S], values: dict[str, Any], prefix: str) -> S:
+    """Check settings, with errors that name the key, what was got and what was expected.
+
+    Args:
+        model: the settings' class.
+        values: keys and values; missing ones take their defaults.
+        prefix: how the user names this group, e.g. ``"algorithm"``.
+
+    Raises:
+        UsageError: unknown key (with a suggestion) or a value out of range.
+    """
+    known = list(model.model_fields)
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{prefix}.{close[0]}'?" if close else ""
+            raise UsageError(f"unknown setting '{prefix}.{key}'{hint} (known: {', '.join(known)})")
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise UsageError(f"{prefix}.{key}: got {problem['input']!r}, expected: {problem['msg']}") from error

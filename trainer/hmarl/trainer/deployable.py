@@ -1,0 +1,235 @@
+"""What leaves the trainer: for each agent one pure function of what that agent alone can know."""
+
+from __future__ import annotations
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from hmarl.runtime.manifest import (
+    ActionSpaceModel,
+    AgentModel,
+    BoxSpace,
+    DiscreteSpace,
+    MultiDiscreteSpace,
+    NoiseModel,
+    StateModel,
+    TensorModel,
+)
+from hmarl.sdk.spaces import AgentSpec
+from hmarl.trainer.distributions import ActionHead, DiagonalGaussian, gumbel_from_uniform
+from hmarl.trainer.networks import Mlp
+from hmarl.trainer.normalisation import RunningNormaliser
+from hmarl.trainer.policies import GroupPolicy
+
+
+class FixedNetwork(nn.Module):
+    """One row of a ``GroupPolicy`` with its parameters copied, as an ordinary module."""
+
+    def __init__(self, network: Mlp, theta: Tensor, identity: Tensor | None) -> None:
+        super().__init__()
+        self.network = network
+        parameters = network.named(theta.detach().cpu().clone())
+        self.weights = nn.ParameterDict(
+            {key.replace(".", "_"): nn.Parameter(value.contiguous(), False) for key, value in parameters.items()}
+        )
+        self.register_buffer("identity", identity)
+
+    @classmethod
+    def of(cls, policy: GroupPolicy, member: int) -> FixedNetwork:
+        """The network of one member, its one-hot identity (shared parameters) built in."""
+        identity = torch.eye(policy.members)[member] if policy.shared else None
+        return cls(policy.network, policy.row(member)[: policy.network.size], identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, input_size without identity] -> [batch, output_size]."""
+        if self.identity is not None:
+            x = torch.cat([x, self.identity.expand(x.shape[0], -1)], dim=-1)
+        named = {name: self.weights[name.replace(".", "_")] for name in self.network.shapes}
+        return self.network.apply(named, x)
+
+
+class DeployablePolicy(nn.Module):
+    """(observation, action_mask?, instruction_state?, instruction_noise?, action_noise) → (action, next state?, diagnostics).
+
+    Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero noise
+    gives the deterministic policy. With a local conductor the instruction is chosen from the agent's own observation and held
+    for ``interval`` steps; the instruction in force and its remaining steps are then the state [2].
+
+    Raises:
+        ValueError: ``interval`` below 1.
+    """
+
+    def __init__(
+        self,
+        agent: AgentSpec,
+        shift: Tensor,
+        scale: Tensor,
+        clip: float,
+        actor: FixedNetwork,
+        head: ActionHead,
+        log_std: Tensor,
+        conductor: FixedNetwork | None = None,
+        interval: int = 1,
+    ) -> None:
+        super().__init__()
+        if interval < 1:
+            raise ValueError(f"interval: got {interval}, expected at least 1")
+        self.agent, self.head, self.clip, self.interval = agent, head, clip, interval
+        self.register_buffer("shift", shift.detach().cpu().clone())
+        self.register_buffer("scale", scale.detach().cpu().clone())
+        self.register_buffer("log_std", log_std.detach().cpu().clone())
+        self.actor, self.conductor = actor, conductor
+
+    @classmethod
+    def create(
+        cls,
+        agent: AgentSpec,
+        *,
+        normaliser: RunningNormaliser,
+        policy: GroupPolicy,
+        member: int,
+        conductor: GroupPolicy | None = None,
+        interval: int = 1,
+    ) -> DeployablePolicy:
+        """Copy one member's policy (and local conductor) out of its group."""
+        enabled = normaliser.enabled
+        size = agent.observation_size
+        return cls(
+            agent,
+            normaliser.shift[member] if enabled else torch.zeros(size),
+            normaliser.scale[member] if enabled else torch.ones(size),
+            normaliser.clip if enabled else float("inf"),
+            FixedNetwork.of(policy, member),
+            policy.head,
+            policy.row(member)[policy.network.size :],
+            None if conductor is None else FixedNetwork.of(conductor, member),
+            interval,
+        )
+
+    @property
+    def instructions(self) -> int:
+        """K, the number of instructions; 0 without a conductor."""
+        return 0 if self.conductor is None else self.conductor.network.output_size
+
+    @property
+    def has_state(self) -> bool:
+        """Whether an instruction is carried from step to step."""
+        return self.conductor is not None and self.interval > 1
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Inputs and outputs in the order of ``input_names`` and ``output_names``, each with a leading batch dimension."""
+        given = dict(zip(self.input_names, tensors, strict=True))
+        x = (given["observation"] - self.shift) * self.scale
+        if self.clip != float("inf"):
+            x = x.clamp(-self.clip, self.clip)
+        outputs: list[Tensor] = []
+        if self.conductor is not None:
+            logits = self.conductor(x)
+            instruction = (logits + gumbel_from_uniform(given["instruction_noise"])).argmax(-1)
+            if self.has_state:
+                instruction, next_state = self._hold(instruction, given["instruction_state"])
+                outputs.append(next_state)
+            x = torch.cat([x, nn.functional.one_hot(instruction, self.instructions).to(x.dtype)], dim=-1)
+        distribution = self.head.distribution(self.actor(x), self.log_std, given.get("action_mask"))
+        raw = distribution.select(self.head.perturbation(given["action_noise"]))
+        parameters = distribution.mean if isinstance(distribution, DiagonalGaussian) else distribution.logits  # type: ignore[attr-defined]
+        outputs = [self.head.to_environment(raw), *outputs, parameters]
+        if self.conductor is not None:
+            outputs += [instruction, logits]
+        return tuple(outputs)
+
+    def _hold(self, drawn: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2]: instruction, remaining steps."""
+        renew = state[:, 1] < 0.5
+        instruction = torch.where(renew, drawn, state[:, 0].to(torch.int64))
+        remaining = torch.where(renew, float(self.interval), state[:, 1]) - 1.0
+        return instruction, torch.stack([instruction.to(state.dtype), remaining], dim=-1)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the graph's inputs, in order."""
+        names = ["observation"]
+        if self.agent.has_action_mask:
+            names.append("action_mask")
+        if self.has_state:
+            names.append("instruction_state")
+        if self.conductor is not None:
+            names.append("instruction_noise")
+        return [*names, "action_noise"]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the graph's outputs, in order."""
+        names = ["action"]
+        if self.has_state:
+            names.append("next_instruction_state")
+        names.append("action_mean" if self.head.continuous else "action_logits")
+        return names + (["instruction", "instruction_logits"] if self.conductor is not None else [])
+
+    def describe(self, file: str) -> AgentModel:
+        """The agent's entry of the manifest."""
+        agent, head = self.agent, self.head
+        mask = TensorModel(name="action_mask", shape=[agent.mask_size], dtype="bool", meaning="True where legal")
+        action_noise = NoiseModel(
+            name="action_noise", shape=[head.output_size], distribution=head.noise_distribution, stream="private",
+            purpose="action",
+        )  # fmt: skip
+        instruction_noise = NoiseModel(
+            name="instruction_noise", shape=[self.instructions], distribution="uniform", stream="common",
+            purpose="instruction",
+        )  # fmt: skip
+        state = StateModel(
+            input="instruction_state", output="next_instruction_state", shape=[2], dtype="float32", reset=[0.0, 0.0],
+            meaning="instruction in force, steps for which it still holds",
+        )  # fmt: skip
+        return AgentModel(
+            id=agent.id,
+            file=file,
+            kind=f"{agent.observation_size} -> {_describe_space(agent)}",
+            action_space=space_model(agent),
+            observation=TensorModel(
+                name="observation", shape=[agent.observation_size], dtype="float32",
+                meaning="raw observation in the environment's units; normalised inside the graph",
+            ),  # fmt: skip
+            observation_layout=list(agent.observation_layout),
+            action_mask=mask if agent.has_action_mask else None,
+            states=[state] if self.has_state else [],
+            noises=[instruction_noise, action_noise] if self.conductor is not None else [action_noise],
+            action=TensorModel(
+                name="action", shape=list(agent.action_shape), dtype="float32" if head.continuous else "int64",
+                meaning="in the environment's units, within the action space",
+            ),  # fmt: skip
+            diagnostics=self._diagnostics(),
+        )
+
+    def _diagnostics(self) -> list[TensorModel]:
+        meaning = "mean of the Gaussian before bounding" if self.head.continuous else "masked, not normalised"
+        rows = [
+            TensorModel(name=self.output_names[2 if self.has_state else 1], shape=[self.head.output_size],
+                        dtype="float32", meaning=meaning)
+        ]  # fmt: skip
+        if self.conductor is not None:
+            rows += [
+                TensorModel(name="instruction", shape=[], dtype="int64", meaning="instruction in force"),
+                TensorModel(name="instruction_logits", shape=[self.instructions], dtype="float32",
+                            meaning="local conductor's preference, not normalised"),
+            ]  # fmt: skip
+        return rows
+
+
+def space_model(agent: AgentSpec) -> ActionSpaceModel:
+    """The action space as the manifest writes it."""
+    space = agent.action_space
+    if isinstance(space, spaces.Discrete):
+        return DiscreteSpace(n=int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiDiscreteSpace(n=[int(n) for n in space.nvec])
+    return BoxSpace(low=space.low.astype(float).tolist(), high=space.high.astype(float).tolist())
+
+
+def _describe_space(agent: AgentSpec) -> str:
+    space = agent.action_space
+    if isinstance(space, spaces.Discrete):
+        return f"one of {space.n}"
+    return f"{len(agent.action_shape) and agent.action_shape[0]} {'choices' if agent.mask_size else 'real numbers'}"

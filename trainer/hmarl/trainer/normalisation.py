@@ -1,0 +1,104 @@
+"""Running normalisation of observations, states and value targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RunningNormaliser:
+    """Mean and variance of all data seen so far; frozen while a rollout is collected, so that the policy does not drift in it.
+
+    Args:
+        shape: shape of the statistics, e.g. [N_group, observation_size]: every agent has its own.
+        enabled: False turns ``__call__`` into the identity.
+        clip: normalised values are cut off at ± this many standard deviations.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, enabled: bool = True, clip: float = 10.0) -> None:
+        self.enabled = enabled
+        self.clip = clip
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.variance = torch.ones(shape, dtype=torch.float64, device=device)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.shift = self.mean.float()
+        self.scale = (self.variance + 1e-8).rsqrt().float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise [..., *shape] float32."""
+        if not self.enabled:
+            return x
+        return ((x - self.shift) * self.scale).clamp_(-self.clip, self.clip)
+
+    def update(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Merge a batch [M, *shape] into the statistics (Chan et al. 1979).
+
+        Args:
+            x: [M, *shape] float32.
+            weight: [M, *shape[:-1]] 0 or 1; rows of weight 0 (agents that have left) do not count.
+        """
+        if not self.enabled or x.shape[0] == 0:
+            return
+        x = x.double()
+        if weight is None:
+            added: Tensor = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
+            batch_variance, batch_mean = torch.var_mean(x, dim=0, correction=0)
+        else:
+            weight = weight.double().unsqueeze(-1)
+            added = weight.sum(0)
+            batch_mean = (x * weight).sum(0) / added.clamp(min=1.0)
+            batch_variance = ((x - batch_mean).square() * weight).sum(0) / added.clamp(min=1.0)
+        total = (self.count + added).clamp(min=1.0)
+        difference = batch_mean - self.mean
+        combined = self.variance * self.count + batch_variance * added + difference.square() * self.count * added / total
+        self.mean = self.mean + difference * added / total
+        self.variance = torch.where(self.count + added > 0, combined / total, self.variance)
+        self.count = self.count + added
+        self._refresh()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics as tensors."""
+        return {"count": self.count, "mean": self.mean, "variance": self.variance}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.count, self.mean, self.variance = (state[key].clone() for key in ("count", "mean", "variance"))
+        self._refresh()
+
+
+class ValueNormaliser:
+    """Scales value targets to mean 0, variance 1 by exponentially weighted moments, so that the critic's loss has one scale.
+
+    Source: Yu et al. 2022 (MAPPO), section 5.1; ``decay`` is per update of the critic's targets.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool = True, decay: float = 0.99) -> None:
+        self.enabled = enabled
+        self.decay = decay
+        self.moments = torch.zeros(3, dtype=torch.float64, device=device)  # Σ weight, weighted x, weighted x²
+
+    def _mean_std(self) -> tuple[float, float]:
+        weight, first, second = self.moments.tolist()
+        if not self.enabled or weight == 0:
+            return 0.0, 1.0
+        mean = first / weight
+        return mean, max(second / weight - mean * mean, 1e-6) ** 0.5
+
+    def update(self, targets: Tensor) -> None:
+        """Take in the value targets of one rollout, any shape."""
+        targets = targets.double()
+        batch = torch.stack([torch.ones_like(targets.mean()), targets.mean(), targets.square().mean()])
+        self.moments = self.decay * self.moments + (1 - self.decay) * batch
+
+    def normalise(self, values: Tensor) -> Tensor:
+        """Returns → the critic's units."""
+        mean, std = self._mean_std()
+        return (values - mean) / std
+
+    def denormalise(self, values: Tensor) -> Tensor:
+        """The critic's units → returns."""
+        mean, std = self._mean_std()
+        return values * std + mean

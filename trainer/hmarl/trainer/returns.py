@@ -1,0 +1,83 @@
+"""Advantage estimation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    """Generalised advantage estimation: Â_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V(s_{t+1}) − V(s_t).
+
+    Args:
+        rewards: [T, ...] float32.
+        values: [T, ...] V(s_t).
+        next_values: [T, ...] V of the state that followed: 0 where the episode terminated, V of the *final* state (not of the
+            one after auto-reset) where it was truncated.
+        ended: [T, ...] bool, terminated or truncated: nothing flows back across these steps.
+        gamma: discount per step.
+        gae_lambda: λ.
+
+    Returns:
+        [T, ...] advantages; adding ``values`` gives the λ-returns.
+
+    Source: Schulman et al. 2018, Eq. 16.
+    """
+    deltas = rewards + gamma * next_values - values
+    decay = gamma * gae_lambda * (~ended).to(deltas.dtype)
+    advantages = torch.empty_like(deltas)
+    running = torch.zeros_like(deltas[0])
+    for t in range(deltas.shape[0] - 1, -1, -1):
+        running = deltas[t] + decay[t] * running
+        advantages[t] = running
+    return advantages
+
+
+def decision_advantages(
+    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, decided: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    """Advantage estimation for a level that decides at some steps only (a conductor with an instruction interval).
+
+    Between two decisions rewards are summed with γ per step; the next decision's value is discounted by γ to the power of the
+    steps in between, and λ is applied once per decision. With a decision at every step this is ``generalised_advantages``.
+
+    Args:
+        rewards: [T, B]; values, next_values and ended: as above, [T, B].
+        decided: [T, B] bool, True where a decision was taken.
+        gamma: discount per step.
+        gae_lambda: λ per decision.
+
+    Returns:
+        [T, B]; meaningful where ``decided``. A window that the rollout cuts off is bootstrapped with the last next value.
+    """
+    advantages = torch.zeros_like(rewards)
+    # Seen from step t: the discounted reward until the next decision and its bootstrap value, and that decision's advantage.
+    window_return = next_values[-1]
+    carried = torch.zeros_like(window_return)
+    for t in range(rewards.shape[0] - 1, -1, -1):
+        window_return = rewards[t] + gamma * torch.where(ended[t], next_values[t], window_return)
+        carried = torch.where(ended[t], 0.0, gamma * carried)
+        advantage = window_return - values[t] + gae_lambda * carried
+        advantages[t] = advantage
+        window_return = torch.where(decided[t], values[t], window_return)
+        carried = torch.where(decided[t], advantage, carried)
+    return advantages
+
+
+def normalise_advantages(advantages: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean 0, standard deviation 1 over the entries of weight 1; any shape."""
+    if weight is None:
+        std, mean = torch.std_mean(advantages, correction=0)
+        return (advantages - mean) / (std + 1e-8)
+    total = weight.sum().clamp(min=1.0)
+    mean = (advantages * weight).sum() / total
+    std = (((advantages - mean).square() * weight).sum() / total).sqrt()
+    return (advantages - mean) / (std + 1e-8)
+
+
+def explained_variance(predictions: Tensor, targets: Tensor) -> float:
+    """1 − Var(targets − predictions) / Var(targets): 1 is a perfect critic, 0 one that predicts the mean."""
+    variance = targets.var(correction=0)
+    return float(1.0 - (targets - predictions).var(correction=0) / variance.clamp(min=1e-12))

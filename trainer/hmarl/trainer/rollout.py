@@ -1,0 +1,255 @@
+"""One preallocated buffer of T steps in B environments, and the collector that fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
+from hmarl.sdk.spaces import EnvironmentSpec
+
+
+@dataclass
+class Decision:
+    """What an algorithm chose for one step.
+
+    Attributes:
+        raw_actions: one per group, [B, N_group, ...]: what the distributions were sampled for.
+        environment_actions: the same in the environment's units.
+        extras: further per-step tensors to record, [B, ...] (e.g. the instruction in force).
+    """
+
+    raw_actions: tuple[Tensor, ...]
+    environment_actions: tuple[Tensor, ...]
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Actor(Protocol):
+    """The part of an algorithm that the collector needs."""
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Called before the first step, e.g. to draw the rollout's noise at once."""
+        ...
+
+    def act(self, observation: Observation, step: int) -> Decision:
+        """Choose everybody's action; ``observation`` holds tensors on the training device, ``step`` counts from 0."""
+        ...
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """[B] bool: forget what belongs to the episodes that have just ended (recurrent state, instructions)."""
+        ...
+
+
+class Rollout:
+    """Everything that one update needs; team fields [T, B, ...], per-agent fields one block per group [T, B, N_group, ...].
+
+    Attributes:
+        observations, action_masks: per group, [T, B, N_group, ...].
+        actions: raw actions per group.
+        states: [T + 1, B, state_size]; the last one follows the last step.
+        rewards: [T, B, N]; team_rewards: [T, B].
+        terminated, truncated: [T, B] bool.
+        active: [T, B, N] bool.
+        extras: what the algorithm recorded, [T, B, ...].
+        final_steps, final_rows, final_states: the true last states of episodes that ended inside the rollout, [F], [F],
+            [F, state_size] (``states`` holds the state after auto-reset there).
+    """
+
+    def __init__(self, spec: EnvironmentSpec, steps: int, batch_size: int, device: torch.device) -> None:
+        self.spec, self.steps, self.batch_size, self.device = spec, steps, batch_size, device
+        lead = (steps, batch_size)
+        self.observations: list[Tensor] = []
+        self.action_masks: list[Tensor | None] = []
+        for group in spec.groups:
+            example, members = group.example, len(group.agents)
+            self.observations.append(torch.zeros(*lead, members, example.observation_size, device=device))
+            mask = torch.ones(*lead, members, example.mask_size, dtype=torch.bool, device=device)
+            self.action_masks.append(mask if example.has_action_mask else None)
+        self.states = torch.zeros(steps + 1, batch_size, spec.state_size, device=device)
+        self.rewards = torch.zeros(*lead, len(spec.agents), device=device)
+        self.team_rewards = torch.zeros(*lead, device=device)
+        self.terminated = torch.zeros(*lead, dtype=torch.bool, device=device)
+        self.truncated = torch.zeros(*lead, dtype=torch.bool, device=device)
+        self.active = torch.ones(*lead, len(spec.agents), dtype=torch.bool, device=device)
+        self.all_active = True
+        self.actions: list[Tensor] = []
+        self.extras: dict[str, Tensor] = {}
+        self._finals: list[tuple[int, Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Forget the previous rollout's episode ends; all other fields are overwritten."""
+        self._finals = []
+        self.all_active = True
+
+    def record(self, step: int, observation: Observation, decision: Decision, result: StepResult) -> None:
+        """Copy one step into the buffer."""
+        for buffer, value in zip(self.observations, observation.observations, strict=True):
+            buffer[step] = value
+        for mask_buffer, mask in zip(self.action_masks, observation.action_masks, strict=True):
+            if mask_buffer is not None and mask is not None:
+                mask_buffer[step] = mask
+        if not self.actions:
+            self.actions = [a.new_zeros((self.steps, *a.shape)) for a in decision.raw_actions]
+            self.extras = {key: v.new_zeros((self.steps, *v.shape)) for key, v in decision.extras.items()}
+        for buffer, value in zip(self.actions, decision.raw_actions, strict=True):
+            buffer[step] = value
+        for key, value in decision.extras.items():
+            self.extras[key][step] = value
+        self.states[step] = observation.state
+        self.active[step] = observation.active
+        self.all_active = self.all_active and bool(observation.active.all())
+        self.rewards[step] = torch.as_tensor(result.rewards)
+        self.terminated[step] = torch.as_tensor(result.terminated)
+        self.truncated[step] = torch.as_tensor(result.truncated)
+        if result.final is not None:
+            rows = (self.terminated[step] | self.truncated[step]).nonzero().squeeze(-1)
+            final_state = torch.as_tensor(result.final.state, device=self.device)[rows]
+            self._finals.append((step, rows, final_state.clone()))
+
+    def finish(self, last_state: Tensor) -> None:
+        """Store the state after the last step and form the team rewards."""
+        self.states[self.steps] = last_state
+        total = self.rewards.sum(-1)
+        self.team_rewards = total if self.spec.team_reward == "sum" else total / self.rewards.shape[-1]
+
+    @property
+    def ended(self) -> Tensor:
+        """[T, B] bool."""
+        return self.terminated | self.truncated
+
+    def next_values(self, values: Tensor, final_values: Tensor) -> Tensor:
+        """Value of the state that followed each step: 0 after termination, the final state's after truncation.
+
+        Args:
+            values: [T + 1, B] V of ``states``.
+            final_values: [F] V of ``final_states``.
+        """
+        following = values[1:].clone()
+        if self._finals:
+            steps = torch.cat([torch.full_like(rows, step) for step, rows, _ in self._finals])
+            rows = torch.cat([rows for _, rows, _ in self._finals])
+            following[steps, rows] = final_values
+        return following.masked_fill(self.terminated, 0.0)
+
+    @property
+    def final_states(self) -> Tensor:
+        """[F, state_size]."""
+        if not self._finals:
+            return self.states.new_zeros(0, self.spec.state_size)
+        return torch.cat([states for _, _, states in self._finals])
+
+    def agent_fields(self, agent: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """One agent's observation, mask, raw action and activity, time and environments flattened to M = T·B.
+
+        Returns:
+            [M, observation_size], [M, mask_size] or None, [M, ...], [M] bool.
+        """
+        for g, group in enumerate(self.spec.groups):
+            if agent in group.agents:
+                position = group.agents.index(agent)
+                mask = self.action_masks[g]
+                return (
+                    self.observations[g][:, :, position].flatten(0, 1),
+                    None if mask is None else mask[:, :, position].flatten(0, 1),
+                    self.actions[g][:, :, position].flatten(0, 1),
+                    self.active[:, :, agent].flatten(),
+                )
+        raise IndexError(f"agent: got {agent}, expected 0 … {len(self.spec.agents) - 1}")
+
+
+@dataclass
+class EpisodeStatistics:
+    """Undiscounted returns and lengths of the episodes that ended in one rollout."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    successes: list[float] = field(default_factory=list)
+
+
+class Collector:
+    """Steps an environment with an actor and fills a rollout; episodes go on across rollouts.
+
+    Args:
+        environment: stepped in place.
+        rollout: the buffer to fill.
+        seeds: [B] the environments' first seeds.
+    """
+
+    def __init__(self, environment: VectorEnvironment, rollout: Rollout, seeds: np.ndarray) -> None:
+        self.environment, self.rollout = environment, rollout
+        self._torch_environment = False
+        self.observation = self._to_device(environment.reset(seeds))
+        self._torch_environment = isinstance(environment.reset(seeds).state, Tensor)
+        self.episode_returns = np.zeros(environment.batch_size)
+        self.episode_lengths = np.zeros(environment.batch_size, dtype=np.int64)
+
+    def _to_device(self, observation: Observation) -> Observation:
+        device = self.rollout.device
+        return Observation(
+            tuple(torch.as_tensor(o, device=device) for o in observation.observations),
+            tuple(None if m is None else torch.as_tensor(m, device=device) for m in observation.action_masks),
+            torch.as_tensor(observation.state, device=device),
+            torch.as_tensor(observation.active, device=device),
+        )
+
+    def _to_environment(self, actions: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        if self._torch_environment:
+            return actions
+        return tuple(action.cpu().numpy() for action in actions)
+
+    def collect(self, actor: Actor) -> EpisodeStatistics:
+        """Fill the rollout with T steps."""
+        rollout, statistics = self.rollout, EpisodeStatistics()
+        rollout.begin()
+        actor.begin_rollout(rollout.steps, rollout.batch_size)
+        for step in range(rollout.steps):
+            decision = actor.act(self.observation, step)
+            result = self.environment.step(self._to_environment(decision.environment_actions))
+            rollout.record(step, self.observation, decision, result)
+            if result.final is not None:
+                actor.episodes_ended(rollout.terminated[step] | rollout.truncated[step])
+            self._count(result, statistics)
+            self.observation = self._to_device(result.observation)
+        rollout.finish(self.observation.state)
+        return statistics
+
+    def _count(self, result: StepResult, statistics: EpisodeStatistics) -> None:
+        self.episode_returns += self.environment.spec.team_rewards(np.asarray(result.rewards, dtype=np.float64))
+        self.episode_lengths += 1
+        if result.final is None:
+            return
+        ended = np.asarray(result.terminated) | np.asarray(result.truncated)
+        statistics.returns += self.episode_returns[ended].tolist()
+        statistics.lengths += self.episode_lengths[ended].tolist()
+        if result.success is not None:
+            statistics.successes += np.asarray(result.success)[ended].astype(float).tolist()
+        self.episode_returns[ended] = 0.0
+        self.episode_lengths[ended] = 0
+
+    def restart(self, seeds: np.ndarray, actor: Actor) -> None:
+        """Begin new episodes everywhere; counts as truncation for the rollout's last step."""
+        self.observation = self._to_device(self.environment.reset(seeds))
+        actor.episodes_ended(torch.ones(self.environment.batch_size, dtype=torch.bool, device=self.rollout.device))
+        self.episode_returns[:] = 0.0
+        self.episode_lengths[:] = 0
+
+    def get_state(self) -> dict[str, np.ndarray] | None:
+        """The environment's state and the running episodes' sums; None when the environment does not support it."""
+        state = self.environment.get_state()
+        if state is None:
+            return None
+        counters = {"episode_returns": self.episode_returns.copy(), "episode_lengths": self.episode_lengths.copy()}
+        return {**{f"environment.{key}": np.asarray(value) for key, value in state.items()}, **counters}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Restore what ``get_state`` returned."""
+        prefix = "environment."
+        inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        self.observation = self._to_device(self.environment.set_state(inner))
+        self.episode_returns = np.array(state["episode_returns"])
+        self.episode_lengths = np.array(state["episode_lengths"])

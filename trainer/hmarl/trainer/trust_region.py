@@ -1,0 +1,141 @@
+"""The trust-region step: natural gradient by conjugate gradient, step length from the KL limit, backtracking line search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Objective = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TrustRegionSettings:
+    """Constants of one kind of trust-region step.
+
+    Attributes:
+        kl_limit: δ, the largest allowed mean KL(old ‖ new), in nats.
+        conjugate_gradient_steps: iterations of the linear solver.
+        damping: added to the Hessian's diagonal.
+        backtracks: tries of the line search.
+        backtrack_coefficient: the step shrinks by this factor per try.
+        accept_ratio: smallest accepted ratio of realised to predicted improvement.
+    """
+
+    kl_limit: float = 0.01
+    conjugate_gradient_steps: int = 10
+    damping: float = 1e-2
+    backtracks: int = 10
+    backtrack_coefficient: float = 0.8
+    accept_ratio: float = 0.5
+
+
+@dataclass(frozen=True)
+class TrustRegionStep:
+    """What a step did.
+
+    Attributes:
+        theta: [P], the new parameters; the old ones when no try was accepted.
+        accepted: whether a try was accepted.
+        kl: constrained KL(old ‖ new) at ``theta``.
+        improvement: surrogate(new) − surrogate(old); predicted_improvement: by the gradient.
+        tries: line-search tries, 0 when the gradient vanished.
+    """
+
+    theta: Tensor
+    accepted: bool
+    kl: float
+    improvement: float
+    predicted_improvement: float
+    tries: int
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-10) -> Tensor:
+    """Solve H x = b for symmetric positive definite H, given v ↦ H v.
+
+    Args:
+        product: the matrix-vector product.
+        b: [P].
+        steps: iterations at most.
+        tolerance: stop when the squared residual is below this share of ‖b‖².
+
+    Returns:
+        [P]. Source: Shewchuk 1994, B2.
+    """
+    x = torch.zeros_like(b)
+    residual, direction = b.clone(), b.clone()
+    squared = residual.dot(residual)
+    stop = tolerance * float(squared)
+    for _ in range(steps):
+        if float(squared) <= stop:
+            break
+        image = product(direction)
+        step = squared / direction.dot(image)
+        x += step * direction
+        residual -= step * image
+        new_squared = residual.dot(residual)
+        direction = residual + (new_squared / squared) * direction
+        squared = new_squared
+    return x
+
+
+def trust_region_step(
+    theta: Tensor, surrogate: Objective, kl: Objective, settings: TrustRegionSettings, curvature_kl: Objective | None = None
+) -> TrustRegionStep:
+    """Maximise ``surrogate`` subject to ``kl`` ≤ δ, starting at ``theta``.
+
+    x = H⁻¹g by conjugate gradient, H the Hessian of the KL at ``theta``; full step √(2δ / xᵀHx) · x; then the longest of the
+    steps shrunk by ``backtrack_coefficientʲ`` that improves the surrogate by at least ``accept_ratio`` of the prediction and
+    keeps the KL within δ. Without one, the old parameters are returned.
+
+    Args:
+        theta: [P], not modified.
+        surrogate: θ ↦ scalar, to be maximised.
+        kl: θ ↦ scalar mean KL(π_theta_old ‖ π_θ), 0 and flat at ``theta``.
+        curvature_kl: the same on a part of the samples, for the Hessian alone; the constraint is always checked with ``kl``.
+
+    Source: Schulman et al. 2015, appendix C; HATRPO (Kuba et al. 2022), Algorithm 1; HCPO Algorithms 2 and 3.
+    """
+    leaf = theta.detach().clone().requires_grad_(True)
+    old_surrogate = surrogate(leaf)
+    (gradient,) = torch.autograd.grad(old_surrogate, leaf)
+    start = float(old_surrogate)
+    if not torch.isfinite(gradient).all() or float(gradient.abs().max()) == 0.0:
+        # A non-finite gradient is passed on: the caller names it and rolls back.
+        broken = theta if torch.isfinite(gradient).all() else theta + gradient
+        return TrustRegionStep(broken.detach(), False, 0.0, 0.0, 0.0, 0)
+    (kl_gradient,) = torch.autograd.grad((curvature_kl or kl)(leaf), leaf, create_graph=True)
+
+    def hessian_product(vector: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(kl_gradient, leaf, grad_outputs=vector, retain_graph=True)
+        return product + settings.damping * vector
+
+    direction = conjugate_gradient(hessian_product, gradient, settings.conjugate_gradient_steps)
+    curvature = direction.dot(hessian_product(direction)).clamp(min=1e-12)
+    full_step = (2.0 * settings.kl_limit / curvature).sqrt() * direction
+    predicted = float(gradient.dot(full_step))
+    return _line_search(theta.detach(), full_step, start, predicted, surrogate, kl, settings)
+
+
+@torch.no_grad()
+def _line_search(
+    theta: Tensor,
+    full_step: Tensor,
+    start: float,
+    predicted: float,
+    surrogate: Objective,
+    kl: Objective,
+    settings: TrustRegionSettings,
+) -> TrustRegionStep:
+    fraction = 1.0
+    for attempt in range(1, settings.backtracks + 1):
+        candidate = theta + fraction * full_step
+        improvement = float(surrogate(candidate)) - start
+        divergence = float(kl(candidate))
+        expected = predicted * fraction
+        if divergence <= settings.kl_limit and improvement > 0 and improvement >= settings.accept_ratio * expected:
+            return TrustRegionStep(candidate, True, divergence, improvement, expected, attempt)
+        fraction *= settings.backtrack_coefficient
+    return TrustRegionStep(theta.clone(), False, 0.0, 0.0, predicted, settings.backtracks)
