@@ -11,9 +11,9 @@ The graph of an agent is one pure function of what that agent alone can know::
 
     (observation, action_mask?, state..., noise...) -> (action, next state..., diagnostics...)
 
-Every tensor has a leading dynamic batch dimension. Randomness comes in through the noise inputs: ``uniform`` in the open
-interval (0, 1) or ``normal`` (mean 0, standard deviation 1). All-zero noise means the deterministic policy (argmax or mean):
-zero is outside of the uniform's interval and is the normal's mean, so one graph serves both modes.
+Every tensor has a leading dynamic batch dimension. Randomness comes in through the noise inputs: ``uniform`` in the
+open interval (0, 1) or ``normal`` (mean 0, standard deviation 1). All-zero noise means the deterministic policy (argmax
+or mean): zero is outside of the uniform's interval and is the normal's mean, so one graph serves both modes.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class StateModel(_Strict):
 class NoiseModel(_Strict):
     """One noise input.
 
-    ``stream`` says which random numbers fill it: ``private`` numbers are the agent's own; ``common`` numbers are equal for all
-    agents of a team (keyed by the episode's seed, counted by the step), so that agents agree without a message.
+    ``stream`` says which random numbers fill it: ``private`` numbers are the agent's own; ``common`` numbers are equal
+    for all agents of a team (keyed by the episode's seed, counted by the step), so that agents agree without a message.
     ``purpose`` names what is drawn with it: the ``action`` or the ``instruction``.
     """
 

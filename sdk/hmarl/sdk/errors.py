@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from hmarl.runtime.bundle import HmarlError, UsageError
 
-class HmarlError(Exception):
-    """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback."""
-
-    exit_code = 4
-
-
-class UsageError(HmarlError):
-    """A wrong name, argument or configuration value; nothing has been changed."""
-
-    exit_code = 2
+__all__ = ["EnvironmentError_", "HmarlError", "MissingExtraError", "UsageError"]
 
 
 class MissingExtraError(UsageError):

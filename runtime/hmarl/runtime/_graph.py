@@ -1,0 +1,218 @@
+"""One agent's ONNX graph: opened with a chosen provider, checked against the manifest, run with fixed buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from hmarl.runtime.errors import BundleError, HmarlError, UsageError, unknown_name
+from hmarl.runtime.manifest import AgentModel, BoxSpace, DataType, DiscreteSpace, TensorModel
+
+Array = npt.NDArray[Any]
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+DTYPES: dict[DataType, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "int64": np.dtype(np.int64),
+    "bool": np.dtype(np.bool_),
+}
+_ORT_TYPES: dict[DataType, str] = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+
+
+def graph_inputs(agent: AgentModel) -> list[TensorModel]:
+    """All input tensors of an agent's graph, as the manifest describes them."""
+    mask = [agent.action_mask] if agent.action_mask is not None else []
+    states = [
+        TensorModel(name=state.input, shape=state.shape, dtype=state.dtype, meaning=state.meaning)
+        for state in agent.states
+    ]
+    noises = [
+        TensorModel(name=noise.name, shape=noise.shape, dtype="float32", meaning=noise.purpose)
+        for noise in agent.noises
+    ]
+    return [agent.observation, *mask, *states, *noises]
+
+
+def graph_outputs(agent: AgentModel) -> list[TensorModel]:
+    """All output tensors of an agent's graph, as the manifest describes them."""
+    states = [
+        TensorModel(name=state.output, shape=state.shape, dtype=state.dtype, meaning=state.meaning)
+        for state in agent.states
+    ]
+    return [agent.action, *states, *agent.diagnostics]
+
+
+def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceSession:
+    """Open a graph with one thread that does not spin, and check its tensors against the manifest.
+
+    Args:
+        model: the ONNX file's content.
+        agent: the manifest's entry.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
+
+    Raises:
+        UsageError: the provider is unknown or not available; never replaced by another one.
+        BundleError: the graph cannot be opened or is not what the manifest says.
+    """
+    name, device = parse_provider(provider)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    wanted: list[Any] = [PROVIDERS[name]]
+    if name != "cpu":
+        chain = ("tensorrt", "cuda") if name == "tensorrt" else ("cuda",)
+        wanted = [(PROVIDERS[each], {"device_id": str(device)}) for each in chain]
+    try:
+        session = ort.InferenceSession(model, options, providers=wanted)
+    except Exception as error:  # ONNX Runtime raises many unrelated types
+        raise BundleError(f"{agent.file}: ONNX Runtime cannot open the graph with '{provider}': {error}") from error
+    if session.get_providers()[0] != PROVIDERS[name]:
+        raise UsageError(
+            f"provider '{provider}': ONNX Runtime could not start {PROVIDERS[name]} (it would run on "
+            f"{session.get_providers()[0]}); check the driver and the CUDA libraries, or choose --provider cpu"
+        )
+    session.disable_fallback()
+    _check_tensors(agent, "input", graph_inputs(agent), session.get_inputs())
+    _check_tensors(agent, "output", graph_outputs(agent), session.get_outputs())
+    return session
+
+
+def parse_provider(provider: str) -> tuple[str, int]:
+    """Split ``name[:device]`` and make sure that this ONNX Runtime has the provider.
+
+    Raises:
+        UsageError: unknown name, wrong device, or a provider that is not installed.
+    """
+    name, separator, device = provider.partition(":")
+    if name not in PROVIDERS:
+        raise UsageError(unknown_name("provider", name, PROVIDERS))
+    if separator and (name == "cpu" or not device.isdecimal()):
+        raise UsageError(f"provider '{provider}': expected 'cpu', or 'cuda' or 'tensorrt' with ':' and a device number")
+    available = ort.get_available_providers()
+    if PROVIDERS[name] not in available:
+        raise UsageError(
+            f"provider '{provider}': this ONNX Runtime has no {PROVIDERS[name]} (it has {', '.join(available)}); "
+            "pip uninstall onnxruntime && pip install onnxruntime-gpu, or choose --provider cpu"
+        )
+    return name, int(device or 0)
+
+
+def _check_tensors(agent: AgentModel, kind: str, expected: list[TensorModel], got: list[Any]) -> None:
+    """Names, dtypes and shapes of a graph's inputs or outputs must be the manifest's."""
+    by_name = {tensor.name: tensor for tensor in got}
+    names = [tensor.name for tensor in expected]
+    if sorted(by_name) != sorted(names):
+        raise BundleError(f"{agent.file}: got {kind}s {sorted(by_name)}, the manifest expects {sorted(names)}")
+    for tensor in expected:
+        node = by_name[tensor.name]
+        if node.type != _ORT_TYPES[tensor.dtype]:
+            raise BundleError(
+                f"{agent.file}: {kind} '{tensor.name}': got {node.type}, the manifest expects {tensor.dtype}"
+            )
+        batch, *rest = node.shape or [0]
+        # ONNX Runtime does not always infer an output's sizes; the warm-up run checks those against its buffers.
+        known = [
+            size if isinstance(size, int) or kind == "input" else want for size, want in _pairs(rest, tensor.shape)
+        ]
+        if isinstance(batch, int) or known != tensor.shape:
+            raise BundleError(
+                f"{agent.file}: {kind} '{tensor.name}': got shape {node.shape}, the manifest expects "
+                f"[batch, {', '.join(map(str, tensor.shape))}] with a dynamic batch"
+            )
+
+
+def _pairs(got: list[Any], expected: list[int]) -> Iterator[tuple[Any, Any]]:
+    """Sizes got with those expected; None where there is none to expect."""
+    return ((size, expected[index] if index < len(expected) else None) for index, size in enumerate(got))
+
+
+def check_manifest(agent: AgentModel) -> None:
+    """Check that an agent's entry agrees with itself: action, mask and states.
+
+    Raises:
+        BundleError: names the field, what was got and what was expected.
+    """
+    space = agent.action_space
+    if isinstance(space, BoxSpace):
+        want_shape, want_dtype, mask_size = [len(space.low)], "float32", 0
+    elif isinstance(space, DiscreteSpace):
+        want_shape, want_dtype, mask_size = [], "int64", space.n
+    else:
+        want_shape, want_dtype, mask_size = [len(space.n)], "int64", sum(space.n)
+    expectations: list[tuple[str, object, object]] = [
+        ("action.shape", agent.action.shape, want_shape),
+        ("action.dtype", agent.action.dtype, want_dtype),
+        ("observation.dtype", agent.observation.dtype, "float32"),
+    ]
+    if agent.action_mask is not None:
+        expectations.append(("action_mask.shape", agent.action_mask.shape, [mask_size]))
+        expectations.append(("action_mask.dtype", agent.action_mask.dtype, "bool"))
+    for state in agent.states:
+        expectations.append((f"states.{state.input}.reset: length", len(state.reset), math.prod(state.shape)))
+    for field, got, expected in expectations:
+        if got != expected:
+            raise BundleError(f"manifest: agent '{agent.id}': {field}: got {got}, expected {expected}")
+
+
+class Buffers(Protocol):
+    """A graph with fixed buffers for one row. Write ``inputs``, call ``run``, read ``outputs``."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+    def run(self) -> None:
+        """Compute ``outputs`` from ``inputs``."""
+        ...
+
+
+def make_buffers(session: ort.InferenceSession, agent: AgentModel) -> Buffers:
+    """Buffers for one row; every session has its own, so that sessions never share memory."""
+    inputs = {tensor.name: np.zeros((1, *tensor.shape), DTYPES[tensor.dtype]) for tensor in graph_inputs(agent)}
+    outputs = {tensor.name: np.zeros((1, *tensor.shape), DTYPES[tensor.dtype]) for tensor in graph_outputs(agent)}
+    if session.get_providers()[0] == PROVIDERS["cpu"]:
+        return _BoundBuffers(session, inputs, outputs)
+    return _FedBuffers(session, inputs, outputs)
+
+
+class _BoundBuffers:
+    """CPU: the graph reads and writes the NumPy arrays in place, which saves a third of the time of ``run``."""
+
+    def __init__(self, session: ort.InferenceSession, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._binding = session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, array in outputs.items():
+            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        self._run = session.run_with_iobinding
+
+    def run(self) -> None:
+        self._run(self._binding)
+
+
+class _FedBuffers:
+    """Other providers copy bound inputs to the device when they are bound, so they are fed anew at every run."""
+
+    def __init__(self, session: ort.InferenceSession, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._session = session
+        self._names = list(outputs)
+
+    def run(self) -> None:
+        for name, result in zip(self._names, self._session.run(self._names, self.inputs), strict=True):
+            if result.shape != self.outputs[name].shape:
+                raise HmarlError(f"output '{name}': got shape {result.shape}, expected {self.outputs[name].shape}")
+            self.outputs[name][...] = result

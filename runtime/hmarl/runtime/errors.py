@@ -1,0 +1,59 @@
+"""Every error that hmarl raises on purpose. They know no transport: the server maps them to status codes in one place.
+
+Each message says what was got, what was expected and, where it helps, what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HmarlError(Exception):
+    """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback."""
+
+    exit_code = 4
+
+
+class UsageError(HmarlError):
+    """A wrong name, argument or configuration value; nothing has been changed."""
+
+    exit_code = 2
+
+
+class BundleError(HmarlError):
+    """A bundle that is damaged, incomplete or not a bundle at all."""
+
+    exit_code = 3
+
+
+class ObservationError(HmarlError):
+    """An observation or action mask of wrong shape, dtype or content; the session's state has not changed."""
+
+
+class SessionError(HmarlError):
+    """A session was used in a way that its state does not allow; the state has not changed."""
+
+
+class StepOrderError(SessionError):
+    """A step that is older than the last one, or that repeats it with other content."""
+
+
+class UnknownSessionError(SessionError):
+    """No session of this id is open: it never was, has ended, has expired, or the process has restarted."""
+
+
+class SessionLimitError(SessionError):
+    """As many sessions are open as the process may hold."""
+
+
+class DrainingError(SessionError):
+    """The process is stopping and starts no more episodes."""
+
+
+def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
+    """A message for a name that is not known, with the closest known one suggested."""
+    names = list(known)
+    close = difflib.get_close_matches(got, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"unknown {what} '{got}'{hint} (known: {', '.join(names)})"

@@ -1,0 +1,356 @@
+"""A loaded agent policy, and the state of one episode that it acts in.
+
+    policy = Policy(load_bundle(path), "agent_0")
+    session = policy.session()
+    session.reset(seed=1)
+    action = session.act(observation).action
+
+Sessions of one policy share its weights and nothing else; they may be used from several threads. Nothing in this module
+knows a transport.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.runtime import _graph
+from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, SessionError, StepOrderError, UsageError
+from hmarl.runtime.manifest import DiscreteSpace, MultiDiscreteSpace
+from hmarl.runtime.noise import SEED_LIMIT, NoiseSource, noise_for
+
+__all__ = ["Action", "InstructionChoice", "Policy", "PolicySession", "noise_for"]
+
+InstructionChoice = Literal["argmax", "sample", "common"]
+_CHOICES: Final = ("argmax", "sample", "common")
+_STEP_LIMIT: Final = 2**64
+_FLOAT32: Final = np.dtype(np.float32)
+_BOOL: Final = np.dtype(np.bool_)
+
+
+class Action:
+    """What an agent does at one step.
+
+    Attributes:
+        action: Discrete: an int. MultiDiscrete: int64 [branches]. Box: float32 [D], in the environment's own units.
+        step: the step that it belongs to.
+        missed_steps: steps between the previous observation of the episode and this one that never arrived.
+        replayed: True when this is the recorded reply of a repeated step.
+        diagnostics: the policy's further outputs by name (instruction, logits, ...), without the batch dimension.
+    """
+
+    __slots__ = ("action", "diagnostics", "missed_steps", "replayed", "step")
+
+    def __init__(
+        self,
+        action: int | npt.NDArray[Any],
+        step: int,
+        missed_steps: int,
+        replayed: bool,
+        diagnostics: dict[str, npt.NDArray[Any]],
+    ) -> None:
+        self.action = action
+        self.step = step
+        self.missed_steps = missed_steps
+        self.replayed = replayed
+        self.diagnostics = diagnostics
+
+    def __repr__(self) -> str:
+        return f"Action({self.action!r}, step={self.step}, missed_steps={self.missed_steps}, replayed={self.replayed})"
+
+
+class Policy:
+    """One agent's policy, loaded, checked against the manifest and warmed up.
+
+    Args:
+        bundle: the verified bundle.
+        agent_id: which agent of it.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
+
+    Attributes:
+        bundle: where it came from.
+        agent: the manifest's entry of the agent.
+        execution_provider: ONNX Runtime's name of the provider in use.
+
+    Raises:
+        UsageError: unknown agent or provider, or a provider that is not available.
+        BundleError: the graph is not what the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, agent_id: str, provider: str = "cpu") -> None:
+        self.bundle = bundle
+        self.agent = bundle.agent(agent_id)
+        _graph.check_manifest(self.agent)
+        self._session = _graph.open_graph(bundle.read(self.agent.file), self.agent, provider)
+        self.execution_provider: str = self._session.get_providers()[0]
+        self._inputs = _graph.graph_inputs(self.agent)
+        self._output_names = [tensor.name for tensor in _graph.graph_outputs(self.agent)]
+        self._defaults = self._default_rows()
+        self._warm_up()
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the policy carries state from step to step."""
+        return bool(self.agent.states)
+
+    def session(self) -> PolicySession:
+        """A new, independent session; call its ``reset`` first."""
+        return PolicySession(self)
+
+    def run_batch(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run many rows at once, without any session.
+
+        Args:
+            feeds: arrays [B, *shape] by input name. Left out, states take their reset values, noises zero
+                (deterministic), the mask all-true.
+
+        Returns:
+            All outputs by name: [B, *shape].
+
+        Raises:
+            ObservationError: an array of wrong name, shape or dtype.
+        """
+        observation = feeds.get(self.agent.observation.name)
+        if observation is None:
+            raise ObservationError(f"feeds: got {sorted(feeds)}, expected at least '{self.agent.observation.name}'")
+        batch = observation.shape[0] if observation.ndim else 0
+        unknown = feeds.keys() - self._defaults.keys()
+        if unknown:
+            raise ObservationError(f"feeds: got unknown {sorted(unknown)}, expected some of {sorted(self._defaults)}")
+        complete = {}
+        for tensor in self._inputs:
+            array = feeds.get(tensor.name)
+            if array is None:
+                array = np.repeat(self._defaults[tensor.name], batch, axis=0)
+            if array.shape != (batch, *tensor.shape) or array.dtype != _graph.DTYPES[tensor.dtype]:
+                raise ObservationError(
+                    f"{tensor.name}: got {array.dtype} {array.shape}, expected {tensor.dtype} "
+                    f"{(batch, *tensor.shape)} (batch first)"
+                )
+            complete[tensor.name] = array
+        return dict(zip(self._output_names, self._session.run(self._output_names, complete), strict=True))
+
+    def make_buffers(self) -> _graph.Buffers:
+        """Buffers for one row, set to the inputs' default values."""
+        buffers = _graph.make_buffers(self._session, self.agent)
+        for name, row in self._defaults.items():
+            buffers.inputs[name][...] = row
+        return buffers
+
+    def _default_rows(self) -> dict[str, npt.NDArray[Any]]:
+        """One row [1, *shape] for each input: zeros, legal masks, reset states."""
+        rows = {tensor.name: np.zeros((1, *tensor.shape), _graph.DTYPES[tensor.dtype]) for tensor in self._inputs}
+        if self.agent.action_mask is not None:
+            rows[self.agent.action_mask.name][...] = True
+        for state in self.agent.states:
+            rows[state.input][...] = np.asarray(state.reset).reshape(state.shape)
+        return rows
+
+    def _warm_up(self) -> None:
+        """Run a few times, so that the first real step is not the slow one and a broken graph fails here."""
+        try:
+            buffers = self.make_buffers()
+            for _ in range(3):
+                buffers.run()
+        except Exception as error:  # ONNX Runtime raises many unrelated types
+            raise BundleError(f"{self.agent.file}: the graph does not run: {error}") from error
+
+
+class PolicySession:
+    """The state of one episode of one agent. Made by ``Policy.session``."""
+
+    def __init__(self, policy: Policy) -> None:
+        agent = policy.agent
+        self.policy = policy
+        self._lock = threading.Lock()
+        self._buffers = buffers = policy.make_buffers()
+        self._run = buffers.run
+        self._observation = buffers.inputs[agent.observation.name][0, ...]
+        self._shape = self._observation.shape
+        self._finite = np.ones(self._shape, np.bool_)
+        self._mask = buffers.inputs[agent.action_mask.name][0, ...] if agent.action_mask is not None else None
+        self._branches = _branch_slices(agent.action_space) if agent.action_mask is not None else []
+        self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
+        self._action = buffers.outputs[agent.action.name][0, ...]
+        self._diagnostics = [(each.name, buffers.outputs[each.name][0, ...]) for each in agent.diagnostics]
+        self._noises: list[tuple[npt.NDArray[Any], NoiseSource]] = []
+        self._seed: int | None = None
+        self._next_step = 0
+        self._last_step = -1  # -1: nothing to replay
+        self._last_missed = 0
+        self.steps = 0
+        self.missed_steps = 0
+
+    def reset(
+        self,
+        seed: int,
+        *,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        first_step: int = 0,
+    ) -> None:
+        """Start an episode; recurrent state takes its reset value.
+
+        Args:
+            seed: the episode's seed in [0, 2**64), the same for all agents of a team.
+            sample: False for argmax or mean, True to draw actions.
+            instruction_choice: how a policy with instructions chooses them: ``argmax``; ``sample``, with numbers of the
+                agent's own; ``common``, with numbers that all agents of the team share. None: ``common`` when sampling,
+                else ``argmax``.
+            first_step: the step of the first observation, above 0 when an episode is rejoined in the middle.
+
+        Raises:
+            UsageError: an argument out of range, or an instruction choice for a policy without instructions.
+        """
+        seed = _checked_integer("seed", seed, SEED_LIMIT)
+        first_step = _checked_integer("first_step", first_step, _STEP_LIMIT)
+        sources = self._noise_sources(sample, instruction_choice)
+        with self._lock:
+            self._seed = seed
+            for noise in self.policy.agent.noises:
+                self._buffers.inputs[noise.name][...] = 0.0
+            self._noises = [(self._buffers.inputs[source.noise.name][0, ...], source) for source in sources]
+            for state, (current, _) in zip(self.policy.agent.states, self._states, strict=True):
+                current[0, ...] = np.asarray(state.reset).reshape(state.shape)
+            self._next_step, self._last_step = first_step, -1
+            self.steps = self.missed_steps = 0
+
+    def act(
+        self,
+        observation: npt.NDArray[np.float32],
+        action_mask: npt.NDArray[np.bool_] | None = None,
+        *,
+        step: int | None = None,
+    ) -> Action:
+        """Choose the action of one step.
+
+        Args:
+            observation: [observation_size] float32, finite.
+            action_mask: [mask_size] bool, True where legal, when the policy has a mask input.
+            step: None for the step after the last one. A gap is legal and counted; the last step again, with the same
+                content, returns the recorded action and does not advance the state.
+
+        Raises:
+            ObservationError: wrong shape, dtype or content.
+            StepOrderError: an older step, or the last one with other content.
+            SessionError: no episode was started.
+        """
+        with self._lock:
+            if self._seed is None:
+                raise SessionError("no episode has been started: call reset(seed) first")
+            self._check_inputs(observation, action_mask)
+            missed = 0
+            if step is None:
+                step = self._next_step
+            elif step != self._next_step:
+                step = _checked_integer("step", step, _STEP_LIMIT)
+                if step < self._next_step:
+                    return self._replay(observation, action_mask, step)
+                missed = step - self._next_step
+            self._last_step = -1  # the buffers that a replay reads are about to change
+            self._observation[...] = observation
+            if self._mask is not None:
+                self._mask[...] = action_mask
+            for buffer, source in self._noises:
+                buffer[...] = source.draw(self._seed, step)
+            try:
+                self._run()
+            except Exception as error:  # ONNX Runtime raises many unrelated types
+                raise HmarlError(f"agent '{self.policy.agent.id}': step {step}: inference failed: {error}") from error
+            for current, following in self._states:
+                current[...] = following
+            self._next_step, self._last_step, self._last_missed = step + 1, step, missed
+            self.steps += 1
+            self.missed_steps += missed
+            return self._reply(step, missed, replayed=False)
+
+    def _reply(self, step: int, missed: int, *, replayed: bool) -> Action:
+        """The action and diagnostics that lie in the output buffers, copied out."""
+        action = self._action.copy() if self._action.ndim else self._action.item()
+        diagnostics = {name: array.copy() for name, array in self._diagnostics} if self._diagnostics else {}
+        return Action(action, step, missed, replayed, diagnostics)
+
+    def _replay(
+        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None, step: int
+    ) -> Action:
+        """The reply of the last step once more; the input buffers still hold what it was computed from."""
+        if step != self._last_step:
+            raise StepOrderError(f"step: got {step}, expected {self._next_step} or later (steps increase strictly)")
+        same = observation.tobytes() == self._observation.tobytes()
+        if same and self._mask is not None and action_mask is not None:
+            same = action_mask.tobytes() == self._mask.tobytes()
+        if not same:
+            raise StepOrderError(
+                f"step: got {step} again with other content; repeat it unchanged, "
+                f"or go on with {self._next_step} or later"
+            )
+        return self._reply(step, self._last_missed, replayed=True)
+
+    def _check_inputs(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> None:
+        if type(observation) is not np.ndarray or observation.dtype != _FLOAT32 or observation.shape != self._shape:
+            raise ObservationError(self._wrong_array("observation", observation, self._shape, "float32"))
+        # Searching the bytes is several times faster than ndarray.all and any on arrays this small.
+        if b"\0" in np.isfinite(observation, self._finite).tobytes():
+            where = np.flatnonzero(~np.isfinite(observation))[0]
+            raise ObservationError(f"observation[{where}]: got {observation.flat[where]}, expected finite numbers")
+        if self._mask is None:
+            if action_mask is not None:
+                raise ObservationError("action_mask: got one, but this policy has no mask input: leave it out")
+            return
+        if type(action_mask) is not np.ndarray or action_mask.dtype != _BOOL or action_mask.shape != self._mask.shape:
+            raise ObservationError(self._wrong_array("action_mask", action_mask, self._mask.shape, "bool"))
+        legal = action_mask.tobytes()
+        for branch, part in enumerate(self._branches):
+            if b"\1" not in legal[part]:
+                where = f" in branch {branch}" if len(self._branches) > 1 else ""
+                raise ObservationError(f"action_mask: got no legal action{where}, expected at least one True")
+
+    def _wrong_array(self, name: str, got: object, shape: tuple[int, ...], dtype: str) -> str:
+        if not isinstance(got, np.ndarray):
+            shown = "nothing" if got is None else f"a {type(got).__name__}"
+            return f"{name}: got {shown}, expected a NumPy array of {dtype} {shape}"
+        cast = f"; cast it with .astype(np.{dtype}{'_' if dtype == 'bool' else ''})" if got.dtype != dtype else ""
+        return f"{name}: got {got.dtype.str.lstrip('=<|')} {got.shape}, expected {dtype} {shape}{cast}"
+
+    def _noise_sources(self, sample: bool, choice: str | None) -> list[NoiseSource]:
+        """Sources of the noise inputs that are drawn; the others stay zero, which means deterministic."""
+        agent = self.policy.agent
+        if choice is not None and choice not in _CHOICES:
+            raise UsageError(f"instruction_choice: got '{choice}', expected one of {', '.join(_CHOICES)}")
+        if choice is not None and all(noise.purpose != "instruction" for noise in agent.noises):
+            raise UsageError(
+                f"instruction_choice: got '{choice}', but agent '{agent.id}' has no instructions to choose"
+            )
+        choice = choice or ("common" if sample else "argmax")
+        sources = []
+        for noise in agent.noises:
+            if noise.purpose == "instruction" and choice != "argmax":
+                sources.append(NoiseSource(noise, agent.id, "common" if choice == "common" else "private"))
+            elif noise.purpose == "action" and sample:
+                sources.append(NoiseSource(noise, agent.id))
+        return sources
+
+
+def _branch_slices(space: object) -> list[slice]:
+    """Where each branch of a mask lies: all of it for Discrete, one part per branch for MultiDiscrete."""
+    if isinstance(space, MultiDiscreteSpace):
+        ends = np.cumsum([0, *space.n]).tolist()
+        return [slice(start, end) for start, end in pairwise(ends)]
+    return [slice(0, space.n)] if isinstance(space, DiscreteSpace) else []
+
+
+def _checked_integer(name: str, value: int, limit: int) -> int:
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name}: got {value!r}, expected an integer") from None
+    if not 0 <= value < limit:
+        raise UsageError(f"{name}: got {value}, expected 0 <= {name} < 2**64")
+    return value
