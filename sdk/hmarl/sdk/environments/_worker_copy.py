@@ -108,9 +108,9 @@ def episode_seed(seed: int, episode: int) -> int:
 class ParallelCopy:
     """One PettingZoo parallel environment behind flat arrays.
 
-    An agent that leaves (its termination or truncation flag is set, or it is missing in ``agents``) is inactive from then
-    on: observation zero, mask all true, reward 0; its last reward counts. The episode ends when nobody is left: by
-    termination when every agent ended by termination, else by truncation. The next episode starts at once with
+    An agent that leaves (its termination or truncation flag is set, or it is missing in ``agents``) is inactive from
+    then on: observation zero, mask all true, reward 0; its last reward counts. The episode ends when nobody is left:
+    by termination when every agent ended by termination, else by truncation. The next episode starts at once with
     ``episode_seed``. The final observation shows everyone who was still there before the last step, except, when the
     episode was cut off, those that terminated at that step.
 
@@ -162,7 +162,7 @@ class ParallelCopy:
         self._begin(buffers, row, self._seed)
 
     def step(self, buffers: Buffers, row: int) -> None:
-        """Take the actions of ``row``, advance by one step, write the outcome; start anew when the episode has ended."""
+        """Advance by one step with the actions of ``row``; start anew when the episode has ended."""
         before = self._present
         actions = {id_: self._restore[id_](self._action(buffers, row, id_)) for id_ in self._ids if id_ in before}
         observations, rewards, terminations, truncations, infos = self.environment.step(actions)
@@ -272,6 +272,4 @@ def check_is_parallel(environment: Any, name: str) -> None:
     missing = [name for name in ("possible_agents", "reset", "step") if not hasattr(environment, name)]
     if missing:
         kind = type(environment).__name__
-        raise UsageError(
-            f"{name}: got a {kind} without {', '.join(missing)}, expected a PettingZoo parallel environment"
-        )
+        raise UsageError(f"{name}: got a {kind} without {', '.join(missing)}, expected a parallel environment")

@@ -1,8 +1,8 @@
 """Worker processes that run PettingZoo environments; arrays pass through shared memory, signals through pipes.
 
-A worker is a plain ``python`` child process, so that the caller's main module is not imported again. Its standard input
-carries one-byte commands, its standard output the replies (what the environment prints goes to standard error); nothing is
-pickled. The end of its input means that the parent has gone, and the worker leaves too.
+A worker is a plain ``python`` child process, so that the caller's main module is not imported again. Its standard
+input carries one-byte commands, its standard output the replies (what the environment prints goes to standard error);
+nothing is pickled. The end of its input means that the parent has gone, and the worker leaves too.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def _attach(name: str) -> SharedMemory:
         return SharedMemory(name=name, track=False)
     # Before Python 3.13 attaching registers the block for removal at this process's exit (python/cpython#82300).
     register = resource_tracker.register
-    resource_tracker.register = lambda *_: None  # type: ignore[assignment]
+    resource_tracker.register = lambda *_: None
     try:
         return SharedMemory(name=name)
     finally:

@@ -19,8 +19,8 @@ MASK_KEY = "action_mask"
 class ObservationFlattener:
     """Turns one agent's observation into a float32 vector.
 
-    The order is that of ``gymnasium.spaces.flatten``: a Dict by the order of its space's keys, a Tuple by position, arrays
-    row by row, Discrete and MultiDiscrete as one-hot vectors. The key ``action_mask`` of a Dict is left out.
+    The order is that of ``gymnasium.spaces.flatten``: a Dict by the order of its space's keys, a Tuple by position,
+    arrays row by row, Discrete and MultiDiscrete as one-hot vectors. The key ``action_mask`` of a Dict is left out.
 
     Args:
         agent: the agent's id, for messages.
@@ -119,6 +119,6 @@ def _convert_box(agent: str, space: spaces.Box) -> tuple[ActionSpace, Callable[[
 
     def restore(action: npt.NDArray[Any]) -> npt.NDArray[Any]:
         # float32 can round a float64 bound outwards.
-        return np.clip(action.reshape(low.shape).astype(space.dtype), low, high)
+        return np.asarray(np.clip(action.reshape(low.shape).astype(space.dtype), low, high))
 
     return flat, restore

@@ -11,7 +11,7 @@ Arguments of ours, all others go to the function:
 Of these, what the function itself names as a parameter is passed to it as well.
 
 Copy b starts its first episode with ``reset(seed=seeds[b])`` and its n-th auto-reset with the first 31 bits of
-``SeedSequence([seeds[b], n])``, so that a whole run is reproducible from its seeds, whatever B and the number of workers.
+``SeedSequence([seeds[b], n])``, so that a whole run is reproducible from its seeds, whatever B and ``workers``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PettingZooVector:
 
     def __init__(self, task: str, batch_size: int, workers: int, arguments: Mapping[str, Any]) -> None:
         self.batch_size = batch_size
-        settings = {"task": task, "arguments": dict(arguments)}
+        settings: dict[str, Any] = {"task": task, "arguments": dict(arguments)}
         first = make_copy(**settings)
         self.spec = _complete_spec(first, task, arguments)
         self._pool: WorkerPool | None = None
