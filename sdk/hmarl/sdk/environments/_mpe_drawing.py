@@ -81,14 +81,21 @@ class _Canvas:
     def __init__(self, shown: float) -> None:
         self._pixels = np.tile(np.array(_BACKGROUND), (SIZE_PIXELS, SIZE_PIXELS, 1))
         axis = ((np.arange(SIZE_PIXELS) + 0.5) / SIZE_PIXELS * 2 - 1) * shown
-        self._x, self._y = axis[None, :], -axis[:, None]
+        self._x, self._y = axis, -axis
         self._pixel = 2 * shown / SIZE_PIXELS
 
     def disc(self, centre: npt.NDArray[np.float64], radius: float, colour: _Colour, opacity: float = 1.0) -> None:
         """A disc with a rim one pixel wide that fades into what lies below."""
-        distance = np.hypot(self._x - centre[0], self._y - centre[1])
+        rows, columns = self._near(self._y, centre[1], radius), self._near(self._x, centre[0], radius)
+        distance = np.hypot(self._x[None, columns] - centre[0], self._y[rows, None] - centre[1])
         cover = np.clip((radius - distance) / self._pixel + 0.5, 0.0, 1.0)[:, :, None] * opacity
-        self._pixels += (colour - self._pixels) * cover
+        below = self._pixels[rows, columns]
+        below += (colour - below) * cover
+
+    def _near(self, axis: npt.NDArray[np.float64], centre: float, radius: float) -> slice:
+        """The pixels of an axis that a disc can touch."""
+        touched = np.flatnonzero(np.abs(axis - centre) <= radius + self._pixel)
+        return slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0)
 
     def picture(self) -> npt.NDArray[np.uint8]:
         picture: npt.NDArray[np.uint8] = np.rint(np.clip(self._pixels, 0.0, 1.0) * 255).astype(np.uint8)

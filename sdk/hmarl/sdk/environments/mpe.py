@@ -15,11 +15,12 @@ import numpy.typing as npt
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import _mpe_drawing
 from hmarl.sdk.environments import _unknown as unknown_name
+from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._mpe_scenarios import SCENARIOS, Scenario
 from hmarl.sdk.environments._mpe_world import TIME_STEP_S
 from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
+from hmarl.sdk.spaces import EnvironmentSpec
 
 TASKS = list(SCENARIOS)
 
@@ -94,7 +95,7 @@ class MpeEnvironment:
                 nothing has then changed.
         """
         streams, scenario = self._started("step"), self._scenario
-        scenario.control(_checked_actions(actions, self.spec.groups, self.batch_size))
+        scenario.control(checked_actions(actions, self.spec.groups, self.batch_size))
         scenario.world.advance()
         scenario.refresh()
         self._steps += 1
@@ -210,36 +211,3 @@ _RULES = {
     "continuous_actions": ("true or false", _is_flag),
     "terminate_on_success": ("true or false", _is_flag),
 }
-
-
-def _checked_actions(
-    actions: tuple[npt.NDArray[Any], ...], groups: tuple[AgentGroup, ...], batch_size: int
-) -> tuple[npt.NDArray[Any], ...]:
-    """The actions as int64 within range, or as float32 clipped to [0, 1]."""
-    if len(actions) != len(groups):
-        raise UsageError(f"actions: got {len(actions)} arrays, expected {len(groups)}, one per group of agents")
-    return tuple(
-        _checked_group_actions(np.asarray(array), group, batch_size)
-        for array, group in zip(actions, groups, strict=True)
-    )
-
-
-def _checked_group_actions(array: npt.NDArray[Any], group: AgentGroup, batch_size: int) -> npt.NDArray[Any]:
-    agent = group.example
-    shape = (batch_size, len(group.agents), *agent.action_shape)
-    kind = "iu" if agent.action_dtype == np.int64 else "f"
-    if array.shape != shape or array.dtype.kind not in kind:
-        wanted = f"{agent.action_dtype} {list(shape)}"
-        raise UsageError(f"actions of '{agent.id}': got {array.dtype} {list(array.shape)}, expected {wanted}")
-    if kind == "f":
-        clipped: npt.NDArray[np.float32] = np.clip(array.astype(np.float32, copy=False), 0.0, 1.0)
-        if np.isnan(clipped).any():
-            raise UsageError(f"actions of '{agent.id}': got NaN")
-        return clipped
-    numbers = np.ascontiguousarray(array, dtype=np.int64)
-    # Read as unsigned, a negative number is a huge one: one pass checks both ends.
-    if numbers.view(np.uint64).max() >= agent.mask_size:
-        raise UsageError(
-            f"actions of '{agent.id}': got {numbers.min()} to {numbers.max()}, expected 0 to {agent.mask_size - 1}"
-        )
-    return numbers

@@ -1,0 +1,303 @@
+"""CoordSum: agents that see the same number name numbers that must add up to it; and its one-step toy, sum to 10.
+
+They show what factorised policies can and cannot do: many combinations of names are right, and agents that choose
+independently must agree on one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
+from hmarl.sdk.environments import _unknown as unknown_name
+from hmarl.sdk.environments._actions import checked_actions
+from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
+
+# Any other NxA-max is a task too.
+TASKS = ["3x10-30", "3x30-50", "5x20-80", "8x15-100", "sum-to-10", "sum-to-10-full"]
+EPISODE_STEPS = 100
+Record = Literal["own", "reference"]
+
+_NAMES_OF_SUM_TO_TEN: dict[str, tuple[int, ...]] = {"sum-to-10": (4, 6), "sum-to-10-full": tuple(range(11))}
+
+
+def make(task: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
+    """Make B copies of a CoordSum task.
+
+    Args:
+        task: ``NxA-max`` (N agents, numbers in [0, A), targets in [0, max)), ``sum-to-10`` or ``sum-to-10-full``.
+        batch_size: B, at least 1.
+        arguments: for ``NxA-max`` alone ``record``: ``own`` (default) or ``reference``, see ``CoordSum``.
+
+    Raises:
+        UsageError: an unknown task or argument, or a wrong value.
+    """
+    sizes = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)-([1-9]\d*)", task)
+    if sizes is None and task not in _NAMES_OF_SUM_TO_TEN:
+        raise UsageError(unknown_name("coordsum task", task, [*TASKS, "NxA-max"]))
+    takes = [] if sizes is None else ["record"]
+    for name in arguments:
+        if name not in takes:
+            raise UsageError(unknown_name(f"argument of coordsum/{task}", name, takes))
+    if sizes is None:
+        return SumToTen(task, batch_size)
+    record = arguments.get("record", "own")
+    if record not in ("own", "reference"):
+        raise UsageError(f"record: got {record!r}, expected 'own' or 'reference'")
+    return CoordSum(batch_size, *(int(size) for size in sizes.groups()), record=record)
+
+
+class CoordSum:
+    """B copies of CoordSum; a ``VectorEnvironment``.
+
+    In each of 100 steps all agents see a target, uniform in [0, max), and each names a number in [0, A). The team is
+    rewarded 2 when the sum is the target and an adversary has not guessed agent 0's number, 1 when the sum is the
+    target but the guess is right, else 0. The guess is the number that agent 0 has named most often so far in this
+    episode at steps of the same record (the smallest of several; 0 where it has named none). The episode ends by
+    termination.
+
+    An agent observes (target / max, step / 100). The state adds the adversary's present guess / A, which follows
+    from the past alone.
+
+    Args:
+        batch_size: B.
+        agents: N.
+        numbers: A.
+        targets: max.
+        record: ``own``: one record a target. ``reference``: A records; target t uses the record min(t, A - 1), so that
+            all targets from A - 1 on share the last one, as in the environment of MAGPO's authors.
+    """
+
+    def __init__(self, batch_size: int, agents: int, numbers: int, targets: int, *, record: Record) -> None:
+        self.batch_size = batch_size
+        layout = (("target", 1), ("step", 1))
+        self.spec = EnvironmentSpec(
+            name=f"coordsum/{agents}x{numbers}-{targets}",
+            agents=_agents(agents, spaces.Discrete(numbers), layout),
+            state_size=3,
+            horizon=EPISODE_STEPS,
+            team_reward="shared",
+            arguments={"record": record},
+        )
+        self._numbers, self._target_count = numbers, targets
+        record_count = targets if record == "own" else numbers
+        self._record_of = np.minimum(np.arange(targets), record_count - 1)
+        # One target more than is played: the final observation shows it.
+        self._targets = np.zeros((batch_size, EPISODE_STEPS + 1), dtype=np.int64)
+        self._record = np.zeros((batch_size, record_count, numbers), dtype=np.int64)
+        self._steps = np.zeros(batch_size, dtype=np.int64)
+        self._rows = np.arange(batch_size)
+        self._streams: RandomStreams | None = None
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
+        """Start B new episodes; an episode's targets are drawn at its start.
+
+        Args:
+            seeds: [B] integers, at least 0.
+
+        Raises:
+            UsageError: seeds of another shape, or negative.
+        """
+        self._streams = RandomStreams(seeds, self.batch_size)
+        self._restart(self._streams, self._rows)
+        return self._observe()
+
+    def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
+        """Compare the named numbers with the targets.
+
+        Args:
+            actions: one array [B, N] int64.
+
+        Raises:
+            UsageError: before the first ``reset``, or actions of a wrong shape or kind or out of range; nothing has
+                then changed.
+        """
+        streams = self._started("step")
+        (named,) = checked_actions(actions, self.spec.groups, self.batch_size)
+        target = self._target()
+        right = named.sum(axis=1) == target
+        surprising = named[:, 0] != self._guess(target)
+        rewards = np.where(right, 1.0 + surprising, 0.0).astype(np.float32)
+        self._record[self._rows, self._record_of[target], named[:, 0]] += 1
+        self._steps += 1
+        terminated = self._steps >= EPISODE_STEPS
+        observation, final = self._observe(), None
+        ended = np.flatnonzero(terminated)
+        if len(ended):
+            self._restart(streams, ended)
+            observation, final = self._observe(), observation
+        return _shared_result(self.spec, observation, rewards, terminated, final)
+
+    def get_state(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything that determines the future, as new arrays.
+
+        Returns:
+            ``targets`` [B, 101], ``record`` [B, records, A] (how often agent 0 named what) and ``steps`` [B], int64;
+            the generators as in ``RandomStreams.get_state``.
+
+        Raises:
+            UsageError: before the first ``reset``.
+        """
+        return {**self._episode_state(), **self._started("get_state").get_state()}
+
+    def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
+        """Continue where ``get_state`` was called.
+
+        Raises:
+            UsageError: an array is missing, unknown, of another shape or kind, or holds impossible numbers; nothing has
+                then changed.
+        """
+        like = {**self._episode_state(), **RandomStreams(np.zeros(self.batch_size, int), self.batch_size).get_state()}
+        saved = checked_state(state, like)
+        for name, limit in (("targets", self._target_count), ("steps", EPISODE_STEPS)):
+            if saved[name].min() < 0 or saved[name].max() >= limit:
+                raise UsageError(f"state '{name}': got numbers outside [0, {limit})")
+        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        self._targets, self._record, self._steps = saved["targets"], saved["record"], saved["steps"]
+        return self._observe()
+
+    def render(self, index: int = 0) -> None:
+        """There is nothing to draw."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _started(self, method: str) -> RandomStreams:
+        if self._streams is None:
+            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
+        return self._streams
+
+    def _restart(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> None:
+        self._targets[rows] = streams.integers(rows, self._target_count, EPISODE_STEPS + 1)
+        self._record[rows] = 0
+        self._steps[rows] = 0
+
+    def _target(self) -> npt.NDArray[np.int64]:
+        return self._targets[self._rows, self._steps]
+
+    def _guess(self, target: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The adversary's guess [B]; argmax takes the smallest number of equal counts, and 0 of an empty record."""
+        guess: npt.NDArray[np.int64] = self._record[self._rows, self._record_of[target]].argmax(axis=1)
+        return guess
+
+    def _observe(self) -> Observation:
+        target = self._target()
+        state = np.empty((self.batch_size, 3), dtype=np.float32)
+        state[:, 0] = target / self._target_count
+        state[:, 1] = self._steps / EPISODE_STEPS
+        state[:, 2] = self._guess(target) / self._numbers
+        return _shared_observation(self.spec, state[:, :2], state)
+
+    def _episode_state(self) -> dict[str, npt.NDArray[Any]]:
+        return {"targets": self._targets.copy(), "record": self._record.copy(), "steps": self._steps.copy()}
+
+
+class SumToTen:
+    """B copies of sum to 10; a ``VectorEnvironment``.
+
+    Two agents, one step: each names a number (4 or 6; in the full game 0 to 10), the team is rewarded 1, and succeeds,
+    when they add up to 10. Observation and state are the constant 1. Nothing is random, nothing is remembered.
+
+    Args:
+        task: ``sum-to-10`` or ``sum-to-10-full``.
+        batch_size: B.
+    """
+
+    def __init__(self, task: str, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._named = np.array(_NAMES_OF_SUM_TO_TEN[task])
+        self.spec = EnvironmentSpec(
+            name=f"coordsum/{task}",
+            agents=_agents(2, spaces.Discrete(len(self._named)), (("constant", 1),)),
+            state_size=1,
+            horizon=1,
+            team_reward="shared",
+            has_success=True,
+        )
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
+        """Start B new episodes, all alike.
+
+        Args:
+            seeds: [B] integers, at least 0.
+
+        Raises:
+            UsageError: seeds of another shape, or negative.
+        """
+        RandomStreams(seeds, self.batch_size)
+        return self._observe()
+
+    def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
+        """Play the one step; action a names the a-th of the allowed numbers.
+
+        Args:
+            actions: one array [B, 2] int64.
+
+        Raises:
+            UsageError: actions of a wrong shape or kind, or out of range.
+        """
+        (chosen,) = checked_actions(actions, self.spec.groups, self.batch_size)
+        success = self._named[chosen].sum(axis=1) == 10
+        terminated = np.ones(self.batch_size, dtype=bool)
+        return _shared_result(
+            self.spec, self._observe(), success.astype(np.float32), terminated, self._observe(), success=success
+        )
+
+    def get_state(self) -> dict[str, npt.NDArray[Any]]:
+        """No array is needed: every episode is alike."""
+        return {}
+
+    def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
+        """Continue where ``get_state`` was called.
+
+        Raises:
+            UsageError: ``state`` holds an array.
+        """
+        checked_state(state, {})
+        return self._observe()
+
+    def render(self, index: int = 0) -> None:
+        """There is nothing to draw."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _observe(self) -> Observation:
+        state = np.ones((self.batch_size, 1), dtype=np.float32)
+        return _shared_observation(self.spec, state, state)
+
+
+def _agents(count: int, space: spaces.Discrete[np.int64], layout: tuple[tuple[str, int], ...]) -> tuple[AgentSpec, ...]:
+    size = sum(length for _, length in layout)
+    return tuple(AgentSpec(f"agent_{i}", size, space, observation_layout=layout) for i in range(count))
+
+
+def _shared_observation(
+    spec: EnvironmentSpec, seen: npt.NDArray[np.float32], state: npt.NDArray[np.float32]
+) -> Observation:
+    """All agents see ``seen`` [B, size]."""
+    agents = len(spec.agents)
+    active = np.ones((len(seen), agents), dtype=bool)
+    return Observation((np.repeat(seen[:, None], agents, axis=1),), (None,), state, active)
+
+
+def _shared_result(
+    spec: EnvironmentSpec,
+    observation: Observation,
+    team_rewards: npt.NDArray[np.float32],
+    terminated: npt.NDArray[np.bool_],
+    final: Observation | None,
+    *,
+    success: npt.NDArray[np.bool_] | None = None,
+) -> StepResult:
+    """Every agent receives the team reward [B]; nothing is ever truncated."""
+    rewards = np.repeat(team_rewards[:, None], len(spec.agents), axis=1)
+    return StepResult(observation, rewards, terminated, np.zeros_like(terminated), final, success)
