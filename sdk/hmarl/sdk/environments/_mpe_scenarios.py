@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ class Scenario(ABC):
         landmark_colours: [L, 3] as mpe2 has them, each in [0, 1].
     """
 
-    defaults: dict[str, Any]
+    defaults: ClassVar[dict[str, Any]]
     world: World
     observer: Observer
     agents: tuple[AgentSpec, ...]
@@ -81,7 +81,7 @@ class Scenario(ABC):
 class SimpleSpread(Scenario):
     """N agents cover N landmarks; all lose the distance of the nearest agent to each landmark, each loses 1 a touch."""
 
-    defaults = {  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {
         "N": 3,
         "local_ratio": 0.5,
         "max_cycles": 25,
@@ -153,7 +153,7 @@ class SimpleSpread(Scenario):
 class SimpleReference(Scenario):
     """Two agents that move and speak; each knows only the landmark that the other one must go to."""
 
-    defaults = {"local_ratio": 0.5, "max_cycles": 25, "continuous_actions": False}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"local_ratio": 0.5, "max_cycles": 25, "continuous_actions": False}
     _channels = 10
 
     def __init__(self, batch_size: int, arguments: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ class SimpleReference(Scenario):
 class SimpleSpeakerListener(Scenario):
     """The speaker, which cannot move, knows the goal and says one of three words; the listener must go there."""
 
-    defaults = {"max_cycles": 25, "continuous_actions": False}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"max_cycles": 25, "continuous_actions": False}
     _channels = 3
 
     def __init__(self, batch_size: int, arguments: dict[str, Any]) -> None:
