@@ -24,10 +24,16 @@ Progress = Callable[[int, int], None]
 
 @runtime_checkable
 class TimedTeam(Protocol):
-    """A team that measures the latency of its agents' act calls."""
+    """A team that measures how long its agents take to act.
+
+    Attributes:
+        latency_of: what one latency is of, e.g. ``"one agent's act over gRPC"``.
+    """
+
+    latency_of: str
 
     def latencies_s(self) -> npt.NDArray[np.float64]:
-        """[L] seconds of every act call so far, in the order in which they ended."""
+        """[L] seconds, of everything measured so far, oldest first."""
         ...
 
 
@@ -44,7 +50,8 @@ class Evaluation:
         agent_returns: [E, N] float64, undiscounted sums of every agent's own reward.
         lengths: [E] int64, steps.
         successes: [E] bool where the task knows success, else None.
-        latencies_s: [L] float64, seconds per act call: of one agent where the team measures those, else of all agents.
+        latencies_s: [L] float64, seconds.
+        latency_of: what one latency is of.
         actions: when recorded, one array per group, [E, max length, N_group, *action_shape]; zero after the episode's
             end and for agents that had left.
     """
@@ -58,6 +65,7 @@ class Evaluation:
     lengths: npt.NDArray[np.int64]
     successes: npt.NDArray[np.bool_] | None
     latencies_s: npt.NDArray[np.float64]
+    latency_of: str
     actions: tuple[npt.NDArray[Any], ...] | None = None
 
     @property
@@ -148,6 +156,7 @@ def evaluate(
         lengths=tally.lengths,
         successes=tally.successes if environment.spec.has_success else None,
         latencies_s=clock.latencies_s(),
+        latency_of=clock.latency_of,
         actions=tally.recorded() if record else None,
     )
 
@@ -175,7 +184,7 @@ def _play_wave(
         actions = clock.act(observation, running)
         result = environment.step(actions)
         tally.add(first=first, running=running, step=step, actions=actions, observation=observation, result=result)
-        ended = running & (_array(result.terminated) | _array(result.truncated))
+        ended = running & (as_array(result.terminated) | as_array(result.truncated))
         running = running & ~ended
         observation = as_numpy(result.observation)
         step += 1
@@ -186,14 +195,14 @@ def _play_wave(
 def as_numpy(observation: Observation) -> Observation:
     """The same observation with NumPy arrays, whatever the environment computes in."""
     return Observation(
-        observations=tuple(_array(block) for block in observation.observations),
-        action_masks=tuple(None if mask is None else _array(mask) for mask in observation.action_masks),
-        state=_array(observation.state),
-        active=_array(observation.active),
+        observations=tuple(as_array(block) for block in observation.observations),
+        action_masks=tuple(None if mask is None else as_array(mask) for mask in observation.action_masks),
+        state=as_array(observation.state),
+        active=as_array(observation.active),
     )
 
 
-def _array(value: Array) -> npt.NDArray[Any]:
+def as_array(value: Array) -> npt.NDArray[Any]:
     """A NumPy array, or a torch tensor brought home from wherever it lives."""
     return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
 
@@ -204,6 +213,7 @@ class _Clock:
     def __init__(self, team: Team) -> None:
         self.team = team
         self._measured: list[float] = []
+        self.latency_of = team.latency_of if isinstance(team, TimedTeam) else "one act of the whole team"
         self._skip = len(team.latencies_s()) if isinstance(team, TimedTeam) else 0
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
@@ -249,12 +259,12 @@ class _Tally:
         """Count one step of the running rows; row r is episode ``first + r``."""
         rows = np.flatnonzero(running)
         episodes = first + rows
-        rewards = _array(result.rewards)[rows].astype(np.float64)
+        rewards = as_array(result.rewards)[rows].astype(np.float64)
         self.returns[episodes] += self._spec.team_rewards(rewards)
         self.agent_returns[episodes] += rewards
         self.lengths[episodes] += 1
         if result.success is not None:
-            self.successes[episodes] = _array(result.success)[rows]
+            self.successes[episodes] = as_array(result.success)[rows]
         if self._record:
             self._steps.append((step, episodes, self._kept(actions, observation.active, rows)))
 

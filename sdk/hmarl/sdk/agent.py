@@ -1,0 +1,229 @@
+"""One agent's policy as a program uses it: the interface that all clients share, and the policy in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from hmarl.runtime.bundle import AgentModel, BoxSpace, Bundle, DiscreteSpace
+from hmarl.runtime.session import InstructionChoice, Policy
+from hmarl.sdk.errors import HmarlError, UsageError
+from hmarl.sdk.spaces import ActionSpace, AgentSpec
+
+
+class AgentError(HmarlError):
+    """The process that serves an agent refused a request, or could not be reached."""
+
+
+@dataclass(slots=True)
+class Action:
+    """What an agent does at one step.
+
+    Attributes:
+        action: Discrete: an int. MultiDiscrete: int64 [branches]. Box: float32 [D], in the environment's own units.
+        step: the step that it belongs to.
+        fresh: False when the fallback chose it, because the policy's own action did not arrive in time.
+        missed_steps: steps between the observation that the policy saw last and this one that it never received.
+        replayed: True when this is the recorded reply of a request that was sent again.
+        diagnostics: the policy's further outputs by name; empty when not fresh.
+        latency_s: seconds from the call of ``act`` to its return.
+    """
+
+    action: int | npt.NDArray[Any]
+    step: int
+    fresh: bool
+    missed_steps: int
+    replayed: bool
+    diagnostics: Mapping[str, npt.NDArray[Any]]
+    latency_s: float
+
+
+@dataclass
+class AgentStatistics:
+    """Counters since the agent was made.
+
+    Attributes:
+        acts: actions asked for.
+        fallbacks: acts without a fresh action, whether the fallback found one or raised.
+        late_replies: replies that arrived after their step was over and were dropped (streaming; a unary call that is
+            over its deadline is cancelled by gRPC, so that its reply is never seen).
+        missed_steps: steps that the policy reported as never received.
+        rejoins: episodes that were rejoined because the server had forgotten the session.
+        state_resets: rejoins that lost recurrent state.
+    """
+
+    acts: int = 0
+    fallbacks: int = 0
+    late_replies: int = 0
+    missed_steps: int = 0
+    rejoins: int = 0
+    state_resets: int = 0
+
+
+class Agent(Protocol):
+    """One agent's policy, in this process or another; one episode at a time, one call at a time.
+
+    Attributes:
+        spec: the agent's id, observation size and spaces.
+        statistics: counters since the agent was made.
+    """
+
+    spec: AgentSpec
+    statistics: AgentStatistics
+
+    def reset(
+        self,
+        seed: int,
+        *,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        first_step: int = 0,
+    ) -> None:
+        """Start an episode.
+
+        Args:
+            seed: the episode's seed in [0, 2**64), the same for all agents of a team.
+            sample: False for argmax or mean, True to draw actions.
+            instruction_choice: how a policy with instructions chooses them; None: ``common`` when sampling, else
+                ``argmax``.
+            first_step: the step of the first observation, above 0 when an episode is joined in the middle.
+        """
+        ...
+
+    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
+        """The action for the next step.
+
+        Args:
+            observation: [observation_size] float32, finite.
+            action_mask: [mask_size] bool, True where legal; exactly when the policy has a mask input.
+
+        Raises:
+            ObservationError: wrong shape, dtype or content; the step is not used up.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the episode and free what is held; a second call does nothing."""
+        ...
+
+
+class LocalAgent:
+    """An agent's policy in this process.
+
+    Args:
+        bundle: the verified bundle.
+        agent_id: which agent of it.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
+
+    Raises:
+        UsageError: unknown agent or provider.
+        BundleError: the agent's graph is not what the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, agent_id: str, *, provider: str = "cpu") -> None:
+        self.spec = agent_spec(bundle.agent(agent_id))
+        self.statistics = AgentStatistics()
+        self._session = Policy(bundle, agent_id, provider).session()
+
+    def reset(
+        self,
+        seed: int,
+        *,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        first_step: int = 0,
+    ) -> None:
+        """Start an episode; see ``Agent.reset``."""
+        self._session.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
+
+    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
+        """The action for the next step; see ``Agent.act``."""
+        begin = time.perf_counter()
+        reply = self._session.act(observation, action_mask)
+        self.statistics.acts += 1
+        return Action(
+            action=reply.action,
+            step=reply.step,
+            fresh=True,
+            missed_steps=reply.missed_steps,
+            replayed=reply.replayed,
+            diagnostics=reply.diagnostics,
+            latency_s=time.perf_counter() - begin,
+        )
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def agent_spec(model: AgentModel) -> AgentSpec:
+    """The spec of an agent from its entry in a bundle's manifest."""
+    space: ActionSpace
+    if isinstance(model.action_space, DiscreteSpace):
+        space = spaces.Discrete(model.action_space.n)
+    elif isinstance(model.action_space, BoxSpace):
+        low, high = (np.asarray(bound, np.float32) for bound in (model.action_space.low, model.action_space.high))
+        space = spaces.Box(low, high, dtype=np.float32)
+    else:
+        space = spaces.MultiDiscrete(model.action_space.n)
+    return AgentSpec(
+        id=model.id,
+        observation_size=model.observation.shape[0],
+        action_space=space,
+        has_action_mask=model.action_mask is not None,
+        observation_layout=tuple(model.observation_layout),
+    )
+
+
+def check_spec(got: AgentSpec, expected: AgentSpec, source: str) -> None:
+    """Make sure that a policy fits the agent that it is to act for.
+
+    A policy with a mask input may act where the environment has no masks (it is then given an all-true one); a policy
+    without one may not act where the environment has masks.
+
+    Args:
+        got: the policy's spec.
+        expected: the environment's.
+        source: where the policy comes from, for the message.
+
+    Raises:
+        UsageError: names the agent and the field, what was got and what was expected.
+    """
+    pairs = [("id", got.id, expected.id), ("observation size", got.observation_size, expected.observation_size)]
+    for field, ours, theirs in pairs:
+        if ours != theirs:
+            raise UsageError(f"{source}: agent '{expected.id}': {field}: got {ours}, the environment expects {theirs}")
+    if not _equal_spaces(got.action_space, expected.action_space):
+        raise UsageError(
+            f"{source}: agent '{expected.id}': action space: got {got.action_space}, "
+            f"the environment expects {expected.action_space}"
+        )
+    if expected.has_action_mask and not got.has_action_mask:
+        raise UsageError(
+            f"{source}: agent '{expected.id}': action mask: got a policy without a mask input, but the environment "
+            "has illegal actions"
+        )
+
+
+def _equal_spaces(first: ActionSpace, second: ActionSpace) -> bool:
+    if isinstance(first, spaces.Box) and isinstance(second, spaces.Box):
+        # The manifest holds decimal numbers: equal up to float32's precision.
+        return first.shape == second.shape and all(
+            np.allclose(ours, theirs, rtol=1e-6, atol=0.0)
+            for ours, theirs in ((first.low, second.low), (first.high, second.high))
+        )
+    return bool(first == second)

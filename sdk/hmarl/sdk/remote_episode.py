@@ -1,0 +1,322 @@
+"""What an agent's client decides, without any input or output: steps, deadlines, retries, rejoining, fallbacks.
+
+``RemoteEpisode.act`` is a generator. It yields what is to be done over the network (``Act``, ``Start``, ``Pause``), is
+sent the response or thrown a ``CallFailed``, and returns the action. The synchronous and the asyncio client drive the
+same generator, so that both behave alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime.bundle import AgentModel, ObservationError
+from hmarl.runtime.session import InstructionChoice
+from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.fallback import Fallback, Situation
+from hmarl.sdk.spaces import AgentSpec
+
+_RETRY_PAUSE_S = 0.01
+_WIRE_DTYPES: dict[agent_pb2.DataType, np.dtype[Any]] = {
+    agent_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    agent_pb2.DATA_TYPE_BOOL: np.dtype("?"),
+}
+_CHOICES = {
+    None: agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED,
+    "argmax": agent_pb2.INSTRUCTION_CHOICE_ARGMAX,
+    "sample": agent_pb2.INSTRUCTION_CHOICE_SAMPLE,
+    "common": agent_pb2.INSTRUCTION_CHOICE_COMMON,
+}
+# The request itself is wrong: trying again or standing in with a fallback would hide a mistake of the program.
+_CALLERS_FAULT = frozenset(
+    {
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Act:
+    """Send this request and wait for the response to this step."""
+
+    request: agent_pb2.ActRequest
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start an episode."""
+
+    request: agent_pb2.StartEpisodeRequest
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Do nothing for a while."""
+
+    seconds: float
+
+
+Operation = Act | Start | Pause
+
+
+class CallFailed(Exception):
+    """A remote call ended with a status other than OK."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code = code
+        self.details = details
+
+
+class RemoteEpisode:
+    """The state of one agent's episode as its client sees it.
+
+    Args:
+        spec: the agent.
+        fallback: decides when no fresh action arrives in time.
+        timeout_s: seconds an act may take, all retries included.
+        rejoin: whether to start the episode again, at the current step, when the server has forgotten the session.
+        source: the server's address, for messages.
+    """
+
+    def __init__(self, spec: AgentSpec, *, fallback: Fallback, timeout_s: float, rejoin: bool, source: str) -> None:
+        self.spec = spec
+        self.statistics = AgentStatistics()
+        self.session_id: str | None = None
+        self._fallback = fallback
+        self._timeout_s = timeout_s
+        self._rejoin = rejoin
+        self._source = source
+        self._start: agent_pb2.StartEpisodeRequest | None = None
+        self._next_step = 0
+        self._last_action: npt.NDArray[Any] | None = None
+        self._last_step = 0
+        self._last_time_s = -math.inf
+
+    def starting(
+        self, seed: int, sample: bool, instruction_choice: InstructionChoice | None, first_step: int
+    ) -> agent_pb2.StartEpisodeRequest:
+        """The request that starts an episode.
+
+        Raises:
+            UsageError: an argument out of range.
+        """
+        if instruction_choice not in _CHOICES:
+            raise UsageError(f"instruction_choice: got '{instruction_choice}', expected one of argmax, sample, common")
+        for name, value in (("seed", seed), ("first_step", first_step)):
+            if not 0 <= value < 2**64:
+                raise UsageError(f"{name}: got {value}, expected 0 <= {name} < 2**64")
+        return agent_pb2.StartEpisodeRequest(
+            seed=int(seed), sample=sample, instruction_choice=_CHOICES[instruction_choice], first_step=int(first_step)
+        )
+
+    def started(self, request: agent_pb2.StartEpisodeRequest, response: agent_pb2.StartEpisodeResponse) -> None:
+        """A new episode has begun: nothing of an earlier one may be held on to."""
+        self._start = request
+        self.session_id = response.session_id
+        self._next_step = request.first_step
+        self._last_action, self._last_time_s = None, -math.inf
+
+    def ending(self) -> agent_pb2.EndEpisodeRequest | None:
+        """The request that ends the episode, which is forgotten here; None when there is none."""
+        session_id, self.session_id = self.session_id, None
+        return None if session_id is None else agent_pb2.EndEpisodeRequest(session_id=session_id)
+
+    def act(
+        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
+    ) -> Generator[Operation, Any, Action]:
+        """Everything that one call of ``act`` does.
+
+        Raises:
+            ObservationError: wrong shape, dtype or content; the step is not used up.
+            StaleActionError: no fresh action in time, and the fallback allows none instead.
+            AgentError: no episode was started, or the server refuses the request.
+        """
+        begin = time.monotonic()
+        request = self._request(observation, action_mask)
+        # Used up before anything is sent: whatever interrupts this call, the step is never sent with other content.
+        self._next_step += 1
+        self.statistics.acts += 1
+        try:
+            outcome = yield from self._attempts(request, action_mask, begin + self._timeout_s)
+        except (ObservationError, AgentError):
+            self._next_step = request.step
+            raise
+        if isinstance(outcome, str):
+            return self._stand_in(self._situation(request.step, action_mask, outcome), begin)
+        return self._accept(outcome, begin)
+
+    def _attempts(
+        self, request: agent_pb2.ActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
+    ) -> Generator[Operation, Any, agent_pb2.ActResponse | str]:
+        """Ask until a fresh reply arrives or the time is over; then the reason is returned."""
+        reason = "the time allowed is over"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                reply: agent_pb2.ActResponse = yield Act(request, left)
+                return reply
+            except CallFailed as failure:
+                reason = f"agent '{self.spec.id}' at {self._source}: {failure}"
+                if failure.code is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise ObservationError(failure.details) from failure
+                if failure.code in _CALLERS_FAULT:
+                    raise AgentError(reason) from failure
+                if failure.code is grpc.StatusCode.NOT_FOUND:
+                    # Freshness first: what has gone stale must not be brought back by an automatic reconnection.
+                    if not self._rejoin or not self._fallback.may_rejoin(
+                        self._situation(request.step, action_mask, reason)
+                    ):
+                        return f"{reason}; call reset(seed, first_step={request.step}) to join the episode again"
+                    yield from self._join_again(request, deadline)
+                elif failure.code is grpc.StatusCode.UNAVAILABLE:
+                    yield Pause(min(_RETRY_PAUSE_S, max(deadline - time.monotonic(), 0.0)))
+                else:
+                    return reason
+        return reason
+
+    def _join_again(self, request: agent_pb2.ActRequest, deadline: float) -> Generator[Operation, Any, None]:
+        """Start the episode again at the request's step, and put the new session into the request."""
+        assert self._start is not None
+        start = agent_pb2.StartEpisodeRequest()
+        start.CopyFrom(self._start)
+        start.first_step = request.step
+        try:
+            response = yield Start(start, max(deadline - time.monotonic(), 0.0))
+        except CallFailed:
+            return  # the next attempt says what is wrong, as long as there is time for one
+        self.session_id = request.session_id = response.session_id
+        self.statistics.rejoins += 1
+        self.statistics.state_resets += response.state_reset_mid_episode
+
+    def _request(
+        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
+    ) -> agent_pb2.ActRequest:
+        if self.session_id is None:
+            raise AgentError(f"agent '{self.spec.id}': no episode has been started: call reset(seed) first")
+        request = agent_pb2.ActRequest(
+            session_id=self.session_id, step=self._next_step, observation=encode(observation, "observation")
+        )
+        if action_mask is not None:
+            request.action_mask.CopyFrom(encode(action_mask, "action_mask"))
+        return request
+
+    def _accept(self, reply: agent_pb2.ActResponse, begin: float) -> Action:
+        now = time.monotonic()
+        action = decode(reply.action)
+        self._last_action, self._last_step, self._last_time_s = action, reply.step, now
+        self.statistics.missed_steps += reply.missed_steps
+        return Action(
+            action=action if action.ndim else action.item(),
+            step=reply.step,
+            fresh=True,
+            missed_steps=reply.missed_steps,
+            replayed=reply.replayed,
+            diagnostics={name: decode(tensor) for name, tensor in reply.diagnostics.items()},
+            latency_s=now - begin,
+        )
+
+    def _stand_in(self, situation: Situation, begin: float) -> Action:
+        self.statistics.fallbacks += 1
+        action = self._fallback.decide(situation)
+        return Action(
+            action=action.copy() if action.ndim else action.item(),
+            step=situation.step,
+            fresh=False,
+            missed_steps=0,
+            replayed=False,
+            diagnostics={},
+            latency_s=time.monotonic() - begin,
+        )
+
+    def _situation(self, step: int, action_mask: npt.NDArray[np.bool_] | None, reason: str) -> Situation:
+        return Situation(
+            step=step,
+            action_space=self.spec.action_space,
+            action_mask=action_mask,
+            last_action=self._last_action,
+            age_s=time.monotonic() - self._last_time_s,
+            age_steps=math.inf if self._last_action is None else step - self._last_step,
+            reason=reason,
+        )
+
+
+def take_reply(
+    response: agent_pb2.StreamActResponse, step: int, statistics: AgentStatistics
+) -> agent_pb2.ActResponse | None:
+    """A stream's response when it belongs to ``step``; None for a late one, which is counted and dropped.
+
+    Raises:
+        CallFailed: the server answered this step with an error.
+    """
+    if response.WhichOneof("result") == "act":
+        if response.act.step == step:
+            return response.act
+    elif response.error.step == step:
+        raise CallFailed(_status(response.error.code), response.error.message)
+    statistics.late_replies += 1
+    return None
+
+
+def _status(number: int) -> grpc.StatusCode:
+    for code in grpc.StatusCode:
+        if code.value[0] == number:
+            return code
+    return grpc.StatusCode.UNKNOWN
+
+
+def described_agent(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentSpec:
+    """The spec of the agent that a server describes.
+
+    Raises:
+        AgentError: the description is not one that this version understands.
+    """
+    try:
+        return agent_spec(AgentModel.model_validate_json(info.agent_manifest_json))
+    except ValueError as error:
+        raise AgentError(
+            f"{source}: agent '{info.agent_id}' (hmarl {info.hmarl_version}) describes itself in an unknown form: "
+            f"{error}"
+        ) from error
+
+
+def encode(array: npt.NDArray[Any], name: str) -> agent_pb2.Tensor:
+    """An array as a message.
+
+    Raises:
+        ObservationError: not an array of a dtype that can be sent.
+    """
+    if isinstance(array, np.ndarray):
+        for code, dtype in _WIRE_DTYPES.items():
+            if array.dtype == dtype:
+                data = array.astype(dtype, copy=False).tobytes()
+                return agent_pb2.Tensor(data_type=code, shape=array.shape, data=data)
+    got = array.dtype if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+    raise ObservationError(f"{name}: got {got}, expected a NumPy array of float32, int64 or bool")
+
+
+def decode(tensor: agent_pb2.Tensor) -> npt.NDArray[Any]:
+    """The array of a message, in native byte order.
+
+    Raises:
+        AgentError: the message does not fit its own description.
+    """
+    dtype = _WIRE_DTYPES.get(tensor.data_type)
+    shape = tuple(tensor.shape)
+    if dtype is None or len(tensor.data) != dtype.itemsize * math.prod(shape):
+        raise AgentError(f"got a tensor of type {tensor.data_type}, shape {shape} and {len(tensor.data)} bytes")
+    return np.frombuffer(tensor.data, dtype).astype(dtype.newbyteorder("=")).reshape(shape)

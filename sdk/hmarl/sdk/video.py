@@ -1,0 +1,113 @@
+"""Pictures of an episode: played once more, drawn step by step, written as GIF or MP4."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.sdk.environment import VectorEnvironment
+from hmarl.sdk.errors import MissingExtraError, UsageError
+from hmarl.sdk.evaluation import as_array, as_numpy
+from hmarl.sdk.team import Team
+
+Frame = npt.NDArray[np.uint8]
+_MP4_BLOCK = 16  # H.264 codes blocks of this many pixels
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One episode.
+
+    Attributes:
+        seed: the episode's seed.
+        frames: pictures [height, width, 3], one before each step; empty when the task cannot be drawn.
+        rewards: [T] float64, the team reward of every step.
+    """
+
+    seed: int
+    frames: list[Frame]
+    rewards: npt.NDArray[np.float64]
+
+
+def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_frames: int = 1000) -> Recording:
+    """Play one episode in row 0 and draw it.
+
+    Args:
+        environment: any batch size; the other rows play along and are ignored.
+        team: who acts.
+        seed: the episode's seed (not that of an evaluation).
+        max_frames: pictures kept at most, the first ones.
+    """
+    batch = environment.batch_size
+    seeds = np.full(batch, seed, np.int64)
+    observation = as_numpy(environment.reset(seeds))
+    team.reset(seeds)
+    running = np.arange(batch) == 0
+    frames: list[Frame] = []
+    rewards: list[float] = []
+    while True:
+        # Drawn before the step: after the last one the environment has already started its next episode.
+        picture = environment.render(0) if len(frames) < max_frames else None
+        if picture is not None:
+            frames.append(np.asarray(picture, np.uint8))
+        result = environment.step(team.act(observation, running))
+        rewards.append(float(environment.spec.team_rewards(as_array(result.rewards))[0]))
+        if result.terminated[0] or result.truncated[0]:
+            return Recording(seed, frames, np.asarray(rewards))
+        observation = as_numpy(result.observation)
+
+
+def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> None:
+    """Write pictures as an animated GIF or an MP4 (H.264), by the name's ending; whole or not at all.
+
+    Args:
+        path: ending in ``.gif`` or ``.mp4``.
+        frames: pictures of equal size, at least one.
+        frames_per_second: speed of playing.
+
+    Raises:
+        UsageError: another ending, or no pictures.
+        MissingExtraError: imageio is not installed.
+    """
+    if path.suffix not in (".gif", ".mp4"):
+        raise UsageError(f"video: got '{path.name}', expected a name ending in .gif or .mp4")
+    if not frames:
+        raise UsageError("video: got no pictures; this environment cannot be drawn")
+    try:
+        import imageio.v3 as imageio  # noqa: PLC0415 - part of the eval extra
+    except ImportError as error:
+        raise MissingExtraError("imageio", "eval", "writing a video") from error
+    options: dict[str, Any] = {"duration": 1000.0 / frames_per_second, "loop": 0}
+    if path.suffix == ".mp4":
+        frames = [_even(frame) for frame in frames]
+        options = {"fps": frames_per_second, "codec": "libx264", "plugin": "FFMPEG", "macro_block_size": _MP4_BLOCK}
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        imageio.imwrite(temporary, np.stack(frames), **options)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _even(frame: Frame) -> Frame:
+    """The picture on a white ground whose sides H.264 can code."""
+    height, width = (-(-size // _MP4_BLOCK) * _MP4_BLOCK for size in frame.shape[:2])
+    ground = np.full((height, width, 3), 255, np.uint8)
+    ground[: frame.shape[0], : frame.shape[1]] = frame
+    return ground
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Bring a finished file to the disk and give it its name."""
+    os.chmod(temporary, 0o644)
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
