@@ -1,0 +1,69 @@
+"""A plain picture of a two-dimensional world in NumPy, for machines without OpenGL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One thing to draw; lengths in the world's units.
+
+    Attributes:
+        kind: "disc" (``size`` = (radius, radius)) or "box" (``size`` = (length, width)).
+        position: its centre (x, y).
+        rotation_rad: counter-clockwise.
+        size: see ``kind``.
+        colour: red, green and blue in [0, 1].
+        hollow: draw the outline only.
+    """
+
+    kind: Literal["disc", "box"]
+    position: tuple[float, float]
+    rotation_rad: float
+    size: tuple[float, float]
+    colour: tuple[float, float, float]
+    hollow: bool = False
+
+
+def draw(
+    figures: Sequence[Figure], centre: tuple[float, float], half_width: float, size_pixels: int = 400
+) -> npt.NDArray[np.uint8]:
+    """Draw the figures, later ones on top.
+
+    Args:
+        figures: what to draw.
+        centre: the world's point in the middle of the picture.
+        half_width: half the side of the square that is shown, in the world's units.
+        size_pixels: side of the picture.
+
+    Returns:
+        [size_pixels, size_pixels, 3] uint8, x to the right and y upwards.
+    """
+    steps = (np.arange(size_pixels) + 0.5) / size_pixels * 2.0 - 1.0
+    x = centre[0] + half_width * steps[None, :]
+    y = centre[1] - half_width * steps[:, None]
+    picture = np.full((size_pixels, size_pixels, 3), 255, np.uint8)
+    pixel = 2.0 * half_width / size_pixels
+    for figure in figures:
+        depth = _depth(figure, x - figure.position[0], y - figure.position[1])
+        # Whatever is thinner than a pixel still shows.
+        inside = depth > -0.5 * pixel
+        if figure.hollow:
+            inside &= depth < 2.0 * pixel
+        picture[inside] = np.clip(np.asarray(figure.colour) * 255.0, 0.0, 255.0).astype(np.uint8)
+    return picture
+
+
+def _depth(figure: Figure, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """How far each point lies inside the figure's outline, negative outside."""
+    if figure.kind == "disc":
+        return np.asarray(figure.size[0] - np.hypot(x, y))
+    cos, sin = np.cos(figure.rotation_rad), np.sin(figure.rotation_rad)
+    along, across = np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
+    return np.asarray(np.minimum(figure.size[0] / 2.0 - along, figure.size[1] / 2.0 - across))
