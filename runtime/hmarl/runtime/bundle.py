@@ -33,6 +33,7 @@ from hmarl.runtime.errors import (
 )
 from hmarl.runtime.manifest import (
     SCHEMA_VERSION,
+    ActionSpaceModel,
     AgentModel,
     BoxSpace,
     DiscreteSpace,
@@ -49,6 +50,7 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_HASH",
     "SCHEMA_VERSION",
+    "ActionSpaceModel",
     "AgentModel",
     "BoxSpace",
     "Bundle",
@@ -70,6 +72,7 @@ __all__ = [
     "UnknownSessionError",
     "UsageError",
     "load_bundle",
+    "replace_file",
     "write_bundle",
 ]
 

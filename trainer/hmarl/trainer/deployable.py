@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from hmarl.runtime.manifest import (
+from hmarl.runtime.bundle import (
     ActionSpaceModel,
     AgentModel,
     BoxSpace,

@@ -101,7 +101,7 @@ def trust_region_step(
     leaf = theta.detach().clone().requires_grad_(True)
     old_surrogate = surrogate(leaf)
     (gradient,) = torch.autograd.grad(old_surrogate, leaf)
-    start = float(old_surrogate)
+    start = float(old_surrogate.detach())
     if not torch.isfinite(gradient).all() or float(gradient.abs().max()) == 0.0:
         # A non-finite gradient is passed on: the caller names it and rolls back.
         broken = theta if torch.isfinite(gradient).all() else theta + gradient

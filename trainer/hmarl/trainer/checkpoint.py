@@ -1,0 +1,189 @@
+"""Checkpoints: safetensors for tensors, JSON for counters; written atomically, verified on reading, never pickled.
+
+A checkpoint is a pair ``step-N.safetensors`` and ``step-N.json``. The JSON is written last and holds the tensors' SHA-256, so
+a checkpoint that was cut off or damaged is recognised and the one before it is used. ``best.json`` names the best one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from hmarl.runtime.bundle import BundleError, replace_file
+
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(BundleError):
+    """A checkpoint is missing, damaged or does not fit; exit code 3."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Where a run stands: everything in a checkpoint that is not a tensor.
+
+    Attributes:
+        update: finished updates; steps: environment steps of the team.
+        episodes: finished training episodes.
+        best_return: best evaluation so far, None before the first.
+        last_evaluation: steps at the last evaluation.
+    """
+
+    update: int = 0
+    steps: int = 0
+    episodes: int = 0
+    best_return: float | None = None
+    last_evaluation: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory."""
+
+    path: Path
+    counters: Counters
+    tensors: dict[str, Tensor]
+    sha256: str
+
+
+def flatten(components: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of nested components under dotted names.
+
+    Args:
+        components: values are tensors, dictionaries of the same, or objects with ``state_dict``.
+    """
+    flat: dict[str, Tensor] = {}
+    for name, part in components.items():
+        if isinstance(part, Tensor):
+            flat[name] = part
+        else:
+            inner = part if isinstance(part, Mapping) else part.state_dict()
+            flat |= {f"{name}.{key}": value for key, value in flatten(inner).items()}
+    return flat
+
+
+def restore(components: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors that ``flatten`` returned back into the components, in place.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    for name, part in components.items():
+        if isinstance(part, Tensor):
+            if name not in tensors or tensors[name].shape != part.shape:
+                got = tuple(tensors[name].shape) if name in tensors else "nothing"
+                raise CheckpointError(f"checkpoint: '{name}' has shape {got}, expected {tuple(part.shape)}")
+            part.copy_(tensors[name])
+        else:
+            inner = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            if isinstance(part, Mapping):
+                restore(part, inner)
+            else:
+                part.load_state_dict(_nested(inner))
+
+
+def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Dotted names -> nested dictionaries."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return nested
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], counters: Counters) -> Path:
+    """Write one checkpoint; returns the path of its tensors."""
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    path = folder / f"step-{counters.steps:012d}.safetensors"
+    sha256 = hashlib.sha256(content).hexdigest()
+    description = {"format": FORMAT, "sha256": sha256, **asdict(counters)}
+    replace_file(path, content)
+    replace_file(path.with_suffix(".json"), (json.dumps(description, indent=1) + "\n").encode())
+    return path
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read and verify one checkpoint, given the path of its tensors.
+
+    Raises:
+        CheckpointError: unreadable, cut off, or not what was written.
+    """
+    try:
+        description = json.loads(path.with_suffix(".json").read_text())
+        content = path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if description.pop("sha256") != sha256:
+            raise CheckpointError(f"checkpoint {path}: the file is damaged (its SHA-256 does not match {path.stem}.json)")
+        if (version := description.pop("format")) != FORMAT:
+            raise CheckpointError(f"checkpoint {path}: got format {version}, this hmarl reads format {FORMAT}")
+        tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
+        return Checkpoint(path, Counters(**description), tensors, sha256)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path}: unreadable ({error})") from error
+
+
+def newest_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The newest checkpoint that is whole; damaged newer ones are named in the log and passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    paths = sorted(folder.glob("step-*.safetensors"), reverse=True)
+    for path in paths:
+        try:
+            return read_checkpoint(path, device)
+        except CheckpointError as error:
+            _log.warning("%s; trying the one before it", error)
+    found = f"{len(paths)} damaged ones" if paths else "none"
+    raise CheckpointError(f"run directory {folder.parent}: no usable checkpoint in {folder} (found {found})")
+
+
+def find_checkpoint(run: Path, which: str, device: torch.device | str = "cpu") -> Checkpoint:
+    """A run's checkpoint by name: ``last``, ``best`` or a number of steps.
+
+    Raises:
+        CheckpointError: not there; the message lists those that are.
+    """
+    folder = run / "checkpoints"
+    if which == "last":
+        return newest_checkpoint(folder, device)
+    if which == "best":
+        try:
+            name = json.loads((folder / "best.json").read_text())["file"]
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"run directory {run}: no best checkpoint ({error}); use --checkpoint last") from error
+        return read_checkpoint(folder / name, device)
+    steps = sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
+    if not which.isdigit() or int(which) not in steps:
+        raise CheckpointError(f"--checkpoint: got '{which}', expected best, last or one of {steps}")
+    return read_checkpoint(folder / f"step-{int(which):012d}.safetensors", device)
+
+
+def mark_best(folder: Path, path: Path, evaluation_return: float) -> None:
+    """Record which checkpoint evaluated best."""
+    content = {"file": path.name, "return_mean": evaluation_return}
+    replace_file(folder / "best.json", (json.dumps(content) + "\n").encode())
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one."""
+    best = folder / "best.json"
+    kept = {json.loads(best.read_text())["file"]} if best.exists() else set()
+    paths = sorted(folder.glob("step-*.safetensors"))
+    for path in paths[:-keep]:
+        if path.name not in kept:
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -1,0 +1,221 @@
+"""hmarl-train, hmarl-export and hmarl-algorithms.
+
+This module imports without torch, so that a base install can say which extra is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.sdk.errors import MissingExtraError, UsageError
+
+_SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
+
+
+def _need_torch(purpose: str) -> None:
+    """Raise the error that names the extra when the trainer's packages are not installed."""
+    try:
+        import onnx  # noqa: F401
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "train", purpose) from error
+
+
+def train(
+    algorithm: Annotated[str | None, typer.Argument(help="what to train with; see hmarl-algorithms")] = None,
+    env: Annotated[str | None, typer.Option(help="FAMILY/TASK, see hmarl-envs; or package.module:function")] = None,
+    steps: Annotated[int | None, typer.Option(help="environment steps of the team, summed over environments")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default runs/ALGORITHM-TASK-seedN-TIME")] = None,
+    device: Annotated[str | None, typer.Option(help="torch device, e.g. cpu or cuda")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS_HELP)] = None,
+    resume: Annotated[Path | None, typer.Option(help="continue the run in this directory")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the summary as the last line of stdout")] = False,
+) -> None:
+    """Train a team.
+
+    Example: hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3 --set algorithm.instructions=10
+
+    Without --steps and --set a pair of algorithm and task runs with its preset where it has one (hmarl-algorithms --presets).
+    Ctrl-C saves and says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
+    """
+    _need_torch("hmarl-train")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    from hmarl.trainer.training import Interrupted, Run, estimate_seconds, stop_on_signals
+
+    console = Console(stderr=True)
+    if resume is not None:
+        if algorithm or env or settings or out or seed is not None or device:
+            raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
+        run = Run.resume(resume, steps)
+        console.print(f"resuming {resume} at {run.counters.steps:,} of {run.settings.steps:,} steps", highlight=False)
+    else:
+        config, preset = _configured(algorithm, env, steps, seed, device, settings)
+        directory = out or _default_directory(config)
+        run = Run.create(config, directory)
+        expected = estimate_seconds(config)
+        console.print(
+            f"training {config.algorithm} on {config.environment} for {run.settings.steps:,} steps into {directory}"
+            f"{' (preset)' if preset else ''}; expected time {_duration(expected)}, evaluations not counted",
+            highlight=False,
+        )
+    try:
+        with stop_on_signals() as stop:
+            summary = run.train(stop)
+    except Interrupted:
+        last = max(run.directory.glob("checkpoints/step-*.json"), default=None)
+        saved = f"saved {last.stem}" if last else "no checkpoint had been written yet"
+        console.print(f"\nstopped; {saved}. Continue with: {run.resume_command}", highlight=False)
+        raise SystemExit(130) from None
+    finally:
+        run.close()
+    _report(console, summary, run.directory)
+    if as_json:
+        print_json({"run": str(run.directory), **summary})
+
+
+def _configured(
+    algorithm: str | None,
+    env: str | None,
+    steps: int | None,
+    seed: int | None,
+    device: str | None,
+    settings: list[str] | None,
+) -> tuple[Any, bool]:
+    """The run's config, and whether it is a preset's."""
+    from hmarl.trainer.presets import find_preset
+    from hmarl.trainer.training import make_config
+
+    if algorithm is None or env is None:
+        raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
+    given = parse_settings(settings, ("algorithm", "env", "run"))
+    preset = find_preset(algorithm, env)
+    base_algorithm = dict(preset.algorithm_settings) if preset else {}
+    base_run = {**preset.run_settings, "steps": preset.steps} if preset else {}
+    arguments = dict(preset.environment_arguments) if preset else {}
+    flags = {"steps": steps, "seed": seed, "device": device}
+    run = {**base_run, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
+    config = make_config(
+        algorithm, env, {**base_algorithm, **given["algorithm"]}, run, {**arguments, **given["env"]}
+    )
+    return config, preset is not None
+
+
+def _default_directory(config: Any) -> Path:
+    task = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.environment)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.algorithm}-{task}-seed{config.run['seed']}-{stamp}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
+    table = Table(title=f"final evaluation of {summary['algorithm']} on {summary['environment']}", title_justify="left")
+    for column in ("policy", "return mean", "median", "IQM", "success"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for name, row in summary["final"].items():
+        success = row.get("success_rate")
+        table.add_row(
+            name, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
+            "" if success is None else f"{success:.0%}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{summary['steps']:,} steps in {_duration(summary['wall_s'])}\n"
+        f"next: hmarl-export {directory}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
+        highlight=False,
+    )
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="run directory of hmarl-train")],
+    out: Annotated[Path | None, typer.Option(help="bundle to write: a directory, or a file ending in .zip")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last or a number of steps")] = "best",
+    name: Annotated[str | None, typer.Option(help="the bundle's name; default the run's")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object as the last line of stdout")] = False,
+) -> None:
+    """Distil a run into one local policy per agent as ONNX, check it against torch, and write a bundle.
+
+    Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance.
+    """
+    _need_torch("hmarl-export")
+    logging.basicConfig(level=logging.ERROR)
+    from hmarl.trainer.export import export_run
+
+    target = out or run / "bundle"
+    console = Console(stderr=True)
+    console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False)
+    bundle = export_run(run, target, checkpoint, name)
+    parity = bundle.manifest.parity[0]
+    console.print(
+        f"wrote {target}: {len(bundle.manifest.agents)} agents, parity with torch on {parity.samples:,} inputs: largest "
+        f"error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, {parity.near_ties} near ties\n"
+        f"next: hmarl-verify {target}\n      hmarl-fleet {target} --out endpoints.json",
+        highlight=False,
+    )
+    if as_json:
+        print_json({"bundle": str(target), "sha256": bundle.sha256, "parity": parity.model_dump()})
+
+
+def algorithms(
+    name: Annotated[str | None, typer.Argument(help="show this algorithm's settings")] = None,
+    presets: Annotated[bool, typer.Option("--presets", help="list the pairs that have a preset")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object as the last line of stdout")] = False,
+) -> None:
+    """List the algorithms, the settings of one, or the presets."""
+    _need_torch("hmarl-algorithms")
+    from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
+    from hmarl.trainer.config import RunSettings
+    from hmarl.trainer.presets import PRESETS
+
+    console = Console()
+    if presets:
+        table = Table("algorithm", "environment", "steps", "about", title="presets")
+        for preset in PRESETS:
+            table.add_row(preset.algorithm, preset.environment, f"{preset.steps:,}", preset.about)
+        document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
+    elif name is not None:
+        classes = {"algorithm": find_algorithm(name).settings_class, "run": RunSettings}
+        table = Table("setting", "default", "meaning", title=f"settings of {name} (--set SETTING=VALUE)")
+        document = {}
+        for prefix, model in classes.items():
+            for key, field in model.model_fields.items():
+                table.add_row(f"{prefix}.{key}", json.dumps(field.default), field.description or "")
+                document[f"{prefix}.{key}"] = field.default
+    else:
+        table = Table("algorithm", "about", title="algorithms")
+        for key, algorithm in ALGORITHMS.items():
+            table.add_row(key, (algorithm.__doc__ or "").splitlines()[0])
+        document = {"algorithms": list(ALGORITHMS)}
+    console.print(table)
+    if as_json:
+        print_json(document)
+
+
+def train_main() -> None:
+    """Entry point of hmarl-train."""
+    run_command(train)
+
+
+def export_main() -> None:
+    """Entry point of hmarl-export."""
+    run_command(export)
+
+
+def algorithms_main() -> None:
+    """Entry point of hmarl-algorithms."""
+    run_command(algorithms)

@@ -1,0 +1,347 @@
+"""Export: one ONNX graph per agent with the whole deployment contract inside, checked against torch, in one bundle."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor
+
+from hmarl.runtime.bundle import SCHEMA_VERSION, Bundle, BundleError, EnvironmentModel, ParityModel, write_bundle
+from hmarl.runtime.session import Policy
+from hmarl.sdk.environments import make
+from hmarl.sdk.evaluation import as_numpy, episode_seeds
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.sdk.team import RandomTeam
+from hmarl.trainer.checkpoint import Checkpoint, find_checkpoint, restore
+from hmarl.trainer.deployable import DeployablePolicy
+from hmarl.trainer.distributions import gumbel_from_uniform
+from hmarl.trainer.heterogeneous import HeterogeneousAgents
+from hmarl.trainer.model_card import model_card
+from hmarl.trainer.training import RunConfig, build_algorithm
+
+OPSET = 18
+# The largest allowed difference in logits and means, per execution provider; GPUs sum in another order.
+TOLERANCES = {"cpu": 1e-5, "cuda": 1e-4, "tensorrt": 1e-3}
+# Choices whose two best scores are nearer than this may differ: float32 cannot tell them apart.
+NEAR_TIE = 2e-5
+_BATCH_SIZES = (1, 2, 7, 64, 256)
+_RECORDED_SAMPLES = 64
+
+
+class ParityError(BundleError):
+    """ONNX Runtime does not compute what torch computes; nothing was written."""
+
+
+@dataclass
+class Parity:
+    """What the comparison of one or more agents found.
+
+    Attributes:
+        max_error: largest difference of logits, means and states.
+        mismatches: discrete actions or instructions that differ although their scores are apart.
+        near_ties: those that differ or may differ because their scores are not.
+        samples: compared rows.
+    """
+
+    max_error: float = 0.0
+    mismatches: int = 0
+    near_ties: int = 0
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run read back from its directory."""
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    algorithm: HeterogeneousAgents
+    spec: EnvironmentSpec
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def load_run(run: Path, checkpoint: str = "best") -> LoadedRun:
+    """Read a run's config and one of its checkpoints.
+
+    Raises:
+        CheckpointError: not a run directory, or no such good checkpoint.
+    """
+    config = RunConfig.read(run)
+    found = find_checkpoint(run, checkpoint)
+    on_cpu = config.model_copy(update={"run": {**config.run, "device": "cpu"}})
+    environment = make(config.environment, 1, **config.environment_arguments)
+    try:
+        algorithm = build_algorithm(on_cpu, environment)
+    finally:
+        environment.close()
+    restore({"algorithm": algorithm.components()}, found.tensors)
+    summary_path = run / "summary.json"
+    summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+    return LoadedRun(config, found, algorithm, environment.spec, summary)
+
+
+def export_run(run: Path, target: Path, checkpoint: str = "best", name: str | None = None) -> Bundle:
+    """Export a run's agents into a bundle.
+
+    Args:
+        run: run directory.
+        target: bundle directory, or a path ending in ``.zip``.
+        checkpoint: ``best``, ``last`` or a number of steps.
+        name: the bundle's name, the run directory's by default.
+
+    Raises:
+        ParityError: ONNX Runtime and torch disagree; nothing is written.
+        CheckpointError: see ``load_run``.
+    """
+    loaded = load_run(run, checkpoint)
+    modules = [loaded.algorithm.deployable(agent).eval() for agent in range(len(loaded.spec.agents))]
+    files = {f"agents/{module.agent.id}.onnx": onnx_bytes(module) for module in modules}
+    samples = rollout_observations(loaded)
+    parity, records = check_all(modules, files, samples, loaded)
+    card, plots = model_card(run, loaded.config, loaded.checkpoint, loaded.summary, parity, name or run.name)
+    manifest = {
+        **_manifest(loaded, modules, parity, name or run.name),
+        "evaluation": loaded.summary.get("final", {}),
+    }
+    return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()})
+
+
+def onnx_bytes(module: DeployablePolicy) -> bytes:
+    """The module as an ONNX file with a dynamic batch dimension, weights inside."""
+    arguments = tuple(example_inputs(module, 2, np.random.default_rng(0)).values())
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            external_data=False,
+            input_names=module.input_names,
+            output_names=module.output_names,
+            dynamic_shapes=(tuple({0: batch} for _ in arguments),),
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    metadata = {"hmarl_version": version("hmarl"), "agent": module.agent.id, "manifest": module.describe("").model_dump_json()}
+    onnx.helper.set_model_props(model, metadata)
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        value.ClearField("metadata_props")
+    onnx.checker.check_model(model, full_check=True)
+    buffer = io.BytesIO()
+    onnx.save(model, buffer)
+    return buffer.getvalue()
+
+
+class _quiet:
+    """Silences the exporter's progress lines; its errors are exceptions."""
+
+    def __enter__(self) -> None:
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(logging.NOTSET)
+
+
+def example_inputs(module: DeployablePolicy, rows: int, generator: np.random.Generator) -> dict[str, Tensor]:
+    """Random non-zero inputs, legal masks and noise of every kind (half of the rows without: the deterministic mode)."""
+    entry = module.describe("")
+    scale = 3.0 / module.scale.numpy()
+    observation = module.shift.numpy() + generator.normal(size=(rows, entry.observation.shape[0])) * scale
+    inputs = {"observation": torch.from_numpy(observation.astype(np.float32))}
+    if entry.action_mask is not None:
+        inputs["action_mask"] = torch.from_numpy(_random_masks(module, rows, generator))
+    for state in entry.states:
+        held = np.stack([generator.integers(module.instructions, size=rows), generator.integers(module.interval, size=rows)], 1)
+        inputs[state.input] = torch.from_numpy(held.astype(np.float32))
+    for noise in entry.noises:
+        shape = (rows, *noise.shape)
+        drawn = generator.uniform(1e-6, 1 - 1e-6, shape) if noise.distribution == "uniform" else generator.normal(size=shape)
+        drawn[generator.random(rows) < 0.5] = 0.0
+        inputs[noise.name] = torch.from_numpy(drawn.astype(np.float32))
+    return inputs
+
+
+def _random_masks(module: DeployablePolicy, rows: int, generator: np.random.Generator) -> npt.NDArray[np.bool_]:
+    mask = generator.random((rows, module.agent.mask_size)) < 0.6
+    start = 0
+    space = module.agent.action_space
+    for size in space.nvec if hasattr(space, "nvec") else [module.agent.mask_size]:
+        mask[np.arange(rows), start + generator.integers(size, size=rows)] = True
+        start += int(size)
+    return mask
+
+
+def rollout_observations(loaded: LoadedRun, steps: int = 64, batch: int = 16) -> list[dict[str, Tensor]]:
+    """Real inputs: per agent, what it saw (and its masks) while a random team played, [M, ...]."""
+    environment = make(loaded.config.environment, batch, **loaded.config.environment_arguments)
+    team = RandomTeam(environment.spec)
+    seeds = episode_seeds(17, batch)
+    team.reset(seeds)
+    observation = as_numpy(environment.reset(seeds))
+    seen: list[list[npt.NDArray[Any]]] = [[] for _ in environment.spec.agents]
+    masks: list[list[npt.NDArray[Any]]] = [[] for _ in environment.spec.agents]
+    for _ in range(steps):
+        for g, group in enumerate(environment.spec.groups):
+            for member, agent in enumerate(group.agents):
+                seen[agent].append(np.array(observation.observations[g][:, member]))
+                mask = observation.action_masks[g]
+                if mask is not None:
+                    masks[agent].append(np.array(mask[:, member]))
+        actions = team.act(observation, np.ones(batch, dtype=np.bool_))
+        observation = as_numpy(environment.step(actions).observation)
+    environment.close()
+    rows = []
+    for agent_seen, agent_masks in zip(seen, masks, strict=True):
+        row = {"observation": torch.from_numpy(np.concatenate(agent_seen).astype(np.float32))}
+        if agent_masks:
+            row["action_mask"] = torch.from_numpy(np.concatenate(agent_masks))
+        rows.append(row)
+    return rows
+
+
+def check_all(
+    modules: list[DeployablePolicy], files: dict[str, bytes], samples: list[dict[str, Tensor]], loaded: LoadedRun
+) -> tuple[Parity, dict[str, bytes]]:
+    """Compare every agent's graph, run by the runtime itself, with torch.
+
+    Returns:
+        What was found, and recorded inputs with torch's outputs (``parity/*.npy``), with which ``hmarl-verify`` repeats the check.
+
+    Raises:
+        ParityError: beyond the tolerance.
+    """
+    total, records = Parity(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        draft = write_bundle(Path(folder) / "draft", _manifest(loaded, modules, total, "draft"), files)
+        for module, real in zip(modules, samples, strict=True):
+            policy = Policy(draft, module.agent.id)
+            generator = np.random.default_rng(len(records) + 1)
+            for rows in _BATCH_SIZES:
+                compare(module, policy, example_inputs(module, rows, generator), total)
+            inputs = {**example_inputs(module, len(real["observation"]), generator), **real}
+            compare(module, policy, inputs, total)
+            records |= _record(module, {name: value[:_RECORDED_SAMPLES] for name, value in inputs.items()})
+    if total.max_error > TOLERANCES["cpu"] or total.mismatches:
+        raise ParityError(
+            f"export: ONNX Runtime differs from torch by {total.max_error:.3g} (allowed {TOLERANCES['cpu']:g}) and in "
+            f"{total.mismatches} of {total.samples} choices whose scores are more than {NEAR_TIE:g} apart; nothing was written"
+        )
+    return total, records
+
+
+@torch.no_grad()
+def compare(module: DeployablePolicy, policy: Policy, inputs: dict[str, Tensor], found: Parity) -> None:
+    """Add one batch's differences to ``found``.
+
+    Actions that follow from different instructions are compared only where the instructions agree; these may differ only
+    where their two best scores are a near tie.
+    """
+    expected = dict(zip(module.output_names, module(*inputs.values()), strict=True))
+    got = policy.run_batch({name: value.numpy() for name, value in inputs.items()})
+    rows = np.ones(len(inputs["observation"]), dtype=bool)
+    found.samples += len(rows)
+    if "instruction" in expected:
+        _difference(got["instruction_logits"], expected["instruction_logits"].numpy(), rows, found)
+        scores = expected["instruction_logits"] + gumbel_from_uniform(inputs["instruction_noise"])
+        rows &= _choices(got["instruction"], expected["instruction"].numpy(), scores.numpy(), rows, found)
+    if module.has_state:
+        _difference(got["next_instruction_state"], expected["next_instruction_state"].numpy(), rows, found)
+    if module.head.continuous:
+        _difference(got["action_mean"], expected["action_mean"].numpy(), rows, found)
+        span = np.maximum(module.agent.action_space.high - module.agent.action_space.low, 1.0)
+        _difference(got["action"] / span, expected["action"].numpy() / span, rows, found)
+        return
+    _difference(got["action_logits"], expected["action_logits"].numpy(), rows, found)
+    scores = (expected["action_logits"] + gumbel_from_uniform(inputs["action_noise"])).numpy()
+    space = module.agent.action_space
+    branches = np.cumsum([int(n) for n in space.nvec])[:-1] if hasattr(space, "nvec") else []
+    action, reference = np.atleast_2d(got["action"].T), np.atleast_2d(expected["action"].numpy().T)
+    for branch, part in enumerate(np.split(scores, branches, axis=-1)):
+        _choices(action[branch], reference[branch], part, rows, found)
+
+
+def _difference(got: npt.NDArray[Any], expected: npt.NDArray[Any], rows: npt.NDArray[np.bool_], found: Parity) -> None:
+    if rows.any():
+        error = float(np.abs(got[rows] - expected[rows]).max(initial=0.0))
+        found.max_error = max(found.max_error, error if np.isfinite(error) else float("inf"))
+
+
+def _choices(
+    got: npt.NDArray[Any], expected: npt.NDArray[Any], scores: npt.NDArray[Any], rows: npt.NDArray[np.bool_], found: Parity
+) -> npt.NDArray[np.bool_]:
+    """[M] bool, where the choices agree; counts near ties and true mismatches among ``rows``."""
+    best = np.sort(scores, axis=-1)
+    near = best[:, -1] - best[:, -2] <= NEAR_TIE if scores.shape[-1] > 1 else np.zeros(len(scores), dtype=bool)
+    agree = np.asarray(got == expected)
+    found.near_ties += int((near & rows).sum())
+    found.mismatches += int((~agree & ~near & rows).sum())
+    return agree
+
+
+@torch.no_grad()
+def _record(module: DeployablePolicy, inputs: dict[str, Tensor]) -> dict[str, bytes]:
+    """Inputs and torch's outputs as plain .npy files."""
+    outputs = dict(zip(module.output_names, module(*inputs.values()), strict=True))
+    prefix = f"parity/{module.agent.id}"
+    arrays = {f"{prefix}.{name}.npy": value for name, value in inputs.items()}
+    arrays |= {f"{prefix}.expected.{name}.npy": value for name, value in outputs.items()}
+    files = {}
+    for name, value in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, value.numpy(), allow_pickle=False)
+        files[name] = buffer.getvalue()
+    return files
+
+
+def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity, name: str) -> dict[str, Any]:
+    config, spec = loaded.config, loaded.spec
+    environment = EnvironmentModel(
+        name=config.environment, arguments=config.environment_arguments, horizon=spec.horizon,
+        team_reward=spec.team_reward, control_period_s=spec.control_period_s,
+    )  # fmt: skip
+    row = ParityModel(
+        provider="cpu", tolerance=TOLERANCES["cpu"], max_error=parity.max_error, action_mismatches=parity.mismatches,
+        near_ties=parity.near_ties, samples=parity.samples, batch_sizes=list(_BATCH_SIZES),
+    )  # fmt: skip
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "created_by": f"hmarl {version('hmarl')}",
+        "algorithm": config.algorithm,
+        "deterministic_by_default": loaded.algorithm.settings.deterministic_evaluation,
+        "environment": environment.model_dump(mode="json"),
+        "agents": [module.describe(f"agents/{module.agent.id}.onnx").model_dump(mode="json") for module in modules],
+        "normalisation": "(observation - shift) * scale, clipped to ±10, inside the graph"
+        if loaded.algorithm.settings.normalise_observations
+        else "none",
+        "opset": OPSET,
+        "parity": [row.model_dump(mode="json")],
+        "parity_tolerance": TOLERANCES,
+        "training": {
+            "config": config.model_dump(mode="json"),
+            "checkpoint": loaded.checkpoint.path.name,
+            "checkpoint_sha256": loaded.checkpoint.sha256,
+            "steps": loaded.checkpoint.counters.steps,
+            "seed": config.run["seed"],
+            "torch": torch.__version__,
+        },
+    }

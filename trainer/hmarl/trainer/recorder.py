@@ -1,0 +1,102 @@
+"""What a run writes and shows: metrics.jsonl, TensorBoard, and live progress in the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Recorder:
+    """Writes every update's metrics; a resumed run continues the same files.
+
+    Args:
+        run: the run directory.
+        resumed_update: lines after this update are dropped first: the resumed run writes them again.
+    """
+
+    def __init__(self, run: Path, resumed_update: int, resumed_steps: int) -> None:
+        self._path = run / "metrics.jsonl"
+        if self._path.exists():
+            self._drop_after(resumed_update)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_steps + 1 if resumed_steps else None)
+
+    def _drop_after(self, update: int) -> None:
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line)["update"] <= update:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # a line that the kill cut off
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, update: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Append one update's metrics; values that are not finite become null."""
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self._file.write(json.dumps({"update": update, "steps": steps, **finite}) + "\n")
+        self._file.flush()
+        for key, value in metrics.items():
+            self._board.add_scalar(key if "/" in key else f"train/{key}", value, steps)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
+
+
+class LiveProgress:
+    """A progress bar with rates, ETA and the figures that tell whether learning goes well.
+
+    On a terminal it is redrawn in place; elsewhere a line is printed every ``line_interval_s`` seconds.
+    """
+
+    shown = ("return", "agent_kl", "conductor_kl", "instruction_entropy", "explained_variance")
+
+    def __init__(self, title: str, total: int, done: int, line_interval_s: float = 10.0) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal
+        self._total, self._started_at, self._start = total, done, time.monotonic()
+        self._line_interval_s, self._last_line = line_interval_s, self._start
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:5.1f}%"),
+            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=self._console, transient=False,
+        )  # fmt: skip
+        self._task = self._progress.add_task(title, total=total, completed=done, figures="")
+
+    def __enter__(self) -> LiveProgress:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def update(self, steps: int, metrics: Mapping[str, Any]) -> None:
+        """Show the state after an update."""
+        now = time.monotonic()
+        rate = (steps - self._started_at) / max(now - self._start, 1e-9)
+        figures = [f"{steps:,} steps", f"{rate:,.0f} steps/s"]
+        figures += [f"{key.replace('_', ' ')} {metrics[key]:.4g}" for key in self.shown if key in metrics]
+        if self._live:
+            self._progress.update(self._task, completed=steps, figures=" · ".join(figures))
+        elif now - self._last_line >= self._line_interval_s or steps >= self._total:
+            self._last_line = now
+            eta = (self._total - steps) / max(rate, 1e-9)
+            self.say(f"{100 * steps / self._total:5.1f}% · ETA {max(eta, 0):,.0f} s · " + " · ".join(figures))
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,135 @@
+"""The trainer's own policies as a team for ``evaluate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hmarl.runtime.bundle import NoiseModel
+from hmarl.runtime.session import noise_for
+from hmarl.sdk.environment import Observation
+from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.deployable import DeployablePolicy
+from hmarl.trainer.heterogeneous import HeterogeneousAgents
+
+
+class LocalTeam:
+    """The deployable policies in torch, each fed with its own agent's observation alone: what will be exported.
+
+    Args:
+        algorithm: whose agents.
+        sample: draw actions (and, in common, instructions) instead of argmax or mean.
+    """
+
+    name = "local"
+
+    def __init__(self, algorithm: HeterogeneousAgents, sample: bool = False) -> None:
+        self.spec = algorithm.spec
+        self.modules = [algorithm.deployable(agent) for agent in range(len(self.spec.agents))]
+        self._sample = sample
+        self._noises: list[list[NoiseModel]] = [module.describe("").noises for module in self.modules]
+        self._states: list[Tensor | None] = []
+        self._seeds = np.zeros(0, dtype=np.int64)
+        self._step = 0
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start episodes with fresh instruction states."""
+        self._seeds, self._step = seeds, 0
+        self._states = [torch.zeros(len(seeds), 2) if module.has_state else None for module in self.modules]
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """Everybody's action, one agent at a time, as the separate processes will do it."""
+        groups = []
+        for g, group in enumerate(self.spec.groups):
+            mask = observation.action_masks[g]
+            actions = [
+                self._act(agent, observation.observations[g][:, m], None if mask is None else mask[:, m])
+                for m, agent in enumerate(group.agents)
+            ]
+            groups.append(np.stack(actions, axis=1))
+        self._step += 1
+        return tuple(groups)
+
+    @torch.no_grad()
+    def _act(self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        module = self.modules[agent]
+        inputs = [torch.from_numpy(np.ascontiguousarray(observation, dtype=np.float32))]
+        if module.agent.has_action_mask and mask is not None:
+            inputs.append(torch.from_numpy(np.ascontiguousarray(mask)))
+        state = self._states[agent]
+        if state is not None:
+            inputs.append(state)
+        inputs += [torch.from_numpy(self._noise(noise, module)) for noise in self._noises[agent]]
+        outputs = module(*inputs)
+        if state is not None:
+            self._states[agent] = outputs[1]
+        return np.asarray(outputs[0].numpy())
+
+    def _noise(self, noise: NoiseModel, module: DeployablePolicy) -> npt.NDArray[np.float32]:
+        shape = (len(self._seeds), *noise.shape)
+        if not self._sample:
+            return np.zeros(shape, dtype=np.float32)
+        return noise_for(noise, module.agent.id, self._seeds, self._step)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class ConductedTeam:
+    """HCPO's actors under one of the four conductors of the paper's Fig. 8(c).
+
+    Args:
+        algorithm: HCPO.
+        conductor: ``central`` (sees the state), ``random`` (uniform instructions) or ``none`` (the instruction is withheld:
+            an all-zero input). The fourth, ``local``, is ``LocalTeam``.
+    """
+
+    def __init__(self, algorithm: Hcpo, conductor: str) -> None:
+        self.name = conductor
+        self._algorithm = algorithm
+        self._generator = np.random.default_rng(0)
+        self._step = 0
+        self._instruction = torch.zeros(0, dtype=torch.int64)
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start episodes; random instructions are seeded by the episodes' seeds."""
+        self._generator = np.random.default_rng(np.asarray(seeds, dtype=np.uint64))
+        self._step = 0
+
+    @torch.no_grad()
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """The modes of all actors given the conductor's instruction."""
+        algorithm = self._algorithm
+        seen = Observation(
+            tuple(torch.as_tensor(o, device=algorithm.device) for o in observation.observations),
+            tuple(None if m is None else torch.as_tensor(m, device=algorithm.device) for m in observation.action_masks),
+            torch.as_tensor(observation.state, device=algorithm.device),
+            torch.as_tensor(observation.active, device=algorithm.device),
+        )
+        if self._step % algorithm.settings.instruction_interval == 0:
+            self._instruction = self._choose(seen.state)
+        self._step += 1
+        context = algorithm.one_hot(self._instruction)
+        decision = algorithm.decide(seen, torch.zeros_like(context) if self.name == "none" else context, None)
+        return tuple(action.cpu().numpy() for action in decision.environment_actions)
+
+    def _choose(self, state: Tensor) -> Tensor:
+        if self.name == "central":
+            return self._algorithm.central_conductor(state).mode()
+        drawn = self._generator.integers(self._algorithm.settings.instructions, size=len(state))
+        return torch.as_tensor(drawn, device=state.device)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def teams(algorithm: HeterogeneousAgents, sample: bool = False) -> dict[str, LocalTeam | ConductedTeam]:
+    """All ways to play with what an algorithm has learnt; ``local`` is what is deployed."""
+    variants: dict[str, LocalTeam | ConductedTeam] = {"local": LocalTeam(algorithm, sample)}
+    if isinstance(algorithm, Hcpo):
+        variants |= {name: ConductedTeam(algorithm, name) for name in ("central", "random", "none")}
+    return variants
