@@ -1,0 +1,62 @@
+"""hmarl-envs: which environment families there are, and which tasks each of them has."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hmarl.sdk.commands._common import print_json, run_command
+from hmarl.sdk.environments import FAMILY_EXTRAS, families, tasks
+from hmarl.sdk.errors import MissingExtraError
+
+
+def environments(
+    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="List this family's tasks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """List the environment families, or the tasks of one family."""
+    if family is None:
+        _list_families(as_json)
+    else:
+        _list_tasks(family, as_json)
+
+
+def _list_families(as_json: bool) -> None:
+    missing = {name: _missing_extra(name) for name in sorted(families())}
+    if as_json:
+        print_json({"families": {name: {"installed": not extra, "extra": extra} for name, extra in missing.items()}})
+        return
+    table = Table("family", "state")
+    for name, extra in missing.items():
+        table.add_row(name, f"missing: pip install 'hmarl\\[{extra}]'" if extra else "installed")
+    Console().print(table)
+
+
+def _missing_extra(family: str) -> str | None:
+    """The extra that a family needs and that is not installed."""
+    package, extra = FAMILY_EXTRAS.get(family, (None, None))
+    return extra if package is not None and importlib.util.find_spec(package) is None else None
+
+
+def _list_tasks(family: str, as_json: bool) -> None:
+    try:
+        found = tasks(family)
+    except ModuleNotFoundError as error:
+        package, extra = FAMILY_EXTRAS.get(family, (None, None))
+        if package is None or extra is None or error.name is None:
+            raise
+        raise MissingExtraError(error.name, extra, f"the environment family '{family}'") from error
+    if as_json:
+        print_json({"family": family, "tasks": found})
+        return
+    for task in found:
+        print(f"{family}/{task}")
+
+
+def main() -> NoReturn:
+    """Entry point of ``hmarl-envs``."""
+    run_command(environments)
