@@ -83,7 +83,7 @@ def toy_graph(
         scores = graph.add("Add", scores, graph.gumbel("instruction_noise"))
         instruction = graph.add("ArgMax", scores, axis=1, keepdims=0, to="instruction")
         table = graph.weight(INSTRUCTIONS, logits_size)
-        logits = graph.add("Add", logits, graph.add("Gather", table, instruction), to="logits")
+        logits = graph.add("Add", logits, graph.add("Gather", table, instruction), to="action_logits")
     _add_action(graph, action, logits, plain)
     inputs = _inputs(observation_size, action, sizes[-1], plain)
     model = helper.make_model(
@@ -147,7 +147,7 @@ def _outputs(action: ActionType, width: int, plain: bool) -> list[tuple[str, int
     if not plain:
         outputs.append(("next_state", TensorProto.FLOAT, [width]))
         outputs.append(("instruction", TensorProto.INT64, []))
-        outputs.append(("logits", TensorProto.FLOAT, [outputs_size(action)]))
+        outputs.append(("action_logits", TensorProto.FLOAT, [outputs_size(action)]))
     return outputs
 
 
@@ -192,7 +192,7 @@ def toy_agent(
             "purpose": "instruction",
         },
     ]
-    entry["diagnostics"] = [tensors["instruction"], tensors["logits"]]
+    entry["diagnostics"] = [tensors["instruction"], tensors["action_logits"]]
     return entry
 
 

@@ -1,0 +1,78 @@
+"""hmarl-fleet: a supervised process per agent of a bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hmarl.runtime import systemd
+from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.commands._common import LOG_LEVELS, Parser, StopSignals, positive, run, start_logging
+from hmarl.runtime.fleet import Fleet
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="hmarl-fleet", description="Run one supervised process per agent of a bundle; Ctrl-C stops all of them."
+    )
+    parser.option("bundle", help="bundle directory or zip")
+    parser.option("--out", type=Path, metavar="FILE", help="write the endpoints there once all agents are serving")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--tcp", action="store_true", help="listen on free ports of 127.0.0.1 (the default)")
+    where.add_argument("--socket-dir", type=Path, metavar="DIR", help="listen on Unix sockets in DIR")
+    parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
+    parser.option("--grace-s", type=positive, default=5.0, help="for running episodes on SIGTERM (default %(default)s)")
+    parser.option("--log-level", choices=LOG_LEVELS, default="warning", help="least level to log (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the endpoints as one JSON object")
+    return parser
+
+
+def supervise(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    signals = StopSignals()
+    start_logging(options.log_level, "hmarl-fleet")
+    bundle = load_bundle(Path(options.bundle))
+    if options.socket_dir is not None:
+        options.socket_dir.mkdir(parents=True, exist_ok=True)
+    if options.out is not None:
+        options.out.unlink(missing_ok=True)  # nobody may take an old fleet's addresses for this one's
+    more = ["--provider", options.provider, "--grace-s", str(options.grace_s), "--log-level", options.log_level]
+    fleet = Fleet(bundle, socket_dir=options.socket_dir, options=more, grace_s=options.grace_s + 10.0)
+    try:
+        fleet.start(signals.stop)
+        if not signals.stop.is_set():
+            _announce(fleet, options.out, options.json)
+        interval = systemd.watchdog_interval_s() or 1.0
+        while not signals.stop.wait(min(interval, 0.1)):
+            fleet.check()
+            systemd.notify("WATCHDOG=1")
+    finally:
+        systemd.notify("STOPPING=1")
+        fleet.stop()
+        if options.out is not None:
+            options.out.unlink(missing_ok=True)
+    return 0
+
+
+def _announce(fleet: Fleet, out: Path | None, as_json: bool) -> None:
+    """Tell people, programs and the service manager that all agents are serving."""
+    if out is not None:
+        fleet.write_endpoints(out)
+    if as_json:
+        print(json.dumps(fleet.description()), flush=True)
+    else:
+        for agent_id, address in fleet.endpoints.items():
+            print(f"{agent_id} is serving on {address}", flush=True)
+    systemd.notify("READY=1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run("hmarl-fleet", lambda: supervise(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""A supervised process per agent of a bundle.
+
+    with Fleet(load_bundle(path)) as fleet:
+        fleet.endpoints  # {"agent_0": "127.0.0.1:40123", ...}
+
+A member that dies is started again on the same address, after a pause that doubles from crash to crash. Members stop when the
+supervisor stops, and (on Linux) also when it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hmarl.runtime._files import replace_file
+from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.commands.agent import PARENT_VARIABLE
+from hmarl.runtime.errors import HmarlError
+
+LOGGER = logging.getLogger("hmarl.fleet")
+START_LIMIT_S = 60.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 10.0
+STABLE_S = 10.0  # a member that has served for this long starts with a clean record
+MAX_FAILURES = 6
+_POLL_S = 0.02
+_HOPELESS = (2, 3)  # exit codes of wrong options and of a bad bundle: starting again cannot help
+
+
+class FleetError(HmarlError):
+    """An agent cannot be kept running."""
+
+
+class _Member:
+    """One agent's process. Used by the supervising thread only, but for the attributes that ``Fleet`` reads."""
+
+    def __init__(self, agent_id: str, listen: str, command: Sequence[str]) -> None:
+        self.agent_id = agent_id
+        self.address: str | None = None
+        self.serving = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self._listen = listen
+        self._command = command
+        self._failures = 0
+        self._started_at = 0.0
+        self._start_at = 0.0
+        self._output = b""
+
+    def tend(self, now: float) -> None:
+        """Start, watch or restart the process.
+
+        Raises:
+            FleetError: it keeps failing.
+        """
+        if self.process is None:
+            if now >= self._start_at:
+                self._start(now)
+            return
+        code = self.process.poll()
+        if code is None and not self.serving:
+            self._read_address()
+            if not self.serving and now - self._started_at > START_LIMIT_S:
+                LOGGER.error("agent %s is not serving after %g s", self.agent_id, START_LIMIT_S)
+                self.process.kill()
+        elif code is not None:
+            self._crashed(code, now)
+
+    def stop(self, deadline: float) -> None:
+        """Wait for a process that was asked to stop; kill it at the deadline."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            LOGGER.warning("agent %s does not stop, killing it", self.agent_id)
+            self.process.kill()
+            self.process.wait()
+        self._close()
+
+    def _start(self, now: float) -> None:
+        # After a crash the address stays, so that clients that know it find the agent again.
+        listen = self.address or self._listen
+        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
+        self.process = subprocess.Popen(
+            [*self._command, "--agent", self.agent_id, "--listen", listen, "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
+            env=environment,
+        )
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self._started_at, self._output, self.serving = now, b"", False
+
+    def _read_address(self) -> None:
+        """Take in the line that a member prints once it is serving."""
+        assert self.process is not None and self.process.stdout is not None  # noqa: PT018
+        self._output += self.process.stdout.read() or b""
+        line, newline, _ = self._output.partition(b"\n")
+        if newline:
+            self.address = str(json.loads(line)["address"])
+            self.serving = True
+
+    def _crashed(self, code: int, now: float) -> None:
+        stable = self.serving and now - self._started_at >= STABLE_S
+        self._failures = 1 if stable else self._failures + 1
+        self.serving = False
+        self._close()
+        if code in _HOPELESS or self._failures >= MAX_FAILURES:
+            raise FleetError(
+                f"agent '{self.agent_id}' keeps failing: exit code {code}, {self._failures} failures in a row; "
+                "its own messages are above"
+            )
+        pause = min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S)
+        LOGGER.warning("agent %s ended with exit code %d, starting it again in %g s", self.agent_id, code, pause)
+        self._start_at = now + pause
+
+    def _close(self) -> None:
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+        self.process = None
+
+
+class Fleet:
+    """One supervised process per agent of a bundle; a context manager.
+
+    Args:
+        bundle: the verified bundle.
+        socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
+        options: more options of hmarl-agent, for all members.
+        grace_s: seconds that members get to stop before they are killed.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, socket_dir: Path | None = None, options: Sequence[str] = (), grace_s: float = 15.0
+    ) -> None:
+        command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle.path.absolute()), *options]
+        self._bundle = bundle
+        self._grace_s = grace_s
+        self._members = [
+            _Member(agent_id, _listen(socket_dir, index, agent_id), command)
+            for index, agent_id in enumerate(bundle.agent_ids)
+        ]
+        self._stopping = threading.Event()
+        self._failed = threading.Event()
+        self._failure: Exception | None = None
+        # One thread starts all members: Linux signals a child when the thread that started it ends.
+        self._thread = threading.Thread(target=self._supervise, name="fleet", daemon=True)
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Addresses by agent id; complete once ``start`` has returned."""
+        return {member.agent_id: member.address for member in self._members if member.address is not None}
+
+    @property
+    def process_ids(self) -> dict[str, int]:
+        """Process ids by agent id, of the members that run now."""
+        running = ((member.agent_id, member.process) for member in self._members)
+        return {agent_id: process.pid for agent_id, process in running if process is not None}
+
+    @property
+    def serving(self) -> bool:
+        """Whether all members are serving now."""
+        return all(member.serving for member in self._members)
+
+    def description(self) -> dict[str, Any]:
+        """What the endpoints file holds."""
+        bundle = str(self._bundle.path.absolute())
+        return {"bundle": bundle, "bundle_sha256": self._bundle.sha256, "agents": self.endpoints}
+
+    def write_endpoints(self, path: Path) -> None:
+        """Write the endpoints file, whole or not at all."""
+        replace_file(path, (json.dumps(self.description(), indent=2) + "\n").encode())
+
+    def start(self, interrupted: threading.Event | None = None) -> None:
+        """Start all members and wait until they are serving, or ``interrupted`` is set.
+
+        Raises:
+            FleetError: a member cannot be started; the others have been stopped.
+        """
+        self._thread.start()
+        while not self.serving and not (interrupted is not None and interrupted.is_set()):
+            if self._failed.wait(_POLL_S):
+                break
+        self.check()
+
+    def check(self) -> None:
+        """Nothing when all is well.
+
+        Raises:
+            FleetError: a member keeps failing; the others have been stopped.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Stop all members and wait for them; a second call does nothing."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def __enter__(self) -> Fleet:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _supervise(self) -> None:
+        try:
+            while not self._stopping.wait(_POLL_S):
+                for member in self._members:
+                    member.tend(time.monotonic())
+        except Exception as error:
+            self._failure = error
+        finally:
+            for member in self._members:
+                if member.process is not None:
+                    member.process.terminate()
+            deadline = time.monotonic() + self._grace_s
+            for member in self._members:
+                member.stop(deadline)
+            if self._failure is not None:
+                self._failed.set()
+
+
+def _listen(socket_dir: Path | None, index: int, agent_id: str) -> str:
+    """Where a member listens first: a free port, or a socket named after the agent."""
+    if socket_dir is None:
+        return "127.0.0.1:0"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent_id)[:32]
+    return f"unix:{socket_dir.absolute()}/{index}-{name}.sock"

@@ -1,0 +1,52 @@
+"""Tensors on the wire: ``hmarl.agent.v1.Tensor`` to NumPy and back. Row-major, little-endian, bool one byte each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime.errors import ObservationError
+
+_DTYPES: dict[int, np.dtype[Any]] = {
+    agent_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    agent_pb2.DATA_TYPE_BOOL: np.dtype(np.bool_),
+}
+_DATA_TYPES: dict[np.dtype[Any], Any] = {dtype: data_type for data_type, dtype in _DTYPES.items()}
+
+
+def to_array(tensor: agent_pb2.Tensor, name: str) -> npt.NDArray[Any]:
+    """A read-only view of a tensor's data.
+
+    Args:
+        tensor: the message.
+        name: what it is, for error messages.
+
+    Raises:
+        ObservationError: unknown data type, a negative size, data of the wrong length, or a bool that is not 0 or 1.
+    """
+    dtype = _DTYPES.get(tensor.data_type)
+    if dtype is None:
+        raise ObservationError(f"{name}.data_type: got {tensor.data_type}, expected one of {sorted(_DTYPES)}")
+    shape = tuple(tensor.shape)
+    data = tensor.data
+    if (shape and min(shape) < 0) or len(data) != math.prod(shape) * dtype.itemsize:
+        raise ObservationError(
+            f"{name}.data: got {len(data)} bytes for {dtype.name} {shape}, expected "
+            f"{max(math.prod(shape), 0) * dtype.itemsize} bytes and sizes of at least 0"
+        )
+    if dtype == np.bool_ and data.translate(None, b"\0\1"):
+        raise ObservationError(f"{name}.data: got a byte that is neither 0 nor 1, expected one byte 0 or 1 an element")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def to_tensor(value: int | npt.NDArray[Any]) -> agent_pb2.Tensor:
+    """A message of a float32, int64 or bool array; a Python int becomes an int64 scalar."""
+    if isinstance(value, int):
+        data = value.to_bytes(8, "little", signed=True)
+        return agent_pb2.Tensor(data_type=agent_pb2.DATA_TYPE_INT64, data=data)
+    return agent_pb2.Tensor(data_type=_DATA_TYPES[value.dtype], shape=value.shape, data=value.tobytes())
