@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.act_stream import ActStream, AsyncActStream
 from hmarl.sdk.agent import Action
-from hmarl.sdk.client_base import CHANNEL_OPTIONS, ClientBase
+from hmarl.sdk.client_base import CHANNEL_OPTIONS, RETRY_PAUSE_S, ClientBase, worth_retrying
 from hmarl.sdk.errors import HmarlError
 from hmarl.sdk.remote_episode import Act, CallFailed, Operation, Pause, Start
 
@@ -52,10 +53,7 @@ class AgentClient(ClientBase):
         self._stub = agent_pb2_grpc.AgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
         request = agent_pb2.GetAgentInfoRequest()
         try:
-            self._described(self._stub.GetAgentInfo(request, timeout=self._connect_timeout_s, wait_for_ready=True))
-        except grpc.RpcError as error:
-            self._channel.close()
-            raise self._error("connecting", error) from error
+            self._described(self._asked("connecting", self._stub.GetAgentInfo, request))
         except HmarlError:
             self._channel.close()
             raise
@@ -76,11 +74,18 @@ class AgentClient(ClientBase):
         """
         request = self._episode.starting(seed, sample, instruction_choice, first_step)
         self._end_episode()
-        try:
-            response = self._stub.StartEpisode(request, timeout=self._connect_timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise self._error("starting an episode", error) from error
-        self._episode.started(request, response)
+        self._episode.started(request, self._asked("starting an episode", self._stub.StartEpisode, request))
+
+    def _asked(self, doing: str, method: Callable[..., Any], request: Any) -> Any:
+        """The response to a request that is not bound to a step, asked again while the server is not there yet."""
+        deadline = self._deadline()
+        while True:
+            try:
+                return method(request, timeout=max(deadline - time.monotonic(), 0.0), wait_for_ready=True)
+            except grpc.RpcError as error:
+                if not worth_retrying(error, deadline):
+                    raise self._error(doing, error) from error
+            time.sleep(RETRY_PAUSE_S)
 
     def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step, from the policy if it arrives in time, else from the fallback.
@@ -180,11 +185,7 @@ class AsyncAgentClient(ClientBase):
         self._stub = agent_pb2_grpc.AgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
         request = agent_pb2.GetAgentInfoRequest()
         try:
-            info = await self._stub.GetAgentInfo(request, timeout=self._connect_timeout_s, wait_for_ready=True)
-            self._described(info)
-        except grpc.RpcError as error:
-            await self._channel.close()
-            raise self._error("connecting", error) from error
+            self._described(await self._asked("connecting", self._stub.GetAgentInfo, request))
         except HmarlError:
             await self._channel.close()
             raise
@@ -201,11 +202,18 @@ class AsyncAgentClient(ClientBase):
         """Start an episode; the one before it, if any, is ended. See ``AgentClient.reset``."""
         request = self._episode.starting(seed, sample, instruction_choice, first_step)
         await self._end_episode()
-        try:
-            response = await self._stub.StartEpisode(request, timeout=self._connect_timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise self._error("starting an episode", error) from error
-        self._episode.started(request, response)
+        self._episode.started(request, await self._asked("starting an episode", self._stub.StartEpisode, request))
+
+    async def _asked(self, doing: str, method: Callable[..., Any], request: Any) -> Any:
+        """See ``AgentClient._asked``."""
+        deadline = self._deadline()
+        while True:
+            try:
+                return await method(request, timeout=max(deadline - time.monotonic(), 0.0), wait_for_ready=True)
+            except grpc.RpcError as error:
+                if not worth_retrying(error, deadline):
+                    raise self._error(doing, error) from error
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def act(
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None

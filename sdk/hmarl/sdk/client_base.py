@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
@@ -17,6 +19,7 @@ CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+RETRY_PAUSE_S = 0.02
 
 
 class ClientBase:
@@ -81,6 +84,15 @@ class ClientBase:
         """Counters since the client was made."""
         return self._episode.statistics
 
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that one act may take, retries included; may be changed between acts."""
+        return self._episode.timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self._episode.timeout_s = seconds
+
     def _described(self, info: agent_pb2.GetAgentInfoResponse) -> None:
         """Take what the server says about itself, checked against what is expected."""
         spec = described_agent(info, self.address)
@@ -91,6 +103,10 @@ class ClientBase:
             spec, fallback=self._fallback, timeout_s=self._timeout_s, rejoin=self._rejoin, source=self.address
         )
 
+    def _deadline(self) -> float:
+        """When connecting or starting an episode, begun now, has taken too long (monotonic clock)."""
+        return time.monotonic() + self._connect_timeout_s
+
     def _error(self, doing: str, error: grpc.RpcError) -> Exception:
         code, details = error.code(), error.details()
         if code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -98,3 +114,8 @@ class ClientBase:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             details = f"no answer within {self._connect_timeout_s} s; is 'hmarl-agent' or 'hmarl-fleet' running there?"
         return AgentError(f"{self.address}: {doing}: {code.name}: {details}")
+
+
+def worth_retrying(error: grpc.RpcError, deadline: float) -> bool:
+    """Whether a server that is still loading its policy, or is about to be replaced, should be asked again."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() + RETRY_PAUSE_S < deadline

@@ -99,7 +99,7 @@ class RemoteEpisode:
         self.statistics = AgentStatistics()
         self.session_id: str | None = None
         self._fallback = fallback
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._rejoin = rejoin
         self._source = source
         self._start: agent_pb2.StartEpisodeRequest | None = None
@@ -153,7 +153,7 @@ class RemoteEpisode:
         self._next_step += 1
         self.statistics.acts += 1
         try:
-            outcome = yield from self._attempts(request, action_mask, begin + self._timeout_s)
+            outcome = yield from self._attempts(request, action_mask, begin + self.timeout_s)
         except (ObservationError, AgentError):
             self._next_step = request.step
             raise
