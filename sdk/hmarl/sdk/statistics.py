@@ -6,6 +6,7 @@ come from rliable (the ``eval`` extra), whose interquartile mean is the same one
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,8 @@ def aggregate_runs(
         MissingExtraError: rliable is not installed.
     """
     library, metrics = _rliable()
-    values, intervals = library.get_interval_estimates(
+    values, intervals = _estimates(
+        library,
         {name: np.asarray(score, np.float64) for name, score in scores.items()},
         lambda score: np.array([metrics.aggregate_iqm(score)]),
         reps=resamples,
@@ -124,6 +126,14 @@ def probability_of_improvement(
         random_state=np.random.RandomState(seed),
     )
     return Estimate(float(np.squeeze(values["pair"])), *map(float, np.ravel(intervals["pair"])))
+
+
+def _estimates(library: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+    """Rliable's estimates and intervals, without the warning of its bootstrap about rliable's own way to seed it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        values, intervals = library.get_interval_estimates(*arguments, **options)
+    return values, intervals
 
 
 def _rliable() -> tuple[Any, Any]:

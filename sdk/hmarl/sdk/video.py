@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy.typing as npt
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.evaluation import as_array, as_numpy
+from hmarl.sdk.files import replacing
 from hmarl.sdk.team import Team
 
 Frame = npt.NDArray[np.uint8]
@@ -87,14 +86,8 @@ def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> No
     if path.suffix == ".mp4":
         frames = [_even(frame) for frame in frames]
         options = {"fps": frames_per_second, "codec": "libx264", "plugin": "FFMPEG", "macro_block_size": _MP4_BLOCK}
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replacing(path) as temporary:
         imageio.imwrite(temporary, np.stack(frames), **options)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _even(frame: Frame) -> Frame:
@@ -103,11 +96,3 @@ def _even(frame: Frame) -> Frame:
     ground = np.full((height, width, 3), 255, np.uint8)
     ground[: frame.shape[0], : frame.shape[1]] = frame
     return ground
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Bring a finished file to the disk and give it its name."""
-    os.chmod(temporary, 0o644)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

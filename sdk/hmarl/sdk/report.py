@@ -1,0 +1,224 @@
+"""The HTML report of an evaluation: one file that holds its figures, plots and video."""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmarl.sdk.errors import MissingExtraError
+from hmarl.sdk.evaluation import Evaluation
+from hmarl.sdk.files import write_text
+from hmarl.sdk.statistics import Estimate, probability_of_improvement
+from hmarl.sdk.video import Recording
+
+_TEAM, _BASELINE, _INK, _GRID = "#2563eb", "#9ca3af", "#1f2937", "#e5e7eb"
+_VIDEO_TYPES = {".gif": "image/gif", ".mp4": "video/mp4"}
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What a report shows.
+
+    Attributes:
+        evaluation: the team's.
+        command: the command line that repeats it.
+        settings: name → value, as they were in force.
+        baseline: the same episodes played by random actions.
+        recording: one of the episodes, for the plot of its reward.
+        video: that episode's GIF or MP4, which is embedded.
+    """
+
+    evaluation: Evaluation
+    command: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Evaluation | None = None
+    recording: Recording | None = None
+    video: Path | None = None
+
+
+def write_report(path: Path, content: ReportContent) -> None:
+    """Write the report as one self-contained HTML file, whole or not at all.
+
+    Raises:
+        MissingExtraError: a package of the ``eval`` extra is not installed.
+    """
+    try:
+        import jinja2  # noqa: PLC0415 - part of the eval extra
+        import matplotlib as mpl  # noqa: F401, PLC0415 - fails here rather than half-way
+    except ImportError as error:
+        raise MissingExtraError(error.name or "jinja2", "eval", "the HTML report") from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hmarl.sdk", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = _number
+    page = environment.get_template("report.html.j2").render(
+        evaluation=content.evaluation,
+        rows=_table(content),
+        tiles=_tiles(content),
+        plots=_plots(content),
+        video=_embedded(content.video),
+        recording=content.recording,
+        command=content.command,
+        settings=content.settings,
+        versions={name: version(name) for name in ("hmarl", "numpy", "onnxruntime", "grpcio")},
+        python=platform.python_version(),
+        machine=f"{platform.system()} {platform.machine()}",
+    )
+    write_text(path, page)
+
+
+def _number(value: Any, digits: int = 2) -> str:
+    """A figure for people: fixed digits, a proper minus sign, a dash for what is not there."""
+    if value is None:
+        return "–"
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _improvement(content: ReportContent) -> Estimate | None:
+    if content.baseline is None:
+        return None
+    return probability_of_improvement(content.evaluation.returns, content.baseline.returns, resamples=500)
+
+
+def _tiles(content: ReportContent) -> list[dict[str, str]]:
+    """The headline figures."""
+    summary = content.evaluation.summary()
+    low, high = summary["return_ci95"]
+    tiles = [
+        {
+            "label": "Return (IQM)",
+            "value": _number(summary["return_iqm"]),
+            "note": f"95 % CI {_number(low)} to {_number(high)}",
+        },
+        {
+            "label": "Return (mean)",
+            "value": _number(summary["return_mean"]),
+            "note": f"median {_number(summary['return_median'])}",
+        },
+    ]
+    if summary["success_rate"] is not None:
+        rate = _number(100 * summary["success_rate"], 0)
+        tiles.append({"label": "Success", "value": f"{rate} %", "note": f"of {summary['episodes']} episodes"})
+    improvement = _improvement(content)
+    if improvement is not None:
+        span = f"95 % CI {_number(100 * improvement.low, 0)} to {_number(100 * improvement.high, 0)} %"
+        tiles.append(
+            {"label": "Beats random actions", "value": f"{_number(100 * improvement.value, 0)} %", "note": span}
+        )
+    if summary["latency_p50_us"] is not None:
+        note = f"p99 {_number(summary['latency_p99_us'], 0)} µs · {content.evaluation.latency_of}"
+        tiles.append(
+            {"label": "Latency (median)", "value": f"{_number(summary['latency_p50_us'], 0)} µs", "note": note}
+        )
+    return tiles
+
+
+def _table(content: ReportContent) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of the comparison: name and summary."""
+    evaluations = [content.evaluation] + ([content.baseline] if content.baseline is not None else [])
+    return [(evaluation.team, evaluation.summary()) for evaluation in evaluations]
+
+
+def _plots(content: ReportContent) -> list[dict[str, str]]:
+    plots = [
+        ("Distribution of returns", "Dashed: interquartile mean.", _plot_returns(content)),
+        (
+            "Return of every episode",
+            "In the order of their seeds; the band is the IQM's 95 % interval.",
+            _plot_episodes(content),
+        ),
+        ("Latency", f"Time of {content.evaluation.latency_of}.", _plot_latencies(content.evaluation)),
+    ]
+    if content.recording is not None:
+        note = f"Team reward added up over the episode of seed {content.recording.seed}."
+        plots.append(("Reward of the recorded episode", note, _plot_recording(content.recording)))
+    return [{"title": title, "note": note, "png": _png(figure)} for title, note, figure in plots if figure is not None]
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    """A figure with one plain set of axes; no global state of matplotlib is touched."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - part of the eval extra
+
+    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_BASELINE)
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.grid(True, color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _plot_returns(content: ReportContent) -> Any:
+    figure, axes = _axes("return of an episode", "episodes")
+    shown = [(content.evaluation, _TEAM)] + ([(content.baseline, _BASELINE)] if content.baseline is not None else [])
+    edges = np.histogram_bin_edges(np.concatenate([evaluation.returns for evaluation, _ in shown]), 24)
+    for evaluation, colour in shown:
+        axes.hist(evaluation.returns, edges, color=colour, alpha=0.75, label=evaluation.team, edgecolor="white")
+        axes.axvline(evaluation.summary()["return_iqm"], color=colour, linestyle="--", linewidth=1.6)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _plot_episodes(content: ReportContent) -> Any:
+    figure, axes = _axes("episode", "return")
+    low, high = content.evaluation.summary()["return_ci95"]
+    if content.baseline is not None:
+        axes.plot(content.baseline.returns, ".", color=_BASELINE, markersize=5, label=content.baseline.team)
+    axes.plot(content.evaluation.returns, ".", color=_TEAM, markersize=6, label=content.evaluation.team)
+    axes.axhspan(low, high, color=_TEAM, alpha=0.18, linewidth=0)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _plot_latencies(evaluation: Evaluation) -> Any | None:
+    if evaluation.latencies_s.size == 0:
+        return None
+    figure, axes = _axes("microseconds (logarithmic)", "calls")
+    microseconds = np.maximum(evaluation.latencies_s * 1e6, 1e-3)
+    low, high = np.log10(microseconds.min()), np.log10(microseconds.max())
+    axes.hist(
+        microseconds, np.logspace(low, high + 1e-6, 50), color=_TEAM, alpha=0.75, edgecolor="white", linewidth=0.4
+    )
+    axes.set_xscale("log")
+    for quantile, style in ((0.5, "-"), (0.99, "--")):
+        value = float(np.quantile(microseconds, quantile))
+        axes.axvline(value, color=_INK, linestyle=style, linewidth=1.2, label=f"p{quantile * 100:.0f}  {value:,.0f} µs")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _plot_recording(recording: Recording) -> Any:
+    figure, axes = _axes("step", "cumulative reward")
+    total = np.concatenate([[0.0], np.cumsum(recording.rewards)])
+    axes.plot(total, color=_TEAM, linewidth=2)
+    axes.fill_between(np.arange(len(total)), total, color=_TEAM, alpha=0.12, linewidth=0)
+    return figure
+
+
+def _png(figure: Any) -> str:
+    """A figure as the content of an image's source."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    return _data_url("image/png", buffer.getvalue())
+
+
+def _embedded(video: Path | None) -> dict[str, str] | None:
+    if video is None:
+        return None
+    kind = _VIDEO_TYPES[video.suffix]
+    return {"kind": kind, "source": _data_url(kind, video.read_bytes())}
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
