@@ -119,7 +119,8 @@ def probability_of_improvement(
     """
     library, metrics = _rliable()
     pair = tuple(np.asarray(score, np.float64).reshape(len(np.asarray(score)), -1) for score in (better, worse))
-    values, intervals = library.get_interval_estimates(
+    values, intervals = _estimates(
+        library,
         {"pair": pair},
         metrics.probability_of_improvement,
         reps=resamples,
