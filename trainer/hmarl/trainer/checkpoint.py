@@ -1,7 +1,8 @@
 """Checkpoints: safetensors for tensors, JSON for counters; written atomically, verified on reading, never pickled.
 
-A checkpoint is a pair ``step-N.safetensors`` and ``step-N.json``. The JSON is written last and holds the tensors' SHA-256, so
-a checkpoint that was cut off or damaged is recognised and the one before it is used. ``best.json`` names the best one.
+A checkpoint is a pair ``step-N.safetensors`` and ``step-N.json``. The JSON is written last and holds the tensors'
+SHA-256, so a checkpoint that was cut off or damaged is recognised and the one before it is used. ``best.json`` names
+the best one.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         content = path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         if description.pop("sha256") != sha256:
-            raise CheckpointError(f"checkpoint {path}: the file is damaged (its SHA-256 does not match {path.stem}.json)")
+            raise CheckpointError(
+                f"checkpoint {path}: the file is damaged (its SHA-256 does not match {path.stem}.json)"
+            )
         if (version := description.pop("format")) != FORMAT:
             raise CheckpointError(f"checkpoint {path}: got format {version}, this hmarl reads format {FORMAT}")
         tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
@@ -164,7 +167,9 @@ def find_checkpoint(run: Path, which: str, device: torch.device | str = "cpu") -
         try:
             name = json.loads((folder / "best.json").read_text())["file"]
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"run directory {run}: no best checkpoint ({error}); use --checkpoint last") from error
+            raise CheckpointError(
+                f"run directory {run}: no best checkpoint ({error}); use --checkpoint last"
+            ) from error
         return read_checkpoint(folder / name, device)
     steps = sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
     if not which.isdigit() or int(which) not in steps:

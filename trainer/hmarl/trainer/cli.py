@@ -47,8 +47,9 @@ def train(
 
     Example: hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3 --set algorithm.instructions=10
 
-    Without --steps and --set a pair of algorithm and task runs with its preset where it has one (hmarl-algorithms --presets).
-    Ctrl-C saves and says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
+    Without --steps and --set a pair of algorithm and task runs with its preset where it has one (hmarl-algorithms
+    --presets). Ctrl-C saves and says how to resume; a killed run continues from its last checkpoint with --resume,
+    bit for bit.
     """
     _need_torch("hmarl-train")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -106,9 +107,7 @@ def _configured(
     arguments = dict(preset.environment_arguments) if preset else {}
     flags = {"steps": steps, "seed": seed, "device": device}
     run = {**base_run, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
-    config = make_config(
-        algorithm, env, {**base_algorithm, **given["algorithm"]}, run, {**arguments, **given["env"]}
-    )
+    config = make_config(algorithm, env, {**base_algorithm, **given["algorithm"]}, run, {**arguments, **given["env"]})
     return config, preset is not None
 
 
@@ -162,8 +161,9 @@ def export(
     bundle = export_run(run, target, checkpoint, name)
     parity = bundle.manifest.parity[0]
     console.print(
-        f"wrote {target}: {len(bundle.manifest.agents)} agents, parity with torch on {parity.samples:,} inputs: largest "
-        f"error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, {parity.near_ties} near ties\n"
+        f"wrote {target}: {len(bundle.manifest.agents)} agents, parity with torch on {parity.samples:,} inputs: "
+        f"largest error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, "
+        f"{parity.near_ties} near ties\n"
         f"next: hmarl-verify {target}\n      hmarl-fleet {target} --out endpoints.json",
         highlight=False,
     )
@@ -179,7 +179,7 @@ def algorithms(
     """List the algorithms, the settings of one, or the presets."""
     _need_torch("hmarl-algorithms")
     from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
-    from hmarl.trainer.config import RunSettings
+    from hmarl.trainer.config import RunSettings, Settings
     from hmarl.trainer.presets import PRESETS
 
     console = Console()
@@ -189,7 +189,7 @@ def algorithms(
             table.add_row(preset.algorithm, preset.environment, f"{preset.steps:,}", preset.about)
         document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
     elif name is not None:
-        classes = {"algorithm": find_algorithm(name).settings_class, "run": RunSettings}
+        classes: dict[str, type[Settings]] = {"algorithm": find_algorithm(name).settings_class, "run": RunSettings}
         table = Table("setting", "default", "meaning", title=f"settings of {name} (--set SETTING=VALUE)")
         document = {}
         for prefix, model in classes.items():

@@ -42,7 +42,9 @@ class AlgorithmSettings(Settings):
     hidden_sizes: tuple[int, ...] = Field((64, 64), description="hidden layers of the policies")
     activation: Activation = Field("relu", description="activation of all networks")
     normalise_layers: bool = Field(False, description="layer normalisation of inputs and hidden layers")
-    share_parameters: bool = Field(False, description="agents of a group share one network, told apart by a one-hot input")
+    share_parameters: bool = Field(
+        False, description="agents of a group share one network, told apart by a one-hot input"
+    )
     critic_hidden_sizes: tuple[int, ...] = Field((128, 128), description="hidden layers of the centralised critic")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
     critic_epochs: int = Field(5, ge=1, description="passes over the rollout per critic update")

@@ -68,6 +68,8 @@ class Critic:
         Args:
             states: [M, state_size] normalised.
             targets: [M] λ-returns.
+            generator: of the minibatches.
+            schedule: factor on the step size.
             chosen: [M] int64, which output each target belongs to; None with one output.
         """
         explained = explained_variance(self._pick(self.values(states), chosen), targets)

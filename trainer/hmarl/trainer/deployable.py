@@ -33,6 +33,7 @@ class FixedNetwork(nn.Module):
         self.weights = nn.ParameterDict(
             {key.replace(".", "_"): nn.Parameter(value.contiguous(), False) for key, value in parameters.items()}
         )
+        self.identity: Tensor | None
         self.register_buffer("identity", identity)
 
     @classmethod
@@ -50,11 +51,13 @@ class FixedNetwork(nn.Module):
 
 
 class DeployablePolicy(nn.Module):
-    """(observation, action_mask?, instruction_state?, instruction_noise?, action_noise) → (action, next state?, diagnostics).
+    """(observation, action_mask?, instruction_state?, instruction_noise?, action_noise) → (action, next state?,
+    diagnostics).
 
-    Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero noise
-    gives the deterministic policy. With a local conductor the instruction is chosen from the agent's own observation and held
-    for ``interval`` steps; the instruction in force and its remaining steps are then the state [2].
+    Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero
+    noise gives the deterministic policy. With a local conductor the instruction is chosen from the agent's own
+    observation and held for ``interval`` steps; the instruction in force and its remaining steps are then the state
+    [2].
 
     Raises:
         ValueError: ``interval`` below 1.
@@ -76,6 +79,9 @@ class DeployablePolicy(nn.Module):
         if interval < 1:
             raise ValueError(f"interval: got {interval}, expected at least 1")
         self.agent, self.head, self.clip, self.interval = agent, head, clip, interval
+        self.shift: Tensor
+        self.scale: Tensor
+        self.log_std: Tensor
         self.register_buffer("shift", shift.detach().cpu().clone())
         self.register_buffer("scale", scale.detach().cpu().clone())
         self.register_buffer("log_std", log_std.detach().cpu().clone())
@@ -118,7 +124,7 @@ class DeployablePolicy(nn.Module):
         return self.conductor is not None and self.interval > 1
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Inputs and outputs in the order of ``input_names`` and ``output_names``, each with a leading batch dimension."""
+        """Tensors in the order of ``input_names`` to tensors in that of ``output_names``, all batched."""
         given = dict(zip(self.input_names, tensors, strict=True))
         x = (given["observation"] - self.shift) * self.scale
         if self.clip != float("inf"):
@@ -140,7 +146,7 @@ class DeployablePolicy(nn.Module):
         return tuple(outputs)
 
     def _hold(self, drawn: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2]: instruction, remaining steps."""
+        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2]: instruction, steps left."""
         renew = state[:, 1] < 0.5
         instruction = torch.where(renew, drawn, state[:, 0].to(torch.int64))
         remaining = torch.where(renew, float(self.interval), state[:, 1]) - 1.0
@@ -189,17 +195,21 @@ class DeployablePolicy(nn.Module):
             kind=f"{agent.observation_size} -> {_describe_space(agent)}",
             action_space=space_model(agent),
             observation=TensorModel(
-                name="observation", shape=[agent.observation_size], dtype="float32",
+                name="observation",
+                shape=[agent.observation_size],
+                dtype="float32",
                 meaning="raw observation in the environment's units; normalised inside the graph",
-            ),  # fmt: skip
+            ),
             observation_layout=list(agent.observation_layout),
             action_mask=mask if agent.has_action_mask else None,
             states=[state] if self.has_state else [],
             noises=[instruction_noise, action_noise] if self.conductor is not None else [action_noise],
             action=TensorModel(
-                name="action", shape=list(agent.action_shape), dtype="float32" if head.continuous else "int64",
+                name="action",
+                shape=list(agent.action_shape),
+                dtype="float32" if head.continuous else "int64",
                 meaning="in the environment's units, within the action space",
-            ),  # fmt: skip
+            ),
             diagnostics=self._diagnostics(),
         )
 

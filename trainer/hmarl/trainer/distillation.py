@@ -26,7 +26,8 @@ def distil(
     minibatches: int,
     schedule: float = 1.0,
 ) -> float:
-    """Minimise the cross-entropy of all students of a group at once; they share no parameters, so the losses just add up.
+    """Minimise the cross-entropy of all students of a group at once; they share no parameters, so the losses just add
+    up.
 
     Args:
         students: discrete policies.
@@ -35,7 +36,9 @@ def distil(
         teacher_log_probs: [M, K], the same teacher for all.
         weight: [N, M] 0 or 1, or None.
         generator: of the minibatches.
-        epochs, minibatches: passes over the data, and parts of a pass.
+        epochs: passes over the data.
+        minibatches: parts of a pass.
+        schedule: factor on the step size.
 
     Returns:
         Mean KL(teacher ‖ student) in nats over the last pass.

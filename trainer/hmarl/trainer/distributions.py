@@ -1,7 +1,8 @@
 """Action distributions and the heads that turn network outputs into them.
 
-A *raw action* is what a distribution is over: the index of a choice, one index a branch, or (continuous) a vector in the
-policy's own units; ``ActionHead.to_environment`` maps it to the environment's units. All log-probabilities, entropies and
+A *raw action* is what a distribution is over: the index of a choice, one index a branch, or (continuous) a vector in
+the policy's own units; ``ActionHead.to_environment`` maps it to the environment's units. All log-probabilities,
+entropies and
 divergences are those of raw actions: the map is fixed, so ratios and divergences do not depend on it.
 """
 
@@ -43,7 +44,7 @@ class Distribution(Protocol):
         ...
 
     def select(self, perturbation: Tensor) -> Tensor:
-        """The raw action that a perturbation selects (``ActionHead.perturbation``); an all-zero one selects the mode."""
+        """The raw action that a perturbation (see ``ActionHead``) selects; an all-zero one selects the mode."""
         ...
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from gymnasium.spaces import Box, MultiDiscrete
 from torch import Tensor
 
 from hmarl.runtime.bundle import SCHEMA_VERSION, Bundle, BundleError, EnvironmentModel, ParityModel, write_bundle
@@ -138,7 +139,11 @@ def onnx_bytes(module: DeployablePolicy) -> bytes:
         )
     assert program is not None
     model = program.model_proto
-    metadata = {"hmarl_version": version("hmarl"), "agent": module.agent.id, "manifest": module.describe("").model_dump_json()}
+    metadata = {
+        "hmarl_version": version("hmarl"),
+        "agent": module.agent.id,
+        "manifest": module.describe("").model_dump_json(),
+    }
     onnx.helper.set_model_props(model, metadata)
     for node in model.graph.node:
         node.ClearField("metadata_props")
@@ -162,7 +167,7 @@ class _quiet:
 
 
 def example_inputs(module: DeployablePolicy, rows: int, generator: np.random.Generator) -> dict[str, Tensor]:
-    """Random non-zero inputs, legal masks and noise of every kind (half of the rows without: the deterministic mode)."""
+    """Random non-zero inputs, legal masks, and noise for half of the rows (the others are deterministic)."""
     entry = module.describe("")
     scale = 3.0 / module.scale.numpy()
     observation = module.shift.numpy() + generator.normal(size=(rows, entry.observation.shape[0])) * scale
@@ -170,11 +175,17 @@ def example_inputs(module: DeployablePolicy, rows: int, generator: np.random.Gen
     if entry.action_mask is not None:
         inputs["action_mask"] = torch.from_numpy(_random_masks(module, rows, generator))
     for state in entry.states:
-        held = np.stack([generator.integers(module.instructions, size=rows), generator.integers(module.interval, size=rows)], 1)
+        held = np.stack(
+            [generator.integers(module.instructions, size=rows), generator.integers(module.interval, size=rows)], 1
+        )
         inputs[state.input] = torch.from_numpy(held.astype(np.float32))
     for noise in entry.noises:
         shape = (rows, *noise.shape)
-        drawn = generator.uniform(1e-6, 1 - 1e-6, shape) if noise.distribution == "uniform" else generator.normal(size=shape)
+        drawn = (
+            generator.uniform(1e-6, 1 - 1e-6, shape)
+            if noise.distribution == "uniform"
+            else generator.normal(size=shape)
+        )
         drawn[generator.random(rows) < 0.5] = 0.0
         inputs[noise.name] = torch.from_numpy(drawn.astype(np.float32))
     return inputs
@@ -184,7 +195,7 @@ def _random_masks(module: DeployablePolicy, rows: int, generator: np.random.Gene
     mask = generator.random((rows, module.agent.mask_size)) < 0.6
     start = 0
     space = module.agent.action_space
-    for size in space.nvec if hasattr(space, "nvec") else [module.agent.mask_size]:
+    for size in space.nvec if isinstance(space, MultiDiscrete) else [module.agent.mask_size]:
         mask[np.arange(rows), start + generator.integers(size, size=rows)] = True
         start += int(size)
     return mask
@@ -224,12 +235,14 @@ def check_all(
     """Compare every agent's graph, run by the runtime itself, with torch.
 
     Returns:
-        What was found, and recorded inputs with torch's outputs (``parity/*.npy``), with which ``hmarl-verify`` repeats the check.
+        What was found, and recorded inputs with torch's outputs (``parity/*.npy``), with which ``hmarl-verify``
+        repeats the check.
 
     Raises:
         ParityError: beyond the tolerance.
     """
-    total, records = Parity(), {}
+    total = Parity()
+    records: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         draft = write_bundle(Path(folder) / "draft", _manifest(loaded, modules, total, "draft"), files)
         for module, real in zip(modules, samples, strict=True):
@@ -243,7 +256,8 @@ def check_all(
     if total.max_error > TOLERANCES["cpu"] or total.mismatches:
         raise ParityError(
             f"export: ONNX Runtime differs from torch by {total.max_error:.3g} (allowed {TOLERANCES['cpu']:g}) and in "
-            f"{total.mismatches} of {total.samples} choices whose scores are more than {NEAR_TIE:g} apart; nothing was written"
+            f"{total.mismatches} of {total.samples} choices whose scores are over {NEAR_TIE:g} apart; "
+            "nothing was written"
         )
     return total, records
 
@@ -252,8 +266,8 @@ def check_all(
 def compare(module: DeployablePolicy, policy: Policy, inputs: dict[str, Tensor], found: Parity) -> None:
     """Add one batch's differences to ``found``.
 
-    Actions that follow from different instructions are compared only where the instructions agree; these may differ only
-    where their two best scores are a near tie.
+    Actions that follow from different instructions are compared only where the instructions agree; these may differ
+    only where their two best scores are a near tie.
     """
     expected = dict(zip(module.output_names, module(*inputs.values()), strict=True))
     got = policy.run_batch({name: value.numpy() for name, value in inputs.items()})
@@ -265,7 +279,7 @@ def compare(module: DeployablePolicy, policy: Policy, inputs: dict[str, Tensor],
         rows &= _choices(got["instruction"], expected["instruction"].numpy(), scores.numpy(), rows, found)
     if module.has_state:
         _difference(got["next_instruction_state"], expected["next_instruction_state"].numpy(), rows, found)
-    if module.head.continuous:
+    if isinstance(module.agent.action_space, Box):
         _difference(got["action_mean"], expected["action_mean"].numpy(), rows, found)
         span = np.maximum(module.agent.action_space.high - module.agent.action_space.low, 1.0)
         _difference(got["action"] / span, expected["action"].numpy() / span, rows, found)
@@ -273,7 +287,7 @@ def compare(module: DeployablePolicy, policy: Policy, inputs: dict[str, Tensor],
     _difference(got["action_logits"], expected["action_logits"].numpy(), rows, found)
     scores = (expected["action_logits"] + gumbel_from_uniform(inputs["action_noise"])).numpy()
     space = module.agent.action_space
-    branches = np.cumsum([int(n) for n in space.nvec])[:-1] if hasattr(space, "nvec") else []
+    branches = np.cumsum(space.nvec)[:-1].tolist() if isinstance(space, MultiDiscrete) else []
     action, reference = np.atleast_2d(got["action"].T), np.atleast_2d(expected["action"].numpy().T)
     for branch, part in enumerate(np.split(scores, branches, axis=-1)):
         _choices(action[branch], reference[branch], part, rows, found)
@@ -286,7 +300,11 @@ def _difference(got: npt.NDArray[Any], expected: npt.NDArray[Any], rows: npt.NDA
 
 
 def _choices(
-    got: npt.NDArray[Any], expected: npt.NDArray[Any], scores: npt.NDArray[Any], rows: npt.NDArray[np.bool_], found: Parity
+    got: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    rows: npt.NDArray[np.bool_],
+    found: Parity,
 ) -> npt.NDArray[np.bool_]:
     """[M] bool, where the choices agree; counts near ties and true mismatches among ``rows``."""
     best = np.sort(scores, axis=-1)

@@ -109,9 +109,7 @@ class HeterogeneousAgents:
         self, spec: EnvironmentSpec, settings: AlgorithmSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         self.spec, self.settings, self.device, self.generator = spec, settings, device, generator
-        self.noise_generator = torch.Generator(device).manual_seed(
-            int(torch.randint(2**31, (), generator=generator))
-        )
+        self.noise_generator = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
         self.policies = [
             GroupPolicy.create(
                 len(group.agents),
@@ -156,10 +154,8 @@ class HeterogeneousAgents:
         """Sample everybody's action, a group at a time."""
         return self.decide(observation, None, [perturbation[step] for perturbation in self._perturbations])
 
-    def decide(
-        self, observation: Observation, context: Tensor | None, perturbations: list[Tensor] | None
-    ) -> Decision:
-        """Everybody's action given what all see alike (``context`` [B, C]); the modes when ``perturbations`` is None."""
+    def decide(self, observation: Observation, context: Tensor | None, perturbations: list[Tensor] | None) -> Decision:
+        """Everybody's action given the shared ``context`` [B, C]; the modes when ``perturbations`` is None."""
         raw_actions, environment_actions = [], []
         for g, policy in enumerate(self.policies):
             features = self.observation_normalisers[g](observation.observations[g])
@@ -195,8 +191,9 @@ class HeterogeneousAgents:
         estimate = self.estimate(rollout)
         metrics = self.update_conductor(rollout, estimate, schedule)
         advantages = self.agents_advantages(rollout, estimate).flatten()
-        features = [normaliser(x) for normaliser, x in zip(
-            self.observation_normalisers, rollout.observations, strict=True)]
+        features = [
+            normaliser(x) for normaliser, x in zip(self.observation_normalisers, rollout.observations, strict=True)
+        ]
         factor = torch.ones_like(advantages)  # F, product of the earlier agents' ratios
         order = torch.randperm(len(self.spec.agents), generator=self.generator).tolist()
         per_agent: list[dict[str, float]] = []
@@ -254,9 +251,7 @@ class HeterogeneousAgents:
             surrogate_weight, kl_weight, old, old.log_prob(actions),
         )  # fmt: skip
 
-    def improve_agent(
-        self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """Improve one agent's policy in place; ``advantages`` [M] = F · Â."""
         raise NotImplementedError
 
@@ -294,7 +289,7 @@ class HeterogeneousAgents:
         )
 
     def components(self) -> StateDict:
-        """Everything that a checkpoint holds, by name; each has ``state_dict`` and ``load_state_dict``, or is a tensor."""
+        """What a checkpoint holds, by name: tensors, or objects with ``state_dict`` and ``load_state_dict``."""
         parts: StateDict = {"critic": self.critic, "state_normaliser": self.state_normaliser}
         for g, (policy, normaliser) in enumerate(zip(self.policies, self.observation_normalisers, strict=True)):
             parts[f"policies.{g}"] = policy.theta

@@ -78,27 +78,29 @@ def model_card(
         plots["plots/diagnostics.png"] = diagnostics_plot(rows)
     final = summary.get("final", {})
     table = "\n".join(
-        f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} | {row['episodes']} |"
+        f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "
+        f"| {row['episodes']} |"
         for key, row in final.items()
     )
     deployed = final.get("local", {}).get("return_mean")
     sections = [
         _front_matter(config, deployed),
         f"# {name}",
-        f"A team trained with **{config.algorithm}** on `{config.environment}`, one local policy per agent: each sees its "
-        "own observation only and exchanges no message.",
+        f"A team trained with **{config.algorithm}** on `{config.environment}`, one local policy per agent: each sees "
+        "its own observation only and exchanges no message.",
         "## Use\n\n```\nhmarl-verify .\nhmarl-fleet . --out endpoints.json\n"
         f"hmarl-eval --endpoints endpoints.json --env {config.environment} --episodes 100 --seed 0\n```",
-        "## Final evaluation\n\nReturns of deterministic policies, undiscounted episode sums of the team reward, fixed seeds, "
-        f"at {summary.get('steps', 0):,} steps.\n\n| policies | mean | median | IQM | episodes |\n|---|---|---|---|---|\n{table}"
+        "## Final evaluation\n\nReturns of deterministic policies, undiscounted episode sums of the team reward, fixed "
+        f"seeds, at {summary.get('steps', 0):,} steps.\n\n| policies | mean | median | IQM | episodes |\n"
+        f"|---|---|---|---|---|\n{table}"
         if table
         else "",
         "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
         _provenance(config, checkpoint, summary),
         f"## Parity\n\nONNX Runtime (CPU) against torch on {parity.samples:,} random and rollout inputs: largest error "
         f"{parity.max_error:.1e}, differing choices {parity.mismatches}, near ties {parity.near_ties}.",
-        "## Limits\n\nTrained in simulation for this task and these spaces; observations far from those seen in training "
-        "are clipped at ten standard deviations, and nothing is promised there.",
+        "## Limits\n\nTrained in simulation for this task and these spaces; observations far from those seen in "
+        "training are clipped at ten standard deviations, and nothing is promised there.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n", plots
 
@@ -107,7 +109,8 @@ def _front_matter(config: RunConfig, deployed: float | None) -> str:
     lines = ["---", "library_name: hmarl", "tags:", "- multi-agent-reinforcement-learning", f"- {config.algorithm}"]
     if deployed is not None:
         lines += [
-            "model-index:", f"- name: {config.algorithm}", "  results:", "  - task:", "      type: reinforcement-learning",
+            "model-index:", f"- name: {config.algorithm}", "  results:", "  - task:",
+            "      type: reinforcement-learning",
             "    dataset:", f"      name: {config.environment}", f"      type: {config.environment}", "    metrics:",
             "    - type: mean_return", f"      value: {deployed:.2f}",
         ]  # fmt: skip
@@ -117,7 +120,11 @@ def _front_matter(config: RunConfig, deployed: float | None) -> str:
 def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any]) -> str:
     settings = " ".join(
         [f"--set algorithm.{key}={_value(value)}" for key, value in config.algorithm_settings.items()]
-        + [f"--set run.{key}={_value(value)}" for key, value in config.run.items() if key not in ("steps", "seed", "device")]
+        + [
+            f"--set run.{key}={_value(value)}"
+            for key, value in config.run.items()
+            if key not in ("steps", "seed", "device")
+        ]
         + [f"--set env.{key}={_value(value)}" for key, value in config.environment_arguments.items()]
     )
     command = (

@@ -1,8 +1,8 @@
 """Networks as pure functions of (flat parameters, input).
 
 The parameters of one network are one vector ``theta`` [P]; those of the N agents of a group are one matrix [N, P]. So a
-single agent's parameters are a row (what a trust-region step, an optimiser or a checkpoint wants), and the whole group acts in
-one batched matrix product (what a rollout wants), without copying between the two.
+single agent's parameters are a row (what a trust-region step, an optimiser or a checkpoint wants), and the whole
+group acts in one batched matrix product (what a rollout wants), without copying between the two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x Wᵀ + b`` for one network ([..., in], [out, in], [out]) or a stack of N ([N, M, in], [N, out, in], [N, out])."""
+    """``x Wᵀ + b`` of one network ([..., in], [out, in], [out]) or N ([N, M, in], [N, out, in], [N, out])."""
     if weight.dim() == 2:
         return functional.linear(x, weight, bias)
     return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
@@ -93,8 +93,7 @@ class Mlp:
         """Views of the flat parameters [..., P] under their names, shaped [..., *shape]."""
         pieces = theta.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
         return {
-            name: piece.unflatten(-1, shape)
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+            name: piece.unflatten(-1, shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:

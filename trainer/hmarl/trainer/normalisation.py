@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class RunningNormaliser:
-    """Mean and variance of all data seen so far; frozen while a rollout is collected, so that the policy does not drift in it.
+    """Mean and variance of all data seen so far; frozen while a rollout is collected, so that the policy does not
+    drift in it.
 
     Args:
         shape: shape of the statistics, e.g. [N_group, observation_size]: every agent has its own.
@@ -53,7 +54,9 @@ class RunningNormaliser:
             batch_variance = ((x - batch_mean).square() * weight).sum(0) / added.clamp(min=1.0)
         total = (self.count + added).clamp(min=1.0)
         difference = batch_mean - self.mean
-        combined = self.variance * self.count + batch_variance * added + difference.square() * self.count * added / total
+        combined = (
+            self.variance * self.count + batch_variance * added + difference.square() * self.count * added / total
+        )
         self.mean = self.mean + difference * added / total
         self.variance = torch.where(self.count + added > 0, combined / total, self.variance)
         self.count = self.count + added
@@ -70,7 +73,8 @@ class RunningNormaliser:
 
 
 class ValueNormaliser:
-    """Scales value targets to mean 0, variance 1 by exponentially weighted moments, so that the critic's loss has one scale.
+    """Scales value targets to mean 0, variance 1 by exponentially weighted moments, so that the critic's loss has one
+    scale.
 
     Source: Yu et al. 2022 (MAPPO), section 5.1; ``decay`` is per update of the critic's targets.
     """

@@ -47,8 +47,11 @@ class GroupPolicy:
         Args:
             members: N.
             input_size: width of the input, without the identity that ``shared`` adds.
+            head: of the action space.
+            settings: hidden layers and activation.
             shared: all members use one network, told apart by a one-hot appended to the input.
             generator: CPU generator of the initial weights.
+            hidden_sizes: instead of the settings' own.
         """
         network = Mlp(
             input_size + (members if shared else 0),
@@ -90,7 +93,7 @@ class GroupPolicy:
         return self.head.distribution(self.network(theta[:size], inputs), theta[size:], mask)
 
     def all_distributions(self, inputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        """Everybody's distribution in one batched call, agents first: ``inputs`` [N, M, input_size], ``mask`` [N, M, A]."""
+        """Everybody's distribution in one batched call: ``inputs`` [N, M, input_size], ``mask`` [N, M, A]."""
         theta = self.theta.expand(self.members, -1)
         size = self.network.size
         output = self.network(theta[:, :size], inputs)

@@ -14,8 +14,8 @@ def generalised_advantages(
     Args:
         rewards: [T, ...] float32.
         values: [T, ...] V(s_t).
-        next_values: [T, ...] V of the state that followed: 0 where the episode terminated, V of the *final* state (not of the
-            one after auto-reset) where it was truncated.
+        next_values: [T, ...] V of the state that followed: 0 where the episode terminated, V of the *final* state
+            (not of the one after auto-reset) where it was truncated.
         ended: [T, ...] bool, terminated or truncated: nothing flows back across these steps.
         gamma: discount per step.
         gae_lambda: λ.
@@ -36,24 +36,36 @@ def generalised_advantages(
 
 
 def decision_advantages(
-    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, decided: Tensor, gamma: float, gae_lambda: float
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    ended: Tensor,
+    decided: Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> Tensor:
     """Advantage estimation for a level that decides at some steps only (a conductor with an instruction interval).
 
-    Between two decisions rewards are summed with γ per step; the next decision's value is discounted by γ to the power of the
-    steps in between, and λ is applied once per decision. With a decision at every step this is ``generalised_advantages``.
+    Between two decisions rewards are summed with γ per step; the next decision's value is discounted by γ to the
+    power of the steps in between, and λ is applied once per decision. With a decision at every step this is
+    ``generalised_advantages``.
 
     Args:
-        rewards: [T, B]; values, next_values and ended: as above, [T, B].
+        rewards: [T, B] float32.
+        values: [T, B], as above.
+        next_values: [T, B], as above.
+        ended: [T, B], as above.
         decided: [T, B] bool, True where a decision was taken.
         gamma: discount per step.
         gae_lambda: λ per decision.
 
     Returns:
-        [T, B]; meaningful where ``decided``. A window that the rollout cuts off is bootstrapped with the last next value.
+        [T, B]; meaningful where ``decided``. A window that the rollout cuts off is bootstrapped with the last next
+        value.
     """
     advantages = torch.zeros_like(rewards)
-    # Seen from step t: the discounted reward until the next decision and its bootstrap value, and that decision's advantage.
+    # Seen from step t: the discounted reward until the next decision and its bootstrap value, and that decision's
+    # advantage.
     window_return = next_values[-1]
     carried = torch.zeros_like(window_return)
     for t in range(rewards.shape[0] - 1, -1, -1):

@@ -46,7 +46,8 @@ class Actor(Protocol):
 
 
 class Rollout:
-    """Everything that one update needs; team fields [T, B, ...], per-agent fields one block per group [T, B, N_group, ...].
+    """Everything that one update needs; team fields [T, B, ...], per-agent fields one block per group [T, B, N_group,
+    ...].
 
     Attributes:
         observations, action_masks: per group, [T, B, N_group, ...].

@@ -84,8 +84,8 @@ class ConductedTeam:
 
     Args:
         algorithm: HCPO.
-        conductor: ``central`` (sees the state), ``random`` (uniform instructions) or ``none`` (the instruction is withheld:
-            an all-zero input). The fourth, ``local``, is ``LocalTeam``.
+        conductor: ``central`` (sees the state), ``random`` (uniform instructions) or ``none`` (the instruction is
+            withheld: an all-zero input). The fourth, ``local``, is ``LocalTeam``.
     """
 
     def __init__(self, algorithm: Hcpo, conductor: str) -> None:

@@ -163,9 +163,7 @@ class Run:
         device = device_of(self.settings)
         self.environment = make(config.environment, self.settings.environments, **config.environment_arguments)
         self.algorithm = build_algorithm(config, self.environment)
-        self.rollout = Rollout(
-            self.environment.spec, self.settings.rollout_length, self.settings.environments, device
-        )
+        self.rollout = Rollout(self.environment.spec, self.settings.rollout_length, self.settings.environments, device)
         seeds = derived_seeds(self.settings.seed, 0, self.settings.environments)
         self.collector = Collector(self.environment, self.rollout, seeds)
         self._stateful = self.collector.get_state() is not None
@@ -306,7 +304,7 @@ class Run:
         return metrics
 
     def _evaluate_and_checkpoint(self, done: bool, progress: LiveProgress) -> dict[str, float]:
-        """Evaluate and save when it is time; an evaluation always comes with a checkpoint, so that the best one is kept."""
+        """Evaluate and save when it is time; every evaluation comes with a checkpoint, so that the best is kept."""
         metrics: dict[str, float] = {}
         due = done or self.counters.steps - self.counters.last_evaluation >= self.settings.evaluation_interval
         if not due and self.counters.update % self.settings.checkpoint_interval:
@@ -319,7 +317,9 @@ class Run:
             best = self.counters.best_return is None or score > self.counters.best_return
             if best:
                 self.counters = replace(self.counters, best_return=score)
-            shown = [f"{key.split('/')[1]} {value:.2f}" for key, value in metrics.items() if key.endswith("return_mean")]
+            shown = [
+                f"{key.split('/')[1]} {value:.2f}" for key, value in metrics.items() if key.endswith("return_mean")
+            ]
             progress.say(f"evaluation at {self.counters.steps:,} steps: return " + ", ".join(shown))
         if not self._stateful:
             self._restart_environments()
@@ -335,7 +335,7 @@ class Run:
         return write_checkpoint(self.directory / "checkpoints", self.tensors(), self.counters)
 
     def _save_if_harmless(self) -> None:
-        """An extra checkpoint changes the course of runs whose environments must restart at each one: these keep their last."""
+        """Save, unless that changes the run's course (environments that restart at every checkpoint)."""
         if self._stateful:
             self.save()
 
@@ -346,9 +346,7 @@ class Run:
             self._evaluation_environment = make(self.config.environment, batch, **self.config.environment_arguments)
         metrics, details = {}, {}
         for name, team in teams(self.algorithm, not self.algorithm.settings.deterministic_evaluation).items():
-            result = evaluate(
-                self._evaluation_environment, team, self.settings.evaluation_episodes, EVALUATION_SEED
-            )
+            result = evaluate(self._evaluation_environment, team, self.settings.evaluation_episodes, EVALUATION_SEED)
             summary = result.summary()
             details[name] = {"returns": result.returns.tolist(), **summary}
             for key in ("return_mean", "return_median", "return_iqm", "success_rate"):

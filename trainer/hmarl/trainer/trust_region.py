@@ -1,4 +1,4 @@
-"""The trust-region step: natural gradient by conjugate gradient, step length from the KL limit, backtracking line search."""
+"""The trust-region step: natural gradient, step length from the KL limit, backtracking line search."""
 
 from __future__ import annotations
 
@@ -82,19 +82,25 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
 
 
 def trust_region_step(
-    theta: Tensor, surrogate: Objective, kl: Objective, settings: TrustRegionSettings, curvature_kl: Objective | None = None
+    theta: Tensor,
+    surrogate: Objective,
+    kl: Objective,
+    settings: TrustRegionSettings,
+    curvature_kl: Objective | None = None,
 ) -> TrustRegionStep:
     """Maximise ``surrogate`` subject to ``kl`` ≤ δ, starting at ``theta``.
 
-    x = H⁻¹g by conjugate gradient, H the Hessian of the KL at ``theta``; full step √(2δ / xᵀHx) · x; then the longest of the
-    steps shrunk by ``backtrack_coefficientʲ`` that improves the surrogate by at least ``accept_ratio`` of the prediction and
-    keeps the KL within δ. Without one, the old parameters are returned.
+    x = H⁻¹g by conjugate gradient, H the Hessian of the KL at ``theta``; full step √(2δ / xᵀHx) · x; then the longest
+    of the steps shrunk by ``backtrack_coefficientʲ`` that improves the surrogate by at least ``accept_ratio`` of the
+    prediction and keeps the KL within δ. Without one, the old parameters are returned.
 
     Args:
         theta: [P], not modified.
         surrogate: θ ↦ scalar, to be maximised.
         kl: θ ↦ scalar mean KL(π_theta_old ‖ π_θ), 0 and flat at ``theta``.
-        curvature_kl: the same on a part of the samples, for the Hessian alone; the constraint is always checked with ``kl``.
+        settings: δ and the constants of solver and line search.
+        curvature_kl: the same on a part of the samples, for the Hessian alone; the constraint is always checked with
+            ``kl``.
 
     Source: Schulman et al. 2015, appendix C; HATRPO (Kuba et al. 2022), Algorithm 1; HCPO Algorithms 2 and 3.
     """

@@ -49,9 +49,7 @@ class Happo(HeterogeneousAgents):
             for policy in self.policies
         ]  # fmt: skip
 
-    def improve_agent(
-        self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """θ ← argmax E[ min(r·F·Â, clip(r)·F·Â) ] + c·H by minibatch Adam."""
         group, member = self.position[agent]
         policy, settings = self.policies[group], self.settings

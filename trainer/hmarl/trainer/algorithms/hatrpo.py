@@ -43,7 +43,9 @@ def surrogate(new: Distribution, samples: AgentSamples, advantages: Tensor, entr
 
     Args:
         new: the candidate policy at the samples.
+        samples: of one agent.
         advantages: [M] F·Â.
+        entropy_coefficient: weight of the mean entropy.
     """
     ratio = (new.log_prob(samples.actions) - samples.old_log_prob).exp()
     value = samples.mean(ratio * advantages, samples.surrogate_weight)
@@ -56,7 +58,8 @@ def improve_by_trust_region(
     """θ ← θ + αʲ √(2δ / xᵀHx) · x with x = H⁻¹g (HATRPO Algorithm 1, lines 7–10; HCPO Algorithm 3), in place.
 
     Args:
-        policy, member: whose parameters are improved.
+        policy: of the agent's group.
+        member: the agent's row in it.
         samples: the agent's part of the rollout; its weights enter the surrogate and the KL.
         advantages: [M] F·Â.
         settings: δ and the line search.
@@ -109,9 +112,7 @@ class Hatrpo(HeterogeneousAgents):
     settings_class = HatrpoSettings
     settings: HatrpoSettings
 
-    def improve_agent(
-        self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """One trust-region step."""
         group, member = self.position[agent]
         return improve_by_trust_region(self.policies[group], member, samples, advantages, self.settings)

@@ -1,6 +1,7 @@
 """HCPO: a conductor instructs the team; conductor and agents improve in two trust-region levels.
 
-The joint policy is π_mar(a|s) = E_{M∼w(·|s)} Π_i π^i(a^i | o^i, M), with K discrete instructions M. An iteration (Algorithm 1):
+The joint policy is π_mar(a|s) = E_{M∼w(·|s)} Π_i π^i(a^i | o^i, M), with K discrete instructions M. An iteration
+(Algorithm 1):
 
     3   collect with the centralised conductor w_Ψ and the actors π^i_θ
     5   A(M|s) and A(a|s,M) from the critic by GAE
@@ -204,7 +205,7 @@ class Hcpo(HeterogeneousAgents):
         return values.gather(-1, instruction.flatten().unsqueeze(-1)).view(instruction.shape)
 
     def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B] A(a|s, M): the joint GAE (critic v), or the λ-return − Q(s, M) (critic q, Eq. 6); with q, Eq. 7 holds."""
+        """[T, B] A(a|s, M): the joint GAE (critic v), or the λ-return − Q(s, M) (critic q: Eq. 6, and so Eq. 7)."""
         if self.instruction_critic is None:
             return normalise_advantages(estimate.advantages)
         return normalise_advantages(estimate.returns - self._instruction_values(rollout, estimate))
@@ -213,9 +214,9 @@ class Hcpo(HeterogeneousAgents):
     def _agents_weights(self, rollout: Rollout, samples: AgentSamples, new: Categorical) -> InstructionWeights:
         """How the updated conductor weights the agents' samples.
 
-        Eq. 17 sums over instructions with weight w_{k+1}(M|s). The samples' instructions were drawn from w_k, so the ratio
-        w_{k+1}/w_k estimates that sum without bias (``ratio``); Algorithm 3 as printed multiplies by w_{k+1}(M|s) and weights
-        the KL by the old local conductor (``paper``).
+        Eq. 17 sums over instructions with weight w_{k+1}(M|s). The samples' instructions were drawn from w_k, so the
+        ratio w_{k+1}/w_k estimates that sum without bias (``ratio``); Algorithm 3 as printed multiplies by
+        w_{k+1}(M|s) and weights the KL by the old local conductor (``paper``).
         """
         new_log_prob = new.log_prob(samples.actions)
         if self.settings.instruction_weight == "ratio":
@@ -229,7 +230,7 @@ class Hcpo(HeterogeneousAgents):
         return InstructionWeights(self._since_decision(new_log_prob.exp(), rollout), weights)
 
     def _since_decision(self, weight: Tensor, rollout: Rollout) -> Tensor:
-        """[T·B]: the weight at the step where the instruction in force was chosen; 1 before the rollout's first decision."""
+        """[T·B]: the weight where the instruction in force was chosen; 1 before the rollout's first decision."""
         if self.settings.instruction_interval == 1:
             return weight
         weights, decided = weight.view(rollout.terminated.shape).clone(), rollout.extras["decided"]
@@ -288,9 +289,7 @@ class Hcpo(HeterogeneousAgents):
         """[T, B, K] one-hot instructions."""
         return self.one_hot(rollout.extras["instruction"])
 
-    def improve_agent(
-        self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """θ^i ← θ^i + αʲβx (Algorithm 3)."""
         group, member = self.position[agent]
         return improve_by_trust_region(self.policies[group], member, samples, advantages, self.settings)
