@@ -271,11 +271,10 @@ def load_bundle(path: Path | str) -> Bundle:
     """
     path = Path(path)
     with _open_source(path) as source:
-        names = source.names()
         manifest, sha256 = _read_manifest(source, path)
         for name, expected in manifest.files.items():
             _read_checked(source, path, name, expected)
-        for name in names:
+        for name in source.names():
             if name not in manifest.files and name not in (MANIFEST, MANIFEST_HASH):
                 raise BundleError(
                     f"bundle {path}: file '{name}' is not listed in {MANIFEST}; remove it if nobody needs it, "
@@ -302,12 +301,9 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
     path = Path(path)
     fields = manifest.model_dump(mode="json") if isinstance(manifest, Manifest) else dict(manifest)
     fields["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
-    parsed = _parse_manifest(path, fields)
-    try:
-        text = json.dumps(parsed.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except ValueError as error:
-        raise BundleError(f"bundle {path}: manifest: got NaN or infinity, expected finite numbers") from error
-    content = text.encode()
+    document = json.loads(_parse_manifest(path, fields).model_dump_json())  # NaN and infinity become null
+    content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    _parse_manifest(path, content)  # a number that must not be null is found here, before anything is replaced
     everything = {**files, MANIFEST: content, MANIFEST_HASH: _hash_line(hashlib.sha256(content).hexdigest())}
     _check_target(path)
     try:

@@ -3,8 +3,8 @@
     with Fleet(load_bundle(path)) as fleet:
         fleet.endpoints  # {"agent_0": "127.0.0.1:40123", ...}
 
-A member that dies is started again on the same address, after a pause that doubles from crash to crash. Members stop when the
-supervisor stops, and (on Linux) also when it is killed.
+A member that dies is started again on the same address, after a pause that doubles from crash to crash. Members stop
+when the supervisor stops, and (on Linux) also when it is killed.
 """
 
 from __future__ import annotations
