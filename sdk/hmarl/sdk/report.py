@@ -66,6 +66,7 @@ def write_report(path: Path, content: ReportContent) -> None:
         plots=_plots(content),
         video=_embedded(content.video),
         recording=content.recording,
+        recording_plot=None if content.recording is None else _png(_plot_recording(content.recording)),
         command=content.command,
         settings=content.settings,
         versions={name: version(name) for name in ("hmarl", "numpy", "onnxruntime", "grpcio")},
@@ -137,9 +138,6 @@ def _plots(content: ReportContent) -> list[dict[str, str]]:
         ),
         ("Latency", f"Time of {content.evaluation.latency_of}.", _plot_latencies(content.evaluation)),
     ]
-    if content.recording is not None:
-        note = f"Team reward added up over the episode of seed {content.recording.seed}."
-        plots.append(("Reward of the recorded episode", note, _plot_recording(content.recording)))
     return [{"title": title, "note": note, "png": _png(figure)} for title, note, figure in plots if figure is not None]
 
 
@@ -177,7 +175,7 @@ def _plot_episodes(content: ReportContent) -> Any:
         axes.plot(content.baseline.returns, ".", color=_BASELINE, markersize=5, label=content.baseline.team)
     axes.plot(content.evaluation.returns, ".", color=_TEAM, markersize=6, label=content.evaluation.team)
     axes.axhspan(low, high, color=_TEAM, alpha=0.18, linewidth=0)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

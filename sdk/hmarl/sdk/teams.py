@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +96,8 @@ class BundleTeam:
         self._spec = spec
         self._places = _places(spec)
         source = f"bundle {bundle.path}"
+        _check_agents(source, spec, bundle.agent_ids)
         for place in self._places:
-            if place.agent.id not in bundle.agent_ids:
-                raise UsageError(_missing_agent(source, place.agent.id, bundle.agent_ids))
             check_spec(agent_spec(bundle.agent(place.agent.id)), place.agent, source)
         self._policies = [Policy(bundle, place.agent.id, provider) for place in self._places]
         self._noises = [drawn_noises(policy.agent, sample, instruction_choice) for policy in self._policies]
@@ -200,9 +199,7 @@ class FleetTeam:
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
-        for place in self._places:
-            if place.agent.id not in self._addresses:
-                raise UsageError(_missing_agent("endpoints", place.agent.id, self._addresses))
+        _check_agents("endpoints", spec, self._addresses)
         self._sample = sample
         self._instruction_choice = instruction_choice
         self._client_options: dict[str, Any] = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
@@ -302,5 +299,8 @@ def load_endpoints(path: Path) -> dict[str, str]:
     return addresses
 
 
-def _missing_agent(source: str, agent_id: str, there: Any) -> str:
-    return f"{source}: no agent '{agent_id}', which the environment has (there: {', '.join(there)})"
+def _check_agents(source: str, spec: EnvironmentSpec, there: Collection[str]) -> None:
+    """Make sure that every agent of the environment is there."""
+    for agent_id in spec.agent_ids:
+        if agent_id not in there:
+            raise UsageError(f"{source}: no agent '{agent_id}', which the environment has (there: {', '.join(there)})")
