@@ -149,7 +149,7 @@ def test_mistakes_are_told_with_their_exit_codes(spread_bundle: Bundle, tmp_path
         (
             ["--bundle", bundle, "--set", "env.N=4"],
             2,
-            "observation size: got 18, the environment expects 24",
+            "no agent 'agent_3', which the environment has",
         ),
         (["--bundle", bundle, "--episodes", 0], 2, "episodes"),
     ]:
