@@ -143,7 +143,7 @@ def _numpy(value: Any) -> Any:
         return tuple(_numpy(item) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{field.name: _numpy(getattr(value, field.name)) for field in fields(value)})
-    return np.array(value.cpu() if hasattr(value, "cpu") else value)
+    return np.array(value.cpu().numpy() if hasattr(value, "cpu") else value)
 
 
 def _play(environment: VectorEnvironment, observation: Observation, action_keys: Sequence[int], steps: int) -> _Trace:

@@ -72,6 +72,11 @@ class WorkerPool:
         # Everyone has the block mapped: without a name it goes with its last user, however that one ends.
         memory.unlink()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the workers have been stopped, by ``close`` or because one of them failed."""
+        return not self._finalizer.alive
+
     def reset(self) -> None:
         """Reset every environment with its entry of ``buffers.seeds``."""
         self._all(_RESET)

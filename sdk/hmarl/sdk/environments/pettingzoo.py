@@ -163,7 +163,7 @@ class PettingZooVector:
                 raise EnvironmentError_(failure_message(row, error)) from error
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed or (self._pool is not None and self._pool.closed):
             raise EnvironmentError_(f"{self.spec.name}: the environment is closed")
 
 

@@ -161,7 +161,7 @@ class VmasVector:
                 final = shown if bool(ended.any()) else None
                 self._last = shown if final is None else self._restarted(shown, ended)
         except AssertionError as error:
-            raise EnvironmentError_(f"{self.spec.name}: {error or 'got actions that are not numbers'}") from error
+            raise EnvironmentError_(f"{self.spec.name}: {str(error) or 'got actions that are not numbers'}") from error
         return StepResult(
             observation=self._last,
             rewards=torch.stack([reward.float() for reward in rewards], dim=1),
@@ -180,6 +180,7 @@ class VmasVector:
         except _vmas_state.UnsavableError:
             return None
         torch_state, (_, keys, position, has_gauss, gauss), (version, words, next_gauss) = self._random_states
+        saved["made_with"] = np.frombuffer(self._made_with().encode(), np.uint8)
         saved["random_torch"] = torch_state.numpy().copy()
         saved["random_numpy_keys"] = keys.copy()
         saved["random_numpy_rest"] = np.array([position, has_gauss, gauss], np.float64)
@@ -195,6 +196,12 @@ class VmasVector:
         Raises:
             UsageError: the state does not fit this environment, which must then be reset.
         """
+        made_with = state["made_with"].tobytes().decode() if "made_with" in state else "nothing that is known"
+        if made_with != self._made_with():
+            raise UsageError(
+                f"{self.spec.name}: the saved state does not fit this environment: it is of {made_with}, "
+                f"expected {self._made_with()}"
+            )
         try:
             restored = _vmas_state.restore(self._anchors(), state, self.device)
             position, has_gauss, gauss = state["random_numpy_rest"].tolist()
@@ -227,6 +234,11 @@ class VmasVector:
         viewer, self._environment.viewer = self._environment.viewer, None
         if viewer is not None:
             viewer.close()
+
+    def _made_with(self) -> str:
+        """What must be equal for a state to fit; the device may differ."""
+        arguments = {name: value for name, value in self.spec.arguments.items() if name != "device"}
+        return f"{self.batch_size} x {self.spec.name} with {arguments!r}"
 
     def _anchors(self) -> list[Any]:
         """The objects that hold the simulation's state."""
