@@ -159,6 +159,7 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 
 def _plot_returns(content: ReportContent) -> Any:
     figure, axes = _axes("return of an episode", "episodes")
+    axes.locator_params(axis="y", integer=True)
     shown = [(content.evaluation, _TEAM)] + ([(content.baseline, _BASELINE)] if content.baseline is not None else [])
     edges = np.histogram_bin_edges(np.concatenate([evaluation.returns for evaluation, _ in shown]), 24)
     for evaluation, colour in shown:
@@ -170,6 +171,7 @@ def _plot_returns(content: ReportContent) -> Any:
 
 def _plot_episodes(content: ReportContent) -> Any:
     figure, axes = _axes("episode", "return")
+    axes.locator_params(axis="x", integer=True)
     low, high = content.evaluation.summary()["return_ci95"]
     if content.baseline is not None:
         axes.plot(content.baseline.returns, ".", color=_BASELINE, markersize=5, label=content.baseline.team)
@@ -198,6 +200,7 @@ def _plot_latencies(evaluation: Evaluation) -> Any | None:
 
 def _plot_recording(recording: Recording) -> Any:
     figure, axes = _axes("step", "cumulative reward")
+    axes.locator_params(axis="x", integer=True)
     total = np.concatenate([[0.0], np.cumsum(recording.rewards)])
     axes.plot(total, color=_TEAM, linewidth=2)
     axes.fill_between(np.arange(len(total)), total, color=_TEAM, alpha=0.12, linewidth=0)
