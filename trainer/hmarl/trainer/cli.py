@@ -219,3 +219,7 @@ def export_main() -> None:
 def algorithms_main() -> None:
     """Entry point of hmarl-algorithms."""
     run_command(algorithms)
+
+
+if __name__ == "__main__":
+    train_main()

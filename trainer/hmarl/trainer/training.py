@@ -209,7 +209,7 @@ class Run:
         tensors["recent_returns"] = torch.tensor(list(self._returns), dtype=torch.float64)
         state = self.collector.get_state()
         if state is not None:
-            tensors |= {f"collector.{key}": torch.as_tensor(value) for key, value in state.items()}
+            tensors |= {f"collector.{key}": torch.as_tensor(value.copy()) for key, value in state.items()}
         return tensors
 
     def _load(self, checkpoint: Checkpoint) -> None:
