@@ -264,6 +264,11 @@ def run_evaluation(options: Options) -> dict[str, Any]:
             missing = [name for name in _EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
             if not missing:
                 written += _write_pictures(options, options.out, environment, team, evaluation)
+                if options.video is not None and not any(path.suffix == f".{options.video}" for path in written):
+                    console.print(
+                        "no video: the environment hands out no pictures (one of PettingZoo needs "
+                        "--set env.render_mode=rgb_array)"
+                    )
             elif options.report or options.video is not None:
                 console.print(f"no report and video without {', '.join(missing)}: pip install 'hmarl\\[eval]'")
     for path in written:
