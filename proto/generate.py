@@ -1,7 +1,7 @@
 """Regenerates the protocol's Python modules from the .proto files, or checks that they are up to date.
 
-    python proto/generate.py            write the modules beside the .proto files
-    python proto/generate.py --check    exit 1 when a committed module differs from what would be written
+python proto/generate.py            write the modules beside the .proto files
+python proto/generate.py --check    exit 1 when a committed module differs from what would be written
 """
 
 from __future__ import annotations

@@ -1,0 +1,187 @@
+"""Speed of serving, each figure beside a bare reference measured alternately in the same run."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnxruntime
+import pytest
+
+from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.runtime.session import Policy
+from hmarl.runtime.wire import to_tensor
+from toy_bundle import write_toy_bundle
+
+pytestmark = pytest.mark.benchmark
+MLPS = {"18-64-64-5": (18, (64, 64)), "64-128-128-5": (64, (128, 128))}
+ECHO = """
+import sys, grpc
+from concurrent.futures import ThreadPoolExecutor
+class Echo(grpc.GenericRpcHandler):
+    def service(self, details):
+        if details.method.endswith("Unary"):
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+        return grpc.stream_stream_rpc_method_handler(lambda requests, context: (request for request in requests))
+server = grpc.server(ThreadPoolExecutor(8))
+server.add_generic_rpc_handlers((Echo(),))
+port = server.add_insecure_port(sys.argv[1])
+server.start()
+print(sys.argv[1] if sys.argv[1].startswith("unix:") else f"127.0.0.1:{port}", flush=True)
+server.wait_for_termination()
+"""
+
+
+def alternate(functions: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, float]:
+    """Median microseconds a call of each function, over rounds in which all take turns."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            for _ in range(calls):
+                function()
+            times[name].append((time.perf_counter() - started) / calls * 1e6)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+@pytest.mark.parametrize("name", list(MLPS))
+def test_acting_in_process(tmp_path: Path, name: str) -> None:
+    size, hidden = MLPS[name]
+    policy = Policy(write_toy_bundle(tmp_path / "b", observation_size=size, sizes=hidden, plain=True), "agent_0")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    bare = onnxruntime.InferenceSession(policy.bundle.read(policy.agent.file), options, ["CPUExecutionProvider"])
+    observation = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    feeds = {"observation": observation[None]}
+    session = policy.session()
+    session.reset(0)
+    got = alternate(
+        {"bare": lambda: bare.run(["action"], feeds), "act": lambda: session.act(observation)}, rounds=15, calls=2000
+    )
+    print(f"\n{name}: bare run {got['bare']:.2f} us, act {got['act']:.2f} us, ratio {got['act'] / got['bare']:.2f}")
+
+
+@contextmanager
+def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and the first line that it prints."""
+    running = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert running.stdout is not None
+    try:
+        yield running, running.stdout.readline().strip()
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait(20)
+
+
+class Stream:
+    """A bidirectional stream as a function from request to response."""
+
+    def __init__(self, method: Callable[..., Iterator[object]]) -> None:
+        self._requests: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._responses = method(iter(self._requests.get, None))
+
+    def __call__(self, request: object) -> object:
+        self._requests.put(request)
+        return next(self._responses)
+
+    def close(self) -> None:
+        self._requests.put(None)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
+    size, hidden = MLPS["18-64-64-5"]
+    write_toy_bundle(tmp_path / "b", observation_size=size, sizes=hidden, plain=True)
+    listen = ["127.0.0.1:0", "127.0.0.1:0"]
+    if transport == "unix":
+        listen = [f"unix:{tmp_path}/echo", f"unix:{tmp_path}/agent"]
+    command = ("-m", "hmarl.runtime.commands.agent", str(tmp_path / "b"), "--agent", "agent_0", "--json", "--listen")
+    with process("-c", ECHO, listen[0]) as (_, echo), process(*command, listen[1]) as (_, ready):
+        bare = grpc.insecure_channel(echo)
+        channel = grpc.insecure_channel(json.loads(ready)["address"])
+        stub = agent_pb2_grpc.AgentServiceStub(channel)
+        observation = to_tensor(np.random.default_rng(0).normal(size=size).astype(np.float32))
+        session_id = stub.StartEpisode(agent_pb2.StartEpisodeRequest(seed=1)).session_id
+        request = agent_pb2.ActRequest(session_id=session_id, observation=observation)
+        payload = request.SerializeToString()
+        unary_echo, stream_echo = bare.unary_unary("/bare/Unary"), Stream(bare.stream_stream("/bare/Stream"))
+        stream = Stream(stub.StreamAct)
+
+        def act() -> None:
+            request.step += 1
+            stub.Act(request)
+
+        def act_streaming() -> None:
+            request.step += 1
+            response = stream(agent_pb2.StreamActRequest(act=request))
+            assert response.WhichOneof("result") == "act"  # type: ignore[attr-defined]
+
+        functions: dict[str, Callable[[], object]] = {
+            "unary echo": lambda: unary_echo(payload),
+            "unary act": act,
+            "stream echo": lambda: stream_echo(payload),
+            "stream act": act_streaming,
+        }
+        for function in functions.values():
+            for _ in range(200):
+                function()
+        got = alternate(functions, rounds=15, calls=100)
+        stream.close()
+        stream_echo.close()
+        for kind in ("unary", "stream"):
+            echo_us, act_us = got[f"{kind} echo"], got[f"{kind} act"]
+            ratio = act_us / echo_us
+            print(
+                f"\n{transport} {kind}: echo of {len(payload)} bytes {echo_us:.0f} us, act {act_us:.0f} us, {ratio:.2f} x"
+            )
+
+
+BARE = """
+import sys, grpc, numpy, onnxruntime
+from concurrent.futures import ThreadPoolExecutor
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, ["CPUExecutionProvider"])
+session.run(None, {"observation": numpy.zeros((1, 18), numpy.float32)})
+server = grpc.server(ThreadPoolExecutor(8))
+health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+server.add_insecure_port("127.0.0.1:0")
+server.start()
+print("ready", flush=True)
+server.wait_for_termination()
+"""
+
+
+def resident_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def test_starting_and_memory(tmp_path: Path) -> None:
+    write_toy_bundle(tmp_path / "b", observation_size=18, sizes=(64, 64), plain=True)
+    agent = ("-m", "hmarl.runtime.commands.agent", str(tmp_path / "b"), "--agent", "agent_0", "--listen", "127.0.0.1:0")
+    commands = {"bare": ("-c", BARE, str(tmp_path / "b" / "agents" / "agent_0.onnx")), "hmarl-agent": agent}
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    sizes: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(5):
+        for name, command in commands.items():
+            started = time.perf_counter()
+            with process(*command) as (running, _):
+                times[name].append(time.perf_counter() - started)
+                sizes[name].append(resident_mib(running.pid))
+    for name in commands:
+        seconds, mib = statistics.median(times[name]), statistics.median(sizes[name])
+        print(f"\n{name}: from exec to serving {seconds:.2f} s, resident {mib:.1f} MiB")
