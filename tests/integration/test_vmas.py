@@ -101,6 +101,25 @@ def test_instances_do_not_disturb_each_other():
         assert torch.equal(one.step(zeros(one)).observation.state, expected)
 
 
+def test_the_episodes_of_one_run_differ():
+    environment = make("vmas/navigation", 3, max_steps=2)
+    starts = [environment.reset(SEEDS).state]
+    for _ in range(4):
+        result = environment.step(zeros(environment))
+        starts += [] if result.final is None else [result.observation.state]
+    assert len(starts) == 3
+    assert not any(torch.equal(one, other) for one, other in [starts[:2], starts[1:], starts[::2]])
+
+
+def test_environments_that_others_make_with_vmas_keep_their_stream():
+    bare = vmas.make_env("navigation", 2, seed=3)
+    bare.reset(seed=3)
+    expected = bare.reset()[0]
+    bare.reset(seed=3)
+    make("vmas/navigation", 3).reset(SEEDS)
+    assert torch.equal(bare.reset()[0], expected)
+
+
 def seed_process():
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002 - the stream that must be left alone

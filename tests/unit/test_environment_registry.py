@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 import types
@@ -137,9 +138,20 @@ def test_check_env_passes_mpe_and_says_so_in_json(capsys):
     assert sum("✓" in line for line in table) == 15
 
 
-def test_check_env_exits_with_4_when_a_check_fails(capsys):
-    assert exit_code(check, "coordsum/sum-to-10") == 4
+def test_check_env_exits_with_4_when_a_check_fails(capsys, monkeypatch):
+    def make_mislabelled(batch_size):
+        environment = make("mpe/simple_spread", batch_size, max_cycles=4)
+        environment.spec = dataclasses.replace(environment.spec, horizon=3)
+        return environment
+
+    own = types.ModuleType("own_environments")
+    own.mislabelled = make_mislabelled
+    monkeypatch.setitem(sys.modules, "own_environments", own)
+    assert exit_code(check, "own_environments:mislabelled") == 4
     assert "✗" in capsys.readouterr().out
+
+
+def test_check_env_takes_a_deterministic_task(capsys):
     assert exit_code(check, "coordsum/sum-to-10", "--deterministic") == 0
 
 
