@@ -132,9 +132,10 @@ def final_returns(run: Path, conductor: str = "local") -> np.ndarray:
 
 
 def table(task: Task, runs: dict[str, list[Path]], early: int) -> str:
-    """Markdown: per algorithm the final IQM over the episodes of all seeds, each seed's mean, an early value, rate."""
+    """Markdown: per algorithm the final IQM, the mean of each seed, an early value, frames/s."""
     lines = [
-        f"| algorithm | final IQM [95 % bootstrap interval] | mean of each seed | at {early:,} frames | frames/s (training and evaluation) |",
+        f"| algorithm | final IQM [95 % bootstrap interval] | mean of each seed "
+        f"| at {early:,} frames | frames/s, evaluations included |",
         "|---|---|---|---|---|",
     ]
     for algorithm, directories in runs.items():
@@ -173,9 +174,12 @@ def main(
 ) -> None:
     """Train, then write one Markdown page with plots."""
     out.mkdir(parents=True, exist_ok=True)
-    sections: list[str] = ["# Learning results", "Made by `python scripts/study.py`; seeds " + ", ".join(
-        str(100 + seed) for seed in range(seeds)) + ". Returns are those of the deployed (local, deterministic) policies "
-        "over 100 episodes with fixed seeds."]  # fmt: skip
+    names = ", ".join(str(100 + seed) for seed in range(seeds))
+    sections = [
+        "# Learning results",
+        f"Made by `python scripts/study.py`; seeds {names}. Returns are those of the deployed (local, deterministic) "
+        "policies over 100 episodes with fixed seeds.",
+    ]
     for task in TASKS:
         if only not in (None, task.environment):
             continue
