@@ -12,6 +12,15 @@ vmas = pytest.importorskip("vmas")
 mpe2_spread = pytest.importorskip("mpe2.simple_spread_v3")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # VMAS's tensors are small: on a busy machine torch's threads wait for each other far longer than they compute.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def frames_per_s(step, batch, steps):
     for _ in range(5):
         step()
