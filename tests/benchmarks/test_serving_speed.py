@@ -143,7 +143,7 @@ def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
             echo_us, act_us = got[f"{kind} echo"], got[f"{kind} act"]
             ratio = act_us / echo_us
             print(
-                f"\n{transport} {kind}: echo of {len(payload)} bytes {echo_us:.0f} us, act {act_us:.0f} us, {ratio:.2f} x"
+                f"\n{transport} {kind}, {len(payload)} bytes: echo {echo_us:.0f} us, act {act_us:.0f} us, {ratio:.2f} x"
             )
 
 

@@ -287,6 +287,7 @@ def test_without_sampling_the_seed_does_not_matter(policy: Policy) -> None:
     assert actions(1, sample=True) == actions(1, sample=True) != actions(2, sample=True)
     session = policy.session()
     session.reset(1, sample=True)
+    play(session, range(3))
     session.reset(1)  # the noise of the first episode must be gone
     assert [each.action for each in play(session, range(20))] == actions(1)
 
