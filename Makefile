@@ -1,0 +1,57 @@
+# make demo | make test: the only things needed beforehand are make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := train,eval,mpe,pettingzoo,vmas,dev
+# More arguments for the demo, e.g. make demo DEMO_ARGS='--minutes 10 --seed 2'
+DEMO_ARGS ?=
+# More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow benchmark lint format proto clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## Make the virtual environment and install hmarl into it, editable, with all extras
+
+# The stamp is written last, so that an installation that was cut off is repeated.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
+	@touch $@
+
+demo: $(INSTALLED)  ## Train HCPO for three minutes, export, serve one process per agent, evaluate over gRPC
+	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
+
+test: $(INSTALLED)  ## All quick tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves, a wheel in a fresh environment
+	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+
+benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
+	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+
+format: $(INSTALLED)  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(INSTALLED)  ## Regenerate the protocol's Python modules
+	$(BIN)/python proto/generate.py
+
+clean:  ## Delete the virtual environment, caches, builds and the demo's output; runs/ and reports/ stay
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
