@@ -280,7 +280,7 @@ def test_the_session_limit_and_idle_expiry(start_agent: Start) -> None:
 
 
 def test_idle_sessions_make_room(start_agent: Start) -> None:
-    agent = start_agent("--max-sessions", "1", "--session-ttl-s", "0.001")
+    agent = start_agent("--max-sessions", "1", "--session-ttl-s", "1e-6")
     old = agent.start()
     agent.start()
     assert refused(lambda: agent.act(old, 0))[0] == grpc.StatusCode.NOT_FOUND
