@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box
+# Discrete is generic in newer versions of Gymnasium only.
+ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box  # type: ignore[type-arg]
 TeamReward = Literal["sum", "mean", "shared"]
 
 

@@ -141,7 +141,7 @@ class SimpleSpread(Scenario):
         team = np.zeros(self._nearest.shape[1])
         for distance in self._nearest:
             team -= distance
-        own: Floats = -1.0 * self._contacts.counts() * self._local_ratio
+        own = np.asarray(-1.0 * self._contacts.counts() * self._local_ratio, np.float64)
         own += team * (1 - self._local_ratio)
         return own
 
