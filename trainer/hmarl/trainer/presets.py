@@ -26,7 +26,22 @@ class Preset:
     environment_arguments: dict[str, Any] = field(default_factory=dict)
 
 
-PRESETS: tuple[Preset, ...] = ()
+_TRUST_REGION: dict[str, Any] = {"kl_limit": 0.01, "curvature_fraction": 0.3, "entropy_coefficient": 0.01}
+_CLIPPED: dict[str, Any] = {"learning_rate": 7e-4, "epochs": 10, "minibatches": 2, "entropy_coefficient": 0.01}
+# Many small rollouts learn faster than few large ones on these tasks.
+_MPE_RUN: dict[str, Any] = {"environments": 128, "rollout_length": 25, "threads": 1}
+# Gaussian policies keep exploring without an entropy bonus.
+_NO_BONUS: dict[str, Any] = {"entropy_coefficient": 0.0}
+_VMAS_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 100, "threads": 1}
+
+PRESETS: tuple[Preset, ...] = (
+    Preset("hcpo", "mpe/*", 2_500_000, "", _TRUST_REGION, _MPE_RUN),
+    Preset("hatrpo", "mpe/*", 2_000_000, "", _TRUST_REGION, _MPE_RUN),
+    Preset("happo", "mpe/*", 2_000_000, "", _CLIPPED, _MPE_RUN),
+    Preset("hcpo", "vmas/navigation", 500_000, "", {**_TRUST_REGION, **_NO_BONUS}, _VMAS_RUN),
+    Preset("hatrpo", "vmas/navigation", 500_000, "", {**_TRUST_REGION, **_NO_BONUS}, _VMAS_RUN),
+    Preset("happo", "vmas/navigation", 500_000, "", {**_CLIPPED, **_NO_BONUS}, _VMAS_RUN),
+)
 
 
 def find_preset(algorithm: str, environment: str) -> Preset | None:
