@@ -25,9 +25,17 @@ from toy_bundle import write_toy_bundle
 
 pytestmark = pytest.mark.benchmark
 MLPS = {"18-64-64-5": (18, (64, 64)), "64-128-128-5": (64, (128, 128))}
+# Two references: an echo of bytes, and an echo of the service's own messages (the least that any typed service must do).
 ECHO = """
 import sys, grpc
 from concurrent.futures import ThreadPoolExecutor
+from hmarl.agent.v1 import agent_pb2 as pb, agent_pb2_grpc
+class Typed(agent_pb2_grpc.AgentServiceServicer):
+    def Act(self, request, context):
+        return pb.ActResponse(step=request.step, action=request.observation)
+    def StreamAct(self, requests, context):
+        for request in requests:
+            yield pb.StreamActResponse(act=self.Act(request.act, context))
 class Echo(grpc.GenericRpcHandler):
     def service(self, details):
         if details.method.endswith("Unary"):
@@ -35,6 +43,7 @@ class Echo(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(lambda requests, context: (request for request in requests))
 server = grpc.server(ThreadPoolExecutor(8))
 server.add_generic_rpc_handlers((Echo(),))
+agent_pb2_grpc.add_AgentServiceServicer_to_server(Typed(), server)
 port = server.add_insecure_port(sys.argv[1])
 server.start()
 print(sys.argv[1] if sys.argv[1].startswith("unix:") else f"127.0.0.1:{port}", flush=True)
@@ -116,7 +125,8 @@ def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
         request = agent_pb2.ActRequest(session_id=session_id, observation=observation)
         payload = request.SerializeToString()
         unary_echo, stream_echo = bare.unary_unary("/bare/Unary"), Stream(bare.stream_stream("/bare/Stream"))
-        stream = Stream(stub.StreamAct)
+        typed = agent_pb2_grpc.AgentServiceStub(bare)
+        stream, stream_typed = Stream(stub.StreamAct), Stream(typed.StreamAct)
 
         def act() -> None:
             request.step += 1
@@ -130,7 +140,9 @@ def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
         functions: dict[str, Callable[[], object]] = {
             "unary echo": lambda: unary_echo(payload),
             "unary act": act,
+            "unary typed echo": lambda: typed.Act(request),
             "stream echo": lambda: stream_echo(payload),
+            "stream typed echo": lambda: stream_typed(agent_pb2.StreamActRequest(act=request)),
             "stream act": act_streaming,
         }
         for function in functions.values():
@@ -139,12 +151,13 @@ def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
         got = alternate(functions, rounds=15, calls=100)
         stream.close()
         stream_echo.close()
+        stream_typed.close()
         for kind in ("unary", "stream"):
-            echo_us, act_us = got[f"{kind} echo"], got[f"{kind} act"]
-            ratio = act_us / echo_us
-            print(
-                f"\n{transport} {kind}, {len(payload)} bytes: echo {echo_us:.0f} us, act {act_us:.0f} us, {ratio:.2f} x"
-            )
+            act_us = got[f"{kind} act"]
+            print(f"\n{transport} {kind}, {len(payload)} bytes: act {act_us:.0f} us", end="")
+            for reference in ("echo", "typed echo"):
+                echo_us = got[f"{kind} {reference}"]
+                print(f"; {reference} {echo_us:.0f} us, ratio {act_us / echo_us:.2f}", end="")
 
 
 BARE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -77,6 +78,8 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     except BaseException:
         server.stop(grace_s=0.0)
         raise
+    gc.collect()
+    gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}
     print(json.dumps(ready) if options.json else f"{options.agent} is serving on {server.address}", flush=True)
     LOGGER.info("serving %s on %s with %s", bundle.path, server.address, policy.execution_provider)
