@@ -25,7 +25,7 @@ from toy_bundle import write_toy_bundle
 
 pytestmark = pytest.mark.benchmark
 MLPS = {"18-64-64-5": (18, (64, 64)), "64-128-128-5": (64, (128, 128))}
-# Two references: an echo of bytes, and an echo of the service's own messages (the least that any typed service must do).
+# Two references: an echo of bytes, and one of the service's own messages (the least that any typed service must do).
 ECHO = """
 import sys, grpc
 from concurrent.futures import ThreadPoolExecutor
