@@ -14,8 +14,8 @@ from hmarl.sdk.spaces import EnvironmentSpec
 class Team(Protocol):
     """Acts for all agents of B environments that run side by side.
 
-    Policies served by separate processes, policies in this process and the trainer's own torch policies (which may look at
-    ``observation.state``) all look like this to ``evaluate``.
+    Policies served by separate processes, policies in this process and the trainer's own torch policies (which may look
+    at ``observation.state``) all look like this to ``evaluate``.
     """
 
     name: str

@@ -1,20 +1,19 @@
 """Environment families, found by name; each family's module is imported only when it is asked for.
 
-``make("mpe/simple_spread", batch_size=64, N=5)`` looks the family up (i) in the table below, (ii) in the entry-point group
-``hmarl.environments``; a name of the form ``package.module:function`` is called directly. A family is a function
+``make("mpe/simple_spread", batch_size=64, N=5)`` looks the family up (i) in the table below, (ii) in the entry-point
+group ``hmarl.environments``; a name of the form ``package.module:function`` is called directly. A family is a function
 ``make(task, batch_size, **arguments) -> VectorEnvironment``.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
 from hmarl.sdk.environment import VectorEnvironment
-from hmarl.sdk.errors import MissingExtraError, UsageError
+from hmarl.sdk.errors import MissingExtraError, UsageError, unknown_name
 
 BUILT_IN_FAMILIES: dict[str, str] = {
     "mpe": "hmarl.sdk.environments.mpe",
@@ -42,7 +41,7 @@ def _family_maker(name: str) -> tuple[str, Callable[..., VectorEnvironment]]:
         except (ImportError, AttributeError) as error:
             raise UsageError(f"environment '{name}': {error}; expected 'package.module:function'") from error
     if family not in families():
-        raise UsageError(_unknown("environment family", family, list(families())))
+        raise UsageError(unknown_name("environment family", family, families()))
     if not task:
         raise UsageError(f"environment '{name}': got no task, expected '{family}/TASK'; see 'hmarl-envs {family}'")
     try:
@@ -56,12 +55,6 @@ def _family_maker(name: str) -> tuple[str, Callable[..., VectorEnvironment]]:
         if package is not None and extra is not None and error.name is not None:
             raise MissingExtraError(error.name, extra, f"the environment family '{family}'") from error
         raise
-
-
-def _unknown(what: str, got: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(got, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"unknown {what} '{got}'{hint} (known: {', '.join(sorted(known))})"
 
 
 def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
@@ -91,6 +84,6 @@ def tasks(family: str) -> list[str]:
         UsageError: unknown family.
     """
     if family not in families():
-        raise UsageError(_unknown("environment family", family, list(families())))
+        raise UsageError(unknown_name("environment family", family, families()))
     module = importlib.import_module(families()[family].partition(":")[0])
     return list(getattr(module, "TASKS", []))
