@@ -13,7 +13,7 @@ from mpe2 import simple_spread_v3
 from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments._worker_copy import episode_seed
-from hmarl.sdk.errors import EnvironmentError_, MissingExtraError, UsageError
+from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.team import RandomTeam
 
 TESTS = str(Path(__file__).parent.parent)
@@ -161,9 +161,9 @@ def test_every_conformance_check_passes(workers):
 def test_an_error_in_an_environment_names_its_index_and_closes_all(workers):
     before = shared_blocks()
     environment = make(TRIO, 3, workers=workers, fail_at=2)
-    with pytest.raises(EnvironmentError_, match=r"environment 0: ValueError: the bridge is out"):
+    with pytest.raises(EnvironmentFault, match=r"environment 0: ValueError: the bridge is out"):
         play(environment, 3, [1, 2, 3])
-    with pytest.raises(EnvironmentError_, match="the environment is closed"):
+    with pytest.raises(EnvironmentFault, match="the environment is closed"):
         environment.reset(np.array([1, 2, 3]))
     environment.close()
     assert shared_blocks() == before
@@ -172,7 +172,7 @@ def test_an_error_in_an_environment_names_its_index_and_closes_all(workers):
 def test_a_worker_that_dies_is_named_with_its_environment():
     environment = make(TRIO, 3, workers=3, die_at=2)
     processes = [worker.process for worker in environment._pool._workers]
-    with pytest.raises(EnvironmentError_, match=r"environment 0: the worker process died \(exit code 7\)"):
+    with pytest.raises(EnvironmentFault, match=r"environment 0: the worker process died \(exit code 7\)"):
         play(environment, 3, [1, 2, 3])
     assert all(process.poll() is not None for process in processes)
     environment.close()

@@ -5,7 +5,7 @@ import pytest
 
 from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make
-from hmarl.sdk.errors import EnvironmentError_, UsageError
+from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.team import RandomTeam
 
 torch = pytest.importorskip("torch")
@@ -138,7 +138,7 @@ def test_the_random_streams_of_the_process_are_left_alone():
     environment.reset(SEEDS)
     environment.step(zeros(environment))
     environment.step(zeros(environment))
-    with pytest.raises(EnvironmentError_, match="vmas/navigation: got actions that are not numbers"):
+    with pytest.raises(EnvironmentFault, match="vmas/navigation: got actions that are not numbers"):
         environment.step(tuple(block * np.nan for block in zeros(environment)))
     assert draw_from_process() == expected
 
@@ -201,7 +201,7 @@ def test_the_spec_of_unlike_agents():
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
-        ("navgation", {}, "unknown scenario 'navgation'; did you mean 'navigation'"),
+        ("navgation", {}, "unknown vmas scenario 'navgation'; did you mean 'navigation'"),
         (
             "navigation",
             {"n_agent": 3},

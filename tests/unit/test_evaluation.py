@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from counting_environment import HORIZON, CountingEnvironment, StepTeam
-from hmarl.sdk.errors import EnvironmentError_, MissingExtraError, UsageError
+from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation import Evaluation, episode_seeds, evaluate, marl_eval_json
 from hmarl.sdk.team import RandomTeam
 from hmarl.sdk.video import record_episode, write_video
@@ -78,7 +78,7 @@ def test_progress_reaches_the_number_of_episodes() -> None:
 def test_wrong_requests_and_endless_episodes_are_clear_errors() -> None:
     with pytest.raises(UsageError, match="episodes: got 0, expected at least 1"):
         evaluate(CountingEnvironment(3), StepTeam(), 0, 5)
-    with pytest.raises(EnvironmentError_, match="goes on after its horizon of 6 steps"):
+    with pytest.raises(EnvironmentFault, match="goes on after its horizon of 6 steps"):
         evaluate(CountingEnvironment(7, honest=False), StepTeam(), 7, 5)
 
 

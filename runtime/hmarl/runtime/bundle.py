@@ -73,6 +73,7 @@ __all__ = [
     "UsageError",
     "load_bundle",
     "replace_file",
+    "unknown_name",
     "write_bundle",
 ]
 

@@ -53,7 +53,7 @@ class DrainingError(SessionError):
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     """A message for a name that is not known, with the closest known one suggested."""
-    names = list(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(got, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown {what} '{got}'{hint} (known: {', '.join(names)})"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hmarl.runtime.bundle import HmarlError, UsageError
+from hmarl.runtime.bundle import HmarlError, UsageError, unknown_name
 
-__all__ = ["EnvironmentError_", "HmarlError", "MissingExtraError", "UsageError"]
+__all__ = ["EnvironmentFault", "HmarlError", "MissingExtraError", "UsageError", "unknown_name"]
 
 
 class MissingExtraError(UsageError):
@@ -22,5 +22,5 @@ class MissingExtraError(UsageError):
         self.extra = extra
 
 
-class EnvironmentError_(HmarlError):
+class EnvironmentFault(HmarlError):
     """An environment broke its contract (shape, dtype, a mask without a legal action, a lost worker)."""

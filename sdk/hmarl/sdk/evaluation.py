@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.sdk.environment import Array, Observation, StepResult, VectorEnvironment
-from hmarl.sdk.errors import EnvironmentError_, UsageError
+from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.sdk.team import Team
@@ -136,7 +136,7 @@ def evaluate(
 
     Raises:
         UsageError: no episodes, or a negative seed.
-        EnvironmentError_: an episode goes on beyond the environment's own horizon.
+        EnvironmentFault: an episode goes on beyond the environment's own horizon.
     """
     if episodes < 1:
         raise UsageError(f"episodes: got {episodes}, expected at least 1")
@@ -177,7 +177,7 @@ def _play_wave(
     step = 0
     while running.any():
         if horizon is not None and step >= horizon:
-            raise EnvironmentError_(
+            raise EnvironmentFault(
                 f"{environment.spec.name}: the episode of seed {seeds[running][0]} goes on after its horizon "
                 f"of {horizon} steps"
             )

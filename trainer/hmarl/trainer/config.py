@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.networks import Activation
 
 
@@ -77,9 +76,8 @@ def validate(model: type[S], values: dict[str, Any], prefix: str) -> S:
     known = list(model.model_fields)
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean '{prefix}.{close[0]}'?" if close else ""
-            raise UsageError(f"unknown setting '{prefix}.{key}'{hint} (known: {', '.join(known)})")
+            names = [f"{prefix}.{name}" for name in known]
+            raise UsageError(unknown_name("setting", f"{prefix}.{key}", names))
     try:
         return model(**values)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments._worker_spaces import MASK_KEY, ObservationFlattener, convert_action_space
-from hmarl.sdk.errors import EnvironmentError_, UsageError
+from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 
 _ALIGNMENT_BYTES = 64
@@ -227,7 +227,7 @@ class ParallelCopy:
         vector = self._flatten[id_](observations[id_])
         if vector.size != self._flatten[id_].size:
             expected = self._flatten[id_].size
-            raise EnvironmentError_(f"agent '{id_}': got an observation of {vector.size} numbers, expected {expected}")
+            raise EnvironmentFault(f"agent '{id_}': got an observation of {vector.size} numbers, expected {expected}")
         return vector
 
     def _mask(
@@ -241,7 +241,7 @@ class ParallelCopy:
         legal = np.concatenate([np.asarray(part).reshape(-1) for part in parts]).astype(np.bool_)
         expected = self.spec.agents[self._ids.index(id_)].mask_size
         if legal.size != expected:
-            raise EnvironmentError_(f"agent '{id_}': got an action mask of {legal.size} entries, expected {expected}")
+            raise EnvironmentFault(f"agent '{id_}': got an action mask of {legal.size} entries, expected {expected}")
         return legal
 
     def _state(self, target: Observation, row: int) -> npt.NDArray[np.float32]:
@@ -250,7 +250,7 @@ class ParallelCopy:
             return np.concatenate([target.observations[group][row, position] for group, position in places])
         state = np.asarray(self.environment.state(), dtype=np.float32).reshape(-1)
         if state.size != self.spec.state_size:
-            raise EnvironmentError_(f"state(): got {state.size} numbers, expected {self.spec.state_size}")
+            raise EnvironmentFault(f"state(): got {state.size} numbers, expected {self.spec.state_size}")
         return state
 
     def _own_state(self) -> npt.NDArray[np.float32] | None:

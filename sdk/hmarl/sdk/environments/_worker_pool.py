@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.sdk.environments._worker_copy import Buffers, ParallelCopy
-from hmarl.sdk.errors import EnvironmentError_
+from hmarl.sdk.errors import EnvironmentFault
 from hmarl.sdk.spaces import EnvironmentSpec
 
 _HEADER = struct.Struct("<cI")  # code, length of the payload in bytes
@@ -46,7 +46,7 @@ class WorkerPool:
         buffers: the arrays shared with the workers.
 
     Raises:
-        EnvironmentError_: a worker could not start.
+        EnvironmentFault: a worker could not start.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class WorkerPool:
         """One reply of each; the first failure closes the pool."""
         if self._waiting:
             self.close()
-            raise EnvironmentError_("the environments were interrupted in the middle of a step and cannot go on")
+            raise EnvironmentFault("the environments were interrupted in the middle of a step and cannot go on")
         self._waiting = True
         try:
             replies = [worker.receive(self.buffers) for worker in workers]
-        except EnvironmentError_:
+        except EnvironmentFault:
             self.close()
             raise
         self._waiting = False
@@ -143,7 +143,7 @@ class _Worker:
         """Payload of the reply.
 
         Raises:
-            EnvironmentError_: the environment raised an error, or the process has died.
+            EnvironmentFault: the environment raised an error, or the process has died.
         """
         assert self.process.stdout is not None
         message = _receive(self.process.stdout)
@@ -151,10 +151,10 @@ class _Worker:
             code = self.process.wait()
             row = next((row for row in self.rows if buffers.at_work[row]), None)
             where = f"environment {row}" if row is not None else f"environments {self.rows[0]} to {self.rows[-1]}"
-            raise EnvironmentError_(f"{where}: the worker process died (exit code {code}); see its output above")
+            raise EnvironmentFault(f"{where}: the worker process died (exit code {code}); see its output above")
         code_, payload = message
         if code_ == _FAILED:
-            raise EnvironmentError_(payload.decode())
+            raise EnvironmentFault(payload.decode())
         return payload
 
     def stop(self) -> None:
@@ -207,7 +207,7 @@ def _read(stream: IO[bytes], length: int) -> bytes | None:
 
 def failure_message(row: int, error: Exception) -> str:
     """How an error of environment ``row`` is told: with the index, the kind of the error and its own words."""
-    kind = "" if isinstance(error, EnvironmentError_) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, EnvironmentFault) else f"{type(error).__name__}: "
     return f"environment {row}: {kind}{error}"
 
 

@@ -15,10 +15,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
-from hmarl.sdk.environments import _unknown as unknown_name
 from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 
 # Any other NxA-max is a task too.

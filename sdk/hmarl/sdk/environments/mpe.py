@@ -14,12 +14,11 @@ import numpy.typing as npt
 
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import _mpe_drawing
-from hmarl.sdk.environments import _unknown as unknown_name
 from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._mpe_scenarios import SCENARIOS, Scenario
 from hmarl.sdk.environments._mpe_world import TIME_STEP_S
 from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import EnvironmentSpec
 
 TASKS = list(SCENARIOS)

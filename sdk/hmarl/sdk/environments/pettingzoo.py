@@ -31,7 +31,7 @@ import numpy.typing as npt
 from hmarl.sdk.environment import Array, Observation, StepResult
 from hmarl.sdk.environments._worker_copy import Buffers, ParallelCopy, check_is_parallel
 from hmarl.sdk.environments._worker_pool import WorkerPool, failure_message
-from hmarl.sdk.errors import EnvironmentError_, MissingExtraError, UsageError
+from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 
 TASKS = ["PACKAGE.MODULE:FUNCTION, e.g. mpe2.simple_spread_v3:parallel_env"]
@@ -104,7 +104,7 @@ class PettingZooVector:
 
         Raises:
             UsageError: an array of actions has a wrong shape.
-            EnvironmentError_: an environment raised an error or its worker died; all are then closed.
+            EnvironmentFault: an environment raised an error or its worker died; all are then closed.
         """
         self._check_open()
         for index, (target, given) in enumerate(zip(self._buffers.actions, actions, strict=True)):
@@ -160,11 +160,11 @@ class PettingZooVector:
                 act(copy, row)
             except Exception as error:
                 self.close()
-                raise EnvironmentError_(failure_message(row, error)) from error
+                raise EnvironmentFault(failure_message(row, error)) from error
 
     def _check_open(self) -> None:
         if self._closed or (self._pool is not None and self._pool.closed):
-            raise EnvironmentError_(f"{self.spec.name}: the environment is closed")
+            raise EnvironmentFault(f"{self.spec.name}: the environment is closed")
 
 
 def _copied(seen: Observation) -> Observation:

@@ -35,7 +35,7 @@ from vmas.simulator.environment import Environment
 from hmarl.sdk.environment import Array, Observation, StepResult
 from hmarl.sdk.environments import _vmas_state
 from hmarl.sdk.environments._vmas_drawing import Figure, draw
-from hmarl.sdk.errors import EnvironmentError_, UsageError
+from hmarl.sdk.errors import EnvironmentFault, UsageError, unknown_name
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
 _FOLDER = Path(vmas.__file__).parent / "scenarios"
@@ -91,9 +91,7 @@ def _scenario_path(task: str) -> Path:
     by_stem = {path.stem: path for path in _FILES.values()}
     path = _FILES.get(task) or by_stem.get(task)
     if path is None:
-        close = difflib.get_close_matches(task, [*_FILES, *by_stem], n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UsageError(f"vmas: unknown scenario '{task}'{hint} (known: {', '.join(TASKS)})")
+        raise UsageError(unknown_name("vmas scenario", task, _FILES))
     return path
 
 
@@ -151,7 +149,7 @@ class VmasVector:
         """Advance all environments by one step; see ``VectorEnvironment.step``. Actions may be NumPy arrays too.
 
         Raises:
-            EnvironmentError_: the simulator refused the actions (an index out of range, NaN).
+            EnvironmentFault: the simulator refused the actions (an index out of range, NaN).
         """
         try:
             with self._own_randomness():
@@ -161,7 +159,7 @@ class VmasVector:
                 final = shown if bool(ended.any()) else None
                 self._last = shown if final is None else self._restarted(shown, ended)
         except AssertionError as error:
-            raise EnvironmentError_(f"{self.spec.name}: {str(error) or 'got actions that are not numbers'}") from error
+            raise EnvironmentFault(f"{self.spec.name}: {str(error) or 'got actions that are not numbers'}") from error
         return StepResult(
             observation=self._last,
             rewards=torch.stack([reward.float() for reward in rewards], dim=1),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.algorithms.happo import Happo
 from hmarl.trainer.algorithms.hatrpo import Hatrpo
 from hmarl.trainer.algorithms.hcpo import Hcpo
@@ -20,7 +18,5 @@ def find_algorithm(name: str) -> type[HeterogeneousAgents]:
         UsageError: unknown name, with a suggestion.
     """
     if name not in ALGORITHMS:
-        close = difflib.get_close_matches(name.lower(), ALGORITHMS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UsageError(f"unknown algorithm '{name}'{hint} (known: {', '.join(sorted(ALGORITHMS))})")
+        raise UsageError(unknown_name("algorithm", name, ALGORITHMS))
     return ALGORITHMS[name]
