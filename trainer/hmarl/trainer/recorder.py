@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from hmarl.runtime.bundle import replace_file
+
 
 class Recorder:
     """Writes every update's metrics; a resumed run continues the same files.
@@ -38,7 +40,7 @@ class Recorder:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue  # a line that the kill cut off
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        replace_file(self._path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, update: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Append one update's metrics; values that are not finite become null."""
