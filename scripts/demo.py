@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -288,7 +289,8 @@ def _gap(scores: npt.NDArray[Any]) -> float:
 
 
 def _table(evaluations: dict[str, Evaluation]) -> Table:
-    table = Table(title="return: sum over agents and steps; latency: of one agent's act", title_justify="left")
+    title = "return: sum over agents and steps; latency: of one agent's act"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("team", no_wrap=True)
     for column in ("mean", "IQM", "95 % interval", "p50 µs", "p99 µs"):
         table.add_column(column, justify="right", no_wrap=True)
