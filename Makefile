@@ -32,7 +32,7 @@ demo: $(INSTALLED)  ## Train HCPO for three minutes, export, serve one process p
 test: $(INSTALLED)  ## All quick tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves, a wheel in a fresh environment
+test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the like
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run

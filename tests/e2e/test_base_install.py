@@ -1,0 +1,143 @@
+"""The wheel alone in a fresh environment: serves and evaluates without torch, and names the extras that are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from toy_bundle import write_toy_bundle
+
+# Builds a wheel and installs its dependencies, from pip's cache where `make install` has filled it.
+pytestmark = pytest.mark.timeout(900)
+
+ROOT = Path(__file__).parents[2]
+SPREAD_AGENTS = ("agent_0", "agent_1", "agent_2")
+
+
+class Installed:
+    """A virtual environment that holds the wheel and what it depends on."""
+
+    def __init__(self, place: Path) -> None:
+        self.bin = place / "venv" / "bin"
+        self.work = place / "work"
+        self.work.mkdir(parents=True)
+        self._variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        wheels = place / "wheels"
+        self._run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", wheels, ROOT)
+        (wheel,) = wheels.glob("hmarl-*.whl")
+        self._run(sys.executable, "-m", "venv", place / "venv")
+        self._run(self.bin / "python", "-m", "pip", "install", "-c", ROOT / "constraints.txt", wheel)
+
+    def _run(self, *command: object) -> None:
+        subprocess.run([str(word) for word in command], check=True, env=self._variables, stdout=subprocess.DEVNULL)
+
+    def start(self, program: str, *arguments: object) -> subprocess.Popen[str]:
+        """A running program of the environment."""
+        return subprocess.Popen(
+            [str(self.bin / program), *map(str, arguments)], cwd=self.work, env=self._variables, text=True
+        )
+
+    def call(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """A program of the environment, run to its end in a directory without any source."""
+        command = [str(self.bin / program), *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=self.work, env=self._variables, capture_output=True, text=True, check=False, timeout=120
+        )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference bundle of simple_spread; a toy of the same shape where none has been trained yet."""
+    for manifest in sorted((ROOT / "models").glob("*/manifest.json")):
+        if json.loads(manifest.read_text())["environment"]["name"] == "mpe/simple_spread":
+            return manifest.parent
+    path = tmp_path_factory.mktemp("toy_spread") / "bundle"
+    environment = {"name": "mpe/simple_spread", "team_reward": "sum"}
+    return write_toy_bundle(path, agents=SPREAD_AGENTS, observation_size=18, plain=True, environment=environment).path
+
+
+@pytest.fixture
+def endpoints(installed: Installed, bundle: Path, tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "endpoints.json"
+    fleet = installed.start("hmarl-fleet", bundle, "--out", path)
+    try:
+        deadline = time.monotonic() + 60.0
+        while not path.exists():
+            assert fleet.poll() is None, "hmarl-fleet has ended"
+            assert time.monotonic() < deadline, "hmarl-fleet is not serving"
+            time.sleep(0.05)
+        yield path
+    finally:
+        fleet.terminate()
+        assert fleet.wait(30.0) == 0
+
+
+def test_there_is_no_torch(installed: Installed) -> None:
+    listed = json.loads(installed.call("pip", "list", "--format", "json").stdout)
+    names = {package["name"].lower() for package in listed}
+    assert {"hmarl", "onnxruntime", "grpcio", "numpy"} <= names
+    assert not names & {"torch", "onnx", "jax", "matplotlib", "vmas", "mpe2", "pettingzoo", "tensorboard"}
+
+
+def test_every_module_of_runtime_and_sdk_imports_alone(installed: Installed) -> None:
+    script = (
+        "import importlib, pkgutil, hmarl.runtime, hmarl.sdk\n"
+        "for package in (hmarl.runtime, hmarl.sdk):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        if 'vmas' not in module.name: importlib.import_module(module.name)\n"
+    )
+    done = installed.call("python", "-c", script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fleet_serves_the_reference_bundle(installed: Installed, bundle: Path, endpoints: Path) -> None:
+    served = installed.call(
+        "hmarl-eval", "--endpoints", endpoints, "--env", "mpe/simple_spread", "--episodes", 10, "--json"
+    )
+    assert served.returncode == 0, served.stderr
+    local = installed.call("hmarl-eval", "--bundle", bundle, "--env", "mpe/simple_spread", "--episodes", 10, "--json")
+    assert local.returncode == 0, local.stderr
+    over_grpc, in_process = (json.loads(done.stdout.splitlines()[-1]) for done in (served, local))
+    assert over_grpc["episodes"] == 10
+    assert over_grpc["return_mean"] == pytest.approx(in_process["return_mean"])
+
+
+def test_the_bundle_verifies(installed: Installed, bundle: Path) -> None:
+    done = installed.call("hmarl-verify", bundle)
+    assert done.returncode == 0, done.stderr
+
+
+def test_results_are_written_without_the_eval_extra(installed: Installed, bundle: Path, tmp_path: Path) -> None:
+    done = installed.call("hmarl-eval", "--bundle", bundle, "--episodes", 2, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "hmarl[eval]" in done.stdout
+    assert (tmp_path / "out" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["hmarl-train", "hcpo", "--env", "mpe/simple_spread"], "train"),
+        (["hmarl-export", "runs/none"], "train"),
+        (["hmarl-algorithms"], "train"),
+        (["hmarl-check-env", "vmas/navigation"], "vmas"),
+        (["hmarl-check-env", "pettingzoo/mpe2.simple_spread_v3:parallel_env"], "mpe"),
+    ],
+)
+def test_missing_extras_are_named(installed: Installed, command: list[str], extra: str) -> None:
+    done = installed.call(*command)
+    assert done.returncode == 2, done.stderr
+    assert f"pip install 'hmarl[{extra}]'" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
