@@ -26,7 +26,7 @@ class Preset:
     environment_arguments: dict[str, Any] = field(default_factory=dict)
 
 
-_TRUST_REGION: dict[str, Any] = {"kl_limit": 0.01, "curvature_fraction": 0.3, "entropy_coefficient": 0.01}
+_TRUST_REGION: dict[str, Any] = {"kl_limit": 0.01, "curvature_fraction": 0.3, "entropy_coefficient": 0.03}
 _CLIPPED: dict[str, Any] = {"learning_rate": 7e-4, "epochs": 10, "minibatches": 2, "entropy_coefficient": 0.01}
 # Many small rollouts learn faster than few large ones on these tasks.
 _MPE_RUN: dict[str, Any] = {"environments": 128, "rollout_length": 25, "threads": 1}
