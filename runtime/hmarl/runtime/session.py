@@ -25,8 +25,17 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, SessionError, StepOrderError, UsageError
 from hmarl.runtime.manifest import DiscreteSpace, MultiDiscreteSpace
 from hmarl.runtime.noise import SEED_LIMIT, NoiseSource, noise_for
+from hmarl.runtime.parity import Comparison, compare_outputs
 
-__all__ = ["Action", "InstructionChoice", "Policy", "PolicySession", "noise_for"]
+__all__ = [
+    "Action",
+    "Comparison",
+    "InstructionChoice",
+    "Policy",
+    "PolicySession",
+    "compare_outputs",
+    "noise_for",
+]
 
 InstructionChoice = Literal["argmax", "sample", "common"]
 _CHOICES: Final = ("argmax", "sample", "common")

@@ -2,10 +2,7 @@
 
 Parity samples. A bundle may hold, for each agent, recorded inputs ``parity/<agent>.<tensor>.npy`` and the outputs that
 the trainer computed for them, ``parity/<agent>.expected.<tensor>.npy`` (rows first, never pickled). ONNX Runtime is run
-on the inputs: floating-point outputs may differ by ``parity_tolerance`` of the provider. A discrete output ``X`` may
-differ in a row only where it is a near tie, that is where the two best recorded scores ``X_logits`` (the noise of X's
-purpose added, as the graph adds it) are within ``NEAR_TIE`` of each other; the further outputs of such a row are not
-compared, because they follow from the choice.
+on the inputs and the outputs compared by ``hmarl.runtime.parity`` with the provider's ``parity_tolerance``.
 """
 
 from __future__ import annotations
@@ -20,12 +17,12 @@ import numpy.typing as npt
 from hmarl.runtime._graph import DTYPES, graph_inputs, graph_outputs
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import BundleError
-from hmarl.runtime.manifest import AgentModel, MultiDiscreteSpace, TensorModel
+from hmarl.runtime.manifest import AgentModel, TensorModel
+from hmarl.runtime.parity import compare_outputs, first_of_branches
 from hmarl.runtime.session import Policy
 
 Array = npt.NDArray[Any]
 BATCH_SIZES = (1, 3, 17)
-NEAR_TIE = 2e-5
 DEFAULT_TOLERANCE = 1e-5
 
 
@@ -77,7 +74,7 @@ def _check_batches(policy: Policy, tolerance: float, report: AgentReport) -> Non
         for name, rows in together.items():
             if not np.isfinite(rows).all():
                 report.problems.append(f"output '{name}': got NaN or infinity for finite inputs")
-        found = _compare(policy.agent, feeds, together, single, tolerance)
+        found = compare_outputs(policy.agent, feeds, together, single, tolerance)
         report.batch_error = max(report.batch_error, found.error)
         report.problems += [f"batch of {batch} against single rows: {problem}" for problem in found.problems]
 
@@ -90,7 +87,7 @@ def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) 
         shape = (batch, *tensor.shape)
         if tensor.dtype == "bool":
             mask = generator.random(shape) < 0.7
-            mask[:, _first_of_branches(agent)] = True
+            mask[:, first_of_branches(agent)] = True
             feeds[tensor.name] = mask
         elif tensor.name in uniform:
             feeds[tensor.name] = generator.uniform(1e-3, 1 - 1e-3, shape).astype(np.float32)
@@ -100,13 +97,6 @@ def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) 
         else:
             feeds[tensor.name] = generator.normal(size=shape).astype(DTYPES[tensor.dtype])
     return feeds
-
-
-def _first_of_branches(agent: AgentModel) -> list[int]:
-    space = agent.action_space
-    if isinstance(space, MultiDiscreteSpace):
-        return [int(start) for start in np.cumsum([0, *space.n[:-1]])]
-    return [0]
 
 
 def _check_parity(policy: Policy, tolerance: float, report: AgentReport) -> None:
@@ -123,7 +113,7 @@ def _check_parity(policy: Policy, tolerance: float, report: AgentReport) -> None
     if len(lengths) != 1:
         raise BundleError(f"parity samples of agent '{agent.id}': got {sorted(lengths)} rows, expected equal numbers")
     outputs = policy.run_batch(inputs)
-    found = _compare(agent, inputs, {name: outputs[name] for name in expected}, expected, tolerance)
+    found = compare_outputs(agent, inputs, {name: outputs[name] for name in expected}, expected, tolerance)
     report.parity_samples = lengths.pop()
     report.parity_error = found.error
     report.near_ties = found.near_ties
@@ -146,69 +136,3 @@ def _recorded(bundle: Bundle, prefix: str, tensors: list[TensorModel]) -> dict[s
             raise BundleError(f"{file}: got {array.dtype} {array.shape}, expected {tensor.dtype} [{sizes}]")
         arrays[tensor.name] = array
     return arrays
-
-
-@dataclass
-class _Comparison:
-    error: float = 0.0
-    near_ties: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-def _compare(
-    agent: AgentModel, feeds: dict[str, Array], got: dict[str, Array], expected: dict[str, Array], tolerance: float
-) -> _Comparison:
-    """Compare outputs row by row: discrete ones first, because the others follow from them."""
-    found = _Comparison()
-    comparable = np.ones(len(next(iter(expected.values()))), np.bool_)
-    # An instruction is chosen before the action, so that it is judged first.
-    discrete = sorted(
-        (name for name in expected if expected[name].dtype.kind != "f"), key=lambda name: name == "action"
-    )
-    for name in discrete:
-        differs = _rows(got[name] != expected[name]).any(axis=1) & comparable
-        ties = differs & _near_tie(agent, name, feeds, expected)
-        found.near_ties += int(ties.sum())
-        wrong = int((differs & ~ties).sum())
-        if wrong:
-            found.problems.append(f"'{name}' differs in {wrong} rows that are no near ties (gap above {NEAR_TIE:g})")
-        comparable &= ~differs
-    for name, rows in expected.items():
-        if name in discrete or not comparable.any():
-            continue
-        error = float(np.abs(got[name][comparable] - rows[comparable]).max(initial=0.0))
-        found.error = max(found.error, error)
-        if not error <= tolerance:
-            found.problems.append(f"'{name}' differs by {error:.3g}, the tolerance is {tolerance:g}")
-    return found
-
-
-def _rows(array: Array) -> Array:
-    """[rows, ...] flattened to [rows, size], also for scalars and for no rows at all."""
-    return array.reshape(len(array), int(np.prod(array.shape[1:])))
-
-
-def _near_tie(
-    agent: AgentModel, name: str, feeds: dict[str, Array], expected: dict[str, Array]
-) -> npt.NDArray[np.bool_]:
-    """Rows in which the two best scores of some branch of a discrete output are (nearly) equal; [rows] bool."""
-    rows = len(expected[name])
-    if f"{name}_logits" not in expected:
-        return np.zeros(rows, np.bool_)
-    scores = expected[f"{name}_logits"].astype(np.float64)
-    purpose = "instruction" if name == "instruction" else "action"
-    for noise in agent.noises:
-        uniform = feeds.get(noise.name)
-        if noise.purpose == purpose and noise.distribution == "uniform" and uniform is not None:
-            drawn = uniform > 0
-            safe = np.where(drawn, uniform, 0.5).astype(np.float64)
-            scores = scores + np.where(drawn, -np.log(-np.log(safe)), 0.0)
-    if name == "action" and agent.action_mask is not None:
-        scores = np.where(feeds[agent.action_mask.name], scores, -np.inf)
-    near = np.zeros(rows, np.bool_)
-    cuts = _first_of_branches(agent)[1:] if name == "action" else []
-    for branch in np.split(scores, cuts, axis=1):
-        if branch.shape[1] > 1:
-            best = np.sort(branch, axis=1)[:, -2:]
-            near |= best[:, 1] - best[:, 0] <= NEAR_TIE
-    return near

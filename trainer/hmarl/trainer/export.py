@@ -16,18 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium.spaces import MultiDiscrete
 from torch import Tensor
 
 from hmarl.runtime.bundle import SCHEMA_VERSION, Bundle, BundleError, EnvironmentModel, ParityModel, write_bundle
-from hmarl.runtime.session import Policy
+from hmarl.runtime.session import Policy, compare_outputs
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import as_numpy, episode_seeds
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.checkpoint import Checkpoint, find_checkpoint, restore
 from hmarl.trainer.deployable import DeployablePolicy
-from hmarl.trainer.distributions import gumbel_from_uniform
 from hmarl.trainer.heterogeneous import HeterogeneousAgents
 from hmarl.trainer.model_card import model_card
 from hmarl.trainer.training import RunConfig, build_algorithm
@@ -35,8 +34,6 @@ from hmarl.trainer.training import RunConfig, build_algorithm
 OPSET = 18
 # The largest allowed difference in logits and means, per execution provider; GPUs sum in another order.
 TOLERANCES = {"cpu": 1e-5, "cuda": 1e-4, "tensorrt": 1e-3}
-# Choices whose two best scores are nearer than this may differ: float32 cannot tell them apart.
-NEAR_TIE = 2e-5
 _BATCH_SIZES = (1, 2, 7, 64, 256)
 _RECORDED_SAMPLES = 64
 
@@ -51,15 +48,15 @@ class Parity:
 
     Attributes:
         max_error: largest difference of logits, means and states.
-        mismatches: discrete actions or instructions that differ although their scores are apart.
-        near_ties: those that differ or may differ because their scores are not.
+        near_ties: rows whose action or instruction differs because its two best scores are all but equal.
         samples: compared rows.
+        problems: differences beyond the tolerance.
     """
 
     max_error: float = 0.0
-    mismatches: int = 0
     near_ties: int = 0
     samples: int = 0
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -253,66 +250,25 @@ def check_all(
             inputs = {**example_inputs(module, len(real["observation"]), generator), **real}
             compare(module, policy, inputs, total)
             records |= _record(module, {name: value[:_RECORDED_SAMPLES] for name, value in inputs.items()})
-    if total.max_error > TOLERANCES["cpu"] or total.mismatches:
+    if total.problems:
         raise ParityError(
-            f"export: ONNX Runtime differs from torch by {total.max_error:.3g} (allowed {TOLERANCES['cpu']:g}) and in "
-            f"{total.mismatches} of {total.samples} choices whose scores are over {NEAR_TIE:g} apart; "
-            "nothing was written"
+            f"export: ONNX Runtime differs from torch in {len(total.problems)} ways, nothing was written; the first: "
+            f"{total.problems[0]}"
         )
     return total, records
 
 
 @torch.no_grad()
 def compare(module: DeployablePolicy, policy: Policy, inputs: dict[str, Tensor], found: Parity) -> None:
-    """Add one batch's differences to ``found``.
-
-    Actions that follow from different instructions are compared only where the instructions agree; these may differ
-    only where their two best scores are a near tie.
-    """
-    expected = dict(zip(module.output_names, module(*inputs.values()), strict=True))
-    got = policy.run_batch({name: value.numpy() for name, value in inputs.items()})
-    rows = np.ones(len(inputs["observation"]), dtype=bool)
-    found.samples += len(rows)
-    if "instruction" in expected:
-        _difference(got["instruction_logits"], expected["instruction_logits"].numpy(), rows, found)
-        scores = expected["instruction_logits"] + gumbel_from_uniform(inputs["instruction_noise"])
-        rows &= _choices(got["instruction"], expected["instruction"].numpy(), scores.numpy(), rows, found)
-    if module.has_state:
-        _difference(got["next_instruction_state"], expected["next_instruction_state"].numpy(), rows, found)
-    if isinstance(module.agent.action_space, Box):
-        _difference(got["action_mean"], expected["action_mean"].numpy(), rows, found)
-        span = np.maximum(module.agent.action_space.high - module.agent.action_space.low, 1.0)
-        _difference(got["action"] / span, expected["action"].numpy() / span, rows, found)
-        return
-    _difference(got["action_logits"], expected["action_logits"].numpy(), rows, found)
-    scores = (expected["action_logits"] + gumbel_from_uniform(inputs["action_noise"])).numpy()
-    space = module.agent.action_space
-    branches = np.cumsum(space.nvec)[:-1].tolist() if isinstance(space, MultiDiscrete) else []
-    action, reference = np.atleast_2d(got["action"].T), np.atleast_2d(expected["action"].numpy().T)
-    for branch, part in enumerate(np.split(scores, branches, axis=-1)):
-        _choices(action[branch], reference[branch], part, rows, found)
-
-
-def _difference(got: npt.NDArray[Any], expected: npt.NDArray[Any], rows: npt.NDArray[np.bool_], found: Parity) -> None:
-    if rows.any():
-        error = float(np.abs(got[rows] - expected[rows]).max(initial=0.0))
-        found.max_error = max(found.max_error, error if np.isfinite(error) else float("inf"))
-
-
-def _choices(
-    got: npt.NDArray[Any],
-    expected: npt.NDArray[Any],
-    scores: npt.NDArray[Any],
-    rows: npt.NDArray[np.bool_],
-    found: Parity,
-) -> npt.NDArray[np.bool_]:
-    """[M] bool, where the choices agree; counts near ties and true mismatches among ``rows``."""
-    best = np.sort(scores, axis=-1)
-    near = best[:, -1] - best[:, -2] <= NEAR_TIE if scores.shape[-1] > 1 else np.zeros(len(scores), dtype=bool)
-    agree = np.asarray(got == expected)
-    found.near_ties += int((near & rows).sum())
-    found.mismatches += int((~agree & ~near & rows).sum())
-    return agree
+    """Add one batch's differences between torch and ONNX Runtime to ``found``."""
+    outputs = dict(zip(module.output_names, module(*inputs.values()), strict=True))
+    expected = {name: value.numpy() for name, value in outputs.items()}
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    result = compare_outputs(policy.agent, feeds, policy.run_batch(feeds), expected, TOLERANCES["cpu"])
+    found.max_error = max(found.max_error, result.error)
+    found.near_ties += result.near_ties
+    found.samples += len(feeds["observation"])
+    found.problems += [f"{module.agent.id}: {problem}" for problem in result.problems]
 
 
 @torch.no_grad()
@@ -337,7 +293,7 @@ def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity
         team_reward=spec.team_reward, control_period_s=spec.control_period_s,
     )  # fmt: skip
     row = ParityModel(
-        provider="cpu", tolerance=TOLERANCES["cpu"], max_error=parity.max_error, action_mismatches=parity.mismatches,
+        provider="cpu", tolerance=TOLERANCES["cpu"], max_error=parity.max_error, action_mismatches=0,
         near_ties=parity.near_ties, samples=parity.samples, batch_sizes=list(_BATCH_SIZES),
     )  # fmt: skip
     return {

