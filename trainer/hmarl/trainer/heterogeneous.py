@@ -278,14 +278,21 @@ class HeterogeneousAgents:
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        """Who chooses a group's instructions when deployed, and for how many steps each holds; nobody here."""
+        return None, 1
+
     def deployable(self, agent: int) -> DeployablePolicy:
         """The agent's local policy as one module, with a copy of the parameters."""
         group, member = self.position[agent]
+        conductor, interval = self.local_conductor(group)
         return DeployablePolicy.create(
             self.spec.agents[agent],
             normaliser=self.observation_normalisers[group],
             policy=self.policies[group],
             member=member,
+            conductor=conductor,
+            interval=interval,
         )
 
     def components(self) -> StateDict:

@@ -30,7 +30,6 @@ from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings, improve_by_trust_region
 from hmarl.trainer.critic import Critic
-from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distillation import distil
 from hmarl.trainer.distributions import ActionHead, Categorical
 from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents
@@ -307,17 +306,9 @@ class Hcpo(HeterogeneousAgents):
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
-    def deployable(self, agent: int) -> DeployablePolicy:
-        """The agent's actor behind its local conductor."""
-        group, member = self.position[agent]
-        return DeployablePolicy.create(
-            self.spec.agents[agent],
-            normaliser=self.observation_normalisers[group],
-            policy=self.policies[group],
-            member=member,
-            conductor=self.local_conductors[group],
-            interval=self.settings.instruction_interval,
-        )
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        """w^i, which stands in for the conductor when deployed."""
+        return self.local_conductors[group], self.settings.instruction_interval
 
     def components(self) -> dict[str, object]:
         """The shared parts, the conductor and the local conductors with their optimisers."""
