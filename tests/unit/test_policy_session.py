@@ -384,7 +384,6 @@ def test_a_provider_that_is_not_installed_is_an_error_and_no_fallback(toy_bundle
         Policy(toy_bundle, "agent_0", provider)
 
 
-@pytest.mark.gpu_only
 def test_cuda_acts_like_the_cpu(toy_bundle: Bundle) -> None:
     import onnxruntime  # noqa: PLC0415 - only this test asks what is installed
 
