@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.parity import NEAR_TIE
 from hmarl.sdk.agent import LocalAgent
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
@@ -44,8 +45,6 @@ from hmarl.sdk.video import record_episode, write_video
 
 TASK = "mpe/simple_spread"
 ORIGINAL = "pettingzoo/mpe2.simple_spread_v3:parallel_env"
-# Two scores nearer than this are a tie: float32 cannot tell them apart.
-NEAR_TIE = 2e-5
 FLEET_START_LIMIT_S = 60.0
 FLEET_STOP_LIMIT_S = 30.0
 FRAMES_PER_SECOND = 10.0
