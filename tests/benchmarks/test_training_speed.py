@@ -42,11 +42,11 @@ def matrix_product_gflops(size: int = 1024, repeats: int = 10) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - begin) / 1e9
 
 
-def frames_per_second(name: str, batch: int, steps: int, updates: int) -> tuple[float, float, float]:
+def frames_per_second(name: str, batch: int, steps: int, updates: int, **more: float) -> tuple[float, float, float]:
     """Median frames/s of rollout, update and total over ``updates`` iterations after one warm-up."""
     algorithm_class = find_algorithm(name)
     environment = make("mpe/simple_spread", batch)
-    settings = validate(algorithm_class.settings_class, dict(HARL_SETTINGS), "algorithm")
+    settings = validate(algorithm_class.settings_class, {**HARL_SETTINGS, **more}, "algorithm")
     algorithm = algorithm_class(environment.spec, settings, torch.Generator().manual_seed(0), CPU)
     rollout = Rollout(environment.spec, steps, batch, CPU)
     collector = Collector(environment, rollout, derived_seeds(0, 0, batch))
@@ -64,14 +64,16 @@ def frames_per_second(name: str, batch: int, steps: int, updates: int) -> tuple[
     return frames / median_rollout, frames / (median_total - median_rollout), frames / median_total
 
 
-@pytest.mark.parametrize("name", ["happo", "hatrpo", "hcpo"])
-def test_training_speed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"), [("happo", {}), ("hatrpo", {}), ("hatrpo", {"curvature_fraction": 1.0}), ("hcpo", {})]
+)
+def test_training_speed(name: str, more: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(2)
     with capsys.disabled():
-        print(f"\n{name}, HARL's network (128-128, layer normalisation) and epochs, frames/s")
+        print(f"\n{name} {more or ''}, HARL's network (128-128, layer normalisation) and epochs, frames/s")
         print(f"{'batch':>12} {'rollout':>10} {'update':>10} {'total':>10} {'× HARL':>8} {'GFLOP/s':>8}")
         for batch, steps, updates in ((20, 200, 8), (64, 100, 6), (1024, 25, 5)):
-            rollout, update, total = frames_per_second(name, batch, steps, updates)
+            rollout, update, total = frames_per_second(name, batch, steps, updates, **more)
             reference = HARL_FRAMES_PER_S.get(name)
             ratio = f"{total / reference:.1f}" if reference and batch == 20 else ""
             gflops = matrix_product_gflops()

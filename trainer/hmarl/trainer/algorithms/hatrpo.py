@@ -27,7 +27,9 @@ class HatrpoSettings(AlgorithmSettings):
     backtracks: int = Field(10, ge=1, description="tries of the line search")
     backtrack_coefficient: float = Field(0.8, gt=0, lt=1, description="the step shrinks by this factor per try")
     accept_ratio: float = Field(0.5, gt=0, lt=1, description="smallest realised share of the predicted improvement")
-    curvature_fraction: float = Field(1.0, gt=0, le=1, description="share of the samples in the KL Hessian")
+    curvature_fraction: float = Field(
+        0.25, gt=0, le=1, description="share of the samples in the KL Hessian; the KL limit is checked on all of them"
+    )
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy in the surrogate")
 
     def trust_region(self, kl_limit: float) -> TrustRegionSettings:
