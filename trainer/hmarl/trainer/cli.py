@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ _SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; se
 
 def _need_torch(purpose: str) -> None:
     """Raise the error that names the extra when the trainer's packages are not installed."""
+    # OpenMP's threads spin while they wait, which slows training many times over on a machine that is shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import onnx  # noqa: F401
         import safetensors  # noqa: F401
@@ -60,7 +63,11 @@ def train(
         if algorithm or env or settings or out or seed is not None or device:
             raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
         run = Run.resume(resume, steps)
-        console.print(f"resuming {resume} at {run.counters.steps:,} of {run.settings.steps:,} steps", highlight=False)
+        console.print(
+            f"resuming {resume} at {run.counters.steps:,} of {run.settings.steps:,} steps",
+            highlight=False,
+            soft_wrap=True,
+        )
     else:
         config, preset = _configured(algorithm, env, steps, seed, device, settings)
         directory = out or _default_directory(config)
@@ -70,6 +77,7 @@ def train(
             f"training {config.algorithm} on {config.environment} for {run.settings.steps:,} steps into {directory}"
             f"{' (preset)' if preset else ''}; expected time {_duration(expected)}, evaluations not counted",
             highlight=False,
+            soft_wrap=True,
         )
     try:
         with stop_on_signals() as stop:
@@ -77,7 +85,7 @@ def train(
     except Interrupted:
         last = max(run.directory.glob("checkpoints/step-*.json"), default=None)
         saved = f"saved {last.stem}" if last else "no checkpoint had been written yet"
-        console.print(f"\nstopped; {saved}. Continue with: {run.resume_command}", highlight=False)
+        console.print(f"\nstopped; {saved}. Continue with: {run.resume_command}", highlight=False, soft_wrap=True)
         raise SystemExit(130) from None
     finally:
         run.close()
@@ -137,6 +145,7 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
         f"{summary['steps']:,} steps in {_duration(summary['wall_s'])}\n"
         f"next: hmarl-export {directory}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -157,7 +166,7 @@ def export(
 
     target = out or run / "bundle"
     console = Console(stderr=True)
-    console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False)
+    console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False, soft_wrap=True)
     bundle = export_run(run, target, checkpoint, name)
     parity = bundle.manifest.parity[0]
     console.print(
@@ -166,6 +175,7 @@ def export(
         f"{parity.near_ties} near ties\n"
         f"next: hmarl-verify {target}\n      hmarl-fleet {target} --out endpoints.json",
         highlight=False,
+        soft_wrap=True,
     )
     if as_json:
         print_json({"bundle": str(target), "sha256": bundle.sha256, "parity": parity.model_dump()})

@@ -203,6 +203,9 @@ class HeterogeneousAgents:
             if position + 1 < len(order):
                 factor = factor * self._ratio(agent, samples)
         metrics |= _mean_and_extremes(per_agent)
+        metrics |= {
+            f"agent_kl/{self.spec.agents[a].id}": row["agent_kl"] for a, row in zip(order, per_agent, strict=True)
+        }
         metrics["sequential_factor_max"] = float(factor.max())
         metrics |= self.update_critic(rollout, estimate, schedule)
         self._update_normalisers(rollout)
