@@ -20,6 +20,12 @@ MAX_OUTSTANDING = 64
 _JOIN_TIMEOUT_S = 0.5
 
 
+def broken_stream(error: grpc.RpcError) -> CallFailed:
+    """What ended a stream. A dying server shows itself in several ways; all mean that it is to be tried again."""
+    lost = error.code() in {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED}
+    return CallFailed(grpc.StatusCode.UNAVAILABLE if lost else error.code(), error.details() or "")
+
+
 class ActStream:
     """A bidirectional stream of one session.
 
@@ -70,7 +76,7 @@ class ActStream:
                 self._replies.put(response)
             failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
         except grpc.RpcError as error:
-            failure = CallFailed(error.code(), error.details() or "")
+            failure = broken_stream(error)
         self._replies.put(failure)
 
     def close(self) -> None:
@@ -129,7 +135,7 @@ class AsyncActStream:
                 self._replies.put_nowait(response)
             failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
         except grpc.RpcError as error:
-            failure = CallFailed(error.code(), error.details() or "")
+            failure = broken_stream(error)
         self._replies.put_nowait(failure)
 
     async def close(self) -> None:

@@ -37,6 +37,8 @@ _CHOICES = {
     "sample": agent_pb2.INSTRUCTION_CHOICE_SAMPLE,
     "common": agent_pb2.INSTRUCTION_CHOICE_COMMON,
 }
+# No answer of ours: the server is gone or going. Repeating a step is safe, it never advances the state twice.
+_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
 # The request itself is wrong: trying again or standing in with a fallback would hide a mistake of the program.
 _CALLERS_FAULT = frozenset(
     {
@@ -183,7 +185,7 @@ class RemoteEpisode:
                     ):
                         return f"{reason}; call reset(seed, first_step={request.step}) to join the episode again"
                     yield from self._join_again(request, deadline)
-                elif failure.code is grpc.StatusCode.UNAVAILABLE:
+                elif failure.code in _LOST:
                     yield Pause(min(_RETRY_PAUSE_S, max(deadline - time.monotonic(), 0.0)))
                 else:
                     return reason
