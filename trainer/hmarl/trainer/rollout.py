@@ -14,6 +14,10 @@ from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
 from hmarl.sdk.spaces import EnvironmentSpec
 
 
+# Below this many agents a step (all environments), waking a second thread costs more than it computes.
+SINGLE_THREAD_ROWS = 2048
+
+
 @dataclass
 class Decision:
     """What an algorithm chose for one step.
@@ -205,6 +209,15 @@ class Collector:
 
     def collect(self, actor: Actor) -> EpisodeStatistics:
         """Fill the rollout with T steps."""
+        rows = self.environment.batch_size * len(self.environment.spec.agents)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if rows < SINGLE_THREAD_ROWS else threads)
+        try:
+            return self._collect(actor)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _collect(self, actor: Actor) -> EpisodeStatistics:
         rollout, statistics = self.rollout, EpisodeStatistics()
         rollout.begin()
         actor.begin_rollout(rollout.steps, rollout.batch_size)
