@@ -25,8 +25,9 @@ _SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; se
 
 def _need_torch(purpose: str) -> None:
     """Raise the error that names the extra when the trainer's packages are not installed."""
-    # OpenMP's threads spin while they wait, which slows training many times over on a machine that is shared.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads spin while they wait: the default spins so long that a machine that is shared grinds to a halt,
+    # none at all halves the speed of one that is not.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         import onnx  # noqa: F401
         import safetensors  # noqa: F401
