@@ -13,7 +13,6 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
 from hmarl.sdk.spaces import EnvironmentSpec
 
-
 # Below this many agents a step (all environments), waking a second thread costs more than it computes.
 SINGLE_THREAD_ROWS = 2048
 
