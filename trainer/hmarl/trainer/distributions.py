@@ -231,4 +231,5 @@ class ActionHead:
         bounded = torch.tanh(raw_action) if self.squash == "tanh" else raw_action.clamp(-1.0, 1.0)
         low = torch.as_tensor(self.space.low, dtype=torch.float32, device=raw_action.device)
         high = torch.as_tensor(self.space.high, dtype=torch.float32, device=raw_action.device)
-        return low + (bounded + 1.0) * (0.5 * (high - low))
+        # Rounding may carry the sum past the upper bound by one unit in the last place.
+        return torch.minimum(low + (bounded + 1.0) * (0.5 * (high - low)), high)

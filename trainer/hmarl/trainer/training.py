@@ -263,9 +263,16 @@ class Run:
                             f"checkpoint is in {self.directory / 'checkpoints'}; try a smaller step size"
                         )
                     done = self.counters.steps >= self.settings.steps
-                    metrics |= self._evaluate_and_checkpoint(done, progress)
+                    evaluation = self._evaluate_when_due(done, progress)
+                    metrics |= evaluation
                     metrics["steps_per_s"] = (self.counters.steps - first_steps) / (time.monotonic() - started)
+                    saving = bool(evaluation) or self.counters.update % self.settings.checkpoint_interval == 0
+                    if saving and not self._stateful:
+                        metrics["environments_truncated"] = float(self.settings.environments)
+                    # Before the checkpoint: a line too many is dropped on resuming, one too few would be missing.
                     recorder.write(self.counters.update, self.counters.steps, metrics)
+                    if saving:
+                        self._checkpoint(evaluation)
                     progress.update(self.counters.steps, metrics)
                     if not done and stop():
                         self._save_if_harmless()
@@ -303,32 +310,28 @@ class Run:
         metrics["rollout_s"], metrics["update_s"] = collected - begin, time.monotonic() - collected
         return metrics
 
-    def _evaluate_and_checkpoint(self, done: bool, progress: LiveProgress) -> dict[str, float]:
-        """Evaluate and save when it is time; every evaluation comes with a checkpoint, so that the best is kept."""
-        metrics: dict[str, float] = {}
-        due = done or self.counters.steps - self.counters.last_evaluation >= self.settings.evaluation_interval
-        if not due and self.counters.update % self.settings.checkpoint_interval:
-            return metrics
-        best = False
-        if due:
-            metrics = self.evaluate()
-            self.counters = replace(self.counters, last_evaluation=self.counters.steps)
-            score = metrics["evaluation/local/return_mean"]
-            best = self.counters.best_return is None or score > self.counters.best_return
-            if best:
-                self.counters = replace(self.counters, best_return=score)
-            shown = [
-                f"{key.split('/')[1]} {value:.2f}" for key, value in metrics.items() if key.endswith("return_mean")
-            ]
-            progress.say(f"evaluation at {self.counters.steps:,} steps: return " + ", ".join(shown))
+    def _evaluate_when_due(self, done: bool, progress: LiveProgress) -> dict[str, float]:
+        """The evaluation's metrics; empty when it is not time."""
+        if not done and self.counters.steps - self.counters.last_evaluation < self.settings.evaluation_interval:
+            return {}
+        metrics = self.evaluate()
+        self.counters = replace(self.counters, last_evaluation=self.counters.steps)
+        shown = [f"{key.split('/')[1]} {value:.2f}" for key, value in metrics.items() if key.endswith("return_mean")]
+        progress.say(f"evaluation at {self.counters.steps:,} steps: return " + ", ".join(shown))
+        return metrics
+
+    def _checkpoint(self, evaluation: dict[str, float]) -> None:
+        """Save, also after every evaluation, so that the best one is kept."""
+        score = evaluation.get("evaluation/local/return_mean")
+        best = score is not None and (self.counters.best_return is None or score > self.counters.best_return)
+        if best:
+            self.counters = replace(self.counters, best_return=score)
         if not self._stateful:
             self._restart_environments()
-            metrics["environments_truncated"] = float(self.settings.environments)
         path = self.save()
-        if best:
-            mark_best(path.parent, path, metrics["evaluation/local/return_mean"])
+        if score is not None and best:
+            mark_best(path.parent, path, score)
         prune(path.parent, self.settings.checkpoints_kept)
-        return metrics
 
     def save(self) -> Path:
         """Write a checkpoint now."""

@@ -144,7 +144,8 @@ class Hcpo(HeterogeneousAgents):
 
     def episodes_ended(self, ended: Tensor) -> None:
         """A new episode starts with a new instruction."""
-        self._remaining = self._remaining.masked_fill(ended, 0)
+        if self._remaining.shape == ended.shape:  # else nothing has been instructed yet
+            self._remaining = self._remaining.masked_fill(ended, 0)
 
     def acting_state(self) -> dict[str, Tensor]:
         """The instructions in force."""

@@ -1,0 +1,103 @@
+"""Every algorithm × kind of space: a short run is exported, and the runtime computes what torch computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.session import Policy
+from hmarl.trainer import export
+from hmarl.trainer.algorithms import ALGORITHMS
+from hmarl.trainer.training import Run, make_config
+
+ENVIRONMENTS = {
+    "discrete": ("mpe/simple_spread", {}),
+    "heterogeneous": ("mpe/simple_speaker_listener", {}),
+    "continuous": ("mpe/simple_spread", {"continuous_actions": True}),
+    "masked": ("toy_environments:masked_discrete", {}),
+    "multi-discrete": ("toy_environments:multi_discrete", {}),
+}
+SMALL = {"environments": 4, "rollout_length": 13, "steps": 104, "evaluation_episodes": 4, "threads": 1}
+
+
+def short_run(algorithm: str, environment: str, folder: Path, **settings: object) -> Path:
+    name, arguments = ENVIRONMENTS[environment]
+    run = Run.create(make_config(algorithm, name, settings, dict(SMALL), arguments), folder / "run")
+    try:
+        run.train()
+    finally:
+        run.close()
+    return run.directory
+
+
+@pytest.mark.parametrize("environment", list(ENVIRONMENTS))
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_the_runtime_computes_what_torch_computes(algorithm: str, environment: str, tmp_path: Path) -> None:
+    run = short_run(algorithm, environment, tmp_path)
+    bundle = export.export_run(run, tmp_path / "bundle")
+    loaded = export.load_run(run)
+    for agent, module in enumerate(loaded.algorithm.deployable(i) for i in range(len(loaded.spec.agents))):
+        policy = Policy(bundle, loaded.spec.agents[agent].id)
+        inputs = export.example_inputs(module, 33, np.random.default_rng(5))
+        with torch.no_grad():
+            expected = dict(zip(module.output_names, module(*inputs.values()), strict=True))
+        got = policy.run_batch({name: value.numpy() for name, value in inputs.items()})
+        np.testing.assert_array_equal(got["action"].shape, expected["action"].shape)
+        parameters = "action_mean" if module.head.continuous else "action_logits"
+        np.testing.assert_allclose(got[parameters], expected[parameters].numpy(), atol=1e-5)
+        np.testing.assert_allclose(got["action"], expected["action"].numpy(), atol=1e-5)
+    assert bundle.manifest.parity[0].samples > 1000
+    assert bundle.manifest.parity[0].max_error <= 1e-5
+
+
+def test_an_instruction_interval_is_kept_in_the_graphs_state(tmp_path: Path) -> None:
+    run = short_run("hcpo", "discrete", tmp_path, instruction_interval=3)
+    bundle = export.export_run(run, tmp_path / "bundle.zip")
+    session = Policy(bundle, "agent_0").session()
+    session.reset(3, sample=True)
+    generator = np.random.default_rng(0)
+    instructions = [
+        int(session.act(generator.normal(size=18).astype(np.float32)).diagnostics["instruction"]) for _ in range(30)
+    ]
+    windows = np.array(instructions).reshape(10, 3)
+    assert (windows == windows[:, :1]).all(), "an instruction changed within its interval"
+    assert len(set(windows[:, 0])) > 1, "the instruction never changes"
+
+
+def test_shared_parameters_and_layer_norm_export(tmp_path: Path) -> None:
+    run = short_run("hcpo", "discrete", tmp_path, share_parameters=True, normalise_layers=True)
+    assert len(export.export_run(run, tmp_path / "bundle").manifest.agents) == 3
+
+
+def test_a_graph_that_differs_is_refused_and_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = short_run("happo", "discrete", tmp_path)
+    honest = export.onnx_bytes
+
+    def tampered(module: export.DeployablePolicy) -> bytes:
+        model = onnx.load_from_string(honest(module))
+        weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = np.frombuffer(weights.raw_data, dtype=np.float32) + np.float32(1e-3)
+        weights.raw_data = values.tobytes()
+        return bytes(model.SerializeToString())
+
+    monkeypatch.setattr(export, "onnx_bytes", tampered)
+    with pytest.raises(export.ParityError, match="nothing was written"):
+        export.export_run(run, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_bundle_says_where_it_comes_from(tmp_path: Path) -> None:
+    run = short_run("hcpo", "discrete", tmp_path)
+    bundle = load_bundle(export.export_run(run, tmp_path / "bundle", "last", "my team").path)
+    assert bundle.manifest.name == "my team"
+    assert bundle.manifest.environment.name == "mpe/simple_spread"
+    assert bundle.manifest.training["steps"] == 104
+    card = bundle.read("README.md").decode()
+    assert card.startswith("---\n")
+    assert "hmarl-train hcpo --env mpe/simple_spread" in card
+    assert bundle.read("plots/return.png").startswith(b"\x89PNG")
