@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,14 @@ from toy_bundle import write_toy_bundle
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle of two discrete agents with mask, recurrent state, instructions and noises; do not change its files."""
     return write_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture
+def single_thread() -> Iterator[None]:
+    """Torch computes on one thread: for tests of the trainer, whose tensors are tiny."""
+    import torch  # noqa: PLC0415 - not for tests that do without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

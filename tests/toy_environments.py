@@ -1,6 +1,6 @@
 """Tiny vectorised environments for tests of the trainer: masks, branches, unlike agents that leave, NaN rewards.
 
-Made by import path, e.g. ``make("toy_environments:masked", batch_size=4)``. An agent sees random numbers that follow
+Made by import path, e.g. ``make("toy_environments:masked_discrete", batch_size=4)``. An agent sees random numbers that follow
 from (seed, episode, step); it is rewarded for an action that can be read off its own observation.
 """
 
@@ -150,17 +150,19 @@ def _branches(agent: AgentSpec) -> list[int]:
     return [int(n) for n in agent.action_space.nvec] if isinstance(agent.action_space, spaces.MultiDiscrete) else []
 
 
-def masked(batch_size: int, agents: int = 2, nan_after: int | None = None, saves: bool = True) -> ToyEnvironment:
+def masked_discrete(
+    batch_size: int, agents: int = 2, nan_after: int | None = None, saves: bool = True
+) -> ToyEnvironment:
     """Alike agents with four choices, one of which is illegal at every step."""
     space = spaces.Discrete(4)
     specs = tuple(AgentSpec(f"chooser_{i}", _OBSERVATION_SIZE, space, has_action_mask=True) for i in range(agents))
-    return ToyEnvironment("toy/masked", specs, batch_size, nan_after=nan_after, saves=saves)
+    return ToyEnvironment("toy/masked_discrete", specs, batch_size, nan_after=nan_after, saves=saves)
 
 
-def branching(batch_size: int) -> ToyEnvironment:
+def multi_discrete(batch_size: int) -> ToyEnvironment:
     """One agent that makes two choices at once, each with an illegal one."""
     agent = AgentSpec("brancher", _OBSERVATION_SIZE, spaces.MultiDiscrete([3, 2]), has_action_mask=True)
-    return ToyEnvironment("toy/branching", (agent,), batch_size)
+    return ToyEnvironment("toy/multi_discrete", (agent,), batch_size)
 
 
 def leaving(batch_size: int) -> ToyEnvironment:
@@ -172,3 +174,8 @@ def leaving(batch_size: int) -> ToyEnvironment:
         AgentSpec("speaker", _OBSERVATION_SIZE, spaces.MultiDiscrete([2, 4])),
     )
     return ToyEnvironment("toy/leaving", agents, batch_size, leaves={0: 2, 1: 4})
+
+
+def poisoned(batch_size: int, nan_after: int = 20) -> ToyEnvironment:
+    """``masked_discrete``, but after some steps all rewards are NaN."""
+    return masked_discrete(batch_size, nan_after=nan_after)

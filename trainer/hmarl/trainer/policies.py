@@ -55,7 +55,7 @@ class GroupPolicy:
         """
         network = Mlp(
             input_size + (members if shared else 0),
-            hidden_sizes or settings.hidden_sizes,
+            settings.hidden_sizes if hidden_sizes is None else hidden_sizes,
             head.output_size,
             settings.activation,
             normalise_layers=settings.normalise_layers,

@@ -1,0 +1,65 @@
+"""Training runs that take a second, for tests of the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hmarl.sdk.environments import make
+from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.config import validate
+from hmarl.trainer.heterogeneous import HeterogeneousAgents
+from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.training import Run, RunConfig, make_config
+
+CPU = torch.device("cpu")
+TINY_NETWORKS: dict[str, Any] = {"hidden_sizes": (8,), "critic_hidden_sizes": (8,)}
+TINY_RUN: dict[str, Any] = {
+    "steps": 160,
+    "environments": 4,
+    "rollout_length": 10,
+    "threads": 1,
+    "evaluation_episodes": 2,
+    "checkpoint_interval": 2,
+}
+
+
+def tiny_config(
+    algorithm: str,
+    environment: str,
+    algorithm_settings: dict[str, Any] | None = None,
+    run_settings: dict[str, Any] | None = None,
+    environment_arguments: dict[str, Any] | None = None,
+) -> RunConfig:
+    """Small networks, four environments, four updates; a checkpoint at every second one."""
+    return make_config(
+        algorithm,
+        environment,
+        {**TINY_NETWORKS, **(algorithm_settings or {})},
+        {**TINY_RUN, **(run_settings or {})},
+        environment_arguments or {},
+    )
+
+
+def train(config: RunConfig, directory: Path) -> dict[str, Any]:
+    """A whole run in this process; returns its summary."""
+    run = Run.create(config, directory)
+    try:
+        return run.train()
+    finally:
+        run.close()
+
+
+def new_algorithm(
+    name: str, environment: str, batch_size: int, steps: int, arguments: dict[str, Any] | None = None, **settings: Any
+) -> tuple[HeterogeneousAgents, Rollout, Collector]:
+    """A fresh algorithm with a rollout and a collector for its environment, all seeded alike."""
+    algorithm_class = find_algorithm(name)
+    checked = validate(algorithm_class.settings_class, {**TINY_NETWORKS, **settings}, "algorithm")
+    made = make(environment, batch_size, **(arguments or {}))
+    algorithm = algorithm_class(made.spec, checked, torch.Generator().manual_seed(3), CPU)
+    rollout = Rollout(made.spec, steps, batch_size, CPU)
+    return algorithm, rollout, Collector(made, rollout, np.arange(batch_size) + 11)

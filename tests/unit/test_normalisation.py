@@ -1,0 +1,104 @@
+"""Running statistics equal those of all the data at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hmarl.trainer.normalisation import RunningNormaliser, ValueNormaliser
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+CPU = torch.device("cpu")
+
+
+def batches() -> list[torch.Tensor]:
+    """Three unequal batches [M, 2 agents, 3] far from zero, where naive sums of squares would lose digits."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([0.01, 1.0, 50.0])
+    return [1000.0 + scale * torch.randn(rows, 2, 3, generator=generator) + rows for rows in (1, 40, 7)]
+
+
+def test_merged_moments_equal_those_of_the_concatenated_data() -> None:
+    normaliser = RunningNormaliser((2, 3), CPU)
+    for batch in batches():
+        normaliser.update(batch)
+    everything = torch.cat(batches()).double().numpy()
+    assert normaliser.count.item() == 48
+    np.testing.assert_allclose(normaliser.mean.numpy(), everything.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(normaliser.variance.numpy(), everything.var(0), rtol=1e-9)
+
+
+def test_rows_of_weight_zero_do_not_count() -> None:
+    """Each agent has its own weights; one is not there in the whole second batch."""
+    normaliser = RunningNormaliser((2, 3), CPU)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.rand(len(batch), 2, generator=generator).round() for batch in batches()]
+    weights[1][:, 1] = 0.0
+    for batch, weight in zip(batches(), weights, strict=True):
+        normaliser.update(torch.where(weight.unsqueeze(-1) > 0, batch, 1e6), weight)
+    for agent in range(2):
+        kept = torch.cat([b[w[:, agent] > 0, agent] for b, w in zip(batches(), weights, strict=True)]).double().numpy()
+        np.testing.assert_allclose(normaliser.mean[agent].numpy(), kept.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(normaliser.variance[agent].numpy(), kept.var(0), rtol=1e-9)
+
+
+def test_weighted_and_unweighted_batches_mix() -> None:
+    mixed, plain = RunningNormaliser((2, 3), CPU), RunningNormaliser((2, 3), CPU)
+    for index, batch in enumerate(batches()):
+        mixed.update(batch, torch.ones(len(batch), 2) if index % 2 else None)
+        plain.update(batch)
+    torch.testing.assert_close(mixed.mean, plain.mean)
+    torch.testing.assert_close(mixed.variance, plain.variance)
+
+
+def test_normalised_data_have_mean_zero_and_variance_one_and_are_clipped() -> None:
+    normaliser = RunningNormaliser((3,), CPU, clip=4.0)
+    data = 5.0 + 3.0 * torch.randn(5000, 3, generator=torch.Generator().manual_seed(2))
+    normaliser.update(data)
+    normalised = normaliser(data)
+    assert normalised.mean(0).abs().max() < 0.01
+    assert (normalised.std(0) - 1.0).abs().max() < 0.01
+    assert normaliser(torch.full((1, 3), 1e9)).tolist() == [[4.0, 4.0, 4.0]]
+    assert data.mean() > 4.0, "the input must not be overwritten"
+
+
+def test_fresh_and_disabled_normalisers() -> None:
+    x = torch.tensor([[2.0, -3.0]])
+    torch.testing.assert_close(RunningNormaliser((2,), CPU)(x), x)
+    disabled = RunningNormaliser((2,), CPU, enabled=False)
+    disabled.update(torch.full((9, 2), 100.0))
+    assert torch.equal(disabled(1000.0 * x), 1000.0 * x)
+    assert disabled.count.item() == 0
+
+
+def test_state_round_trip() -> None:
+    first, second = RunningNormaliser((2, 3), CPU), RunningNormaliser((2, 3), CPU)
+    first.update(batches()[1])
+    second.load_state_dict(first.state_dict())
+    x = batches()[2]
+    assert torch.equal(first(x), second(x))
+    second.update(x)
+    assert not torch.equal(first.mean, second.mean), "the loaded statistics must be a copy"
+
+
+def test_value_normaliser_round_trip_and_moments_by_hand() -> None:
+    normaliser = ValueNormaliser(CPU, decay=0.5)
+    values = torch.tensor([-3.0, 0.0, 12.0])
+    assert torch.equal(normaliser.normalise(values), values), "before the first update nothing is scaled"
+    normaliser.update(torch.tensor([1.0, 3.0]))  # the first batch alone: mean 2, variance 1
+    torch.testing.assert_close(normaliser.normalise(torch.tensor([2.0, 3.0])), torch.tensor([0.0, 1.0]))
+    normaliser.update(torch.tensor([[5.0, 5.0]]))
+    # Weights 1/4 and 1/2 of 3/4: mean (2 + 2·5)/3 = 4, second moment (5 + 2·25)/3 = 55/3, variance 7/3.
+    torch.testing.assert_close(normaliser.normalise(torch.tensor([4.0])), torch.tensor([0.0]), atol=1e-6, rtol=0)
+    expected = torch.tensor([(7 / 3) ** 0.5 + 4])
+    torch.testing.assert_close(normaliser.denormalise(torch.tensor([1.0])), expected)
+    torch.testing.assert_close(normaliser.denormalise(normaliser.normalise(values)), values)
+
+
+def test_disabled_value_normaliser_is_the_identity() -> None:
+    normaliser = ValueNormaliser(CPU, enabled=False)
+    normaliser.update(torch.full((5,), 70.0))
+    values = torch.tensor([1.0, 2.0])
+    assert torch.equal(normaliser.normalise(values), values)
+    assert torch.equal(normaliser.denormalise(values), values)
