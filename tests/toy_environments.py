@@ -1,7 +1,7 @@
 """Tiny vectorised environments for tests of the trainer: masks, branches, unlike agents that leave, NaN rewards.
 
-Made by import path, e.g. ``make("toy_environments:masked_discrete", batch_size=4)``. An agent sees random numbers that follow
-from (seed, episode, step); it is rewarded for an action that can be read off its own observation.
+Made by import path, e.g. ``make("toy_environments:masked_discrete", batch_size=4)``. An agent sees random numbers that
+follow from (seed, episode, step); it is rewarded for an action that can be read off its own observation.
 """
 
 from __future__ import annotations

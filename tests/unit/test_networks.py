@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -27,7 +28,7 @@ def as_sequential(mlp: Mlp, theta: torch.Tensor) -> nn.Sequential:
     sizes = [mlp.input_size, *mlp.hidden_sizes, mlp.output_size]
     layers: list[nn.Module] = []
     parameters = mlp.named(theta)
-    for layer, (size, following) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for layer, (size, following) in enumerate(pairwise(sizes)):
         if mlp.normalise_layers:
             norm = nn.LayerNorm(size)
             norm.load_state_dict({"weight": parameters[f"{layer}.norm_gain"], "bias": parameters[f"{layer}.norm_bias"]})
