@@ -19,7 +19,7 @@ class RunningNormaliser:
     def __init__(self, shape: tuple[int, ...], device: torch.device, enabled: bool = True, clip: float = 10.0) -> None:
         self.enabled = enabled
         self.clip = clip
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = torch.zeros((*shape[:-1], 1), dtype=torch.float64, device=device)
         self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
         self.variance = torch.ones(shape, dtype=torch.float64, device=device)
         self._refresh()
