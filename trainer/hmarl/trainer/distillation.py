@@ -54,8 +54,8 @@ def distil(
             size = students.network.size
             student = Categorical(students.network(theta[:, :size], inputs[:, rows]))
             loss = cross_entropy(teacher_log_probs[rows], student)
-            if weight is not None:
-                loss = loss * weight[:, rows]
-            optimiser.step(loss.mean(dim=1).sum(), schedule)
-            last.append((loss.detach() - teacher_entropy[rows]).mean())
+            present = torch.ones_like(loss) if weight is None else weight[:, rows]
+            optimiser.step((loss * present).mean(dim=1).sum(), schedule)
+            gap = (loss.detach() - teacher_entropy[rows]) * present
+            last.append(gap.sum() / present.sum().clamp(min=1.0))
     return float(torch.stack(last).mean())
