@@ -90,7 +90,19 @@ def restore(components: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Non
             if isinstance(part, Mapping):
                 restore(part, inner)
             else:
-                part.load_state_dict(_nested(inner))
+                _load(name, part, inner)
+
+
+def _load(name: str, part: Any, tensors: Mapping[str, Tensor]) -> None:
+    """``part.load_state_dict`` with what is wrong named; an optimiser that has not stepped yet has no tensors."""
+    for key, current in flatten(part.state_dict()).items():
+        if key in tensors and tensors[key].shape != current.shape:
+            got, expected = tuple(tensors[key].shape), tuple(current.shape)
+            raise CheckpointError(f"checkpoint: '{name}.{key}' has shape {got}, expected {expected}")
+    try:
+        part.load_state_dict(_nested(tensors))
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint: '{name}' lacks {error}") from error
 
 
 def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -36,4 +36,8 @@ class FlatAdam:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
-        self._adam.state[self.parameter] = {key: value.clone() for key, value in state.items()}
+        # Adam counts its steps on the CPU, wherever the parameters live.
+        device = self.parameter.device
+        self._adam.state[self.parameter] = {
+            key: value.to("cpu" if key == "step" else device, copy=True) for key, value in state.items()
+        }
