@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.networks import Activation
 
+HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
+
 
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values are checked on assignment and never change afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunSettings(Settings):
@@ -38,13 +40,13 @@ class AlgorithmSettings(Settings):
 
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of the advantage estimate")
-    hidden_sizes: tuple[int, ...] = Field((64, 64), description="hidden layers of the policies")
+    hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of the policies")
     activation: Activation = Field("relu", description="activation of all networks")
     normalise_layers: bool = Field(False, description="layer normalisation of inputs and hidden layers")
     share_parameters: bool = Field(
         False, description="agents of a group share one network, told apart by a one-hot input"
     )
-    critic_hidden_sizes: tuple[int, ...] = Field((128, 128), description="hidden layers of the centralised critic")
+    critic_hidden_sizes: HiddenSizes = Field((128, 128), description="hidden layers of the centralised critic")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
     critic_epochs: int = Field(5, ge=1, description="passes over the rollout per critic update")
     critic_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")

@@ -29,6 +29,7 @@ from torch.nn import functional
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings, improve_by_trust_region
+from hmarl.trainer.config import HiddenSizes
 from hmarl.trainer.critic import Critic
 from hmarl.trainer.distillation import distil
 from hmarl.trainer.distributions import ActionHead, Categorical
@@ -46,7 +47,7 @@ class HcpoSettings(HatrpoSettings):
     instructions: int = Field(10, ge=1, description="K, the number of instructions")
     instruction_interval: int = Field(1, ge=1, description="steps for which an instruction holds")
     conductor_kl_limit: float = Field(0.01, gt=0, description="δ₁, largest mean KL of the conductor's step, in nats")
-    conductor_hidden_sizes: tuple[int, ...] = Field((64, 64), description="hidden layers of all conductors")
+    conductor_hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of all conductors")
     conductor_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the instructions' entropy")
     critic: Literal["v", "q"] = Field("v", description="v: joint GAE at both levels; q: V(s) and Q(s, M), Eqs. 5-7")
     instruction_weight: Literal["ratio", "paper"] = Field(
