@@ -126,8 +126,10 @@ def device_of(run: RunSettings) -> torch.device:
         device = torch.device(run.device)
     except RuntimeError as error:
         raise UsageError(f"run.device: got '{run.device}', expected e.g. cpu or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"run.device: got '{run.device}', but this torch ({torch.__version__}) sees no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UsageError(
+            f"run.device: got '{run.device}', but this torch ({torch.__version__}) sees {count or 'no'} CUDA devices"
+        )
     return device
 
 
@@ -189,7 +191,8 @@ class Run:
         config = RunConfig.read(directory)
         if steps is not None:
             config = config.model_copy(update={"run": {**config.run, "steps": steps}})
-        return cls(config, directory, newest_checkpoint(directory / "checkpoints"))
+        device = device_of(config.run_settings())
+        return cls(config, directory, newest_checkpoint(directory / "checkpoints", device))
 
     # --- what a checkpoint holds ------------------------------------------------------------------------------------
 
@@ -286,10 +289,12 @@ class Run:
         begin = time.monotonic()
         statistics = self.collector.collect(self.algorithm)
         collected = time.monotonic()
-        self._returns.extend(statistics.returns)
+        self._returns.extend(value for value in statistics.returns if math.isfinite(value))
         before = {name: tensor.clone() for name, tensor in flatten(self.algorithm.components()).items()}
         metrics = self.algorithm.update(self.rollout, self.counters.steps / self.settings.steps)
-        self._divergence = _first_non_finite(flatten(self.algorithm.components()), metrics)
+        self._divergence = _broken_reward(self.rollout) or _first_non_finite(
+            flatten(self.algorithm.components()), metrics
+        )
         if self._divergence:
             _log.warning("update %d diverged: %s; rolled back", self.counters.update + 1, self._divergence)
             restore(self.algorithm.components(), before)
@@ -429,6 +434,18 @@ def stop_on_signals() -> Iterator[Any]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _broken_reward(rollout: Rollout) -> str | None:
+    """Names the first reward that is NaN or infinite, which is the environment's fault, or None."""
+    broken = (~torch.isfinite(rollout.rewards)).nonzero()
+    if not len(broken):
+        return None
+    step, row, agent = broken[0].tolist()
+    return (
+        f"the environment's reward of agent '{rollout.spec.agents[agent].id}' is "
+        f"{float(rollout.rewards[step, row, agent])} (step {step} of the rollout, environment {row})"
+    )
 
 
 def _first_non_finite(tensors: dict[str, Tensor], metrics: dict[str, float]) -> str | None:
