@@ -1,0 +1,110 @@
+"""Settings: defaults, limits, and errors that name the key, what was got and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
+from hmarl.trainer.algorithms.hcpo import HcpoSettings
+from hmarl.trainer.config import AlgorithmSettings, RunSettings, Settings, validate
+from hmarl.trainer.presets import PRESETS, find_preset
+from hmarl.trainer.training import RunConfig, make_config
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"), [("gama", "gamma"), ("instruction", "instructions"), ("kl_limits", "kl_limit")]
+)
+def test_an_unknown_key_is_refused_with_a_suggestion(key: str, suggestion: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown setting 'algorithm.{key}'; did you mean 'algorithm.{suggestion}'"):
+        validate(HcpoSettings, {key: 1}, "algorithm")
+
+
+OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
+    (AlgorithmSettings, "gamma", 1.5, "less than or equal to 1"),
+    (AlgorithmSettings, "gamma", -0.1, "greater than or equal to 0"),
+    (AlgorithmSettings, "gamma", "high", "valid number"),
+    (AlgorithmSettings, "gamma", float("nan"), "finite number"),
+    (AlgorithmSettings, "critic_learning_rate", float("inf"), "finite number"),
+    (AlgorithmSettings, "critic_learning_rate", 0, "greater than 0"),
+    (AlgorithmSettings, "activation", "sigmoid", "'relu', 'tanh', 'elu' or 'silu'"),
+    (AlgorithmSettings, "critic_loss", "l1", "'mse' or 'huber'"),
+    (AlgorithmSettings, "hidden_sizes", 64, "valid tuple"),
+    (AlgorithmSettings, "normalise_values", "perhaps", "valid boolean"),
+    (HcpoSettings, "instructions", 0, "greater than or equal to 1"),
+    (HcpoSettings, "instruction_interval", 0, "greater than or equal to 1"),
+    (HcpoSettings, "instruction_weight", "none", "'ratio' or 'paper'"),
+    (HcpoSettings, "backtrack_coefficient", 1.0, "less than 1"),
+    (HcpoSettings, "curvature_fraction", 0.0, "greater than 0"),
+    (RunSettings, "steps", -5, "greater than or equal to 1"),
+    (RunSettings, "seed", -1, "greater than or equal to 0"),
+    (RunSettings, "seed", 2**31, f"less than {2**31}"),
+    (RunSettings, "environments", 0, "greater than or equal to 1"),
+    (RunSettings, "environments", 2.5, "valid integer"),
+    (RunSettings, "checkpoint_interval", 0, "greater than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("model", "key", "value", "expected"), OUT_OF_RANGE)
+def test_a_value_out_of_range_names_key_got_and_expected(
+    model: type[Settings], key: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        validate(model, {key: value}, "group")
+    message = str(error.value)
+    assert message.startswith(f"group.{key}: got {value!r}, expected: ")
+    assert expected in message
+    assert error.value.exit_code == 2
+
+
+def test_a_hidden_layer_needs_a_unit() -> None:
+    with pytest.raises(UsageError, match=r"algorithm\.hidden_sizes\.1: got 0, expected: .*greater than or equal to 1"):
+        validate(AlgorithmSettings, {"hidden_sizes": [64, 0]}, "algorithm")
+
+
+def test_settings_never_change_after_they_were_checked() -> None:
+    settings = RunSettings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.steps = 5  # type: ignore[misc]
+
+
+def test_every_setting_has_a_meaning_and_a_valid_default() -> None:
+    for model in (RunSettings, *(algorithm.settings_class for algorithm in ALGORITHMS.values())):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+        assert validate(model, model().model_dump(), "x") == model()
+
+
+def test_a_config_read_back_from_json_is_the_same() -> None:
+    config = make_config("hcpo", "mpe/simple_spread", {"hidden_sizes": [3, 4]}, {"seed": 9}, {"N": 2})
+    again = RunConfig.model_validate_json(config.model_dump_json())
+    assert again.settings() == config.settings()
+    assert again.run_settings() == config.run_settings()
+    assert config.settings().hidden_sizes == (3, 4)
+    assert config.run["steps"] == RunSettings().steps, "defaults are saved too"
+
+
+def test_unknown_algorithms_are_refused_with_a_suggestion() -> None:
+    with pytest.raises(UsageError, match="unknown algorithm 'hatpro'; did you mean 'hatrpo'"):
+        find_algorithm("hatpro")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("gpu", "expected e.g. cpu or cuda:0"), ("cuda:99", "cuda:99")]
+)  # the second also where there is a CUDA device
+def test_a_device_that_is_not_there_is_refused(device: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"run.device: got '{device}'.*") as error:
+        make_config("happo", "mpe/simple_spread", {}, {"device": device}, {})
+    assert message in str(error.value)
+
+
+def test_every_preset_is_a_valid_configuration() -> None:
+    for preset in PRESETS:
+        environment = preset.environment.replace("*", "simple_spread")
+        run = {**preset.run_settings, "steps": preset.steps}
+        make_config(preset.algorithm, environment, preset.algorithm_settings, run, preset.environment_arguments)
+        assert find_preset(preset.algorithm, environment) is preset
+    assert find_preset("hcpo", "coordsum/3x10-30") is None
