@@ -108,7 +108,9 @@ def export_run(run: Path, target: Path, checkpoint: str = "best", name: str | No
     files = {f"agents/{module.agent.id}.onnx": onnx_bytes(module) for module in modules}
     samples = rollout_observations(loaded)
     parity, records = check_all(modules, files, samples, loaded)
-    card, plots = model_card(run, loaded.config, loaded.checkpoint, loaded.summary, parity, name or run.name)
+    card, plots = model_card(
+        run, loaded.config, loaded.checkpoint, loaded.summary, _parity_row(parity), name or run.name
+    )
     manifest = {
         **_manifest(loaded, modules, parity, name or run.name),
         "evaluation": loaded.summary.get("final", {}),
@@ -286,15 +288,18 @@ def _record(module: DeployablePolicy, inputs: dict[str, Tensor]) -> dict[str, by
     return files
 
 
+def _parity_row(parity: Parity) -> ParityModel:
+    return ParityModel(
+        provider="cpu", tolerance=TOLERANCES["cpu"], max_error=parity.max_error, action_mismatches=0,
+        near_ties=parity.near_ties, samples=parity.samples, batch_sizes=list(_BATCH_SIZES),
+    )  # fmt: skip
+
+
 def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity, name: str) -> dict[str, Any]:
     config, spec = loaded.config, loaded.spec
     environment = EnvironmentModel(
         name=config.environment, arguments=config.environment_arguments, horizon=spec.horizon,
         team_reward=spec.team_reward, control_period_s=spec.control_period_s,
-    )  # fmt: skip
-    row = ParityModel(
-        provider="cpu", tolerance=TOLERANCES["cpu"], max_error=parity.max_error, action_mismatches=0,
-        near_ties=parity.near_ties, samples=parity.samples, batch_sizes=list(_BATCH_SIZES),
     )  # fmt: skip
     return {
         "schema_version": SCHEMA_VERSION,
@@ -308,7 +313,7 @@ def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity
         if loaded.algorithm.settings.normalise_observations
         else "none",
         "opset": OPSET,
-        "parity": [row.model_dump(mode="json")],
+        "parity": [_parity_row(parity).model_dump(mode="json")],
         "parity_tolerance": TOLERANCES,
         "training": {
             "config": config.model_dump(mode="json"),

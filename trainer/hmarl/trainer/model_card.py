@@ -12,9 +12,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from hmarl.runtime.bundle import ParityModel
+
 if TYPE_CHECKING:
     from hmarl.trainer.checkpoint import Checkpoint
-    from hmarl.trainer.export import Parity
     from hmarl.trainer.training import RunConfig
 
 _COLOURS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7", "training": "#56b4e9"}
@@ -68,7 +69,7 @@ def _png(figure: Any) -> bytes:
 
 
 def model_card(
-    run: Path, config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any], parity: Parity, name: str
+    run: Path, config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any], parity: ParityModel, name: str
 ) -> tuple[str, dict[str, bytes]]:
     """The card as Markdown with Hugging Face front matter, and its plots by file name."""
     rows = read_metrics(run)

@@ -35,12 +35,16 @@ _NO_BONUS: dict[str, Any] = {"entropy_coefficient": 0.0}
 _VMAS_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 100, "threads": 1}
 
 PRESETS: tuple[Preset, ...] = (
-    Preset("hcpo", "mpe/*", 2_500_000, "", _TRUST_REGION, _MPE_RUN),
-    Preset("hatrpo", "mpe/*", 2_000_000, "", _TRUST_REGION, _MPE_RUN),
-    Preset("happo", "mpe/*", 2_000_000, "", _CLIPPED, _MPE_RUN),
-    Preset("hcpo", "vmas/navigation", 500_000, "", {**_TRUST_REGION, **_NO_BONUS}, _VMAS_RUN),
-    Preset("hatrpo", "vmas/navigation", 500_000, "", {**_TRUST_REGION, **_NO_BONUS}, _VMAS_RUN),
-    Preset("happo", "vmas/navigation", 500_000, "", {**_CLIPPED, **_NO_BONUS}, _VMAS_RUN),
+    Preset("hcpo", "mpe/*", 2_500_000, "simple_spread: return about -35 in 3 minutes", _TRUST_REGION, _MPE_RUN),
+    Preset("hatrpo", "mpe/*", 2_000_000, "simple_spread: return about -35 in 2 minutes", _TRUST_REGION, _MPE_RUN),
+    Preset("happo", "mpe/*", 2_000_000, "simple_spread: return -34 to -44 by seed in 2 minutes", _CLIPPED, _MPE_RUN),
+    Preset(
+        "hcpo", "vmas/navigation", 500_000, "return about 2.2 in 3 minutes", {**_TRUST_REGION, **_NO_BONUS}, _VMAS_RUN
+    ),
+    Preset(
+        "hatrpo", "vmas/navigation", 500_000, "return about 2.9 in 2 minutes", {**_TRUST_REGION, **_NO_BONUS}, _VMAS_RUN
+    ),
+    Preset("happo", "vmas/navigation", 500_000, "return about 3.8 in 2 minutes", {**_CLIPPED, **_NO_BONUS}, _VMAS_RUN),
 )
 
 
