@@ -85,8 +85,8 @@ def train(
             summary = run.train(stop)
     except Interrupted:
         last = max(run.directory.glob("checkpoints/step-*.json"), default=None)
-        saved = f"saved {last.stem}" if last else "no checkpoint had been written yet"
-        console.print(f"\nstopped; {saved}. Continue with: {run.resume_command}", highlight=False, soft_wrap=True)
+        advice = f"saved {last.stem}. Continue with: {run.resume_command}" if last else "no checkpoint was written yet"
+        console.print(f"\nstopped; {advice}", highlight=False, soft_wrap=True)
         raise SystemExit(130) from None
     finally:
         run.close()

@@ -360,12 +360,16 @@ class Run:
             for key in ("return_mean", "return_median", "return_iqm", "success_rate"):
                 if summary.get(key) is not None:
                     metrics[f"evaluation/{name}/{key}"] = float(summary[key])
-        path = self.directory / "eval" / f"step-{self.counters.steps:012d}.json"
-        replace_file(path, (json.dumps(details, default=str) + "\n").encode())
+        replace_file(self._evaluation_path(), (json.dumps(details, default=str) + "\n").encode())
         return metrics
 
+    def _evaluation_path(self) -> Path:
+        return self.directory / "eval" / f"step-{self.counters.steps:012d}.json"
+
     def _summarise(self, wall_s: float, steps: int) -> dict[str, Any]:
-        final = sorted((self.directory / "eval").glob("step-*.json"))[-1]
+        final = self._evaluation_path()
+        if not final.exists():  # resumed with a goal that had been passed already
+            self.evaluate()
         summary = {
             "algorithm": self.config.algorithm,
             "environment": self.config.environment,
