@@ -146,7 +146,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             raise CheckpointError(f"checkpoint {path}: got format {version}, this hmarl reads format {FORMAT}")
         tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
         return Checkpoint(path, Counters(**description), tensors, sha256)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path}: unreadable ({error})") from error
 
 
@@ -178,13 +178,13 @@ def find_checkpoint(run: Path, which: str, device: torch.device | str = "cpu") -
     if which == "best":
         try:
             name = json.loads((folder / "best.json").read_text())["file"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"run directory {run}: no best checkpoint ({error}); use --checkpoint last"
             ) from error
         return read_checkpoint(folder / name, device)
     steps = sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
-    if not which.isdigit() or int(which) not in steps:
+    if not which.isdecimal() or int(which) not in steps:
         raise CheckpointError(f"--checkpoint: got '{which}', expected best, last or one of {steps}")
     return read_checkpoint(folder / f"step-{int(which):012d}.safetensors", device)
 
