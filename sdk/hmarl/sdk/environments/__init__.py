@@ -20,9 +20,18 @@ BUILT_IN_FAMILIES: dict[str, str] = {
     "coordsum": "hmarl.sdk.environments.coordsum",
     "pettingzoo": "hmarl.sdk.environments.pettingzoo",
     "vmas": "hmarl.sdk.environments.vmas",
+    "lbf": "hmarl.sdk.environments.lbf",
+    "rware": "hmarl.sdk.environments.rware",
+    "smac": "hmarl.sdk.environments.smac",
+    "smacv2": "hmarl.sdk.environments.smacv2",
 }
 # Packages that a family needs beyond the base install, with the extra that brings them.
-FAMILY_EXTRAS: dict[str, tuple[str, str]] = {"vmas": ("vmas", "vmas"), "pettingzoo": ("pettingzoo", "pettingzoo")}
+FAMILY_EXTRAS: dict[str, tuple[str, str]] = {
+    "vmas": ("vmas", "vmas"),
+    "pettingzoo": ("pettingzoo", "pettingzoo"),
+    "lbf": ("lbforaging", "lbf"),
+    "rware": ("rware", "rware"),
+}
 
 
 def families() -> dict[str, str]:

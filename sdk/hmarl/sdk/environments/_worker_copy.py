@@ -10,99 +10,34 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environment import Observation
+from hmarl.sdk.environments._worker_process import Buffers, Moment, episode_seed
 from hmarl.sdk.environments._worker_spaces import MASK_KEY, ObservationFlattener, convert_action_space
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 
-_ALIGNMENT_BYTES = 64
 
-
-class Buffers:
-    """The arrays of B environments, in ordinary or in shared memory.
-
-    Args:
-        spec: agents, spaces and state size.
-        batch: B.
-        memory: at least ``size_bytes(spec, batch)`` bytes, all zero; allocated here when None.
-
-    Attributes:
-        now: what is seen now.
-        final: what was seen before auto-reset; only rows whose episode has just ended are up to date.
-        rewards: [B, N] float32.
-        terminated: [B] bool.
-        truncated: [B] bool.
-        actions: one array per group, [B, N_group, *action_shape].
-        seeds: [B] int64, read at reset.
-        at_work: [B] bool, True while the environment's own code runs; tells which one killed its process.
-    """
-
-    def __init__(self, spec: EnvironmentSpec, batch: int, memory: memoryview | None = None) -> None:
-        memory = memoryview(bytearray(self.size_bytes(spec, batch))) if memory is None else memory
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        offset = 0
-        for name, (shape, dtype) in _fields(spec, batch).items():
-            arrays[name] = np.ndarray(shape, dtype, buffer=memory, offset=offset)
-            offset += _aligned_bytes(shape, dtype)
-        groups = range(len(spec.groups))
-        self.now, self.final = (
-            Observation(
-                observations=tuple(arrays[f"{moment}.observations.{group}"] for group in groups),
-                action_masks=tuple(arrays.get(f"{moment}.masks.{group}") for group in groups),
-                state=arrays[f"{moment}.state"],
-                active=arrays[f"{moment}.active"],
-            )
-            for moment in ("now", "final")
-        )
-        self.actions = tuple(arrays[f"actions.{group}"] for group in groups)
-        self.rewards, self.seeds = arrays["rewards"], arrays["seeds"]
-        self.terminated, self.truncated, self.at_work = (
-            arrays["terminated"],
-            arrays["truncated"],
-            arrays["at_work"],
-        )
-
-    @staticmethod
-    def size_bytes(spec: EnvironmentSpec, batch: int) -> int:
-        """Bytes that the arrays take, alignment included."""
-        return sum(_aligned_bytes(shape, dtype) for shape, dtype in _fields(spec, batch).values())
-
-    def release(self) -> None:
-        """Let go of the memory, so that a shared block can be closed."""
-        self.__dict__.clear()
-
-
-def _fields(spec: EnvironmentSpec, batch: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    boolean, real, integer = np.dtype(np.bool_), np.dtype(np.float32), np.dtype(np.int64)
+def buffer_layout(spec: EnvironmentSpec, batch: int) -> list[tuple[str, tuple[int, ...], str]]:
+    """The arrays of ``batch`` environments of that spec."""
+    boolean, real, integer = "|b1", "<f4", "<i8"
     team = (batch, len(spec.agents))
-    fields: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        "rewards": (team, real),
-        "terminated": ((batch,), boolean),
-        "truncated": ((batch,), boolean),
-        "at_work": ((batch,), boolean),
-        "seeds": ((batch,), integer),
-    }
+    layout: list[tuple[str, tuple[int, ...], str]] = [
+        ("rewards", team, real),
+        ("terminated", (batch,), boolean),
+        ("truncated", (batch,), boolean),
+        ("success", (batch,), boolean),
+        ("at_work", (batch,), boolean),
+        ("seeds", (batch,), integer),
+    ]
     for moment in ("now", "final"):
-        fields[f"{moment}.state"] = ((batch, spec.state_size), real)
-        fields[f"{moment}.active"] = (team, boolean)
+        layout += [(f"{moment}.state", (batch, spec.state_size), real), (f"{moment}.active", team, boolean)]
     for index, group in enumerate(spec.groups):
         agent, leading = group.example, (batch, len(group.agents))
-        fields[f"actions.{index}"] = ((*leading, *agent.action_shape), agent.action_dtype)
+        layout.append((f"actions.{index}", (*leading, *agent.action_shape), agent.action_dtype.str))
         for moment in ("now", "final"):
-            fields[f"{moment}.observations.{index}"] = ((*leading, agent.observation_size), real)
+            layout.append((f"{moment}.observations.{index}", (*leading, agent.observation_size), real))
             if agent.has_action_mask:
-                fields[f"{moment}.masks.{index}"] = ((*leading, agent.mask_size), boolean)
-    return fields
-
-
-def _aligned_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    size = int(np.prod(shape)) * dtype.itemsize
-    return -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-
-
-def episode_seed(seed: int, episode: int) -> int:
-    """Seed of a copy's ``episode``-th auto-reset (from 1), derived from the seed given to ``reset``: in [0, 2**31)."""
-    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0] >> 1)
+                layout.append((f"{moment}.masks.{index}", (*leading, agent.mask_size), boolean))
+    return layout
 
 
 class ParallelCopy:
@@ -146,7 +81,9 @@ class ParallelCopy:
         state = self._own_state()
         self._has_own_state = state is not None
         state_size = sum(agent.observation_size for agent in agents) if state is None else state.size
-        self.spec = EnvironmentSpec(name, agents, state_size, horizon=None, team_reward="sum")
+        self._success = getattr(environment, "episode_success", None)
+        has_success = self._success is not None
+        self.spec = EnvironmentSpec(name, agents, state_size, None, "sum", has_success=has_success)
         self._places = {
             self._ids[agent]: (group, position)
             for group, members in enumerate(self.spec.groups)
@@ -173,6 +110,7 @@ class ParallelCopy:
         self._anyone_cut_off |= bool(cut_off)
         self._present = remaining - gone
         ended = not self._present
+        buffers.success[row] = self._success is not None and self._success()
         buffers.truncated[row] = ended and self._anyone_cut_off
         buffers.terminated[row] = ended and not self._anyone_cut_off
         if not ended:
@@ -204,7 +142,7 @@ class ParallelCopy:
 
     def _show(
         self,
-        target: Observation,
+        target: Moment,
         row: int,
         observations: Mapping[Any, Any],
         infos: Mapping[Any, Any],
@@ -244,7 +182,7 @@ class ParallelCopy:
             raise EnvironmentFault(f"agent '{id_}': got an action mask of {legal.size} entries, expected {expected}")
         return legal
 
-    def _state(self, target: Observation, row: int) -> npt.NDArray[np.float32]:
+    def _state(self, target: Moment, row: int) -> npt.NDArray[np.float32]:
         if not self._has_own_state:
             places = [self._places[id_] for id_ in self._ids]
             return np.concatenate([target.observations[group][row, position] for group, position in places])

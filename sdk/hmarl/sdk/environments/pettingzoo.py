@@ -3,6 +3,7 @@
 Arguments of ours, all others go to the function:
 
 - ``workers``: processes that the B copies are spread over, 0 for this process; min(B, CPUs) by default, 0 for B = 1.
+- ``timeout_s``: seconds within which a worker has to make a step (300); one that takes longer is taken for hung.
 - ``team_reward``: "sum" (default), "mean" or "shared".
 - ``horizon``: steps after which an episode is cut off; by default looked for in the environment (``max_cycles`` and the
   like). It only describes: the environment itself ends the episode.
@@ -20,18 +21,15 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from hmarl.sdk.environment import Array, Observation, StepResult
-from hmarl.sdk.environments._worker_copy import Buffers, ParallelCopy, check_is_parallel
-from hmarl.sdk.environments._worker_pool import WorkerPool, failure_message
-from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
+from hmarl.sdk.environments._lifted import LiftedVector, lift
+from hmarl.sdk.environments._worker_copy import ParallelCopy, check_is_parallel
+from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 
 TASKS = ["PACKAGE.MODULE:FUNCTION, e.g. mpe2.simple_spread_v3:parallel_env"]
@@ -42,154 +40,24 @@ _HORIZON_NAMES = ("max_cycles", "max_steps", "horizon", "max_episode_steps", "_m
 _OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s")
 
 
-def make(task: str, batch_size: int, *, workers: int | None = None, **arguments: Any) -> PettingZooVector:
+def make(
+    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = 300.0, **arguments: Any
+) -> LiftedVector:
     """Make B copies of a PettingZoo parallel environment.
 
     Args:
         task: import path ``package.module:function`` of a function that returns a parallel environment.
         batch_size: B.
         workers: number of worker processes; 0 runs all copies in this process.
+        timeout_s: seconds within which a worker process has to make a step.
         arguments: see the module's description.
 
     Raises:
         UsageError: no such module or function, an argument it does not take, a space that cannot be used.
         MissingExtraError: mpe2 or pettingzoo is not installed.
     """
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-        raise UsageError(f"workers: got {workers!r}, expected a whole number, 0 or more")
-    if workers is None:
-        workers = 0 if batch_size == 1 else os.cpu_count() or 1
-    return PettingZooVector(task, batch_size, min(workers, batch_size), arguments)
-
-
-class PettingZooVector:
-    """B copies of one PettingZoo parallel environment; see the module's description for its arguments.
-
-    Args:
-        task: import path of the function.
-        batch_size: B.
-        workers: number of worker processes, 0 for none.
-        arguments: keyword arguments for the function, and our own.
-    """
-
-    def __init__(self, task: str, batch_size: int, workers: int, arguments: Mapping[str, Any]) -> None:
-        self.batch_size = batch_size
-        settings: dict[str, Any] = {"task": task, "arguments": dict(arguments)}
-        first = make_copy(**settings)
-        self.spec = _complete_spec(first, task, arguments)
-        self._pool: WorkerPool | None = None
-        self._copies: list[ParallelCopy] = []
-        self._closed = False
-        if workers == 0:
-            self._copies = [first, *(make_copy(**settings) for _ in range(batch_size - 1))]
-            self._buffers = Buffers(self.spec, batch_size)
-            return
-        first.close()
-        _check_json(arguments)
-        self._pool = WorkerPool(self.spec, batch_size, workers, f"{__name__}:make_copy", settings)
-        self._buffers = self._pool.buffers
-
-    def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
-        """Start B new episodes, copy b by ``reset(seed=seeds[b])``."""
-        self._check_open()
-        self._buffers.seeds[:] = np.asarray(seeds).reshape(self.batch_size)
-        if self._pool is not None:
-            self._pool.reset()
-        else:
-            self._each(lambda copy, row: copy.reset(self._buffers, row))
-        return _copied(self._buffers.now)
-
-    def step(self, actions: tuple[Array, ...]) -> StepResult:
-        """Advance every copy by one step; see ``VectorEnvironment.step``.
-
-        Raises:
-            UsageError: an array of actions has a wrong shape.
-            EnvironmentFault: an environment raised an error or its worker died; all are then closed.
-        """
-        self._check_open()
-        for index, (target, given) in enumerate(zip(self._buffers.actions, actions, strict=True)):
-            array = np.asarray(given)
-            if array.shape != target.shape:
-                raise UsageError(f"actions[{index}]: got shape {array.shape}, expected {target.shape}")
-            target[...] = array
-        if self._pool is not None:
-            self._pool.step()
-        else:
-            self._each(lambda copy, row: copy.step(self._buffers, row))
-        buffers = self._buffers
-        ended = buffers.terminated | buffers.truncated
-        return StepResult(
-            observation=_copied(buffers.now),
-            rewards=buffers.rewards.copy(),
-            terminated=buffers.terminated.copy(),
-            truncated=buffers.truncated.copy(),
-            final=_merged(buffers.now, buffers.final, ended) if ended.any() else None,
-        )
-
-    def get_state(self) -> None:
-        """None: PettingZoo's environments do not hand out their state."""
-
-    def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
-        """Not supported.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(f"{self.spec.name}: PettingZoo environments can be neither saved nor restored")
-
-    def render(self, index: int = 0) -> npt.NDArray[np.uint8] | None:
-        """Picture of one copy; None unless made with ``render_mode="rgb_array"``."""
-        self._check_open()
-        if self.spec.arguments.get("render_mode") != "rgb_array":
-            return None
-        if self._pool is not None:
-            return self._pool.render(index)
-        return self._copies[index].render()
-
-    def close(self) -> None:
-        """Close the environments, stop the workers, free the shared memory; a second call does nothing."""
-        self._closed = True
-        if self._pool is not None:
-            self._pool.close()
-        while self._copies:
-            self._copies.pop().close()
-
-    def _each(self, act: Callable[[ParallelCopy, int], None]) -> None:
-        for row, copy in enumerate(self._copies):
-            try:
-                act(copy, row)
-            except Exception as error:
-                self.close()
-                raise EnvironmentFault(failure_message(row, error)) from error
-
-    def _check_open(self) -> None:
-        if self._closed or (self._pool is not None and self._pool.closed):
-            raise EnvironmentFault(f"{self.spec.name}: the environment is closed")
-
-
-def _copied(seen: Observation) -> Observation:
-    """A copy that the next step does not overwrite."""
-    return Observation(
-        observations=tuple(array.copy() for array in seen.observations),
-        action_masks=tuple(None if mask is None else mask.copy() for mask in seen.action_masks),
-        state=seen.state.copy(),
-        active=seen.active.copy(),
-    )
-
-
-def _merged(now: Observation, final: Observation, ended: npt.NDArray[np.bool_]) -> Observation:
-    """``final`` in the rows whose episode has ended, ``now`` in the others."""
-    merged = _copied(now)
-    pairs = [
-        *zip(merged.observations, final.observations, strict=True),
-        *zip(merged.action_masks, final.action_masks, strict=True),
-        (merged.state, final.state),
-        (merged.active, final.active),
-    ]
-    for target, source in pairs:
-        if target is not None:
-            target[ended] = source[ended]
-    return merged
+    complete = partial(_complete_spec, task=task, arguments=arguments)
+    return lift(make_copy, {"task": task, "arguments": arguments}, complete, batch_size, workers, timeout_s)
 
 
 def make_copy(task: str, arguments: Mapping[str, Any]) -> ParallelCopy:
@@ -293,13 +161,3 @@ def _found_horizon(environment: Any) -> int | None:
             if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
                 return int(value)
     return None
-
-
-def _check_json(arguments: Mapping[str, Any]) -> None:
-    for name, value in arguments.items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"{name}: got a {type(value).__name__}, which worker processes cannot be given; use workers=0"
-            ) from error
