@@ -202,3 +202,10 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "best").counters.steps == 20
     prune(folder, keep=9)
     assert len(list(folder.glob("step-*.safetensors"))) == 3
+
+
+def test_prune_deletes_nothing_while_the_best_one_is_unknown(tmp_path: Path) -> None:
+    folder = write_several(tmp_path, 10, 20, 30)
+    (folder / "best.json").write_text("{")
+    prune(folder, keep=1)
+    assert len(list(folder.glob("step-*.safetensors"))) == 3

@@ -176,13 +176,7 @@ def find_checkpoint(run: Path, which: str, device: torch.device | str = "cpu") -
     if which == "last":
         return newest_checkpoint(folder, device)
     if which == "best":
-        try:
-            name = json.loads((folder / "best.json").read_text())["file"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"run directory {run}: no best checkpoint ({error}); use --checkpoint last"
-            ) from error
-        return read_checkpoint(folder / name, device)
+        return read_checkpoint(folder / _best_name(folder), device)
     steps = sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
     if not which.isdecimal() or int(which) not in steps:
         raise CheckpointError(f"--checkpoint: got '{which}', expected best, last or one of {steps}")
@@ -195,10 +189,29 @@ def mark_best(folder: Path, path: Path, evaluation_return: float) -> None:
     replace_file(folder / "best.json", (json.dumps(content) + "\n").encode())
 
 
+def _best_name(folder: Path) -> str:
+    """File name of the checkpoint that evaluated best.
+
+    Raises:
+        CheckpointError: none is marked, or the mark is damaged.
+    """
+    try:
+        return str(json.loads((folder / "best.json").read_text())["file"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"run directory {folder.parent}: no best checkpoint ({error}); use --checkpoint last"
+        ) from error
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best one."""
-    best = folder / "best.json"
-    kept = {json.loads(best.read_text())["file"]} if best.exists() else set()
+    """Delete all but the newest ``keep`` checkpoints and the best one; nothing when it is not known which that is."""
+    kept: set[str] = set()
+    if (folder / "best.json").exists():
+        try:
+            kept = {_best_name(folder)}
+        except CheckpointError as error:
+            _log.warning("%s; old checkpoints are kept", error)
+            return
     paths = sorted(folder.glob("step-*.safetensors"))
     for path in paths[:-keep]:
         if path.name not in kept:

@@ -186,9 +186,9 @@ class Collector:
 
     def __init__(self, environment: VectorEnvironment, rollout: Rollout, seeds: np.ndarray) -> None:
         self.environment, self.rollout = environment, rollout
-        self._torch_environment = False
-        self.observation = self._to_device(environment.reset(seeds))
-        self._torch_environment = isinstance(environment.reset(seeds).state, Tensor)
+        first = environment.reset(seeds)
+        self._torch_environment = isinstance(first.state, Tensor)
+        self.observation = self._to_device(first)
         self.episode_returns = np.zeros(environment.batch_size)
         self.episode_lengths = np.zeros(environment.batch_size, dtype=np.int64)
 
@@ -232,15 +232,15 @@ class Collector:
         return statistics
 
     def _count(self, result: StepResult, statistics: EpisodeStatistics) -> None:
-        self.episode_returns += self.environment.spec.team_rewards(np.asarray(result.rewards, dtype=np.float64))
+        self.episode_returns += self.environment.spec.team_rewards(_host(result.rewards).astype(np.float64))
         self.episode_lengths += 1
         if result.final is None:
             return
-        ended = np.asarray(result.terminated) | np.asarray(result.truncated)
+        ended = _host(result.terminated) | _host(result.truncated)
         statistics.returns += self.episode_returns[ended].tolist()
         statistics.lengths += self.episode_lengths[ended].tolist()
         if result.success is not None:
-            statistics.successes += np.asarray(result.success)[ended].astype(float).tolist()
+            statistics.successes += _host(result.success)[ended].astype(float).tolist()
         self.episode_returns[ended] = 0.0
         self.episode_lengths[ended] = 0
 
@@ -266,3 +266,8 @@ class Collector:
         self.observation = self._to_device(self.environment.set_state(inner))
         self.episode_returns = np.array(state["episode_returns"])
         self.episode_lengths = np.array(state["episode_lengths"])
+
+
+def _host(values: Any) -> np.ndarray:
+    """An environment's array or tensor, on whatever device, as a NumPy array."""
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
