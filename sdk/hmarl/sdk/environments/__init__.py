@@ -24,6 +24,7 @@ BUILT_IN_FAMILIES: dict[str, str] = {
     "rware": "hmarl.sdk.environments.rware",
     "smac": "hmarl.sdk.environments.smac",
     "smacv2": "hmarl.sdk.environments.smacv2",
+    "mamujoco": "hmarl.sdk.environments.mamujoco",
 }
 # Packages that a family needs beyond the base install, with the extra that brings them.
 FAMILY_EXTRAS: dict[str, tuple[str, str]] = {
@@ -31,6 +32,7 @@ FAMILY_EXTRAS: dict[str, tuple[str, str]] = {
     "pettingzoo": ("pettingzoo", "pettingzoo"),
     "lbf": ("lbforaging", "lbf"),
     "rware": ("rware", "rware"),
+    "mamujoco": ("mujoco", "mujoco"),
 }
 
 

@@ -51,7 +51,7 @@ def draw(scenario: Scenario, index: int) -> npt.NDArray[np.uint8]:
         entity = agent_count + landmark
         canvas.disc(positions[entity], radii[entity], colour * 1.2 if speaking else _GREY)
     for agent in range(agent_count):
-        canvas.disc(positions[agent], radii[agent], _agent_colour(agent), opacity=0.85)
+        canvas.disc(positions[agent], radii[agent], agent_colour(agent), opacity=0.85)
     for agent, goal in enumerate(scenario.goals[:, index]):
         canvas.disc(positions[agent], 0.65 * radii[agent], _WHITE)
         canvas.disc(positions[agent], 0.45 * radii[agent], scenario.landmark_colours[goal] * 1.2)
@@ -63,14 +63,15 @@ def draw(scenario: Scenario, index: int) -> npt.NDArray[np.uint8]:
 def _draw_word(canvas: _Canvas, shown: float, speaker: int, word: npt.NDArray[np.float64]) -> None:
     """A larger dot in the agent's colour, then one dot a channel."""
     spacing, height = 0.075 * shown, (0.93 - 0.085 * speaker) * shown
-    colour = _agent_colour(speaker)
+    colour = agent_colour(speaker)
     canvas.disc(np.array([-0.92 * shown, height]), 0.032 * shown, colour)
     for channel, strength in enumerate(word):
         place = np.array([-0.92 * shown + (channel + 1.3) * spacing, height])
         canvas.disc(place, 0.024 * shown, _FAINT + (colour - _FAINT) * float(np.clip(strength, 0.0, 1.0)))
 
 
-def _agent_colour(agent: int) -> _Colour:
+def agent_colour(agent: int) -> _Colour:
+    """Red, green and blue in [0, 1], another one for each of the first eight agents."""
     colour: _Colour = _AGENT_COLOURS[agent % len(_AGENT_COLOURS)]
     return colour
 

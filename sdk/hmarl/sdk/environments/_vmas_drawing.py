@@ -15,7 +15,8 @@ class Figure:
     """One thing to draw; lengths in the world's units.
 
     Attributes:
-        kind: "disc" (``size`` = (radius, radius)) or "box" (``size`` = (length, width)).
+        kind: "disc" (``size`` = (radius, radius)), "box" (``size`` = (length, width)) or "capsule", a box with round
+            ends (``size`` = (length between the ends' centres, radius)).
         position: its centre (x, y).
         rotation_rad: counter-clockwise.
         size: see ``kind``.
@@ -23,7 +24,7 @@ class Figure:
         hollow: draw the outline only.
     """
 
-    kind: Literal["disc", "box"]
+    kind: Literal["disc", "box", "capsule"]
     position: tuple[float, float]
     rotation_rad: float
     size: tuple[float, float]
@@ -46,18 +47,25 @@ def draw(
         [size_pixels, size_pixels, 3] uint8, x to the right and y upwards.
     """
     steps = (np.arange(size_pixels) + 0.5) / size_pixels * 2.0 - 1.0
-    x = centre[0] + half_width * steps[None, :]
-    y = centre[1] - half_width * steps[:, None]
+    x, y = centre[0] + half_width * steps, centre[1] - half_width * steps
     picture = np.full((size_pixels, size_pixels, 3), 255, np.uint8)
     pixel = 2.0 * half_width / size_pixels
     for figure in figures:
-        depth = _depth(figure, x - figure.position[0], y - figure.position[1])
+        columns = _near(x, figure.position[0], sum(figure.size) + pixel)
+        rows = _near(y, figure.position[1], sum(figure.size) + pixel)
+        depth = _depth(figure, x[None, columns] - figure.position[0], y[rows, None] - figure.position[1])
         # Whatever is thinner than a pixel still shows.
         inside = depth > -0.5 * pixel
         if figure.hollow:
             inside &= depth < 2.0 * pixel
-        picture[inside] = np.clip(np.asarray(figure.colour) * 255.0, 0.0, 255.0).astype(np.uint8)
+        picture[rows, columns][inside] = np.clip(np.asarray(figure.colour) * 255.0, 0.0, 255.0).astype(np.uint8)
     return picture
+
+
+def _near(axis: npt.NDArray[np.float64], centre: float, reach: float) -> slice:
+    """The pixels of an axis that a figure can touch."""
+    touched = np.flatnonzero(np.abs(axis - centre) <= reach)
+    return slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0)
 
 
 def _depth(figure: Figure, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -66,4 +74,6 @@ def _depth(figure: Figure, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64
         return np.asarray(figure.size[0] - np.hypot(x, y))
     cos, sin = np.cos(figure.rotation_rad), np.sin(figure.rotation_rad)
     along, across = np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
+    if figure.kind == "capsule":
+        return np.asarray(figure.size[1] - np.hypot(np.maximum(along - figure.size[0] / 2.0, 0.0), across))
     return np.asarray(np.minimum(figure.size[0] / 2.0 - along, figure.size[1] / 2.0 - across))
