@@ -40,7 +40,7 @@ from hmarl.runtime.errors import (
 )
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.session import Action, InstructionChoice, Policy
-from hmarl.runtime.wire import to_array, to_tensor
+from hmarl.runtime.wire import to_array, write_tensor
 
 LOGGER = logging.getLogger("hmarl.agent")
 SERVICE = "hmarl.agent.v1.AgentService"
@@ -162,7 +162,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     @_mapped
     def Act(self, request: agent_pb2.ActRequest, context: grpc.ServicerContext) -> agent_pb2.ActResponse:
         """One action for one step."""
-        return self._act(request)
+        response = agent_pb2.ActResponse()
+        self._act(request, response)
+        return response
 
     def StreamAct(
         self, request_iterator: Iterator[agent_pb2.StreamActRequest], context: grpc.ServicerContext
@@ -189,31 +191,33 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 
     def _stream_reply(self, request: agent_pb2.StreamActRequest) -> agent_pb2.StreamActResponse:
         """The reply to one request of a stream; an error belongs to the request, not to the stream."""
+        response = agent_pb2.StreamActResponse()
         try:
-            return agent_pb2.StreamActResponse(act=self._act(request.act))
+            self._act(request.act, response.act)
+            return response
         except Exception as error:
             code, message = status_of(error)
         refusal = agent_pb2.StreamActError(step=request.act.step, code=code.value[0], message=message)
         return agent_pb2.StreamActResponse(error=refusal)
 
-    def _act(self, request: agent_pb2.ActRequest) -> agent_pb2.ActResponse:
+    def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse) -> None:
+        """Fill an empty response, in place: nothing is copied into the reply of a stream."""
         session = self.registry.get(request.session_id)
         observation = to_array(request.observation, "observation")
         mask = to_array(request.action_mask, "action_mask") if request.HasField("action_mask") else None
-        return act_response(session.act(observation, mask, step=request.step))
+        write_action(response, session.act(observation, mask, step=request.step))
 
 
-def act_response(action: Action) -> agent_pb2.ActResponse:
-    """An action as it goes over the wire."""
-    response = agent_pb2.ActResponse(
-        step=action.step,
-        action=to_tensor(action.action),
-        missed_steps=action.missed_steps,
-        replayed=action.replayed,
-    )
+def write_action(response: agent_pb2.ActResponse, action: Action) -> None:
+    """Fill an empty response with an action; what has its default value is not on the wire, and not written."""
+    response.step = action.step
+    write_tensor(response.action, action.action)
+    if action.missed_steps:
+        response.missed_steps = action.missed_steps
+    if action.replayed:
+        response.replayed = True
     for name, array in action.diagnostics.items():
-        response.diagnostics[name].CopyFrom(to_tensor(array))
-    return response
+        write_tensor(response.diagnostics[name], array)
 
 
 def agent_info(policy: Policy) -> agent_pb2.GetAgentInfoResponse:

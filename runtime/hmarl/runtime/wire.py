@@ -17,6 +17,8 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     agent_pb2.DATA_TYPE_BOOL: np.dtype(np.bool_),
 }
 _DATA_TYPES: dict[np.dtype[Any], Any] = {dtype: data_type for data_type, dtype in _DTYPES.items()}
+_FLOAT32, _INT64 = agent_pb2.DATA_TYPE_FLOAT32, agent_pb2.DATA_TYPE_INT64
+_FLOAT32_DTYPE = _DTYPES[_FLOAT32]
 
 
 def to_array(tensor: agent_pb2.Tensor, name: str) -> npt.NDArray[Any]:
@@ -29,13 +31,14 @@ def to_array(tensor: agent_pb2.Tensor, name: str) -> npt.NDArray[Any]:
     Raises:
         ObservationError: unknown data type, a negative size, data of the wrong length, or a bool that is not 0 or 1.
     """
-    dtype = _DTYPES.get(tensor.data_type)
-    if dtype is None:
-        raise ObservationError(f"{name}.data_type: got {tensor.data_type}, expected one of {sorted(_DTYPES)}")
-    data = tensor.data
+    data_type, data = tensor.data_type, tensor.data
     # Nearly every observation; the way is short because a process that wakes up for one request has cold caches.
-    if tensor.data_type == agent_pb2.DATA_TYPE_FLOAT32 and len(tensor.shape) == 1 and tensor.shape[0] * 4 == len(data):
-        return np.frombuffer(data, dtype)
+    # True division: a length that is no multiple of 4 equals no size.
+    if data_type == _FLOAT32 and tensor.shape == [len(data) / 4]:
+        return np.frombuffer(data, _FLOAT32_DTYPE)
+    dtype = _DTYPES.get(data_type)
+    if dtype is None:
+        raise ObservationError(f"{name}.data_type: got {data_type}, expected one of {sorted(_DTYPES)}")
     shape = tuple(tensor.shape)
     if (shape and min(shape) < 0) or len(data) != math.prod(shape) * dtype.itemsize:
         raise ObservationError(
@@ -49,7 +52,17 @@ def to_array(tensor: agent_pb2.Tensor, name: str) -> npt.NDArray[Any]:
 
 def to_tensor(value: int | npt.NDArray[Any]) -> agent_pb2.Tensor:
     """A message of a float32, int64 or bool array; a Python int becomes an int64 scalar."""
+    tensor = agent_pb2.Tensor()
+    write_tensor(tensor, value)
+    return tensor
+
+
+def write_tensor(tensor: agent_pb2.Tensor, value: int | npt.NDArray[Any]) -> None:
+    """Fill an empty message, in place in the reply that it belongs to, with what ``to_tensor`` takes."""
     if isinstance(value, int):
-        data = value.to_bytes(8, "little", signed=True)
-        return agent_pb2.Tensor(data_type=agent_pb2.DATA_TYPE_INT64, data=data)
-    return agent_pb2.Tensor(data_type=_DATA_TYPES[value.dtype], shape=value.shape, data=value.tobytes())
+        tensor.data_type = _INT64
+        tensor.data = value.to_bytes(8, "little", signed=True)
+        return
+    tensor.data_type = _DATA_TYPES[value.dtype]
+    tensor.shape.extend(value.shape)
+    tensor.data = value.tobytes()
