@@ -18,6 +18,7 @@ from hmarl.sdk.remote_episode import Act, CallFailed, take_reply
 # Requests of a stream that are on their way; beyond that the server is not listening and further ones are left out.
 MAX_OUTSTANDING = 64
 _JOIN_TIMEOUT_S = 0.5
+_METHOD = "/hmarl.agent.v1.AgentService/StreamAct"
 
 
 def broken_stream(error: grpc.RpcError) -> CallFailed:
@@ -29,17 +30,20 @@ def broken_stream(error: grpc.RpcError) -> CallFailed:
 class ActStream:
     """A bidirectional stream of one session.
 
-    Replies are read by a thread of their own, so that an act can stop waiting without breaking the stream.
+    Replies go to a queue, so that an act can stop waiting without breaking the stream. gRPC's own thread puts them
+    there as it parses them; the thread that reads the stream only asks for the next one and sees the end. An act thus
+    waits for one hand-over between threads, not for two.
     """
 
-    def __init__(self, stub: agent_pb2_grpc.AgentServiceStub, session_id: str, statistics: AgentStatistics) -> None:
+    def __init__(self, channel: grpc.Channel, session_id: str, statistics: AgentStatistics) -> None:
         self._session_id = session_id
         self._statistics = statistics
         self._requests: queue.SimpleQueue[agent_pb2.StreamActRequest | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[agent_pb2.StreamActResponse | CallFailed] = queue.SimpleQueue()
         self._outstanding = 0
         self._broken = False
-        self._call = stub.StreamAct(iter(self._requests.get, None), wait_for_ready=True)
+        method = channel.stream_stream(_METHOD, agent_pb2.StreamActRequest.SerializeToString, self._parse)
+        self._call = method(iter(self._requests.get, None), wait_for_ready=True)
         self._reader = threading.Thread(target=self._read, name="hmarl-stream", daemon=True)
         self._reader.start()
 
@@ -53,27 +57,34 @@ class ActStream:
         Raises:
             CallFailed: the server answered with an error, the stream broke, or the time is over.
         """
-        deadline = time.monotonic() + operation.timeout_s
+        left = operation.timeout_s
+        deadline = time.monotonic() + left
         if self._outstanding < MAX_OUTSTANDING:
             self._outstanding += 1
-            self._requests.put(agent_pb2.StreamActRequest(act=operation.request))
+            self._requests.put(operation.request)
         while True:
             try:
-                reply = self._replies.get(timeout=max(deadline - time.monotonic(), 0.0))
+                reply = self._replies.get(timeout=left)
             except queue.Empty:
                 raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time") from None
             if isinstance(reply, CallFailed):
                 self._broken = True
                 raise reply
             self._outstanding -= 1
-            response = take_reply(reply, operation.request.step, self._statistics)
+            response = take_reply(reply, operation.step, self._statistics)
             if response is not None:
                 return response
+            left = max(deadline - time.monotonic(), 0.0)
+
+    def _parse(self, data: bytes) -> agent_pb2.StreamActResponse:
+        response: agent_pb2.StreamActResponse = agent_pb2.StreamActResponse.FromString(data)
+        self._replies.put(response)
+        return response
 
     def _read(self) -> None:
         try:
-            for response in self._call:
-                self._replies.put(response)
+            for _ in self._call:
+                pass  # _parse has handed it over
             failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
         except grpc.RpcError as error:
             failure = broken_stream(error)
@@ -111,7 +122,7 @@ class AsyncActStream:
         deadline = time.monotonic() + operation.timeout_s
         if self._outstanding < MAX_OUTSTANDING:
             self._outstanding += 1
-            self._requests.put_nowait(agent_pb2.StreamActRequest(act=operation.request))
+            self._requests.put_nowait(operation.request)
         while True:
             try:
                 reply = await asyncio.wait_for(self._replies.get(), max(deadline - time.monotonic(), 0.0))
@@ -121,7 +132,7 @@ class AsyncActStream:
                 self._broken = True
                 raise reply
             self._outstanding -= 1
-            response = take_reply(reply, operation.request.step, self._statistics)
+            response = take_reply(reply, operation.step, self._statistics)
             if response is not None:
                 return response
 

@@ -116,17 +116,19 @@ class AgentClient(ClientBase):
             if isinstance(operation, Start):
                 return self._stub.StartEpisode(operation.request, timeout=operation.timeout_s, wait_for_ready=True)
             if not self._stream_wanted:
-                return self._stub.Act(operation.request, timeout=operation.timeout_s, wait_for_ready=True)
+                return self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
             raise CallFailed(error.code(), error.details() or "") from error
         return self._exchange(operation)
 
     def _exchange(self, operation: Act) -> agent_pb2.ActResponse:
         """One act over the session's stream; a stream of an older session, or one that broke, is replaced."""
-        if self._stream is not None and not self._stream.serves(operation.request.session_id):
+        session_id = operation.request.act.session_id
+        if self._stream is not None and not self._stream.serves(session_id):
             self._close_stream()
         if self._stream is None:
-            self._stream = ActStream(self._stub, operation.request.session_id, self.statistics)
+            assert self._channel is not None
+            self._stream = ActStream(self._channel, session_id, self.statistics)
         return self._stream.exchange(operation)
 
     def _close_stream(self) -> None:
@@ -242,16 +244,17 @@ class AsyncAgentClient(ClientBase):
                     operation.request, timeout=operation.timeout_s, wait_for_ready=True
                 )
             if not self._stream_wanted:
-                return await self._stub.Act(operation.request, timeout=operation.timeout_s, wait_for_ready=True)
+                return await self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
             raise CallFailed(error.code(), error.details() or "") from error
         return await self._exchange(operation)
 
     async def _exchange(self, operation: Act) -> agent_pb2.ActResponse:
-        if self._stream is not None and not self._stream.serves(operation.request.session_id):
+        session_id = operation.request.act.session_id
+        if self._stream is not None and not self._stream.serves(session_id):
             await self._close_stream()
         if self._stream is None:
-            self._stream = AsyncActStream(self._stub, operation.request.session_id, self.statistics)
+            self._stream = AsyncActStream(self._stub, session_id, self.statistics)
         return await self._stream.exchange(operation)
 
     async def _close_stream(self) -> None:

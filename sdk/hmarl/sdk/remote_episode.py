@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -31,6 +31,8 @@ _WIRE_DTYPES: dict[agent_pb2.DataType, np.dtype[Any]] = {
     agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
     agent_pb2.DATA_TYPE_BOOL: np.dtype("?"),
 }
+_WIRE_TYPES: dict[np.dtype[Any], agent_pb2.DataType] = {dtype: code for code, dtype in _WIRE_DTYPES.items()}
+_INT64 = agent_pb2.DATA_TYPE_INT64
 _CHOICES = {
     None: agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED,
     "argmax": agent_pb2.INSTRUCTION_CHOICE_ARGMAX,
@@ -50,11 +52,11 @@ _CALLERS_FAULT = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Act:
-    """Send this request and wait for the response to this step."""
+class Act(NamedTuple):
+    """Send this request, over a stream as it is or its ``act`` in a call, and wait for the response to its step."""
 
-    request: agent_pb2.ActRequest
+    request: agent_pb2.StreamActRequest
+    step: int
     timeout_s: float
 
 
@@ -106,7 +108,7 @@ class RemoteEpisode:
         self._source = source
         self._start: agent_pb2.StartEpisodeRequest | None = None
         self._next_step = 0
-        self._last_action: npt.NDArray[Any] | None = None
+        self._last_action: int | npt.NDArray[Any] | None = None
         self._last_step = 0
         self._last_time_s = -math.inf
 
@@ -151,26 +153,28 @@ class RemoteEpisode:
         """
         begin = time.monotonic()
         request = self._request(observation, action_mask)
+        step = self._next_step
         # Used up before anything is sent: whatever interrupts this call, the step is never sent with other content.
         self._next_step += 1
         self.statistics.acts += 1
         try:
             outcome = yield from self._attempts(request, action_mask, begin + self.timeout_s)
         except (ObservationError, AgentError):
-            self._next_step = request.step
+            self._next_step = step
             raise
         if isinstance(outcome, str):
-            return self._stand_in(self._situation(request.step, action_mask, outcome), begin)
+            return self._stand_in(self._situation(step, action_mask, outcome), begin)
         return self._accept(outcome, begin)
 
     def _attempts(
-        self, request: agent_pb2.ActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
+        self, message: agent_pb2.StreamActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
     ) -> Generator[Operation, Any, agent_pb2.ActResponse | str]:
         """Ask until a fresh reply arrives or the time is over; then the reason is returned."""
-        reason = "the time allowed is over"
+        reason, request = "the time allowed is over", message.act
+        step = request.step
         while (left := deadline - time.monotonic()) > 0:
             try:
-                reply: agent_pb2.ActResponse = yield Act(request, left)
+                reply: agent_pb2.ActResponse = yield Act(message, step, left)
                 return reply
             except CallFailed as failure:
                 reason = f"agent '{self.spec.id}' at {self._source}: {failure}"
@@ -180,10 +184,8 @@ class RemoteEpisode:
                     raise AgentError(reason) from failure
                 if failure.code is grpc.StatusCode.NOT_FOUND:
                     # Freshness first: what has gone stale must not be brought back by an automatic reconnection.
-                    if not self._rejoin or not self._fallback.may_rejoin(
-                        self._situation(request.step, action_mask, reason)
-                    ):
-                        return f"{reason}; call reset(seed, first_step={request.step}) to join the episode again"
+                    if not self._rejoin or not self._fallback.may_rejoin(self._situation(step, action_mask, reason)):
+                        return f"{reason}; call reset(seed, first_step={step}) to join the episode again"
                     yield from self._join_again(request, deadline)
                 elif failure.code in _LOST:
                     yield Pause(min(_RETRY_PAUSE_S, max(deadline - time.monotonic(), 0.0)))
@@ -207,26 +209,28 @@ class RemoteEpisode:
 
     def _request(
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
-    ) -> agent_pb2.ActRequest:
+    ) -> agent_pb2.StreamActRequest:
         if self.session_id is None:
             raise AgentError(f"agent '{self.spec.id}': no episode has been started: call reset(seed) first")
-        request = agent_pb2.ActRequest(
-            session_id=self.session_id, step=self._next_step, observation=encode(observation, "observation")
-        )
+        message = agent_pb2.StreamActRequest()
+        request = message.act  # filled in place: nothing is copied into the message of a stream
+        request.session_id = self.session_id
+        request.step = self._next_step
+        encode(observation, "observation", request.observation)
         if action_mask is not None:
-            request.action_mask.CopyFrom(encode(action_mask, "action_mask"))
-        return request
+            encode(action_mask, "action_mask", request.action_mask)
+        return message
 
     def _accept(self, reply: agent_pb2.ActResponse, begin: float) -> Action:
         now = time.monotonic()
-        action = decode(reply.action)
-        self._last_action, self._last_step, self._last_time_s = action, reply.step, now
-        self.statistics.missed_steps += reply.missed_steps
+        action, step, missed = decode_action(reply.action), reply.step, reply.missed_steps
+        self._last_action, self._last_step, self._last_time_s = action, step, now
+        self.statistics.missed_steps += missed
         return Action(
-            action=action if action.ndim else action.item(),
-            step=reply.step,
+            action=action,
+            step=step,
             fresh=True,
-            missed_steps=reply.missed_steps,
+            missed_steps=missed,
             replayed=reply.replayed,
             diagnostics={name: decode(tensor) for name, tensor in reply.diagnostics.items()},
             latency_s=now - begin,
@@ -250,7 +254,7 @@ class RemoteEpisode:
             step=step,
             action_space=self.spec.action_space,
             action_mask=action_mask,
-            last_action=self._last_action,
+            last_action=None if self._last_action is None else np.asarray(self._last_action),
             age_s=time.monotonic() - self._last_time_s,
             age_steps=math.inf if self._last_action is None else step - self._last_step,
             reason=reason,
@@ -266,8 +270,9 @@ def take_reply(
         CallFailed: the server answered this step with an error.
     """
     if response.WhichOneof("result") == "act":
-        if response.act.step == step:
-            return response.act
+        act = response.act
+        if act.step == step:
+            return act
     elif response.error.step == step:
         raise CallFailed(_status(response.error.code), response.error.message)
     statistics.late_replies += 1
@@ -296,19 +301,34 @@ def described_agent(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentS
         ) from error
 
 
-def encode(array: npt.NDArray[Any], name: str) -> agent_pb2.Tensor:
-    """An array as a message.
+def encode(array: npt.NDArray[Any], name: str, tensor: agent_pb2.Tensor) -> None:
+    """Fill an empty message with an array.
 
     Raises:
         ObservationError: not an array of a dtype that can be sent.
     """
-    if isinstance(array, np.ndarray):
-        for code, dtype in _WIRE_DTYPES.items():
-            if array.dtype == dtype:
-                data = array.astype(dtype, copy=False).tobytes()
-                return agent_pb2.Tensor(data_type=code, shape=array.shape, data=data)
+    data_type = _WIRE_TYPES.get(array.dtype) if isinstance(array, np.ndarray) else None
+    if data_type is not None:
+        tensor.data_type = data_type
+        tensor.shape.extend(array.shape)
+        tensor.data = array.tobytes()
+        return
     got = array.dtype if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
     raise ObservationError(f"{name}: got {got}, expected a NumPy array of float32, int64 or bool")
+
+
+def decode_action(tensor: agent_pb2.Tensor) -> int | npt.NDArray[Any]:
+    """The action of a message: an int when it is a scalar, else an array.
+
+    Raises:
+        AgentError: the message does not fit its own description.
+    """
+    data = tensor.data
+    # Most actions; the way is short because a client that wakes up for one reply has cold caches.
+    if tensor.data_type == _INT64 and len(data) == 8 and not tensor.shape:
+        return int.from_bytes(data, "little", signed=True)
+    array = decode(tensor)
+    return array if array.ndim else array.item()
 
 
 def decode(tensor: agent_pb2.Tensor) -> npt.NDArray[Any]:
