@@ -22,31 +22,34 @@ class Factors:
     """A robot divided among agents. Columns count the numbers that ``features`` lays side by side.
 
     Attributes:
+        clips_velocities: whether anybody observes them clipped.
         agents: the agents' specs.
         observed: for each agent, the columns that make up its observation.
         state: the columns that make up the state.
         actuators: for each agent, the actuators that its actions drive.
     """
 
+    clips_velocities: bool
     agents: tuple[AgentSpec, ...]
     observed: tuple[Columns, ...]
     state: Columns
     actuators: tuple[Columns, ...]
 
+    def features(self, positions: Floats, velocities: Floats, contact_forces: Floats) -> npt.NDArray[np.float32]:
+        """All that observations and state are made of.
 
-def features(positions: Floats, velocities: Floats, contact_forces: Floats) -> npt.NDArray[np.float32]:
-    """All that agents and state are made of.
+        Args:
+            positions: [B, nq].
+            velocities: [B, nv].
+            contact_forces: [B, 6 · bodies], or [B, 0].
 
-    Args:
-        positions: [B, nq].
-        velocities: [B, nv].
-        contact_forces: [B, 6 · bodies], or [B, 0].
-
-    Returns:
-        [B, nq + nv + nv + 6 · bodies]: the velocities stand there as they are, then clipped.
-    """
-    parts = (positions, velocities, np.clip(velocities, -_FASTEST, _FASTEST), contact_forces)
-    return np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")
+        Returns:
+            The arguments side by side, between the last two the clipped velocities where anybody observes them.
+        """
+        parts = [positions, velocities, contact_forces]
+        if self.clips_velocities:
+            parts.insert(2, velocities.clip(-_FASTEST, _FASTEST))
+        return np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")
 
 
 def divide(robot: Robot, model: mujoco.MjModel, partition: Partition, neighbours: int) -> Factors:
@@ -73,7 +76,7 @@ def divide(robot: Robot, model: mujoco.MjModel, partition: Partition, neighbours
         )
         observed.append(np.concatenate([columns for _, columns in entries]).astype(np.intp))
         actuators.append(np.array([numbers.actuator(joint) for joint in joints], dtype=np.intp))
-    return Factors(tuple(agents), tuple(observed), numbers.state(), tuple(actuators))
+    return Factors(numbers.clips, tuple(agents), tuple(observed), numbers.state(), tuple(actuators))
 
 
 class _Numbers:
@@ -82,7 +85,8 @@ class _Numbers:
     def __init__(self, robot: Robot, model: mujoco.MjModel) -> None:
         self._robot, self._model = robot, model
         self._clipped = model.nq + model.nv
-        self._forces = model.nq + 2 * model.nv
+        self.clips = robot.agents_clip_velocities or robot.state_clips_velocities
+        self._forces = model.nq + (2 if self.clips else 1) * model.nv
 
     def _joint(self, name: str) -> int:
         return int(self._model.joint(name).id)

@@ -27,6 +27,8 @@ Partition = tuple[tuple[str, ...], ...]
 
 _ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 _SWIMMER = "ManySegmentSwimmer"
+# Longer ones burst under full motor power.
+_MOST_SWIMMER_JOINTS = 90
 # The name in the literature, and that of gymnasium-robotics.
 _SWIMMER_TASK = re.compile(rf"(?:ManyAgentSwimmer|{_SWIMMER})-([1-9]\d*)x([1-9]\d*)")
 
@@ -209,8 +211,10 @@ ROBOTS: dict[str, Robot] = {
 def _swimmer(agents: int, joints_each: int) -> tuple[Robot, Partition]:
     """A swimmer of agents · joints_each joints between one more segments than that."""
     count = agents * joints_each
-    if count < 2:
-        raise UsageError(f"{_SWIMMER}-{agents}x{joints_each}: got {count} joint, expected at least 2")
+    if not 2 <= count <= _MOST_SWIMMER_JOINTS:
+        raise UsageError(
+            f"{_SWIMMER}-{agents}x{joints_each}: got {count} joints, expected 2 to {_MOST_SWIMMER_JOINTS}"
+        )
     joints = tuple(f"rot{number}" for number in range(count))
     robot = Robot(
         load=partial(mujoco.MjModel.from_xml_string, _swimmer_xml(count)),

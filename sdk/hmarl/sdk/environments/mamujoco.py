@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import _mamujoco_drawing
 from hmarl.sdk.environments._actions import checked_actions
-from hmarl.sdk.environments._mamujoco_factors import divide, features
+from hmarl.sdk.environments._mamujoco_factors import divide
 from hmarl.sdk.environments._mamujoco_physics import Physics, Rows
 from hmarl.sdk.environments._mamujoco_robots import Floats, Partition, Robot, robot_of, task_names
 from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
@@ -156,7 +156,7 @@ class MamujocoEnvironment:
         return _mamujoco_drawing.draw(self._physics.model, self._physics.posed(index), self._partition, self._robot.up)
 
     def close(self) -> None:
-        """Nothing to free: the threads end with the object."""
+        """Nothing to free: MuJoCo's threads end with the object."""
 
     def _started(self, method: str) -> RandomStreams:
         if self._streams is None:
@@ -201,10 +201,10 @@ class MamujocoEnvironment:
 
     def _observe(self) -> Observation:
         physics = self._physics
-        seen = features(physics.positions, physics.velocities, physics.contact_forces)
-        blocks = tuple(seen[:, columns] for columns in self._observed)
+        seen = self._factors.features(physics.positions, physics.velocities, physics.contact_forces)
+        blocks = tuple(seen.take(columns, axis=1) for columns in self._observed)
         active = np.ones((self.batch_size, len(self.spec.agents)), dtype=bool)
-        return Observation(blocks, (None,) * len(blocks), seen[:, self._factors.state], active)
+        return Observation(blocks, (None,) * len(blocks), seen.take(self._factors.state, axis=1), active)
 
     def _simulation_state(self) -> dict[str, npt.NDArray[Any]]:
         physics = self._physics
