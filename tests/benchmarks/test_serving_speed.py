@@ -21,26 +21,30 @@ import pytest
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.session import Policy
 from hmarl.runtime.wire import to_tensor
+from hmarl.sdk.client import AgentClient
 from toy_bundle import write_toy_bundle
 
 pytestmark = pytest.mark.benchmark
 MLPS = {"18-64-64-5": (18, (64, 64)), "64-128-128-5": (64, (128, 128))}
-# Two references: an echo of bytes, and one of the service's own messages (the least that any typed service must do).
+# Two references: bytes for bytes, and the service's own messages (the least that any typed service must do). Both take
+# and return as many bytes as the agent and are called as it is.
 ECHO = """
 import sys, grpc
 from concurrent.futures import ThreadPoolExecutor
 from hmarl.agent.v1 import agent_pb2 as pb, agent_pb2_grpc
+ACTION = pb.Tensor(data_type=pb.DATA_TYPE_INT64, data=bytes(8))
+REPLY = pb.ActResponse(step=1000, action=ACTION).SerializeToString()
 class Typed(agent_pb2_grpc.AgentServiceServicer):
     def Act(self, request, context):
-        return pb.ActResponse(step=request.step, action=request.observation)
+        return pb.ActResponse(step=request.step, action=ACTION)
     def StreamAct(self, requests, context):
         for request in requests:
             yield pb.StreamActResponse(act=self.Act(request.act, context))
 class Echo(grpc.GenericRpcHandler):
     def service(self, details):
         if details.method.endswith("Unary"):
-            return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
-        return grpc.stream_stream_rpc_method_handler(lambda requests, context: (request for request in requests))
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: REPLY)
+        return grpc.stream_stream_rpc_method_handler(lambda requests, context: (REPLY for _ in requests))
 server = grpc.server(ThreadPoolExecutor(8))
 server.add_generic_rpc_handlers((Echo(),))
 agent_pb2_grpc.add_AgentServiceServicer_to_server(Typed(), server)
@@ -49,6 +53,18 @@ server.start()
 print(sys.argv[1] if sys.argv[1].startswith("unix:") else f"127.0.0.1:{port}", flush=True)
 server.wait_for_termination()
 """
+
+
+def each_alternating(functions: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, list[float]]:
+    """Microseconds of every single call, over rounds in which all take turns; ascending."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            for _ in range(calls):
+                started = time.perf_counter()
+                function()
+                times[name].append((time.perf_counter() - started) * 1e6)
+    return {name: sorted(each) for name, each in times.items()}
 
 
 def alternate(functions: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, float]:
@@ -118,15 +134,20 @@ def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
     command = ("-m", "hmarl.runtime.commands.agent", str(tmp_path / "b"), "--agent", "agent_0", "--json", "--listen")
     with process("-c", ECHO, listen[0]) as (_, echo), process(*command, listen[1]) as (_, ready):
         bare = grpc.insecure_channel(echo)
-        channel = grpc.insecure_channel(json.loads(ready)["address"])
+        address = json.loads(ready)["address"]
+        channel = grpc.insecure_channel(address)
         stub = agent_pb2_grpc.AgentServiceStub(channel)
-        observation = to_tensor(np.random.default_rng(0).normal(size=size).astype(np.float32))
+        array = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        observation = to_tensor(array)
         session_id = stub.StartEpisode(agent_pb2.StartEpisodeRequest(seed=1)).session_id
         request = agent_pb2.ActRequest(session_id=session_id, observation=observation)
         payload = request.SerializeToString()
         unary_echo, stream_echo = bare.unary_unary("/bare/Unary"), Stream(bare.stream_stream("/bare/Stream"))
         typed = agent_pb2_grpc.AgentServiceStub(bare)
         stream, stream_typed = Stream(stub.StreamAct), Stream(typed.StreamAct)
+        client, stream_client = AgentClient(address), AgentClient(address, stream=True)
+        client.reset(1)
+        stream_client.reset(1)
 
         def act() -> None:
             request.step += 1
@@ -144,20 +165,26 @@ def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
             "stream echo": lambda: stream_echo(payload),
             "stream typed echo": lambda: stream_typed(agent_pb2.StreamActRequest(act=request)),
             "stream act": act_streaming,
+            "unary client": lambda: client.act(array),
+            "stream client": lambda: stream_client.act(array),
         }
         for function in functions.values():
             for _ in range(200):
                 function()
-        got = alternate(functions, rounds=15, calls=100)
+        got = each_alternating(functions, rounds=30, calls=50)
+        client.close()
+        stream_client.close()
         stream.close()
         stream_echo.close()
         stream_typed.close()
         for kind in ("unary", "stream"):
-            act_us = got[f"{kind} act"]
-            print(f"\n{transport} {kind}, {len(payload)} bytes: act {act_us:.0f} us", end="")
-            for reference in ("echo", "typed echo"):
-                echo_us = got[f"{kind} {reference}"]
-                print(f"; {reference} {echo_us:.0f} us, ratio {act_us / echo_us:.2f}", end="")
+            print(f"\n{transport} {kind}, {len(payload)} bytes", end="")
+            times = {each: got[f"{kind} {each}"] for each in ("echo", "typed echo", "act", "client")}
+            medians = {each: statistics.median(of) for each, of in times.items()}
+            for each, median_us in medians.items():
+                p99_us = times[each][-len(times[each]) // 100]
+                ratios = f"{median_us / medians['echo']:.2f} / {median_us / medians['typed echo']:.2f}"
+                print(f"; {each} {median_us:.0f} us, p99 {p99_us:.0f}, to the echoes {ratios}", end="")
 
 
 BARE = """

@@ -56,7 +56,8 @@ class Agent:
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
     def start(self, seed: int = 1, **options: Any) -> str:
-        return str(self.stub.StartEpisode(agent_pb2.StartEpisodeRequest(seed=seed, **options), timeout=20).session_id)
+        start = agent_pb2.StartEpisodeRequest(**{"seed": seed, "diagnostics": True, **options})
+        return str(self.stub.StartEpisode(start, timeout=20).session_id)
 
     def act(self, session_id: str, step: int, **changes: Any) -> agent_pb2.ActResponse:
         return self.stub.Act(request(session_id, step, **changes), timeout=20)
@@ -143,6 +144,13 @@ def test_interleaved_sessions_act_as_if_alone(agent: Agent, toy_bundle: Bundle, 
             got[seed].append(content(agent.act(sessions[seed], step)))
     for seed in seeds:
         assert got[seed] == expected(toy_bundle, seed, range(8), sample=sample)
+
+
+def test_diagnostics_are_sent_only_to_who_asks_for_them(agent: Agent) -> None:
+    plain, full = (agent.act(agent.start(diagnostics=wanted), 0) for wanted in (False, True))
+    assert not plain.diagnostics
+    assert full.diagnostics
+    assert plain.action == full.action
 
 
 def test_a_stream_answers_in_order_and_survives_wrong_requests(agent: Agent, toy_bundle: Bundle) -> None:
@@ -253,7 +261,8 @@ def test_rejoining_after_a_restart_draws_the_numbers_of_the_unbroken_episode(
     agent = start_agent("--listen", agent.address)
     code, details = refused(lambda: agent.act(session, 6))
     assert (code, "first_step" in details) == (grpc.StatusCode.NOT_FOUND, True)
-    answer = agent.stub.StartEpisode(agent_pb2.StartEpisodeRequest(seed=11, sample=True, first_step=6))
+    rejoin = agent_pb2.StartEpisodeRequest(seed=11, sample=True, first_step=6, diagnostics=True)
+    answer = agent.stub.StartEpisode(rejoin)
     assert answer.state_reset_mid_episode
     state = reset
     for step in range(6, 20):

@@ -42,7 +42,7 @@ def local_actions(bundle: Bundle, **episode: object) -> list[int]:
 def test_client_acts_like_the_local_agent(
     served: AgentProcess, toy_bundle: Bundle, stream: bool, episode: dict[str, object]
 ) -> None:
-    with AgentClient(served.address, stream=stream) as agent:
+    with AgentClient(served.address, stream=stream, diagnostics=True) as agent:
         agent.reset(7, **episode)  # type: ignore[arg-type]
         actions = [agent.act(observation, MASK) for observation in observations()]
     assert [action.action for action in actions] == local_actions(toy_bundle, **episode)
@@ -61,6 +61,12 @@ def test_asyncio_client_acts_like_the_local_agent(served: AgentProcess, toy_bund
             return [int((await agent.act(observation, MASK)).action) for observation in observations()]
 
     assert asyncio.run(play()) == local_actions(toy_bundle, sample=True)
+
+
+def test_a_client_gets_diagnostics_only_when_it_asks_for_them(served: AgentProcess) -> None:
+    with AgentClient(served.address) as agent:
+        agent.reset(7)
+        assert agent.act(observations()[0], MASK).diagnostics == {}
 
 
 def test_episodes_of_one_client_are_independent(served: AgentProcess, toy_bundle: Bundle) -> None:

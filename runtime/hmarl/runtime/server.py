@@ -153,6 +153,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             sample=request.sample,
             instruction_choice=_CHOICES[request.instruction_choice],
             first_step=request.first_step,
+            diagnostics=request.diagnostics,
         )
         return agent_pb2.StartEpisodeResponse(
             session_id=self.registry.add(session),

@@ -52,7 +52,8 @@ class Action:
         step: the step that it belongs to.
         missed_steps: steps between the previous observation of the episode and this one that never arrived.
         replayed: True when this is the recorded reply of a repeated step.
-        diagnostics: the policy's further outputs by name (instruction, logits, ...), without the batch dimension.
+        diagnostics: the policy's further outputs by name (instruction, logits, ...), without the batch dimension; empty
+            when the episode was started without them.
     """
 
     __slots__ = ("action", "diagnostics", "missed_steps", "replayed", "step")
@@ -189,6 +190,7 @@ class PolicySession:
         self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
         self._action = buffers.outputs[agent.action.name][0, ...]
         self._diagnostics = [(each.name, buffers.outputs[each.name][0, ...]) for each in agent.diagnostics]
+        self._diagnostics_wanted = self._diagnostics
         self._noises: list[tuple[npt.NDArray[Any], NoiseSource]] = []
         self._seed: int | None = None
         self._next_step = 0
@@ -204,6 +206,7 @@ class PolicySession:
         sample: bool = False,
         instruction_choice: InstructionChoice | None = None,
         first_step: int = 0,
+        diagnostics: bool = True,
     ) -> None:
         """Start an episode; recurrent state takes its reset value.
 
@@ -214,6 +217,7 @@ class PolicySession:
                 agent's own; ``common``, with numbers that all agents of the team share. None: ``common`` when sampling,
                 else ``argmax``.
             first_step: the step of the first observation, above 0 when an episode is rejoined in the middle.
+            diagnostics: whether actions carry the policy's further outputs.
 
         Raises:
             UsageError: an argument out of range, or an instruction choice for a policy without instructions.
@@ -223,6 +227,7 @@ class PolicySession:
         sources = self._noise_sources(sample, instruction_choice)
         with self._lock:
             self._seed = seed
+            self._diagnostics_wanted = self._diagnostics if diagnostics else []
             for noise in self.policy.agent.noises:
                 self._buffers.inputs[noise.name][...] = 0.0
             self._noises = [(self._buffers.inputs[source.noise.name][0, ...], source) for source in sources]
@@ -283,7 +288,8 @@ class PolicySession:
     def _reply(self, step: int, missed: int, *, replayed: bool) -> Action:
         """The action and diagnostics that lie in the output buffers, copied out."""
         action = self._action.copy() if self._action.ndim else self._action.item()
-        diagnostics = {name: array.copy() for name, array in self._diagnostics} if self._diagnostics else {}
+        wanted = self._diagnostics_wanted
+        diagnostics = {name: array.copy() for name, array in wanted} if wanted else {}
         return Action(action, step, missed, replayed, diagnostics)
 
     def _replay(

@@ -32,7 +32,8 @@ class Action:
         fresh: False when the fallback chose it, because the policy's own action did not arrive in time.
         missed_steps: steps between the observation that the policy saw last and this one that it never received.
         replayed: True when this is the recorded reply of a request that was sent again.
-        diagnostics: the policy's further outputs by name; empty when not fresh.
+        diagnostics: the policy's further outputs by name; empty when not fresh, and from a client that was not made
+            with ``diagnostics=True``.
         latency_s: seconds from the call of ``act`` to its return.
     """
 

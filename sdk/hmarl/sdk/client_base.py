@@ -31,6 +31,7 @@ class ClientBase:
         fallback: decides when no fresh action arrives in time; by default that is an error.
         stream: send acts over one bidirectional stream per episode, which is faster, instead of one call each.
         rejoin: join the episode again by itself when the server has forgotten it.
+        diagnostics: ask for the policy's further outputs in every reply, which takes longer.
         expected: the agent's expected id and spaces; None accepts whatever is served.
         connect_timeout_s: seconds that connecting and starting an episode may take.
         credentials: for TLS; None for a plain connection.
@@ -53,6 +54,7 @@ class ClientBase:
         fallback: Fallback | None = None,
         stream: bool = False,
         rejoin: bool = True,
+        diagnostics: bool = False,
         expected: AgentSpec | None = None,
         connect_timeout_s: float = 10.0,
         credentials: grpc.ChannelCredentials | None = None,
@@ -65,6 +67,7 @@ class ClientBase:
         self._fallback = fallback if fallback is not None else Fail()
         self._stream_wanted = stream
         self._rejoin = rejoin
+        self._diagnostics = diagnostics
         self._expected = expected
         self._connect_timeout_s = connect_timeout_s
         self._credentials = credentials
@@ -100,7 +103,12 @@ class ClientBase:
             check_spec(spec, self._expected, self.address)
         self.info = info
         self._episode = RemoteEpisode(
-            spec, fallback=self._fallback, timeout_s=self._timeout_s, rejoin=self._rejoin, source=self.address
+            spec,
+            fallback=self._fallback,
+            timeout_s=self._timeout_s,
+            rejoin=self._rejoin,
+            diagnostics=self._diagnostics,
+            source=self.address,
         )
 
     def _deadline(self) -> float:

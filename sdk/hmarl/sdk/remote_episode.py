@@ -95,16 +95,20 @@ class RemoteEpisode:
         fallback: decides when no fresh action arrives in time.
         timeout_s: seconds an act may take, all retries included.
         rejoin: whether to start the episode again, at the current step, when the server has forgotten the session.
+        diagnostics: whether to ask for the policy's further outputs.
         source: the server's address, for messages.
     """
 
-    def __init__(self, spec: AgentSpec, *, fallback: Fallback, timeout_s: float, rejoin: bool, source: str) -> None:
+    def __init__(
+        self, spec: AgentSpec, *, fallback: Fallback, timeout_s: float, rejoin: bool, diagnostics: bool, source: str
+    ) -> None:
         self.spec = spec
         self.statistics = AgentStatistics()
         self.session_id: str | None = None
         self._fallback = fallback
         self.timeout_s = timeout_s
         self._rejoin = rejoin
+        self._diagnostics = diagnostics
         self._source = source
         self._start: agent_pb2.StartEpisodeRequest | None = None
         self._next_step = 0
@@ -126,7 +130,11 @@ class RemoteEpisode:
             if not 0 <= value < 2**64:
                 raise UsageError(f"{name}: got {value}, expected 0 <= {name} < 2**64")
         return agent_pb2.StartEpisodeRequest(
-            seed=int(seed), sample=sample, instruction_choice=_CHOICES[instruction_choice], first_step=int(first_step)
+            seed=int(seed),
+            sample=sample,
+            instruction_choice=_CHOICES[instruction_choice],
+            first_step=int(first_step),
+            diagnostics=self._diagnostics,
         )
 
     def started(self, request: agent_pb2.StartEpisodeRequest, response: agent_pb2.StartEpisodeResponse) -> None:
@@ -226,13 +234,14 @@ class RemoteEpisode:
         action, step, missed = decode_action(reply.action), reply.step, reply.missed_steps
         self._last_action, self._last_step, self._last_time_s = action, step, now
         self.statistics.missed_steps += missed
+        tensors = reply.diagnostics.items() if self._diagnostics else ()
         return Action(
             action=action,
             step=step,
             fresh=True,
             missed_steps=missed,
             replayed=reply.replayed,
-            diagnostics={name: decode(tensor) for name, tensor in reply.diagnostics.items()},
+            diagnostics={name: decode(tensor) for name, tensor in tensors},
             latency_s=now - begin,
         )
 

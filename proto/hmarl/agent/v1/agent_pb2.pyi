@@ -66,16 +66,18 @@ class GetAgentInfoResponse(_message.Message):
     def __init__(self, agent_id: _Optional[str] = ..., agent_manifest_json: _Optional[str] = ..., bundle_name: _Optional[str] = ..., bundle_sha256: _Optional[str] = ..., algorithm: _Optional[str] = ..., execution_provider: _Optional[str] = ..., hmarl_version: _Optional[str] = ..., control_period_seconds: _Optional[float] = ..., environment_json: _Optional[str] = ...) -> None: ...
 
 class StartEpisodeRequest(_message.Message):
-    __slots__ = ("seed", "sample", "instruction_choice", "first_step")
+    __slots__ = ("seed", "sample", "instruction_choice", "first_step", "diagnostics")
     SEED_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_CHOICE_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
     seed: int
     sample: bool
     instruction_choice: InstructionChoice
     first_step: int
-    def __init__(self, seed: _Optional[int] = ..., sample: _Optional[bool] = ..., instruction_choice: _Optional[_Union[InstructionChoice, str]] = ..., first_step: _Optional[int] = ...) -> None: ...
+    diagnostics: bool
+    def __init__(self, seed: _Optional[int] = ..., sample: _Optional[bool] = ..., instruction_choice: _Optional[_Union[InstructionChoice, str]] = ..., first_step: _Optional[int] = ..., diagnostics: _Optional[bool] = ...) -> None: ...
 
 class StartEpisodeResponse(_message.Message):
     __slots__ = ("session_id", "state_reset_mid_episode")
