@@ -305,7 +305,7 @@ def test_happo_does_not_move_a_policy_whose_samples_are_all_clipped() -> None:
     old = algorithm.policies[0].distribution(algorithm.policies[0].row(0), inputs)
     now = old.log_prob(actions).detach()
     for shift, moves in ((np.log(1.5), False), (np.log(1.1), True)):
-        samples = AgentSamples(inputs, None, actions, None, None, None, old, now - float(shift))
+        samples = AgentSamples(inputs, None, None, actions, None, None, None, old, now - float(shift))
         before = algorithm.policies[0].theta.clone()
         algorithm.improve_agent(0, samples, torch.linspace(1.0, 2.0, 8), 1.0)
         assert torch.equal(before, algorithm.policies[0].theta) is not moves

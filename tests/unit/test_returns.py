@@ -68,7 +68,7 @@ def test_rollout_bootstraps_from_the_final_state_and_not_from_the_one_after_auto
     rollout.begin()
     rollout.record(0, observation(1.0), decision, ends)
     rollout.record(1, observation(100.0), decision, goes_on)
-    rollout.finish(observation(200.0).state)
+    rollout.finish(observation(200.0))
     torch.testing.assert_close(rollout.final_states, torch.tensor([[7.0], [7.0]]))
     following = rollout.next_values(rollout.states.squeeze(-1), rollout.final_states.squeeze(-1))
     torch.testing.assert_close(following, torch.tensor([[0.0, 7.0], [200.0, 200.0]]))

@@ -154,7 +154,7 @@ def interleaved_rollout(team_reward: Literal["sum", "mean", "shared"] = "sum") -
     nothing = np.zeros(2, np.bool_)
     rollout.begin()
     rollout.record(0, observation, Decision(actions, actions), StepResult(observation, rewards, nothing, nothing, None))
-    rollout.finish(observation.state)
+    rollout.finish(observation)
     return rollout
 
 

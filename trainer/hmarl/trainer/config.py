@@ -46,6 +46,13 @@ class AlgorithmSettings(Settings):
     share_parameters: bool = Field(
         False, description="agents of a group share one network, told apart by a one-hot input"
     )
+    recurrent: bool = Field(False, description="policies remember: a gated recurrent unit after the hidden layers")
+    memory_size: int = Field(64, ge=1, description="width of the recurrent state")
+    chunk_length: int | None = Field(
+        None,
+        ge=1,
+        description="steps through which gradients flow back; run.rollout_length (the default) or a divisor",
+    )
     critic_hidden_sizes: HiddenSizes = Field((128, 128), description="hidden layers of the centralised critic")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
     critic_epochs: int = Field(5, ge=1, description="passes over the rollout per critic update")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from hmarl.runtime.bundle import (
 )
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.distributions import ActionHead, DiagonalGaussian, gumbel_from_uniform
-from hmarl.trainer.networks import Mlp
+from hmarl.trainer.networks import Mlp, RecurrentNetwork
 from hmarl.trainer.normalisation import RunningNormaliser
 from hmarl.trainer.policies import GroupPolicy
 
@@ -44,20 +46,28 @@ class FixedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, input_size without identity] -> [batch, output_size]."""
-        if self.identity is not None:
-            x = torch.cat([x, self.identity.expand(x.shape[0], -1)], dim=-1)
-        named = {name: self.weights[name.replace(".", "_")] for name in self.network.shapes}
-        return self.network.apply(named, x)
+        return self.network.apply(self._named(), self._with_identity(x))
+
+    def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a recurrent network, which also takes and returns its memory [batch, H]."""
+        assert isinstance(self.network, RecurrentNetwork)
+        return self.network.step(self._named(), self._with_identity(x), memory)
+
+    def _named(self) -> dict[str, Tensor]:
+        return {name: self.weights[name.replace(".", "_")] for name in self.network.shapes}
+
+    def _with_identity(self, x: Tensor) -> Tensor:
+        return x if self.identity is None else torch.cat([x, self.identity.expand(x.shape[0], -1)], dim=-1)
 
 
 class DeployablePolicy(nn.Module):
-    """(observation, action_mask?, instruction_state?, instruction_noise?, action_noise) → (action, next state?,
-    diagnostics).
+    """(observation, action_mask?, memory?, instruction_state?, instruction_noise?, action_noise) → (action, next
+    states..., diagnostics...).
 
     Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero
     noise gives the deterministic policy. With a local conductor the instruction is chosen from the agent's own
-    observation and held for ``interval`` steps; the instruction in force and its remaining steps are then the state
-    [2].
+    observation and held for ``interval`` steps; the instruction in force and its remaining steps are then a state [2].
+    What a recurrent policy remembers is the state ``memory`` [H].
 
     Raises:
         ValueError: ``interval`` below 1.
@@ -119,31 +129,41 @@ class DeployablePolicy(nn.Module):
         return 0 if self.conductor is None else self.conductor.network.output_size
 
     @property
-    def has_state(self) -> bool:
+    def holds_instruction(self) -> bool:
         """Whether an instruction is carried from step to step."""
         return self.conductor is not None and self.interval > 1
+
+    @property
+    def memory_size(self) -> int:
+        """H, the width of what the policy remembers; 0 without memory."""
+        return self.actor.network.memory_size
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors in the order of ``input_names`` to tensors in that of ``output_names``, all batched."""
         given = dict(zip(self.input_names, tensors, strict=True))
+        outputs: dict[str, Tensor] = {}
         x = (given["observation"] - self.shift) * self.scale
         if self.clip != float("inf"):
             x = x.clamp(-self.clip, self.clip)
-        outputs: list[Tensor] = []
         if self.conductor is not None:
             logits = self.conductor(x)
             instruction = (logits + gumbel_from_uniform(given["instruction_noise"])).argmax(-1)
-            if self.has_state:
-                instruction, next_state = self._hold(instruction, given["instruction_state"])
-                outputs.append(next_state)
+            if self.holds_instruction:
+                instruction, outputs["next_instruction_state"] = self._hold(instruction, given["instruction_state"])
+            outputs |= {"instruction": instruction, "instruction_logits": logits}
             x = torch.cat([x, nn.functional.one_hot(instruction, self.instructions).to(x.dtype)], dim=-1)
-        distribution = self.head.distribution(self.actor(x), self.log_std, given.get("action_mask"))
+        if self.memory_size:
+            output, outputs["next_memory"] = self.actor.step(x, given["memory"])
+        else:
+            output = self.actor(x)
+        distribution = self.head.distribution(output, self.log_std, given.get("action_mask"))
         raw = distribution.select(self.head.perturbation(given["action_noise"]))
-        parameters = distribution.mean if isinstance(distribution, DiagonalGaussian) else distribution.logits  # type: ignore[attr-defined]
-        outputs = [self.head.to_environment(raw), *outputs, parameters]
-        if self.conductor is not None:
-            outputs += [instruction, logits]
-        return tuple(outputs)
+        outputs["action"] = self.head.to_environment(raw)
+        if isinstance(distribution, DiagonalGaussian):
+            outputs["action_mean"] = distribution.mean
+        else:
+            outputs["action_logits"] = distribution.logits  # type: ignore[attr-defined]
+        return tuple(outputs[name] for name in self.output_names)
 
     def _hold(self, drawn: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the instruction in force while steps of it remain; ``state`` [batch, 2]: instruction, steps left."""
@@ -152,14 +172,27 @@ class DeployablePolicy(nn.Module):
         remaining = torch.where(renew, float(self.interval), state[:, 1]) - 1.0
         return instruction, torch.stack([instruction.to(state.dtype), remaining], dim=-1)
 
+    @cached_property
+    def states(self) -> list[StateModel]:
+        """What is carried from step to step."""
+        size = self.memory_size
+        memory = StateModel(
+            input="memory", output="next_memory", shape=[size], dtype="float32", reset=[0.0] * size,
+            meaning="what the policy remembers of the episode",
+        )  # fmt: skip
+        instruction = StateModel(
+            input="instruction_state", output="next_instruction_state", shape=[2], dtype="float32", reset=[0.0, 0.0],
+            meaning="instruction in force, steps for which it still holds",
+        )  # fmt: skip
+        return [memory] * (size > 0) + [instruction] * self.holds_instruction
+
     @property
     def input_names(self) -> list[str]:
         """Names of the graph's inputs, in order."""
         names = ["observation"]
         if self.agent.has_action_mask:
             names.append("action_mask")
-        if self.has_state:
-            names.append("instruction_state")
+        names += [state.input for state in self.states]
         if self.conductor is not None:
             names.append("instruction_noise")
         return [*names, "action_noise"]
@@ -167,9 +200,7 @@ class DeployablePolicy(nn.Module):
     @property
     def output_names(self) -> list[str]:
         """Names of the graph's outputs, in order."""
-        names = ["action"]
-        if self.has_state:
-            names.append("next_instruction_state")
+        names = ["action", *(state.output for state in self.states)]
         names.append("action_mean" if self.head.continuous else "action_logits")
         return names + (["instruction", "instruction_logits"] if self.conductor is not None else [])
 
@@ -185,10 +216,6 @@ class DeployablePolicy(nn.Module):
             name="instruction_noise", shape=[self.instructions], distribution="uniform", stream="common",
             purpose="instruction",
         )  # fmt: skip
-        state = StateModel(
-            input="instruction_state", output="next_instruction_state", shape=[2], dtype="float32", reset=[0.0, 0.0],
-            meaning="instruction in force, steps for which it still holds",
-        )  # fmt: skip
         return AgentModel(
             id=agent.id,
             file=file,
@@ -202,7 +229,7 @@ class DeployablePolicy(nn.Module):
             ),
             observation_layout=list(agent.observation_layout),
             action_mask=mask if agent.has_action_mask else None,
-            states=[state] if self.has_state else [],
+            states=self.states,
             noises=[instruction_noise, action_noise] if self.conductor is not None else [action_noise],
             action=TensorModel(
                 name="action",
@@ -216,7 +243,7 @@ class DeployablePolicy(nn.Module):
     def _diagnostics(self) -> list[TensorModel]:
         meaning = "mean of the Gaussian before bounding" if self.head.continuous else "masked, not normalised"
         rows = [
-            TensorModel(name=self.output_names[2 if self.has_state else 1], shape=[self.head.output_size],
+            TensorModel(name="action_mean" if self.head.continuous else "action_logits", shape=[self.head.output_size],
                         dtype="float32", meaning=meaning)
         ]  # fmt: skip
         if self.conductor is not None:

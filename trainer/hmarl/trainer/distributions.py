@@ -47,6 +47,10 @@ class Distribution(Protocol):
         """The raw action that a perturbation (see ``ActionHead``) selects; an all-zero one selects the mode."""
         ...
 
+    def take(self, rows: Tensor) -> Distribution:
+        """The distributions at some rows [m] of the first dimension."""
+        ...
+
 
 def gumbel_from_uniform(noise: Tensor) -> Tensor:
     """Standard Gumbel variates from uniform ones in (0, 1); 0 stays 0 (no noise)."""
@@ -91,6 +95,10 @@ class Categorical:
         """Gumbel-max; ``perturbation``: [..., A] standard Gumbel."""
         return (self.logits + perturbation).argmax(-1)
 
+    def take(self, rows: Tensor) -> Categorical:
+        """At ``rows`` [m] int64."""
+        return Categorical(self.logits[rows])
+
 
 class MultiCategorical:
     """Independent choices, one per branch; logits, masks and noise are the branches', concatenated."""
@@ -124,6 +132,10 @@ class MultiCategorical:
         pieces = perturbation.split(self.branches, dim=-1)
         return torch.stack([part.select(piece) for part, piece in zip(self.parts, pieces, strict=True)], dim=-1)
 
+    def take(self, rows: Tensor) -> MultiCategorical:
+        """At ``rows`` [m] int64."""
+        return MultiCategorical(self.logits[rows], self.branches)
+
 
 class DiagonalGaussian:
     """Independent normal components: ``mean`` [..., D], ``log_std`` broadcastable to it."""
@@ -155,6 +167,10 @@ class DiagonalGaussian:
     def select(self, perturbation: Tensor) -> Tensor:
         """``perturbation``: [..., D] standard normal."""
         return self.mean + self.log_std.exp() * perturbation
+
+    def take(self, rows: Tensor) -> DiagonalGaussian:
+        """At ``rows`` [m] int64."""
+        return DiagonalGaussian(self.mean[rows], self.log_std[rows])
 
 
 @dataclass(frozen=True)

@@ -174,9 +174,12 @@ def example_inputs(module: DeployablePolicy, rows: int, generator: np.random.Gen
     if entry.action_mask is not None:
         inputs["action_mask"] = torch.from_numpy(_random_masks(module, rows, generator))
     for state in entry.states:
-        held = np.stack(
-            [generator.integers(module.instructions, size=rows), generator.integers(module.interval, size=rows)], 1
-        )
+        if state.input == "memory":
+            held = generator.uniform(-1, 1, (rows, *state.shape))
+        else:
+            held = np.stack(
+                [generator.integers(module.instructions, size=rows), generator.integers(module.interval, size=rows)], 1
+            )
         inputs[state.input] = torch.from_numpy(held.astype(np.float32))
     for noise in entry.noises:
         shape = (rows, *noise.shape)

@@ -18,6 +18,7 @@ from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.critic import Critic
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distributions import Distribution
+from hmarl.trainer.networks import Memory
 from hmarl.trainer.normalisation import RunningNormaliser
 from hmarl.trainer.policies import GroupPolicy, group_head
 from hmarl.trainer.returns import generalised_advantages, normalise_advantages
@@ -51,6 +52,7 @@ class AgentSamples:
     Attributes:
         inputs: [M, input_size] network inputs (normalised observation, context, identity).
         mask: [M, A] bool or None; actions: [M, ...] raw.
+        memory: how the rows follow one another, for recurrent policies; else None.
         active: [M] float32 weights, 0 where the agent had left; None when it never had.
         surrogate_weight, kl_weight: [M] extra weights of the two expectations (HCPO's instruction weights), or None.
         old: the distribution before the update, without gradient; old_log_prob: [M] of the actions under it.
@@ -58,6 +60,7 @@ class AgentSamples:
 
     inputs: Tensor
     mask: Tensor | None
+    memory: Memory | None
     actions: Tensor
     active: Tensor | None
     surrogate_weight: Tensor | None
@@ -73,8 +76,26 @@ class AgentSamples:
             return values.mean()
         return (values * self.active).sum() / self.active.sum().clamp(min=1.0)
 
-    def take(self, rows: Tensor) -> AgentSamples:
-        """The samples at ``rows`` [m] int64; the old distribution is not needed there and left whole."""
+    def under(self, policy: GroupPolicy, theta: Tensor) -> Distribution:
+        """The distributions of all samples under the parameters ``theta`` [P]."""
+        return policy.distribution(theta, self.inputs, self.mask, self.memory)
+
+    def ratio(self, new: Distribution) -> Tensor:
+        """[M] π_new / π_old of the samples' actions."""
+        return (new.log_prob(self.actions) - self.old_log_prob).exp()
+
+    @property
+    def units(self) -> int:
+        """How many parts of the samples can be drawn apart: the samples themselves, or their chunks."""
+        return len(self.inputs) if self.memory is None else self.memory.chunks
+
+    def rows(self, units: Tensor) -> Tensor:
+        """[m] int64: the samples that belong to ``units`` [u] int64, in the order of ``take``."""
+        return units if self.memory is None else self.memory.rows(units)
+
+    def take(self, units: Tensor) -> AgentSamples:
+        """The samples of ``units`` [u] int64."""
+        rows = self.rows(units)
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
@@ -83,10 +104,12 @@ class AgentSamples:
             self,
             inputs=self.inputs[rows],
             mask=pick(self.mask),
+            memory=None if self.memory is None else self.memory.take(units),
             actions=self.actions[rows],
             active=pick(self.active),
             surrogate_weight=pick(self.surrogate_weight),
             kl_weight=pick(self.kl_weight),
+            old=self.old.take(rows),
             old_log_prob=self.old_log_prob[rows],
         )
 
@@ -118,6 +141,7 @@ class HeterogeneousAgents:
                 settings,
                 generator,
                 shared=settings.share_parameters,
+                recurrent=settings.recurrent,
             )
             for group in spec.groups
         ]
@@ -134,6 +158,8 @@ class HeterogeneousAgents:
             agent: (g, member) for g, group in enumerate(spec.groups) for member, agent in enumerate(group.agents)
         }
         self._perturbations: list[Tensor] = []
+        self._memories: list[Tensor] = []  # per group [N_group, B, H]
+        self._chunk_length = 1
 
     @property
     def context_size(self) -> int:
@@ -148,35 +174,74 @@ class HeterogeneousAgents:
             policy.head.draw_perturbations((steps, policy.members, batch_size), self.noise_generator)
             for policy in self.policies
         ]
+        self._chunk_length = self.settings.chunk_length or steps
+        if self.settings.recurrent and (not self._memories or self._memories[0].shape[1] != batch_size):
+            self._memories = self.no_memories(batch_size)
+
+    def no_memories(self, batch_size: int) -> list[Tensor]:
+        """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
+        return [
+            torch.zeros(policy.members, batch_size, policy.network.memory_size, device=self.device)
+            for policy in self.policies
+        ]
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
         """Sample everybody's action, a group at a time."""
-        return self.decide(observation, None, [perturbation[step] for perturbation in self._perturbations])
+        return self.act_in_context(observation, step, None)
 
-    def decide(self, observation: Observation, context: Tensor | None, perturbations: list[Tensor] | None) -> Decision:
-        """Everybody's action given the shared ``context`` [B, C]; the modes when ``perturbations`` is None."""
-        raw_actions, environment_actions = [], []
+    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
+        """``act`` given what all agents see alike, ``context`` [B, C]."""
+        before = tuple(self._memories)
+        noise = [perturbation[step] for perturbation in self._perturbations]
+        decision, self._memories = self.decide(observation, context, noise, self._memories)
+        if self.settings.recurrent and step % self._chunk_length == 0:
+            decision.memories = before
+        return decision
+
+    def decide(
+        self,
+        observation: Observation,
+        context: Tensor | None,
+        perturbations: list[Tensor] | None,
+        memories: list[Tensor],
+    ) -> tuple[Decision, list[Tensor]]:
+        """Everybody's action, and what everybody remembers after it.
+
+        Args:
+            observation: tensors on the training device.
+            context: [B, C] what all agents see alike, or None.
+            perturbations: per group [N_group, B, A]; None selects the modes.
+            memories: per group [N_group, B, H] for recurrent policies, else empty.
+        """
+        raw_actions, environment_actions, following = [], [], []
         for g, policy in enumerate(self.policies):
             features = self.observation_normalisers[g](observation.observations[g])
             mask = observation.action_masks[g]
-            distribution = policy.all_distributions(
-                policy.inputs(features, context).transpose(0, 1), None if mask is None else mask.transpose(0, 1)
+            distribution, memory = policy.step(
+                policy.inputs(features, context).transpose(0, 1),
+                None if mask is None else mask.transpose(0, 1),
+                memories[g] if memories else None,
             )
             raw = distribution.mode() if perturbations is None else distribution.select(perturbations[g])
             raw_actions.append(raw.transpose(0, 1))
             environment_actions.append(policy.head.to_environment(raw).transpose(0, 1))
-        return Decision(tuple(raw_actions), tuple(environment_actions))
+            following += [] if memory is None else [memory]
+        return Decision(tuple(raw_actions), tuple(environment_actions)), following
 
     def episodes_ended(self, ended: Tensor) -> None:
-        """Nothing to forget: the policies have no memory."""
+        """Forget what was remembered of the episodes that have just ended."""
+        if self._memories and self._memories[0].shape[1] == len(ended):
+            self._memories = [memory.masked_fill(ended.view(1, -1, 1), 0.0) for memory in self._memories]
 
     def acting_state(self) -> dict[str, Tensor]:
         """What ``act`` remembers from step to step, so that a resumed run acts on as if never stopped."""
-        return {}
+        return {f"memories.{g}": memory for g, memory in enumerate(self._memories)}
 
     def load_acting_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``acting_state`` returned."""
+        if self.settings.recurrent:
+            self._memories = [state[f"memories.{g}"].clone() for g in range(len(self.policies))]
 
     # --- updating ---------------------------------------------------------------------------------------------------
 
@@ -190,26 +255,39 @@ class HeterogeneousAgents:
         schedule = 1.0 - progress if self.settings.learning_rate_decay == "linear" else 1.0
         estimate = self.estimate(rollout)
         metrics = self.update_conductor(rollout, estimate, schedule)
-        advantages = self.agents_advantages(rollout, estimate).flatten()
-        features = [
-            normaliser(x) for normaliser, x in zip(self.observation_normalisers, rollout.observations, strict=True)
-        ]
-        factor = torch.ones_like(advantages)  # F, product of the earlier agents' ratios
-        order = torch.randperm(len(self.spec.agents), generator=self.generator).tolist()
-        per_agent: list[dict[str, float]] = []
-        for position, agent in enumerate(order):
-            samples = self.samples(rollout, features, agent)
-            per_agent.append(self.improve_agent(agent, samples, factor * advantages, schedule))
-            if position + 1 < len(order):
-                factor = factor * self._ratio(agent, samples)
-        metrics |= _mean_and_extremes(per_agent)
-        metrics |= {
-            f"agent_kl/{self.spec.agents[a].id}": row["agent_kl"] for a, row in zip(order, per_agent, strict=True)
-        }
-        metrics["sequential_factor_max"] = float(factor.max())
+        metrics |= self.update_agents(rollout, estimate, schedule)
         metrics |= self.update_critic(rollout, estimate, schedule)
         self._update_normalisers(rollout)
         return metrics
+
+    def update_agents(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
+        """One agent after the other, each with the ratios of those before it in its advantage."""
+        joint = self.agents_advantages(rollout, estimate).flatten()
+        features = self.features(rollout)
+        factor = torch.ones_like(joint)  # F, product of the earlier agents' ratios
+        remaining = list(range(len(self.spec.agents)))
+        per_agent: dict[int, dict[str, float]] = {}
+        while remaining:
+            agent = self.next_agent(remaining, rollout, joint, factor)
+            remaining.remove(agent)
+            samples = self.samples(rollout, features, agent)
+            advantages = self.advantages_given(factor, joint, rollout, estimate)
+            per_agent[agent] = self.improve_agent(agent, samples, advantages, schedule)
+            if remaining:
+                factor = factor * self._ratio(agent, samples)
+        return per_agent_metrics(self.spec, per_agent) | {"sequential_factor_max": float(factor.max())}
+
+    def features(self, rollout: Rollout) -> list[Tensor]:
+        """Normalised observations per group, [T, B, N_group, observation_size]."""
+        return [normaliser(x) for normaliser, x in zip(self.observation_normalisers, rollout.observations, strict=True)]
+
+    def next_agent(self, remaining: list[int], rollout: Rollout, advantages: Tensor, factor: Tensor) -> int:
+        """Who is updated next: a random one, so that the order is a random permutation."""
+        return remaining[int(torch.randint(len(remaining), (), generator=self.generator))]
+
+    def advantages_given(self, factor: Tensor, joint: Tensor, rollout: Rollout, estimate: Estimate) -> Tensor:
+        """[M] the next agent's advantage, given the updates before it: F · Â."""
+        return factor * joint
 
     @torch.no_grad()
     def estimate(self, rollout: Rollout) -> Estimate:
@@ -248,11 +326,26 @@ class HeterogeneousAgents:
         inputs = policy.inputs(features[group], context)[:, :, member].flatten(0, 1).contiguous()
         _, mask, actions, active = rollout.agent_fields(agent)
         surrogate_weight, kl_weight = self.instruction_weights(rollout, agent)
-        old = policy.distribution(policy.row(member), inputs, mask)
+        memory = self.memory(rollout, group)
+        if memory is not None:
+            memory = replace(memory, initial=memory.initial[member])
+        old = policy.distribution(policy.row(member), inputs, mask, memory)
         return AgentSamples(
-            inputs, mask, actions, None if rollout.all_active else active.float(),
+            inputs, mask, memory, actions, None if rollout.all_active else active.float(),
             surrogate_weight, kl_weight, old, old.log_prob(actions),
         )  # fmt: skip
+
+    def memory(self, rollout: Rollout, group: int) -> Memory | None:
+        """How a group's rows [T·B] follow one another in chunks, with ``initial`` [N_group, n·B, H]; None without
+        memory.
+        """
+        if not self.settings.recurrent:
+            return None
+        initial = torch.stack([memories[group] for memories in rollout.memories], dim=1).flatten(1, 2)
+        begins = torch.zeros_like(rollout.terminated)
+        begins[1:] = rollout.ended[:-1]
+        kept = (~begins).float().view(len(rollout.memories), self._chunk_length, rollout.batch_size, 1)
+        return Memory(initial, kept)
 
     def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """Improve one agent's policy in place; ``advantages`` [M] = F · Â."""
@@ -263,8 +356,7 @@ class HeterogeneousAgents:
         """[M] π_new / π_old of the agent's actions; 1 where it was not there."""
         group, member = self.position[agent]
         policy = self.policies[group]
-        new = policy.distribution(policy.row(member), samples.inputs, samples.mask)
-        ratio = (new.log_prob(samples.actions) - samples.old_log_prob).exp()
+        ratio = samples.ratio(samples.under(policy, policy.row(member)))
         return ratio if samples.active is None else torch.where(samples.active > 0, ratio, 1.0)
 
     def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
@@ -307,8 +399,9 @@ class HeterogeneousAgents:
         return parts
 
 
-def _mean_and_extremes(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean over agents of every metric; for divergences also the largest."""
-    merged = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-    merged |= {f"{key}_max": max(row[key] for row in rows) for key in rows[0] if key.endswith("kl")}
-    return merged
+def per_agent_metrics(spec: EnvironmentSpec, rows: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Mean over agents of every metric; for divergences also the largest and every agent's."""
+    names = next(iter(rows.values()))
+    merged = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names}
+    merged |= {f"{name}_max": max(row[name] for row in rows.values()) for name in names if name.endswith("kl")}
+    return merged | {f"agent_kl/{spec.agents[agent].id}": row["agent_kl"] for agent, row in rows.items()}

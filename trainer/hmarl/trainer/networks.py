@@ -70,24 +70,34 @@ class Mlp:
         return shapes
 
     @property
+    def memory_size(self) -> int:
+        """H, the width of what the network remembers from step to step; 0 without memory."""
+        return 0
+
+    @property
     def size(self) -> int:
         """P, the number of parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def initialise(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters [P]: orthogonal weights, zero biases."""
-        last = f"{len(self.hidden_sizes)}.weight"
-        hidden_gain = 1.0 if self.activation == "silu" else torch.nn.init.calculate_gain(_gain_name(self.activation))
         parts = []
         for name, shape in self.shapes.items():
             if name.endswith("weight"):
                 weight = torch.empty(shape)
-                gain = self.output_gain if name == last else hidden_gain
-                torch.nn.init.orthogonal_(weight, gain=gain, generator=generator)
+                torch.nn.init.orthogonal_(weight, gain=self._gain(name), generator=generator)
                 parts.append(weight.flatten())
             else:
                 parts.append(torch.full(shape, 1.0 if name.endswith("norm_gain") else 0.0))
         return torch.cat(parts)
+
+    def _gain(self, name: str) -> float:
+        """Gain of one weight's orthogonal initialisation."""
+        if name == f"{len(self.hidden_sizes)}.weight":
+            return self.output_gain
+        if name.startswith("memory") or self.activation == "silu":
+            return 1.0
+        return torch.nn.init.calculate_gain("tanh" if self.activation == "tanh" else "relu")
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of the flat parameters [..., P] under their names, shaped [..., *shape]."""
@@ -110,17 +120,143 @@ class Mlp:
 
     def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Evaluate with parameters that ``named`` returned (saves the slicing when they do not change)."""
-        activation = _ACTIVATIONS[self.activation]
-        last = len(self.hidden_sizes)
-        for layer in range(last + 1):
-            if self.normalise_layers:
-                x = layer_norm(x, parameters[f"{layer}.norm_gain"], parameters[f"{layer}.norm_bias"])
-            x = linear(x, parameters[f"{layer}.weight"], parameters[f"{layer}.bias"])
-            if layer < last:
-                x = activation(x)
+        return self.output(parameters, self.hidden(parameters, x))
+
+    def hidden(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """The hidden layers: [..., input_size] -> [..., hidden_sizes[-1]]."""
+        for layer in range(len(self.hidden_sizes)):
+            x = _ACTIVATIONS[self.activation](self._layer(parameters, layer, x))
         return x
 
+    def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """The last layer, which has no activation."""
+        return self._layer(parameters, len(self.hidden_sizes), x)
 
-def _gain_name(activation: Activation) -> Literal["relu", "tanh", "selu"]:
-    """The name under which torch knows the activation's recommended gain."""
-    return "tanh" if activation == "tanh" else "relu"
+    def _layer(self, parameters: dict[str, Tensor], layer: int, x: Tensor) -> Tensor:
+        if self.normalise_layers:
+            x = layer_norm(x, parameters[f"{layer}.norm_gain"], parameters[f"{layer}.norm_bias"])
+        return linear(x, parameters[f"{layer}.weight"], parameters[f"{layer}.bias"])
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How the rows of a batch follow one another in time, for networks that remember.
+
+    The M = n·L·B rows lie as [n, L, B]: n·B chunks of L steps each, through which gradients flow back. A rollout of T
+    steps in B environments, flattened to M = T·B rows, is n = T / L chunks per environment.
+
+    Attributes:
+        initial: [..., n·B, H] the memory with which each chunk starts.
+        kept: [n, L, B, 1] float32, 0 where a row begins an episode (the memory is then zero before it), else 1.
+    """
+
+    initial: Tensor
+    kept: Tensor
+
+    @property
+    def chunks(self) -> int:
+        """n·B."""
+        return self.kept.shape[0] * self.kept.shape[2]
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """[L·c] int64: the rows of the chunks ``chosen`` [c], in the order in which ``take`` describes them."""
+        _, length, batch, _ = self.kept.shape
+        first = (chosen // batch) * (length * batch) + chosen % batch
+        return (first + batch * torch.arange(length, device=chosen.device).unsqueeze(-1)).flatten()
+
+    def take(self, chosen: Tensor) -> Memory:
+        """Of the chunks ``chosen`` [c] alone, as [1, L, c]."""
+        kept = self.kept.transpose(1, 2).flatten(0, 1)[chosen]
+        return Memory(self.initial[..., chosen, :], kept.transpose(0, 1).unsqueeze(0))
+
+
+@dataclass(frozen=True)
+class RecurrentNetwork(Mlp):
+    """Hidden layers → gated recurrent unit → output layer.
+
+    Attributes:
+        memory: H, the width of the recurrent state.
+
+    Source: Cho et al. 2014, in the form of ``torch.nn.GRU``: r, z = σ(W x + U h), n = tanh(W x + r ⊙ U h),
+    h' = (1 − z) ⊙ n + z ⊙ h.
+    """
+
+    memory: int = 64
+
+    @property
+    def memory_size(self) -> int:
+        """H."""
+        return self.memory
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """As an ``Mlp``'s, with the recurrent unit before the last layer."""
+        features, last = [self.input_size, *self.hidden_sizes][-1], len(self.hidden_sizes)
+        shapes = {name: shape for name, shape in super().shapes.items() if not name.startswith(f"{last}.")}
+        shapes |= {
+            "memory.input_weight": (3 * self.memory, features),
+            "memory.input_bias": (3 * self.memory,),
+            "memory.weight": (3 * self.memory, self.memory),
+            "memory.bias": (3 * self.memory,),
+        }
+        if self.normalise_layers:
+            shapes |= {f"{last}.norm_gain": (self.memory,), f"{last}.norm_bias": (self.memory,)}
+        return shapes | {f"{last}.weight": (self.output_size, self.memory), f"{last}.bias": (self.output_size,)}
+
+    def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Not for a network with memory.
+
+        Raises:
+            TypeError: always; ``step`` and ``sequence`` take the memory.
+        """
+        raise TypeError("a recurrent network needs its memory: use step or sequence")
+
+    def step(self, parameters: dict[str, Tensor], x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of many rows.
+
+        Args:
+            parameters: of one network, or of a stack of N.
+            x: [M, input_size], or [N, M, input_size].
+            memory: [M, H], or [N, M, H].
+
+        Returns:
+            The output [..., output_size] and the next memory [..., H].
+        """
+        following = self._advance(parameters, self._gates(parameters, x), memory)
+        return self.output(parameters, following), following
+
+    def sequence(self, parameters: dict[str, Tensor], x: Tensor, memory: Memory) -> Tensor:
+        """Outputs at all rows of a batch, each chunk run through from its start.
+
+        Args:
+            parameters: of one network, or of a stack of N.
+            x: [M, input_size], or [N, M, input_size], rows ordered as ``memory`` says.
+            memory: the chunks.
+
+        Returns:
+            [M, output_size], or [N, M, output_size].
+        """
+        chunks, length, batch, _ = memory.kept.shape
+        lead = x.shape[:-2]
+        gates = self._gates(parameters, x).view(*lead, chunks, length, batch, -1)
+        held, remembered = memory.initial, []
+        for t in range(length):
+            held = held * memory.kept[:, t].reshape(chunks * batch, 1)
+            held = self._advance(parameters, gates[..., :, t, :, :].flatten(-3, -2), held)
+            remembered.append(held.view(*lead, chunks, batch, self.memory))
+        return self.output(parameters, torch.stack(remembered, dim=-3).flatten(-4, -2))
+
+    def _gates(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """[..., 3 H] what the input contributes to the gates, of all rows at once."""
+        hidden = self.hidden(parameters, x)
+        return linear(hidden, parameters["memory.input_weight"], parameters["memory.input_bias"])
+
+    @staticmethod
+    def _advance(parameters: dict[str, Tensor], gates: Tensor, memory: Tensor) -> Tensor:
+        """[..., H] the memory one step later."""
+        recurrent = linear(memory, parameters["memory.weight"], parameters["memory.bias"])
+        reset, update, candidate = gates.chunk(3, dim=-1)
+        recurrent_reset, recurrent_update, recurrent_candidate = recurrent.chunk(3, dim=-1)
+        keep = torch.sigmoid(update + recurrent_update)
+        new = torch.tanh(candidate + torch.sigmoid(reset + recurrent_reset) * recurrent_candidate)
+        return new + keep * (memory - new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.distributions import ActionHead, Distribution
-from hmarl.trainer.networks import Mlp
+from hmarl.trainer.networks import Memory, Mlp, RecurrentNetwork
 
 
 @dataclass
@@ -22,7 +23,6 @@ class GroupPolicy:
         head: turns the network's output into a distribution.
         theta: [N, P] parameters: the network's, then the head's; [1, P] when the members share them.
         members: N.
-        inputs_before_identity: width of the input without the one-hot identity that shared parameters need.
     """
 
     network: Mlp
@@ -41,6 +41,7 @@ class GroupPolicy:
         *,
         shared: bool = False,
         hidden_sizes: tuple[int, ...] | None = None,
+        recurrent: bool = False,
     ) -> GroupPolicy:
         """Fresh policies.
 
@@ -52,14 +53,16 @@ class GroupPolicy:
             shared: all members use one network, told apart by a one-hot appended to the input.
             generator: CPU generator of the initial weights.
             hidden_sizes: instead of the settings' own.
+            recurrent: with a memory of the settings' size.
         """
-        network = Mlp(
-            input_size + (members if shared else 0),
-            settings.hidden_sizes if hidden_sizes is None else hidden_sizes,
-            head.output_size,
-            settings.activation,
-            normalise_layers=settings.normalise_layers,
-        )
+        structure: dict[str, Any] = {
+            "input_size": input_size + (members if shared else 0),
+            "hidden_sizes": settings.hidden_sizes if hidden_sizes is None else hidden_sizes,
+            "output_size": head.output_size,
+            "activation": settings.activation,
+            "normalise_layers": settings.normalise_layers,
+        }
+        network = RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
         rows = [torch.cat([network.initialise(generator), head.initialise()]) for _ in range(1 if shared else members)]
         return cls(network, head, torch.stack(rows), members)
 
@@ -87,17 +90,60 @@ class GroupPolicy:
             parts.append(identity.expand(*features.shape[:-1], self.members))
         return torch.cat(parts, dim=-1) if len(parts) > 1 else features
 
-    def distribution(self, theta: Tensor, inputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        """One member's distribution: ``theta`` [P], ``inputs`` [M, input_size], ``mask`` [M, A] or None."""
-        size = self.network.size
-        return self.head.distribution(self.network(theta[:size], inputs), theta[size:], mask)
+    def distribution(
+        self, theta: Tensor, inputs: Tensor, mask: Tensor | None = None, memory: Memory | None = None
+    ) -> Distribution:
+        """One member's distribution at many rows.
 
-    def all_distributions(self, inputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        """Everybody's distribution in one batched call: ``inputs`` [N, M, input_size], ``mask`` [N, M, A]."""
-        theta = self.theta.expand(self.members, -1)
+        Args:
+            theta: [P].
+            inputs: [M, input_size].
+            mask: [M, A] bool, or None.
+            memory: how the rows follow one another; for recurrent networks only.
+        """
         size = self.network.size
-        output = self.network(theta[:, :size], inputs)
+        return self.head.distribution(self._outputs(theta[:size], inputs, memory), theta[size:], mask)
+
+    def all_distributions(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        memory: Memory | None = None,
+        theta: Tensor | None = None,
+    ) -> Distribution:
+        """Everybody's distribution in one batched call.
+
+        Args:
+            inputs: [N, M, input_size].
+            mask: [N, M, A] bool, or None.
+            memory: how the rows follow one another (``initial`` [N, n·B, H]); for recurrent networks only.
+            theta: instead of the own parameters.
+        """
+        theta = (self.theta if theta is None else theta).expand(self.members, -1)
+        size = self.network.size
+        output = self._outputs(theta[:, :size], inputs, memory)
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask)
+
+    def _outputs(self, theta: Tensor, inputs: Tensor, memory: Memory | None) -> Tensor:
+        if isinstance(self.network, RecurrentNetwork):
+            assert memory is not None
+            return self.network.sequence(self.network.named(theta), inputs, memory)
+        return self.network(theta, inputs)
+
+    def step(self, inputs: Tensor, mask: Tensor | None, memory: Tensor | None) -> tuple[Distribution, Tensor | None]:
+        """Everybody's distribution at one step, and what everybody remembers after it.
+
+        Args:
+            inputs: [N, B, input_size].
+            mask: [N, B, A] bool, or None.
+            memory: [N, B, H] for recurrent networks, else None.
+        """
+        if not isinstance(self.network, RecurrentNetwork):
+            return self.all_distributions(inputs, mask), None
+        assert memory is not None
+        theta, size = self.theta.expand(self.members, -1), self.network.size
+        output, following = self.network.step(self.network.named(theta[:, :size]), inputs, memory)
+        return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
 
 
 def group_head(group: AgentGroup, settings: AlgorithmSettings) -> ActionHead:

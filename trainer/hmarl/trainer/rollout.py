@@ -25,11 +25,14 @@ class Decision:
         raw_actions: one per group, [B, N_group, ...]: what the distributions were sampled for.
         environment_actions: the same in the environment's units.
         extras: further per-step tensors to record, [B, ...] (e.g. the instruction in force).
+        memories: what the agents remembered before this step, one per group [N_group, B, H], where the algorithm wants
+            it recorded; None elsewhere.
     """
 
     raw_actions: tuple[Tensor, ...]
     environment_actions: tuple[Tensor, ...]
     extras: dict[str, Tensor] = field(default_factory=dict)
+    memories: tuple[Tensor, ...] | None = None
 
 
 class Actor(Protocol):
@@ -48,20 +51,32 @@ class Actor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Finals:
+    """What was seen last in the episodes that ended at one step: ``rows`` [F] are their environments."""
+
+    step: int
+    rows: Tensor
+    states: Tensor
+    observations: list[Tensor]
+
+
 class Rollout:
     """Everything that one update needs; team fields [T, B, ...], per-agent fields one block per group [T, B, N_group,
     ...].
 
     Attributes:
-        observations, action_masks: per group, [T, B, N_group, ...].
+        observations: per group, [T, B, N_group, ...]; last_observations: those after the last step, [B, N_group, ...].
+        action_masks: per group, [T, B, N_group, ...].
         actions: raw actions per group.
         states: [T + 1, B, state_size]; the last one follows the last step.
         rewards: [T, B, N]; team_rewards: [T, B].
         terminated, truncated: [T, B] bool.
         active: [T, B, N] bool.
         extras: what the algorithm recorded, [T, B, ...].
-        final_steps, final_rows, final_states: the true last states of episodes that ended inside the rollout, [F], [F],
-            [F, state_size] (``states`` holds the state after auto-reset there).
+        memories: per recording, what the agents remembered before that step, per group [N_group, B, H].
+        final_states: the true last states of episodes that ended inside the rollout, [F, state_size] (``states`` holds
+            the state after auto-reset there).
     """
 
     def __init__(self, spec: EnvironmentSpec, steps: int, batch_size: int, device: torch.device) -> None:
@@ -83,11 +98,14 @@ class Rollout:
         self.all_active = True
         self.actions: list[Tensor] = []
         self.extras: dict[str, Tensor] = {}
-        self._finals: list[tuple[int, Tensor, Tensor]] = []
+        self.memories: list[tuple[Tensor, ...]] = []
+        self.last_observations: list[Tensor] = []
+        self._finals: list[_Finals] = []
 
     def begin(self) -> None:
         """Forget the previous rollout's episode ends; all other fields are overwritten."""
         self._finals = []
+        self.memories = []
         self.all_active = True
 
     def record(self, step: int, observation: Observation, decision: Decision, result: StepResult) -> None:
@@ -104,6 +122,8 @@ class Rollout:
             buffer[step] = value
         for key, value in decision.extras.items():
             self.extras[key][step] = value
+        if decision.memories is not None:
+            self.memories.append(decision.memories)
         self.states[step] = observation.state
         self.active[step] = observation.active
         self.all_active = self.all_active and bool(observation.active.all())
@@ -113,11 +133,13 @@ class Rollout:
         if result.final is not None:
             rows = (self.terminated[step] | self.truncated[step]).nonzero().squeeze(-1)
             final_state = torch.as_tensor(result.final.state, device=self.device)[rows]
-            self._finals.append((step, rows, final_state.clone()))
+            seen = [torch.as_tensor(o, device=self.device)[rows] for o in result.final.observations]
+            self._finals.append(_Finals(step, rows, final_state, seen))
 
-    def finish(self, last_state: Tensor) -> None:
-        """Store the state after the last step and form the team rewards."""
-        self.states[self.steps] = last_state
+    def finish(self, last: Observation) -> None:
+        """Store what is seen after the last step and form the team rewards."""
+        self.states[self.steps] = last.state
+        self.last_observations = list(last.observations)
         total = self.rewards.sum(-1)
         self.team_rewards = total if self.spec.team_reward == "sum" else total / self.rewards.shape[-1]
 
@@ -130,22 +152,28 @@ class Rollout:
         """Value of the state that followed each step: 0 after termination, the final state's after truncation.
 
         Args:
-            values: [T + 1, B] V of ``states``.
-            final_values: [F] V of ``final_states``.
+            values: [T + 1, B, ...] V of ``states``, or of every agent's observations.
+            final_values: [F, ...] V of ``final_states``, or of ``final_observations``.
         """
         following = values[1:].clone()
         if self._finals:
-            steps = torch.cat([torch.full_like(rows, step) for step, rows, _ in self._finals])
-            rows = torch.cat([rows for _, rows, _ in self._finals])
-            following[steps, rows] = final_values
-        return following.masked_fill(self.terminated, 0.0)
+            steps = torch.cat([torch.full_like(final.rows, final.step) for final in self._finals])
+            following[steps, torch.cat([final.rows for final in self._finals])] = final_values
+        terminated = self.terminated.view(*self.terminated.shape, *(1,) * (values.dim() - 2))
+        return following.masked_fill(terminated, 0.0)
 
     @property
     def final_states(self) -> Tensor:
         """[F, state_size]."""
         if not self._finals:
             return self.states.new_zeros(0, self.spec.state_size)
-        return torch.cat([states for _, _, states in self._finals])
+        return torch.cat([final.states for final in self._finals])
+
+    def final_observations(self, group: int) -> Tensor:
+        """[F, N_group, observation_size] what a group saw last in episodes that ended inside the rollout."""
+        if not self._finals:
+            return self.observations[group].new_zeros(0, *self.observations[group].shape[2:])
+        return torch.cat([final.observations[group] for final in self._finals])
 
     def agent_fields(self, agent: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """One agent's observation, mask, raw action and activity, time and environments flattened to M = T·B.
@@ -228,7 +256,7 @@ class Collector:
                 actor.episodes_ended(rollout.terminated[step] | rollout.truncated[step])
             self._count(result, statistics)
             self.observation = self._to_device(result.observation)
-        rollout.finish(self.observation.state)
+        rollout.finish(self.observation)
         return statistics
 
     def _count(self, result: StepResult, statistics: EpisodeStatistics) -> None:

@@ -32,14 +32,16 @@ class LocalTeam:
         self.modules = [algorithm.deployable(agent) for agent in range(len(self.spec.agents))]
         self._sample = sample
         self._noises: list[list[NoiseModel]] = [module.describe("").noises for module in self.modules]
-        self._states: list[Tensor | None] = []
+        self._states: list[list[Tensor]] = []
         self._seeds = np.zeros(0, dtype=np.int64)
         self._step = 0
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
-        """Start episodes with fresh instruction states."""
+        """Start episodes with fresh states."""
         self._seeds, self._step = seeds, 0
-        self._states = [torch.zeros(len(seeds), 2) if module.has_state else None for module in self.modules]
+        self._states = [
+            [torch.tensor(state.reset).expand(len(seeds), -1) for state in module.states] for module in self.modules
+        ]
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
         """Everybody's action, one agent at a time, as the separate processes will do it."""
@@ -60,13 +62,10 @@ class LocalTeam:
         inputs = [torch.from_numpy(np.ascontiguousarray(observation, dtype=np.float32))]
         if module.agent.has_action_mask and mask is not None:
             inputs.append(torch.from_numpy(np.ascontiguousarray(mask)))
-        state = self._states[agent]
-        if state is not None:
-            inputs.append(state)
+        inputs += self._states[agent]
         inputs += [torch.from_numpy(self._noise(noise, module)) for noise in self._noises[agent]]
         outputs = module(*inputs)
-        if state is not None:
-            self._states[agent] = outputs[1]
+        self._states[agent] = list(outputs[1 : 1 + len(module.states)])
         return np.asarray(outputs[0].numpy())
 
     def _noise(self, noise: NoiseModel, module: DeployablePolicy) -> npt.NDArray[np.float32]:
@@ -94,11 +93,13 @@ class ConductedTeam:
         self._generator = np.random.default_rng(0)
         self._step = 0
         self._instruction = torch.zeros(0, dtype=torch.int64)
+        self._memories: list[Tensor] = []
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start episodes; random instructions are seeded by the episodes' seeds."""
         self._generator = np.random.default_rng(np.asarray(seeds, dtype=np.uint64))
         self._step = 0
+        self._memories = self._algorithm.no_memories(len(seeds)) if self._algorithm.settings.recurrent else []
 
     @torch.no_grad()
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
@@ -114,7 +115,8 @@ class ConductedTeam:
             self._instruction = self._choose(seen.state)
         self._step += 1
         context = algorithm.one_hot(self._instruction)
-        decision = algorithm.decide(seen, torch.zeros_like(context) if self.name == "none" else context, None)
+        withheld = torch.zeros_like(context) if self.name == "none" else context
+        decision, self._memories = algorithm.decide(seen, withheld, None, self._memories)
         return tuple(action.cpu().numpy() for action in decision.environment_actions)
 
     def _choose(self, state: Tensor) -> Tensor:

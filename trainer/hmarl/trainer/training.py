@@ -106,6 +106,11 @@ def make_config(
     settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm")
     run = validate(RunSettings, run_settings, "run")
     device_of(run)
+    if settings.chunk_length is not None and run.rollout_length % settings.chunk_length:
+        raise UsageError(
+            f"algorithm.chunk_length: got {settings.chunk_length}, expected a divisor of run.rollout_length "
+            f"({run.rollout_length})"
+        )
     return RunConfig(
         hmarl_version=version("hmarl"),
         algorithm=algorithm,

@@ -49,8 +49,7 @@ def surrogate(new: Distribution, samples: AgentSamples, advantages: Tensor, entr
         advantages: [M] F·Â.
         entropy_coefficient: weight of the mean entropy.
     """
-    ratio = (new.log_prob(samples.actions) - samples.old_log_prob).exp()
-    value = samples.mean(ratio * advantages, samples.surrogate_weight)
+    value = samples.mean(samples.ratio(new) * advantages, samples.surrogate_weight)
     return value + entropy_coefficient * samples.mean(new.entropy()) if entropy_coefficient else value
 
 
@@ -71,11 +70,11 @@ def improve_by_trust_region(
     """
 
     def objective(theta: Tensor) -> Tensor:
-        new = policy.distribution(theta, samples.inputs, samples.mask)
+        new = samples.under(policy, theta)
         return surrogate(new, samples, advantages, settings.entropy_coefficient)
 
     def divergence(theta: Tensor) -> Tensor:
-        new = policy.distribution(theta, samples.inputs, samples.mask)
+        new = samples.under(policy, theta)
         return samples.mean(samples.old.kl(new), samples.kl_weight)
 
     curvature = None if settings.curvature_fraction == 1.0 else _thinned_kl(policy, samples, settings)
@@ -83,7 +82,7 @@ def improve_by_trust_region(
     step = trust_region_step(row, objective, divergence, settings.trust_region(settings.kl_limit), curvature)
     row.copy_(step.theta)
     with torch.no_grad():
-        new = policy.distribution(row, samples.inputs, samples.mask)
+        new = samples.under(policy, row)
         return {
             "agent_kl": step.kl,
             "agent_true_kl": float(samples.mean(samples.old.kl(new))),
@@ -95,14 +94,14 @@ def improve_by_trust_region(
 
 
 def _thinned_kl(policy: GroupPolicy, samples: AgentSamples, settings: HatrpoSettings) -> Callable[[Tensor], Tensor]:
-    """The KL on every 1/fraction-th sample, for the Hessian at the old parameters alone."""
+    """The KL on every 1/fraction-th sample (or chunk), for the Hessian at the old parameters alone."""
     stride = round(1.0 / settings.curvature_fraction)
-    part = samples.take(torch.arange(0, len(samples.inputs), stride, device=samples.inputs.device))
+    part = samples.take(torch.arange(0, samples.units, stride, device=samples.inputs.device))
 
     def divergence(theta: Tensor) -> Tensor:
-        new = policy.distribution(theta, part.inputs, part.mask)
+        new = part.under(policy, theta)
         with torch.no_grad():
-            old = policy.distribution(theta, part.inputs, part.mask)
+            old = part.under(policy, theta)
         return part.mean(old.kl(new), part.kl_weight)
 
     return divergence

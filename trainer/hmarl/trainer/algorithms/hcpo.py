@@ -128,8 +128,7 @@ class Hcpo(HeterogeneousAgents):
         decided = self._remaining <= 0
         self._instruction = torch.where(decided, drawn, self._instruction)
         self._remaining = torch.where(decided, self.settings.instruction_interval, self._remaining) - 1
-        noise = [perturbation[step] for perturbation in self._perturbations]
-        decision = self.decide(observation, self.one_hot(self._instruction), noise)
+        decision = self.act_in_context(observation, step, self.one_hot(self._instruction))
         decision.extras = {"instruction": self._instruction, "decided": decided}
         return decision
 
@@ -144,16 +143,18 @@ class Hcpo(HeterogeneousAgents):
         return functional.one_hot(instruction, self.settings.instructions).float()
 
     def episodes_ended(self, ended: Tensor) -> None:
-        """A new episode starts with a new instruction."""
+        """A new episode starts with a new instruction and nothing remembered."""
+        super().episodes_ended(ended)
         if self._remaining.shape == ended.shape:  # else nothing has been instructed yet
             self._remaining = self._remaining.masked_fill(ended, 0)
 
     def acting_state(self) -> dict[str, Tensor]:
-        """The instructions in force."""
-        return {"instruction": self._instruction, "remaining": self._remaining}
+        """The instructions in force and what the agents remember."""
+        return super().acting_state() | {"instruction": self._instruction, "remaining": self._remaining}
 
     def load_acting_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``acting_state`` returned."""
+        super().load_acting_state(state)
         self._instruction, self._remaining = state["instruction"].clone(), state["remaining"].clone()
 
     # --- the conductor's level (lines 5, 6 and 10) ------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Hcpo(HeterogeneousAgents):
         """The conductor seen as an agent whose observation is the state, present at its decision steps."""
         old = self.conductor.distribution(self.conductor.row(0), states)
         active = None if self.settings.instruction_interval == 1 else decided
-        return AgentSamples(states, None, instruction, active, None, None, old, old.log_prob(instruction))
+        return AgentSamples(states, None, None, instruction, active, None, None, old, old.log_prob(instruction))
 
     def _instruction_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
         """[T, B] A(M|s): the joint GAE (critic v), or Q(s, M) − V(s) (critic q, Eq. 5)."""

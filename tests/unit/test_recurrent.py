@@ -1,0 +1,135 @@
+"""Recurrent policies: the network against torch's own unit, memory across chunks and episode ends, exact replay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_runs import new_algorithm
+
+from hmarl.trainer.algorithms import ALGORITHMS
+from hmarl.trainer.networks import Memory, Mlp, RecurrentNetwork
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+NETWORK = RecurrentNetwork(3, (5,), 2, "tanh", memory=4)
+
+
+def random_theta(rows: int | None = None) -> Tensor:
+    shape = (NETWORK.size,) if rows is None else (rows, NETWORK.size)
+    return 0.5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def by_torch(theta: Tensor, x: Tensor, initial: Tensor) -> Tensor:
+    """The same network made of torch's own layers, over a sequence [L, C, D] without episode ends."""
+    parameters = NETWORK.named(theta)
+    unit = nn.GRU(5, 4)
+    unit.load_state_dict(
+        {
+            "weight_ih_l0": parameters["memory.input_weight"],
+            "bias_ih_l0": parameters["memory.input_bias"],
+            "weight_hh_l0": parameters["memory.weight"],
+            "bias_hh_l0": parameters["memory.bias"],
+        }
+    )
+    features = torch.tanh(nn.functional.linear(x, parameters["0.weight"], parameters["0.bias"]))
+    remembered, _ = unit(features, initial.unsqueeze(0))
+    return nn.functional.linear(remembered, parameters["1.weight"], parameters["1.bias"])
+
+
+def test_a_sequence_equals_torchs_gated_recurrent_unit() -> None:
+    theta, generator = random_theta(), torch.Generator().manual_seed(1)
+    x = torch.randn(6, 7, 3, generator=generator)
+    initial = torch.randn(7, 4, generator=generator)
+    memory = Memory(initial, torch.ones(1, 6, 7, 1))
+    mine = NETWORK.sequence(NETWORK.named(theta), x.flatten(0, 1), memory).view(6, 7, 2)
+    torch.testing.assert_close(mine, by_torch(theta, x, initial))
+
+
+def test_steps_sequence_and_stack_agree_across_chunks_and_episode_ends() -> None:
+    theta, generator = random_theta(rows=2), torch.Generator().manual_seed(2)
+    x = torch.randn(2, 6, 3, 3, generator=generator)  # two networks, six steps, three environments
+    begins = torch.zeros(6, 3, dtype=torch.bool)
+    begins[2, 0] = begins[3, 1] = begins[4, 1] = True
+    held, outputs, recorded = torch.randn(2, 3, 4, generator=generator), [], []
+    for t in range(6):
+        held = held.masked_fill(begins[t].view(1, 3, 1), 0.0)
+        if t % 3 == 0:
+            recorded.append(held)
+        output, held = NETWORK.step(NETWORK.named(theta), x[:, t], held)
+        outputs.append(output)
+    stepped = torch.stack(outputs, dim=1)
+    memory = Memory(torch.stack(recorded, dim=1).flatten(1, 2), (~begins).float().view(2, 3, 3, 1))
+    together = NETWORK.sequence(NETWORK.named(theta), x.flatten(1, 2), memory)
+    torch.testing.assert_close(together.view(2, 6, 3, 2), stepped)
+    chosen = torch.tensor([4, 0])  # chunk 4: second half of environment 1
+    alone = NETWORK.sequence(
+        NETWORK.named(theta[1]),
+        x[1].flatten(0, 1)[memory.rows(chosen)],
+        Memory(memory.initial[1], memory.kept).take(chosen),
+    )
+    torch.testing.assert_close(alone.view(3, 2, 2)[:, 0], stepped[1, 3:, 1])
+    torch.testing.assert_close(alone.view(3, 2, 2)[:, 1], stepped[1, :3, 0])
+
+
+def test_gradients_reach_back_to_the_chunks_first_step_but_not_past_an_episodes_begin() -> None:
+    theta = random_theta()
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
+    kept = torch.ones(1, 4, 1, 1)
+    kept[0, 2] = 0.0
+    output = NETWORK.sequence(NETWORK.named(theta), x, Memory(torch.zeros(1, 4), kept))
+    (late,) = torch.autograd.grad(output[3].sum(), x, retain_graph=True)
+    (early,) = torch.autograd.grad(output[1].sum(), x)
+    assert (late[:2] == 0).all()
+    assert (late[2] != 0).any()
+    assert (early[0] != 0).any()
+
+
+def test_a_recurrent_network_refuses_to_forget() -> None:
+    with pytest.raises(TypeError, match="step or sequence"):
+        NETWORK(random_theta(), torch.zeros(1, 3))
+    assert Mlp(3, (5,), 2).memory_size == 0
+
+
+@pytest.mark.parametrize("chunk_length", [None, 7])
+@pytest.mark.parametrize("environment", ["mpe/simple_spread", "mpe/simple_speaker_listener"])
+def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int | None) -> None:
+    """The recomputed probabilities are those with which the agents acted, over chunks and episode ends."""
+    algorithm, rollout, collector = new_algorithm(
+        "happo", environment, 3, 28, recurrent=True, memory_size=6, chunk_length=chunk_length
+    )
+    for _ in range(2):
+        acted: list[list[Tensor]] = [[] for _ in algorithm.policies]
+        for g, policy in enumerate(algorithm.policies):
+            inner = policy.step
+
+            def spy(*arguments: Tensor, inner=inner, log=acted[g]):  # type: ignore[no-untyped-def]
+                distribution, following = inner(*arguments)
+                log.append(distribution.logits)
+                return distribution, following
+
+            policy.step = spy  # type: ignore[method-assign]
+        collector.collect(algorithm)
+        for policy in algorithm.policies:
+            del policy.step  # type: ignore[method-assign]
+        assert rollout.ended.any()
+        for agent, (group, member) in algorithm.position.items():
+            samples = algorithm.samples(rollout, algorithm.features(rollout), agent)
+            expected = torch.stack(acted[group])[:, member].flatten(0, 1)
+            torch.testing.assert_close(samples.old.logits, expected, atol=1e-5, rtol=1e-4)  # type: ignore[attr-defined]
+            part = samples.take(torch.arange(samples.units - 1))
+            torch.testing.assert_close(
+                part.under(algorithm.policies[group], algorithm.policies[group].row(member)).log_prob(part.actions),
+                part.old_log_prob,
+                atol=1e-5,
+                rtol=1e-4,
+            )
+
+
+@pytest.mark.parametrize("name", [name for name, made in ALGORITHMS.items()])
+def test_every_algorithm_updates_recurrent_policies(name: str) -> None:
+    algorithm, rollout, collector = new_algorithm(name, "mpe/simple_spread", 3, 10, recurrent=True, chunk_length=5)
+    collector.collect(algorithm)
+    before = [policy.theta.clone() for policy in algorithm.policies]
+    metrics = algorithm.update(rollout, 0.0)
+    assert metrics["agent_kl"] > 0
+    assert not torch.equal(before[0], algorithm.policies[0].theta)
