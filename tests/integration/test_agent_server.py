@@ -185,6 +185,10 @@ BAD_TENSORS: dict[str, tuple[dict[str, agent_pb2.Tensor], str]] = {
     "empty": ({"observation": agent_pb2.Tensor()}, "observation.data_type: got 0"),
     "unknown type": ({"observation": agent_pb2.Tensor(data_type=99, shape=[6])}, "observation.data_type: got 99"),
     "short": ({"observation": agent_pb2.Tensor(data_type=FLOAT32, shape=[6], data=b"123")}, "got 3 bytes"),
+    "a byte too many": (
+        {"observation": agent_pb2.Tensor(data_type=FLOAT32, shape=[6], data=bytes(25))},
+        "got 25 bytes",
+    ),
     "negative": ({"observation": agent_pb2.Tensor(data_type=FLOAT32, shape=[-6], data=b"")}, "sizes of at least 0"),
     "overflow": ({"observation": agent_pb2.Tensor(data_type=FLOAT32, shape=[2**62, 4], data=b"")}, "got 0 bytes"),
     "all-false mask": ({"action_mask": to_tensor(np.zeros(5, np.bool_))}, "no legal action"),
