@@ -88,8 +88,8 @@ def test_estimate_of_a_real_rollout_equals_a_loop_over_episodes(environment: str
     estimate = algorithm.estimate(rollout)
     gamma, decay = algorithm.settings.gamma, algorithm.settings.gae_lambda
     assert rollout.ended.any()
-    finals = iter(algorithm.critic.values(algorithm.state_normaliser(rollout.final_states)).tolist())
-    values = algorithm.critic.values(algorithm.state_normaliser(rollout.states)).tolist()
+    finals = iter(algorithm.critics["critic"].values(algorithm.state_normaliser(rollout.final_states)).tolist())
+    values = algorithm.critics["critic"].values(algorithm.state_normaliser(rollout.states)).tolist()
     following = [[0.0] * 3 for _ in range(12)]
     for t in range(12):
         for b in range(3):

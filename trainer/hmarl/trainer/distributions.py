@@ -51,6 +51,10 @@ class Distribution(Protocol):
         """The distributions at some rows [m] of the first dimension."""
         ...
 
+    def score(self, action: Tensor) -> Tensor:
+        """[..., A] gradient of ``log_prob`` with respect to the logits, or to the mean."""
+        ...
+
 
 def gumbel_from_uniform(noise: Tensor) -> Tensor:
     """Standard Gumbel variates from uniform ones in (0, 1); 0 stays 0 (no noise)."""
@@ -99,6 +103,10 @@ class Categorical:
         """At ``rows`` [m] int64."""
         return Categorical(self.logits[rows])
 
+    def score(self, action: Tensor) -> Tensor:
+        """The chosen action's indicator less the probabilities."""
+        return torch.zeros_like(self.logits).scatter(-1, action.unsqueeze(-1), 1.0) - self.log_probs.exp()
+
 
 class MultiCategorical:
     """Independent choices, one per branch; logits, masks and noise are the branches', concatenated."""
@@ -136,6 +144,10 @@ class MultiCategorical:
         """At ``rows`` [m] int64."""
         return MultiCategorical(self.logits[rows], self.branches)
 
+    def score(self, action: Tensor) -> Tensor:
+        """The branches', concatenated."""
+        return torch.cat([part.score(action[..., d]) for d, part in enumerate(self.parts)], dim=-1)
+
 
 class DiagonalGaussian:
     """Independent normal components: ``mean`` [..., D], ``log_std`` broadcastable to it."""
@@ -171,6 +183,10 @@ class DiagonalGaussian:
     def take(self, rows: Tensor) -> DiagonalGaussian:
         """At ``rows`` [m] int64."""
         return DiagonalGaussian(self.mean[rows], self.log_std[rows])
+
+    def score(self, action: Tensor) -> Tensor:
+        """(a − μ) / σ²."""
+        return (action - self.mean) * (-2 * self.log_std).exp()
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,12 @@ class GradientAgents(HeterogeneousAgents):
 
     def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """Minibatch Adam on the agent's loss."""
-        group, member = self.position[agent]
+        return self.descend(*self.position[agent], samples, advantages, schedule)
+
+    def descend(
+        self, group: int, member: int, samples: AgentSamples, advantages: Tensor, schedule: float
+    ) -> dict[str, float]:
+        """Minibatch Adam on the loss of one member of a group, or of all of it where they share parameters."""
         policy, settings = self.policies[group], self.settings
         optimiser = self.optimisers[group][0 if policy.shared else member]
         norms = []

@@ -153,13 +153,18 @@ class HeterogeneousAgents:
             for group in spec.groups
         ]
         self.state_normaliser = RunningNormaliser((spec.state_size,), device, normalise)
-        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.critics = self.create_critics()
+        self.progress = 0.0
         self.position = {
             agent: (g, member) for g, group in enumerate(spec.groups) for member, agent in enumerate(group.agents)
         }
         self._perturbations: list[Tensor] = []
         self._memories: list[Tensor] = []  # per group [N_group, B, H]
         self._chunk_length = 1
+
+    def create_critics(self) -> dict[str, Critic]:
+        """Fresh critics by name: one centralised V(s)."""
+        return {"critic": Critic(self.spec.state_size, self.settings, self.generator, self.device)}
 
     @property
     def context_size(self) -> int:
@@ -252,6 +257,7 @@ class HeterogeneousAgents:
             rollout: full.
             progress: share of the training done, in [0, 1), for schedules.
         """
+        self.progress = progress
         schedule = 1.0 - progress if self.settings.learning_rate_decay == "linear" else 1.0
         estimate = self.estimate(rollout)
         metrics = self.update_conductor(rollout, estimate, schedule)
@@ -292,9 +298,10 @@ class HeterogeneousAgents:
     @torch.no_grad()
     def estimate(self, rollout: Rollout) -> Estimate:
         """Values, joint advantages by GAE and λ-returns of a rollout."""
+        critic = self.critics["critic"]
         states = self.state_normaliser(rollout.states)
-        values = self.critic.values(states)
-        final_values = self.critic.values(self.state_normaliser(rollout.final_states))
+        values = critic.values(states)
+        final_values = critic.values(self.state_normaliser(rollout.final_states))
         next_values = rollout.next_values(values, final_values)
         advantages = generalised_advantages(
             rollout.team_rewards, values[:-1], next_values, rollout.ended, self.settings.gamma, self.settings.gae_lambda
@@ -319,33 +326,34 @@ class HeterogeneousAgents:
 
     @torch.no_grad()
     def samples(self, rollout: Rollout, features: list[Tensor], agent: int) -> AgentSamples:
-        """One agent's part of the rollout; ``features``: normalised observations per group [T, B, N_group, D]."""
+        """One agent's part of the rollout, M = T·B; ``features`` as ``self.features`` returns them."""
         group, member = self.position[agent]
-        policy = self.policies[group]
-        context = self.context(rollout)
-        inputs = policy.inputs(features[group], context)[:, :, member].flatten(0, 1).contiguous()
-        _, mask, actions, active = rollout.agent_fields(agent)
         surrogate_weight, kl_weight = self.instruction_weights(rollout, agent)
-        memory = self.memory(rollout, group)
-        if memory is not None:
-            memory = replace(memory, initial=memory.initial[member])
-        old = policy.distribution(policy.row(member), inputs, mask, memory)
-        return AgentSamples(
-            inputs, mask, memory, actions, None if rollout.all_active else active.float(),
-            surrogate_weight, kl_weight, old, old.log_prob(actions),
-        )  # fmt: skip
+        samples = self.samples_of(rollout, features, group, slice(member, member + 1))
+        return replace(samples, surrogate_weight=surrogate_weight, kl_weight=kl_weight)
 
-    def memory(self, rollout: Rollout, group: int) -> Memory | None:
-        """How a group's rows [T·B] follow one another in chunks, with ``initial`` [N_group, n·B, H]; None without
-        memory.
-        """
+    @torch.no_grad()
+    def samples_of(self, rollout: Rollout, features: list[Tensor], group: int, members: slice) -> AgentSamples:
+        """The rollout of some members of a group who use one row of parameters, M = T·B·members."""
+        policy = self.policies[group]
+        agents = list(self.spec.groups[group].agents[members])
+        mask, memory = rollout.action_masks[group], self.memory(rollout, group, members)
+        inputs = policy.inputs(features[group], self.context(rollout))[:, :, members].flatten(0, 2).contiguous()
+        mask = None if mask is None else mask[:, :, members].flatten(0, 2)
+        actions = rollout.actions[group][:, :, members].flatten(0, 2)
+        active = None if rollout.all_active else rollout.active[:, :, agents].flatten().float()
+        old = policy.distribution(policy.row(members.start), inputs, mask, memory)
+        return AgentSamples(inputs, mask, memory, actions, active, None, None, old, old.log_prob(actions))
+
+    def memory(self, rollout: Rollout, group: int, members: slice) -> Memory | None:
+        """How the rows [T·B·members] of some members of a group follow one another; None without memory."""
         if not self.settings.recurrent:
             return None
-        initial = torch.stack([memories[group] for memories in rollout.memories], dim=1).flatten(1, 2)
+        initial = torch.stack([memories[group][members] for memories in rollout.memories])  # [n, members, B, H]
         begins = torch.zeros_like(rollout.terminated)
         begins[1:] = rollout.ended[:-1]
         kept = (~begins).float().view(len(rollout.memories), self._chunk_length, rollout.batch_size, 1)
-        return Memory(initial, kept)
+        return Memory(initial.transpose(1, 2).flatten(0, 2), kept.repeat_interleave(initial.shape[1], dim=2))
 
     def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """Improve one agent's policy in place; ``advantages`` [M] = F · Â."""
@@ -361,7 +369,7 @@ class HeterogeneousAgents:
 
     def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
         """Regress V on the λ-returns."""
-        return self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        return self.critics["critic"].fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
 
     def _update_normalisers(self, rollout: Rollout) -> None:
         for group, normaliser, observations in zip(
@@ -392,7 +400,7 @@ class HeterogeneousAgents:
 
     def components(self) -> StateDict:
         """What a checkpoint holds, by name: tensors, or objects with ``state_dict`` and ``load_state_dict``."""
-        parts: StateDict = {"critic": self.critic, "state_normaliser": self.state_normaliser}
+        parts: StateDict = {**self.critics, "state_normaliser": self.state_normaliser}
         for g, (policy, normaliser) in enumerate(zip(self.policies, self.observation_normalisers, strict=True)):
             parts[f"policies.{g}"] = policy.theta
             parts[f"observation_normalisers.{g}"] = normaliser

@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def generalised_advantages(
-    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, gamma: float, gae_lambda: float
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    ended: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    correction: Tensor | None = None,
 ) -> Tensor:
     """Generalised advantage estimation: Â_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V(s_{t+1}) − V(s_t).
 
@@ -19,14 +25,18 @@ def generalised_advantages(
         ended: [T, ...] bool, terminated or truncated: nothing flows back across these steps.
         gamma: discount per step.
         gae_lambda: λ.
+        correction: [T, ...] factor c_t on everything that earlier steps take from step t on (truncated importance
+            weights), or None.
 
     Returns:
         [T, ...] advantages; adding ``values`` gives the λ-returns.
 
-    Source: Schulman et al. 2018, Eq. 16.
+    Source: Schulman et al. 2018, Eq. 16; with ``correction`` Wang et al. 2023, Eq. 4, and Espeholt et al. 2018.
     """
     deltas = rewards + gamma * next_values - values
     decay = gamma * gae_lambda * (~ended).to(deltas.dtype)
+    if correction is not None:
+        decay[:-1] *= correction[1:]
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
     for t in range(deltas.shape[0] - 1, -1, -1):

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from hmarl.sdk.errors import UsageError, unknown_name
+from hmarl.trainer.algorithms.a2po import A2po
+from hmarl.trainer.algorithms.haa2c import Haa2c
+from hmarl.trainer.algorithms.hamdpo import Hamdpo
 from hmarl.trainer.algorithms.happo import Happo
 from hmarl.trainer.algorithms.hatrpo import Hatrpo
 from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.algorithms.ippo import Ippo
+from hmarl.trainer.algorithms.mappo import Mappo
 from hmarl.trainer.heterogeneous import HeterogeneousAgents
 
-ALGORITHMS: dict[str, type[HeterogeneousAgents]] = {"happo": Happo, "hatrpo": Hatrpo, "hcpo": Hcpo}
+ALGORITHMS: dict[str, type[HeterogeneousAgents]] = {
+    "a2po": A2po,
+    "haa2c": Haa2c,
+    "hamdpo": Hamdpo,
+    "happo": Happo,
+    "hatrpo": Hatrpo,
+    "hcpo": Hcpo,
+    "ippo": Ippo,
+    "mappo": Mappo,
+}
 
 
 def find_algorithm(name: str) -> type[HeterogeneousAgents]:

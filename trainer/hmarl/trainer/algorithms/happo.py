@@ -5,9 +5,12 @@ Source: Kuba et al. 2022, Algorithm 4; Zhong et al. 2024, section 4.4.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
+from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.gradient_steps import GradientAgents, GradientSettings, clipped_surrogate
 from hmarl.trainer.heterogeneous import AgentSamples
@@ -22,7 +25,7 @@ class HappoSettings(GradientSettings):
 class Happo(GradientAgents):
     """Each agent climbs its clipped surrogate for several epochs."""
 
-    settings_class = HappoSettings
+    settings_class: ClassVar[type[AlgorithmSettings]] = HappoSettings
     settings: HappoSettings
 
     def loss(self, new: Distribution, samples: AgentSamples, advantages: Tensor) -> Tensor:
