@@ -121,3 +121,10 @@ def test_own_hidden_sizes_take_precedence_even_when_there_are_none() -> None:
     generator = torch.Generator().manual_seed(0)
     assert GroupPolicy.create(1, 5, head, settings, generator).network.hidden_sizes == (6,)
     assert GroupPolicy.create(1, 5, head, settings, generator, hidden_sizes=()).network.hidden_sizes == ()
+
+
+def test_shared_parameters_of_a_single_agent_need_no_identity() -> None:
+    settings = AlgorithmSettings(hidden_sizes=(6,))
+    head = ActionHead(spaces.Discrete(3))
+    policy = GroupPolicy.create(1, 5, head, settings, torch.Generator().manual_seed(0), shared=True)
+    assert policy.inputs(torch.zeros(2, 1, 5)).shape[-1] == policy.network.input_size == 5

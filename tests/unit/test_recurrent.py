@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from training_runs import new_algorithm
 
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.networks import Memory, Mlp, RecurrentNetwork
+from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 NETWORK = RecurrentNetwork(3, (5,), 2, "tanh", memory=4)

@@ -55,6 +55,7 @@ class GroupPolicy:
             hidden_sizes: instead of the settings' own.
             recurrent: with a memory of the settings' size.
         """
+        shared = shared and members > 1  # nobody to be told apart from
         structure: dict[str, Any] = {
             "input_size": input_size + (members if shared else 0),
             "hidden_sizes": settings.hidden_sizes if hidden_sizes is None else hidden_sizes,
