@@ -9,6 +9,7 @@ pytest.importorskip("mujoco")
 
 from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make, tasks
+from hmarl.sdk.environments._mamujoco_robots import ROBOTS
 from hmarl.sdk.environments.mamujoco import MamujocoEnvironment
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.team import sample_actions
@@ -97,6 +98,32 @@ def test_reward_is_speed_less_control_cost_as_worked_out_by_hand() -> None:
     result = environment.step((np.array([[[1.0, 0.5, 0.0], [-1.0, 0.0, 0.5]]], np.float32),))
     speed = (environment.get_state()["forward_positions"][0] - before) / 0.05
     np.testing.assert_allclose(result.rewards, speed - 0.1 * (1 + 0.25 + 1 + 0.25), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("robot", "entry", "inside", "outside"),
+    [
+        ("Walker2d", 1, [0.81, 1.99], [0.8, 2.0, np.nan]),
+        ("Walker2d", 2, [-0.99, 0.99], [-1.0, 1.0, np.nan]),
+        ("Walker2d", 9, [1e3], []),
+        ("Hopper", 1, [0.71, 50.0], [0.7, np.nan]),
+        ("Hopper", 2, [-0.19, 0.19], [-0.2, 0.2]),
+        ("Hopper", 3, [-99.0, 99.0], [-100.0, 100.0]),
+        ("Hopper", 6, [-99.0, 99.0], [-100.0, 100.0]),
+        ("Ant", 2, [0.2, 1.0], [0.19, 1.01, np.nan]),
+        ("Ant", 7, [1e3], [np.inf]),
+        ("Ant", 15, [1e3], [np.nan]),
+    ],
+)
+def test_a_robot_is_up_within_gymnasiums_bounds(
+    robot: str, entry: int, inside: list[float], outside: list[float]
+) -> None:
+    healthy, model = ROBOTS[robot].healthy, ROBOTS[robot].load()
+    assert healthy is not None
+    numbers = np.tile(np.concatenate([model.qpos0, np.zeros(model.nv)]), (len(inside + outside), 1))
+    numbers[:, entry] = inside + outside
+    up = healthy(numbers[:, : model.nq], numbers[:, model.nq :])
+    assert up.tolist() == [True] * len(inside) + [False] * len(outside)
 
 
 def test_a_fallen_robot_ends_its_episode_alone_and_keeps_its_final_observation() -> None:
