@@ -49,7 +49,7 @@ class Physics:
         self.positions: Floats = self._batch.bind("qpos")
         self.velocities: Floats = self._batch.bind("qvel")
         self._controls: Floats = self._batch.bind("ctrl")
-        self._torso_x: Floats = self._batch.bind("xpos")[:, _TORSO, 0]
+        self._forward: Floats = self._batch.bind("xpos")[:, _TORSO, 0] if feels_contacts else self.positions[:, 0]
         self.forward_positions: Floats = np.zeros(batch_size)
         self.contact_forces: Floats = np.zeros((batch_size, 6 * model.nbody if feels_contacts else 0))
 
@@ -64,7 +64,7 @@ class Physics:
             self._batch.step(nstep=self._frame_skip)
         except SimulationError as error:
             raise EnvironmentFault(str(error)) from error
-        self._measure()
+        self.forward_positions[...] = self._forward
         if self._feels_contacts:
             self._feel_contacts()
 
@@ -74,7 +74,7 @@ class Physics:
         self.positions[rows] = positions
         self.velocities[rows] = velocities
         self._batch.forward(rows)
-        self._measure()
+        self.forward_positions[...] = self._forward
         self.contact_forces[rows] = 0.0
 
     def posed(self, index: int) -> mujoco.MjData:
@@ -82,9 +82,6 @@ class Physics:
         data = self._batch.get_data(index, self._scratch)
         mujoco.mj_kinematics(self.model, data)
         return data
-
-    def _measure(self) -> None:
-        self.forward_positions[...] = self._torso_x if self._feels_contacts else self.positions[:, 0]
 
     def _feel_contacts(self) -> None:
         """The force and torque on each body, as Gymnasium has MuJoCo compute them after the last substep."""
