@@ -35,8 +35,16 @@ def short_run(algorithm: str, environment: str, folder: Path, **settings: object
     return run.directory
 
 
-@pytest.mark.parametrize("environment", list(ENVIRONMENTS))
-@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+# Most algorithms deploy the same module: all of them on one kind of space, two on all kinds; the slow suite has the rest.
+FAST = {(algorithm, "discrete") for algorithm in ALGORITHMS} | {(a, e) for a in ("happo", "hcpo") for e in ENVIRONMENTS}
+PAIRS = [
+    pytest.param(algorithm, environment, marks=() if (algorithm, environment) in FAST else pytest.mark.slow)
+    for algorithm in ALGORITHMS
+    for environment in ENVIRONMENTS
+]
+
+
+@pytest.mark.parametrize(("algorithm", "environment"), PAIRS)
 def test_the_runtime_computes_what_torch_computes(algorithm: str, environment: str, tmp_path: Path) -> None:
     run = short_run(algorithm, environment, tmp_path)
     bundle = export.export_run(run, tmp_path / "bundle")
@@ -67,6 +75,33 @@ def test_an_instruction_interval_is_kept_in_the_graphs_state(tmp_path: Path) -> 
     windows = np.array(instructions).reshape(10, 3)
     assert (windows == windows[:, :1]).all(), "an instruction changed within its interval"
     assert len(set(windows[:, 0])) > 1, "the instruction never changes"
+
+
+@pytest.mark.parametrize("algorithm", ["happo", "hcpo"])
+def test_a_recurrent_policy_remembers_in_the_graphs_state(algorithm: str, tmp_path: Path) -> None:
+    """Served step by step it acts as the trainer's own network does over the whole sequence; a new episode forgets."""
+    run = short_run(algorithm, "discrete", tmp_path, recurrent=True, memory_size=6)
+    bundle = export.export_run(run, tmp_path / "bundle")
+    assert [state.input for state in bundle.manifest.agents[0].states] == ["memory"]
+    module = export.load_run(run).algorithm.deployable(0)
+    session = Policy(bundle, "agent_0").session()
+    seen = np.random.default_rng(0).normal(size=(12, 18)).astype(np.float32)
+    for _ in range(2):
+        session.reset(3)
+        memory = torch.zeros(1, 6)
+        for observation in seen:
+            inputs = {
+                name: torch.zeros(1, *shape) for name, shape in (("instruction_noise", [10]), ("action_noise", [5]))
+            }
+            inputs |= {"observation": torch.from_numpy(observation[None]), "memory": memory}
+            with torch.no_grad():
+                outputs = dict(
+                    zip(module.output_names, module(*(inputs[name] for name in module.input_names)), strict=True)
+                )
+            memory = outputs["next_memory"]
+            got = session.act(observation)
+            np.testing.assert_allclose(got.diagnostics["action_logits"], outputs["action_logits"][0], atol=1e-5)
+        assert memory.abs().max() > 0
 
 
 def test_shared_parameters_and_layer_norm_export(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hatrpo-mpe": ("hatrpo", "mpe/simple_spread", {}, {"continuous_actions": True}),
     "happo-mpe": ("happo", "mpe/simple_reference", {"minibatches": 2, "learning_rate_decay": "linear"}, {}),
     "hatrpo-coordsum": ("hatrpo", "coordsum/3x10-30", {"share_parameters": True}, {}),
+    "hcpo-recurrent": ("hcpo", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3}, {}),
+    "a2po-mpe": ("a2po", "mpe/simple_spread", {}, {}),
+    "hamdpo-mpe": ("hamdpo", "mpe/simple_spread", {"recurrent": True}, {"continuous_actions": True}),
+    "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),
+    "mappo-coordsum": ("mappo", "coordsum/3x10-30", {}, {}),
     "happo-leaving": ("happo", "toy_environments:leaving", {}, {}),
     # Its state cannot be saved: the environments restart at every checkpoint, in the unbroken run too.
     "hcpo-pettingzoo": ("hcpo", "pettingzoo/mpe2.simple_spread_v3:parallel_env", HELD, {"workers": 0}),
