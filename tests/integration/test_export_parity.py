@@ -35,7 +35,7 @@ def short_run(algorithm: str, environment: str, folder: Path, **settings: object
     return run.directory
 
 
-# Most algorithms deploy the same module: all of them on one kind of space, two on all kinds; the slow suite has the rest.
+# Most algorithms deploy the same module: all on one kind of space, two on all kinds; the slow suite has the rest.
 FAST = {(algorithm, "discrete") for algorithm in ALGORITHMS} | {(a, e) for a in ("happo", "hcpo") for e in ENVIRONMENTS}
 PAIRS = [
     pytest.param(algorithm, environment, marks=() if (algorithm, environment) in FAST else pytest.mark.slow)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from hmarl.runtime.bundle import (
     Bundle,
@@ -213,7 +214,7 @@ def test_sampled_numbers_depend_on_seed_agent_step_and_input_only(policy: Policy
         noise_for(action_noise, "agent_0", seeds[:1], 6),
         noise_for(action_noise, "agent_1", seeds[:1], 5),
         noise_for(action_noise, "agent_0", seeds[:1], 5, stream="common"),
-        noise_for(action_noise.model_copy(update={"name": "other"}), "agent_0", seeds[:1], 5),
+        noise_for(replace(action_noise, name="other"), "agent_0", seeds[:1], 5),
     ]
     assert len({array.tobytes() for array in private}) == len(private)
     common = [noise_for(instruction_noise, agent, seeds, 5) for agent in ("agent_0", "agent_1")]
@@ -236,7 +237,7 @@ def test_uniform_numbers_lie_strictly_inside_and_normal_ones_are_normal() -> Non
     assert 0.0 < drawn.min() < 1e-3
     assert 1.0 - 1e-3 < drawn.max() < 1.0
     assert abs(drawn.mean() - 0.5) < 0.005
-    normal = noise_for(uniform.model_copy(update={"distribution": "normal"}), "a", np.array([0]), 0)[0]
+    normal = noise_for(replace(uniform, distribution="normal"), "a", np.array([0]), 0)[0]
     assert abs(normal.mean()) < 0.02
     assert abs(normal.std() - 1.0) < 0.02
     assert np.isfinite(normal).all()

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import ValidationError
-
 from hmarl.runtime._files import replace_directory, replace_file, zip_bytes
 from hmarl.runtime.errors import (
     BundleError,
@@ -44,6 +42,10 @@ from hmarl.runtime.manifest import (
     ParityModel,
     StateModel,
     TensorModel,
+    from_json,
+    from_plain,
+    to_json,
+    to_plain,
 )
 
 __all__ = [
@@ -71,8 +73,11 @@ __all__ = [
     "TensorModel",
     "UnknownSessionError",
     "UsageError",
+    "from_json",
     "load_bundle",
     "replace_file",
+    "to_json",
+    "to_plain",
     "unknown_name",
     "write_bundle",
 ]
@@ -243,17 +248,9 @@ def _read_manifest(source: _Source, path: Path) -> tuple[Manifest, str]:
 
 def _parse_manifest(path: Path, content: bytes | Mapping[str, Any]) -> Manifest:
     try:
-        if isinstance(content, bytes):
-            manifest = Manifest.model_validate_json(content)
-        else:
-            manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()
-        )
-        raise BundleError(
-            f"bundle {path}: {MANIFEST} does not fit schema version {SCHEMA_VERSION}: {details}"
-        ) from error
+        manifest = from_json(Manifest, content) if isinstance(content, bytes) else from_plain(Manifest, content)
+    except ValueError as error:
+        raise BundleError(f"bundle {path}: {MANIFEST} does not fit schema version {SCHEMA_VERSION}: {error}") from error
     for name in manifest.files:
         _check_name(path, name)
         if name in (MANIFEST, MANIFEST_HASH):
@@ -300,9 +297,9 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
         UsageError: something that is not a bundle is in the way.
     """
     path = Path(path)
-    fields = manifest.model_dump(mode="json") if isinstance(manifest, Manifest) else dict(manifest)
+    fields = to_plain(manifest) if isinstance(manifest, Manifest) else dict(manifest)
     fields["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
-    document = json.loads(_parse_manifest(path, fields).model_dump_json())  # NaN and infinity become null
+    document = json.loads(to_json(_parse_manifest(path, fields)))  # NaN and infinity become null
     content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
     _parse_manifest(path, content)  # a number that must not be null is found here, before anything is replaced
     everything = {**files, MANIFEST: content, MANIFEST_HASH: _hash_line(hashlib.sha256(content).hexdigest())}

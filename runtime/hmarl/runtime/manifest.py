@@ -18,44 +18,42 @@ or mean): zero is outside of the uniform's interval and is the normal's mean, so
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import msgspec
 
 SCHEMA_VERSION = 1
 DataType = Literal["float32", "int64", "bool"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Checked when read; unknown fields are refused."""
 
 
-class DiscreteSpace(_Strict):
+class DiscreteSpace(_Strict, frozen=True, kw_only=True, tag_field="type", tag="discrete"):
     """Actions 0 … n-1."""
 
-    type: Literal["discrete"] = "discrete"
-    n: int = Field(ge=1)
+    n: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class MultiDiscreteSpace(_Strict):
+class MultiDiscreteSpace(_Strict, frozen=True, kw_only=True, tag_field="type", tag="multi_discrete"):
     """One choice per branch; branch d has n[d] choices."""
 
-    type: Literal["multi_discrete"] = "multi_discrete"
-    n: list[int] = Field(min_length=1)
+    n: Annotated[list[int], msgspec.Meta(min_length=1)]
 
 
-class BoxSpace(_Strict):
+class BoxSpace(_Strict, frozen=True, kw_only=True, tag_field="type", tag="box"):
     """Continuous actions, already scaled to the environment's own units, within [low, high]."""
 
-    type: Literal["box"] = "box"
     low: list[float]
     high: list[float]
 
 
-ActionSpaceModel = Annotated[DiscreteSpace | MultiDiscreteSpace | BoxSpace, Field(discriminator="type")]
+ActionSpaceModel = DiscreteSpace | MultiDiscreteSpace | BoxSpace
 
 
-class TensorModel(_Strict):
+class TensorModel(_Strict, frozen=True, kw_only=True):
     """One tensor of a graph. ``shape`` leaves the leading batch dimension out."""
 
     name: str
@@ -64,7 +62,7 @@ class TensorModel(_Strict):
     meaning: str
 
 
-class StateModel(_Strict):
+class StateModel(_Strict, frozen=True, kw_only=True):
     """One recurrent state: fed in as ``input``, read back from ``output``, set to ``reset`` when an episode starts."""
 
     input: str
@@ -75,7 +73,7 @@ class StateModel(_Strict):
     meaning: str
 
 
-class NoiseModel(_Strict):
+class NoiseModel(_Strict, frozen=True, kw_only=True):
     """One noise input.
 
     ``stream`` says which random numbers fill it: ``private`` numbers are the agent's own; ``common`` numbers are equal
@@ -90,7 +88,7 @@ class NoiseModel(_Strict):
     purpose: Literal["action", "instruction"]
 
 
-class AgentModel(_Strict):
+class AgentModel(_Strict, frozen=True, kw_only=True):
     """One agent's graph and its tensors."""
 
     id: str
@@ -106,7 +104,7 @@ class AgentModel(_Strict):
     diagnostics: list[TensorModel] = []
 
 
-class EnvironmentModel(_Strict):
+class EnvironmentModel(_Strict, frozen=True, kw_only=True):
     """The environment that the policies were trained in; its arguments are the defaults of ``hmarl-eval``."""
 
     name: str
@@ -116,7 +114,7 @@ class EnvironmentModel(_Strict):
     control_period_s: float | None = None
 
 
-class ParityModel(_Strict):
+class ParityModel(_Strict, frozen=True, kw_only=True):
     """How far ONNX Runtime was from torch when the bundle was written, per execution provider."""
 
     provider: str
@@ -128,7 +126,7 @@ class ParityModel(_Strict):
     batch_sizes: list[int]
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, frozen=True, kw_only=True):
     """The whole manifest.json."""
 
     schema_version: int
@@ -137,7 +135,7 @@ class Manifest(_Strict):
     algorithm: str
     deterministic_by_default: bool = True
     environment: EnvironmentModel
-    agents: list[AgentModel] = Field(min_length=1)
+    agents: Annotated[list[AgentModel], msgspec.Meta(min_length=1)]
     normalisation: str
     opset: int
     parity: list[ParityModel]
@@ -146,8 +144,7 @@ class Manifest(_Strict):
     evaluation: dict[str, Any] = {}
     files: dict[str, str]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
+    def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version: got {self.schema_version}, this hmarl reads version {SCHEMA_VERSION}")
         ids = [agent.id for agent in self.agents]
@@ -156,4 +153,48 @@ class Manifest(_Strict):
         for agent in self.agents:
             if agent.file not in self.files:
                 raise ValueError(f"agents.{agent.id}.file: '{agent.file}' is not listed in files")
-        return self
+
+
+M = TypeVar("M", bound=_Strict)
+
+
+def to_json(model: _Strict) -> str:
+    """A model as JSON; NaN and infinity become null."""
+    return msgspec.json.encode(model).decode()
+
+
+def to_plain(model: _Strict) -> dict[str, Any]:
+    """A model as dictionaries, lists and numbers."""
+    plain: dict[str, Any] = msgspec.to_builtins(model)
+    return plain
+
+
+def from_json(model: type[M], content: str | bytes) -> M:
+    """Read and check a model.
+
+    Raises:
+        ValueError: not JSON, or not this model; the message names the field, what was got and what was expected.
+    """
+    try:
+        return msgspec.json.decode(content, type=model)
+    except msgspec.DecodeError as error:  # also what does not fit the model
+        raise ValueError(_problem(error)) from error
+
+
+def from_plain(model: type[M], fields: Mapping[str, Any]) -> M:
+    """The same from dictionaries, lists and numbers.
+
+    Raises:
+        ValueError: as ``from_json``.
+    """
+    try:
+        return msgspec.convert(fields, model)
+    except msgspec.ValidationError as error:
+        raise ValueError(_problem(error)) from error
+
+
+def _problem(error: Exception) -> str:
+    """``field: what is wrong``, from msgspec's ``what is wrong - at `$.field` ``."""
+    what, _, where = str(error).partition(" - at `$")
+    field = where.rstrip("`").replace("[...]", "").replace("[", ".").replace("]", "").strip(".")
+    return f"{field}: {what}" if field else what

@@ -38,6 +38,7 @@ from hmarl.runtime.errors import (
     UnknownSessionError,
     UsageError,
 )
+from hmarl.runtime.manifest import to_json
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.session import Action, InstructionChoice, Policy
 from hmarl.runtime.wire import to_array, write_tensor
@@ -226,14 +227,14 @@ def agent_info(policy: Policy) -> agent_pb2.GetAgentInfoResponse:
     manifest = policy.bundle.manifest
     return agent_pb2.GetAgentInfoResponse(
         agent_id=policy.agent.id,
-        agent_manifest_json=policy.agent.model_dump_json(),
+        agent_manifest_json=to_json(policy.agent),
         bundle_name=manifest.name,
         bundle_sha256=policy.bundle.sha256,
         algorithm=manifest.algorithm,
         execution_provider=policy.execution_provider,
         hmarl_version=_version(),
         control_period_seconds=manifest.environment.control_period_s or 0.0,
-        environment_json=manifest.environment.model_dump_json(),
+        environment_json=to_json(manifest.environment),
     )
 
 

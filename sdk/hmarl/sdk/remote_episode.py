@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2
-from hmarl.runtime.bundle import AgentModel, ObservationError
+from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec
 from hmarl.sdk.errors import UsageError
@@ -302,7 +302,7 @@ def described_agent(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentS
         AgentError: the description is not one that this version understands.
     """
     try:
-        return agent_spec(AgentModel.model_validate_json(info.agent_manifest_json))
+        return agent_spec(from_json(AgentModel, info.agent_manifest_json))
     except ValueError as error:
         raise AgentError(
             f"{source}: agent '{info.agent_id}' (hmarl {info.hmarl_version}) describes itself in an unknown form: "

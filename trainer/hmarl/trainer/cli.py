@@ -163,6 +163,7 @@ def export(
     """
     _need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR)
+    from hmarl.runtime.bundle import to_plain
     from hmarl.trainer.export import export_run
 
     target = out or run / "bundle"
@@ -179,7 +180,7 @@ def export(
         soft_wrap=True,
     )
     if as_json:
-        print_json({"bundle": str(target), "sha256": bundle.sha256, "parity": parity.model_dump()})
+        print_json({"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)})
 
 
 def algorithms(

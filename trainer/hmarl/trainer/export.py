@@ -19,7 +19,16 @@ import torch
 from gymnasium.spaces import MultiDiscrete
 from torch import Tensor
 
-from hmarl.runtime.bundle import SCHEMA_VERSION, Bundle, BundleError, EnvironmentModel, ParityModel, write_bundle
+from hmarl.runtime.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    BundleError,
+    EnvironmentModel,
+    ParityModel,
+    to_json,
+    to_plain,
+    write_bundle,
+)
 from hmarl.runtime.session import Policy, compare_outputs
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import as_numpy, episode_seeds
@@ -141,7 +150,7 @@ def onnx_bytes(module: DeployablePolicy) -> bytes:
     metadata = {
         "hmarl_version": version("hmarl"),
         "agent": module.agent.id,
-        "manifest": module.describe("").model_dump_json(),
+        "manifest": to_json(module.describe("")),
     }
     onnx.helper.set_model_props(model, metadata)
     for node in model.graph.node:
@@ -310,13 +319,13 @@ def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity
         "created_by": f"hmarl {version('hmarl')}",
         "algorithm": config.algorithm,
         "deterministic_by_default": loaded.algorithm.settings.deterministic_evaluation,
-        "environment": environment.model_dump(mode="json"),
-        "agents": [module.describe(f"agents/{module.agent.id}.onnx").model_dump(mode="json") for module in modules],
+        "environment": to_plain(environment),
+        "agents": [to_plain(module.describe(f"agents/{module.agent.id}.onnx")) for module in modules],
         "normalisation": "(observation - shift) * scale, clipped to ±10, inside the graph"
         if loaded.algorithm.settings.normalise_observations
         else "none",
         "opset": OPSET,
-        "parity": [_parity_row(parity).model_dump(mode="json")],
+        "parity": [to_plain(_parity_row(parity))],
         "parity_tolerance": TOLERANCES,
         "training": {
             "config": config.model_dump(mode="json"),
