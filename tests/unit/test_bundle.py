@@ -203,3 +203,11 @@ def test_the_hash_file_is_what_sha256sum_reads(toy_bundle: Bundle) -> None:
     assert line == f"{toy_bundle.sha256}  manifest.json\n"
     assert json.loads((toy_bundle.path / "manifest.json").read_text())["name"] == "toy"
     assert os.stat(toy_bundle.path / "manifest.json").st_mode & 0o111 == 0
+
+
+def test_a_zip_that_unpacks_to_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(tmp_path / "b.zip", small_manifest(), {"agents/a.onnx": bytes(100_000)})
+    assert bundle.path.stat().st_size < 50_000
+    monkeypatch.setattr("hmarl.runtime.bundle._ZIP_LIMIT_BYTES", 50_000)
+    with pytest.raises(BundleError, match=r"unpacks to 10\d,\d{3} bytes, expected at most 50,000"):
+        load_bundle(bundle.path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from msgspec.structs import replace
 
@@ -352,6 +353,18 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, c
     agent = toy_agent("a", observation_size=6, action="discrete", sizes=(8,), plain=False)
     bundle = write_bundle(tmp_path / "b", toy_manifest([{**agent, **change}]), {"agents/a.onnx": toy_graph()})
     with pytest.raises(BundleError, match=message):
+        Policy(bundle, "a")
+
+
+def test_a_graph_with_weights_outside_of_the_bundle_is_refused(tmp_path: Path) -> None:
+    model = onnx.load_from_string(toy_graph())
+    assert model.graph.initializer
+    for tensor in model.graph.initializer:
+        onnx.external_data_helper.set_external_data(tensor, location="../weights.bin")
+        tensor.ClearField("raw_data")
+    agent = toy_agent("a", observation_size=4, action="discrete", sizes=(3,), plain=False)
+    bundle = write_bundle(tmp_path / "b", toy_manifest([agent]), {"agents/a.onnx": model.SerializeToString()})
+    with pytest.raises(BundleError, match=r"agents/a\.onnx: the graph keeps weights in another file"):
         Policy(bundle, "a")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -51,6 +52,11 @@ def graph_outputs(agent: AgentModel) -> list[TensorModel]:
     return [agent.action, *states, *agent.diagnostics]
 
 
+# How ONNX says where external weights lie: a string entry with the key "location", whose length takes one byte or,
+# padded, more.
+_EXTERNAL_LOCATION = re.compile(rb"\n(?:\x08|\x88\x80*\x00)location")
+
+
 def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceSession:
     """Open a graph with one thread that does not spin, and check its tensors against the manifest.
 
@@ -64,6 +70,11 @@ def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceS
         BundleError: the graph cannot be opened or is not what the manifest says.
     """
     name, device = parse_provider(provider)
+    if _EXTERNAL_LOCATION.search(model):
+        raise BundleError(
+            f"{agent.file}: the graph keeps weights in another file, which no hash covers; export it with its weights "
+            "inside (external_data=False)"
+        )
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -85,6 +85,8 @@ __all__ = [
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 _REPAIR = "copy or export the bundle again"
+# Policies take megabytes; a zip that claims more would only fill the memory.
+_ZIP_LIMIT_BYTES = 2**30
 
 
 class Bundle:
@@ -180,6 +182,7 @@ class _ZipSource(_Source):
                 f"bundle {path}: got a file that is not a readable zip ({error}), expected a bundle directory or zip; "
                 f"{_REPAIR}"
             ) from error
+        self._check_size()
 
     def __exit__(self, *_: object) -> None:
         self._zip.close()
@@ -191,6 +194,14 @@ class _ZipSource(_Source):
             if found.count(name) > 1:
                 raise BundleError(f"bundle {self._path}: '{name}' is in the zip more than once; {_REPAIR}")
         return found
+
+    def _check_size(self) -> None:
+        unpacked = sum(entry.file_size for entry in self._zip.infolist())
+        if unpacked > _ZIP_LIMIT_BYTES:
+            raise BundleError(
+                f"bundle {self._path}: the zip unpacks to {unpacked:,} bytes, expected at most {_ZIP_LIMIT_BYTES:,}; "
+                "unpack it into a directory if you trust it"
+            )
 
     def read(self, name: str) -> bytes:
         try:
