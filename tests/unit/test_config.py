@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.algorithms.hcpo import HcpoSettings
-from hmarl.trainer.config import AlgorithmSettings, RunSettings, Settings, validate
+from hmarl.trainer.config import ActorCriticSettings, RunSettings, Settings, validate
 from hmarl.trainer.presets import PRESETS, find_preset
 from hmarl.trainer.training import RunConfig, make_config
 
@@ -24,16 +24,16 @@ def test_an_unknown_key_is_refused_with_a_suggestion(key: str, suggestion: str) 
 
 
 OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
-    (AlgorithmSettings, "gamma", 1.5, "less than or equal to 1"),
-    (AlgorithmSettings, "gamma", -0.1, "greater than or equal to 0"),
-    (AlgorithmSettings, "gamma", "high", "valid number"),
-    (AlgorithmSettings, "gamma", float("nan"), "finite number"),
-    (AlgorithmSettings, "critic_learning_rate", float("inf"), "finite number"),
-    (AlgorithmSettings, "critic_learning_rate", 0, "greater than 0"),
-    (AlgorithmSettings, "activation", "sigmoid", "'relu', 'tanh', 'elu' or 'silu'"),
-    (AlgorithmSettings, "critic_loss", "l1", "'mse' or 'huber'"),
-    (AlgorithmSettings, "hidden_sizes", 64, "valid tuple"),
-    (AlgorithmSettings, "normalise_values", "perhaps", "valid boolean"),
+    (ActorCriticSettings, "gamma", 1.5, "less than or equal to 1"),
+    (ActorCriticSettings, "gamma", -0.1, "greater than or equal to 0"),
+    (ActorCriticSettings, "gamma", "high", "valid number"),
+    (ActorCriticSettings, "gamma", float("nan"), "finite number"),
+    (ActorCriticSettings, "critic_learning_rate", float("inf"), "finite number"),
+    (ActorCriticSettings, "critic_learning_rate", 0, "greater than 0"),
+    (ActorCriticSettings, "activation", "sigmoid", "'relu', 'tanh', 'elu' or 'silu'"),
+    (ActorCriticSettings, "critic_loss", "l1", "'mse' or 'huber'"),
+    (ActorCriticSettings, "hidden_sizes", 64, "valid tuple"),
+    (ActorCriticSettings, "normalise_values", "perhaps", "valid boolean"),
     (HcpoSettings, "instructions", 0, "greater than or equal to 1"),
     (HcpoSettings, "instruction_interval", 0, "greater than or equal to 1"),
     (HcpoSettings, "instruction_weight", "none", "'ratio' or 'paper'"),
@@ -62,7 +62,7 @@ def test_a_value_out_of_range_names_key_got_and_expected(
 
 def test_a_hidden_layer_needs_a_unit() -> None:
     with pytest.raises(UsageError, match=r"algorithm\.hidden_sizes\.1: got 0, expected: .*greater than or equal to 1"):
-        validate(AlgorithmSettings, {"hidden_sizes": [64, 0]}, "algorithm")
+        validate(ActorCriticSettings, {"hidden_sizes": [64, 0]}, "algorithm")
 
 
 def test_settings_never_change_after_they_were_checked() -> None:

@@ -39,7 +39,6 @@ class AlgorithmSettings(Settings):
     """What all algorithms share (``--set algorithm.KEY=VALUE``)."""
 
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of the advantage estimate")
     hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of the policies")
     activation: Activation = Field("relu", description="activation of all networks")
     normalise_layers: bool = Field(False, description="layer normalisation of inputs and hidden layers")
@@ -53,19 +52,25 @@ class AlgorithmSettings(Settings):
         ge=1,
         description="steps through which gradients flow back; run.rollout_length (the default) or a divisor",
     )
+    max_gradient_norm: float = Field(10.0, gt=0, description="gradients are scaled down to this norm")
+    learning_rate_decay: Literal["none", "linear"] = Field("none", description="schedule of all Adam step sizes to 0")
+    normalise_observations: bool = Field(True, description="running mean and variance of every agent's observations")
+    normalise_values: bool = Field(True, description="running mean and variance of the value targets")
+    deterministic_evaluation: bool = Field(True, description="evaluate and deploy argmax or mean instead of samples")
+
+
+class ActorCriticSettings(AlgorithmSettings):
+    """What the algorithms with stochastic policies and a critic share."""
+
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of the advantage estimate")
     critic_hidden_sizes: HiddenSizes = Field((128, 128), description="hidden layers of the centralised critic")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
     critic_epochs: int = Field(5, ge=1, description="passes over the rollout per critic update")
     critic_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
     critic_loss: Literal["mse", "huber"] = Field("huber", description="loss on normalised value targets")
     huber_delta: float = Field(10.0, gt=0, description="where the Huber loss turns linear")
-    max_gradient_norm: float = Field(10.0, gt=0, description="gradients are scaled down to this norm")
-    learning_rate_decay: Literal["none", "linear"] = Field("none", description="schedule of all Adam step sizes to 0")
-    normalise_observations: bool = Field(True, description="running mean and variance of every agent's observations")
-    normalise_values: bool = Field(True, description="running mean and variance of the value targets")
     squash: Literal["clip", "tanh"] = Field("clip", description="how continuous actions are kept in bounds")
     initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
-    deterministic_evaluation: bool = Field(True, description="evaluate and deploy argmax or mean instead of samples")
 
 
 S = TypeVar("S", bound=Settings)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.config import ActorCriticSettings
 from hmarl.trainer.networks import Mlp
 from hmarl.trainer.normalisation import ValueNormaliser
 from hmarl.trainer.optimiser import FlatAdam
@@ -26,7 +26,7 @@ class Critic:
     def __init__(
         self,
         state_size: int,
-        settings: AlgorithmSettings,
+        settings: ActorCriticSettings,
         generator: torch.Generator,
         device: torch.device,
         outputs: int = 1,

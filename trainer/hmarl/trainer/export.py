@@ -34,9 +34,9 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import as_numpy, episode_seeds
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam
+from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.checkpoint import Checkpoint, find_checkpoint, restore
 from hmarl.trainer.deployable import DeployablePolicy
-from hmarl.trainer.heterogeneous import HeterogeneousAgents
 from hmarl.trainer.model_card import model_card
 from hmarl.trainer.training import RunConfig, build_algorithm
 
@@ -74,7 +74,7 @@ class LoadedRun:
 
     config: RunConfig
     checkpoint: Checkpoint
-    algorithm: HeterogeneousAgents
+    algorithm: Algorithm
     spec: EnvironmentSpec
     summary: dict[str, Any] = field(default_factory=dict)
 

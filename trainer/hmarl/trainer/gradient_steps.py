@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.config import ActorCriticSettings, AlgorithmSettings
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents
 from hmarl.trainer.optimiser import FlatAdam
 
 
-class GradientSettings(AlgorithmSettings):
+class GradientSettings(ActorCriticSettings):
     """Settings of all algorithms that take gradient steps."""
 
     learning_rate: float = Field(5e-4, gt=0, description="Adam's step size for the policies")

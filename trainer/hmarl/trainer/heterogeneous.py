@@ -7,24 +7,21 @@ A member of the family is one short file in ``algorithms/`` that says how a sing
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hmarl.sdk.environment import Observation
-from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.config import AlgorithmSettings
+from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
+from hmarl.trainer.algorithm import Algorithm, StateDict
+from hmarl.trainer.config import ActorCriticSettings, AlgorithmSettings
 from hmarl.trainer.critic import Critic
 from hmarl.trainer.deployable import DeployablePolicy
-from hmarl.trainer.distributions import Distribution
+from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.networks import Memory
-from hmarl.trainer.normalisation import RunningNormaliser
 from hmarl.trainer.policies import GroupPolicy, group_head
 from hmarl.trainer.returns import generalised_advantages, normalise_advantages
-from hmarl.trainer.rollout import Decision, Rollout
-
-StateDict = dict[str, Any]
+from hmarl.trainer.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class AgentSamples:
         )
 
 
-class HeterogeneousAgents:
+class HeterogeneousAgents(Algorithm):
     """Sequentially updated agents with a centralised critic.
 
     Args:
@@ -126,127 +123,23 @@ class HeterogeneousAgents:
     Source: Kuba et al. 2022, Algorithm 1 (HATRPO); Zhong et al. 2024.
     """
 
-    settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
+    settings_class: ClassVar[type[AlgorithmSettings]] = ActorCriticSettings
+    settings: ActorCriticSettings
 
     def __init__(
-        self, spec: EnvironmentSpec, settings: AlgorithmSettings, generator: torch.Generator, device: torch.device
+        self, spec: EnvironmentSpec, settings: ActorCriticSettings, generator: torch.Generator, device: torch.device
     ) -> None:
-        self.spec, self.settings, self.device, self.generator = spec, settings, device, generator
-        self.noise_generator = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        self.policies = [
-            GroupPolicy.create(
-                len(group.agents),
-                group.example.observation_size + self.context_size,
-                group_head(group, settings),
-                settings,
-                generator,
-                shared=settings.share_parameters,
-                recurrent=settings.recurrent,
-            )
-            for group in spec.groups
-        ]
-        for policy in self.policies:
-            policy.theta = policy.theta.to(device)
-        normalise = settings.normalise_observations
-        self.observation_normalisers = [
-            RunningNormaliser((len(group.agents), group.example.observation_size), device, normalise)
-            for group in spec.groups
-        ]
-        self.state_normaliser = RunningNormaliser((spec.state_size,), device, normalise)
+        super().__init__(spec, settings, generator, device)
         self.critics = self.create_critics()
         self.progress = 0.0
-        self.position = {
-            agent: (g, member) for g, group in enumerate(spec.groups) for member, agent in enumerate(group.agents)
-        }
-        self._perturbations: list[Tensor] = []
-        self._memories: list[Tensor] = []  # per group [N_group, B, H]
-        self._chunk_length = 1
+
+    def head(self, group: AgentGroup) -> ActionHead:
+        """Continuous actions as the settings say."""
+        return group_head(group, self.settings)
 
     def create_critics(self) -> dict[str, Critic]:
         """Fresh critics by name: one centralised V(s)."""
         return {"critic": Critic(self.spec.state_size, self.settings, self.generator, self.device)}
-
-    @property
-    def context_size(self) -> int:
-        """C, the width of what all agents see beside their observations (HCPO's one-hot instruction)."""
-        return 0
-
-    # --- acting -----------------------------------------------------------------------------------------------------
-
-    def begin_rollout(self, steps: int, batch_size: int) -> None:
-        """Draw the rollout's action noise: [T, N_group, B, A] per group."""
-        self._perturbations = [
-            policy.head.draw_perturbations((steps, policy.members, batch_size), self.noise_generator)
-            for policy in self.policies
-        ]
-        self._chunk_length = self.settings.chunk_length or steps
-        if self.settings.recurrent and (not self._memories or self._memories[0].shape[1] != batch_size):
-            self._memories = self.no_memories(batch_size)
-
-    def no_memories(self, batch_size: int) -> list[Tensor]:
-        """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
-        return [
-            torch.zeros(policy.members, batch_size, policy.network.memory_size, device=self.device)
-            for policy in self.policies
-        ]
-
-    @torch.no_grad()
-    def act(self, observation: Observation, step: int) -> Decision:
-        """Sample everybody's action, a group at a time."""
-        return self.act_in_context(observation, step, None)
-
-    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
-        """``act`` given what all agents see alike, ``context`` [B, C]."""
-        before = tuple(self._memories)
-        noise = [perturbation[step] for perturbation in self._perturbations]
-        decision, self._memories = self.decide(observation, context, noise, self._memories)
-        if self.settings.recurrent and step % self._chunk_length == 0:
-            decision.memories = before
-        return decision
-
-    def decide(
-        self,
-        observation: Observation,
-        context: Tensor | None,
-        perturbations: list[Tensor] | None,
-        memories: list[Tensor],
-    ) -> tuple[Decision, list[Tensor]]:
-        """Everybody's action, and what everybody remembers after it.
-
-        Args:
-            observation: tensors on the training device.
-            context: [B, C] what all agents see alike, or None.
-            perturbations: per group [N_group, B, A]; None selects the modes.
-            memories: per group [N_group, B, H] for recurrent policies, else empty.
-        """
-        raw_actions, environment_actions, following = [], [], []
-        for g, policy in enumerate(self.policies):
-            features = self.observation_normalisers[g](observation.observations[g])
-            mask = observation.action_masks[g]
-            distribution, memory = policy.step(
-                policy.inputs(features, context).transpose(0, 1),
-                None if mask is None else mask.transpose(0, 1),
-                memories[g] if memories else None,
-            )
-            raw = distribution.mode() if perturbations is None else distribution.select(perturbations[g])
-            raw_actions.append(raw.transpose(0, 1))
-            environment_actions.append(policy.head.to_environment(raw).transpose(0, 1))
-            following += [] if memory is None else [memory]
-        return Decision(tuple(raw_actions), tuple(environment_actions)), following
-
-    def episodes_ended(self, ended: Tensor) -> None:
-        """Forget what was remembered of the episodes that have just ended."""
-        if self._memories and self._memories[0].shape[1] == len(ended):
-            self._memories = [memory.masked_fill(ended.view(1, -1, 1), 0.0) for memory in self._memories]
-
-    def acting_state(self) -> dict[str, Tensor]:
-        """What ``act`` remembers from step to step, so that a resumed run acts on as if never stopped."""
-        return {f"memories.{g}": memory for g, memory in enumerate(self._memories)}
-
-    def load_acting_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``acting_state`` returned."""
-        if self.settings.recurrent:
-            self._memories = [state[f"memories.{g}"].clone() for g in range(len(self.policies))]
 
     # --- updating ---------------------------------------------------------------------------------------------------
 
@@ -258,12 +151,12 @@ class HeterogeneousAgents:
             progress: share of the training done, in [0, 1), for schedules.
         """
         self.progress = progress
-        schedule = 1.0 - progress if self.settings.learning_rate_decay == "linear" else 1.0
+        schedule = self.schedule(progress)
         estimate = self.estimate(rollout)
         metrics = self.update_conductor(rollout, estimate, schedule)
         metrics |= self.update_agents(rollout, estimate, schedule)
         metrics |= self.update_critic(rollout, estimate, schedule)
-        self._update_normalisers(rollout)
+        self.update_normalisers(rollout)
         return metrics
 
     def update_agents(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
@@ -371,14 +264,6 @@ class HeterogeneousAgents:
         """Regress V on the λ-returns."""
         return self.critics["critic"].fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
 
-    def _update_normalisers(self, rollout: Rollout) -> None:
-        for group, normaliser, observations in zip(
-            self.spec.groups, self.observation_normalisers, rollout.observations, strict=True
-        ):
-            weight = None if rollout.all_active else rollout.active[:, :, list(group.agents)].flatten(0, 1)
-            normaliser.update(observations.flatten(0, 1), weight)
-        self.state_normaliser.update(rollout.states[:-1].flatten(0, 1))
-
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
     def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
@@ -399,12 +284,8 @@ class HeterogeneousAgents:
         )
 
     def components(self) -> StateDict:
-        """What a checkpoint holds, by name: tensors, or objects with ``state_dict`` and ``load_state_dict``."""
-        parts: StateDict = {**self.critics, "state_normaliser": self.state_normaliser}
-        for g, (policy, normaliser) in enumerate(zip(self.policies, self.observation_normalisers, strict=True)):
-            parts[f"policies.{g}"] = policy.theta
-            parts[f"observation_normalisers.{g}"] = normaliser
-        return parts
+        """The shared parts and the critics."""
+        return {**self.critics, **super().components()}
 
 
 def per_agent_metrics(spec: EnvironmentSpec, rows: dict[int, dict[str, float]]) -> dict[str, float]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from hmarl.runtime.bundle import NoiseModel
 from hmarl.runtime.session import noise_for
 from hmarl.sdk.environment import Observation
+from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.deployable import DeployablePolicy
-from hmarl.trainer.heterogeneous import HeterogeneousAgents
 
 
 class LocalTeam:
@@ -27,7 +27,7 @@ class LocalTeam:
 
     name = "local"
 
-    def __init__(self, algorithm: HeterogeneousAgents, sample: bool = False) -> None:
+    def __init__(self, algorithm: Algorithm, sample: bool = False) -> None:
         self.spec = algorithm.spec
         self.modules = [algorithm.deployable(agent) for agent in range(len(self.spec.agents))]
         self._sample = sample
@@ -129,7 +129,7 @@ class ConductedTeam:
         """Nothing to free."""
 
 
-def teams(algorithm: HeterogeneousAgents, sample: bool = False) -> dict[str, LocalTeam | ConductedTeam]:
+def teams(algorithm: Algorithm, sample: bool = False) -> dict[str, LocalTeam | ConductedTeam]:
     """All ways to play with what an algorithm has learnt; ``local`` is what is deployed."""
     variants: dict[str, LocalTeam | ConductedTeam] = {"local": LocalTeam(algorithm, sample)}
     if isinstance(algorithm, Hcpo):

@@ -27,6 +27,7 @@ from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.sdk.evaluation import evaluate
+from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.checkpoint import (
     Checkpoint,
@@ -40,7 +41,6 @@ from hmarl.trainer.checkpoint import (
     write_checkpoint,
 )
 from hmarl.trainer.config import AlgorithmSettings, RunSettings, validate
-from hmarl.trainer.heterogeneous import HeterogeneousAgents
 from hmarl.trainer.recorder import LiveProgress, Recorder
 from hmarl.trainer.rollout import Collector, Rollout
 from hmarl.trainer.team import teams
@@ -138,7 +138,7 @@ def device_of(run: RunSettings) -> torch.device:
     return device
 
 
-def build_algorithm(config: RunConfig, environment: VectorEnvironment) -> HeterogeneousAgents:
+def build_algorithm(config: RunConfig, environment: VectorEnvironment) -> Algorithm:
     """A fresh algorithm, seeded by the run's seed."""
     run = config.run_settings()
     generator = torch.Generator().manual_seed(run.seed)
@@ -213,6 +213,7 @@ class Run:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that determines the rest of the run."""
         tensors = flatten(self._components())
+        tensors |= flatten({"experience": self.algorithm.experience()})
         tensors |= {f"acting.{key}": value for key, value in self.algorithm.acting_state().items()}
         tensors["recent_returns"] = torch.tensor(list(self._returns), dtype=torch.float64)
         state = self.collector.get_state()
@@ -222,7 +223,7 @@ class Run:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         tensors, self.counters = checkpoint.tensors, checkpoint.counters
-        restore({"algorithm": self.algorithm.components()}, tensors)
+        restore({"algorithm": self.algorithm.components(), "experience": self.algorithm.experience()}, tensors)
         self.algorithm.generator.set_state(tensors["generators.order"].cpu())
         self.algorithm.noise_generator.set_state(tensors["generators.noise"].cpu())
         acting = {key.removeprefix("acting."): value for key, value in tensors.items() if key.startswith("acting.")}

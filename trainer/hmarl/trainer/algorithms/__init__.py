@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hmarl.sdk.errors import UsageError, unknown_name
+from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.a2po import A2po
 from hmarl.trainer.algorithms.haa2c import Haa2c
 from hmarl.trainer.algorithms.hamdpo import Hamdpo
@@ -11,9 +12,8 @@ from hmarl.trainer.algorithms.hatrpo import Hatrpo
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.algorithms.ippo import Ippo
 from hmarl.trainer.algorithms.mappo import Mappo
-from hmarl.trainer.heterogeneous import HeterogeneousAgents
 
-ALGORITHMS: dict[str, type[HeterogeneousAgents]] = {
+ALGORITHMS: dict[str, type[Algorithm]] = {
     "a2po": A2po,
     "haa2c": Haa2c,
     "hamdpo": Hamdpo,
@@ -25,7 +25,7 @@ ALGORITHMS: dict[str, type[HeterogeneousAgents]] = {
 }
 
 
-def find_algorithm(name: str) -> type[HeterogeneousAgents]:
+def find_algorithm(name: str) -> type[Algorithm]:
     """The algorithm's class.
 
     Raises:

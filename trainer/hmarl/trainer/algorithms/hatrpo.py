@@ -11,14 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.config import ActorCriticSettings
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents
 from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.trust_region import TrustRegionSettings, trust_region_step
 
 
-class HatrpoSettings(AlgorithmSettings):
+class HatrpoSettings(ActorCriticSettings):
     """Settings of HATRPO."""
 
     kl_limit: float = Field(0.01, gt=0, description="δ, largest mean KL(old ‖ new) of one agent's step, in nats")

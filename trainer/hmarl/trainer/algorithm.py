@@ -1,0 +1,222 @@
+"""What training, evaluation and export need of an algorithm, and the acting that all of them have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
+from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.deployable import DeployablePolicy
+from hmarl.trainer.distributions import ActionHead
+from hmarl.trainer.normalisation import RunningNormaliser
+from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.rollout import Decision, Rollout
+
+StateDict = dict[str, Any]
+
+
+class Algorithm:
+    """A team's policies, group by group, and how they act; members say how they learn (``update``).
+
+    Args:
+        spec: the environment.
+        settings: of the member's own class.
+        generator: CPU generator of the initial weights and of what is drawn once an update.
+        device: where networks and rollouts live.
+
+    Raises:
+        UsageError: an agent's actions are of a kind that the algorithm cannot learn (``discrete_only``).
+    """
+
+    settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
+    discrete_only: ClassVar[bool] = False
+    settings: AlgorithmSettings
+
+    def __init__(
+        self, spec: EnvironmentSpec, settings: AlgorithmSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        self.check_spaces(spec)
+        self.spec, self.settings, self.device, self.generator = spec, settings, device, generator
+        self.noise_generator = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        self.policies = [
+            GroupPolicy.create(
+                len(group.agents),
+                group.example.observation_size + self.context_size,
+                self.head(group),
+                settings,
+                generator,
+                shared=settings.share_parameters,
+                recurrent=settings.recurrent,
+            )
+            for group in spec.groups
+        ]
+        for policy in self.policies:
+            policy.theta = policy.theta.to(device)
+        normalise = settings.normalise_observations
+        self.observation_normalisers = [
+            RunningNormaliser((len(group.agents), group.example.observation_size), device, normalise)
+            for group in spec.groups
+        ]
+        self.state_normaliser = RunningNormaliser((spec.state_size,), device, normalise)
+        self.position = {
+            agent: (g, member) for g, group in enumerate(spec.groups) for member, agent in enumerate(group.agents)
+        }
+        self._perturbations: list[Tensor] = []
+        self._memories: list[Tensor] = []  # per group [N_group, B, H]
+        self._chunk_length = 1
+
+    @classmethod
+    def check_spaces(cls, spec: EnvironmentSpec) -> None:
+        """Whether the algorithm can learn every agent's kind of actions.
+
+        Raises:
+            UsageError: it cannot; names the algorithm, the agent, what it has and what is expected.
+        """
+        for agent in spec.agents if cls.discrete_only else ():
+            if not isinstance(agent.action_space, spaces.Discrete):
+                raise UsageError(
+                    f"{cls.__name__.lower()}: agent '{agent.id}' of {spec.name} has the action space "
+                    f"{agent.action_space}, expected Discrete (the algorithm learns one value per choice)"
+                )
+
+    @property
+    def context_size(self) -> int:
+        """C, the width of what all agents see beside their observations (an instruction or a latent, one-hot)."""
+        return 0
+
+    def head(self, group: AgentGroup) -> ActionHead:
+        """What turns a network's output into actions of the group."""
+        return ActionHead(group.example.action_space)
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Draw the rollout's action noise: [T, N_group, B, A] per group."""
+        self._perturbations = [
+            policy.head.draw_perturbations((steps, policy.members, batch_size), self.noise_generator)
+            for policy in self.policies
+        ]
+        self._chunk_length = self.settings.chunk_length or steps
+        if self.settings.recurrent and (not self._memories or self._memories[0].shape[1] != batch_size):
+            self._memories = self.no_memories(batch_size)
+
+    def no_memories(self, batch_size: int) -> list[Tensor]:
+        """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
+        return [
+            torch.zeros(policy.members, batch_size, policy.network.memory_size, device=self.device)
+            for policy in self.policies
+        ]
+
+    @torch.no_grad()
+    def act(self, observation: Observation, step: int) -> Decision:
+        """Sample everybody's action, a group at a time."""
+        return self.act_in_context(observation, step, None)
+
+    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
+        """``act`` given what all agents see alike, ``context`` [B, C]."""
+        before = tuple(self._memories)
+        noise = [perturbation[step] for perturbation in self._perturbations]
+        decision, self._memories = self.decide(observation, context, noise, self._memories)
+        if self.settings.recurrent and step % self._chunk_length == 0:
+            decision.memories = before
+        return decision
+
+    def decide(
+        self,
+        observation: Observation,
+        context: Tensor | None,
+        perturbations: list[Tensor] | None,
+        memories: list[Tensor],
+    ) -> tuple[Decision, list[Tensor]]:
+        """Everybody's action, and what everybody remembers after it.
+
+        Args:
+            observation: tensors on the training device.
+            context: [B, C] what all agents see alike, or None.
+            perturbations: per group [N_group, B, A]; None selects the modes.
+            memories: per group [N_group, B, H] for recurrent policies, else empty.
+        """
+        raw_actions, environment_actions, following = [], [], []
+        for g, policy in enumerate(self.policies):
+            features = self.observation_normalisers[g](observation.observations[g])
+            mask = observation.action_masks[g]
+            distribution, memory = policy.step(
+                policy.inputs(features, context).transpose(0, 1),
+                None if mask is None else mask.transpose(0, 1),
+                memories[g] if memories else None,
+            )
+            raw = distribution.mode() if perturbations is None else distribution.select(perturbations[g])
+            raw_actions.append(raw.transpose(0, 1))
+            environment_actions.append(policy.head.to_environment(raw).transpose(0, 1))
+            following += [] if memory is None else [memory]
+        return Decision(tuple(raw_actions), tuple(environment_actions)), following
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """Forget what was remembered of the episodes that have just ended."""
+        if self._memories and self._memories[0].shape[1] == len(ended):
+            self._memories = [memory.masked_fill(ended.view(1, -1, 1), 0.0) for memory in self._memories]
+
+    def acting_state(self) -> dict[str, Tensor]:
+        """What ``act`` remembers from step to step, so that a resumed run acts on as if never stopped."""
+        return {f"memories.{g}": memory for g, memory in enumerate(self._memories)}
+
+    def load_acting_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``acting_state`` returned."""
+        if self.settings.recurrent:
+            self._memories = [state[f"memories.{g}"].clone() for g in range(len(self.policies))]
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Learn from a rollout.
+
+        Args:
+            rollout: full.
+            progress: share of the training done, in [0, 1), for schedules.
+
+        Returns:
+            Metrics by name.
+        """
+        raise NotImplementedError
+
+    def schedule(self, progress: float) -> float:
+        """Factor on all step sizes."""
+        return 1.0 - progress if self.settings.learning_rate_decay == "linear" else 1.0
+
+    def update_normalisers(self, rollout: Rollout) -> None:
+        """Take a rollout's observations and states into the running statistics."""
+        for group, normaliser, observations in zip(
+            self.spec.groups, self.observation_normalisers, rollout.observations, strict=True
+        ):
+            weight = None if rollout.all_active else rollout.active[:, :, list(group.agents)].flatten(0, 1)
+            normaliser.update(observations.flatten(0, 1), weight)
+        self.state_normaliser.update(rollout.states[:-1].flatten(0, 1))
+
+    # --- deployment and persistence ---------------------------------------------------------------------------------
+
+    def deployable(self, agent: int) -> DeployablePolicy:
+        """The agent's local policy as one module, with a copy of the parameters."""
+        raise NotImplementedError
+
+    def components(self) -> StateDict:
+        """What a checkpoint holds, by name: tensors, or objects with ``state_dict`` and ``load_state_dict``.
+
+        A diverged update is undone in all of it.
+        """
+        parts: StateDict = {"state_normaliser": self.state_normaliser}
+        for g, (policy, normaliser) in enumerate(zip(self.policies, self.observation_normalisers, strict=True)):
+            parts[f"policies.{g}"] = policy.theta
+            parts[f"observation_normalisers.{g}"] = normaliser
+        return parts
+
+    def experience(self) -> StateDict:
+        """Past rollouts that an off-policy algorithm still learns from: checkpointed, but no part of what is learnt,
+        so that neither a rollback nor an export touches it. It must never hold what is not finite.
+        """
+        return {}
