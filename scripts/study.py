@@ -23,7 +23,7 @@ import typer
 from matplotlib import pyplot as plt
 
 from hmarl.sdk.statistics import iqm, iqm_interval
-from hmarl.trainer.model_card import read_metrics
+from hmarl.trainer.plots import read_metrics
 
 COLOURS = {"hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73"}
 CONDUCTORS = ("local", "central", "random", "none")

@@ -10,6 +10,7 @@ import torch
 
 from hmarl.sdk.environments import make
 from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.config import validate
 from hmarl.trainer.heterogeneous import HeterogeneousAgents
 from hmarl.trainer.rollout import Collector, Rollout
@@ -63,3 +64,13 @@ def new_algorithm(
     algorithm = algorithm_class(made.spec, checked, torch.Generator().manual_seed(3), CPU)
     rollout = Rollout(made.spec, steps, batch_size, CPU)
     return algorithm, rollout, Collector(made, rollout, np.arange(batch_size) + 11)
+
+
+def new_hcpo(
+    environment: str = "toy_environments:masked_discrete", batch_size: int = 6, steps: int = 12, **settings: Any
+) -> tuple[Hcpo, Rollout, Collector]:
+    """A fresh HCPO with four instructions and a small conductor."""
+    small = {"conductor_hidden_sizes": (8,), "instructions": 4, **settings}
+    algorithm, rollout, collector = new_algorithm("hcpo", environment, batch_size, steps, None, **small)
+    assert isinstance(algorithm, Hcpo)
+    return algorithm, rollout, collector

@@ -17,20 +17,11 @@ from hmarl.trainer.distributions import ActionHead, Categorical
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.returns import normalise_advantages
-from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.rollout import Rollout
 from toy_environments import LENGTH
-from training_runs import new_algorithm
+from training_runs import new_hcpo
 
 pytestmark = pytest.mark.usefixtures("single_thread")
-
-
-def new_hcpo(
-    environment: str = "toy_environments:masked_discrete", batch_size: int = 6, steps: int = 12, **settings: Any
-) -> tuple[Hcpo, Rollout, Collector]:
-    small = {"conductor_hidden_sizes": (8,), "instructions": 4, **settings}
-    algorithm, rollout, collector = new_algorithm("hcpo", environment, batch_size, steps, None, **small)
-    assert isinstance(algorithm, Hcpo)
-    return algorithm, rollout, collector
 
 
 def collected(**settings: Any) -> tuple[Hcpo, Rollout]:

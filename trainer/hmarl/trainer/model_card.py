@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 from hmarl.runtime.bundle import ParityModel
+from hmarl.trainer.plots import read_metrics, run_plots
 
 if TYPE_CHECKING:
     from hmarl.trainer.checkpoint import Checkpoint
     from hmarl.trainer.training import RunConfig
-
-_COLOURS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7", "training": "#56b4e9"}
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def return_plot(rows: list[dict[str, Any]], title: str) -> bytes:
-    """Training and evaluation returns over environment steps, PNG."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    training = [(row["steps"], row["return"]) for row in rows if row.get("return") is not None]
-    axes.plot(*zip(*training, strict=True), color=_COLOURS["training"], lw=1, label="training (sampled actions)")
-    for name in ("local", "central", "random", "none"):
-        key = f"evaluation/{name}/return_mean"
-        points = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
-        if points:
-            label = f"evaluation, {name} conductor" if name != "local" else "evaluation, deployed policies"
-            axes.plot(*zip(*points, strict=True), "o-", ms=3, color=_COLOURS[name], label=label)
-    axes.set(xlabel="environment steps", ylabel="return of the team", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
-
-
-def diagnostics_plot(rows: list[dict[str, Any]]) -> bytes:
-    """Entropies and divergences over environment steps, PNG."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for axes, keys, label in (
-        (left, ("agent_entropy", "instruction_entropy"), "entropy (nats)"),
-        (right, ("agent_kl", "conductor_kl"), "mean KL(old ‖ new) (nats)"),
-    ):
-        for key in keys:
-            points = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), lw=1, label=key.replace("_", " "))
-        axes.set(xlabel="environment steps", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def model_card(
     run: Path, config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any], parity: ParityModel, name: str
 ) -> tuple[str, dict[str, bytes]]:
     """The card as Markdown with Hugging Face front matter, and its plots by file name."""
-    rows = read_metrics(run)
-    plots = {}
-    if any(row.get("return") is not None for row in rows):
-        plots["plots/return.png"] = return_plot(rows, f"{config.algorithm} on {config.environment}")
-        plots["plots/diagnostics.png"] = diagnostics_plot(rows)
+    title = f"{config.algorithm} on {config.environment}"
+    plots = {f"plots/{file}": content for file, content in run_plots(read_metrics(run), title).items()}
     final = summary.get("final", {})
     table = "\n".join(
         f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "

@@ -394,7 +394,14 @@ class Run:
             "torch": torch.__version__,
         }
         replace_file(self.directory / "summary.json", (json.dumps(summary, indent=1, default=str) + "\n").encode())
+        self._draw()
         return summary
+
+    def _draw(self) -> None:
+        """Write plots/."""
+        from hmarl.trainer.plots import write_run_plots  # noqa: PLC0415 - matplotlib takes long to import
+
+        write_run_plots(self.directory, f"{self.config.algorithm} on {self.config.environment}")
 
     def close(self) -> None:
         """Free the environments."""

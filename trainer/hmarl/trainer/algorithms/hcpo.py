@@ -34,6 +34,7 @@ from hmarl.trainer.critic import Critic
 from hmarl.trainer.distillation import distil
 from hmarl.trainer.distributions import ActionHead, Categorical
 from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents
+from hmarl.trainer.improvement_bound import BoundMonitor
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.returns import decision_advantages, normalise_advantages
@@ -105,6 +106,7 @@ class Hcpo(HeterogeneousAgents):
         self._remaining = torch.zeros(0, dtype=torch.int64, device=device)
         self._instruction_noise = torch.zeros(0, device=device)
         self._weights: InstructionWeights | None = None
+        self.monitor = BoundMonitor(settings.gamma, device)
 
     @property
     def context_size(self) -> int:
@@ -176,6 +178,9 @@ class Hcpo(HeterogeneousAgents):
         with torch.no_grad():
             new = self.conductor.distribution(self.conductor.row(0), samples.inputs)
         assert isinstance(new, Categorical)
+        self.monitor.begin(rollout.team_rewards, estimate.advantages.flatten())
+        ratio = self._since_decision(samples.ratio(new), rollout)
+        self.monitor.conductor_moved(ratio, samples.old.kl(new)[decided > 0])
         self._weights = self._agents_weights(rollout, samples, new)
         metrics = {key.replace("agent_", "conductor_"): value for key, value in report.items()}
         metrics |= self._usage(instruction, new)
@@ -294,7 +299,17 @@ class Hcpo(HeterogeneousAgents):
     def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
         """θ^i ← θ^i + αʲβx (Algorithm 3)."""
         group, member = self.position[agent]
-        return improve_by_trust_region(self.policies[group], member, samples, advantages, self.settings)
+        policy = self.policies[group]
+        metrics = improve_by_trust_region(policy, member, samples, advantages, self.settings)
+        with torch.no_grad():
+            new = samples.under(policy, policy.row(member))
+            log_ratio = new.log_prob(samples.actions) - samples.old_log_prob
+            self.monitor.agent_moved(log_ratio, samples.old.kl(new), samples.active)
+        return metrics
+
+    def update_agents(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
+        """As the family, and Theorem 1 for the step of conductor and agents."""
+        return super().update_agents(rollout, estimate, schedule) | self.monitor.finish()
 
     def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
         """V and, with critic q, Q(s, M) regress on the full λ-returns."""
@@ -315,7 +330,7 @@ class Hcpo(HeterogeneousAgents):
 
     def components(self) -> dict[str, object]:
         """The shared parts, the conductor and the local conductors with their optimisers."""
-        parts = super().components() | {"conductor": self.conductor.theta}
+        parts = super().components() | {"conductor": self.conductor.theta, "monitor": self.monitor}
         for g, (local, distiller) in enumerate(zip(self.local_conductors, self.distillers, strict=True)):
             parts |= {f"local_conductors.{g}": local.theta, f"distillers.{g}": distiller}
         if self.instruction_critic is not None:

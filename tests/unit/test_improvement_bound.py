@@ -1,0 +1,127 @@
+"""Theorem 1's terms by hand and in a real update; the plots of a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmarl.trainer.improvement_bound import BoundMonitor, ImprovementBound
+from hmarl.trainer.plots import improvement_bound_plot, realised_points, run_plots
+from training_runs import CPU, new_hcpo, tiny_config, train
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+
+def test_bound_hand_computed() -> None:
+    """γ = ½: C = 4 · ½ · 3 / ¼ = 24; surrogate 5; penalty 24 · (0.25 + 0.5) = 18."""
+    bound = ImprovementBound(2.0, 3.0, 0.25, 0.5, 3.0, 0.5)
+    assert (bound.constant, bound.surrogate, bound.penalty, bound.value) == (24.0, 5.0, 18.0, -13.0)
+    assert ImprovementBound(0, 0, 0, 0, 1.0, 0.99).constant == pytest.approx(39_600)
+
+
+def test_monitor_hand_computed() -> None:
+    """Four samples, two agents of which the second is absent at the last; γ = ½, so that ρ has mass 2."""
+    monitor = BoundMonitor(0.5, CPU)
+    # Mean 1, so that the centred advantages are 1, -1, 2, -2.
+    monitor.begin(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 0.0, 3.0, -1.0]))
+    monitor.conductor_moved(torch.tensor([2.0, 1.0, 0.5, 1.0]), torch.tensor([0.1, 0.3]))
+    log2 = math.log(2.0)
+    monitor.agent_moved(torch.tensor([log2, 0.0, 0.0, 0.0]), torch.tensor([0.1, 0.0, 0.4, 0.0]), None)
+    active = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    monitor.agent_moved(torch.tensor([0.0, log2, 0.0, 9.0]), torch.tensor([0.1, 0.2, 0.3, 9.0]), active)
+    # Conductor: 2 · (2 − 1 + 1 − 2) / 4 = 0. Joint: 2 · (4 − 2 + 1 − 2) / 4 = ½. KL: 0.3 and 0.4 + 0.3.
+    metrics = monitor.finish()
+    assert metrics["bound_surrogate_conductor"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["bound_surrogate_agents"] == pytest.approx(0.5)
+    assert metrics["bound_kl_conductor_max"] == pytest.approx(0.3)
+    assert metrics["bound_kl_agents_max"] == pytest.approx(0.7)
+    assert metrics["bound_advantage_max"] == 3.0
+    assert metrics["bound"] == pytest.approx(0.5 - 24.0 * 1.0)
+
+
+def test_weights_of_old_samples_enter_every_mean() -> None:
+    """Weights 3 and 1: centre (3·1 + 1·5)/4 = 2, centred −1 and 3; conductor 2 · (3·1·−1 + 1·2·3)/4 = 1.5."""
+    monitor = BoundMonitor(0.5, CPU)
+    monitor.begin(torch.ones(1, 1), torch.tensor([1.0, 5.0]), torch.tensor([3.0, 1.0]))
+    monitor.conductor_moved(torch.tensor([1.0, 2.0]), torch.zeros(0))
+    assert monitor.bound().conductor_surrogate == pytest.approx(1.5)
+    assert monitor.bound().conductor_kl_max == 0.0
+
+
+def test_realised_improvement_is_the_difference_to_the_rollout_before_also_after_resuming() -> None:
+    """Mean rewards 2 and 2.5 a step, γ = ½: J is 4, then 5."""
+    monitor = BoundMonitor(0.5, CPU)
+    nothing = (torch.zeros(2), torch.zeros(2))
+    monitor.begin(torch.tensor([[1.0, 3.0]]), nothing[0])
+    monitor.conductor_moved(*nothing)
+    first = monitor.finish()
+    assert first["performance"] == 4.0
+    assert "realised_improvement" not in first
+    resumed = BoundMonitor(0.5, CPU)
+    resumed.load_state_dict({key: value.clone() for key, value in monitor.state_dict().items()})
+    resumed.begin(torch.tensor([[2.5, 2.5]]), nothing[0])
+    resumed.conductor_moved(*nothing)
+    assert resumed.finish()["realised_improvement"] == 1.0
+
+
+def test_without_discount_there_is_no_bound() -> None:
+    algorithm, rollout, collector = new_hcpo(gamma=1.0)
+    collector.collect(algorithm)
+    assert not [key for key in algorithm.update(rollout, 0.0) if key.startswith("bound")]
+
+
+@pytest.mark.parametrize("mode", ["ratio", "paper"])
+def test_an_updates_terms_are_those_of_its_steps(mode: str) -> None:
+    """Ratios and divergences worked out anew from the parameters before and after."""
+    algorithm, rollout, collector = new_hcpo(instruction_weight=mode, gamma=0.9, normalise_observations=False)
+    collector.collect(algorithm)
+    estimate = algorithm.estimate(rollout)
+    instruction = rollout.extras["instruction"].flatten()
+    old_conductor = algorithm.conductor.distribution(algorithm.conductor.row(0).clone(), estimate.states)
+    features = algorithm.features(rollout)
+    rollout_of = {agent: algorithm.samples_of(rollout, features, g, slice(m, m + 1))
+                  for agent, (g, m) in algorithm.position.items()}  # fmt: skip
+    metrics = algorithm.update(rollout, 0.0)
+    new_conductor = algorithm.conductor.distribution(algorithm.conductor.row(0), estimate.states)
+    log_ratio = new_conductor.log_prob(instruction) - old_conductor.log_prob(instruction)
+    centred = (estimate.advantages - estimate.advantages.mean()).flatten()
+    assert metrics["bound_surrogate_conductor"] == pytest.approx(
+        float(10 * (log_ratio.exp() * centred).mean()), rel=1e-4
+    )
+    assert metrics["bound_kl_conductor_max"] == pytest.approx(float(old_conductor.kl(new_conductor).max()), rel=1e-4)
+    divergence = torch.zeros(len(instruction))
+    for agent, samples in rollout_of.items():
+        group, member = algorithm.position[agent]
+        new = samples.under(algorithm.policies[group], algorithm.policies[group].row(member))
+        log_ratio = log_ratio + new.log_prob(samples.actions) - samples.old_log_prob
+        divergence = divergence + samples.old.kl(new)
+    assert metrics["bound_surrogate"] == pytest.approx(float(10 * (log_ratio.exp() * centred).mean()), rel=1e-3)
+    assert metrics["bound_kl_agents_max"] == pytest.approx(float(divergence.max()), rel=1e-4)
+    assert metrics["bound_kl_agents_max"] > 0
+    assert metrics["bound_penalty"] > 0
+
+
+def test_what_a_step_brought_is_drawn_at_that_step() -> None:
+    rows = [
+        {"steps": 10, "bound": -5.0},
+        {"steps": 20, "rolled_back": 1.0},
+        {"steps": 30, "bound": -4.0, "realised_improvement": 2.0},
+        {"steps": 40, "bound": -3.0, "realised_improvement": -1.0},
+    ]
+    assert realised_points(rows) == [(10, 2.0), (30, -1.0)]
+
+
+def test_plots_can_be_drawn_after_a_single_update() -> None:
+    row = {"steps": 10} | ImprovementBound(0.0, 0.0, 0.0, 0.0, 0.0, 0.9).metrics()
+    assert improvement_bound_plot([row], "x").startswith(b"\x89PNG")
+    assert run_plots([], "x") == {}
+
+
+@pytest.mark.parametrize("name", ["hcpo", "hatrpo"])
+def test_a_run_draws_its_plots(name: str, tmp_path: Path) -> None:
+    train(tiny_config(name, "toy_environments:masked_discrete"), tmp_path / "run")
+    drawn = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
+    assert drawn == {"return.png", "diagnostics.png"} | ({"improvement_bound.png"} if name == "hcpo" else set())

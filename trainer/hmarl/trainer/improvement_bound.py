@@ -1,0 +1,162 @@
+"""HCPO's Theorem 1, watched: the lower bound on a step's improvement beside the improvement that came of it.
+
+    J(π̄) − J(π) ≥ E_{s∼ρ}[ E_{M∼w̄} A(M|s) + E_{M∼w̄, a∼π̄} A(a|s,M) ]
+                  − C · max_s KL(w ‖ w̄) − C · max_s Σ_j w(M^j|s) KL(π(·|s,M^j) ‖ π̄(·|s,M^j))
+    C = 4γ · max|A| / (1 − γ)²
+
+What the theorem takes over all states is taken here over the visited ones. It motivates the trust regions and is
+vacuous in practice: at γ = 0.99 C is 39,600 · max|A|.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImprovementBound:
+    """The terms of Theorem 1 (HCPO Eq. 15) for one step of conductor and agents; all but the KLs in units of J.
+
+    Attributes:
+        conductor_surrogate: E_{s∼ρ, M∼w̄} A(M|s).
+        agents_surrogate: E_{s∼ρ, M∼w̄, a∼π̄} A(a|s,M).
+        conductor_kl_max: max_s KL(w ‖ w̄), nats.
+        agents_kl_max: max of the joint policy's KL given the instruction, nats.
+        advantage_max: max|A|.
+        gamma: γ < 1.
+    """
+
+    conductor_surrogate: float
+    agents_surrogate: float
+    conductor_kl_max: float
+    agents_kl_max: float
+    advantage_max: float
+    gamma: float
+
+    @property
+    def constant(self) -> float:
+        """C."""
+        return 4.0 * self.gamma * self.advantage_max / (1.0 - self.gamma) ** 2
+
+    @property
+    def surrogate(self) -> float:
+        """L(π̄) − J(π), what the step promises to first order (Eq. 14)."""
+        return self.conductor_surrogate + self.agents_surrogate
+
+    @property
+    def penalty(self) -> float:
+        """What the theorem subtracts for the distance moved."""
+        return self.constant * (self.conductor_kl_max + self.agents_kl_max)
+
+    @property
+    def value(self) -> float:
+        """The lower bound on J(π̄) − J(π)."""
+        return self.surrogate - self.penalty
+
+    def metrics(self) -> dict[str, float]:
+        """As a run logs them."""
+        return {
+            "bound": self.value,
+            "bound_surrogate": self.surrogate,
+            "bound_surrogate_conductor": self.conductor_surrogate,
+            "bound_surrogate_agents": self.agents_surrogate,
+            "bound_penalty": self.penalty,
+            "bound_constant": self.constant,
+            "bound_advantage_max": self.advantage_max,
+            "bound_kl_conductor_max": self.conductor_kl_max,
+            "bound_kl_agents_max": self.agents_kl_max,
+        }
+
+
+class BoundMonitor:
+    """Gathers the bound's terms while an update goes on: ``begin``, ``conductor_moved``, ``agent_moved`` …, ``finish``.
+
+    Every quantity is a mean over the visited states, times 1/(1 − γ), the mass of ρ: visited states weigh the same
+    instead of by γ^t. J(π_k) likewise is the mean team reward per step of the rollout that π_k collected, times
+    1/(1 − γ), so that bound and realised improvement have one unit. The improvement that an update brings is known
+    only once the next rollout has been collected: ``realised_improvement`` in the metrics of update k is
+    J(π_k) − J(π_{k−1}), of the step that update k − 1 took.
+
+    Args:
+        gamma: the discount; at 1 there is no bound, and nothing is reported.
+        device: of the rollouts.
+    """
+
+    def __init__(self, gamma: float, device: torch.device) -> None:
+        self.gamma = gamma
+        # J of the policy before, and whether it is known; a tensor, because checkpoints hold it.
+        self._performance = torch.zeros(2, dtype=torch.float64, device=device)
+        self._realised: dict[str, float] = {}
+        self._advantages = self._weight = self._conductor_ratio = self._joint_log_ratio = self._kl = torch.zeros(0)
+        self._conductor_kl_max = 0.0
+
+    def begin(self, team_rewards: Tensor, advantages: Tensor, weight: Tensor | None = None) -> None:
+        """A rollout has been collected.
+
+        Args:
+            team_rewards: [T, B] of the policy in force.
+            advantages: [M] joint advantage Â(s, a), not normalised, of the update's samples.
+            weight: [M] importance weights of samples that older policies collected, or None.
+        """
+        if self.gamma >= 1.0:
+            return
+        performance = float(team_rewards.double().mean()) / (1.0 - self.gamma)
+        self._realised = {"performance": performance}
+        if self._performance[1] > 0:
+            self._realised["realised_improvement"] = performance - float(self._performance[0])
+        self._performance.copy_(torch.tensor([performance, 1.0]))
+        self._advantages = advantages
+        self._weight = torch.ones_like(advantages) if weight is None else weight
+        self._joint_log_ratio = torch.zeros_like(advantages)
+        self._kl = torch.zeros_like(advantages)
+
+    def conductor_moved(self, ratio: Tensor, kl: Tensor) -> None:
+        """The conductor's step: w̄/w [M] of the instructions in force, and KL(w ‖ w̄) [any] where it decided."""
+        self._conductor_ratio, self._conductor_kl_max = ratio, float(kl.max()) if len(kl) else 0.0
+
+    def agent_moved(self, log_ratio: Tensor, kl: Tensor, active: Tensor | None) -> None:
+        """One agent's step.
+
+        Args:
+            log_ratio: [M] log π̄^i/π^i of its actions.
+            kl: [M] KL(π^i ‖ π̄^i) given the instruction in force.
+            active: [M] 0 where the agent had left, or None.
+        """
+        if self.gamma >= 1.0:
+            return
+        self._joint_log_ratio = self._joint_log_ratio + (log_ratio if active is None else log_ratio * active)
+        self._kl = self._kl + (kl if active is None else kl * active)
+
+    def finish(self) -> dict[str, float]:
+        """The update's metrics."""
+        if self.gamma >= 1.0:
+            return {}
+        return self._realised | self.bound().metrics()
+
+    def bound(self) -> ImprovementBound:
+        """Theorem 1 for the step just taken.
+
+        Under the old policies E[A] = 0; the critic's estimate is centred accordingly. The sum over instructions is at
+        most its largest term, so the largest KL of the visited pairs (s, M) stands for the largest sum.
+        """
+        mass = 1.0 / (1.0 - self.gamma)
+        total = self._weight.sum().clamp(min=1e-12)
+        centred = self._advantages - (self._weight * self._advantages).sum() / total
+        of_conductor = self._weight * self._conductor_ratio * centred
+        conductor = mass * float(of_conductor.sum() / total)
+        joint = mass * float((of_conductor * self._joint_log_ratio.exp()).sum() / total)
+        return ImprovementBound(
+            conductor, joint - conductor, self._conductor_kl_max, float(self._kl.max()),
+            float(self._advantages.abs().max()), self.gamma,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next update compares itself with."""
+        return {"performance": self._performance}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._performance.copy_(state["performance"])
