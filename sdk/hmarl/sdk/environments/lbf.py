@@ -75,6 +75,13 @@ class _Foraging(GymnasiumTeam):
     def __init__(self, environment: Any) -> None:
         super().__init__(environment, is_cut_off=lambda: not self.episode_success())
 
+    def reset(self, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start the episode that a new environment would start."""
+        # The package keeps clear of the places where the players stood last, so that episodes would hang together.
+        for player in self.environment.unwrapped.players:  # type: ignore[attr-defined]
+            player.position = None
+        return super().reset(seed)
+
     def episode_success(self) -> bool:
         """Whether all the food has been collected."""
         return not self.environment.unwrapped.field.any()  # type: ignore[attr-defined]
