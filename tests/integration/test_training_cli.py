@@ -13,6 +13,7 @@ import pytest
 
 from hmarl.sdk.commands._common import run_command
 from hmarl.trainer import cli
+from hmarl.trainer.algorithms import ALGORITHMS
 from training_runs import tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -48,6 +49,8 @@ WRONG_USE = [
     (("happo",), 2, "usage: hmarl-train ALGORITHM --env FAMILY/TASK"),
     ((), 2, "usage: hmarl-train ALGORITHM --env FAMILY/TASK"),
     ((*TRAIN, "--steps", "-5"), 2, "run.steps: got -5, expected: Input should be greater than or equal to 1"),
+    ((*TRAIN, "--preset", "paper-mp"), 2, "unknown preset 'paper-mp'; did you mean 'paper-mpe'?"),
+    (("--resume", "somewhere", "--preset", "paper-mpe"), 2, "--resume: takes everything from the run's config.json"),
     ((*TRAIN, "--steps", "many"), 2, "Invalid value for '--steps'"),
     ((*TRAIN, "--seed", "-1"), 2, "run.seed: got -1"),
     ((*TRAIN, "--set", "algorithm.clipp=0.1"), 2, "unknown setting 'algorithm.clipp'; did you mean 'algorithm.clip'?"),
@@ -178,9 +181,20 @@ def test_a_checkpoint_of_other_networks_is_refused_by_name(call: Call, tmp_path:
         assert "'algorithm.critic.network.theta' has shape" in error or "'critic.network.theta' has shape" in error
 
 
+def test_a_named_preset_is_the_base_that_settings_go_on_top_of(call: Call, tmp_path: Path) -> None:
+    words = ("hcpo", "--env", "mpe/simple_spread", "--preset", "paper-mpe", "--steps", "40", *FAST)
+    code, _, error = call("train", *words, "--set", "algorithm.instructions=2", "--out", str(tmp_path / "run"))
+    assert code == 0, error
+    assert "(preset paper-mpe)" in error
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings = config["algorithm_settings"]
+    assert (settings["instructions"], settings["critic_learning_rate"], settings["kl_limit"]) == (2, 5e-4, 0.005)
+    assert (config["run"]["steps"], config["run"]["environments"]) == (40, 4)
+
+
 def test_settings_and_presets_are_listed(call: Call) -> None:
     _, output, _ = call("algorithms", "--json")
-    assert json.loads(output.splitlines()[-1]) == {"algorithms": ["happo", "hatrpo", "hcpo"]}
+    assert json.loads(output.splitlines()[-1]) == {"algorithms": list(ALGORITHMS)}
     _, output, _ = call("algorithms", "hcpo", "--json")
     settings = json.loads(output.splitlines()[-1])
     assert settings["algorithm.instructions"] == 10
@@ -188,6 +202,7 @@ def test_settings_and_presets_are_listed(call: Call) -> None:
     _, output, _ = call("algorithms", "--presets", "--json")
     presets = json.loads(output.splitlines()[-1])["presets"]
     assert any(preset["algorithm"] == "hcpo" for preset in presets)
+    assert {"paper-smac", "paper-mamujoco", "paper-mpe"} <= {preset["name"] for preset in presets}
     code, _, error = call("algorithms", "hcp")
     assert (code, "unknown algorithm 'hcp'; did you mean 'hcpo'?" in error) == (2, True)
 

@@ -11,7 +11,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.algorithms.hcpo import HcpoSettings
 from hmarl.trainer.config import ActorCriticSettings, RunSettings, Settings, validate
-from hmarl.trainer.presets import PRESETS, find_preset
+from hmarl.trainer.presets import PRESETS, find_preset, named_preset
 from hmarl.trainer.training import RunConfig, make_config
 
 
@@ -106,5 +106,37 @@ def test_every_preset_is_a_valid_configuration() -> None:
         environment = preset.environment.replace("*", "simple_spread")
         run = {**preset.run_settings, "steps": preset.steps}
         make_config(preset.algorithm, environment, preset.algorithm_settings, run, preset.environment_arguments)
-        assert find_preset(preset.algorithm, environment) is preset
+        found = find_preset(preset.algorithm, environment) if preset.name is None else named_preset(preset.name, "hcpo")
+        assert found is preset
     assert find_preset("hcpo", "coordsum/3x10-30") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kl_limit", "gamma", "batch", "hidden"),
+    [
+        ("paper-smac", 0.06, 0.95, 3200, (64,)),
+        ("paper-smac-corridor", 0.06, 0.99, 3200, (64,)),
+        ("paper-mamujoco", 0.005, 0.99, 4000, (128,)),
+        ("paper-mpe", 0.005, 0.99, 4000, (64, 64)),
+    ],
+)
+def test_the_papers_presets_hold_its_tables(
+    name: str, kl_limit: float, gamma: float, batch: int, hidden: tuple[int, ...]
+) -> None:
+    """Tables 1, 3 and 4 of the HCPO paper."""
+    preset = named_preset(name, "hcpo")
+    settings = validate(HcpoSettings, preset.algorithm_settings, "algorithm")
+    assert (settings.kl_limit, settings.gamma, settings.hidden_sizes) == (kl_limit, gamma, hidden)
+    assert (settings.conductor_kl_limit, settings.instructions, settings.accept_ratio) == (0.01, 10, 0.5)
+    assert preset.run_settings["environments"] * preset.run_settings["rollout_length"] == batch
+
+
+def test_named_presets_are_used_only_by_name() -> None:
+    found = find_preset("hcpo", "mpe/simple_spread")
+    assert found is not None
+    assert found.name is None
+    assert find_preset("hcpo", "smac/3s5z") is None
+    with pytest.raises(UsageError, match="unknown preset 'paper-smax'; did you mean 'paper-smac'"):
+        named_preset("paper-smax", "hcpo")
+    with pytest.raises(UsageError, match="--preset paper-mpe: is for hcpo, got happo"):
+        named_preset("paper-mpe", "happo")

@@ -44,6 +44,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/ALGORITHM-TASK-seedN-TIME")] = None,
     device: Annotated[str | None, typer.Option(help="torch device, e.g. cpu or cuda")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS_HELP)] = None,
+    preset: Annotated[str | None, typer.Option(help="a named preset, see hmarl-algorithms --presets")] = None,
     resume: Annotated[Path | None, typer.Option(help="continue the run in this directory")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as the last line of stdout")] = False,
 ) -> None:
@@ -52,8 +53,8 @@ def train(
     Example: hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3 --set algorithm.instructions=10
 
     Without --steps and --set a pair of algorithm and task runs with its preset where it has one (hmarl-algorithms
-    --presets). Ctrl-C saves and says how to resume; a killed run continues from its last checkpoint with --resume,
-    bit for bit.
+    --presets); --preset takes a named one instead. Ctrl-C saves and says how to resume; a killed run continues from
+    its last checkpoint with --resume, bit for bit.
     """
     _need_torch("hmarl-train")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -61,7 +62,7 @@ def train(
 
     console = Console(stderr=True)
     if resume is not None:
-        if algorithm or env or settings or out or seed is not None or device:
+        if algorithm or env or settings or preset or out or seed is not None or device:
             raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
         run = Run.resume(resume, steps)
         console.print(
@@ -70,13 +71,13 @@ def train(
             soft_wrap=True,
         )
     else:
-        config, preset = _configured(algorithm, env, steps, seed, device, settings)
+        config, used = _configured(algorithm, env, steps, seed, device, settings, preset)
         directory = out or _default_directory(config)
         run = Run.create(config, directory)
         expected = estimate_seconds(config)
         console.print(
             f"training {config.algorithm} on {config.environment} for {run.settings.steps:,} steps into {directory}"
-            f"{' (preset)' if preset else ''}; expected time {_duration(expected)}, evaluations not counted",
+            f"{f' ({used})' if used else ''}; expected time {_duration(expected)}, evaluations not counted",
             highlight=False,
             soft_wrap=True,
         )
@@ -102,22 +103,23 @@ def _configured(
     seed: int | None,
     device: str | None,
     settings: list[str] | None,
-) -> tuple[Any, bool]:
-    """The run's config, and whether it is a preset's."""
-    from hmarl.trainer.presets import find_preset
+    preset_name: str | None,
+) -> tuple[Any, str]:
+    """The run's config, and in words which preset it is based on; empty without one."""
+    from hmarl.trainer.presets import find_preset, named_preset
     from hmarl.trainer.training import make_config
 
     if algorithm is None or env is None:
         raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
     given = parse_settings(settings, ("algorithm", "env", "run"))
-    preset = find_preset(algorithm, env)
+    preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
     base_algorithm = dict(preset.algorithm_settings) if preset else {}
     base_run = {**preset.run_settings, "steps": preset.steps} if preset else {}
     arguments = dict(preset.environment_arguments) if preset else {}
     flags = {"steps": steps, "seed": seed, "device": device}
     run = {**base_run, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
     config = make_config(algorithm, env, {**base_algorithm, **given["algorithm"]}, run, {**arguments, **given["env"]})
-    return config, preset is not None
+    return config, f"preset {preset.name}" if preset_name and preset else "preset" if preset else ""
 
 
 def _default_directory(config: Any) -> Path:
@@ -185,7 +187,7 @@ def export(
 
 def algorithms(
     name: Annotated[str | None, typer.Argument(help="show this algorithm's settings")] = None,
-    presets: Annotated[bool, typer.Option("--presets", help="list the pairs that have a preset")] = False,
+    presets: Annotated[bool, typer.Option("--presets", help="list the presets")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object as the last line of stdout")] = False,
 ) -> None:
     """List the algorithms, the settings of one, or the presets."""
@@ -196,9 +198,10 @@ def algorithms(
 
     console = Console()
     if presets:
-        table = Table("algorithm", "environment", "steps", "about", title="presets")
+        table = Table("algorithm", "environment", "--preset", "steps", "about", title="presets")
         for preset in PRESETS:
-            table.add_row(preset.algorithm, preset.environment, f"{preset.steps:,}", preset.about)
+            name_shown = preset.name or "by itself"
+            table.add_row(preset.algorithm, preset.environment, name_shown, f"{preset.steps:,}", preset.about)
         document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
     elif name is not None:
         classes: dict[str, type[Settings]] = {"algorithm": find_algorithm(name).settings_class, "run": RunSettings}
