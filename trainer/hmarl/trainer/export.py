@@ -186,9 +186,8 @@ def example_inputs(module: DeployablePolicy, rows: int, generator: np.random.Gen
         if state.input == "memory":
             held = generator.uniform(-1, 1, (rows, *state.shape))
         else:
-            held = np.stack(
-                [generator.integers(module.instructions, size=rows), generator.integers(module.interval, size=rows)], 1
-            )
+            remaining = generator.integers(module.interval or 2, size=rows)
+            held = np.stack([generator.integers(module.instructions, size=rows), remaining], 1)
         inputs[state.input] = torch.from_numpy(held.astype(np.float32))
     for noise in entry.noises:
         shape = (rows, *noise.shape)
@@ -333,6 +332,6 @@ def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity
             "checkpoint_sha256": loaded.checkpoint.sha256,
             "steps": loaded.checkpoint.counters.steps,
             "seed": config.run["seed"],
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         },
     }

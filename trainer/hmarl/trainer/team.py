@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hmarl.runtime.bundle import NoiseModel
-from hmarl.runtime.session import noise_for
+from hmarl.runtime.bundle import AgentModel
+from hmarl.runtime.session import InstructionChoice, noise_for
 from hmarl.sdk.environment import Observation
+from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
-from hmarl.trainer.deployable import DeployablePolicy
 
 
 class LocalTeam:
@@ -23,15 +23,22 @@ class LocalTeam:
     Args:
         algorithm: whose agents.
         sample: draw actions (and, in common, instructions) instead of argmax or mean.
+        instruction_choice: ``argmax``, ``sample`` or ``common``, see ``PolicySession.reset``; ignored by agents
+            without instructions.
     """
 
     name = "local"
 
-    def __init__(self, algorithm: Algorithm, sample: bool = False) -> None:
+    def __init__(
+        self, algorithm: Algorithm, sample: bool = False, instruction_choice: InstructionChoice | None = None
+    ) -> None:
         self.spec = algorithm.spec
         self.modules = [algorithm.deployable(agent) for agent in range(len(self.spec.agents))]
-        self._sample = sample
-        self._noises: list[list[NoiseModel]] = [module.describe("").noises for module in self.modules]
+        self._models: list[AgentModel] = [module.describe("") for module in self.modules]
+        self._streams = [
+            {noise.name: stream for noise, stream in drawn_noises(model, sample, instruction_choice)}
+            for model in self._models
+        ]
         self._states: list[list[Tensor]] = []
         self._seeds = np.zeros(0, dtype=np.int64)
         self._step = 0
@@ -63,16 +70,20 @@ class LocalTeam:
         if module.agent.has_action_mask and mask is not None:
             inputs.append(torch.from_numpy(np.ascontiguousarray(mask)))
         inputs += self._states[agent]
-        inputs += [torch.from_numpy(self._noise(noise, module)) for noise in self._noises[agent]]
+        inputs += [torch.from_numpy(noise) for noise in self._noises(agent)]
         outputs = module(*inputs)
         self._states[agent] = list(outputs[1 : 1 + len(module.states)])
         return np.asarray(outputs[0].numpy())
 
-    def _noise(self, noise: NoiseModel, module: DeployablePolicy) -> npt.NDArray[np.float32]:
-        shape = (len(self._seeds), *noise.shape)
-        if not self._sample:
-            return np.zeros(shape, dtype=np.float32)
-        return noise_for(noise, module.agent.id, self._seeds, self._step)
+    def _noises(self, agent: int) -> list[npt.NDArray[np.float32]]:
+        """An agent's noise inputs [B, ...]: drawn as served sessions draw them, or zero where nothing is drawn."""
+        model, streams = self._models[agent], self._streams[agent]
+        return [
+            noise_for(noise, model.id, self._seeds, self._step, stream=streams[noise.name])
+            if noise.name in streams
+            else np.zeros((len(self._seeds), *noise.shape), dtype=np.float32)
+            for noise in model.noises
+        ]
 
     def close(self) -> None:
         """Nothing to free."""
@@ -129,9 +140,13 @@ class ConductedTeam:
         """Nothing to free."""
 
 
-def teams(algorithm: Algorithm, sample: bool = False) -> dict[str, LocalTeam | ConductedTeam]:
-    """All ways to play with what an algorithm has learnt; ``local`` is what is deployed."""
-    variants: dict[str, LocalTeam | ConductedTeam] = {"local": LocalTeam(algorithm, sample)}
+def teams(
+    algorithm: Algorithm, sample: bool = False, instruction_choice: InstructionChoice | None = None
+) -> dict[str, LocalTeam | ConductedTeam]:
+    """All ways to play with what an algorithm has learnt; ``local`` is what is deployed, and alone chooses
+    instructions as ``instruction_choice`` says.
+    """
+    variants: dict[str, LocalTeam | ConductedTeam] = {"local": LocalTeam(algorithm, sample, instruction_choice)}
     if isinstance(algorithm, Hcpo):
         variants |= {name: ConductedTeam(algorithm, name) for name in ("central", "random", "none")}
     return variants

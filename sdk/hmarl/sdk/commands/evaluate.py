@@ -130,7 +130,11 @@ def _run_source(options: Options, path: Path) -> Source:
     except (ImportError, StopIteration) as error:
         raise MissingExtraError(getattr(error, "name", None) or "torch", "train", "evaluating a run") from error
     team, name, arguments = load_team(
-        path, variant=options.variant, checkpoint=options.checkpoint, sample=options.sample
+        path,
+        variant=options.variant,
+        checkpoint=options.checkpoint,
+        sample=options.sample,
+        instruction_choice=options.instruction_choice,
     )
     return Source(name, dict(arguments), lambda spec: team)
 

@@ -1,0 +1,88 @@
+"""Instructions chosen by argmax, in private or in common: compared where agents must agree, in torch and deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hmarl.runtime.session import InstructionChoice
+from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.teams import BundleTeam
+from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.export import export_run
+from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.team import LocalTeam
+from training_runs import new_hcpo, tiny_config, train
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+
+def obedient() -> Hcpo:
+    """Local conductors to whom all four instructions are alike, and actors that do instruction k as action k."""
+    algorithm, _, _ = new_hcpo("mpe/simple_spread")
+    for local in algorithm.local_conductors:
+        local.theta.zero_()
+    for policy in algorithm.policies:
+        policy.theta.zero_()
+        for member in range(policy.members):
+            weights = policy.network.named(policy.row(member)[: policy.network.size])
+            weights["0.weight"][:4, -4:] = torch.eye(4)
+            weights["1.weight"][:4, :4] = 50.0 * torch.eye(4)
+    return algorithm
+
+
+def actions(choice: InstructionChoice | None, sample: bool = False, steps: int = 40) -> np.ndarray:
+    """[steps, 8 episodes, 3 agents] what obedient agents do."""
+    environment = make("mpe/simple_spread", 8)
+    team = LocalTeam(obedient(), sample, choice)
+    seeds = np.arange(8, dtype=np.int64)
+    team.reset(seeds)
+    observation = environment.reset(seeds)
+    return np.stack([team.act(observation, np.ones(8, dtype=np.bool_))[0] for _ in range(steps)])
+
+
+def test_in_common_agents_agree_and_vary_privately_they_disagree_by_argmax_they_never_vary() -> None:
+    """By chance three agents agree on one of four instructions in 1 of 16 steps; 0.06 ± 0.04 at five deviations."""
+    agreed = {c: (a := actions(c)).max(-1) == a.min(-1) for c in ("argmax", "sample", "common")}
+    assert agreed["common"].all()
+    assert agreed["sample"].mean() == pytest.approx(1 / 16, abs=0.07)
+    assert len(np.unique(actions("common"))) == len(np.unique(actions("sample"))) == 4
+    assert (actions("argmax") == 0).all()
+
+
+def test_without_a_choice_instructions_are_drawn_in_common_when_actions_are() -> None:
+    np.testing.assert_array_equal(actions(None), actions("argmax"))
+    np.testing.assert_array_equal(actions(None, sample=True), actions("common", sample=True))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("choice") / "run"
+    train(tiny_config("hcpo", "mpe/simple_spread", {"conductor_hidden_sizes": [8], "instructions": 4}), folder)
+    return folder
+
+
+def test_deployed_agents_choose_as_the_trainers_do(run: Path, tmp_path: Path) -> None:
+    bundle = export_run(run, tmp_path / "bundle")
+    environment = make("mpe/simple_spread", 4)
+    returns = {}
+    for choice in ("argmax", "sample", "common"):
+        team, _, _ = load_team(run, instruction_choice=choice)
+        returns[choice] = evaluate(environment, team, 4, 1).returns
+        deployed = BundleTeam(bundle, environment.spec, instruction_choice=choice)
+        np.testing.assert_allclose(evaluate(environment, deployed, 4, 1).returns, returns[choice], rtol=1e-5)
+    assert not np.array_equal(returns["argmax"], returns["common"])
+    assert not np.array_equal(returns["sample"], returns["common"])
+
+
+def test_a_choice_that_does_not_apply_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="got 'common', but the variant central has no instructions to choose"):
+        load_team(run, variant="central", instruction_choice="common")
+    train(tiny_config("hatrpo", "mpe/simple_spread"), tmp_path / "flat")
+    with pytest.raises(UsageError, match="got 'sample', but hatrpo has no instructions to choose"):
+        load_team(tmp_path / "flat", instruction_choice="sample")
