@@ -25,7 +25,10 @@ from matplotlib import pyplot as plt
 from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.trainer.plots import read_metrics
 
-COLOURS = {"hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73"}
+COLOURS = {
+    "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
+    "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#f0e442",
+}  # fmt: skip
 CONDUCTORS = ("local", "central", "random", "none")
 
 
@@ -37,6 +40,7 @@ class Task:
         settings: extra ``--set`` options for all algorithms, beyond their presets.
         references: label -> return.
         early: a number of steps at which others' results are known; evaluations are placed so that one falls there.
+        algorithms: compared with one another.
     """
 
     environment: str
@@ -44,6 +48,7 @@ class Task:
     early: int
     settings: tuple[str, ...] = ()
     references: tuple[tuple[str, float], ...] = ()
+    algorithms: tuple[str, ...] = ("hcpo", "hatrpo", "happo")
 
     @property
     def slug(self) -> str:
@@ -57,10 +62,17 @@ TASKS = (
         2_000_000,
         early=136_000,
         references=(("random", -79.8), ("HARL HAPPO after 136k frames", -65.0), ("scripted centralised team", -25.6)),
+        algorithms=("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"),
     ),
     Task("vmas/navigation", 500_000, early=205_000, references=(("BenchMARL MAPPO after 205k frames", 0.91),)),
+    Task(
+        "mamujoco/HalfCheetah-2x3",
+        500_000,
+        early=100_000,
+        settings=("run.evaluation_episodes=32", "env.threads=1"),
+        algorithms=("hcpo", "hamdpo", "hatrpo", "happo"),
+    ),
 )
-ALGORITHMS = ("hcpo", "hatrpo", "happo")
 
 
 def train(algorithm: str, task: Task, seed: int, folder: Path) -> Path:
@@ -138,16 +150,19 @@ def table(task: Task, runs: dict[str, list[Path]]) -> str:
     """Markdown: per algorithm the final IQM, the mean of each seed, an early value, frames/s."""
     lines = [
         f"| algorithm | final IQM [95 % bootstrap interval] | mean of each seed "
-        f"| at {task.early:,} frames | frames/s, evaluations included |",
-        "|---|---|---|---|---|",
+        f"| median of the last ten evaluations, mean ± sd of seeds | at {task.early:,} frames "
+        "| frames/s, evaluations included |",
+        "|---|---|---|---|---|---|",
     ]
     for algorithm, directories in runs.items():
         returns = np.stack([final_returns(run) for run in directories])
         steps, curves = curve(directories, "evaluation/local/return_mean")
         at = int(np.searchsorted(steps, task.early))
+        last_ten = np.median(curves[:, -10:], axis=1)  # the HCPO paper's measure (C.1)
         rates = [json.loads((run / "summary.json").read_text())["steps_per_s"] for run in directories]
         lines.append(
             f"| {algorithm} | {_iqm_with_interval(returns)} | {', '.join(f'{v:.2f}' for v in returns.mean(1))} "
+            f"| {last_ten.mean():.2f} ± {last_ten.std(ddof=1) if len(last_ten) > 1 else 0:.2f} "
             f"| {curves[:, min(at, len(steps) - 1)].mean():.2f} (at {steps[min(at, len(steps) - 1)]:,}) "
             f"| {np.median(rates):,.0f} |"
         )
@@ -181,14 +196,15 @@ def main(
     sections = [
         "# Learning results",
         f"Made by `python scripts/study.py`; seeds {names}. Returns are those of the deployed (local, deterministic) "
-        "policies over 100 episodes with fixed seeds.",
+        "policies over 100 episodes with fixed seeds (32 on mamujoco). Every pair of algorithm and task ran with its "
+        "preset, one thread a run.",
     ]
     for task in TASKS:
         if only not in (None, task.environment):
             continue
-        done: dict[str, Any] = {name: [] for name in ALGORITHMS}
+        done: dict[str, Any] = {name: [] for name in task.algorithms}
         for seed in range(seeds):
-            for algorithm in ALGORITHMS:
+            for algorithm in task.algorithms:
                 done[algorithm].append(train(algorithm, task, 100 + seed, runs))
         draw(task, done, out / f"{task.slug}.png")
         draw_conductors(task, done["hcpo"], out / f"{task.slug}-conductors.png")

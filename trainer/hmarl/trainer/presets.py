@@ -37,6 +37,8 @@ _MPE_RUN: dict[str, Any] = {"environments": 128, "rollout_length": 25, "threads"
 # Gaussian policies keep exploring without an entropy bonus.
 _NO_BONUS: dict[str, Any] = {"entropy_coefficient": 0.0}
 _VMAS_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 100, "threads": 1}
+_ROBOT_RUN: dict[str, Any] = {**_VMAS_RUN, "evaluation_episodes": 32}
+_ROBOT_STEPS: dict[str, Any] = {"learning_rate": 5e-4, "epochs": 10, "minibatches": 4, **_NO_BONUS}
 
 # HCPO (Liu et al. 2025), Tables 1, 3 and 4. What all three share (critic epoch and backtrack coef stand in Table 4
 # alone). Algorithm 3 is taken as printed, and the KL's Hessian from all samples. Adam's ε (1e-5) and the last layers'
@@ -99,6 +101,22 @@ PRESETS: tuple[Preset, ...] = (
         "hatrpo", "vmas/navigation", 500_000, "return about 2.9 in 2 minutes", {**_TRUST_REGION, **_NO_BONUS}, _VMAS_RUN
     ),
     Preset("happo", "vmas/navigation", 500_000, "return about 3.8 in 2 minutes", {**_CLIPPED, **_NO_BONUS}, _VMAS_RUN),
+    *(
+        Preset(name, "mpe/*", 2_000_000, "a baseline, settings of happo", _CLIPPED, _MPE_RUN)
+        for name in ("a2po", "hamdpo", "mappo", "ippo")
+    ),
+    Preset("haa2c", "mpe/*", 2_000_000, "a baseline, settings of happo", {"learning_rate": 7e-4}, _MPE_RUN),
+    *(
+        Preset(
+            name, "mamujoco/*", 500_000, "HalfCheetah-2x3: return thousands in 2 minutes",
+            {**_TRUST_REGION, **_NO_BONUS}, _ROBOT_RUN,
+        )
+        for name in ("hcpo", "hatrpo")
+    ),
+    *(
+        Preset(name, "mamujoco/*", 500_000, "HalfCheetah-2x3: return thousands in 2 minutes", _ROBOT_STEPS, _ROBOT_RUN)
+        for name in ("happo", "hamdpo", "a2po", "mappo")
+    ),
     Preset(
         "hcpo", "smac/*", 10_000_000, "HCPO Table 1, as printed; evaluated less often", _TABLE_1, _SMAC_RUN,
         name="paper-smac",
