@@ -27,8 +27,8 @@ class Skirmish:
         self, map_name="3m", seed=None, n_agents=3, episode_limit=6, protobuf=None, fail_at=None, hang_at=None
     ):
         if protobuf is not None:
-            # Here there is neither hmarl nor its protobuf: the worker's file stands alone.
-            assert not {"hmarl", "gymnasium", "google.protobuf"} & set(sys.modules), sys.executable
+            # Here there is nothing of hmarl: the worker's file stands alone.
+            assert not {"hmarl", "gymnasium"} & set(sys.modules), sys.executable
             version = importlib.import_module("google.protobuf").__version__
             assert version.startswith(protobuf), f"protobuf {version} in {sys.executable}, expected {protobuf}"
         self.map_name, self.n_agents, self.episode_limit = map_name, n_agents, episode_limit
