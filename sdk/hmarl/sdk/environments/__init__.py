@@ -24,6 +24,7 @@ BUILT_IN_FAMILIES: dict[str, str] = {
     "rware": "hmarl.sdk.environments.rware",
     "smac": "hmarl.sdk.environments.smac",
     "smacv2": "hmarl.sdk.environments.smacv2",
+    "smax": "hmarl.sdk.environments.smax",
     "mamujoco": "hmarl.sdk.environments.mamujoco",
 }
 # Packages that a family needs beyond the base install, with the extra that brings them.
@@ -33,6 +34,7 @@ FAMILY_EXTRAS: dict[str, tuple[str, str]] = {
     "lbf": ("lbforaging", "lbf"),
     "rware": ("rware", "rware"),
     "mamujoco": ("mujoco", "mujoco"),
+    "smax": ("jaxmarl", "smax"),
 }
 
 

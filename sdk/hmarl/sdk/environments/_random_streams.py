@@ -25,11 +25,7 @@ class RandomStreams:
     """
 
     def __init__(self, seeds: npt.NDArray[np.int64], batch_size: int) -> None:
-        checked = np.asarray(seeds)
-        if checked.shape != (batch_size,) or not np.issubdtype(checked.dtype, np.integer):
-            raise UsageError(f"seeds: got {checked.dtype} {list(checked.shape)}, expected integers [{batch_size}]")
-        if (checked < 0).any():
-            raise UsageError(f"seeds: got {int(checked.min())}, expected numbers of at least 0")
+        checked = checked_seeds(seeds, batch_size)
         self.generators = [seeding.np_random(int(seed))[0] for seed in checked]
 
     def uniforms(self, rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.float64]:
@@ -77,6 +73,20 @@ class RandomStreams:
                 "uinteger": half,
             }
         return streams
+
+
+def checked_seeds(seeds: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.int64]:
+    """The seeds, if they are B integers of at least 0.
+
+    Raises:
+        UsageError: ``seeds`` has another shape, is not integer or holds a negative number.
+    """
+    checked = np.asarray(seeds)
+    if checked.shape != (batch_size,) or not np.issubdtype(checked.dtype, np.integer):
+        raise UsageError(f"seeds: got {checked.dtype} {list(checked.shape)}, expected integers [{batch_size}]")
+    if (checked < 0).any():
+        raise UsageError(f"seeds: got {int(checked.min())}, expected numbers of at least 0")
+    return checked
 
 
 def checked_state(
