@@ -12,7 +12,6 @@ from hmarl.sdk.environments import make
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.config import validate
-from hmarl.trainer.heterogeneous import HeterogeneousAgents
 from hmarl.trainer.rollout import Collector, Rollout
 from hmarl.trainer.training import Run, RunConfig, make_config
 
@@ -28,6 +27,12 @@ TINY_RUN: dict[str, Any] = {
 }
 
 
+def tiny_networks(algorithm: str) -> dict[str, Any]:
+    """Those of ``TINY_NETWORKS`` that the algorithm has."""
+    known = find_algorithm(algorithm).settings_class.model_fields
+    return {key: value for key, value in TINY_NETWORKS.items() if key in known}
+
+
 def tiny_config(
     algorithm: str,
     environment: str,
@@ -39,7 +44,7 @@ def tiny_config(
     return make_config(
         algorithm,
         environment,
-        {**TINY_NETWORKS, **(algorithm_settings or {})},
+        {**tiny_networks(algorithm), **(algorithm_settings or {})},
         {**TINY_RUN, **(run_settings or {})},
         environment_arguments or {},
     )
@@ -56,10 +61,10 @@ def train(config: RunConfig, directory: Path) -> dict[str, Any]:
 
 def new_algorithm(
     name: str, environment: str, batch_size: int, steps: int, arguments: dict[str, Any] | None = None, **settings: Any
-) -> tuple[HeterogeneousAgents, Rollout, Collector]:
+) -> tuple[Any, Rollout, Collector]:
     """A fresh algorithm with a rollout and a collector for its environment, all seeded alike."""
     algorithm_class = find_algorithm(name)
-    checked = validate(algorithm_class.settings_class, {**TINY_NETWORKS, **settings}, "algorithm")
+    checked = validate(algorithm_class.settings_class, {**tiny_networks(name), **settings}, "algorithm")
     made = make(environment, batch_size, **(arguments or {}))
     algorithm = algorithm_class(made.spec, checked, torch.Generator().manual_seed(3), CPU)
     rollout = Rollout(made.spec, steps, batch_size, CPU)

@@ -22,6 +22,7 @@ ENVIRONMENTS = {
     "masked": ("toy_environments:masked_discrete", {}),
     "multi-discrete": ("toy_environments:multi_discrete", {}),
 }
+NOT_DISCRETE = ("continuous", "multi-discrete")
 SMALL = {"environments": 4, "rollout_length": 13, "steps": 104, "evaluation_episodes": 4, "threads": 1}
 
 
@@ -41,6 +42,7 @@ PAIRS = [
     pytest.param(algorithm, environment, marks=() if (algorithm, environment) in FAST else pytest.mark.slow)
     for algorithm in ALGORITHMS
     for environment in ENVIRONMENTS
+    if not (ALGORITHMS[algorithm].discrete_only and environment in NOT_DISCRETE)
 ]
 
 
@@ -136,3 +138,22 @@ def test_the_bundle_says_where_it_comes_from(tmp_path: Path) -> None:
     assert card.startswith("---\n")
     assert "hmarl-train hcpo --env mpe/simple_spread" in card
     assert bundle.read("plots/return.png").startswith(b"\x89PNG")
+
+
+def test_a_latent_drawn_from_the_common_seed_holds_for_the_episode(tmp_path: Path) -> None:
+    """MAVEN's agents, each in a session of its own, agree on the latent without a message."""
+    bundle = export.export_run(short_run("maven", "discrete", tmp_path, recurrent=True, memory_size=6), tmp_path / "b")
+    sessions = [Policy(bundle, agent.id).session() for agent in bundle.manifest.agents]
+    generator = np.random.default_rng(0)
+    drawn = set()
+    for seed in range(12):
+        latents = set()
+        for session in sessions:
+            session.reset(seed, sample=True)
+            for _ in range(4):
+                action = session.act(generator.normal(size=18).astype(np.float32))
+                latents.add(int(action.diagnostics["instruction"]))
+                assert action.action == action.diagnostics["action_logits"].argmax()
+        assert len(latents) == 1, "the agents differ, or the latent changed within an episode"
+        drawn |= latents
+    assert len(drawn) > 1, "the seed does not matter"

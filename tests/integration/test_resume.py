@@ -38,6 +38,8 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hamdpo-mpe": ("hamdpo", "mpe/simple_spread", {"recurrent": True}, {"continuous_actions": True}),
     "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),
     "mappo-coordsum": ("mappo", "coordsum/3x10-30", {}, {}),
+    "maven-mpe": ("maven", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3, "replay_capacity": 40}, {}),
+    "maven-coordsum": ("maven", "coordsum/3x10-30", {"learning_rate_decay": "linear"}, {}),
     "happo-leaving": ("happo", "toy_environments:leaving", {}, {}),
     # Its state cannot be saved: the environments restart at every checkpoint, in the unbroken run too.
     "hcpo-pettingzoo": ("hcpo", "pettingzoo/mpe2.simple_spread_v3:parallel_env", HELD, {"workers": 0}),

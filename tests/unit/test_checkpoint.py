@@ -71,17 +71,25 @@ def test_a_checkpoint_is_safetensors_and_json_without_pickle(tmp_path: Path) -> 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["step-000000000010.json", path.name]
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
-@pytest.mark.parametrize("environment", ["toy_environments:leaving", "toy_environments:masked_discrete"])
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        (name, environment)
+        for name, algorithm in ALGORITHMS.items()
+        for environment in ("toy_environments:leaving", "toy_environments:masked_discrete")
+        if not (algorithm.discrete_only and environment.endswith("leaving"))
+    ],
+)
 def test_a_trained_algorithm_survives_flatten_and_restore(name: str, environment: str, tmp_path: Path) -> None:
     """The restored copy makes the same next update to the last bit, optimisers and normalisers included."""
     settings = {"critic": "q"} if name == "hcpo" else {}
     first, rollout, collector = new_algorithm(name, environment, 3, 8, **settings)
     collector.collect(first)
     first.update(rollout, 0.0)
-    path = write_checkpoint(tmp_path, flatten(first.components()), Counters())
+    learnt = {"components": first.components(), "experience": first.experience()}
+    path = write_checkpoint(tmp_path, flatten(learnt), Counters())
     second, _, _ = new_algorithm(name, environment, 3, 8, **settings)
-    restore(second.components(), read_checkpoint(path).tensors)
+    restore({"components": second.components(), "experience": second.experience()}, read_checkpoint(path).tensors)
     collector.collect(first)
     for generator in ("generator", "noise_generator"):
         getattr(second, generator).set_state(getattr(first, generator).get_state())

@@ -28,6 +28,8 @@ from hmarl.trainer.policies import GroupPolicy
 class FixedNetwork(nn.Module):
     """One row of a ``GroupPolicy`` with its parameters copied, as an ordinary module."""
 
+    chooses = "local conductor's preference, not normalised"
+
     def __init__(self, network: Mlp, theta: Tensor, identity: Tensor | None) -> None:
         super().__init__()
         self.network = network
@@ -43,6 +45,11 @@ class FixedNetwork(nn.Module):
         """The network of one member, its one-hot identity (shared parameters) built in."""
         identity = torch.eye(policy.members)[member] if policy.shared else None
         return cls(policy.network, policy.row(member)[: policy.network.size], identity)
+
+    @property
+    def output_size(self) -> int:
+        """Number of outputs."""
+        return self.network.output_size
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, input_size without identity] -> [batch, output_size]."""
@@ -60,14 +67,35 @@ class FixedNetwork(nn.Module):
         return x if self.identity is None else torch.cat([x, self.identity.expand(x.shape[0], -1)], dim=-1)
 
 
+class FixedPreference(nn.Module):
+    """Chooses an instruction without looking: the same logits [K] whatever is observed."""
+
+    chooses = "log-probabilities recorded at export, whatever is observed"
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits: Tensor
+        self.register_buffer("logits", logits.detach().cpu().clone())
+
+    @property
+    def output_size(self) -> int:
+        """K."""
+        return self.logits.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, ...] -> [batch, K]."""
+        return self.logits.expand(x.shape[0], -1)
+
+
 class DeployablePolicy(nn.Module):
-    """(observation, action_mask?, memory?, instruction_state?, instruction_noise?, action_noise) → (action, next
+    """(observation, action_mask?, memory?, instruction_state?, instruction_noise?, action_noise?) → (action, next
     states..., diagnostics...).
 
     Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero
     noise gives the deterministic policy. With a local conductor the instruction is chosen from the agent's own
     observation and held for ``interval`` steps; the instruction in force and its remaining steps are then a state [2].
-    What a recurrent policy remembers is the state ``memory`` [H].
+    An ``interval`` of None holds the first instruction until the episode ends. What a recurrent policy remembers is the
+    state ``memory`` [H]. A ``greedy`` policy takes its best action always and has no action noise.
 
     Raises:
         ValueError: ``interval`` below 1.
@@ -82,13 +110,14 @@ class DeployablePolicy(nn.Module):
         actor: FixedNetwork,
         head: ActionHead,
         log_std: Tensor,
-        conductor: FixedNetwork | None = None,
-        interval: int = 1,
+        conductor: FixedNetwork | FixedPreference | None = None,
+        interval: int | None = 1,
+        greedy: bool = False,
     ) -> None:
         super().__init__()
-        if interval < 1:
+        if interval is not None and interval < 1:
             raise ValueError(f"interval: got {interval}, expected at least 1")
-        self.agent, self.head, self.clip, self.interval = agent, head, clip, interval
+        self.agent, self.head, self.clip, self.interval, self.greedy = agent, head, clip, interval, greedy
         self.shift: Tensor
         self.scale: Tensor
         self.log_std: Tensor
@@ -105,8 +134,9 @@ class DeployablePolicy(nn.Module):
         normaliser: RunningNormaliser,
         policy: GroupPolicy,
         member: int,
-        conductor: GroupPolicy | None = None,
-        interval: int = 1,
+        conductor: GroupPolicy | FixedPreference | None = None,
+        interval: int | None = 1,
+        greedy: bool = False,
     ) -> DeployablePolicy:
         """Copy one member's policy (and local conductor) out of its group."""
         enabled = normaliser.enabled
@@ -119,19 +149,20 @@ class DeployablePolicy(nn.Module):
             FixedNetwork.of(policy, member),
             policy.head,
             policy.row(member)[policy.network.size :],
-            None if conductor is None else FixedNetwork.of(conductor, member),
+            FixedNetwork.of(conductor, member) if isinstance(conductor, GroupPolicy) else conductor,
             interval,
+            greedy,
         )
 
     @property
     def instructions(self) -> int:
         """K, the number of instructions; 0 without a conductor."""
-        return 0 if self.conductor is None else self.conductor.network.output_size
+        return 0 if self.conductor is None else self.conductor.output_size
 
     @property
     def holds_instruction(self) -> bool:
         """Whether an instruction is carried from step to step."""
-        return self.conductor is not None and self.interval > 1
+        return self.conductor is not None and self.interval != 1
 
     @property
     def memory_size(self) -> int:
@@ -157,7 +188,7 @@ class DeployablePolicy(nn.Module):
         else:
             output = self.actor(x)
         distribution = self.head.distribution(output, self.log_std, given.get("action_mask"))
-        raw = distribution.select(self.head.perturbation(given["action_noise"]))
+        raw = distribution.mode() if self.greedy else distribution.select(self.head.perturbation(given["action_noise"]))
         outputs["action"] = self.head.to_environment(raw)
         if isinstance(distribution, DiagonalGaussian):
             outputs["action_mean"] = distribution.mean
@@ -166,10 +197,15 @@ class DeployablePolicy(nn.Module):
         return tuple(outputs[name] for name in self.output_names)
 
     def _hold(self, drawn: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2]: instruction, steps left."""
+        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2]: instruction, steps left (or,
+        where it holds to the end, 1 once it has been chosen).
+        """
         renew = state[:, 1] < 0.5
         instruction = torch.where(renew, drawn, state[:, 0].to(torch.int64))
-        remaining = torch.where(renew, float(self.interval), state[:, 1]) - 1.0
+        if self.interval is None:
+            remaining = torch.ones_like(state[:, 1])
+        else:
+            remaining = torch.where(renew, float(self.interval), state[:, 1]) - 1.0
         return instruction, torch.stack([instruction.to(state.dtype), remaining], dim=-1)
 
     @cached_property
@@ -182,7 +218,8 @@ class DeployablePolicy(nn.Module):
         )  # fmt: skip
         instruction = StateModel(
             input="instruction_state", output="next_instruction_state", shape=[2], dtype="float32", reset=[0.0, 0.0],
-            meaning="instruction in force, steps for which it still holds",
+            meaning="instruction in force, "
+            + ("1 once it has been chosen" if self.interval is None else "steps for which it still holds"),
         )  # fmt: skip
         return [memory] * (size > 0) + [instruction] * self.holds_instruction
 
@@ -195,7 +232,7 @@ class DeployablePolicy(nn.Module):
         names += [state.input for state in self.states]
         if self.conductor is not None:
             names.append("instruction_noise")
-        return [*names, "action_noise"]
+        return names if self.greedy else [*names, "action_noise"]
 
     @property
     def output_names(self) -> list[str]:
@@ -230,7 +267,7 @@ class DeployablePolicy(nn.Module):
             observation_layout=list(agent.observation_layout),
             action_mask=mask if agent.has_action_mask else None,
             states=self.states,
-            noises=[instruction_noise, action_noise] if self.conductor is not None else [action_noise],
+            noises=[instruction_noise] * (self.conductor is not None) + [action_noise] * (not self.greedy),
             action=TensorModel(
                 name="action",
                 shape=list(agent.action_shape),
@@ -250,7 +287,7 @@ class DeployablePolicy(nn.Module):
             rows += [
                 TensorModel(name="instruction", shape=[], dtype="int64", meaning="instruction in force"),
                 TensorModel(name="instruction_logits", shape=[self.instructions], dtype="float32",
-                            meaning="local conductor's preference, not normalised"),
+                            meaning=self.conductor.chooses),
             ]  # fmt: skip
         return rows
 

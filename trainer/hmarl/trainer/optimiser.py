@@ -24,6 +24,10 @@ class FlatAdam:
     def step(self, loss: Tensor, schedule: float = 1.0) -> Tensor:
         """One descent step on a scalar ``loss``; returns the largest gradient norm before clipping, a scalar."""
         (gradient,) = torch.autograd.grad(loss, self.parameter)
+        return self.descend(gradient, schedule)
+
+    def descend(self, gradient: Tensor, schedule: float = 1.0) -> Tensor:
+        """``step`` with a gradient in hand, shaped like the parameters."""
         norm = gradient.norm(dim=-1, keepdim=True)
         self.parameter.grad = gradient * (self.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0)
         self._adam.param_groups[0]["lr"] = self.learning_rate * schedule

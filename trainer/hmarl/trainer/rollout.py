@@ -59,6 +59,8 @@ class _Finals:
     rows: Tensor
     states: Tensor
     observations: list[Tensor]
+    action_masks: list[Tensor | None]
+    active: Tensor
 
 
 class Rollout:
@@ -66,7 +68,8 @@ class Rollout:
     ...].
 
     Attributes:
-        observations: per group, [T, B, N_group, ...]; last_observations: those after the last step, [B, N_group, ...].
+        observations: per group, [T, B, N_group, ...].
+        last_observations, last_action_masks, last_active: what is seen after the last step, [B, ...].
         action_masks: per group, [T, B, N_group, ...].
         actions: raw actions per group.
         states: [T + 1, B, state_size]; the last one follows the last step.
@@ -100,6 +103,8 @@ class Rollout:
         self.extras: dict[str, Tensor] = {}
         self.memories: list[tuple[Tensor, ...]] = []
         self.last_observations: list[Tensor] = []
+        self.last_action_masks: list[Tensor | None] = []
+        self.last_active = torch.ones(batch_size, len(spec.agents), dtype=torch.bool, device=device)
         self._finals: list[_Finals] = []
 
     def begin(self) -> None:
@@ -132,14 +137,23 @@ class Rollout:
         self.truncated[step] = torch.as_tensor(result.truncated)
         if result.final is not None:
             rows = (self.terminated[step] | self.truncated[step]).nonzero().squeeze(-1)
-            final_state = torch.as_tensor(result.final.state, device=self.device)[rows]
-            seen = [torch.as_tensor(o, device=self.device)[rows] for o in result.final.observations]
-            self._finals.append(_Finals(step, rows, final_state, seen))
+            self._finals.append(self._final(step, rows, result.final))
+
+    def _final(self, step: int, rows: Tensor, final: Observation) -> _Finals:
+        """The ``rows`` of what was seen last."""
+
+        def pick(values: Any) -> Tensor:
+            return torch.as_tensor(values, device=self.device)[rows]
+
+        masks = [None if mask is None else pick(mask) for mask in final.action_masks]
+        seen = [pick(observations) for observations in final.observations]
+        return _Finals(step, rows, pick(final.state), seen, masks, pick(final.active))
 
     def finish(self, last: Observation) -> None:
         """Store what is seen after the last step and form the team rewards."""
         self.states[self.steps] = last.state
         self.last_observations = list(last.observations)
+        self.last_action_masks, self.last_active = list(last.action_masks), last.active
         total = self.rewards.sum(-1)
         self.team_rewards = total if self.spec.team_reward == "sum" else total / self.rewards.shape[-1]
 
@@ -155,12 +169,40 @@ class Rollout:
             values: [T + 1, B, ...] V of ``states``, or of every agent's observations.
             final_values: [F, ...] V of ``final_states``, or of ``final_observations``.
         """
-        following = values[1:].clone()
-        if self._finals:
-            steps = torch.cat([torch.full_like(final.rows, final.step) for final in self._finals])
-            following[steps, torch.cat([final.rows for final in self._finals])] = final_values
+        following = self._with_finals(values[1:].clone(), final_values)
         terminated = self.terminated.view(*self.terminated.shape, *(1,) * (values.dim() - 2))
         return following.masked_fill(terminated, 0.0)
+
+    def _with_finals(self, following: Tensor, finals: Tensor) -> Tensor:
+        """``following`` [T, B, ...] with ``finals`` [F, ...] where episodes ended, in place."""
+        if self._finals:
+            steps = torch.cat([torch.full_like(final.rows, final.step) for final in self._finals])
+            following[steps, torch.cat([final.rows for final in self._finals])] = finals
+        return following
+
+    def next_observations(self, group: int) -> Tensor:
+        """[T, B, N_group, observation_size] what a group saw after each step: the final observation where an episode
+        ended, not the first one of the next.
+        """
+        following = torch.cat([self.observations[group][1:], self.last_observations[group].unsqueeze(0)])
+        return self._with_finals(following, self.final_observations(group))
+
+    def next_action_masks(self, group: int) -> Tensor | None:
+        """[T, B, N_group, mask_size] the masks that go with ``next_observations``, or None."""
+        masks, last = self.action_masks[group], self.last_action_masks[group]
+        if masks is None or last is None:
+            return None
+        finals = [masks[0, :0]] + [mask for final in self._finals if (mask := final.action_masks[group]) is not None]
+        return self._with_finals(torch.cat([masks[1:], last.unsqueeze(0)]), torch.cat(finals))
+
+    def next_states(self) -> Tensor:
+        """[T, B, state_size] the state after each step, the final one where an episode ended."""
+        return self._with_finals(self.states[1:].clone(), self.final_states)
+
+    def next_active(self) -> Tensor:
+        """[T, B, N] bool: who was there after each step."""
+        finals = torch.cat([self.active[0, :0], *(final.active for final in self._finals)])
+        return self._with_finals(torch.cat([self.active[1:], self.last_active.unsqueeze(0)]), finals)
 
     @property
     def final_states(self) -> Tensor:

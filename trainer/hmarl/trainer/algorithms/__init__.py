@@ -12,6 +12,7 @@ from hmarl.trainer.algorithms.hatrpo import Hatrpo
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.algorithms.ippo import Ippo
 from hmarl.trainer.algorithms.mappo import Mappo
+from hmarl.trainer.algorithms.maven import Maven
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "a2po": A2po,
@@ -22,6 +23,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "hcpo": Hcpo,
     "ippo": Ippo,
     "mappo": Mappo,
+    "maven": Maven,
 }
 
 
