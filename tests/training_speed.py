@@ -28,11 +28,17 @@ def matrix_product_gflops(size: int = 1024, repeats: int = 10) -> float:
 
 
 def frames_per_second(
-    name: str, task: str, batch: int, steps: int, updates: int, **settings_of: Any
+    name: str,
+    task: str,
+    batch: int,
+    steps: int,
+    updates: int,
+    arguments: dict[str, Any] | None = None,
+    **settings_of: Any,
 ) -> tuple[float, float, float]:
     """Median frames/s of rollout, update and total over ``updates`` iterations after one warm-up."""
     algorithm_class = find_algorithm(name)
-    environment = make(task, batch)
+    environment = make(task, batch, **(arguments or {}))
     settings = validate(algorithm_class.settings_class, settings_of, "algorithm")
     algorithm = algorithm_class(environment.spec, settings, torch.Generator().manual_seed(0), CPU)
     rollout = Rollout(environment.spec, steps, batch, CPU)

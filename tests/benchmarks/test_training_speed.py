@@ -43,3 +43,16 @@ def test_training_speed(name: str, more: dict[str, float], capsys: pytest.Captur
                 f"{batch:>6} × {steps:<3} {rollout:>10,.0f} {update:>10,.0f} {total:>10,.0f} {ratio:>8} {gflops:>8.0f}"
             )
             assert total > 0
+
+
+def test_update_time_by_team_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """HCPO's update is sequential over agents: its time should grow with their number, not faster."""
+    torch.set_num_threads(1)
+    seconds = {}
+    with capsys.disabled():
+        print(f"\nhcpo, 64 x 25 frames of simple_spread\n{'agents':>8} {'update s':>10} {'per agent s':>12}")
+        for agents in (3, 10, 30):
+            rates = frames_per_second("hcpo", "mpe/simple_spread", 64, 25, 3, {"N": agents}, **HARL_SETTINGS)
+            seconds[agents] = 64 * 25 / rates[1]
+            print(f"{agents:>8} {seconds[agents]:>10.2f} {seconds[agents] / agents:>12.3f}")
+    assert seconds[30] / 30 < 4 * seconds[3] / 3
