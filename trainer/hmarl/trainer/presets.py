@@ -114,8 +114,11 @@ PRESETS: tuple[Preset, ...] = (
         for name in ("hcpo", "hatrpo")
     ),
     *(
-        Preset(name, "mamujoco/*", 500_000, "HalfCheetah-2x3: return thousands in 2 minutes", _ROBOT_STEPS, _ROBOT_RUN)
-        for name in ("happo", "hamdpo", "a2po", "mappo")
+        Preset(name, "mamujoco/*", 500_000, "HalfCheetah-2x3: return thousands in 2 minutes", settings, _ROBOT_RUN)
+        for name, settings in {
+            "happo": _ROBOT_STEPS, "hamdpo": {**_ROBOT_STEPS, "step_size": 3.0}, "a2po": _ROBOT_STEPS,
+            "mappo": _ROBOT_STEPS,
+        }.items()
     ),
     Preset(
         "hcpo", "smac/*", 10_000_000, "HCPO Table 1, as printed; evaluated less often", _TABLE_1, _SMAC_RUN,
