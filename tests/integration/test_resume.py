@@ -34,6 +34,8 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "happo-mpe": ("happo", "mpe/simple_reference", {"minibatches": 2, "learning_rate_decay": "linear"}, {}),
     "hatrpo-coordsum": ("hatrpo", "coordsum/3x10-30", {"share_parameters": True}, {}),
     "hcpo-recurrent": ("hcpo", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3}, {}),
+    "hcpo-latent": ("hcpo", "mpe/simple_spread", {"instruction_space": "continuous", "instruction_interval": 2}, {}),
+    "hcpo-replay": ("hcpo", "mpe/simple_spread", {"replay_rollouts": 2}, {}),
     "a2po-mpe": ("a2po", "mpe/simple_spread", {}, {}),
     "hamdpo-mpe": ("hamdpo", "mpe/simple_spread", {"recurrent": True}, {"continuous_actions": True}),
     "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),

@@ -19,7 +19,8 @@ from hmarl.runtime.bundle import (
     TensorModel,
 )
 from hmarl.sdk.spaces import AgentSpec
-from hmarl.trainer.distributions import ActionHead, DiagonalGaussian, gumbel_from_uniform
+from hmarl.trainer.distributions import ActionHead, DiagonalGaussian
+from hmarl.trainer.instructions import discrete_instructions, instruction_context
 from hmarl.trainer.networks import Mlp, RecurrentNetwork
 from hmarl.trainer.normalisation import RunningNormaliser
 from hmarl.trainer.policies import GroupPolicy
@@ -93,7 +94,8 @@ class DeployablePolicy(nn.Module):
 
     Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero
     noise gives the deterministic policy. With a local conductor the instruction is chosen from the agent's own
-    observation and held for ``interval`` steps; the instruction in force and its remaining steps are then a state [2].
+    observation and held for ``interval`` steps; the instruction in force and its remaining steps are then a state [2],
+    or [D + 1] where instructions are vectors.
     An ``interval`` of None holds the first instruction until the episode ends. What a recurrent policy remembers is the
     state ``memory`` [H]. A ``greedy`` policy takes its best action always and has no action noise.
 
@@ -113,6 +115,8 @@ class DeployablePolicy(nn.Module):
         conductor: FixedNetwork | FixedPreference | None = None,
         interval: int | None = 1,
         greedy: bool = False,
+        instruction_head: ActionHead | None = None,
+        instruction_log_std: Tensor | None = None,
     ) -> None:
         super().__init__()
         if interval is not None and interval < 1:
@@ -125,6 +129,10 @@ class DeployablePolicy(nn.Module):
         self.register_buffer("scale", scale.detach().cpu().clone())
         self.register_buffer("log_std", log_std.detach().cpu().clone())
         self.actor, self.conductor = actor, conductor
+        self.instruction_head = instruction_head or discrete_instructions(conductor.output_size if conductor else 1)
+        self.instruction_log_std: Tensor
+        extra = torch.zeros(0) if instruction_log_std is None else instruction_log_std
+        self.register_buffer("instruction_log_std", extra.detach().cpu().clone())
 
     @classmethod
     def create(
@@ -141,6 +149,7 @@ class DeployablePolicy(nn.Module):
         """Copy one member's policy (and local conductor) out of its group."""
         enabled = normaliser.enabled
         size = agent.observation_size
+        learnt = conductor if isinstance(conductor, GroupPolicy) else None
         return cls(
             agent,
             normaliser.shift[member] if enabled else torch.zeros(size),
@@ -152,11 +161,13 @@ class DeployablePolicy(nn.Module):
             FixedNetwork.of(conductor, member) if isinstance(conductor, GroupPolicy) else conductor,
             interval,
             greedy,
+            None if learnt is None else learnt.head,
+            None if learnt is None else learnt.row(member)[learnt.network.size :],
         )
 
     @property
     def instructions(self) -> int:
-        """K, the number of instructions; 0 without a conductor."""
+        """K, the number of instructions, or D of an instruction's components; 0 without a conductor."""
         return 0 if self.conductor is None else self.conductor.output_size
 
     @property
@@ -177,12 +188,13 @@ class DeployablePolicy(nn.Module):
         if self.clip != float("inf"):
             x = x.clamp(-self.clip, self.clip)
         if self.conductor is not None:
-            logits = self.conductor(x)
-            instruction = (logits + gumbel_from_uniform(given["instruction_noise"])).argmax(-1)
+            preference, kind = self.conductor(x), self.instruction_head
+            choice = kind.distribution(preference, self.instruction_log_std)
+            instruction = choice.select(kind.perturbation(given["instruction_noise"]))
             if self.holds_instruction:
                 instruction, outputs["next_instruction_state"] = self._hold(instruction, given["instruction_state"])
-            outputs |= {"instruction": instruction, "instruction_logits": logits}
-            x = torch.cat([x, nn.functional.one_hot(instruction, self.instructions).to(x.dtype)], dim=-1)
+            outputs |= {"instruction": instruction, self._preference_name: preference}
+            x = torch.cat([x, instruction_context(kind, instruction)], dim=-1)
         if self.memory_size:
             output, outputs["next_memory"] = self.actor.step(x, given["memory"])
         else:
@@ -196,28 +208,37 @@ class DeployablePolicy(nn.Module):
             outputs["action_logits"] = distribution.logits  # type: ignore[attr-defined]
         return tuple(outputs[name] for name in self.output_names)
 
+    @property
+    def _preference_name(self) -> str:
+        return "instruction_mean" if self.instruction_head.continuous else "instruction_logits"
+
     def _hold(self, drawn: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2]: instruction, steps left (or,
-        where it holds to the end, 1 once it has been chosen).
+        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2] or [batch, D + 1]: instruction,
+        steps left (or, where it holds to the end, 1 once it has been chosen).
         """
-        renew = state[:, 1] < 0.5
-        instruction = torch.where(renew, drawn, state[:, 0].to(torch.int64))
-        if self.interval is None:
-            remaining = torch.ones_like(state[:, 1])
+        held, left = state[:, :-1], state[:, -1]
+        renew = left < 0.5
+        if self.instruction_head.continuous:
+            instruction = held = torch.where(renew.unsqueeze(-1), drawn, held)
         else:
-            remaining = torch.where(renew, float(self.interval), state[:, 1]) - 1.0
-        return instruction, torch.stack([instruction.to(state.dtype), remaining], dim=-1)
+            instruction = torch.where(renew, drawn, held.squeeze(-1).to(torch.int64))
+            held = instruction.unsqueeze(-1).to(state.dtype)
+        remaining = torch.ones_like(left)
+        if self.interval is not None:
+            remaining = torch.where(renew, float(self.interval), left) - 1.0
+        return instruction, torch.cat([held, remaining.unsqueeze(-1)], dim=-1)
 
     @cached_property
     def states(self) -> list[StateModel]:
         """What is carried from step to step."""
-        size = self.memory_size
+        size, held = self.memory_size, self.instructions if self.instruction_head.continuous else 1
         memory = StateModel(
             input="memory", output="next_memory", shape=[size], dtype="float32", reset=[0.0] * size,
             meaning="what the policy remembers of the episode",
         )  # fmt: skip
         instruction = StateModel(
-            input="instruction_state", output="next_instruction_state", shape=[2], dtype="float32", reset=[0.0, 0.0],
+            input="instruction_state", output="next_instruction_state", shape=[held + 1], dtype="float32",
+            reset=[0.0] * (held + 1),
             meaning="instruction in force, "
             + ("1 once it has been chosen" if self.interval is None else "steps for which it still holds"),
         )  # fmt: skip
@@ -239,7 +260,7 @@ class DeployablePolicy(nn.Module):
         """Names of the graph's outputs, in order."""
         names = ["action", *(state.output for state in self.states)]
         names.append("action_mean" if self.head.continuous else "action_logits")
-        return names + (["instruction", "instruction_logits"] if self.conductor is not None else [])
+        return names + (["instruction", self._preference_name] if self.conductor is not None else [])
 
     def describe(self, file: str) -> AgentModel:
         """The agent's entry of the manifest."""
@@ -250,8 +271,8 @@ class DeployablePolicy(nn.Module):
             purpose="action",
         )  # fmt: skip
         instruction_noise = NoiseModel(
-            name="instruction_noise", shape=[self.instructions], distribution="uniform", stream="common",
-            purpose="instruction",
+            name="instruction_noise", shape=[self.instructions], distribution=self.instruction_head.noise_distribution,
+            stream="common", purpose="instruction",
         )  # fmt: skip
         return AgentModel(
             id=agent.id,
@@ -284,10 +305,12 @@ class DeployablePolicy(nn.Module):
                         dtype="float32", meaning=meaning)
         ]  # fmt: skip
         if self.conductor is not None:
+            latent = self.instruction_head.continuous
             rows += [
-                TensorModel(name="instruction", shape=[], dtype="int64", meaning="instruction in force"),
-                TensorModel(name="instruction_logits", shape=[self.instructions], dtype="float32",
-                            meaning=self.conductor.chooses),
+                TensorModel(name="instruction", shape=[self.instructions] if latent else [],
+                            dtype="float32" if latent else "int64", meaning="instruction in force"),
+                TensorModel(name=self._preference_name, shape=[self.instructions], dtype="float32",
+                            meaning="mean of the local conductor's Gaussian" if latent else self.conductor.chooses),
             ]  # fmt: skip
         return rows
 

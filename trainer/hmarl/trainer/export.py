@@ -37,6 +37,7 @@ from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.checkpoint import Checkpoint, find_checkpoint, restore
 from hmarl.trainer.deployable import DeployablePolicy
+from hmarl.trainer.instructions import random_instructions
 from hmarl.trainer.model_card import model_card
 from hmarl.trainer.training import RunConfig, build_algorithm
 
@@ -187,7 +188,8 @@ def example_inputs(module: DeployablePolicy, rows: int, generator: np.random.Gen
             held = generator.uniform(-1, 1, (rows, *state.shape))
         else:
             remaining = generator.integers(module.interval or 2, size=rows)
-            held = np.stack([generator.integers(module.instructions, size=rows), remaining], 1)
+            instruction = random_instructions(module.instruction_head, rows, generator).numpy().reshape(rows, -1)
+            held = np.concatenate([instruction, remaining[:, None]], axis=1)
         inputs[state.input] = torch.from_numpy(held.astype(np.float32))
     for noise in entry.noises:
         shape = (rows, *noise.shape)

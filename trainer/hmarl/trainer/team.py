@@ -15,6 +15,7 @@ from hmarl.sdk.environment import Observation
 from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.instructions import random_instructions
 
 
 class LocalTeam:
@@ -94,8 +95,8 @@ class ConductedTeam:
 
     Args:
         algorithm: HCPO.
-        conductor: ``central`` (sees the state), ``random`` (uniform instructions) or ``none`` (the instruction is
-            withheld: an all-zero input). The fourth, ``local``, is ``LocalTeam``.
+        conductor: ``central`` (sees the state), ``random`` (uniform or standard normal instructions) or ``none`` (the
+            instruction is withheld: an all-zero input). The fourth, ``local``, is ``LocalTeam``.
     """
 
     def __init__(self, algorithm: Hcpo, conductor: str) -> None:
@@ -125,7 +126,7 @@ class ConductedTeam:
         if self._step % algorithm.settings.instruction_interval == 0:
             self._instruction = self._choose(seen.state)
         self._step += 1
-        context = algorithm.one_hot(self._instruction)
+        context = algorithm.seen_of(self._instruction)
         withheld = torch.zeros_like(context) if self.name == "none" else context
         decision, self._memories = algorithm.decide(seen, withheld, None, self._memories)
         return tuple(action.cpu().numpy() for action in decision.environment_actions)
@@ -133,8 +134,7 @@ class ConductedTeam:
     def _choose(self, state: Tensor) -> Tensor:
         if self.name == "central":
             return self._algorithm.central_conductor(state).mode()
-        drawn = self._generator.integers(self._algorithm.settings.instructions, size=len(state))
-        return torch.as_tensor(drawn, device=state.device)
+        return random_instructions(self._algorithm.instruction_head, len(state), self._generator).to(state.device)
 
     def close(self) -> None:
         """Nothing to free."""
