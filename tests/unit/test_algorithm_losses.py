@@ -234,35 +234,31 @@ def test_only_the_sequential_algorithms_let_an_agent_know_of_the_others_updates(
     assert touched == (3 if name == "happo" else 0), "pairs of an agent and one updated before it"
 
 
-def test_agents_who_share_parameters_form_one_loss() -> None:
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_agents_who_share_parameters_form_one_loss(recurrent: bool) -> None:
     """One gradient step on the mean over everybody's samples, and the normalised joint advantage for each."""
-    algorithm, rollout, collector = new_algorithm("mappo", TOY, 4, 10, {"agents": 3}, epochs=1)
+    algorithm, rollout, collector = new_algorithm(
+        "mappo", TOY, 4, 12, {"agents": 3}, epochs=1, recurrent=recurrent, chunk_length=4
+    )
     collector.collect(algorithm)
     rollout.active[3:, 1, 0] = rollout.active[5:, :, 2] = False
     rollout.all_active = False
-    calls = []
-    inner = algorithm.loss
+    calls, inner, features = [], algorithm.loss, algorithm.features(rollout)
+    joint = algorithm.agents_advantages(rollout, algorithm.estimate(rollout))
+    alone = [algorithm.samples_of(rollout, features, 0, slice(i, i + 1)) for i in range(3)]
     algorithm.loss = lambda *arguments: calls.append(arguments) or inner(*arguments)
     algorithm.update(rollout, 0.0)
     ((_, together, advantages),) = calls
-    del algorithm.loss
-    assert len(together.inputs) == 10 * 4 * 3
-    joint = algorithm.agents_advantages(rollout, algorithm.estimate(rollout))
-    assert advantages.view(40, 3).std(dim=1).max() == 0.0
-    assert advantages.view(40, 3).mean(0).abs().max() < 1e-5
-    policy = algorithm.policies[0]
-    pooled = algorithm.loss(together.under(policy, policy.theta[0]), together, advantages)
+    assert len(together.inputs) == 12 * 4 * 3
+    torch.testing.assert_close(advantages, joint.flatten().repeat_interleave(3))
     # The same member by member, weighted by the steps at which each was there.
-    total = torch.zeros(())
-    for member in range(3):
-        rows = torch.arange(member, 120, 3)
-        alone = together.take(rows)
-        assert (alone.inputs[:, -3:].argmax(-1) == member).all(), "the identity is appended"
-        total += rollout.active[:, :, member].sum() * algorithm.loss(
-            alone.under(policy, policy.theta[0]), alone, advantages[rows]
-        )
-    assert float(pooled) == pytest.approx(float(total / rollout.active.sum()), rel=1e-5)
-    assert joint.shape == (10, 4)
+    policy, total = algorithm.policies[0], 0.0
+    for member, samples in enumerate(alone):
+        assert (samples.inputs[:, -3:].argmax(-1) == member).all(), "the identity is appended"
+        loss = inner(samples.under(policy, policy.theta[0]), samples, joint.flatten())
+        total += int(rollout.active[:, :, member].sum()) * float(loss)
+    pooled = inner(together.under(policy, policy.theta[0]), together, advantages)
+    assert float(pooled) == pytest.approx(total / int(rollout.active.sum()), rel=1e-4)
 
 
 # --- IPPO's own values ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""HAMDPO's step is mirror descent, HATRPO's stays in its region; the surrogates of three agents are exact advantages."""
+"""HAMDPO's step is mirror descent, HATRPO's stays in its region; three agents' surrogates are exact advantages."""
 
 from __future__ import annotations
 
