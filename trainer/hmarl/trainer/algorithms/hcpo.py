@@ -80,16 +80,16 @@ class HcpoSettings(HatrpoSettings):
     @model_validator(mode="after")
     def _combinations(self) -> HcpoSettings:
         """Refuse what has not been worked out."""
-        needed: dict[str, object] = {}
         if self.instruction_space == "continuous":
-            needed = {"critic": "v", "instruction_weight": "ratio"}
-            self._need(needed, "instruction_space=continuous")
+            self._need("instruction_space=continuous", critic="v", instruction_weight="ratio")
         if self.replay_rollouts:
-            needed = {"critic": "v", "instruction_weight": "ratio", "instruction_interval": 1, "recurrent": False}
-            self._need(needed, f"replay_rollouts={self.replay_rollouts}")
+            self._need(
+                f"replay_rollouts={self.replay_rollouts}",
+                critic="v", instruction_weight="ratio", instruction_interval=1, recurrent=False,
+            )  # fmt: skip
         return self
 
-    def _need(self, needed: dict[str, object], by: str) -> None:
+    def _need(self, by: str, **needed: object) -> None:
         for name, expected in needed.items():
             if getattr(self, name) != expected:
                 raise UsageError(f"algorithm.{name}: got {getattr(self, name)!r}, expected {expected!r} with {by}")
