@@ -395,3 +395,21 @@ def test_what_absent_agents_see_and_do_has_no_influence(name: str) -> None:
     torch.testing.assert_close(disturbed, calm, rtol=1e-4, atol=1e-6)
     assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert metrics["agent_kl"] > 0
+
+
+def test_what_an_absent_agent_sees_or_would_earn_does_not_reach_ippos_critic() -> None:
+    fitted = []
+    for seen, junk in ((0.0, 0.0), (7.0, 50.0)):
+        algorithm, rollout, collector = new_algorithm(
+            "ippo", "toy_environments:masked_discrete", 6, 10, {"agents": 3}, normalise_observations=False
+        )
+        collector.collect(algorithm)
+        rollout.active[2:5, :, 0], rollout.all_active = False, False
+        rollout.rewards[~rollout.active] = 0.0
+        rollout.observations[0][~rollout.active] = seen
+        estimate = algorithm.estimate(rollout)  # type: ignore[attr-defined]
+        estimate.returns[~rollout.active] = junk
+        algorithm.update_critic(rollout, estimate, 1.0)  # type: ignore[attr-defined]
+        fitted.append((estimate.advantages[rollout.active], algorithm.components()["critics.0"].theta.clone()))
+    assert torch.equal(fitted[0][0], fitted[1][0])
+    assert torch.equal(fitted[0][1], fitted[1][1])

@@ -88,6 +88,12 @@ class A2po(Happo):
         objective = samples.mean(clipped_surrogate(joint, advantages, self.clip))
         return -objective - self.settings.entropy_coefficient * samples.mean(new.entropy())
 
+    def report(self, new: Distribution, samples: AgentSamples) -> dict[str, float]:
+        """The share of joint ratios beyond the agent's clipping range."""
+        assert samples.surrogate_weight is not None
+        beyond = (samples.ratio(new) * samples.surrogate_weight - 1.0).abs() > self.clip
+        return {"agent_clipped": float(samples.mean(beyond.float()))}
+
 
 def explained_advantage(score: Tensor, advantages: Tensor) -> float:
     """How much of the advantage an agent's own action accounts for: E[A^i(a^i)²] of the best fit A^i = w · score.

@@ -29,7 +29,10 @@ class Ippo(Mappo):
 
     @torch.no_grad()
     def estimate(self, rollout: Rollout) -> Estimate:
-        """As the joint estimate, for every agent: all fields but ``states`` are [T, B, N]."""
+        """As the joint estimate, for every agent: all fields but ``states`` are [T, B, N].
+
+        To leave is to terminate: nothing is worth anything to an agent that has gone.
+        """
         values = torch.empty(rollout.steps + 1, *rollout.rewards.shape[1:], device=self.device)
         final_values = torch.empty(len(rollout.final_states), len(self.spec.agents), device=self.device)
         for g, group in enumerate(self.spec.groups):
@@ -37,8 +40,9 @@ class Ippo(Mappo):
             values[:-1, :, members] = self._values(g, rollout.observations[g])
             values[-1, :, members] = self._values(g, rollout.last_observations[g])
             final_values[:, members] = self._values(g, rollout.final_observations(g))
-        following = rollout.next_values(values, final_values)
-        ended = rollout.ended.unsqueeze(-1).expand_as(rollout.rewards)
+        gone = ~rollout.next_active()
+        following = rollout.next_values(values, final_values).masked_fill(gone, 0.0)
+        ended = rollout.ended.unsqueeze(-1) | gone
         advantages = generalised_advantages(
             rollout.rewards, values[:-1], following, ended, self.settings.gamma, self.settings.gae_lambda
         )
@@ -61,10 +65,12 @@ class Ippo(Mappo):
         return normalise_advantages(estimate.advantages, None if rollout.all_active else rollout.active.float())
 
     def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """Every V(o^i) regresses on its agents' own λ-returns."""
+        """Every V(o^i) regresses on its agents' own λ-returns at the steps at which they were there."""
         rows = []
         for g, group in enumerate(self.spec.groups):
-            inputs = self._critic_inputs(g, rollout.observations[g]).flatten(0, 2)
-            targets = estimate.returns[:, :, list(group.agents)].flatten()
-            rows.append(self.critics[f"critics.{g}"].fit(inputs, targets, self.noise_generator, schedule))
+            there = rollout.active[:, :, list(group.agents)]
+            if there.any():
+                inputs = self._critic_inputs(g, rollout.observations[g])[there]
+                targets = estimate.returns[:, :, list(group.agents)][there]
+                rows.append(self.critics[f"critics.{g}"].fit(inputs, targets, self.noise_generator, schedule))
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
