@@ -51,11 +51,11 @@ class MavenSettings(AlgorithmSettings):
     )
     normalise_values: bool = Field(True, description="rewards are scaled, values count from the average")
     latents: int = Field(4, ge=1, description="K, the number of latents; 1 is QMIX")
-    learning_rate: float = Field(5e-4, gt=0, description="Adam's step size for utilities, mixing and discriminator")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for utilities, mixing and discriminator")
     gradient_steps: int = Field(16, ge=1, description="steps on replayed fragments per rollout")
     batch_fragments: int = Field(32, ge=1, description="fragments of episodes per gradient step")
     replay_capacity: int = Field(4096, ge=1, description="fragments that are kept; all are part of every checkpoint")
-    td_lambda: float = Field(0.6, ge=0, le=1, description="λ of the targets; 0 is one-step Q-learning")
+    td_lambda: float = Field(0.8, ge=0, le=1, description="λ of the targets; 0 is one-step Q-learning")
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the networks that the targets take on per step")
     epsilon_start: float = Field(1.0, ge=0, le=1, description="share of random actions at first")
     epsilon_final: float = Field(0.05, ge=0, le=1, description="share of random actions at last")
@@ -212,9 +212,11 @@ class Maven(Algorithm):
         self.update_normalisers(rollout)
         self.step_moments.update(torch.stack([rollout.team_rewards, rollout.terminated.float()], dim=-1).flatten(0, 1))
         metrics = self.latent_policy.learn(*self._episodes(rollout), schedule)
-        steps = [self._improve(schedule) for _ in range(self.settings.gradient_steps)] if len(self.replay) else []
-        metrics |= {name: float(torch.stack([step[name] for step in steps]).mean()) for name in (steps or [{}])[0]}
-        return metrics | {"epsilon": self.epsilon, "replay_fragments": float(len(self.replay))}
+        metrics |= {"epsilon": self.epsilon, "replay_fragments": float(len(self.replay))}
+        if not len(self.replay):
+            return metrics
+        steps = [self._improve(schedule) for _ in range(self.settings.gradient_steps)]
+        return metrics | {name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]}
 
     @property
     def reward_scale(self) -> float:
@@ -246,7 +248,7 @@ class Maven(Algorithm):
             returns[t] = earned
             earned = earned.masked_fill(rollout.ended[t], 0.0)
         self._earned = earned
-        ended = rollout.ended
+        ended = rollout.ended & returns.isfinite()
         states = self.state_normaliser(rollout.extras["first_state"][ended])
         return states, rollout.extras["latent"][ended], returns[ended]
 
