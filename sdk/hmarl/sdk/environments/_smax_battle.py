@@ -12,10 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from hmarl.sdk.environments._smax_package import HeuristicEnemySMAX
 
 _Array = jax.Array
+
+# Battles started anew in one call. A constant, so that starting compiles once for all batch sizes; small, because few
+# of a batch end at the same step, and a new battle costs a third of a step.
+_STARTED_TOGETHER = 8
 
 
 class Battles(NamedTuple):
@@ -67,29 +73,36 @@ class Simulator:
         self.rules: Any = self.battle._env
         # The old battles' memory is used for the new ones.
         self.step: Callable[..., Any] = jax.jit(jax.vmap(self._advance), donate_argnums=0)
-        self.restart: Callable[..., tuple[Battles, Sight]] = jax.jit(self._restart, donate_argnums=0)
+        self._fresh_battles: Callable[..., Any] = jax.jit(jax.vmap(self._fresh_battle))
 
     def start(self, seeds: _Array) -> tuple[Battles, Sight]:
         """B new battles from the seeds, uint32 [B]."""
         pairs = _key_pairs(seeds)
-        # A function of its own, without old battles, would be seconds of compilation more.
         battles, sight = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=seeds.device), self.shapes(len(seeds))
         )
-        ended = jnp.ones(len(seeds), bool, device=seeds.device)
-        return self.restart(battles._replace(stream=pairs[:, 0]), sight, ended, pairs[:, 1])
+        return self.restart(battles._replace(stream=pairs[:, 0]), sight, np.ones(len(seeds), bool), pairs[:, 1])
+
+    def restart(
+        self, battles: Battles, sight: Sight, ended: npt.NDArray[np.bool_], keys: _Array
+    ) -> tuple[Battles, Sight]:
+        """Start those battles anew that have ended, from the keys [B, 2]; the arrays given cannot be used again."""
+        rows, place = np.flatnonzero(ended), keys.sharding
+        first_keys, streams = np.asarray(keys), np.array(battles.stream)
+        for first in range(0, len(rows), _STARTED_TOGETHER):
+            part = rows[first : first + _STARTED_TOGETHER]
+            # Rows beyond the last are started too, and put nowhere.
+            places = np.pad(part, (0, _STARTED_TOGETHER - len(part)), constant_values=len(ended))
+            taken = np.minimum(places, len(ended) - 1)
+            fresh = self._fresh_battles(*jax.device_put((streams[taken], first_keys[taken]), place))
+            battles, sight = _put((battles, sight), fresh, places.astype(np.int32))
+        return battles, sight
 
     def shapes(self, batch_size: int) -> tuple[Battles, Sight]:
         """Shape and dtype of every array of B battles."""
         keys = jnp.zeros((batch_size, 2), jnp.uint32)
         found: tuple[Battles, Sight] = jax.eval_shape(jax.vmap(self._fresh_battle), keys, keys)
         return found
-
-    def _restart(self, battles: Battles, sight: Sight, ended: _Array, keys: _Array) -> tuple[Battles, Sight]:
-        """Start those battles anew that have ended, from the keys [B, 2]; the others stay."""
-        fresh = jax.vmap(self._fresh_battle)(battles.stream, keys)
-        merged: tuple[Battles, Sight] = jax.tree.map(partial(_where, ended), fresh, (battles, sight))
-        return merged
 
     def _fresh_battle(self, stream: _Array, key: _Array) -> tuple[Battles, Sight]:
         seen, state = self.battle.reset(key)
@@ -152,5 +165,8 @@ def _strong(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), tree)
 
 
-def _where(rows: _Array, new: _Array, old: _Array) -> _Array:
-    return jnp.where(rows.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+@partial(jax.jit, donate_argnums=0)
+def _put(moment: tuple[Battles, Sight], fresh: tuple[Battles, Sight], places: _Array) -> tuple[Battles, Sight]:
+    """The moment with the fresh rows at their places; those placed beyond the last row are dropped."""
+    merged: tuple[Battles, Sight] = jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), moment, fresh)
+    return merged

@@ -120,10 +120,10 @@ class SmaxEnvironment:
         battles, _ = self._started("step")
         (chosen,) = checked_actions(actions, self.spec.groups, self.batch_size)
         battles, sight, outcome, keys = self._timed("step", self._simulator.step, battles, chosen.astype(np.int32))
-        ended = bool(np.asarray(outcome.ended).any())
-        final = _observation(sight) if ended else None
-        if ended:
-            battles, sight = self._simulator.restart(battles, sight, outcome.ended, keys)
+        ended, final = np.asarray(outcome.ended), None
+        if ended.any():
+            final = _observation(sight)
+            battles, sight = self._simulator.restart(battles, sight, ended, keys)
         self._battles, self._sight = battles, sight
         return StepResult(
             observation=_observation(sight),
