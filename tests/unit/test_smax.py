@@ -196,6 +196,17 @@ def make_small_batch(batch):
     return make_small(batch=batch)
 
 
+def test_many_battles_that_start_at_once_are_those_of_their_seeds():
+    many = make_small(batch=11)
+    seen = many.reset(np.array([*range(100, 109), *SEEDS]))
+    two = make_small()
+    expected = two.reset(SEEDS)
+    np.testing.assert_array_equal(seen.observations[0][-BATCH:], expected.observations[0])
+    saved, wanted = many.get_state(), two.get_state()
+    np.testing.assert_equal({name: array[-BATCH:] for name, array in saved.items()}, wanted)
+    assert len(np.unique(saved["unit_positions"][:, 0], axis=0)) == 11
+
+
 def test_the_spec_names_the_parts_of_an_observation():
     spec = make("smax/8m_vs_9m", 3).spec
     assert spec.agent_ids == tuple(f"ally_{index}" for index in range(8))
