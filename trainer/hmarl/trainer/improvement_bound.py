@@ -131,8 +131,8 @@ class BoundMonitor:
         self._kl = self._kl + (kl if active is None else kl * active)
 
     def finish(self) -> dict[str, float]:
-        """The update's metrics."""
-        if self.gamma >= 1.0:
+        """The update's metrics; none for an update that was not begun."""
+        if not len(self._advantages):
             return {}
         return self._realised | self.bound().metrics()
 
