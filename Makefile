@@ -9,6 +9,8 @@ EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,dev
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
 PYTEST_ARGS ?=
+# Processes that share the quick tests out
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow benchmark lint format proto clean
@@ -30,7 +32,7 @@ demo: $(INSTALLED)  ## Train HCPO for three minutes, export, serve one process p
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## All quick tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the like
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)

@@ -79,7 +79,8 @@ def diagnostics_plot(rows: Rows) -> bytes:
                 axes.plot(*zip(*points, strict=True), lw=1, label=key.replace("_", " "))
         axes.set(xlabel="environment steps", ylabel=label)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
     return _png(figure)
 
 

@@ -31,6 +31,9 @@ class Preset:
 
 
 _TRUST_REGION: dict[str, Any] = {"kl_limit": 0.01, "curvature_fraction": 0.3, "entropy_coefficient": 0.03}
+# Of HCPO's two weightings of the agents' samples this one did better, at equal true KL too; the steps are so small
+# because its true KL comes to about twice the constrained one.
+_SMALL_STEPS: dict[str, Any] = {**_TRUST_REGION, "instruction_weight": "paper", "kl_limit": 0.001}
 _CLIPPED: dict[str, Any] = {"learning_rate": 7e-4, "epochs": 10, "minibatches": 2, "entropy_coefficient": 0.01}
 # Many small rollouts learn faster than few large ones on these tasks.
 _MPE_RUN: dict[str, Any] = {"environments": 128, "rollout_length": 25, "threads": 1}
@@ -91,7 +94,7 @@ _MAMUJOCO_RUN: dict[str, Any] = {"environments": 20, "rollout_length": 200, "eva
 _PAPER_MPE_RUN: dict[str, Any] = {"environments": 160, "rollout_length": 25, "evaluation_episodes": 40}
 
 PRESETS: tuple[Preset, ...] = (
-    Preset("hcpo", "mpe/*", 2_500_000, "simple_spread: return about -35 in 3 minutes", _TRUST_REGION, _MPE_RUN),
+    Preset("hcpo", "mpe/*", 2_500_000, "simple_spread: return about -34 in 3 minutes", _SMALL_STEPS, _MPE_RUN),
     Preset("hatrpo", "mpe/*", 2_000_000, "simple_spread: return about -35 in 2 minutes", _TRUST_REGION, _MPE_RUN),
     Preset("happo", "mpe/*", 2_000_000, "simple_spread: return -34 to -44 by seed in 2 minutes", _CLIPPED, _MPE_RUN),
     Preset(
