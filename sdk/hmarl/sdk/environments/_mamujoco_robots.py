@@ -212,9 +212,7 @@ def _swimmer(agents: int, joints_each: int) -> tuple[Robot, Partition]:
     """A swimmer of agents · joints_each joints between one more segments than that."""
     count = agents * joints_each
     if not 2 <= count <= _MOST_SWIMMER_JOINTS:
-        raise UsageError(
-            f"{_SWIMMER}-{agents}x{joints_each}: got {count} joints, expected 2 to {_MOST_SWIMMER_JOINTS}"
-        )
+        raise UsageError(f"{_SWIMMER}-{agents}x{joints_each}: got {count} joints, expected 2 to {_MOST_SWIMMER_JOINTS}")
     joints = tuple(f"rot{number}" for number in range(count))
     robot = Robot(
         load=partial(mujoco.MjModel.from_xml_string, _swimmer_xml(count)),
