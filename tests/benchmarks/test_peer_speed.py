@@ -61,3 +61,27 @@ def test_mappo_beside_benchmarl(epochs: int, capsys: pytest.CaptureFixture[str])
         print(f"hmarl {[round(x) for x in ours]} frames/s, BenchMARL {[round(x) for x in theirs]}: ratio {ratio:.2f}")
         print(f"matrix product {matrix_product_gflops():.0f} GFLOP/s")
     assert ratio > 0.5
+
+
+# JaxMARL's recurrent MAPPO on 2s3z after compilation, two-core AMD EPYC machine; its training scripts are in no package.
+JAXMARL_FRAMES_PER_S = 2084.0
+RECURRENT = {
+    "recurrent": True,
+    "memory_size": 128,
+    "hidden_sizes": (128,),
+    "epochs": 4,
+    "minibatches": 4,
+    "critic_epochs": 4,
+    "critic_minibatches": 4,
+}
+
+
+@pytest.mark.parametrize("chunk_length", [16, 128])  # 128 is the whole rollout, JaxMARL's
+def test_recurrent_mappo_on_smax(chunk_length: int, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(2)
+    rollout, update, total = frames_per_second("mappo", "smax/2s3z", 64, 128, 2, **RECURRENT, chunk_length=chunk_length)
+    with capsys.disabled():
+        print(f"\nrecurrent MAPPO on smax/2s3z, 64 x 128 frames, chunks of {chunk_length}, frames/s")
+        print(f"rollout {rollout:,.0f}, update {update:,.0f}, total {total:,.0f}: {total / JAXMARL_FRAMES_PER_S:.2f} x")
+        print(f"matrix product {matrix_product_gflops():.0f} GFLOP/s")
+    assert total > 0
