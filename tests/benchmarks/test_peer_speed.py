@@ -63,7 +63,7 @@ def test_mappo_beside_benchmarl(epochs: int, capsys: pytest.CaptureFixture[str])
     assert ratio > 0.5
 
 
-# JaxMARL's recurrent MAPPO on 2s3z after compilation, two-core AMD EPYC machine; its training scripts are in no package.
+# JaxMARL's recurrent MAPPO on 2s3z, compiled, on a two-core AMD EPYC machine; its training scripts are in no package.
 JAXMARL_FRAMES_PER_S = 2084.0
 RECURRENT = {
     "recurrent": True,
