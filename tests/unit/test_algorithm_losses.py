@@ -19,7 +19,7 @@ from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.algorithms.a2po import A2po, explained_advantage
 from hmarl.trainer.algorithms.hatrpo import surrogate
 from hmarl.trainer.distributions import Categorical, Distribution
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate
+from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
 from hmarl.trainer.rollout import Decision, Rollout
 from training_runs import CPU, new_algorithm
 
@@ -107,10 +107,11 @@ class Recording(A2po):
 
     def descend(
         self, group: int, member: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> dict[str, float]:
+    ) -> Improvement:
         self.updated = [*getattr(self, "updated", []), (member, samples, advantages, self.clip)]
         set_probabilities(self, member, 0.75)
-        return {"agent_kl": 0.0}
+        policy = self.policies[group]
+        return Improvement(samples.under(policy, policy.row(member)), {"agent_kl": 0.0})
 
 
 def set_probabilities(algorithm: Any, member: int, first: float) -> None:

@@ -22,7 +22,7 @@ from hmarl.trainer.algorithms.happo import Happo, HappoSettings, clipped_surroga
 from hmarl.trainer.algorithms.hatrpo import surrogate
 from hmarl.trainer.algorithms.hcpo import Hcpo, HcpoSettings
 from hmarl.trainer.distributions import Categorical
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate
+from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
 from hmarl.trainer.rollout import Rollout
 from training_runs import CPU, new_algorithm
 
@@ -112,10 +112,12 @@ class Recording(Hcpo):
         exact = [Q[a] - conditional_value(m) for m, a in zip(instruction, joint, strict=True)]
         return torch.tensor(exact, dtype=torch.float32).view_as(rollout.team_rewards)
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
         self.records.append((agent, samples, advantages))
         set_policy(self, agent, NEW[agent])
-        return {"agent_kl": 0.0}
+        group, member = self.position[agent]
+        policy = self.policies[group]
+        return Improvement(samples.under(policy, policy.row(member)), {"agent_kl": 0.0})
 
 
 def set_table(theta: Tensor, logits: Probabilities, inputs: int) -> None:

@@ -15,7 +15,7 @@ from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms.haa2c import Haa2c, Haa2cSettings
 from hmarl.trainer.algorithms.hamdpo import Hamdpo, HamdpoSettings
 from hmarl.trainer.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate
+from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
 from hmarl.trainer.rollout import Rollout
 from training_runs import CPU, new_algorithm
 
@@ -65,7 +65,7 @@ def improve(algorithm: Hamdpo, advantages: Tensor) -> tuple[Tensor, dict[str, fl
     policy, inputs = algorithm.policies[0], torch.eye(STATES)[states]
     old = Categorical(OLD.log()[states])
     samples = AgentSamples(inputs, None, None, actions, None, None, None, old, old.log_prob(actions))
-    metrics = algorithm.improve_agent(0, samples, advantages, 1.0)
+    metrics = algorithm.improve_agent(0, samples, advantages, 1.0).metrics
     new = policy.distribution(policy.row(0), torch.eye(STATES))
     assert isinstance(new, Categorical)
     return new.log_probs.exp(), metrics
@@ -169,12 +169,12 @@ class ThreeAgents(Haa2c):
         exact = Q[rollout.actions[0].view(-1, 3).unbind(-1)] - expected_value(set())
         return exact.float().view_as(rollout.team_rewards)
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
         self.set_policy(agent, FIRST_NEW)
         new = samples.under(self.policies[0], self.policies[0].row(agent))
         gain = self.loss(samples.old, samples, advantages) - self.loss(new, samples, advantages)
         self.gains[agent] = float(gain)
-        return {"agent_kl": 0.0}
+        return Improvement(new, {"agent_kl": 0.0})
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -14,6 +14,11 @@ from training_runs import new_algorithm
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 
+def identity(theta: Tensor) -> Tensor:
+    """The parameters are the policy."""
+    return theta
+
+
 def positive_definite(size: int, seed: int = 0) -> Tensor:
     root = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return root @ root.T + torch.eye(size, dtype=torch.float64)
@@ -64,9 +69,10 @@ def natural_step(hessian: Tensor, kl_limit: float) -> Tensor:
 
 def test_step_on_a_quadratic_is_the_known_closed_form() -> None:
     """The KL is shrunk by a hair, because rounding may put the full step just above the limit."""
-    step = trust_region_step(START, linear, lambda theta: quadratic(theta) * (1 - 1e-9), settings())
+    step = trust_region_step(START, identity, linear, lambda theta: quadratic(theta) * (1 - 1e-9), settings())
     torch.testing.assert_close(step.theta, START + natural_step(HESSIAN, 0.02), rtol=1e-6, atol=1e-8)
     assert step.accepted
+    assert torch.equal(step.policy, step.theta)
     assert step.tries == 1
     assert step.kl == pytest.approx(0.02, rel=1e-6)
     expected = math.sqrt(2 * 0.02 * float(GRADIENT.dot(torch.linalg.solve(HESSIAN, GRADIENT))))
@@ -76,13 +82,13 @@ def test_step_on_a_quadratic_is_the_known_closed_form() -> None:
 
 def test_damping_enters_the_hessian() -> None:
     damped = HESSIAN + 0.7 * torch.eye(3, dtype=torch.float64)
-    step = trust_region_step(START, linear, quadratic, settings(damping=0.7))
+    step = trust_region_step(START, identity, linear, quadratic, settings(damping=0.7))
     torch.testing.assert_close(step.theta, START + natural_step(damped, 0.02), rtol=1e-6, atol=1e-8)
 
 
 def test_curvature_from_a_part_of_the_samples_shapes_the_step_but_not_the_constraint() -> None:
     """A Hessian that is four times too small makes the step twice too long: it is shrunk until the true KL fits."""
-    step = trust_region_step(START, linear, quadratic, settings(), curvature_kl=lambda theta: 0.25 * quadratic(theta))
+    step = trust_region_step(START, identity, linear, quadratic, settings(), lambda theta: 0.25 * quadratic(theta))
     # 2 · 0.8^j ≤ 1 first at j = 4.
     torch.testing.assert_close(step.theta, START + 2 * 0.8**4 * natural_step(HESSIAN, 0.02), rtol=1e-6, atol=1e-8)
     assert step.tries == 5
@@ -95,7 +101,7 @@ def test_backtracking_stops_at_the_first_try_that_keeps_the_limit() -> None:
     def steep(theta: Tensor) -> Tensor:
         return quadratic(theta) + 1e3 * quadratic(theta) ** 2
 
-    step = trust_region_step(START, linear, steep, settings())
+    step = trust_region_step(START, identity, linear, steep, settings())
     assert step.accepted
     assert step.tries > 1
     assert 0.0 < step.kl <= 0.02
@@ -110,8 +116,8 @@ def test_a_try_must_realise_its_share_of_the_predicted_improvement() -> None:
         gain = GRADIENT.dot(theta - START)
         return torch.where(gain.abs() < 1e-12, gain, 0.4 * gain)
 
-    assert trust_region_step(START, disappointing, quadratic, settings(accept_ratio=0.3)).accepted
-    assert not trust_region_step(START, disappointing, quadratic, settings(accept_ratio=0.5)).accepted
+    assert trust_region_step(START, identity, disappointing, quadratic, settings(accept_ratio=0.3)).accepted
+    assert not trust_region_step(START, identity, disappointing, quadratic, settings(accept_ratio=0.5)).accepted
 
 
 def test_old_parameters_come_back_exactly_when_nothing_improves() -> None:
@@ -120,7 +126,7 @@ def test_old_parameters_come_back_exactly_when_nothing_improves() -> None:
         return GRADIENT.dot(theta - START) - 1e6 * (theta - START).square().sum().sqrt().detach()
 
     before = START.clone()
-    step = trust_region_step(START, spiteful, quadratic, settings(backtracks=4))
+    step = trust_region_step(START, identity, spiteful, quadratic, settings(backtracks=4))
     assert not step.accepted
     assert torch.equal(step.theta, before)
     assert torch.equal(START, before), "the argument itself must not be changed"
@@ -128,9 +134,9 @@ def test_old_parameters_come_back_exactly_when_nothing_improves() -> None:
 
 
 def test_a_vanishing_gradient_changes_nothing_and_a_broken_one_is_passed_on() -> None:
-    flat = trust_region_step(START, lambda theta: 0.0 * theta.sum(), quadratic, settings())
+    flat = trust_region_step(START, identity, lambda theta: 0.0 * theta.sum(), quadratic, settings())
     assert (flat.accepted, flat.tries, torch.equal(flat.theta, START)) == (False, 0, True)
-    broken = trust_region_step(START, lambda theta: math.nan * theta.sum(), quadratic, settings())
+    broken = trust_region_step(START, identity, lambda theta: math.nan * theta.sum(), quadratic, settings())
     assert torch.isnan(broken.theta).all(), "the caller must see that the update diverged"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.config import ActorCriticSettings, AlgorithmSettings
 from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents
+from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents, Improvement
 from hmarl.trainer.optimiser import FlatAdam
 
 
@@ -64,13 +64,13 @@ class GradientAgents(HeterogeneousAgents):
         """
         raise NotImplementedError
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
         """Minibatch Adam on the agent's loss."""
         return self.descend(*self.position[agent], samples, advantages, schedule)
 
     def descend(
         self, group: int, member: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> dict[str, float]:
+    ) -> Improvement:
         """Minibatch Adam on the loss of one member of a group, or of all of it where they share parameters."""
         policy, settings = self.policies[group], self.settings
         optimiser = self.optimisers[group][0 if policy.shared else member]
@@ -82,11 +82,12 @@ class GradientAgents(HeterogeneousAgents):
             norms.append(optimiser.step(loss, schedule))
         with torch.no_grad():
             new = samples.under(policy, policy.row(member))
-            return {
+            metrics = {
                 "agent_kl": float(samples.mean(samples.old.kl(new))),
                 "agent_entropy": float(samples.mean(new.entropy())),
                 "agent_gradient_norm": float(torch.stack(norms).mean()),
-            } | self.report(new, samples)
+            }
+            return Improvement(new, metrics | self.report(new, samples))
 
     def report(self, new: Distribution, samples: AgentSamples) -> dict[str, float]:
         """Further metrics of one agent's update."""

@@ -81,6 +81,11 @@ class AgentSamples:
         """[M] π_new / π_old of the samples' actions."""
         return (new.log_prob(self.actions) - self.old_log_prob).exp()
 
+    def ratio_where_active(self, new: Distribution) -> Tensor:
+        """[M] the same, 1 where the agent was not there: its factor in the next agents' advantages."""
+        ratio = self.ratio(new)
+        return ratio if self.active is None else torch.where(self.active > 0, ratio, 1.0)
+
     @property
     def units(self) -> int:
         """How many parts of the samples can be drawn apart: the samples themselves, or their chunks."""
@@ -109,6 +114,19 @@ class AgentSamples:
             old=self.old.take(rows),
             old_log_prob=self.old_log_prob[rows],
         )
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What one agent's update made.
+
+    Attributes:
+        policy: the new policy at the agent's samples, without gradient.
+        metrics: of the update.
+    """
+
+    policy: Distribution
+    metrics: dict[str, float]
 
 
 class HeterogeneousAgents(Algorithm):
@@ -171,9 +189,10 @@ class HeterogeneousAgents(Algorithm):
             remaining.remove(agent)
             samples = self.samples(rollout, features, agent)
             advantages = self.advantages_given(factor, joint, rollout, estimate)
-            per_agent[agent] = self.improve_agent(agent, samples, advantages, schedule)
+            improvement = self.improve_agent(agent, samples, advantages, schedule)
+            per_agent[agent] = improvement.metrics
             if remaining:
-                factor = factor * self._ratio(agent, samples)
+                factor = factor * samples.ratio_where_active(improvement.policy)
         return per_agent_metrics(self.spec, per_agent) | {"sequential_factor_max": float(factor.max())}
 
     def features(self, rollout: Rollout) -> list[Tensor]:
@@ -248,17 +267,9 @@ class HeterogeneousAgents(Algorithm):
         kept = (~begins).float().view(len(rollout.memories), self._chunk_length, rollout.batch_size, 1)
         return Memory(initial.transpose(1, 2).flatten(0, 2), kept.repeat_interleave(initial.shape[1], dim=2))
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
         """Improve one agent's policy in place; ``advantages`` [M] = F · Â."""
         raise NotImplementedError
-
-    @torch.no_grad()
-    def _ratio(self, agent: int, samples: AgentSamples) -> Tensor:
-        """[M] π_new / π_old of the agent's actions; 1 where it was not there."""
-        group, member = self.position[agent]
-        policy = self.policies[group]
-        ratio = samples.ratio(samples.under(policy, policy.row(member)))
-        return ratio if samples.active is None else torch.where(samples.active > 0, ratio, 1.0)
 
     def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
         """Regress V on the λ-returns."""

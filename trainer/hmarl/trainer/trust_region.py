@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-Objective = Callable[[Tensor], Tensor]
+P = TypeVar("P")
+"""What the parameters make: a distribution at every sample, or the parameters themselves."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class TrustRegionSettings:
 
 
 @dataclass(frozen=True)
-class TrustRegionStep:
+class TrustRegionStep(Generic[P]):
     """What a step did.
 
     Attributes:
         theta: [P], the new parameters; the old ones when no try was accepted.
+        policy: the model at ``theta``, without gradient.
         accepted: whether a try was accepted.
         kl: constrained KL(old ‖ new) at ``theta``.
         improvement: surrogate(new) − surrogate(old); predicted_improvement: by the gradient.
@@ -45,6 +48,7 @@ class TrustRegionStep:
     """
 
     theta: Tensor
+    policy: P
     accepted: bool
     kl: float
     improvement: float
@@ -83,11 +87,12 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
 
 def trust_region_step(
     theta: Tensor,
-    surrogate: Objective,
-    kl: Objective,
+    model: Callable[[Tensor], P],
+    surrogate: Callable[[P], Tensor],
+    kl: Callable[[P], Tensor],
     settings: TrustRegionSettings,
-    curvature_kl: Objective | None = None,
-) -> TrustRegionStep:
+    curvature_kl: Callable[[Tensor], Tensor] | None = None,
+) -> TrustRegionStep[P]:
     """Maximise ``surrogate`` subject to ``kl`` ≤ δ, starting at ``theta``.
 
     x = H⁻¹g by conjugate gradient, H the Hessian of the KL at ``theta``; full step √(2δ / xᵀHx) · x; then the longest
@@ -96,23 +101,25 @@ def trust_region_step(
 
     Args:
         theta: [P], not modified.
-        surrogate: θ ↦ scalar, to be maximised.
-        kl: θ ↦ scalar mean KL(π_theta_old ‖ π_θ), 0 and flat at ``theta``.
+        model: θ ↦ policy π_θ, computed once for both expectations.
+        surrogate: policy ↦ scalar, to be maximised.
+        kl: policy ↦ scalar mean KL(π_theta_old ‖ π_θ), 0 and flat at ``theta``.
         settings: δ and the constants of solver and line search.
-        curvature_kl: the same on a part of the samples, for the Hessian alone; the constraint is always checked with
-            ``kl``.
+        curvature_kl: θ ↦ the same on a part of the samples, for the Hessian alone; the constraint is always checked
+            with ``kl``.
 
     Source: Schulman et al. 2015, appendix C; HATRPO (Kuba et al. 2022), Algorithm 1; HCPO Algorithms 2 and 3.
     """
     leaf = theta.detach().clone().requires_grad_(True)
-    old_surrogate = surrogate(leaf)
-    (gradient,) = torch.autograd.grad(old_surrogate, leaf)
-    start = float(old_surrogate.detach())
+    start = model(leaf)
+    old_surrogate = surrogate(start)
+    (gradient,) = torch.autograd.grad(old_surrogate, leaf, retain_graph=curvature_kl is None)
     if not torch.isfinite(gradient).all() or float(gradient.abs().max()) == 0.0:
         # A non-finite gradient is passed on: the caller names it and rolls back.
         broken = theta if torch.isfinite(gradient).all() else theta + gradient
-        return TrustRegionStep(broken.detach(), False, 0.0, 0.0, 0.0, 0)
-    (kl_gradient,) = torch.autograd.grad((curvature_kl or kl)(leaf), leaf, create_graph=True)
+        return _stay(broken.detach(), model, 0.0, 0)
+    divergence = kl(start) if curvature_kl is None else curvature_kl(leaf)
+    (kl_gradient,) = torch.autograd.grad(divergence, leaf, create_graph=True)
 
     def hessian_product(vector: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(kl_gradient, leaf, grad_outputs=vector, retain_graph=True)
@@ -122,26 +129,34 @@ def trust_region_step(
     curvature = direction.dot(hessian_product(direction)).clamp(min=1e-12)
     full_step = (2.0 * settings.kl_limit / curvature).sqrt() * direction
     predicted = float(gradient.dot(full_step))
-    return _line_search(theta.detach(), full_step, start, predicted, surrogate, kl, settings)
+    before = float(old_surrogate.detach())
+    return _line_search(theta.detach(), full_step, before, predicted, model, surrogate, kl, settings)
 
 
 @torch.no_grad()
 def _line_search(
     theta: Tensor,
     full_step: Tensor,
-    start: float,
+    before: float,
     predicted: float,
-    surrogate: Objective,
-    kl: Objective,
+    model: Callable[[Tensor], P],
+    surrogate: Callable[[P], Tensor],
+    kl: Callable[[P], Tensor],
     settings: TrustRegionSettings,
-) -> TrustRegionStep:
+) -> TrustRegionStep[P]:
     fraction = 1.0
     for attempt in range(1, settings.backtracks + 1):
         candidate = theta + fraction * full_step
-        improvement = float(surrogate(candidate)) - start
-        divergence = float(kl(candidate))
+        policy = model(candidate)
+        improvement = float(surrogate(policy)) - before
+        divergence = float(kl(policy))
         expected = predicted * fraction
         if divergence <= settings.kl_limit and improvement > 0 and improvement >= settings.accept_ratio * expected:
-            return TrustRegionStep(candidate, True, divergence, improvement, expected, attempt)
+            return TrustRegionStep(candidate, policy, True, divergence, improvement, expected, attempt)
         fraction *= settings.backtrack_coefficient
-    return TrustRegionStep(theta.clone(), False, 0.0, 0.0, predicted, settings.backtracks)
+    return _stay(theta.clone(), model, predicted, settings.backtracks)
+
+
+@torch.no_grad()
+def _stay(theta: Tensor, model: Callable[[Tensor], P], predicted: float, tries: int) -> TrustRegionStep[P]:
+    return TrustRegionStep(theta, model(theta), False, 0.0, 0.0, predicted, tries)

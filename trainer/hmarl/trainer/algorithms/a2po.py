@@ -21,7 +21,7 @@ from torch import Tensor
 from hmarl.trainer.algorithms.happo import Happo, HappoSettings
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate
+from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
 from hmarl.trainer.returns import generalised_advantages, normalise_advantages
 from hmarl.trainer.rollout import Rollout
 
@@ -75,7 +75,7 @@ class A2po(Happo):
         share = self.settings.first_clip_share
         return self.settings.clip * (share + (1.0 - share) * self._place / len(self.spec.agents))
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
         """As HAPPO, with clip(F, 1 ± ε/2) in the joint ratio."""
         half = self.settings.clip / 2
         weighted = replace(samples, surrogate_weight=self._factor.clamp(1.0 - half, 1.0 + half))

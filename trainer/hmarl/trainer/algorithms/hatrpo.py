@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmarl.trainer.config import ActorCriticSettings
 from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents
+from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents, Improvement
 from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.trust_region import TrustRegionSettings, trust_region_step
 
@@ -55,7 +55,7 @@ def surrogate(new: Distribution, samples: AgentSamples, advantages: Tensor, entr
 
 def improve_by_trust_region(
     policy: GroupPolicy, member: int, samples: AgentSamples, advantages: Tensor, settings: HatrpoSettings
-) -> dict[str, float]:
+) -> Improvement:
     """θ ← θ + αʲ √(2δ / xᵀHx) · x with x = H⁻¹g (HATRPO Algorithm 1, lines 7–10; HCPO Algorithm 3), in place.
 
     Args:
@@ -66,45 +66,34 @@ def improve_by_trust_region(
         settings: δ and the line search.
 
     Returns:
-        The constrained KL, the true (unweighted) mean KL, acceptance, realised and predicted improvement, entropy.
+        With the constrained KL, the true (unweighted) mean KL, acceptance, realised and predicted improvement, entropy.
     """
-
-    def objective(theta: Tensor) -> Tensor:
-        new = samples.under(policy, theta)
-        return surrogate(new, samples, advantages, settings.entropy_coefficient)
-
-    def divergence(theta: Tensor) -> Tensor:
-        new = samples.under(policy, theta)
-        return samples.mean(samples.old.kl(new), samples.kl_weight)
-
-    curvature = None if settings.curvature_fraction == 1.0 else _thinned_kl(policy, samples, settings)
     row = policy.row(member)
-    step = trust_region_step(row, objective, divergence, settings.trust_region(settings.kl_limit), curvature)
+    step = trust_region_step(
+        row,
+        model=lambda theta: samples.under(policy, theta),
+        surrogate=lambda new: surrogate(new, samples, advantages, settings.entropy_coefficient),
+        kl=lambda new: samples.mean(samples.old.kl(new), samples.kl_weight),
+        settings=settings.trust_region(settings.kl_limit),
+        curvature_kl=None if settings.curvature_fraction == 1.0 else _thinned_kl(policy, samples, settings),
+    )
     row.copy_(step.theta)
-    with torch.no_grad():
-        new = samples.under(policy, row)
-        return {
-            "agent_kl": step.kl,
-            "agent_true_kl": float(samples.mean(samples.old.kl(new))),
-            "agent_accepted": float(step.accepted),
-            "agent_improvement": step.improvement,
-            "agent_predicted_improvement": step.predicted_improvement,
-            "agent_entropy": float(samples.mean(new.entropy())),
-        }
+    metrics = {
+        "agent_kl": step.kl,
+        "agent_true_kl": float(samples.mean(samples.old.kl(step.policy))),
+        "agent_accepted": float(step.accepted),
+        "agent_improvement": step.improvement,
+        "agent_predicted_improvement": step.predicted_improvement,
+        "agent_entropy": float(samples.mean(step.policy.entropy())),
+    }
+    return Improvement(step.policy, metrics)
 
 
 def _thinned_kl(policy: GroupPolicy, samples: AgentSamples, settings: HatrpoSettings) -> Callable[[Tensor], Tensor]:
     """The KL on every 1/fraction-th sample (or chunk), for the Hessian at the old parameters alone."""
     stride = round(1.0 / settings.curvature_fraction)
     part = samples.take(torch.arange(0, samples.units, stride, device=samples.inputs.device))
-
-    def divergence(theta: Tensor) -> Tensor:
-        new = part.under(policy, theta)
-        with torch.no_grad():
-            old = part.under(policy, theta)
-        return part.mean(old.kl(new), part.kl_weight)
-
-    return divergence
+    return lambda theta: part.mean(part.old.kl(part.under(policy, theta)), part.kl_weight)
 
 
 class Hatrpo(HeterogeneousAgents):
@@ -113,7 +102,7 @@ class Hatrpo(HeterogeneousAgents):
     settings_class = HatrpoSettings
     settings: HatrpoSettings
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
         """One trust-region step."""
         group, member = self.position[agent]
         return improve_by_trust_region(self.policies[group], member, samples, advantages, self.settings)

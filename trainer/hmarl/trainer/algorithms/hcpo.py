@@ -32,7 +32,7 @@ from hmarl.trainer.config import HiddenSizes
 from hmarl.trainer.critic import Critic
 from hmarl.trainer.distillation import distil
 from hmarl.trainer.distributions import ActionHead, Distribution
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents
+from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents, Improvement
 from hmarl.trainer.improvement_bound import BoundMonitor
 from hmarl.trainer.instructions import (
     InstructionWeights,
@@ -206,15 +206,14 @@ class Hcpo(HeterogeneousAgents):
                 "entropy_coefficient": settings.conductor_entropy_coefficient,
             }
         )
-        report = improve_by_trust_region(self.conductor, 0, samples, at_decisions, two_level)
-        with torch.no_grad():
-            new = self.conductor.distribution(self.conductor.row(0), samples.inputs)
+        improvement = improve_by_trust_region(self.conductor, 0, samples, at_decisions, two_level)
+        new = improvement.policy
         fresh, weight = self._fresh or rollout, self._replay_weight()
         self.monitor.begin(fresh.team_rewards, estimate.advantages.flatten(), weight)
         ratio = self._since_decision(samples.ratio(new), rollout)
         self.monitor.conductor_moved(ratio, samples.old.kl(new)[decided > 0])
         self._weights = self._agents_weights(rollout, samples, new)
-        metrics = {key.replace("agent_", "conductor_"): value for key, value in report.items()}
+        metrics = {key.replace("agent_", "conductor_"): value for key, value in improvement.metrics.items()}
         metrics |= instruction_metrics(self.instruction_head, fresh.extras["instruction"].flatten(0, 1), new)
         return metrics | self._distil(rollout, new, schedule)
 
@@ -318,16 +317,13 @@ class Hcpo(HeterogeneousAgents):
         """[T, B, context_size] the instructions."""
         return self.seen_of(rollout.extras["instruction"])
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> dict[str, float]:
+    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
         """θ^i ← θ^i + αʲβx (Algorithm 3)."""
         group, member = self.position[agent]
-        policy = self.policies[group]
-        metrics = improve_by_trust_region(policy, member, samples, advantages, self.settings)
-        with torch.no_grad():
-            new = samples.under(policy, policy.row(member))
-            log_ratio = new.log_prob(samples.actions) - samples.old_log_prob
-            self.monitor.agent_moved(log_ratio, samples.old.kl(new), samples.active)
-        return metrics
+        improvement = improve_by_trust_region(self.policies[group], member, samples, advantages, self.settings)
+        log_ratio = improvement.policy.log_prob(samples.actions) - samples.old_log_prob
+        self.monitor.agent_moved(log_ratio, samples.old.kl(improvement.policy), samples.active)
+        return improvement
 
     def update_agents(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
         """As the family, and Theorem 1 for the step of conductor and agents."""

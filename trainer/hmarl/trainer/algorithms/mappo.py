@@ -41,7 +41,7 @@ class Mappo(Happo):
                 members = slice(first, first + width)
                 samples = self.samples_of(rollout, features, g, members)
                 theirs = advantages[:, :, list(group.agents[members])].flatten()
-                metrics[group.agents[first]] = self.descend(g, first, samples, theirs, schedule)
+                metrics[group.agents[first]] = self.descend(g, first, samples, theirs, schedule).metrics
         return per_agent_metrics(self.spec, metrics)
 
     def per_agent_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
