@@ -9,8 +9,9 @@ import onnx
 import pytest
 import torch
 
-from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.bundle import AgentModel, from_json, load_bundle
 from hmarl.runtime.session import Policy
+from hmarl.runtime.verify import verify_bundle
 from hmarl.trainer import export
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.training import Run, make_config
@@ -115,8 +116,8 @@ def test_a_graph_that_differs_is_refused_and_nothing_written(tmp_path: Path, mon
     run = short_run("happo", "discrete", tmp_path)
     honest = export.onnx_bytes
 
-    def tampered(module: export.DeployablePolicy) -> bytes:
-        model = onnx.load_from_string(honest(module))
+    def tampered(graph: export.Graph) -> bytes:
+        model = onnx.load_from_string(honest(graph))
         weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
         values = np.frombuffer(weights.raw_data, dtype=np.float32) + np.float32(1e-3)
         weights.raw_data = values.tobytes()
@@ -157,3 +158,33 @@ def test_a_latent_drawn_from_the_common_seed_holds_for_the_episode(tmp_path: Pat
         assert len(latents) == 1, "the agents differ, or the latent changed within an episode"
         drawn |= latents
     assert len(drawn) > 1, "the seed does not matter"
+
+
+INTERCHANGEABLE = {"share_parameters": True, "agent_identity": False}
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=() if name in ("hcpo", "maven") else pytest.mark.slow) for name in ALGORITHMS],
+)
+def test_interchangeable_agents_are_one_graph(algorithm: str, tmp_path: Path) -> None:
+    run = short_run(algorithm, "masked", tmp_path, **INTERCHANGEABLE, recurrent=True, memory_size=6)
+    bundle = export.export_run(run, tmp_path / "bundle")
+    assert [agent.id for agent in bundle.manifest.agents] == ["chooser_0", "chooser_1"]
+    assert {(agent.file, agent.interchangeable) for agent in bundle.manifest.agents} == {("agents/chooser.onnx", True)}
+    assert [file for file in bundle.manifest.files if file.endswith(".onnx")] == ["agents/chooser.onnx"]
+    assert "parity/chooser.observation.npy" in bundle.manifest.files
+    assert bundle.manifest.parity[0].samples == sum((1, 2, 7, 64, 256)) + 2 * 64 * 16, "what both of them saw"
+    metadata = {p.key: p.value for p in onnx.load_from_string(bundle.read("agents/chooser.onnx")).metadata_props}
+    assert metadata["agent"] == "chooser_0,chooser_1"
+    assert from_json(AgentModel, metadata["manifest"]) == bundle.manifest.agents[0]
+    own, second = verify_bundle(bundle)
+    assert (own.problems, own.parity_samples, own.same_graph_as) == ([], 64, None)
+    assert (second.problems, second.parity_samples, second.same_graph_as) == ([], 0, "chooser_0")
+
+
+def test_unlike_interchangeable_agents_are_a_graph_a_kind(tmp_path: Path) -> None:
+    run = short_run("happo", "heterogeneous", tmp_path, **INTERCHANGEABLE)
+    bundle = export.export_run(run, tmp_path / "bundle")
+    assert len({agent.file for agent in bundle.manifest.agents}) == 2
+    assert not any(report.problems or report.same_graph_as for report in verify_bundle(bundle))

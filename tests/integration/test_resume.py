@@ -28,6 +28,7 @@ RUN: dict[str, Any] = {
     "evaluation_interval": 900,
 }
 HELD: dict[str, Any] = {"instruction_interval": 3, "instructions": 3, "conductor_hidden_sizes": (8,)}
+INTERCHANGEABLE: dict[str, Any] = {"share_parameters": True, "agent_identity": False, "recurrent": True}
 TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-mpe": ("hcpo", "mpe/simple_spread", {**HELD, "critic": "q"}, {}),
     "hatrpo-mpe": ("hatrpo", "mpe/simple_spread", {}, {"continuous_actions": True}),
@@ -42,6 +43,7 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "mappo-coordsum": ("mappo", "coordsum/3x10-30", {}, {}),
     "maven-mpe": ("maven", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3, "replay_capacity": 40}, {}),
     "maven-coordsum": ("maven", "coordsum/3x10-30", {"learning_rate_decay": "linear"}, {}),
+    "hcpo-interchangeable": ("hcpo", "mpe/simple_spread", INTERCHANGEABLE, {}),
     "happo-leaving": ("happo", "toy_environments:leaving", {}, {}),
     # Its state cannot be saved: the environments restart at every checkpoint, in the unbroken run too.
     "hcpo-pettingzoo": ("hcpo", "pettingzoo/mpe2.simple_spread_v3:parallel_env", HELD, {"workers": 0}),

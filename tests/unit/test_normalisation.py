@@ -43,6 +43,25 @@ def test_rows_of_weight_zero_do_not_count() -> None:
         np.testing.assert_allclose(normaliser.variance[agent].numpy(), kept.var(0), rtol=1e-9)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_pooled_agents_have_the_moments_of_all_their_data_together(weighted: bool) -> None:
+    """One agent's data lie far from the other's; the one that has left does not count."""
+    normaliser = RunningNormaliser((1, 3), CPU)
+    kept = []
+    for batch in batches():
+        batch[:, 1] += 200.0
+        weight = torch.ones(len(batch), 2)
+        weight[::2, 1] = 0.0 if weighted else 1.0
+        normaliser.update(batch, weight if weighted else None)
+        kept.append(batch[weight > 0])
+    everything = torch.cat(kept).double().numpy()
+    assert normaliser.count.tolist() == [[len(everything)]]
+    np.testing.assert_allclose(normaliser.mean[0].numpy(), everything.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(normaliser.variance[0].numpy(), everything.var(0), rtol=1e-9)
+    x = batches()[1]
+    assert torch.equal(normaliser(x)[:, 1], normaliser(x[:, 1:])[:, 0]), "both agents are normalised alike"
+
+
 def test_weighted_and_unweighted_batches_mix() -> None:
     mixed, plain = RunningNormaliser((2, 3), CPU), RunningNormaliser((2, 3), CPU)
     for index, batch in enumerate(batches()):

@@ -4,7 +4,7 @@ A bundle is a directory (or the same in one zip)::
 
     manifest.json          this schema
     manifest.sha256        "<hex>  manifest.json": the manifest's own hash (sha256sum's format)
-    agents/<id>.onnx       one graph per agent: the whole policy
+    agents/<id>.onnx       one graph per agent, or per group of interchangeable agents: the whole policy
     README.md, plots/...   the model card
 
 The graph of an agent is one pure function of what that agent alone can know::
@@ -89,11 +89,16 @@ class NoiseModel(_Strict, frozen=True, kw_only=True):
 
 
 class AgentModel(_Strict, frozen=True, kw_only=True):
-    """One agent's graph and its tensors."""
+    """One agent's graph and its tensors.
+
+    An ``interchangeable`` agent's graph does not know which agent it acts for: the agents of its group share ``file``,
+    and it may serve further ones that were not trained.
+    """
 
     id: str
     file: str
     kind: str
+    interchangeable: bool = False
     action_space: ActionSpaceModel
     observation: TensorModel
     observation_layout: list[tuple[str, int]] = []

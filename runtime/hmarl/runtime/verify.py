@@ -1,14 +1,16 @@
 """Checks that a bundle is what it says: hashes, schema, graphs, batching, and parity with the trainer's own outputs.
 
-Parity samples. A bundle may hold, for each agent, recorded inputs ``parity/<agent>.<tensor>.npy`` and the outputs that
-the trainer computed for them, ``parity/<agent>.expected.<tensor>.npy`` (rows first, never pickled). ONNX Runtime is run
-on the inputs and the outputs compared by ``hmarl.runtime.parity`` with the provider's ``parity_tolerance``.
+Parity samples. A bundle may hold, for each graph ``agents/<name>.onnx``, recorded inputs ``parity/<name>.<tensor>.npy``
+and the outputs that the trainer computed for them, ``parity/<name>.expected.<tensor>.npy`` (rows first, never pickled).
+ONNX Runtime is run on the inputs and the outputs compared by ``hmarl.runtime.parity`` with the provider's
+``parity_tolerance``.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ class AgentReport:
     """What the checks of one agent found.
 
     Attributes:
+        same_graph_as: the agent by whose checks this one's graph has been checked already; None for its own.
         batch_error: largest difference between a row of a batch and the same row alone.
         parity_samples: recorded rows that were compared.
         parity_error: largest difference from the recorded outputs.
@@ -39,11 +42,33 @@ class AgentReport:
     """
 
     agent: str
+    same_graph_as: str | None = None
     batch_error: float = 0.0
     parity_samples: int = 0
     parity_error: float = 0.0
     near_ties: int = 0
     problems: list[str] = field(default_factory=list)
+
+
+def verify_bundle(bundle: Bundle, provider: str = "cpu") -> list[AgentReport]:
+    """Check all agents, every graph once; of a graph that several share, the others' entries are held against it.
+
+    Raises:
+        UsageError: the provider is not available.
+    """
+    first: dict[str, str] = {}
+    reports = []
+    for agent in bundle.manifest.agents:
+        if first.setdefault(agent.file, agent.id) == agent.id:
+            reports.append(verify_agent(bundle, agent.id, provider))
+            continue
+        report = AgentReport(agent.id, same_graph_as=first[agent.file])
+        try:
+            Policy(bundle, agent.id, provider)
+        except BundleError as error:
+            report.problems.append(str(error))
+        reports.append(report)
+    return reports
 
 
 def verify_agent(bundle: Bundle, agent_id: str, provider: str = "cpu") -> AgentReport:
@@ -102,8 +127,9 @@ def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) 
 def _check_parity(policy: Policy, tolerance: float, report: AgentReport) -> None:
     """Compare ONNX Runtime with the outputs that the trainer recorded, where the bundle holds them."""
     agent = policy.agent
-    inputs = _recorded(policy.bundle, f"parity/{agent.id}.", graph_inputs(agent))
-    expected = _recorded(policy.bundle, f"parity/{agent.id}.expected.", graph_outputs(agent))
+    prefix = f"parity/{PurePosixPath(agent.file).stem}"
+    inputs = _recorded(policy.bundle, f"{prefix}.", graph_inputs(agent))
+    expected = _recorded(policy.bundle, f"{prefix}.expected.", graph_outputs(agent))
     if not inputs and not expected:
         return
     missing = {tensor.name for tensor in graph_inputs(agent)} - inputs.keys()

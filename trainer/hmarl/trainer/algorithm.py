@@ -60,7 +60,11 @@ class Algorithm:
             policy.theta = policy.theta.to(device)
         normalise = settings.normalise_observations
         self.observation_normalisers = [
-            RunningNormaliser((len(group.agents), group.example.observation_size), device, normalise)
+            RunningNormaliser(
+                (1 if settings.interchangeable else len(group.agents), group.example.observation_size),
+                device,
+                normalise,
+            )
             for group in spec.groups
         ]
         self.state_normaliser = RunningNormaliser((spec.state_size,), device, normalise)

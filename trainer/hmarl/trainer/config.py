@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.networks import Activation
@@ -45,6 +45,10 @@ class AlgorithmSettings(Settings):
     share_parameters: bool = Field(
         False, description="agents of a group share one network, told apart by a one-hot input"
     )
+    agent_identity: bool = Field(
+        True,
+        description="shared networks see a one-hot of the agent; without it one graph serves teams of any size",
+    )
     recurrent: bool = Field(False, description="policies remember: a gated recurrent unit after the hidden layers")
     memory_size: int = Field(64, ge=1, description="width of the recurrent state")
     chunk_length: int | None = Field(
@@ -57,6 +61,21 @@ class AlgorithmSettings(Settings):
     normalise_observations: bool = Field(True, description="running mean and variance of every agent's observations")
     normalise_values: bool = Field(True, description="running mean and variance of the value targets")
     deterministic_evaluation: bool = Field(True, description="evaluate and deploy argmax or mean instead of samples")
+
+    @model_validator(mode="after")
+    def _identity_of_those_who_share(self) -> Self:
+        """Only agents who share a network can do without being told apart."""
+        if self.interchangeable and not self.share_parameters:
+            raise UsageError(
+                "algorithm.agent_identity: got False, expected True with share_parameters=False "
+                "(networks of their own tell agents apart; set algorithm.share_parameters=true as well)"
+            )
+        return self
+
+    @property
+    def interchangeable(self) -> bool:
+        """Whether the agents of a group are one policy, which does not know which of them it acts for."""
+        return not self.agent_identity
 
 
 class ActorCriticSettings(AlgorithmSettings):

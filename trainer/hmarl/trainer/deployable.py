@@ -43,8 +43,8 @@ class FixedNetwork(nn.Module):
 
     @classmethod
     def of(cls, policy: GroupPolicy, member: int) -> FixedNetwork:
-        """The network of one member, its one-hot identity (shared parameters) built in."""
-        identity = torch.eye(policy.members)[member] if policy.shared else None
+        """The network of one member, its one-hot identity (where one network tells several apart) built in."""
+        identity = torch.eye(policy.members)[member] if policy.told_apart else None
         return cls(policy.network, policy.row(member)[: policy.network.size], identity)
 
     @property
@@ -152,8 +152,8 @@ class DeployablePolicy(nn.Module):
         learnt = conductor if isinstance(conductor, GroupPolicy) else None
         return cls(
             agent,
-            normaliser.shift[member] if enabled else torch.zeros(size),
-            normaliser.scale[member] if enabled else torch.ones(size),
+            normaliser.shift.expand(policy.members, -1)[member] if enabled else torch.zeros(size),
+            normaliser.scale.expand(policy.members, -1)[member] if enabled else torch.ones(size),
             normaliser.clip if enabled else float("inf"),
             FixedNetwork.of(policy, member),
             policy.head,
@@ -262,7 +262,7 @@ class DeployablePolicy(nn.Module):
         names.append("action_mean" if self.head.continuous else "action_logits")
         return names + (["instruction", self._preference_name] if self.conductor is not None else [])
 
-    def describe(self, file: str) -> AgentModel:
+    def describe(self, file: str, interchangeable: bool = False) -> AgentModel:
         """The agent's entry of the manifest."""
         agent, head = self.agent, self.head
         mask = TensorModel(name="action_mask", shape=[agent.mask_size], dtype="bool", meaning="True where legal")
@@ -277,6 +277,7 @@ class DeployablePolicy(nn.Module):
         return AgentModel(
             id=agent.id,
             file=file,
+            interchangeable=interchangeable,
             kind=f"{agent.observation_size} -> {_describe_space(agent)}",
             action_space=space_model(agent),
             observation=TensorModel(

@@ -1,15 +1,19 @@
-"""Export: one ONNX graph per agent with the whole deployment contract inside, checked against torch, in one bundle."""
+"""Export: one ONNX graph per agent, or per group of interchangeable agents, with the whole deployment contract inside,
+checked against torch, in one bundle.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
+import re
 import tempfile
 import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from torch import Tensor
 
 from hmarl.runtime.bundle import (
     SCHEMA_VERSION,
+    AgentModel,
     Bundle,
     BundleError,
     EnvironmentModel,
@@ -70,6 +75,23 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """One ONNX file to be.
+
+    Attributes:
+        file: its name in the bundle.
+        module: what it computes.
+        agents: who act by it, as positions in ``EnvironmentSpec.agents``.
+        entries: what the manifest says of each of them.
+    """
+
+    file: str
+    module: DeployablePolicy
+    agents: tuple[int, ...]
+    entries: tuple[AgentModel, ...]
+
+
+@dataclass(frozen=True)
 class LoadedRun:
     """A run read back from its directory."""
 
@@ -114,22 +136,50 @@ def export_run(run: Path, target: Path, checkpoint: str = "best", name: str | No
         CheckpointError: see ``load_run``.
     """
     loaded = load_run(run, checkpoint)
-    modules = [loaded.algorithm.deployable(agent).eval() for agent in range(len(loaded.spec.agents))]
-    files = {f"agents/{module.agent.id}.onnx": onnx_bytes(module) for module in modules}
+    graphs = graphs_of(loaded)
+    files = {graph.file: onnx_bytes(graph) for graph in graphs}
     samples = rollout_observations(loaded)
-    parity, records = check_all(modules, files, samples, loaded)
+    parity, records = check_all(graphs, files, samples, loaded)
     card, plots = model_card(
         run, loaded.config, loaded.checkpoint, loaded.summary, _parity_row(parity), name or run.name
     )
     manifest = {
-        **_manifest(loaded, modules, parity, name or run.name),
+        **_manifest(loaded, graphs, parity, name or run.name),
         "evaluation": loaded.summary.get("final", {}),
     }
     return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()})
 
 
-def onnx_bytes(module: DeployablePolicy) -> bytes:
-    """The module as an ONNX file with a dynamic batch dimension, weights inside."""
+def graphs_of(loaded: LoadedRun) -> list[Graph]:
+    """A run's graphs: one per agent, or per group where its agents are interchangeable."""
+    spec, interchangeable = loaded.spec, loaded.algorithm.settings.interchangeable
+    parts: list[tuple[str, tuple[int, ...]]] = [(agent.id, (index,)) for index, agent in enumerate(spec.agents)]
+    if interchangeable:
+        parts = [(name, group.agents) for name, group in zip(group_names(spec), spec.groups, strict=True)]
+    graphs = []
+    for name, agents in parts:
+        file = f"agents/{name}.onnx"
+        modules = [loaded.algorithm.deployable(agent).eval() for agent in agents]
+        entries = tuple(module.describe(file, interchangeable) for module in modules)
+        graphs.append(Graph(file, modules[0], agents, entries))
+    return graphs
+
+
+def group_names(spec: EnvironmentSpec) -> list[str]:
+    """A name per group: its agents' ids less the numbers at the end; never another group's name or agent."""
+    names: list[str] = []
+    for group in spec.groups:
+        ids = [spec.agents[agent].id for agent in group.agents]
+        stems = {re.sub(r"[\W\d_]+$", "", name) for name in ids}
+        taken = {"", *names, *spec.agent_ids} - set(ids)
+        candidates = chain(stems if len(stems) == 1 else (), map("group_{}".format, count()))
+        names.append(next(name for name in candidates if name not in taken))
+    return names
+
+
+def onnx_bytes(graph: Graph) -> bytes:
+    """The graph as an ONNX file with a dynamic batch dimension, weights inside."""
+    module = graph.module
     arguments = tuple(example_inputs(module, 2, np.random.default_rng(0)).values())
     batch = torch.export.Dim("batch", min=1, max=2**20)
     with warnings.catch_warnings(), _quiet():
@@ -150,8 +200,8 @@ def onnx_bytes(module: DeployablePolicy) -> bytes:
     model = program.model_proto
     metadata = {
         "hmarl_version": version("hmarl"),
-        "agent": module.agent.id,
-        "manifest": to_json(module.describe("")),
+        "agent": ",".join(entry.id for entry in graph.entries),
+        "manifest": to_json(graph.entries[0]),
     }
     onnx.helper.set_model_props(model, metadata)
     for node in model.graph.node:
@@ -242,9 +292,9 @@ def rollout_observations(loaded: LoadedRun, steps: int = 64, batch: int = 16) ->
 
 
 def check_all(
-    modules: list[DeployablePolicy], files: dict[str, bytes], samples: list[dict[str, Tensor]], loaded: LoadedRun
+    graphs: list[Graph], files: dict[str, bytes], samples: list[dict[str, Tensor]], loaded: LoadedRun
 ) -> tuple[Parity, dict[str, bytes]]:
-    """Compare every agent's graph, run by the runtime itself, with torch.
+    """Compare every graph, run by the runtime itself, with torch, also on what each of its agents saw.
 
     Returns:
         What was found, and recorded inputs with torch's outputs (``parity/*.npy``), with which ``hmarl-verify``
@@ -256,21 +306,27 @@ def check_all(
     total = Parity()
     records: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
-        draft = write_bundle(Path(folder) / "draft", _manifest(loaded, modules, total, "draft"), files)
-        for module, real in zip(modules, samples, strict=True):
-            policy = Policy(draft, module.agent.id)
+        draft = write_bundle(Path(folder) / "draft", _manifest(loaded, graphs, total, "draft"), files)
+        for graph in graphs:
+            module, real = graph.module, _interleaved([samples[agent] for agent in graph.agents])
+            policy = Policy(draft, graph.entries[0].id)
             generator = np.random.default_rng(len(records) + 1)
             for rows in _BATCH_SIZES:
                 compare(module, policy, example_inputs(module, rows, generator), total)
             inputs = {**example_inputs(module, len(real["observation"]), generator), **real}
             compare(module, policy, inputs, total)
-            records |= _record(module, {name: value[:_RECORDED_SAMPLES] for name, value in inputs.items()})
+            records |= _record(graph, {name: value[:_RECORDED_SAMPLES] for name, value in inputs.items()})
     if total.problems:
         raise ParityError(
             f"export: ONNX Runtime differs from torch in {len(total.problems)} ways, nothing was written; the first: "
             f"{total.problems[0]}"
         )
     return total, records
+
+
+def _interleaved(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What several agents saw, [M, ...] each, as one batch in which they take turns."""
+    return {name: torch.stack([each[name] for each in samples], dim=1).flatten(0, 1) for name in samples[0]}
 
 
 @torch.no_grad()
@@ -283,14 +339,15 @@ def compare(module: DeployablePolicy, policy: Policy, inputs: dict[str, Tensor],
     found.max_error = max(found.max_error, result.error)
     found.near_ties += result.near_ties
     found.samples += len(feeds["observation"])
-    found.problems += [f"{module.agent.id}: {problem}" for problem in result.problems]
+    found.problems += [f"{policy.agent.file}: {problem}" for problem in result.problems]
 
 
 @torch.no_grad()
-def _record(module: DeployablePolicy, inputs: dict[str, Tensor]) -> dict[str, bytes]:
+def _record(graph: Graph, inputs: dict[str, Tensor]) -> dict[str, bytes]:
     """Inputs and torch's outputs as plain .npy files."""
+    module = graph.module
     outputs = dict(zip(module.output_names, module(*inputs.values()), strict=True))
-    prefix = f"parity/{module.agent.id}"
+    prefix = f"parity/{PurePosixPath(graph.file).stem}"
     arrays = {f"{prefix}.{name}.npy": value for name, value in inputs.items()}
     arrays |= {f"{prefix}.expected.{name}.npy": value for name, value in outputs.items()}
     files = {}
@@ -308,8 +365,9 @@ def _parity_row(parity: Parity) -> ParityModel:
     )  # fmt: skip
 
 
-def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity, name: str) -> dict[str, Any]:
+def _manifest(loaded: LoadedRun, graphs: list[Graph], parity: Parity, name: str) -> dict[str, Any]:
     config, spec = loaded.config, loaded.spec
+    entries = {agent: entry for graph in graphs for agent, entry in zip(graph.agents, graph.entries, strict=True)}
     environment = EnvironmentModel(
         name=config.environment, arguments=config.environment_arguments, horizon=spec.horizon,
         team_reward=spec.team_reward, control_period_s=spec.control_period_s,
@@ -321,7 +379,7 @@ def _manifest(loaded: LoadedRun, modules: list[DeployablePolicy], parity: Parity
         "algorithm": config.algorithm,
         "deterministic_by_default": loaded.algorithm.settings.deterministic_evaluation,
         "environment": to_plain(environment),
-        "agents": [to_plain(module.describe(f"agents/{module.agent.id}.onnx")) for module in modules],
+        "agents": [to_plain(entries[agent]) for agent in range(len(spec.agents))],
         "normalisation": "(observation - shift) * scale, clipped to ±10, inside the graph"
         if loaded.algorithm.settings.normalise_observations
         else "none",

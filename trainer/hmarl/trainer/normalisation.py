@@ -11,7 +11,8 @@ class RunningNormaliser:
     drift in it.
 
     Args:
-        shape: shape of the statistics, e.g. [N_group, observation_size]: every agent has its own.
+        shape: shape of the statistics, e.g. [N_group, observation_size]: every agent has its own. With
+            [1, observation_size] all agents are pooled into one.
         enabled: False turns ``__call__`` into the identity.
         clip: normalised values are cut off at ± this many standard deviations.
     """
@@ -38,17 +39,17 @@ class RunningNormaliser:
         """Merge a batch [M, *shape] into the statistics (Chan et al. 1979).
 
         Args:
-            x: [M, *shape] float32.
-            weight: [M, *shape[:-1]] 0 or 1; rows of weight 0 (agents that have left) do not count.
+            x: [M, *shape] float32; [M, N_group, observation_size] also where all agents are pooled.
+            weight: [M, *shape[:-1]] 0 or 1, or [M, N_group]; rows of weight 0 (agents that have left) do not count.
         """
         if not self.enabled or x.shape[0] == 0:
             return
-        x = x.double()
+        x = x.double().reshape(-1, *self.mean.shape)
         if weight is None:
             added: Tensor = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
             batch_variance, batch_mean = torch.var_mean(x, dim=0, correction=0)
         else:
-            weight = weight.double().unsqueeze(-1)
+            weight = weight.double().reshape(-1, *self.count.shape)
             added = weight.sum(0)
             batch_mean = (x * weight).sum(0) / added.clamp(min=1.0)
             batch_variance = ((x - batch_mean).square() * weight).sum(0) / added.clamp(min=1.0)

@@ -23,12 +23,14 @@ class GroupPolicy:
         head: turns the network's output into a distribution.
         theta: [N, P] parameters: the network's, then the head's; [1, P] when the members share them.
         members: N.
+        told_apart: whether members who share parameters see a one-hot identity; False where they do not share.
     """
 
     network: Mlp
     head: ActionHead
     theta: Tensor
     members: int
+    told_apart: bool = False
 
     @classmethod
     def create(
@@ -49,15 +51,16 @@ class GroupPolicy:
             members: N.
             input_size: width of the input, without the identity that ``shared`` adds.
             head: of the action space.
-            settings: hidden layers and activation.
-            shared: all members use one network, told apart by a one-hot appended to the input.
+            settings: hidden layers, activation, and whether members who share a network are told apart.
+            shared: all members use one network, told apart by a one-hot appended to the input or not at all.
             generator: CPU generator of the initial weights.
             hidden_sizes: instead of the settings' own.
             recurrent: with a memory of the settings' size.
         """
         shared = shared and members > 1  # nobody to be told apart from
+        told_apart = shared and settings.agent_identity
         structure: dict[str, Any] = {
-            "input_size": input_size + (members if shared else 0),
+            "input_size": input_size + (members if told_apart else 0),
             "hidden_sizes": settings.hidden_sizes if hidden_sizes is None else hidden_sizes,
             "output_size": head.output_size,
             "activation": settings.activation,
@@ -65,7 +68,7 @@ class GroupPolicy:
         }
         network = RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
         rows = [torch.cat([network.initialise(generator), head.initialise()]) for _ in range(1 if shared else members)]
-        return cls(network, head, torch.stack(rows), members)
+        return cls(network, head, torch.stack(rows), members, told_apart)
 
     @property
     def shared(self) -> bool:
@@ -86,7 +89,7 @@ class GroupPolicy:
         parts = [features]
         if context is not None:
             parts.append(context.unsqueeze(-2).expand(*features.shape[:-1], context.shape[-1]))
-        if self.shared:
+        if self.told_apart:
             identity = torch.eye(self.members, device=features.device)
             parts.append(identity.expand(*features.shape[:-1], self.members))
         return torch.cat(parts, dim=-1) if len(parts) > 1 else features

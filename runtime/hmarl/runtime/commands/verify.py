@@ -7,10 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.commands._common import Parser, run
 from hmarl.runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from hmarl.runtime.verify import AgentReport
 
 
 def _parser() -> Parser:
@@ -28,9 +32,9 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     """Run all checks and print what was found; returns the exit code."""
     options = _parser().parse_args(arguments)
     bundle = load_bundle(Path(options.bundle))
-    from hmarl.runtime.verify import verify_agent  # noqa: PLC0415 - a damaged bundle is reported without ONNX Runtime
+    from hmarl.runtime.verify import verify_bundle  # noqa: PLC0415 - a damaged bundle is reported without ONNX Runtime
 
-    reports = [verify_agent(bundle, agent_id, options.provider) for agent_id in bundle.agent_ids]
+    reports = verify_bundle(bundle, options.provider)
     if options.json:
         document = {
             "bundle": str(bundle.path),
@@ -43,18 +47,24 @@ def verify(arguments: Sequence[str] | None = None) -> int:
     else:
         print(f"{bundle.path}: {len(bundle.manifest.files)} files, all hashes right")
         for report in reports:
-            parity = "no parity samples"
-            if report.parity_samples:
-                parity = (
-                    f"{report.parity_samples} parity samples, largest error {report.parity_error:.2g}, "
-                    f"{report.near_ties} near ties"
-                )
-            verdict = "wrong" if report.problems else "ok"
-            print(f"{report.agent}: {verdict}; batch against single rows {report.batch_error:.2g}; {parity}")
+            print(f"{report.agent}: {'wrong' if report.problems else 'ok'}; {_found(report)}")
     problems = [f"agent '{report.agent}': {problem}" for report in reports for problem in report.problems]
     if problems:
         raise BundleError(f"bundle {bundle.path}: " + "; ".join(problems))
     return 0
+
+
+def _found(report: AgentReport) -> str:
+    """What the checks of one agent measured, in words."""
+    if report.same_graph_as is not None:
+        return f"the graph of {report.same_graph_as}"
+    parity = "no parity samples"
+    if report.parity_samples:
+        parity = (
+            f"{report.parity_samples} parity samples, largest error {report.parity_error:.2g}, "
+            f"{report.near_ties} near ties"
+        )
+    return f"batch against single rows {report.batch_error:.2g}; {parity}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
