@@ -1,7 +1,9 @@
-"""Compare algorithms on tasks over several seeds: trains what is missing, resumes what was cut off, then writes
-curves and tables.
+"""Compare algorithms and settings on tasks over several seeds: trains what is missing, resumes what was cut off, then
+writes curves and tables.
 
-    python scripts/study.py --out docs/results --runs runs/study
+    python scripts/study.py --out docs/results --runs runs/study --jobs 2
+    python scripts/study.py --list
+    python scripts/study.py --only hcpo-instructions
 
 Every run is an ordinary run directory; a study that was killed goes on where it stopped.
 """
@@ -11,9 +13,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import matplotlib
 
@@ -27,70 +32,173 @@ from hmarl.trainer.plots import read_metrics
 
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
-    "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#f0e442",
+    "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#c9b400",
 }  # fmt: skip
+OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 CONDUCTORS = ("local", "central", "random", "none")
+FIRST_SEED = 100
 
 
 @dataclass(frozen=True)
-class Task:
-    """One environment with its budget, and the figures of others that are drawn beside ours.
+class Variant:
+    """One line of a comparison: an algorithm, and the settings in which it differs from its preset."""
+
+    label: str
+    algorithm: str
+    settings: tuple[str, ...] = ()
+    seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants on one environment with equal budgets.
 
     Attributes:
-        settings: extra ``--set`` options for all algorithms, beyond their presets.
-        references: label -> return.
-        early: a number of steps at which others' results are known; evaluations are placed so that one falls there.
-        algorithms: compared with one another.
+        name: of files, sections and ``--only``.
+        steps: environment steps of every run.
+        evaluation_interval: steps between evaluations.
+        settings: extra ``--set`` options for all variants, beyond their presets.
+        references: label -> value, drawn beside ours.
+        early: a number of steps at which others' results are known; the table has a column for it.
+        measure: of the deployed policies.
+        remark: what it shows, read off the figures and written down beside them.
     """
 
+    name: str
     environment: str
     steps: int
-    early: int
+    evaluation_interval: int
+    variants: tuple[Variant, ...]
     settings: tuple[str, ...] = ()
     references: tuple[tuple[str, float], ...] = ()
-    algorithms: tuple[str, ...] = ("hcpo", "hatrpo", "happo")
+    early: int | None = None
+    measure: Literal["return", "success_rate"] = "return"
+    remark: str = ""
 
     @property
-    def slug(self) -> str:
-        """Name for files."""
-        return self.environment.replace("/", "-")
+    def key(self) -> str:
+        """The measure's name in metrics."""
+        return "evaluation/local/return_mean" if self.measure == "return" else "evaluation/local/success_rate"
 
 
-TASKS = (
-    Task(
-        "mpe/simple_spread",
-        2_000_000,
+def algorithms(*names: str, seeds: int = 3) -> tuple[Variant, ...]:
+    """Algorithms with their presets."""
+    return tuple(Variant(name, name, seeds=seeds) for name in names)
+
+
+def settings_of(algorithm: str, name: str, values: tuple[object, ...], label: str, seeds: int) -> tuple[Variant, ...]:
+    """One setting of an algorithm at several values."""
+    return tuple(Variant(f"{label}={v}", algorithm, (f"algorithm.{name}={v}",), seeds) for v in values)
+
+
+_FEW_EPISODES = ("run.evaluation_episodes=32",)
+COMPARISONS = (
+    Comparison(
+        "simple_spread", "mpe/simple_spread", 2_000_000, 68_000,
+        algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"),
+        references=(("random", -79.8), ("HARL's HAPPO after 136k frames", -65.0), ("scripted central team", -25.6)),
         early=136_000,
-        references=(("random", -79.8), ("HARL HAPPO after 136k frames", -65.0), ("scripted centralised team", -25.6)),
-        algorithms=("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"),
     ),
-    Task("vmas/navigation", 500_000, early=205_000, references=(("BenchMARL MAPPO after 205k frames", 0.91),)),
-    Task(
-        "mamujoco/HalfCheetah-2x3",
-        500_000,
-        early=100_000,
-        settings=("run.evaluation_episodes=32", "env.threads=1"),
-        algorithms=("hcpo", "hamdpo", "hatrpo", "happo"),
+    *(
+        Comparison(
+            name, f"mpe/{name}", 1_000_000, 50_000,
+            algorithms("hcpo", "hatrpo") + algorithms("happo", "a2po", "haa2c", "mappo", seeds=1),
+        )
+        for name in ("simple_reference", "simple_speaker_listener")
     ),
-)
+    Comparison(
+        "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo"),
+        references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=205_000,
+    ),
+    Comparison(
+        "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 500_000, 50_000, algorithms("hcpo", "hamdpo", "hatrpo", "happo"),
+        settings=(*_FEW_EPISODES, "env.threads=1"),
+    ),
+    *(
+        Comparison(
+            f"smax-{task}", f"smax/{task}", 400_000, 20_000,
+            algorithms("hcpo", "hatrpo", seeds=seeds) + algorithms("happo", "mappo", "maven", seeds=1),
+            settings=_FEW_EPISODES, measure="success_rate",
+        )
+        for task, seeds in (("2s3z", 3), ("3s5z", 1))
+    ),
+    Comparison(
+        "hcpo-instructions", "mpe/simple_spread", 1_000_000, 100_000,
+        settings_of("hcpo", "instructions", (1, 2, 5, 10, 20), "K", 2),
+    ),
+    Comparison(
+        "hcpo-conductor-kl", "mpe/simple_spread", 1_000_000, 100_000,
+        settings_of("hcpo", "conductor_kl_limit", (0.001, 0.01, 0.05, 0.1), "δ₁", 2),
+    ),
+    Comparison(
+        "hamdpo-steps", "mamujoco/HalfCheetah-2x3", 300_000, 50_000,
+        (
+            *(Variant(f"{n} SGD steps", "hamdpo", (f"algorithm.epochs={n}", "algorithm.minibatches=1"))
+              for n in (1, 5, 10, 20)),
+            Variant("20 steps without KL", "hamdpo",
+                    ("algorithm.epochs=20", "algorithm.minibatches=1", "algorithm.kl_regularisation=false")),
+        ),
+        settings=(*_FEW_EPISODES, "env.threads=1"),
+    ),
+)  # fmt: skip
 
 
-def train(algorithm: str, task: Task, seed: int, folder: Path) -> Path:
-    """One run, from the start, from its last checkpoint, or not at all when it is done."""
-    run = folder / f"{task.slug}-{algorithm}-seed{seed}"
-    if (run / "summary.json").exists():
-        return run
-    command = [sys.executable, "-m", "hmarl.trainer.cli"]
+def run_directory(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> Path:
+    """Where a run lives; runs with the same settings are shared between comparisons."""
+    slug = comparison.environment.replace("/", "-")
+    name = variant.algorithm
+    if variant.settings:
+        name = "-".join([name, *(setting.removeprefix("algorithm.") for setting in variant.settings)])
+    return folder / f"{slug}-{comparison.steps}-{name}-seed{seed}"
+
+
+def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> list[str]:
+    """How to train one run, from the start or from its last checkpoint."""
+    words = [sys.executable, "-m", "hmarl.trainer.cli"]
     if any((run / "checkpoints").glob("*.json")):
-        command += ["--resume", str(run)]
-    else:
-        command += [algorithm, "--env", task.environment, "--steps", str(task.steps), "--seed", str(seed)]
-        command += ["--out", str(run)]
-        for setting in (*task.settings, f"run.evaluation_interval={task.early // 2}"):
-            command += ["--set", setting]
-    print(" ".join(command), flush=True)
-    subprocess.run(command, check=True)
-    return run
+        return [*words, "--resume", str(run)]
+    words += [variant.algorithm, "--env", comparison.environment, "--steps", str(comparison.steps)]
+    words += ["--seed", str(seed), "--out", str(run)]
+    common = ("run.threads=1", f"run.evaluation_interval={comparison.evaluation_interval}")
+    for setting in (*common, *comparison.settings, *variant.settings):
+        words += ["--set", setting]
+    return words
+
+
+def train(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> None:
+    """One run, or nothing when it is done; its output goes to a file beside it."""
+    run = run_directory(comparison, variant, seed, folder)
+    if (run / "summary.json").exists():
+        return
+    words = command(comparison, variant, seed, run)
+    print(" ".join(words), flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{run.name}.log").open("a") as log:
+        subprocess.run(words, check=True, stdout=log, stderr=subprocess.STDOUT)
+
+
+def seeds_of(variant: Variant) -> range:
+    """The seeds of a variant."""
+    return range(FIRST_SEED, FIRST_SEED + variant.seeds)
+
+
+Runs = dict[str, list[Path]]
+"""Run directories per variant's label."""
+
+
+def runs_of(comparison: Comparison, folder: Path) -> Runs:
+    """The directories of all finished runs."""
+    return {
+        variant.label: [run_directory(comparison, variant, seed, folder) for seed in seeds_of(variant)]
+        for variant in comparison.variants
+    }
+
+
+def colours(comparison: Comparison) -> Iterator[str]:
+    """An algorithm's own colour, or one a setting."""
+    others = cycle(OTHER_COLOURS)
+    for variant in comparison.variants:
+        yield next(others) if variant.settings else COLOURS[variant.algorithm]
 
 
 def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -102,32 +210,33 @@ def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array([[points[step] for step in steps] for points in series])
 
 
-def draw(task: Task, runs: dict[str, list[Path]], path: Path) -> None:
-    """Evaluation returns of the deployed policies: every seed thin, the mean thick."""
+def draw(comparison: Comparison, runs: Runs, path: Path) -> None:
+    """The measure of the deployed policies: every seed thin, the mean thick."""
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    for algorithm, directories in runs.items():
-        steps, returns = curve(directories, "evaluation/local/return_mean")
-        for row in returns:
-            axes.plot(steps, row, color=COLOURS[algorithm], lw=0.7, alpha=0.4)
-        axes.plot(steps, returns.mean(0), color=COLOURS[algorithm], lw=2, label=f"{algorithm} (deployed policies)")
-    for label, value in task.references:
+    for (label, directories), colour in zip(runs.items(), colours(comparison), strict=True):
+        steps, values = curve(directories, comparison.key)
+        for row in values:
+            axes.plot(steps, row, color=colour, lw=0.7, alpha=0.4)
+        axes.plot(steps, values.mean(0), color=colour, lw=2, label=label)
+    for label, value in comparison.references:
         axes.axhline(value, color="#777777", lw=0.8, ls="--")
-        axes.annotate(label, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-    axes.set(xlabel="environment steps", ylabel="return of the team", title=task.environment)
+        axes.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=7)
+    measure = "return of the team" if comparison.measure == "return" else "share of episodes won"
+    axes.set(xlabel="environment steps", ylabel=measure, title=f"{comparison.environment}, deployed policies")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="center right")
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def draw_conductors(task: Task, runs: list[Path], path: Path) -> None:
+def draw_conductors(comparison: Comparison, runs: list[Path], path: Path) -> None:
     """HCPO under its four conductors, and the instructions' entropy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, colour in zip(CONDUCTORS, ("#0072b2", "#d55e00", "#999999", "#cc79a7"), strict=True):
         steps, returns = curve(runs, f"evaluation/{name}/return_mean")
         left.plot(steps, returns.mean(0), "o-", ms=3, color=colour, label=f"{name} conductor")
         left.fill_between(steps, returns.min(0), returns.max(0), color=colour, alpha=0.15)
-    left.set(xlabel="environment steps", ylabel="return of the team", title=f"HCPO on {task.environment}")
+    left.set(xlabel="environment steps", ylabel="return of the team", title=f"HCPO on {comparison.environment}")
     steps, entropy = curve(runs, "instruction_entropy")
     right.plot(steps, entropy.T, color="#0072b2", lw=0.7)
     right.axhline(np.log(10), color="#777777", lw=0.8, ls="--")
@@ -146,27 +255,33 @@ def final_returns(run: Path, conductor: str = "local") -> np.ndarray:
     return np.array(json.loads(last.read_text())[conductor]["returns"])
 
 
-def table(task: Task, runs: dict[str, list[Path]]) -> str:
-    """Markdown: per algorithm the final IQM, the mean of each seed, an early value, frames/s."""
-    lines = [
-        f"| algorithm | final IQM [95 % bootstrap interval] | mean of each seed "
-        f"| median of the last ten evaluations, mean ± sd of seeds | at {task.early:,} frames "
-        "| frames/s, evaluations included |",
-        "|---|---|---|---|---|---|",
-    ]
-    for algorithm, directories in runs.items():
+def table(comparison: Comparison, runs: Runs) -> str:
+    """Markdown: per variant the final IQM, the mean of each seed, the paper's measure, an early value, frames/s."""
+    header = ["", "IQM of the final returns [95 %]", "mean of each seed", "median of the last ten evaluations"]
+    won = comparison.measure == "success_rate"
+    header += ["won, each seed, median of the last ten"] if won else []
+    header += [f"at {comparison.early:,} frames"] if comparison.early else []
+    rows = [[*header, "frames/s"]]
+    for label, directories in runs.items():
         returns = np.stack([final_returns(run) for run in directories])
         steps, curves = curve(directories, "evaluation/local/return_mean")
-        at = int(np.searchsorted(steps, task.early))
-        last_ten = np.median(curves[:, -10:], axis=1)  # the HCPO paper's measure (C.1)
+        means = ", ".join(f"{v:.2f}" for v in returns.mean(1))
+        row = [label, _iqm_with_interval(returns), means, _mean_and_deviation(np.median(curves[:, -10:], axis=1))]
+        if won:
+            _, shares = curve(directories, comparison.key)
+            row.append(", ".join(f"{v:.0%}" for v in np.median(shares[:, -10:], axis=1)))
+        if comparison.early:
+            at = min(int(np.searchsorted(steps, comparison.early)), len(steps) - 1)
+            row.append(f"{curves[:, at].mean():.2f} (at {steps[at]:,})")
         rates = [json.loads((run / "summary.json").read_text())["steps_per_s"] for run in directories]
-        lines.append(
-            f"| {algorithm} | {_iqm_with_interval(returns)} | {', '.join(f'{v:.2f}' for v in returns.mean(1))} "
-            f"| {last_ten.mean():.2f} ± {last_ten.std(ddof=1) if len(last_ten) > 1 else 0:.2f} "
-            f"| {curves[:, min(at, len(steps) - 1)].mean():.2f} (at {steps[min(at, len(steps) - 1)]:,}) "
-            f"| {np.median(rates):,.0f} |"
-        )
-    return "\n".join(lines)
+        rows.append([*row, f"{np.median(rates):,.0f}"])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _mean_and_deviation(values: np.ndarray) -> str:
+    """Mean ± standard deviation over seeds, as the HCPO paper reports (C.1)."""
+    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
 def _iqm_with_interval(returns: np.ndarray) -> str:
@@ -184,36 +299,55 @@ def conductor_table(runs: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def section(comparison: Comparison, runs: Runs, out: Path) -> list[str]:
+    """Draws a comparison; returns its paragraphs."""
+    draw(comparison, runs, out / f"{comparison.name}.png")
+    paragraphs = [
+        f"## {comparison.name}: {comparison.environment}, {comparison.steps:,} frames", comparison.remark,
+        table(comparison, runs), f"![curves]({comparison.name}.png)",
+    ]  # fmt: skip
+    if "hcpo" in runs:
+        draw_conductors(comparison, runs["hcpo"], out / f"{comparison.name}-conductors.png")
+        paragraphs += [
+            "HCPO under its four conductors:", conductor_table(runs["hcpo"]),
+            f"![conductors]({comparison.name}-conductors.png)",
+        ]  # fmt: skip
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
 def main(
     out: Annotated[Path, typer.Option(help="where the report goes")] = Path("docs/results"),
     runs: Annotated[Path, typer.Option(help="where the run directories go")] = Path("runs/study"),
-    seeds: Annotated[int, typer.Option(help="seeds 100, 101, … per algorithm and task")] = 3,
-    only: Annotated[str | None, typer.Option(help="only this environment")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="only these comparisons")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one thread each")] = 1,
+    report: Annotated[bool, typer.Option(help="write the report; without it only train")] = True,
+    names: Annotated[bool, typer.Option("--list", help="list the comparisons and stop")] = False,
 ) -> None:
-    """Train, then write one Markdown page with plots."""
+    """Train what is missing, then write one Markdown page with plots of all comparisons that are done."""
+    if names:
+        for comparison in COMPARISONS:
+            print(f"{comparison.name}: {', '.join(variant.label for variant in comparison.variants)}")
+        return
+    chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
+    with ThreadPoolExecutor(jobs) as pool:
+        started = [pool.submit(train, c, v, seed, runs) for c in chosen for v in c.variants for seed in seeds_of(v)]
+        for run in started:
+            run.result()
+    if not report:
+        return
     out.mkdir(parents=True, exist_ok=True)
-    names = ", ".join(str(100 + seed) for seed in range(seeds))
     sections = [
         "# Learning results",
-        f"Made by `python scripts/study.py`; seeds {names}. Returns are those of the deployed (local, deterministic) "
-        "policies over 100 episodes with fixed seeds (32 on mamujoco). Every pair of algorithm and task ran with its "
-        "preset, one thread a run.",
+        f"Made by `python scripts/study.py`; seeds from {FIRST_SEED} on. Returns are those of the deployed (local, "
+        "deterministic) policies over 100 episodes with fixed seeds (32 on mamujoco and smax). Every pair of algorithm "
+        "and task ran with its preset, one thread a run, two runs side by side on two cores; frames/s count the "
+        "evaluations too. Where a setting is compared, one variant differs from the next in that setting alone. The "
+        "median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over seeds.",
     ]
-    for task in TASKS:
-        if only not in (None, task.environment):
-            continue
-        done: dict[str, Any] = {name: [] for name in task.algorithms}
-        for seed in range(seeds):
-            for algorithm in task.algorithms:
-                done[algorithm].append(train(algorithm, task, 100 + seed, runs))
-        draw(task, done, out / f"{task.slug}.png")
-        draw_conductors(task, done["hcpo"], out / f"{task.slug}-conductors.png")
-        sections += [
-            f"## {task.environment}, {task.steps:,} frames",
-            table(task, done), f"![curves]({task.slug}.png)",
-            "HCPO under its four conductors:", conductor_table(done["hcpo"]),
-            f"![conductors]({task.slug}-conductors.png)",
-        ]  # fmt: skip
+    for comparison in COMPARISONS:
+        done = runs_of(comparison, runs)
+        if all((run / "summary.json").exists() for directories in done.values() for run in directories):
+            sections += section(comparison, done, out)
     (out / "README.md").write_text("\n\n".join(sections) + "\n")
     print(f"wrote {out / 'README.md'}")
 
