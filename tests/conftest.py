@@ -21,6 +21,12 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
 
 
+@pytest.fixture(scope="session")
+def interchangeable_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same, but its agents share one graph, and further ones may act by it; do not change its files."""
+    return write_toy_bundle(tmp_path_factory.mktemp("interchangeable") / "bundle", interchangeable=("agent",))
+
+
 @pytest.fixture
 def single_thread() -> Iterator[None]:
     """Torch computes on one thread: for tests of the trainer, whose tensors are tiny."""

@@ -220,13 +220,22 @@ def write_toy_bundle(
     action: ActionType = "discrete",
     sizes: tuple[int, ...] = (HIDDEN,),
     plain: bool = False,
+    interchangeable: tuple[str, ...] = (),
     environment: dict[str, Any] | None = None,
     more_files: dict[str, bytes] | None = None,
 ) -> Bundle:
-    """Write a bundle at ``path`` (a zip when it ends with .zip); every agent has weights of its own."""
+    """Write a bundle at ``path`` (a zip when it ends with .zip); every agent has weights of its own.
+
+    The agents whose ids begin with one of ``interchangeable`` share a graph of that name.
+    """
     shape: dict[str, Any] = {"observation_size": observation_size, "action": action, "sizes": sizes, "plain": plain}
-    files = {f"agents/{agent}.onnx": toy_graph(**shape, seed=zlib.crc32(agent.encode())) for agent in agents}
+    entries = [toy_agent(agent, **shape) for agent in agents]
+    for entry in entries:
+        for name in interchangeable:
+            if entry["id"].startswith(name):
+                entry |= {"file": f"agents/{name}.onnx", "interchangeable": True}
+    files = {entry["file"]: toy_graph(**shape, seed=zlib.crc32(entry["file"].encode())) for entry in entries}
     files["README.md"] = b"# A toy\n"
     files.update(more_files or {})
-    manifest = toy_manifest([toy_agent(agent, **shape) for agent in agents], environment)
+    manifest = toy_manifest(entries, environment)
     return write_bundle(path, manifest, files)

@@ -108,16 +108,41 @@ class Bundle:
         """Ids of the agents, in the manifest's order."""
         return tuple(agent.id for agent in self.manifest.agents)
 
-    def agent(self, agent_id: str) -> AgentModel:
+    def agent(self, agent_id: str, like: str | None = None) -> AgentModel:
         """The manifest's entry of one agent.
 
+        Args:
+            agent_id: which one.
+            like: for an agent that was not trained, the interchangeable one by whose graph it acts; it gets that one's
+                entry under its own id.
+
         Raises:
-            UsageError: no such agent; the message lists those there are.
+            UsageError: no such agent (the message lists those there are), or ``like`` is not interchangeable, or
+                ``agent_id`` was trained itself.
         """
+        if like is not None:
+            return self._another(agent_id, self.agent(like))
         for agent in self.manifest.agents:
             if agent.id == agent_id:
                 return agent
-        raise UsageError(unknown_name("agent", agent_id, self.agent_ids))
+        other = next((agent.id for agent in self.manifest.agents if agent.interchangeable), None)
+        hint = f"; one that was not trained may act like an interchangeable one, e.g. '{other}'" if other else ""
+        raise UsageError(unknown_name("agent", agent_id, self.agent_ids) + hint)
+
+    def _another(self, agent_id: str, model: AgentModel) -> AgentModel:
+        """The entry of an agent that was not trained and acts by another one's graph."""
+        if not agent_id:
+            raise UsageError("agent: got an empty name")
+        if agent_id in self.agent_ids:
+            raise UsageError(
+                f"agent '{agent_id}' like '{model.id}': '{agent_id}' was trained itself; leave out whom it is like"
+            )
+        if not model.interchangeable:
+            raise UsageError(
+                f"agent '{agent_id}' like '{model.id}': '{model.id}' is not interchangeable, its policy is for itself "
+                "alone; agents trained with algorithm.share_parameters=true and algorithm.agent_identity=false are"
+            )
+        return model.named(agent_id)
 
     def read(self, file: str) -> bytes:
         """The content of a listed file; the hash is checked on the bytes that are returned.

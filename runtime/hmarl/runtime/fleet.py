@@ -1,4 +1,4 @@
-"""A supervised process per agent of a bundle.
+"""A supervised process per agent of a team.
 
     with Fleet(load_bundle(path)) as fleet:
         fleet.endpoints  # {"agent_0": "127.0.0.1:40123", ...}
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,13 +44,13 @@ class FleetError(HmarlError):
 class _Member:
     """One agent's process. Used by the supervising thread only, but for the attributes that ``Fleet`` reads."""
 
-    def __init__(self, agent_id: str, listen: str, command: Sequence[str]) -> None:
+    def __init__(self, agent_id: str, like: str | None, listen: str, command: Sequence[str]) -> None:
         self.agent_id = agent_id
         self.address: str | None = None
         self.serving = False
         self.process: subprocess.Popen[bytes] | None = None
         self._listen = listen
-        self._command = command
+        self._command = [*command, f"--agent={agent_id}", *([] if like is None else [f"--like={like}"])]
         self._failures = 0
         self._started_at = 0.0
         self._start_at = 0.0
@@ -92,8 +92,9 @@ class _Member:
         listen = self.address or self._listen
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
+        environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
         self.process = subprocess.Popen(
-            [*self._command, "--agent", self.agent_id, "--listen", listen, "--json"],
+            [*self._command, "--listen", listen, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
@@ -133,24 +134,31 @@ class _Member:
 
 
 class Fleet:
-    """One supervised process per agent of a bundle; a context manager.
+    """One supervised process per agent; a context manager.
 
     Args:
         bundle: the verified bundle.
+        roster: who is served, see ``hmarl.runtime.roster``; None: all agents that were trained.
         socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
         options: more options of hmarl-agent, for all members.
         grace_s: seconds that members get to stop before they are killed.
     """
 
     def __init__(
-        self, bundle: Bundle, *, socket_dir: Path | None = None, options: Sequence[str] = (), grace_s: float = 15.0
+        self,
+        bundle: Bundle,
+        *,
+        roster: Mapping[str, str | None] | None = None,
+        socket_dir: Path | None = None,
+        options: Sequence[str] = (),
+        grace_s: float = 15.0,
     ) -> None:
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle.path.absolute()), *options]
         self._bundle = bundle
         self._grace_s = grace_s
         self._members = [
-            _Member(agent_id, _listen(socket_dir, index, agent_id), command)
-            for index, agent_id in enumerate(bundle.agent_ids)
+            _Member(agent_id, like, _listen(socket_dir, index, agent_id), command)
+            for index, (agent_id, like) in enumerate((roster or dict.fromkeys(bundle.agent_ids)).items())
         ]
         self._stopping = threading.Event()
         self._failed = threading.Event()

@@ -108,6 +108,10 @@ class AgentModel(_Strict, frozen=True, kw_only=True):
     action: TensorModel
     diagnostics: list[TensorModel] = []
 
+    def named(self, agent_id: str) -> AgentModel:
+        """The same under another id."""
+        return msgspec.structs.replace(self, id=agent_id)
+
 
 class EnvironmentModel(_Strict, frozen=True, kw_only=True):
     """The environment that the policies were trained in; its arguments are the defaults of ``hmarl-eval``."""

@@ -83,6 +83,8 @@ class Policy:
         bundle: the verified bundle.
         agent_id: which agent of it.
         provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
+        like: for an agent that was not trained, the interchangeable one by whose graph it acts; its private random
+            numbers are its own.
 
     Attributes:
         bundle: where it came from.
@@ -90,13 +92,13 @@ class Policy:
         execution_provider: ONNX Runtime's name of the provider in use.
 
     Raises:
-        UsageError: unknown agent or provider, or a provider that is not available.
+        UsageError: unknown agent or provider, a provider that is not available, or ``like`` is not interchangeable.
         BundleError: the graph is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, agent_id: str, provider: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, agent_id: str, provider: str = "cpu", like: str | None = None) -> None:
         self.bundle = bundle
-        self.agent = bundle.agent(agent_id)
+        self.agent = bundle.agent(agent_id, like)
         _graph.check_manifest(self.agent)
         self._session = _graph.open_graph(bundle.read(self.agent.file), self.agent, provider)
         self.execution_provider: str = self._session.get_providers()[0]

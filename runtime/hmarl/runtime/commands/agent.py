@@ -29,6 +29,9 @@ def _parser() -> Parser:
     parser.option("bundle", help="bundle directory or zip")
     parser.option("--agent", required=True, metavar="ID", help="the agent to serve")
     parser.option(
+        "--like", metavar="ID", help="for one that was not trained: the interchangeable agent by whose graph it acts"
+    )
+    parser.option(
         "--listen", default="127.0.0.1:50051", help="HOST:PORT (port 0: a free one) or unix:PATH (default %(default)s)"
     )
     parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
@@ -70,10 +73,11 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         options.listen, options.max_sessions, options.session_ttl_s, options.max_streams, not options.no_reflection
     )
     bundle = load_bundle(Path(options.bundle))
-    bundle.agent(options.agent)
+    like = options.like or None
+    bundle.agent(options.agent, like)
     server = AgentServer(settings)
     try:
-        policy = Policy(bundle, options.agent, options.provider)
+        policy = Policy(bundle, options.agent, options.provider, like)
         server.serve(policy)
     except BaseException:
         server.stop(grace_s=0.0)

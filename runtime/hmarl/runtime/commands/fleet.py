@@ -1,4 +1,4 @@
-"""hmarl-fleet: a supervised process per agent of a bundle."""
+"""hmarl-fleet: a supervised process per agent of a team."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from pathlib import Path
 
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.commands._common import LOG_LEVELS, Parser, StopSignals, positive, run, start_logging
+from hmarl.runtime.commands._common import (
+    LOG_LEVELS,
+    Parser,
+    StopSignals,
+    positive,
+    positive_integer,
+    run,
+    start_logging,
+)
 from hmarl.runtime.fleet import Fleet
+from hmarl.runtime.roster import counted_roster, named_roster
 
 
 def _parser() -> Parser:
@@ -19,6 +28,13 @@ def _parser() -> Parser:
     )
     parser.option("bundle", help="bundle directory or zip")
     parser.option("--out", type=Path, metavar="FILE", help="write the endpoints there once all agents are serving")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--agents",
+        metavar="NAME[=LIKE],...",
+        help="serve these; LIKE is the agent by whose graph one acts that was not trained (default: all trained)",
+    )
+    who.add_argument("--count", type=positive_integer, metavar="N", help="serve N agents, fewer or more than trained")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--tcp", action="store_true", help="listen on free ports of 127.0.0.1 (the default)")
     where.add_argument("--socket-dir", type=Path, metavar="DIR", help="listen on Unix sockets in DIR")
@@ -35,12 +51,17 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
     signals = StopSignals()
     start_logging(options.log_level, "hmarl-fleet")
     bundle = load_bundle(Path(options.bundle))
+    roster = None
+    if options.agents is not None:
+        roster = named_roster(bundle, [name.strip() for name in options.agents.split(",")])
+    elif options.count is not None:
+        roster = counted_roster(bundle, options.count)
     if options.socket_dir is not None:
         options.socket_dir.mkdir(parents=True, exist_ok=True)
     if options.out is not None:
         options.out.unlink(missing_ok=True)  # nobody may take an old fleet's addresses for this one's
     more = ["--provider", options.provider, "--grace-s", str(options.grace_s), "--log-level", options.log_level]
-    fleet = Fleet(bundle, socket_dir=options.socket_dir, options=more, grace_s=options.grace_s + 10.0)
+    fleet = Fleet(bundle, roster=roster, socket_dir=options.socket_dir, options=more, grace_s=options.grace_s + 10.0)
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
