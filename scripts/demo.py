@@ -205,17 +205,18 @@ def _teams(
     """The rows of the table."""
     return {
         "random": RandomTeam(environment.spec),
-        "central conductor, torch": _torch_team(run, checkpoint, "central"),
-        "local conductors, torch": _torch_team(run, checkpoint, "local"),
+        "central conductor, torch": _torch_team(environment, run, checkpoint, "central"),
+        "local conductors, torch": _torch_team(environment, run, checkpoint, "local"),
         "in-process ONNX": BundleTeam(bundle, environment.spec),
         "gRPC fleet": fleet,
     }
 
 
-def _torch_team(run: Path, checkpoint: str, variant: str) -> Team:
+def _torch_team(environment: VectorEnvironment, run: Path, checkpoint: str, variant: str) -> Team:
     """The trainer's own policies, found as ``hmarl-eval --run`` finds them."""
     (source,) = entry_points(group="hmarl.policy_sources", name="run")
-    team: Team = source.load()(run, variant=variant, checkpoint=checkpoint)[0]
+    make_team, _, _ = source.load()(run, variant=variant, checkpoint=checkpoint)
+    team: Team = make_team(environment.spec)
     return team
 
 

@@ -72,8 +72,8 @@ def test_deployed_agents_choose_as_the_trainers_do(run: Path, tmp_path: Path) ->
     environment = make("mpe/simple_spread", 4)
     returns = {}
     for choice in ("argmax", "sample", "common"):
-        team, _, _ = load_team(run, instruction_choice=choice)
-        returns[choice] = evaluate(environment, team, 4, 1).returns
+        make_team, _, _ = load_team(run, instruction_choice=choice)
+        returns[choice] = evaluate(environment, make_team(environment.spec), 4, 1).returns
         deployed = BundleTeam(bundle, environment.spec, instruction_choice=choice)
         np.testing.assert_allclose(evaluate(environment, deployed, 4, 1).returns, returns[choice], rtol=1e-5)
     assert not np.array_equal(returns["argmax"], returns["common"])

@@ -121,17 +121,19 @@ class LocalAgent:
     Args:
         bundle: the verified bundle.
         agent_id: which agent of it.
+        like: for an agent that was not trained, the interchangeable one by whose graph it acts.
         provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
 
     Raises:
-        UsageError: unknown agent or provider.
+        UsageError: unknown agent or provider, or ``like`` is not interchangeable.
         BundleError: the agent's graph is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, agent_id: str, *, provider: str = "cpu") -> None:
-        self.spec = agent_spec(bundle.agent(agent_id))
+    def __init__(self, bundle: Bundle, agent_id: str, *, like: str | None = None, provider: str = "cpu") -> None:
+        policy = Policy(bundle, agent_id, provider, like)
+        self.spec = agent_spec(policy.agent)
         self.statistics = AgentStatistics()
-        self._session = Policy(bundle, agent_id, provider).session()
+        self._session = policy.session()
 
     def reset(
         self,
@@ -204,20 +206,22 @@ def check_spec(got: AgentSpec, expected: AgentSpec, source: str) -> None:
     Raises:
         UsageError: names the agent and the field, what was got and what was expected.
     """
-    pairs = [("id", got.id, expected.id), ("observation size", got.observation_size, expected.observation_size)]
-    for field, ours, theirs in pairs:
-        if ours != theirs:
-            raise UsageError(f"{source}: agent '{expected.id}': {field}: got {ours}, the environment expects {theirs}")
+    problem = mismatch(got, expected)
+    if got.id != expected.id:
+        problem = f"id: got {got.id}, the environment expects {expected.id}"
+    if problem is not None:
+        raise UsageError(f"{source}: agent '{expected.id}': {problem}")
+
+
+def mismatch(got: AgentSpec, expected: AgentSpec) -> str | None:
+    """The first thing, in words, that keeps a policy from acting for an agent, whatever their ids; None if it fits."""
+    if got.observation_size != expected.observation_size:
+        return f"observation size: got {got.observation_size}, the environment expects {expected.observation_size}"
     if not _equal_spaces(got.action_space, expected.action_space):
-        raise UsageError(
-            f"{source}: agent '{expected.id}': action space: got {got.action_space}, "
-            f"the environment expects {expected.action_space}"
-        )
+        return f"action space: got {got.action_space}, the environment expects {expected.action_space}"
     if expected.has_action_mask and not got.has_action_mask:
-        raise UsageError(
-            f"{source}: agent '{expected.id}': action mask: got a policy without a mask input, but the environment "
-            "has illegal actions"
-        )
+        return "action mask: got a policy without a mask input, but the environment has illegal actions"
+    return None
 
 
 def _equal_spaces(first: ActionSpace, second: ActionSpace) -> bool:

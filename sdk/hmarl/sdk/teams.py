@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.runtime.bundle import AgentModel, Bundle, NoiseModel
+from hmarl.runtime.bundle import AgentModel, Bundle, NoiseModel, from_json
 from hmarl.runtime.session import InstructionChoice, Policy, noise_for
 from hmarl.sdk.agent import agent_spec, check_spec
+from hmarl.sdk.assignment import assign
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
@@ -70,7 +71,7 @@ class BundleTeam:
 
     Args:
         bundle: the verified bundle.
-        spec: the environment's spec; every agent of it must be in the bundle.
+        spec: the environment's spec; every agent of it must be in the bundle, or fit an interchangeable one there.
         provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
         sample: False for argmax or mean, True to draw actions with the numbers that served sessions draw.
         instruction_choice: see ``Agent.reset``; ignored by agents without instructions.
@@ -96,10 +97,11 @@ class BundleTeam:
         self._spec = spec
         self._places = _places(spec)
         source = f"bundle {bundle.path}"
-        _check_agents(source, spec, bundle.agent_ids)
-        for place in self._places:
-            check_spec(agent_spec(bundle.agent(place.agent.id)), place.agent, source)
-        self._policies = [Policy(bundle, place.agent.id, provider) for place in self._places]
+        assigned = assign(source, spec, {agent.id: agent for agent in bundle.manifest.agents})
+        likes = {name: None if name == own else own for name, own in assigned.items()}
+        for agent in spec.agents:
+            check_spec(agent_spec(bundle.agent(agent.id, likes[agent.id])), agent, source)
+        self._policies = [Policy(bundle, place.agent.id, provider, likes[place.agent.id]) for place in self._places]
         self._noises = [drawn_noises(policy.agent, sample, instruction_choice) for policy in self._policies]
         self._states: list[dict[str, Block]] = [{} for _ in self._places]
         self._seeds = np.zeros(0, np.int64)
@@ -168,7 +170,8 @@ class FleetTeam:
 
     Args:
         endpoints: address per agent, or the endpoints file that ``hmarl-fleet`` writes.
-        spec: the environment's spec; every agent of it must have an endpoint.
+        spec: the environment's spec; every agent of it must have an endpoint. Where nothing private is drawn, an
+            interchangeable agent that fits acts also for those without, in sessions of their own.
         sample: False for argmax or mean, True to draw actions.
         instruction_choice: see ``Agent.reset``.
         timeout_s: seconds that one act may take.
@@ -199,9 +202,9 @@ class FleetTeam:
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
-        _check_agents("endpoints", spec, self._addresses)
         self._sample = sample
         self._instruction_choice = instruction_choice
+        self._assigned = self._assign()
         self._client_options: dict[str, Any] = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
         self._latencies_s: list[float] = []
@@ -212,12 +215,31 @@ class FleetTeam:
             self.close()
             raise
 
+    def _assign(self) -> dict[str, str]:
+        """Who acts for whom: everybody for itself, or an interchangeable agent for one that has no endpoint."""
+        if self._addresses.keys() >= set(self._spec.agent_ids):
+            return {name: name for name in self._spec.agent_ids}
+        models = {}
+        for name, address in self._addresses.items():
+            with AgentClient(address) as client:
+                models[name] = from_json(AgentModel, client.info.agent_manifest_json)
+        assigned = assign("endpoints", self._spec, models)
+        for name, server in assigned.items():
+            drawn = drawn_noises(models[server], self._sample, self._instruction_choice)
+            if name != server and any(stream == "private" for _, stream in drawn):
+                raise UsageError(
+                    f"endpoints: no agent '{name}', which the environment has; '{server}' could act for it, but its "
+                    "random numbers would be those of both: serve one more (hmarl-fleet --count or --agents)"
+                )
+        return assigned
+
     def _connect(self, rows: int) -> None:
         """Make sure that every agent has a client for each of ``rows`` rows."""
         for place, clients in zip(self._places, self._clients, strict=True):
-            address = self._addresses[place.agent.id]
+            server = self._assigned[place.agent.id]
+            expected = replace(place.agent, id=server)
             while len(clients) < rows:
-                clients.append(AgentClient(address, expected=place.agent, **self._client_options))
+                clients.append(AgentClient(self._addresses[server], expected=expected, **self._client_options))
 
     @property
     def clients(self) -> dict[str, list[AgentClient]]:
@@ -297,10 +319,3 @@ def load_endpoints(path: Path) -> dict[str, str]:
             raise UsageError(f"endpoints file {path}: agents.{name}: got {address!r}, expected an address")
         addresses[str(name)] = address
     return addresses
-
-
-def _check_agents(source: str, spec: EnvironmentSpec, there: Collection[str]) -> None:
-    """Make sure that every agent of the environment is there."""
-    for agent_id in spec.agent_ids:
-        if agent_id not in there:
-            raise UsageError(f"{source}: no agent '{agent_id}', which the environment has (there: {', '.join(there)})")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
+from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.export import load_run
-from hmarl.trainer.team import teams
+from hmarl.trainer.team import ConductedTeam, LocalTeam, variants
 
 
 def load_team(
@@ -19,8 +22,8 @@ def load_team(
     checkpoint: str = "best",
     sample: bool = False,
     instruction_choice: InstructionChoice | None = None,
-) -> tuple[Team, str, dict[str, Any]]:
-    """A run's policies in torch, its environment's name and arguments.
+) -> tuple[Callable[[EnvironmentSpec], Team], str, dict[str, Any]]:
+    """What makes a team for an environment of a run's policies in torch, and its own environment's name and arguments.
 
     Args:
         run: run directory.
@@ -34,11 +37,25 @@ def load_team(
         CheckpointError: no run, or no such checkpoint.
     """
     loaded = load_run(run, checkpoint)
-    known = teams(loaded.algorithm, sample, instruction_choice)
+    algorithm, known = loaded.algorithm, variants(loaded.algorithm)
     name = variant or "local"
     if name not in known:
         raise UsageError(f"variant: got '{name}', expected one of {', '.join(known)}")
     if instruction_choice is not None and (name != "local" or len(known) == 1):
         of = f"the variant {name}" if name != "local" else loaded.config.algorithm
         raise UsageError(f"instruction_choice: got '{instruction_choice}', but {of} has no instructions to choose")
-    return known[name], loaded.config.environment, loaded.config.environment_arguments
+
+    def make_team(spec: EnvironmentSpec) -> Team:
+        if name == "local":
+            return LocalTeam(algorithm, sample, instruction_choice, spec)
+        assert isinstance(algorithm, Hcpo)
+        got, trained = ((each.state_size, *each.agent_ids) for each in (spec, algorithm.spec))
+        if got != trained:
+            raise UsageError(
+                f"variant {name}: got an environment with the agents {', '.join(spec.agent_ids)} and a state of "
+                f"{spec.state_size}, expected {', '.join(algorithm.spec.agent_ids)} and {algorithm.spec.state_size} as "
+                "in training; the variant local plays in teams of other sizes where agents are interchangeable"
+            )
+        return ConductedTeam(algorithm, name)
+
+    return make_team, loaded.config.environment, loaded.config.environment_arguments

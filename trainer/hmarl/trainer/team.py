@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,16 @@ from torch import Tensor
 
 from hmarl.runtime.bundle import AgentModel
 from hmarl.runtime.session import InstructionChoice, noise_for
+from hmarl.sdk.agent import check_spec
+from hmarl.sdk.assignment import assign
 from hmarl.sdk.environment import Observation
+from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.instructions import random_instructions
+
+CONDUCTORS = ("central", "random", "none")
 
 
 class LocalTeam:
@@ -26,16 +32,35 @@ class LocalTeam:
         sample: draw actions (and, in common, instructions) instead of argmax or mean.
         instruction_choice: ``argmax``, ``sample`` or ``common``, see ``PolicySession.reset``; ignored by agents
             without instructions.
+        spec: the environment's, if it is not that of training; an interchangeable agent acts for those that were not
+            trained.
+
+    Raises:
+        UsageError: nobody's policy fits one of the environment's agents.
     """
 
     name = "local"
 
     def __init__(
-        self, algorithm: Algorithm, sample: bool = False, instruction_choice: InstructionChoice | None = None
+        self,
+        algorithm: Algorithm,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        spec: EnvironmentSpec | None = None,
     ) -> None:
-        self.spec = algorithm.spec
-        self.modules = [algorithm.deployable(agent) for agent in range(len(self.spec.agents))]
-        self._models: list[AgentModel] = [module.describe("") for module in self.modules]
+        self.spec = spec or algorithm.spec
+        known = {agent.id: algorithm.deployable(index) for index, agent in enumerate(algorithm.spec.agents)}
+        models = {
+            agent.id: known[agent.id].describe(
+                f"group {algorithm.position[index][0]}", algorithm.settings.interchangeable
+            )
+            for index, agent in enumerate(algorithm.spec.agents)
+        }
+        assigned = assign("run", self.spec, models)
+        self.modules = [known[assigned[agent.id]] for agent in self.spec.agents]
+        self._models: list[AgentModel] = [models[assigned[agent.id]].named(agent.id) for agent in self.spec.agents]
+        for agent, module in zip(self.spec.agents, self.modules, strict=True):
+            check_spec(replace(module.agent, id=agent.id), agent, "run")
         self._streams = [
             {noise.name: stream for noise, stream in drawn_noises(model, sample, instruction_choice)}
             for model in self._models
@@ -140,13 +165,14 @@ class ConductedTeam:
         """Nothing to free."""
 
 
-def teams(
-    algorithm: Algorithm, sample: bool = False, instruction_choice: InstructionChoice | None = None
-) -> dict[str, LocalTeam | ConductedTeam]:
-    """All ways to play with what an algorithm has learnt; ``local`` is what is deployed, and alone chooses
-    instructions as ``instruction_choice`` says.
-    """
-    variants: dict[str, LocalTeam | ConductedTeam] = {"local": LocalTeam(algorithm, sample, instruction_choice)}
+def variants(algorithm: Algorithm) -> tuple[str, ...]:
+    """The ways to play with what an algorithm has learnt; ``local`` is what is deployed."""
+    return ("local", *CONDUCTORS) if isinstance(algorithm, Hcpo) else ("local",)
+
+
+def teams(algorithm: Algorithm, sample: bool = False) -> dict[str, LocalTeam | ConductedTeam]:
+    """A team for each of the ``variants``; ``sample`` is for ``local`` alone."""
+    found: dict[str, LocalTeam | ConductedTeam] = {"local": LocalTeam(algorithm, sample)}
     if isinstance(algorithm, Hcpo):
-        variants |= {name: ConductedTeam(algorithm, name) for name in ("central", "random", "none")}
-    return variants
+        found |= {name: ConductedTeam(algorithm, name) for name in CONDUCTORS}
+    return found

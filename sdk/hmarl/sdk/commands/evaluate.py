@@ -129,14 +129,14 @@ def _run_source(options: Options, path: Path) -> Source:
         load_team = next(iter(points)).load()
     except (ImportError, StopIteration) as error:
         raise MissingExtraError(getattr(error, "name", None) or "torch", "train", "evaluating a run") from error
-    team, name, arguments = load_team(
+    make_team, name, arguments = load_team(
         path,
         variant=options.variant,
         checkpoint=options.checkpoint,
         sample=options.sample,
         instruction_choice=options.instruction_choice,
     )
-    return Source(name, dict(arguments), lambda spec: team)
+    return Source(name, dict(arguments), make_team)
 
 
 def _source(options: Options) -> Source:
