@@ -238,11 +238,12 @@ class RecurrentNetwork(Mlp):
         """
         chunks, length, batch, _ = memory.kept.shape
         lead = x.shape[:-2]
-        gates = self._gates(parameters, x).view(*lead, chunks, length, batch, -1)
+        # Unbound at once: the gradient of an indexed step would be an array of all steps, for every step.
+        steps = self._gates(parameters, x).view(*lead, chunks, length, batch, -1).unbind(-3)
         held, remembered = memory.initial, []
-        for t in range(length):
+        for t, gates in enumerate(steps):
             held = held * memory.kept[:, t].reshape(chunks * batch, 1)
-            held = self._advance(parameters, gates[..., :, t, :, :].flatten(-3, -2), held)
+            held = self._advance(parameters, gates.flatten(-3, -2), held)
             remembered.append(held.view(*lead, chunks, batch, self.memory))
         return self.output(parameters, torch.stack(remembered, dim=-3).flatten(-4, -2))
 
