@@ -46,7 +46,9 @@ def test_entropy_hand_computed() -> None:
     points = torch.tensor([[0.0], [1.0], [3.0]])
     assert state_entropy(points, 1) == pytest.approx(1.5 + math.log(2) + math.log(2) / 3)
     assert nearest_neighbour_distance(points) == pytest.approx(4 / 3)
-    assert neighbour_distances(points, 2).tolist() == [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0]]
+    distances = neighbour_distances(points, 2)
+    assert distances.tolist() == [[1.0, 3.0], [1.0, 2.0], [2.0, 3.0]]
+    assert distances.dtype == torch.float64
 
 
 def test_nearest_neighbours_on_a_grid() -> None:
@@ -74,6 +76,25 @@ def test_invariances() -> None:
     assert nearest_neighbour_distance(5.0 * points) == pytest.approx(5 * distance)
 
 
+def test_points_of_one_episode_are_no_neighbours() -> None:
+    """0, 1 | 3, 7 on a line, k = 1: distances 3, 2, 2, 6; ψ(3) − ψ(1) = 1.5."""
+    points, episodes = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([5, 5, 2, 2])
+    assert neighbour_distances(points, 2, episodes).tolist() == [[3.0, 7.0], [2.0, 6.0], [2.0, 3.0], [6.0, 7.0]]
+    assert nearest_neighbour_distance(points, episodes) == pytest.approx(13 / 4)
+    assert state_entropy(points, 1, episodes) == pytest.approx(1.5 + math.log(2) + math.log(3 * 2 * 2 * 6) / 4)
+    with pytest.raises(ValueError, match="got one with 2 others"):
+        neighbour_distances(points, 3, episodes)
+
+
+def test_entropy_of_slow_episodes_is_found_when_they_are_told_apart() -> None:
+    """Each of 400 episodes stays near one place; the places are Gaussian. Blind to that it is far too low."""
+    places = normal(400, 2).repeat_interleave(5, dim=0)
+    points, episodes = places + 1e-3 * normal(2000, 2, seed=1), torch.arange(400).repeat_interleave(5)
+    expected = math.log(2 * math.pi * math.e)
+    assert state_entropy(points, episodes=episodes) == pytest.approx(expected, abs=0.3)
+    assert state_entropy(points) < expected - 5
+
+
 def test_equal_points_have_no_density() -> None:
     points = torch.cat([torch.zeros(4, 2), normal(20, 2).float()])
     assert state_entropy(points) == -math.inf
@@ -82,7 +103,7 @@ def test_equal_points_have_no_density() -> None:
 
 @pytest.mark.parametrize(
     ("points", "expected"),
-    [(torch.zeros(3, 2), "got shape (3, 2), expected [M, D] with M above 3"),
+    [(torch.zeros(3, 2), "got one with 2 others (of other episodes), expected 3 or more"),
      (torch.tensor([[0.0], [1.0], [2.0], [math.nan]]), "not finite")],
 )  # fmt: skip
 def test_points_that_nothing_can_be_said_of_are_refused(points: torch.Tensor, expected: str) -> None:
@@ -117,11 +138,11 @@ def test_visited_states_are_those_of_seeded_episodes_with_sampled_actions() -> N
     states, statistics = visited_states(algorithm, environment, seeds, 25)
     again, _ = visited_states(algorithm, environment, seeds, 25)
     other, _ = visited_states(algorithm, environment, seeds, 25, noise_seed=1)
-    assert states.shape == (100, environment.spec.state_size)
+    assert states.shape == (25, 4, environment.spec.state_size)
     assert len(statistics.returns) == 4
     torch.testing.assert_close(states, again, rtol=0, atol=0)
-    torch.testing.assert_close(states[:4], other[:4], rtol=0, atol=0)
-    assert not torch.equal(states[4:], other[4:])
+    torch.testing.assert_close(states[0], other[0], rtol=0, atol=0)
+    assert not torch.equal(states[1:], other[1:])
 
 
 def test_hcpo_visits_under_its_central_conductor() -> None:

@@ -24,45 +24,58 @@ _ROWS_AT_ONCE = 512
 _CONSTANT_DEVIATION, _CONSTANT_VARIANCE = 1e-7, 1e-9
 
 
-def neighbour_distances(points: Tensor, neighbours: int) -> Tensor:
+def neighbour_distances(points: Tensor, neighbours: int, episodes: Tensor | None = None) -> Tensor:
     """Euclidean distances from every point to its nearest other points.
 
     Args:
         points: [M, D] finite.
         neighbours: k, how many.
+        episodes: [M] int64, which episode each point is of. Points of one episode do not count as neighbours: they lie
+            side by side because they follow one another, however widely the episodes are spread (Theiler 1986). None
+            takes all points as independent.
 
     Returns:
         [M, k] float64, ascending; 0 where another point is equal.
 
     Raises:
-        ValueError: fewer than k + 1 points, or some that are not finite.
+        ValueError: a point has fewer than k others, or some are not finite.
     """
-    if points.ndim != 2 or len(points) <= neighbours:
-        raise ValueError(f"points: got shape {tuple(points.shape)}, expected [M, D] with M above {neighbours}")
+    if (fewest := int(_others(points, episodes).min())) < neighbours:
+        raise ValueError(f"points: got one with {fewest} others (of other episodes), expected {neighbours} or more")
     if not bool(points.isfinite().all()):
         raise ValueError("points: got values that are not finite")
     points = points.double()
+    episodes = torch.arange(len(points)) if episodes is None else episodes
     nearest = []
-    for first in range(0, len(points), _ROWS_AT_ONCE):
-        rows = points[first : first + _ROWS_AT_ONCE]
+    for rows, own in zip(points.split(_ROWS_AT_ONCE), episodes.split(_ROWS_AT_ONCE), strict=True):
         # By matrix products it would be faster, and near points would lose their distance to rounding.
         distances = torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
-        own = torch.arange(len(rows))
-        distances[own, first + own] = math.inf
+        distances.masked_fill_(own.unsqueeze(1) == episodes, math.inf)
         nearest.append(distances.topk(neighbours, largest=False).values)
     return torch.cat(nearest)
 
 
-def state_entropy(points: Tensor, neighbours: int = 3) -> float:
+def _others(points: Tensor, episodes: Tensor | None) -> Tensor:
+    """[M] how many points may be a point's neighbours."""
+    count = len(points)
+    if episodes is None:
+        return torch.full((count,), count - 1)
+    _, episode, sizes = episodes.unique(return_inverse=True, return_counts=True)
+    return count - sizes[episode]
+
+
+def state_entropy(points: Tensor, neighbours: int = 3, episodes: Tensor | None = None) -> float:
     """Differential entropy of the distribution that the points were drawn from, by Kozachenko and Leonenko's estimator.
 
-    H = ψ(M) − ψ(k) + log V_D + D/M · Σ log ε_i, with ε_i the distance of point i to its k-th neighbour and V_D the
-    volume of the unit ball. It assumes independent points and is consistent where they have a density; in many
-    dimensions its bias falls slowly with M, so that only estimates of equal M and D should be compared.
+    H = 1/M · Σ [ψ(n_i + 1) − ψ(k) + log V_D + D · log ε_i], with ε_i the distance of point i to the k-th nearest of its
+    n_i others (M − 1 where no episodes are told apart), and V_D the volume of the unit ball. It is consistent where
+    there is a density; in many dimensions its bias falls slowly with M, so that only estimates of equal M and D should
+    be compared.
 
     Args:
         points: [M, D].
         neighbours: k; more lower the variance and raise the bias.
+        episodes: see ``neighbour_distances``.
 
     Returns:
         Nats; negative values are possible, and −inf where more than k points are equal (there is no density).
@@ -70,29 +83,30 @@ def state_entropy(points: Tensor, neighbours: int = 3) -> float:
     Raises:
         ValueError: see ``neighbour_distances``.
 
-    Source: Kozachenko and Leonenko 1987 (k = 1); Singh et al. 2003, Eq. 10 (any k).
+    Source: Kozachenko and Leonenko 1987 (k = 1); Singh et al. 2003 (any k).
     """
-    count, size = points.shape
-    distances = neighbour_distances(points, neighbours)[:, -1]
+    distances = neighbour_distances(points, neighbours, episodes)[:, -1]
+    size = points.shape[1]
     volume = 0.5 * size * math.log(math.pi) - math.lgamma(0.5 * size + 1.0)
-    digamma = torch.digamma(torch.tensor([count, neighbours], dtype=torch.float64))
-    return float(digamma[0] - digamma[1] + volume + size * distances.log().mean())
+    counts = torch.digamma(_others(points, episodes).double() + 1.0) - torch.digamma(torch.tensor(float(neighbours)))
+    return float((counts + volume + size * distances.log()).mean())
 
 
-def nearest_neighbour_distance(points: Tensor) -> float:
+def nearest_neighbour_distance(points: Tensor, episodes: Tensor | None = None) -> float:
     """Mean distance from a point to the nearest other one, in the points' unit.
 
     It falls with the number of points (as M^(−1/D) for a density), so that only equal numbers can be compared.
 
     Args:
         points: [M, D].
+        episodes: see ``neighbour_distances``.
 
     Raises:
         ValueError: see ``neighbour_distances``.
 
     Source: HCPO, Fig. 11 (Avg. Dist.).
     """
-    return float(neighbour_distances(points, 1).mean())
+    return float(neighbour_distances(points, 1, episodes).mean())
 
 
 @dataclass(frozen=True)
@@ -151,9 +165,9 @@ def visited_states(
         noise_seed: of the actions and instructions.
 
     Returns:
-        [T·B, state_size] float32, step by step; and the returns of the episodes that ended.
+        [T, B, state_size] float32; and the returns of the episodes that ended.
     """
     algorithm.noise_generator.manual_seed(noise_seed)
     rollout = Rollout(environment.spec, steps, environment.batch_size, algorithm.device)
     statistics = Collector(environment, rollout, seeds).collect(algorithm)
-    return rollout.states[:-1].flatten(0, 1).cpu(), statistics
+    return rollout.states[:-1].cpu(), statistics

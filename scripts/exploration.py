@@ -1,0 +1,280 @@
+"""Compare how widely algorithms explore: entropy and nearest-neighbour distance of the visited states over training.
+
+    python scripts/exploration.py                        # trains what is missing, then writes the report
+    python scripts/exploration.py --only simple_spread
+    python scripts/exploration.py RUN... --out reports   # any runs; run.checkpoints_kept=1000 keeps all checkpoints
+
+Every stored checkpoint of a run, and the untrained policies before them, play episodes with the same seeds as they did
+in training: with sampled actions, HCPO under its central conductor.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from matplotlib import pyplot as plt
+from study import COLOURS, OTHER_COLOURS, Comparison, Runs, Variant, algorithms, command, runs_of, seeds_of, train
+
+from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation import episode_seeds
+from hmarl.trainer.checkpoint import find_checkpoint, restore
+from hmarl.trainer.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states
+from hmarl.trainer.training import RunConfig, build_algorithm
+
+EPISODE_SEED = 2_000_003
+STATES = 2_000  # M, per checkpoint
+# Of how many steps M are drawn, and of how many episodes at least.
+PLAYED, LEAST_EPISODES = 10_000, 32
+UNKNOWN_HORIZON = 200
+
+
+def comparison(
+    name: str, environment: str, steps: int, interval: int, variants: tuple[Variant, ...], *settings: str,
+    remark: str = "",
+) -> Comparison:  # fmt: skip
+    """A comparison whose runs keep a checkpoint every ``interval`` updates, and are evaluated at their end alone."""
+    kept = ("run.checkpoints_kept=1000", f"run.checkpoint_interval={interval}")
+    return Comparison(name, environment, steps, steps, variants, settings=(*kept, *settings), remark=remark)
+
+
+COMPARISONS = (
+    comparison(
+        "simple_spread", "mpe/simple_spread", 1_000_000, 20,
+        (*algorithms("hcpo", "hatrpo", "happo", "mappo", seeds=2),
+         Variant("hcpo, K=1", "hcpo", ("algorithm.instructions=1",), seeds=2)),
+    ),
+    comparison(
+        "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 300_000, 6,
+        algorithms("hcpo", "hatrpo", "happo", "hamdpo", seeds=1),
+        "env.threads=1",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Visits:
+    """What one run visited.
+
+    Attributes:
+        steps: [C] environment steps at its checkpoints, 0 first.
+        states: [C, M, state_size].
+        episodes: [M] of which environment they are.
+        returns: [C] mean of the episodes played.
+    """
+
+    steps: list[int]
+    states: torch.Tensor
+    episodes: torch.Tensor
+    returns: list[float]
+
+
+def stored_steps(run: Path) -> list[int]:
+    """The steps at which a run's checkpoints are, ascending.
+
+    Raises:
+        UsageError: it has none.
+    """
+    steps = sorted(int(path.stem.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*.safetensors"))
+    if not steps:
+        raise UsageError(f"RUN: got {run} without checkpoints, expected the directory of a run")
+    return steps
+
+
+def visit(run: Path) -> Visits:
+    """Plays episodes at all of a run's checkpoints."""
+    config, steps = RunConfig.read(run), [0, *stored_steps(run)]
+    config = config.model_copy(update={"run": {**config.run, "device": "cpu"}})
+    first = make(config.environment, 1, **config.environment_arguments)
+    horizon = first.spec.horizon or UNKNOWN_HORIZON
+    first.close()
+    episodes = max(LEAST_EPISODES, math.ceil(PLAYED / horizon))
+    environment = make(config.environment, episodes, **config.environment_arguments)
+    chosen = torch.randperm(episodes * horizon, generator=torch.Generator().manual_seed(0))[:STATES]
+    states, returns = [], []
+    for step in steps:
+        algorithm = build_algorithm(config, environment)
+        if step:
+            restore({"algorithm": algorithm.components()}, find_checkpoint(run, str(step)).tensors)
+        visited, statistics = visited_states(algorithm, environment, episode_seeds(EPISODE_SEED, episodes), horizon)
+        states.append(visited.flatten(0, 1)[chosen])
+        returns.append(float(np.mean(statistics.returns)) if statistics.returns else math.nan)
+    environment.close()
+    print(f"{run}: {len(steps)} checkpoints, {episodes} episodes each", flush=True)
+    return Visits(steps, torch.stack(states), chosen % episodes, returns)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a comparison, over the checkpoints that all its seeds have.
+
+    Attributes:
+        steps: [C].
+        entropy: [seeds, C] nats; distance: [seeds, C] standard deviations; returns: [seeds, C].
+    """
+
+    steps: np.ndarray
+    entropy: np.ndarray
+    distance: np.ndarray
+    returns: np.ndarray
+
+    @property
+    def early(self) -> np.ndarray:
+        """[C] bool: the trained checkpoints in the first quarter of the training."""
+        return np.asarray((self.steps > 0) & (self.steps <= self.steps[-1] / 4))
+
+
+Lines = Mapping[str, Line]
+"""By the variants' labels."""
+
+
+def measure(runs: Runs) -> tuple[Lines, int]:
+    """The lines of all runs on one environment in common coordinates, and how many coordinates these are."""
+    visits = {label: [visit(run) for run in directories] for label, directories in runs.items()}
+    pooled = torch.cat([seed.states.flatten(0, 1) for seeds in visits.values() for seed in seeds])
+    coordinates = StateCoordinates.of(pooled)
+    return {label: line_of(seeds, coordinates) for label, seeds in visits.items()}, coordinates.size
+
+
+def line_of(seeds: list[Visits], coordinates: StateCoordinates) -> Line:
+    """Both measures of what one variant's seeds visited."""
+    steps = sorted(set.intersection(*(set(seed.steps) for seed in seeds)))
+    at = [[seed.steps.index(step) for step in steps] for seed in seeds]
+    points = [([coordinates(seed.states[c]) for c in row], seed.episodes) for seed, row in zip(seeds, at, strict=True)]
+    return Line(
+        np.array(steps),
+        np.array([[state_entropy(states, episodes=of) for states in row] for row, of in points]),
+        np.array([[nearest_neighbour_distance(states, of) for states in row] for row, of in points]),
+        np.array([[seed.returns[c] for c in row] for seed, row in zip(seeds, at, strict=True)]),
+    )
+
+
+def draw(environment: str, lines: Lines, path: Path) -> None:
+    """Entropy and distance over training: every seed thin, the mean thick."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    others = cycle(OTHER_COLOURS[3:])
+    for label, line in lines.items():
+        colour = COLOURS.get(label) or next(others)
+        for axes, values in zip(panels, (line.entropy, line.distance), strict=True):
+            if len(values) > 1:
+                axes.plot(line.steps, values.T, color=colour, lw=0.7, alpha=0.5)
+            axes.plot(line.steps, values.mean(0), color=colour, lw=2, label=label)
+    for axes, name in zip(panels, ("state entropy (nats)", "mean nearest-neighbour distance (sd)"), strict=True):
+        axes.set(xlabel="environment steps", ylabel=name)
+        axes.xaxis.set_major_formatter(lambda steps, _: f"{steps:,.0f}")
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{environment}: the states visited in training")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(lines))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def table(lines: Lines) -> str:
+    """Markdown: both measures early, on average (and of each seed) and at the end; what the same episodes returned."""
+    columns = [f"{name}, {when}" for name in ("entropy", "distance") for when in ("early", "all (each seed)", "final")]
+    rows = [["", *columns, "return, early", "final"]]
+    rows.append(["---"] * len(rows[0]))
+    for label, line in lines.items():
+        row = [label]
+        for values, digits in ((line.entropy, 2), (line.distance, 3)):
+            trained = values[:, 1:].mean(1)
+            seeds = ", ".join(f"{value:.{digits}f}" for value in trained)
+            row += [f"{values[:, line.early].mean():.{digits}f}", f"{trained.mean():.{digits}f} ({seeds})"]
+            row.append(f"{values[:, -1].mean():.{digits}f}")
+        rows.append([*row, f"{line.returns[:, line.early].mean():,.1f}", f"{line.returns[:, -1].mean():,.1f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def section(environment: str, runs: Runs, out: Path, training: str = "", remark: str = "") -> list[str]:
+    """Measures and draws the runs on one environment; returns its paragraphs."""
+    lines, size = measure(runs)
+    name = f"exploration-{re.sub(r'[^A-Za-z0-9_.-]+', '-', environment)}.png"
+    draw(environment, lines, out / name)
+    entropy = np.mean([line.entropy[:, 0].mean() for line in lines.values()])
+    distance = np.mean([line.distance[:, 0].mean() for line in lines.values()])
+    about = f"Untrained policies: entropy {entropy:.2f}, distance {distance:.3f}. The states fill {size} dimensions."
+    paragraphs = [f"## {environment}", remark, table(lines), f"{about} {training}", f"![states visited]({name})"]
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def trained_by(compared: Comparison) -> str:
+    """The command behind a comparison's runs, in words for the report."""
+    words = command(compared, Variant("", "ALGORITHM"), 0, Path("RUN"))[3:]
+    words[words.index("--seed") + 1] = "SEED"
+    return f"Trained by `{shlex.join(['hmarl-train', *words])}`."
+
+
+def grouped(directories: list[Path]) -> dict[str, Runs]:
+    """Runs by environment (with its arguments), then by algorithm and the settings in which its runs there differ."""
+    configs: dict[str, dict[Path, RunConfig]] = {}
+    for run in directories:
+        config = RunConfig.read(run)
+        environment = " ".join([config.environment, *(f"{k}={v}" for k, v in config.environment_arguments.items())])
+        configs.setdefault(environment, {})[run] = config
+    groups: dict[str, Runs] = {environment: {} for environment in configs}
+    for environment, found in configs.items():
+        for run, config in found.items():
+            alike = [other.algorithm_settings for other in found.values() if other.algorithm == config.algorithm]
+            settings = config.algorithm_settings.items()
+            own = [f"{key}={value}" for key, value in settings if any(other[key] != value for other in alike)]
+            groups[environment].setdefault(", ".join([config.algorithm, *own]), []).append(run)
+    return groups
+
+
+INTRODUCTION = (
+    "Does HCPO explore more widely, as Figs. 6 and 11 of its paper say? At every stored checkpoint the policies play "
+    f"{PLAYED:,} steps or more, as in training: with sampled actions, HCPO under its central conductor; the episodes' "
+    f"seeds are the same everywhere. {STATES:,} of the states, the same steps everywhere, are standardised by "
+    "the mean and deviation of all states compared; constant and redundant directions are dropped.",
+    "- **Entropy**: differential, in nats, by the nearest-neighbour estimator of Kozachenko and Leonenko (k = 3); "
+    "only differences within a section mean anything.\n"
+    "- **Distance**: mean distance to the nearest other state, in standard deviations. In both, states of the same "
+    "episode are no neighbours.\n"
+    "- **Return**: of the same episodes.\n"
+    "- **Early** is the first quarter of the training, **all** the mean over it, **final** its last checkpoint; means "
+    "over the seeds.",
+    "The paper shows t-SNE maps of Walker2d-v2-6x1 early in training, with an entropy and a distance, and does not say "
+    "how they are computed. t-SNE keeps neither distances nor densities, so here the states themselves are measured. "
+    "Every pair of algorithm and task ran with its preset. Wide exploration is no merit by itself: it shrinks as a "
+    "policy learns where to be.",
+)
+
+
+def main(
+    run: Annotated[list[Path] | None, typer.Argument(help="run directories; without any the comparisons' own")] = None,
+    out: Annotated[Path, typer.Option(help="where the report goes")] = Path("docs/results"),
+    runs: Annotated[Path, typer.Option(help="where the comparisons' runs go")] = Path("runs/exploration"),
+    only: Annotated[list[str] | None, typer.Option(help="only these comparisons")] = None,
+) -> None:
+    """Train what is missing, one run after the other, then measure and write exploration.md with its figures."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    words = ["python", "scripts/exploration.py", *(str(path) for path in run or ())]
+    words += [word for name in only or () for word in ("--only", name)]
+    sections = ["# Exploration", f"Made by `{shlex.join(words)}`.", *INTRODUCTION]
+    if run:
+        for environment, found in grouped(run).items():
+            sections += section(environment, found, out)
+    else:
+        for compared in (c for c in COMPARISONS if not only or c.name in only):
+            for variant in compared.variants:
+                for seed in seeds_of(variant):
+                    train(compared, variant, seed, runs)
+            found = runs_of(compared, runs)
+            sections += section(compared.environment, found, out, trained_by(compared), compared.remark)
+    (out / "exploration.md").write_text("\n\n".join(sections) + "\n")
+    print(f"wrote {out / 'exploration.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
