@@ -111,6 +111,10 @@ COMPARISONS = (
         references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=205_000,
     ),
     Comparison(
+        "coordsum", "coordsum/3x10-30", 1_000_000, 50_000, algorithms("hcpo", "hatrpo", "happo", "mappo"),
+        settings=_FEW_EPISODES, references=(("best fixed table", 119.0), ("best with memory", 181.0)),
+    ),
+    Comparison(
         "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 500_000, 50_000, algorithms("hcpo", "hamdpo", "hatrpo", "happo"),
         settings=(*_FEW_EPISODES, "env.threads=1"),
     ),
