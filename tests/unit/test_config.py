@@ -108,7 +108,7 @@ def test_every_preset_is_a_valid_configuration() -> None:
         make_config(preset.algorithm, environment, preset.algorithm_settings, run, preset.environment_arguments)
         found = find_preset(preset.algorithm, environment) if preset.name is None else named_preset(preset.name, "hcpo")
         assert found is preset
-    assert find_preset("hcpo", "coordsum/3x10-30") is None
+    assert find_preset("hcpo", "rware/tiny-2ag") is None
 
 
 @pytest.mark.parametrize(
