@@ -19,6 +19,7 @@ import onnxruntime
 import pytest
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.runtime.cores import available_cores
 from hmarl.runtime.session import Policy
 from hmarl.runtime.wire import to_tensor
 from hmarl.sdk.client import AgentClient
@@ -124,14 +125,17 @@ class Stream:
         self._requests.put(None)
 
 
+@pytest.mark.parametrize("pinned", [False, True])
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
-def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
+def test_acting_over_grpc(tmp_path: Path, transport: str, pinned: bool) -> None:
+    """``pinned``: the agent stays on one core, as ``--core`` and ``hmarl-fleet --pin`` make it; the echoes never do."""
     size, hidden = MLPS["18-64-64-5"]
     write_toy_bundle(tmp_path / "b", observation_size=size, sizes=hidden, plain=True)
     listen = ["127.0.0.1:0", "127.0.0.1:0"]
     if transport == "unix":
         listen = [f"unix:{tmp_path}/echo", f"unix:{tmp_path}/agent"]
-    command = ("-m", "hmarl.runtime.commands.agent", str(tmp_path / "b"), "--agent", "agent_0", "--json", "--listen")
+    command = ("-m", "hmarl.runtime.commands.agent", str(tmp_path / "b"), "--agent", "agent_0", "--json")
+    command += (f"--core={available_cores()[-1]}", "--listen") if pinned else ("--listen",)
     with process("-c", ECHO, listen[0]) as (_, echo), process(*command, listen[1]) as (_, ready):
         bare = grpc.insecure_channel(echo)
         address = json.loads(ready)["address"]
@@ -178,7 +182,7 @@ def test_acting_over_grpc(tmp_path: Path, transport: str) -> None:
         stream_echo.close()
         stream_typed.close()
         for kind in ("unary", "stream"):
-            print(f"\n{transport} {kind}, {len(payload)} bytes", end="")
+            print(f"\n{transport} {kind}{', agent on one core' * pinned}, {len(payload)} bytes", end="")
             times = {each: got[f"{kind} {each}"] for each in ("echo", "typed echo", "act", "client")}
             medians = {each: statistics.median(of) for each, of in times.items()}
             for each, median_us in medians.items():

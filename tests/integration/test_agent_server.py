@@ -415,6 +415,7 @@ def test_a_port_in_use_is_an_error_that_names_it(agent: Agent, toy_bundle: Bundl
         (["--agent", "agent_0", "--listen", "unix:/nowhere/at/all"], 2, "there is no directory"),
         (["--agent", "agent_0", "--listen", "127.0.0.1:0", "--provider", "gpu"], 2, "unknown provider 'gpu'"),
         (["--agent", "agent_0", "--max-sessions", "0"], 2, "expected an integer above 0"),
+        (["--agent", "agent_0", "--core", "99999"], 2, "core: got 99999, expected one of "),
         ([], 2, "--agent"),
     ],
 )

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime import fleet as fleet_module
 from hmarl.runtime.bundle import Bundle, load_bundle, write_bundle
+from hmarl.runtime.cores import available_cores
 from hmarl.runtime.fleet import Fleet, FleetError
 from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import random_feeds, verify_agent
@@ -113,6 +114,17 @@ def test_a_killed_member_comes_back_on_the_same_address(toy_bundle: Bundle) -> N
         assert fleet.process_ids["agent_1"] == other
         members = list(fleet.process_ids.values())
     assert not any(alive(pid) for pid in members)
+
+
+def test_pinned_members_take_the_cores_in_turn(toy_bundle: Bundle) -> None:
+    cores = available_cores()
+    with Fleet(toy_bundle, pin=True) as fleet:
+        for index, pid in enumerate(fleet.process_ids.values()):
+            tasks = list(Path(f"/proc/{pid}/task").iterdir())
+            assert len(tasks) > 1
+            for task in tasks:
+                assert os.sched_getaffinity(int(task.name)) == {cores[index % len(cores)]}
+    assert available_cores() == cores, "the supervisor itself is free"
 
 
 def test_a_fleet_on_unix_sockets(toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from hmarl.runtime._files import replace_file
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands.agent import PARENT_VARIABLE
+from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import HmarlError
 
 LOGGER = logging.getLogger("hmarl.fleet")
@@ -44,13 +46,14 @@ class FleetError(HmarlError):
 class _Member:
     """One agent's process. Used by the supervising thread only, but for the attributes that ``Fleet`` reads."""
 
-    def __init__(self, agent_id: str, like: str | None, listen: str, command: Sequence[str]) -> None:
+    def __init__(self, agent_id: str, like: str | None, listen: str, core: int | None, command: Sequence[str]) -> None:
         self.agent_id = agent_id
         self.address: str | None = None
         self.serving = False
         self.process: subprocess.Popen[bytes] | None = None
         self._listen = listen
-        self._command = [*command, f"--agent={agent_id}", *([] if like is None else [f"--like={like}"])]
+        own = {"agent": agent_id, "like": like, "core": core}
+        self._command = [*command, *(f"--{name}={value}" for name, value in own.items() if value is not None)]
         self._failures = 0
         self._started_at = 0.0
         self._start_at = 0.0
@@ -93,6 +96,7 @@ class _Member:
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
+        environment.pop("HMARL_CORE", None)  # and the fleet, who runs where
         self.process = subprocess.Popen(
             [*self._command, "--listen", listen, "--json"],
             stdin=subprocess.DEVNULL,
@@ -140,8 +144,12 @@ class Fleet:
         bundle: the verified bundle.
         roster: who is served, see ``hmarl.runtime.roster``; None: all agents that were trained.
         socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
+        pin: keep each member on one processor core, in turn.
         options: more options of hmarl-agent, for all members.
         grace_s: seconds that members get to stop before they are killed.
+
+    Raises:
+        UsageError: members cannot be pinned on this system.
     """
 
     def __init__(
@@ -150,14 +158,16 @@ class Fleet:
         *,
         roster: Mapping[str, str | None] | None = None,
         socket_dir: Path | None = None,
+        pin: bool = False,
         options: Sequence[str] = (),
         grace_s: float = 15.0,
     ) -> None:
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle.path.absolute()), *options]
         self._bundle = bundle
         self._grace_s = grace_s
+        cores = cycle(available_cores() if pin else [None])
         self._members = [
-            _Member(agent_id, like, _listen(socket_dir, index, agent_id), command)
+            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), command)
             for index, (agent_id, like) in enumerate((roster or dict.fromkeys(bundle.agent_ids)).items())
         ]
         self._stopping = threading.Event()

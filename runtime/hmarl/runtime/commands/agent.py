@@ -19,6 +19,7 @@ from hmarl.runtime.commands._common import (
     run,
     start_logging,
 )
+from hmarl.runtime.cores import stay_on
 
 PARENT_VARIABLE = "HMARL_PARENT_PID"  # set by hmarl-fleet: die with this process
 _PR_SET_PDEATHSIG = 1
@@ -39,6 +40,7 @@ def _parser() -> Parser:
     parser.option("--max-streams", type=positive_integer, default=64, help="open streams (default %(default)s)")
     parser.option("--session-ttl-s", type=positive, default=600.0, help="idle time of a session (default %(default)s)")
     parser.option("--grace-s", type=positive, default=5.0, help="for running episodes on SIGTERM (default %(default)s)")
+    parser.option("--core", type=int, metavar="N", help="stay on this processor core: steadier and quicker answers")
     parser.option("--log-level", choices=LOG_LEVELS, default="info", help="least level to log (default %(default)s)")
     parser.add_argument("--no-reflection", action="store_true", help="do not offer gRPC reflection")
     parser.add_argument("--json", action="store_true", help="print the address as one JSON object")
@@ -63,6 +65,8 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     if PARENT_VARIABLE in os.environ:
         _die_with_parent(os.environ[PARENT_VARIABLE])
     start_logging(options.log_level, f"hmarl-agent {options.agent}")
+    if options.core is not None:
+        stay_on(options.core)  # before any thread is started
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime import systemd  # noqa: PLC0415
     from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415

@@ -40,6 +40,7 @@ def _parser() -> Parser:
     where.add_argument("--socket-dir", type=Path, metavar="DIR", help="listen on Unix sockets in DIR")
     parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
     parser.option("--grace-s", type=positive, default=5.0, help="for running episodes on SIGTERM (default %(default)s)")
+    parser.add_argument("--pin", action="store_true", help="keep each agent on one processor core, in turn")
     parser.option("--log-level", choices=LOG_LEVELS, default="warning", help="least level to log (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the endpoints as one JSON object")
     return parser
@@ -61,7 +62,10 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
     if options.out is not None:
         options.out.unlink(missing_ok=True)  # nobody may take an old fleet's addresses for this one's
     more = ["--provider", options.provider, "--grace-s", str(options.grace_s), "--log-level", options.log_level]
-    fleet = Fleet(bundle, roster=roster, socket_dir=options.socket_dir, options=more, grace_s=options.grace_s + 10.0)
+    fleet = Fleet(
+        bundle, roster=roster, socket_dir=options.socket_dir, pin=options.pin, options=more,
+        grace_s=options.grace_s + 10.0,
+    )  # fmt: skip
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
