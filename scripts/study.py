@@ -95,14 +95,14 @@ _FEW_EPISODES = ("run.evaluation_episodes=32",)
 COMPARISONS = (
     Comparison(
         "simple_spread", "mpe/simple_spread", 2_000_000, 68_000,
-        algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"),
+        algorithms("hcpo", "hatrpo", "happo") + algorithms("a2po", "haa2c", "mappo", seeds=1),
         references=(("random", -79.8), ("HARL's HAPPO after 136k frames", -65.0), ("scripted central team", -25.6)),
         early=136_000,
     ),
     *(
         Comparison(
-            name, f"mpe/{name}", 1_000_000, 50_000,
-            algorithms("hcpo", "hatrpo") + algorithms("happo", "a2po", "haa2c", "mappo", seeds=1),
+            name, f"mpe/{name}", 600_000, 50_000,
+            algorithms("hcpo", "hatrpo", seeds=2) + algorithms("happo", "a2po", "haa2c", "mappo", seeds=1),
         )
         for name in ("simple_reference", "simple_speaker_listener")
     ),
@@ -111,7 +111,8 @@ COMPARISONS = (
         references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=205_000,
     ),
     Comparison(
-        "coordsum", "coordsum/3x10-30", 1_000_000, 50_000, algorithms("hcpo", "hatrpo", "happo", "mappo"),
+        "coordsum", "coordsum/3x10-30", 1_000_000, 50_000,
+        algorithms("hcpo", "hatrpo") + algorithms("happo", "mappo", seeds=1),
         settings=_FEW_EPISODES, references=(("best fixed table", 119.0), ("best with memory", 181.0)),
     ),
     Comparison(
@@ -132,7 +133,7 @@ COMPARISONS = (
     ),
     Comparison(
         "hcpo-conductor-kl", "mpe/simple_spread", 1_000_000, 100_000,
-        settings_of("hcpo", "conductor_kl_limit", (0.001, 0.01, 0.05, 0.1), "δ₁", 2),
+        settings_of("hcpo", "conductor_kl_limit", (0.001, 0.01, 0.05, 0.1), "δ₁", 1),
     ),
     Comparison(
         "hamdpo-steps", "mamujoco/HalfCheetah-2x3", 300_000, 50_000,
