@@ -27,8 +27,12 @@ import numpy as np
 import typer
 from matplotlib import pyplot as plt
 
+from hmarl.runtime.session import InstructionChoice
+from hmarl.sdk.environments import make
+from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.trainer.plots import read_metrics
+from hmarl.trainer.policy_source import load_team
 
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
@@ -61,6 +65,7 @@ class Comparison:
         references: label -> value, drawn beside ours.
         early: a number of steps at which others' results are known; the table has a column for it.
         measure: of the deployed policies.
+        instruction_choices: also compare how HCPO's deployed agents choose their instructions.
         remark: what it shows, read off the figures and written down beside them.
     """
 
@@ -73,6 +78,7 @@ class Comparison:
     references: tuple[tuple[str, float], ...] = ()
     early: int | None = None
     measure: Literal["return", "success_rate"] = "return"
+    instruction_choices: bool = False
     remark: str = ""
 
     @property
@@ -114,6 +120,7 @@ COMPARISONS = (
         "coordsum", "coordsum/3x10-30", 1_000_000, 50_000,
         algorithms("hcpo", "hatrpo") + algorithms("happo", "mappo", seeds=1),
         settings=_FEW_EPISODES, references=(("best fixed table", 119.0), ("best with memory", 181.0)),
+        instruction_choices=True,
     ),
     Comparison(
         "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 500_000, 50_000, algorithms("hcpo", "hamdpo", "hatrpo", "happo"),
@@ -304,6 +311,21 @@ def conductor_table(runs: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def instruction_table(runs: list[Path]) -> str:
+    """Markdown: HCPO's deployed agents, their instructions chosen in three ways."""
+    lines = ["| instruction choice | IQM [95 % bootstrap interval] | mean of each seed |", "|---|---|---|"]
+    choices: tuple[InstructionChoice, ...] = ("argmax", "sample", "common")
+    for choice in choices:
+        returns = []
+        for run in runs:
+            make_team, name, arguments = load_team(run, checkpoint="last", instruction_choice=choice)
+            environment = make(name, 16, **arguments)
+            returns.append(evaluate(environment, make_team(environment.spec), 100, seed=0).returns)
+        means = ", ".join(f"{np.mean(each):.2f}" for each in returns)
+        lines.append(f"| {choice} | {_iqm_with_interval(np.stack(returns))} | {means} |")
+    return "\n".join(lines)
+
+
 def section(comparison: Comparison, runs: Runs, out: Path) -> list[str]:
     """Draws a comparison; returns its paragraphs."""
     draw(comparison, runs, out / f"{comparison.name}.png")
@@ -317,6 +339,11 @@ def section(comparison: Comparison, runs: Runs, out: Path) -> list[str]:
             "HCPO under its four conductors:", conductor_table(runs["hcpo"]),
             f"![conductors]({comparison.name}-conductors.png)",
         ]  # fmt: skip
+    if comparison.instruction_choices:
+        paragraphs += [
+            "The same policies, deterministic actions, instructions chosen by every agent in one of three ways:",
+            instruction_table(runs["hcpo"]),
+        ]
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
