@@ -31,7 +31,7 @@ def frames_per_s(step, batch, steps):
 
 
 @pytest.mark.benchmark
-@pytest.mark.parametrize("batch", [64, 1024])
+@pytest.mark.parametrize("batch", [1, 64, 1024])
 def test_vmas_navigation(batch):
     environment = make("vmas/navigation", batch, max_steps=1000)
     environment.reset(np.arange(batch))
