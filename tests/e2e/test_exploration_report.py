@@ -1,0 +1,43 @@
+"""The study of exploration as a command, on two runs of a second."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training_runs import tiny_config, train
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "exploration.py"
+
+pytestmark = pytest.mark.slow
+
+
+def test_report_of_given_runs(tmp_path: Path) -> None:
+    """Two algorithms, one of them with two settings, on one environment: three lines, a figure."""
+    settings = {"kl": {"kl_limit": 0.02}, "other": {}}
+    runs = {"hatrpo": tmp_path / "hatrpo", **{f"hcpo-{name}": tmp_path / name for name in settings}}
+    train(tiny_config("hatrpo", "mpe/simple_spread"), runs["hatrpo"])
+    for name, changed in settings.items():
+        train(tiny_config("hcpo", "mpe/simple_spread", changed), runs[f"hcpo-{name}"])
+    words = [sys.executable, str(SCRIPT), *map(str, runs.values()), "--out", str(tmp_path / "report")]
+    subprocess.run(words, check=True, timeout=240)
+    report = (tmp_path / "report" / "exploration.md").read_text()
+    assert [line.split(" | ")[0] for line in report.splitlines() if line.startswith("| h")] == [
+        "| hatrpo", "| hcpo, kl_limit=0.02", "| hcpo, kl_limit=0.005",
+    ]  # fmt: skip
+    assert "nan" not in report
+    assert (tmp_path / "report" / "exploration-mpe-simple_spread.png").stat().st_size > 10_000
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_config("hatrpo", "mpe/simple_spread"), run)
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    words = [sys.executable, str(SCRIPT), str(run), "--out", str(tmp_path / "report")]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert f"got {run} without checkpoints, expected the directory of a run" in done.stderr
