@@ -115,7 +115,10 @@ def test_the_commands_evaluate_a_team_of_another_size(navigation: Bundle, tmp_pa
     assert json.loads(run.stdout.splitlines()[-1])["return_mean"] == pytest.approx(results[0]["return_mean"], abs=1e-3)
 
 
-def test_whoever_is_served_acts_for_those_who_are_not_unless_numbers_are_drawn(tmp_path: Path) -> None:
+def test_whoever_is_served_acts_for_those_who_are_not_unless_numbers_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HMARL_LIKE", "chooser_0")  # an option of hmarl-agent; a fleet's roster says who is like whom
     bundle = trained(tmp_path, "mappo", TOY, {"agents": 2})
     environment = make(TOY, 2, agents=4)
     with fleet(bundle, tmp_path / "endpoints.json", "--agents", "chooser_1,chooser_3") as endpoints:
