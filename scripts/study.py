@@ -128,7 +128,7 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"smax-{task}", f"smax/{task}", 400_000, 20_000,
+            f"smax-{task}", f"smax/{task}", 300_000, 20_000,
             algorithms("hcpo", "hatrpo", seeds=seeds) + algorithms("happo", "mappo", "maven", seeds=1),
             settings=_FEW_EPISODES, measure="success_rate",
         )
