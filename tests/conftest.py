@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hmarl.runtime.bundle import Bundle
+from hmarl.sdk.commands._common import run_command
+from hmarl.trainer import cli
 from toy_bundle import write_toy_bundle
 
 
@@ -36,3 +38,19 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs a whole command of the trainer in this process: (name, *arguments) -> exit code, stdout, stderr."""
+    monkeypatch.delenv("HMARL_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run_command(getattr(cli, name), arguments)
+        output = capfd.readouterr()
+        return int(left.value.code or 0), output.out, output.err
+
+    return run

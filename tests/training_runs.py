@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,22 @@ def train(config: RunConfig, directory: Path) -> dict[str, Any]:
         return run.train()
     finally:
         run.close()
+
+
+def command_line(config: RunConfig, out: Path) -> list[str]:
+    """What to type after ``hmarl-train`` for this run, every setting spelled out."""
+    words = [config.algorithm, "--env", config.environment, "--out", str(out)]
+    groups = {"algorithm": config.algorithm_settings, "run": config.run, "env": config.environment_arguments}
+    for prefix, settings in groups.items():
+        for key, value in settings.items():
+            words += ["--set", f"{prefix}.{key}={json.dumps(value)}"]
+    return words
+
+
+def final_hash(run: Path) -> str:
+    """SHA-256 of the newest checkpoint's tensors: networks, optimisers, random states, experience, environments."""
+    newest = max(run.glob("checkpoints/step-*.safetensors"))
+    return hashlib.sha256(newest.read_bytes()).hexdigest()
 
 
 def new_algorithm(

@@ -1,4 +1,4 @@
-"""Every algorithm × kind of space: a short run is exported, and the runtime computes what torch computes."""
+"""Every kind of policy × kind of space: a short run is exported, and the runtime computes what torch computes."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ def short_run(algorithm: str, environment: str, folder: Path, **settings: object
     return run.directory
 
 
-# Most algorithms deploy the same module: all on one kind of space, two on all kinds; the slow suite has the rest.
-FAST = {(algorithm, "discrete") for algorithm in ALGORITHMS} | {(a, e) for a in ("happo", "hcpo") for e in ENVIRONMENTS}
+# The algorithms that deploy unlike modules, on all kinds of spaces; test_families.py exports every algorithm.
 PAIRS = [
-    pytest.param(algorithm, environment, marks=() if (algorithm, environment) in FAST else pytest.mark.slow)
-    for algorithm in ALGORITHMS
+    (algorithm, environment)
+    for algorithm in ("happo", "hcpo", "maven")
     for environment in ENVIRONMENTS
     if not (ALGORITHMS[algorithm].discrete_only and environment in NOT_DISCRETE)
 ]

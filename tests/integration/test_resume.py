@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from hmarl.trainer.training import Run, RunConfig
-from training_runs import tiny_config, train
+from training_runs import command_line, final_hash, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -29,6 +28,7 @@ RUN: dict[str, Any] = {
 }
 HELD: dict[str, Any] = {"instruction_interval": 3, "instructions": 3, "conductor_hidden_sizes": (8,)}
 INTERCHANGEABLE: dict[str, Any] = {"share_parameters": True, "agent_identity": False, "recurrent": True}
+# Special settings and spaces; plain runs of every algorithm in every family are resumed by test_families.py.
 TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-mpe": ("hcpo", "mpe/simple_spread", {**HELD, "critic": "q"}, {}),
     "hatrpo-mpe": ("hatrpo", "mpe/simple_spread", {}, {"continuous_actions": True}),
@@ -37,10 +37,8 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-recurrent": ("hcpo", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3}, {}),
     "hcpo-latent": ("hcpo", "mpe/simple_spread", {"instruction_space": "continuous", "instruction_interval": 2}, {}),
     "hcpo-replay": ("hcpo", "mpe/simple_spread", {"replay_rollouts": 2}, {}),
-    "a2po-mpe": ("a2po", "mpe/simple_spread", {}, {}),
     "hamdpo-mpe": ("hamdpo", "mpe/simple_spread", {"recurrent": True}, {"continuous_actions": True}),
     "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),
-    "mappo-coordsum": ("mappo", "coordsum/3x10-30", {}, {}),
     "maven-mpe": ("maven", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3, "replay_capacity": 40}, {}),
     "maven-coordsum": ("maven", "coordsum/3x10-30", {"learning_rate_decay": "linear"}, {}),
     "hcpo-interchangeable": ("hcpo", "mpe/simple_spread", INTERCHANGEABLE, {}),
@@ -55,15 +53,6 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "hmarl.trainer.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def command_line(config: RunConfig, out: Path) -> list[str]:
-    words = [config.algorithm, "--env", config.environment, "--out", str(out)]
-    groups = {"algorithm": config.algorithm_settings, "run": config.run, "env": config.environment_arguments}
-    for prefix, settings in groups.items():
-        for key, value in settings.items():
-            words += ["--set", f"{prefix}.{key}={json.dumps(value)}"]
-    return words
 
 
 def wait_for_checkpoints(process: subprocess.Popen[str], run: Path, count: int) -> None:
@@ -90,11 +79,6 @@ def resume(run: Path) -> dict[str, Any]:
         return resumed.train()
     finally:
         resumed.close()
-
-
-def final_hash(run: Path) -> str:
-    newest = max(run.glob("checkpoints/step-*.safetensors"))
-    return hashlib.sha256(newest.read_bytes()).hexdigest()
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from hmarl.sdk.commands._common import run_command
-from hmarl.trainer import cli
 from hmarl.trainer.algorithms import ALGORITHMS
 from training_runs import tiny_config, train
 
@@ -22,23 +20,6 @@ TRAIN = ("happo", "--env", "mpe/simple_spread")
 FAST = ("--set", "run.environments=4", "--set", "run.rollout_length=12", "--set", "run.evaluation_episodes=4",
         "--set", "run.threads=1")  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs a whole command in this process: (name, *arguments) -> exit code, standard output, standard error."""
-    monkeypatch.delenv("HMARL_DEBUG", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            run_command(getattr(cli, name), arguments)
-        output = capfd.readouterr()
-        return int(left.value.code or 0), output.out, output.err
-
-    return run
-
 
 WRONG_USE = [
     (("hapo", "--env", "mpe/simple_spread"), 2, "unknown algorithm 'hapo'; did you mean 'happo'?"),

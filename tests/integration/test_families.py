@@ -1,0 +1,257 @@
+"""Every algorithm × environment family: a run trains, resumes bit for bit, exports, and is served as torch acts.
+
+Both axes are the registries: a new algorithm or family has its cells by itself. ``python scripts/families.py`` writes
+docs/results/families.md from a whole run of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.server import AgentServer, ServerSettings
+from hmarl.runtime.session import Policy
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.environments import BUILT_IN_FAMILIES, make
+from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.sdk.team import Team
+from hmarl.sdk.teams import BundleTeam, FleetTeam
+from hmarl.trainer.algorithms import ALGORITHMS
+from hmarl.trainer.checkpoint import find_checkpoint
+from hmarl.trainer.policy_source import load_team
+from training_runs import command_line, tiny_config
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A small task that stands for its family.
+
+    Attributes:
+        environment: its name, ``FAMILY/TASK``.
+        arguments: that keep its episodes short and its copies in this process.
+        discrete: further ones that make its actions discrete, for algorithms that learn no others.
+    """
+
+    environment: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    discrete: dict[str, Any] = field(default_factory=dict)
+
+
+# Two agents each where that is possible: most of a cell's time goes into exporting one graph per agent.
+SKIRMISH = {"entry": "skirmish:Skirmish", "workers": 0, "n_agents": 2}  # StarCraft II itself is not needed
+TASKS = {
+    "mpe": Task("mpe/simple_spread", {"N": 2, "max_cycles": 8}),
+    "coordsum": Task("coordsum/2x10-20"),
+    # Unlike agents, one of them with continuous actions, one that leaves.
+    "pettingzoo": Task("pettingzoo/parallel_toys:Trio", {"workers": 0}),
+    "vmas": Task("vmas/navigation", {"n_agents": 2, "max_steps": 8}, discrete={"continuous_actions": False}),
+    "lbf": Task("lbf/8x8-2p-2f-coop", {"max_episode_steps": 8, "workers": 0}),
+    "rware": Task("rware/tiny-2ag", {"max_steps": 8, "workers": 0}),
+    "smac": Task("smac/3m", SKIRMISH),
+    "smacv2": Task("smacv2/10gen_terran", SKIRMISH),
+    "smax": Task("smax/3m", {"max_steps": 8}),
+    "mamujoco": Task("mamujoco/Walker2d-2x3", {"horizon": 8, "threads": 1}),
+}
+BATCH, UPDATES, HALF_WAY = 2, 4, 2
+FRAMES = BATCH * 6  # of one update
+RUN = {
+    "environments": BATCH,
+    "rollout_length": FRAMES // BATCH,
+    "steps": UPDATES * FRAMES,
+    "checkpoint_interval": HALF_WAY,
+    "evaluation_episodes": BATCH,
+}
+# Small networks, and what an algorithm remembers of past rollouts, which checkpoints must hold.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hcpo": {"conductor_hidden_sizes": (8,), "instructions": 3, "replay_rollouts": 2},
+    "maven": {"replay_capacity": 12, "latent_hidden_sizes": (8,), "mixing_hidden_sizes": (8,), "gradient_steps": 2},
+}
+Call = Callable[..., tuple[int, str, str]]
+
+
+def diagonal() -> set[tuple[str, str]]:
+    """Cells in which every algorithm and every family is met once, and the longer of the two lists no more often."""
+    algorithms, families = list(ALGORITHMS), list(BUILT_IN_FAMILIES)
+    length = max(len(algorithms), len(families))
+    return {pair for pair, _ in zip(zip(cycle(algorithms), cycle(families), strict=False), range(length), strict=False)}
+
+
+DIAGONAL = diagonal()
+CELLS = [
+    pytest.param(algorithm, family, marks=() if (algorithm, family) in DIAGONAL else pytest.mark.slow)
+    for family in BUILT_IN_FAMILIES
+    for algorithm in ALGORITHMS
+]
+
+
+@pytest.mark.parametrize(("algorithm", "family"), CELLS)
+def test_trains_resumes_exports_and_serves(
+    algorithm: str, family: str, call: Call, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("algorithm", algorithm)
+    record_property("family", family)
+    assert family in TASKS, f"the family '{family}' has no small task here: add one to TASKS in {Path(__file__).name}"
+    pytest.importorskip(BUILT_IN_FAMILIES[family])
+    task = TASKS[family]
+    arguments, result = task.arguments, "✓"
+    record_property("task", " ".join([task.environment, *_words(arguments)]))
+    if ALGORITHMS[algorithm].discrete_only and not _is_discrete(_spec(task.environment, arguments)):
+        _assert_refused(algorithm, task.environment, arguments, call, tmp_path)
+        if not task.discrete:
+            record_property("result", "refused: needs Discrete actions")
+            return
+        arguments, result = {**arguments, **task.discrete}, f"✓ with {' '.join(_words(task.discrete))}"
+    run = tmp_path / "run"
+    _train(algorithm, task.environment, arguments, run, call)
+    _assert_resumes(run, tmp_path / "resumed", call)
+    bundle = _export(run, tmp_path / "bundle", call)
+    _assert_served_as_torch_acts(run, bundle, over_grpc=(algorithm, family) in DIAGONAL)
+    record_property("result", result + (" (gRPC)" if (algorithm, family) in DIAGONAL else ""))
+
+
+def _words(arguments: dict[str, Any]) -> list[str]:
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items()]
+
+
+def _spec(environment: str, arguments: dict[str, Any]) -> EnvironmentSpec:
+    made = make(environment, 1, **arguments)
+    made.close()
+    return made.spec
+
+
+def _is_discrete(spec: EnvironmentSpec) -> bool:
+    return all(isinstance(agent.action_space, spaces.Discrete) for agent in spec.agents)
+
+
+def _start(algorithm: str, environment: str, arguments: dict[str, Any], run: Path, call: Call) -> tuple[int, str]:
+    """``hmarl-train``: exit code and what it said."""
+    config = tiny_config(algorithm, environment, SETTINGS.get(algorithm), RUN, arguments)
+    code, _, said = call("train", *command_line(config, run))
+    return code, said
+
+
+def _assert_refused(algorithm: str, environment: str, arguments: dict[str, Any], call: Call, folder: Path) -> None:
+    code, said = _start(algorithm, environment, arguments, folder / "refused", call)
+    assert code == 2, said
+    assert f"error: {algorithm}: agent '" in said
+    assert "expected Discrete" in said
+    assert not (folder / "refused").exists(), "a run that was refused must leave nothing behind"
+
+
+def _train(algorithm: str, environment: str, arguments: dict[str, Any], run: Path, call: Call) -> None:
+    code, said = _start(algorithm, environment, arguments, run, call)
+    assert code == 0, said
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == list(range(1, UPDATES + 1))
+    assert not any("rolled_back" in row for row in rows), "an update diverged"
+    half_way, last = (find_checkpoint(run, str(update * FRAMES)) for update in (HALF_WAY, UPDATES))
+    assert any(name.startswith("experience.") for name in last.tensors) == (algorithm in SETTINGS)
+    changed = [name for name, tensor in half_way.tensors.items() if not tensor.equal(last.tensors[name])]
+    assert any(name.startswith("algorithm.policies.") for name in changed), f"no policy has learnt; changed: {changed}"
+
+
+def _assert_resumes(run: Path, resumed: Path, call: Call) -> None:
+    """From the checkpoint half-way, in a directory of its own, to the very same tensors and counters."""
+    middle, end = (f"step-{update * FRAMES:012d}" for update in (HALF_WAY, UPDATES))
+    (resumed / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / "config.json", resumed)
+    for suffix in (".json", ".safetensors"):
+        shutil.copy((run / "checkpoints" / middle).with_suffix(suffix), resumed / "checkpoints")
+    code, _, said = call("train", "--resume", str(resumed))
+    assert code == 0, said
+    assert f"at {HALF_WAY * FRAMES} of {UPDATES * FRAMES} steps" in said
+    expected, got = (find_checkpoint(folder, "last") for folder in (run, resumed))
+    assert got.path.stem == expected.path.stem == end
+    different = [name for name, tensor in expected.tensors.items() if not _equal(tensor, got.tensors.get(name))]
+    assert not different, f"the resumed run ends with other tensors: {different}"
+    assert (got.sha256, got.counters) == (expected.sha256, expected.counters)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    return second is not None and bool(first.equal(second))
+
+
+def _export(run: Path, target: Path, call: Call) -> Bundle:
+    """The command refuses graphs that do not compute what torch computes."""
+    code, output, said = call("export", str(run), "--out", str(target), "--checkpoint", "last", "--json")
+    assert code == 0, said
+    bundle, parity = load_bundle(target), json.loads(output.splitlines()[-1])["parity"]
+    assert parity["action_mismatches"] == 0
+    assert parity["samples"] > 1000 * len(bundle.manifest.agents)
+    return bundle
+
+
+class HeldAgainst:
+    """A served team whose actions are compared with the trainer's own, on the very observations that it meets."""
+
+    def __init__(self, served: Team, reference: Team, spec: EnvironmentSpec) -> None:
+        self.name = served.name
+        self.compared = 0
+        self._served, self._reference, self._spec = served, reference, spec
+
+    def reset(self, seeds: np.ndarray) -> None:
+        self._served.reset(seeds)
+        self._reference.reset(seeds)
+
+    def act(self, observation: Observation, running: np.ndarray) -> tuple[np.ndarray, ...]:
+        got, expected = (team.act(observation, running) for team in (self._served, self._reference))
+        for group, ours, theirs in zip(self._spec.groups, got, expected, strict=True):
+            acting = running[:, None] & observation.active[:, list(group.agents)]
+            np.testing.assert_allclose(ours[acting], theirs[acting], rtol=1e-6, atol=1e-5)
+            self.compared += int(acting.sum())
+        return got
+
+    def close(self) -> None:
+        self._served.close()
+
+
+def _assert_served_as_torch_acts(run: Path, bundle: Bundle, over_grpc: bool) -> None:
+    """Whole episodes, played by the bundle in this process or over gRPC, deterministically and with drawn actions."""
+    about = bundle.manifest.environment
+    environment = make(about.name, BATCH, **about.arguments)
+    spec = environment.spec
+    with _endpoints(bundle) if over_grpc else nullcontext({}) as endpoints:
+        for sample in (False, True):
+            teams: list[Team] = [BundleTeam(bundle, spec, sample=sample)]
+            teams += [FleetTeam(endpoints, spec, sample=sample)] if endpoints else []
+            for served in teams:
+                make_team, *_ = load_team(run, checkpoint="last", sample=sample)
+                team = HeldAgainst(served, make_team(spec), spec)
+                played = evaluate(environment, team, BATCH, seed=7)
+                team.close()
+                assert np.isfinite(played.returns).all()
+                assert team.compared > played.lengths.sum() / 2, "hardly an action was compared"
+    environment.close()
+
+
+@contextmanager
+def _endpoints(bundle: Bundle) -> Iterator[dict[str, str]]:
+    """Every agent behind a gRPC server of its own: their addresses."""
+    with ExitStack() as servers:
+        addresses = {}
+        for agent in bundle.manifest.agents:
+            server = AgentServer(ServerSettings("127.0.0.1:0"))
+            servers.callback(server.stop, 0.0)
+            server.serve(Policy(bundle, agent.id))
+            addresses[agent.id] = server.address
+        yield addresses
+
+
+def test_the_quick_cells_meet_every_algorithm_and_every_family() -> None:
+    assert {algorithm for algorithm, _ in DIAGONAL} == set(ALGORITHMS)
+    assert {family for _, family in DIAGONAL} == set(BUILT_IN_FAMILIES)
+    assert len(DIAGONAL) == max(len(ALGORITHMS), len(BUILT_IN_FAMILIES))
