@@ -113,7 +113,7 @@ COMPARISONS = (
         for name in ("simple_reference", "simple_speaker_listener")
     ),
     Comparison(
-        "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo"),
+        "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo", seeds=2),
         references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=205_000,
     ),
     Comparison(
@@ -136,7 +136,7 @@ COMPARISONS = (
     ),
     Comparison(
         "hcpo-instructions", "mpe/simple_spread", 1_000_000, 100_000,
-        settings_of("hcpo", "instructions", (1, 2, 5, 10, 20), "K", 2),
+        settings_of("hcpo", "instructions", (1, 2, 5, 10, 20), "K", 1),
     ),
     Comparison(
         "hcpo-conductor-kl", "mpe/simple_spread", 1_000_000, 100_000,
@@ -145,10 +145,10 @@ COMPARISONS = (
     Comparison(
         "hamdpo-steps", "mamujoco/HalfCheetah-2x3", 300_000, 50_000,
         (
-            *(Variant(f"{n} SGD steps", "hamdpo", (f"algorithm.epochs={n}", "algorithm.minibatches=1"))
+            *(Variant(f"{n} SGD steps", "hamdpo", (f"algorithm.epochs={n}", "algorithm.minibatches=1"), 1)
               for n in (1, 5, 10, 20)),
             Variant("20 steps without KL", "hamdpo",
-                    ("algorithm.epochs=20", "algorithm.minibatches=1", "algorithm.kl_regularisation=false")),
+                    ("algorithm.epochs=20", "algorithm.minibatches=1", "algorithm.kl_regularisation=false"), 1),
         ),
         settings=(*_FEW_EPISODES, "env.threads=1"),
     ),
