@@ -63,8 +63,8 @@ COMPARISONS = (
         "`algorithm.instruction_weight=ratio`) the conductor is the only difference, and both measures are level with "
         "HATRPO's. At equal return (right) the three lie within about 0.7 nats. They explore more widely than MAPPO, "
         "and on average than HAPPO, whose two seeds lie far apart; these two have a third of the entropy bonus. All "
-        "ran with γ = 0.99, where their presets have several. The spread shrinks as the return grows; part of it is that "
-        "of the random starts, the same for all.",
+        "ran with γ = 0.99, where their presets have several. The spread shrinks as the return grows; part of it is "
+        "that of the random starts, the same for all.",
     ),
     comparison(
         "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 300_000, 6,
