@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
@@ -199,18 +198,22 @@ Runs = dict[str, list[Path]]
 
 
 def runs_of(comparison: Comparison, folder: Path) -> Runs:
-    """The directories of all finished runs."""
-    return {
+    """The directories of the runs that are done; variants without one are left out."""
+    found = {
         variant.label: [run_directory(comparison, variant, seed, folder) for seed in seeds_of(variant)]
         for variant in comparison.variants
     }
+    done = {label: [run for run in runs if (run / "summary.json").exists()] for label, runs in found.items()}
+    return {label: runs for label, runs in done.items() if runs}
 
 
-def colours(comparison: Comparison) -> Iterator[str]:
-    """An algorithm's own colour, or one a setting."""
+def colours(comparison: Comparison) -> dict[str, str]:
+    """By label: an algorithm's own colour, or one a setting."""
     others = cycle(OTHER_COLOURS)
-    for variant in comparison.variants:
-        yield next(others) if variant.settings else COLOURS[variant.algorithm]
+    return {
+        variant.label: next(others) if variant.settings else COLOURS[variant.algorithm]
+        for variant in comparison.variants
+    }
 
 
 def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +228,9 @@ def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
 def draw(comparison: Comparison, runs: Runs, path: Path) -> None:
     """The measure of the deployed policies: every seed thin, the mean thick."""
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    for (label, directories), colour in zip(runs.items(), colours(comparison), strict=True):
+    colour_of = colours(comparison)
+    for label, directories in runs.items():
+        colour = colour_of[label]
         steps, values = curve(directories, comparison.key)
         for row in values:
             axes.plot(steps, row, color=colour, lw=0.7, alpha=0.4)
@@ -352,7 +357,8 @@ def main(
     runs: Annotated[Path, typer.Option(help="where the run directories go")] = Path("runs/study"),
     only: Annotated[list[str] | None, typer.Option(help="only these comparisons")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one thread each")] = 1,
-    report: Annotated[bool, typer.Option(help="write the report; without it only train")] = True,
+    missing: Annotated[bool, typer.Option("--train/--no-train", help="train what is missing")] = True,
+    report: Annotated[bool, typer.Option(help="write the report")] = True,
     names: Annotated[bool, typer.Option("--list", help="list the comparisons and stop")] = False,
 ) -> None:
     """Train what is missing, then write one Markdown page with plots of all comparisons that are done."""
@@ -360,7 +366,7 @@ def main(
         for comparison in COMPARISONS:
             print(f"{comparison.name}: {', '.join(variant.label for variant in comparison.variants)}")
         return
-    chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
+    chosen = [comparison for comparison in COMPARISONS if missing and (not only or comparison.name in only)]
     with ThreadPoolExecutor(jobs) as pool:
         started = [pool.submit(train, c, v, seed, runs) for c in chosen for v in c.variants for seed in seeds_of(v)]
         for run in started:
@@ -372,13 +378,14 @@ def main(
         "# Learning results",
         f"Made by `python scripts/study.py`; seeds from {FIRST_SEED} on. Returns are those of the deployed (local, "
         "deterministic) policies over 100 episodes with fixed seeds (32 on mamujoco and smax). Every pair of algorithm "
-        "and task ran with its preset, one thread a run, two runs side by side on two cores; frames/s count the "
-        "evaluations too. Where a setting is compared, one variant differs from the next in that setting alone. The "
-        "median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over seeds.",
+        "and task ran with its preset, one thread a run. Where a setting is compared, one variant differs from the next "
+        "in that setting alone. frames/s count evaluations and suffered from other work on the machine; the benchmarks "
+        "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over seeds.",
+        "Elsewhere: [how widely the algorithms explore](exploration.md); "
+        "[which algorithm runs in which family of environments](families.md).",
     ]
     for comparison in COMPARISONS:
-        done = runs_of(comparison, runs)
-        if all((run / "summary.json").exists() for directories in done.values() for run in directories):
+        if done := runs_of(comparison, runs):
             sections += section(comparison, done, out)
     (out / "README.md").write_text("\n\n".join(sections) + "\n")
     print(f"wrote {out / 'README.md'}")
