@@ -378,9 +378,10 @@ def main(
         "# Learning results",
         f"Made by `python scripts/study.py`; seeds from {FIRST_SEED} on. Returns are those of the deployed (local, "
         "deterministic) policies over 100 episodes with fixed seeds (32 on mamujoco and smax). Every pair of algorithm "
-        "and task ran with its preset, one thread a run. Where a setting is compared, one variant differs from the next "
-        "in that setting alone. frames/s count evaluations and suffered from other work on the machine; the benchmarks "
-        "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over seeds.",
+        "and task ran with its preset, one thread a run. Where a setting is compared, one variant differs from the "
+        "next in that setting alone. frames/s count evaluations and suffered from other work on the machine; the "
+        "benchmarks measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), "
+        "mean ± sd over seeds.",
         "Elsewhere: [how widely the algorithms explore](exploration.md); "
         "[which algorithm runs in which family of environments](families.md).",
     ]
