@@ -123,7 +123,9 @@ def test_the_program_resumes_from_the_checkpoint_before_a_damaged_one(tmp_path: 
     assert process.returncode == 0, output
     assert f"{newest.name}: the file is damaged" in output.replace("\n", " ")
     assert f"resuming {run} at 80 of 160 steps" in output
-    assert json.loads(output.splitlines()[-1])["updates"] == 4
+    summary = json.loads(output.splitlines()[-1])
+    assert (summary["updates"], summary["steps"], summary["resumed_at"]) == (4, 160, 80)
+    assert "160 steps, the last 80 in " in output
     assert final_hash(run) == good
 
 

@@ -144,8 +144,10 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
             "" if success is None else f"{success:.0%}",
         )  # fmt: skip
     console.print(table)
+    resumed_at, steps = summary["resumed_at"], summary["steps"]
+    part = f", the last {steps - resumed_at:,}" if resumed_at else ""
     console.print(
-        f"{summary['steps']:,} steps in {_duration(summary['wall_s'])}\n"
+        f"{steps:,} steps{part} in {_duration(summary['wall_s'])}\n"
         f"next: hmarl-export {directory}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
         highlight=False,
         soft_wrap=True,

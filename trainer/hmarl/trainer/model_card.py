@@ -75,7 +75,8 @@ def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, An
         f"hmarl-train {config.algorithm} --env {config.environment} --steps {config.run['steps']} "
         f"--seed {config.run['seed']} {settings}"
     )
-    duration = f", {summary['wall_s']:.0f} s on {summary['machine']['cores']} cores" if summary.get("wall_s") else ""
+    whole = summary.get("wall_s") and not summary.get("resumed_at")  # else the time of the last part alone is known
+    duration = f", {summary['wall_s']:.0f} s on {summary['machine']['cores']} cores" if whole else ""
     return (
         f"## Training\n\nhmarl {config.hmarl_version}, seed {config.run['seed']}, "
         f"checkpoint at {checkpoint.counters.steps:,} steps{duration}. "

@@ -286,7 +286,7 @@ class Run:
                     if not done and stop():
                         self._save_if_harmless()
                         raise Interrupted
-            return self._summarise(time.monotonic() - started, self.counters.steps - first_steps)
+            return self._summarise(time.monotonic() - started, first_steps)
         finally:
             recorder.close()
 
@@ -372,7 +372,9 @@ class Run:
     def _evaluation_path(self) -> Path:
         return self.directory / "eval" / f"step-{self.counters.steps:012d}.json"
 
-    def _summarise(self, wall_s: float, steps: int) -> dict[str, Any]:
+    def _summarise(self, wall_s: float, first_steps: int) -> dict[str, Any]:
+        """Write the summary; ``wall_s`` is the time since training was started, or resumed at ``first_steps``."""
+        steps = self.counters.steps - first_steps
         final = self._evaluation_path()
         if not final.exists():  # resumed with a goal that had been passed already
             self.evaluate()
@@ -388,6 +390,7 @@ class Run:
                 name: {key: value for key, value in row.items() if key != "returns"}
                 for name, row in json.loads(final.read_text()).items()
             },
+            "resumed_at": first_steps,
             "wall_s": wall_s,
             "steps_per_s": steps / wall_s if wall_s > 0 and steps else None,
             "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
