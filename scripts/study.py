@@ -128,7 +128,7 @@ COMPARISONS = (
             "Here the conductor matters. An adversary learns what agent 0 names most often, so that the best fixed "
             "table earns 119; to earn more the agents must vary what they name, and still agree. Without a conductor "
             "none ends above that, and HATRPO falls back. HCPO's central conductor comes close to the best that memory "
-            "can do. Its deployed agents, who do not see the adversary's guess, come to about the fixed table by argmax "
+            "can do. Its deployed agents, who do not see the adversary's guess, come to about the table by argmax "
             "and well above it when they draw their instructions from common random numbers; with private ones they "
             "disagree, and without an instruction they are lost."
         ),
