@@ -111,7 +111,7 @@ COMPARISONS = (
     *(
         Comparison(
             name, f"mpe/{name}", 600_000, 50_000,
-            algorithms("hcpo", "hatrpo", seeds=2) + algorithms("happo", "a2po", "haa2c", "mappo", seeds=1),
+            algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo", seeds=1),
         )
         for name in ("simple_reference", "simple_speaker_listener")
     ),
