@@ -412,7 +412,7 @@ def main(
         "benchmarks measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), "
         "mean ± sd over seeds.",
         "Elsewhere: [how widely the algorithms explore](exploration.md); "
-        "[which algorithm runs in which family of environments](families.md).",
+        "[which algorithm runs in which family of environments](families.md); [speed](speed.md).",
     ]
     for comparison in COMPARISONS:
         if done := runs_of(comparison, runs):
