@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 def obedient() -> Hcpo:
     """Local conductors to whom all four instructions are alike, and actors that do instruction k as action k."""
     algorithm, _, _ = new_hcpo("mpe/simple_spread")
-    for local in algorithm.local_conductors:
+    for local in algorithm.conductor.local_conductors:
         local.theta.zero_()
     for policy in algorithm.policies:
         policy.theta.zero_()

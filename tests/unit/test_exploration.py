@@ -148,6 +148,6 @@ def test_visited_states_are_those_of_seeded_episodes_with_sampled_actions() -> N
 def test_hcpo_visits_under_its_central_conductor() -> None:
     """A conductor that cannot but choose instruction 3 is obeyed."""
     algorithm, _, collector = new_hcpo()
-    algorithm.conductor.theta[0, -4:] = torch.tensor([-99.0, -99.0, -99.0, 99.0])  # the last layer's bias
+    algorithm.conductor.policy.theta[0, -4:] = torch.tensor([-99.0, -99.0, -99.0, 99.0])  # the last layer's bias
     visited_states(algorithm, collector.environment, np.arange(6, dtype=np.int64), 12)
     assert algorithm.acting_state()["instruction"].tolist() == [3] * 6

@@ -62,9 +62,9 @@ def test_actors_see_the_instruction_in_force() -> None:
 
 def test_instructions_are_drawn_from_the_conductor() -> None:
     algorithm, rollout, collector = new_hcpo(batch_size=512, steps=4)
-    network = algorithm.conductor.network
-    algorithm.conductor.theta.zero_()
-    network.named(algorithm.conductor.theta[0])["1.bias"].copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
+    network = algorithm.conductor.policy.network
+    algorithm.conductor.policy.theta.zero_()
+    network.named(algorithm.conductor.policy.theta[0])["1.bias"].copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
     collector.collect(algorithm)
     shares = torch.bincount(rollout.extras["instruction"].flatten(), minlength=4) / 2048
     # Five standard deviations of a share are 0.055 at most.
@@ -96,8 +96,7 @@ def test_the_conductors_samples_are_its_decision_steps() -> None:
     algorithm, rollout = collected(instruction_interval=3)
     decided = rollout.extras["decided"]
     estimate = algorithm.estimate(rollout)
-    instruction = rollout.extras["instruction"].flatten()
-    samples = algorithm._conductor_samples(estimate.states, instruction, decided.flatten().float())
+    samples = algorithm.conductor.samples(rollout, estimate.states)
     assert samples.active is not None
     assert torch.equal(samples.active.bool(), decided.flatten())
     numbers = torch.arange(72.0)
@@ -114,10 +113,10 @@ def test_what_lies_between_decisions_does_not_move_the_conductor() -> None:
             between = ~rollout.extras["decided"]
             rollout.extras["instruction"][between] = 3 - rollout.extras["instruction"][between]
             estimate.states[between.flatten()] += 5.0
-        before = algorithm.conductor.theta.clone()
+        before = algorithm.conductor.policy.theta.clone()
         algorithm.update_conductor(rollout, estimate, 1.0)
-        assert not torch.equal(algorithm.conductor.theta, before)
-        moved.append(algorithm.conductor.theta.clone())
+        assert not torch.equal(algorithm.conductor.policy.theta, before)
+        moved.append(algorithm.conductor.policy.theta.clone())
     torch.testing.assert_close(moved[0], moved[1])
 
 
@@ -128,7 +127,7 @@ def test_the_conductor_learns_to_give_the_rewarded_instruction() -> None:
     estimate = algorithm.estimate(rollout)
 
     def probability() -> float:
-        w = algorithm.conductor.distribution(algorithm.conductor.row(0), estimate.states)
+        w = algorithm.conductor.distribution(estimate.states)
         assert isinstance(w, Categorical)
         return float(w.log_probs[:, 2].exp().mean())
 
@@ -185,7 +184,7 @@ def test_weights_are_those_of_the_step_at_which_the_instruction_was_chosen(inter
     weight = torch.tensor([[2.0, 9.0], [9.0, 3.0], [9.0, 9.0], [4.0, 9.0]])
     held = torch.tensor([[2.0, 1.0], [2.0, 3.0], [2.0, 3.0], [4.0, 3.0]])
     expected = weight if interval == 1 else held
-    assert torch.equal(algorithm._since_decision(weight.flatten(), rollout), expected.flatten())
+    assert torch.equal(algorithm.conductor._since_decision(weight.flatten(), rollout), expected.flatten())
 
 
 @pytest.mark.parametrize("mode", ["ratio", "paper"])
@@ -199,9 +198,9 @@ def test_both_levels_keep_their_limits_over_real_updates(mode: str, interval: in
     for update in range(4):
         collector.collect(algorithm)
         states = algorithm.state_normaliser(rollout.states[:-1]).flatten(0, 1)
-        old = algorithm.conductor.distribution(algorithm.conductor.row(0).clone(), states)
+        old = algorithm.conductor.distribution(states)
         metrics = algorithm.update(rollout, update / 4)
-        new = algorithm.conductor.distribution(algorithm.conductor.row(0), states)
+        new = algorithm.conductor.distribution(states)
         kl = float(old.kl(new)[rollout.extras["decided"].flatten()].mean())
         assert kl == pytest.approx(metrics["conductor_kl"], abs=1e-6)
         assert kl <= 0.008 * (1 + 1e-4)
@@ -265,14 +264,15 @@ def test_distillation_follows_the_updated_conductor_in_training() -> None:
     """On the toy both agents' observations are part of the state, so the conductor can be imitated in part."""
     algorithm, rollout = collected(distillation_epochs=40, distillation_learning_rate=1e-2, batch_size=16)
     estimate = algorithm.estimate(rollout)
-    network = algorithm.conductor.network
+    network = algorithm.conductor.policy.network
     # A conductor that cares about the first agent's first number alone.
-    algorithm.conductor.theta.zero_()
-    first, last = (network.named(algorithm.conductor.theta[0])[name] for name in ("0.weight", "1.weight"))
+    algorithm.conductor.policy.theta.zero_()
+    first, last = (network.named(algorithm.conductor.policy.theta[0])[name] for name in ("0.weight", "1.weight"))
     first[0, 0], first[1, 0], last[0, 0], last[1, 1] = 1.0, -1.0, 9.0, 9.0
-    new = algorithm.conductor.distribution(algorithm.conductor.row(0), estimate.states)
-    algorithm._distil(rollout, new, 1.0)
-    local = algorithm._local_choices(0, rollout.observations[0]).mode().T.view(12, 16, 2)
+    new = algorithm.conductor.distribution(estimate.states)
+    features = algorithm.features(rollout)
+    algorithm.conductor._distil(rollout, features, new, algorithm.noise_generator, 1.0)
+    local = algorithm.conductor._local_choices(0, features[0]).mode().T.view(12, 16, 2)
     agreed = local == new.mode().view(12, 16, 1)
     assert agreed[:, :, 0].float().mean() > 0.9, "the first agent sees what the conductor looks at"
     assert agreed[:, :, 1].float().mean() < 0.8, "the second does not"

@@ -81,12 +81,12 @@ def test_vectors_are_about_standard_normal_at_the_start() -> None:
 def test_weights_are_density_ratios() -> None:
     """The new conductor's mean is ½ further in the first component: log w̄/w = ½·M₀ − ⅛ where w is standard normal."""
     algorithm, rollout = collected(**LATENT)
-    algorithm.conductor.theta.zero_()
+    algorithm.conductor.policy.theta.zero_()
     states = torch.zeros(72, algorithm.spec.state_size)
     instruction = rollout.extras["instruction"].flatten(0, 1)
-    samples = algorithm._conductor_samples(states, instruction, torch.ones(72))
+    samples = algorithm.conductor.samples(rollout, states)
     new = DiagonalGaussian(torch.tensor([0.5, 0.0, 0.0]).expand(72, 3), torch.zeros(3))
-    weights = algorithm._agents_weights(rollout, samples, new)
+    weights = algorithm.conductor.agents_weights(rollout, algorithm.features(rollout), samples, new)
     torch.testing.assert_close(weights.surrogate, (0.5 * instruction[:, 0] - 0.125).exp())
     assert weights.kl is None
 
@@ -94,13 +94,13 @@ def test_weights_are_density_ratios() -> None:
 def test_both_levels_improve_within_their_limits() -> None:
     algorithm, rollout, collector = new_hcpo("mpe/simple_spread", 16, 25, **LATENT, kl_limit=0.003)
     for update in range(3):
-        before = algorithm.conductor.theta.clone()
+        before = algorithm.conductor.policy.theta.clone()
         collector.collect(algorithm)
         metrics = algorithm.update(rollout, update / 3)
         assert metrics["conductor_kl"] <= 0.01
         assert metrics["agent_kl_max"] <= 0.003
         assert math.isfinite(metrics["bound"])
-    assert not torch.equal(algorithm.conductor.theta, before)
+    assert not torch.equal(algorithm.conductor.policy.theta, before)
 
 
 def test_local_conductors_come_to_match_the_mean_and_the_deviation() -> None:
@@ -249,7 +249,7 @@ def test_replayed_samples_move_both_levels_and_the_normalisers_see_each_rollout_
         assert 0.0 < metrics["replay_weight"] <= 1.0
         moved.append(algorithm)
     first, second = moved
-    assert not torch.equal(first.conductor.theta, second.conductor.theta)
+    assert not torch.equal(first.conductor.policy.theta, second.conductor.policy.theta)
     assert not torch.equal(first.policies[0].theta, second.policies[0].theta)
     assert len(first.replay.kept) == 2
     plain, rollout, collector = new_hcpo()
@@ -264,7 +264,7 @@ def test_the_stored_likelihood_is_that_of_the_policies_that_collected() -> None:
     algorithm, rollout, collector = new_hcpo("toy_environments:leaving", replay_rollouts=1)
     collector.collect(algorithm)
     states = algorithm.state_normaliser(rollout.states[:-1])
-    conductor = algorithm.conductor.distribution(algorithm.conductor.row(0), states)
+    conductor = algorithm.conductor.distribution(states)
     expected = conductor.log_prob(rollout.extras["instruction"])
     for agent in range(len(algorithm.spec.agents)):
         group, member = algorithm.position[agent]

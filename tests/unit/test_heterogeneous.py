@@ -19,11 +19,11 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms.happo import Happo, HappoSettings, clipped_surrogate
-from hmarl.trainer.algorithms.hatrpo import surrogate
 from hmarl.trainer.algorithms.hcpo import Hcpo, HcpoSettings
 from hmarl.trainer.distributions import Categorical
 from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
 from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.trust_region_improvement import surrogate
 from training_runs import CPU, new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -92,17 +92,16 @@ class Recording(Hcpo):
     def __init__(self, settings: HcpoSettings, seed: int) -> None:
         super().__init__(SPEC, settings, torch.Generator().manual_seed(seed), CPU)
         self.records: list[tuple[int, AgentSamples, Tensor]] = []
-        set_table(self.conductor.theta[0], np.log(OLD_CONDUCTOR)[None], inputs=1)
+        set_table(self.conductor.policy.theta[0], np.log(OLD_CONDUCTOR)[None], inputs=1)
         for agent in range(2):
             set_policy(self, agent, OLD[agent])
 
     def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        instruction = rollout.extras["instruction"].flatten()
-        samples = self._conductor_samples(estimate.states, instruction, torch.ones_like(instruction).float())
-        set_table(self.conductor.theta[0], np.log(NEW_CONDUCTOR)[None], inputs=1)
-        new = self.conductor.distribution(self.conductor.row(0), samples.inputs)
+        samples = self.conductor.samples(rollout, estimate.states)
+        set_table(self.conductor.policy.theta[0], np.log(NEW_CONDUCTOR)[None], inputs=1)
+        new = self.conductor.distribution(samples.inputs)
         assert isinstance(new, Categorical)
-        self._weights = self._agents_weights(rollout, samples, new)
+        self._weights = self.conductor.agents_weights(rollout, self.features(rollout), samples, new)
         return {}
 
     def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
@@ -225,7 +224,7 @@ def test_the_papers_kl_weight_is_the_agents_own_local_conductor() -> None:
     algorithm = updated(instruction_weight="paper")
     for agent, samples, _ in algorithm.records:
         group, member = algorithm.position[agent]
-        local = algorithm.local_conductors[group]
+        local = algorithm.conductor.local_conductors[group]
         distribution = local.distribution(local.row(member), torch.zeros(1, 1))
         assert isinstance(distribution, Categorical)
         instruction = samples.inputs[:, 1:].argmax(-1)

@@ -80,12 +80,12 @@ def test_an_updates_terms_are_those_of_its_steps(mode: str) -> None:
     collector.collect(algorithm)
     estimate = algorithm.estimate(rollout)
     instruction = rollout.extras["instruction"].flatten()
-    old_conductor = algorithm.conductor.distribution(algorithm.conductor.row(0).clone(), estimate.states)
+    old_conductor = algorithm.conductor.distribution(estimate.states)
     features = algorithm.features(rollout)
     rollout_of = {agent: algorithm.samples_of(rollout, features, g, slice(m, m + 1))
                   for agent, (g, m) in algorithm.position.items()}  # fmt: skip
     metrics = algorithm.update(rollout, 0.0)
-    new_conductor = algorithm.conductor.distribution(algorithm.conductor.row(0), estimate.states)
+    new_conductor = algorithm.conductor.distribution(estimate.states)
     log_ratio = new_conductor.log_prob(instruction) - old_conductor.log_prob(instruction)
     centred = (estimate.advantages - estimate.advantages.mean()).flatten()
     assert metrics["bound_surrogate_conductor"] == pytest.approx(

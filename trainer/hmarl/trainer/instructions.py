@@ -30,6 +30,10 @@ class InstructionWeights:
     surrogate: Tensor
     kl: dict[int, Tensor] | None
 
+    def of(self, agent: int) -> tuple[Tensor, Tensor | None]:
+        """[M] weights of one agent's samples in its surrogate and in its KL."""
+        return self.surrogate, None if self.kl is None else self.kl[agent]
+
 
 def discrete_instructions(count: int) -> ActionHead:
     """The head of conductors that choose one of K instructions."""
