@@ -36,6 +36,7 @@ class Algorithm:
 
     settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     discrete_only: ClassVar[bool] = False
+    exportable: ClassVar[bool] = True
     settings: AlgorithmSettings
 
     def __init__(
@@ -44,20 +45,8 @@ class Algorithm:
         self.check_spaces(spec)
         self.spec, self.settings, self.device, self.generator = spec, settings, device, generator
         self.noise_generator = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        self.policies = [
-            GroupPolicy.create(
-                len(group.agents),
-                group.example.observation_size + self.context_size,
-                self.head(group),
-                settings,
-                generator,
-                shared=settings.share_parameters,
-                recurrent=settings.recurrent,
-            )
-            for group in spec.groups
-        ]
-        for policy in self.policies:
-            policy.theta = policy.theta.to(device)
+        self.heads = [self.head(group) for group in spec.groups]
+        self.policies = self.create_policies()
         normalise = settings.normalise_observations
         self.observation_normalisers = [
             RunningNormaliser(
@@ -89,6 +78,24 @@ class Algorithm:
                     f"{agent.action_space}, expected Discrete (the algorithm learns one value per choice)"
                 )
 
+    def create_policies(self) -> list[GroupPolicy]:
+        """Fresh local policies, one a group; none where nothing local is learnt (``exportable`` is then False)."""
+        policies = [
+            GroupPolicy.create(
+                len(group.agents),
+                group.example.observation_size + self.context_size,
+                head,
+                self.settings,
+                self.generator,
+                shared=self.settings.share_parameters,
+                recurrent=self.settings.recurrent,
+            )
+            for group, head in zip(self.spec.groups, self.heads, strict=True)
+        ]
+        for policy in policies:
+            policy.theta = policy.theta.to(self.device)
+        return policies
+
     @property
     def context_size(self) -> int:
         """C, the width of what all agents see beside their observations (an instruction or a latent, one-hot)."""
@@ -103,8 +110,8 @@ class Algorithm:
     def begin_rollout(self, steps: int, batch_size: int) -> None:
         """Draw the rollout's action noise: [T, N_group, B, A] per group."""
         self._perturbations = [
-            policy.head.draw_perturbations((steps, policy.members, batch_size), self.noise_generator)
-            for policy in self.policies
+            head.draw_perturbations((steps, len(group.agents), batch_size), self.noise_generator)
+            for group, head in zip(self.spec.groups, self.heads, strict=True)
         ]
         self._chunk_length = self.settings.chunk_length or steps
         if self.settings.recurrent and (not self._memories or self._memories[0].shape[1] != batch_size):
@@ -205,7 +212,11 @@ class Algorithm:
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
     def deployable(self, agent: int) -> DeployablePolicy:
-        """The agent's local policy as one module, with a copy of the parameters."""
+        """The agent's local policy as one module, with a copy of the parameters.
+
+        Raises:
+            UsageError: the algorithm acts for the whole team at once, and has no local policies (``exportable``).
+        """
         raise NotImplementedError
 
     def components(self) -> StateDict:
@@ -214,10 +225,10 @@ class Algorithm:
         A diverged update is undone in all of it.
         """
         parts: StateDict = {"state_normaliser": self.state_normaliser}
-        for g, (policy, normaliser) in enumerate(zip(self.policies, self.observation_normalisers, strict=True)):
-            parts[f"policies.{g}"] = policy.theta
-            parts[f"observation_normalisers.{g}"] = normaliser
-        return parts
+        parts |= {f"policies.{g}": policy.theta for g, policy in enumerate(self.policies)}
+        return parts | {
+            f"observation_normalisers.{g}": normaliser for g, normaliser in enumerate(self.observation_normalisers)
+        }
 
     def experience(self) -> StateDict:
         """Past rollouts that an off-policy algorithm still learns from: checkpointed, but no part of what is learnt,

@@ -78,18 +78,32 @@ class AlgorithmSettings(Settings):
         return not self.agent_identity
 
 
-class ActorCriticSettings(AlgorithmSettings):
-    """What the algorithms with stochastic policies and a critic share."""
+class PolicyGradientSettings(AlgorithmSettings):
+    """What the algorithms with stochastic policies and advantages share."""
 
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of the advantage estimate")
+    squash: Literal["clip", "tanh"] = Field("clip", description="how continuous actions are kept in bounds")
+    initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
+
+
+class ActorCriticSettings(PolicyGradientSettings):
+    """What the algorithms with a critic of its own share."""
+
     critic_hidden_sizes: HiddenSizes = Field((128, 128), description="hidden layers of the centralised critic")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
     critic_epochs: int = Field(5, ge=1, description="passes over the rollout per critic update")
     critic_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
     critic_loss: Literal["mse", "huber"] = Field("huber", description="loss on normalised value targets")
     huber_delta: float = Field(10.0, gt=0, description="where the Huber loss turns linear")
-    squash: Literal["clip", "tanh"] = Field("clip", description="how continuous actions are kept in bounds")
-    initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
+
+
+class StochasticGradientSettings(Settings):
+    """What all algorithms that climb a surrogate by minibatch Adam share."""
+
+    learning_rate: float = Field(5e-4, gt=0, description="Adam's step size for the policies")
+    epochs: int = Field(5, ge=1, description="passes over the rollout per update of a policy")
+    minibatches: int = Field(1, ge=1, description="parts into which a pass is divided")
+    entropy_coefficient: float = Field(0.01, ge=0, description="weight of the entropy bonus")
 
 
 S = TypeVar("S", bound=Settings)

@@ -98,11 +98,11 @@ class Critic:
         return {
             "network": {"theta": self.theta},
             "optimiser": self.optimiser.state_dict(),
-            "normaliser": {"moments": self.normaliser.moments},
+            "normaliser": self.normaliser.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what ``state_dict`` returned."""
         self.theta.copy_(state["network"]["theta"])
         self.optimiser.load_state_dict(state.get("optimiser", {}))
-        self.normaliser.moments = state["normaliser"]["moments"].clone()
+        self.normaliser.load_state_dict(state["normaliser"])

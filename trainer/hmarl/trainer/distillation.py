@@ -10,6 +10,22 @@ from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import GroupPolicy
 
 
+def mean_of_each(values: Tensor, weight: Tensor | None) -> Tensor:
+    """[N] mean over samples of values [N, M], weighted by 0 or 1 where there are weights [N, M]."""
+    return (values if weight is None else values * weight).mean(dim=1)
+
+
+def imitation_loss(teacher: Distribution, students: Distribution, weight: Tensor | None) -> Tensor:
+    """[N] mean KL(teacher ‖ student) of every student.
+
+    Args:
+        teacher: [N, M], or [M] the same for all; without gradient.
+        students: [N, M].
+        weight: [N, M] 0 or 1, or None.
+    """
+    return mean_of_each(teacher.kl(students), weight)
+
+
 def distil(
     students: GroupPolicy,
     optimiser: FlatAdam,
@@ -47,9 +63,10 @@ def distil(
         order = torch.randperm(samples, generator=generator, device=generator.device)
         for rows in order.split(-(-samples // minibatches)):
             student = students.all_distributions(inputs[:, rows], theta=optimiser.parameter)
-            loss = teacher.take(rows).kl(student)
-            present = torch.ones_like(loss) if weight is None else weight[:, rows]
-            optimiser.step((loss * present).mean(dim=1).sum(), schedule)
-            gap = loss.detach() * present
-            last.append(gap.sum() / present.sum().clamp(min=1.0))
+            present = (
+                torch.ones(inputs.shape[0], len(rows), device=inputs.device) if weight is None else weight[:, rows]
+            )
+            loss = imitation_loss(teacher.take(rows), student, present)
+            optimiser.step(loss.sum(), schedule)
+            last.append(loss.detach().sum() * len(rows) / present.sum().clamp(min=1.0))
     return float(torch.stack(last).mean())

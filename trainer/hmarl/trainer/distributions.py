@@ -51,6 +51,10 @@ class Distribution(Protocol):
         """The distributions at some rows [m] of the first dimension."""
         ...
 
+    def detach(self) -> Distribution:
+        """The same without gradient."""
+        ...
+
     def score(self, action: Tensor) -> Tensor:
         """[..., A] gradient of ``log_prob`` with respect to the logits, or to the mean."""
         ...
@@ -103,6 +107,10 @@ class Categorical:
         """At ``rows`` [m] int64."""
         return Categorical(self.logits[rows])
 
+    def detach(self) -> Categorical:
+        """The same without gradient."""
+        return Categorical(self.logits.detach())
+
     def score(self, action: Tensor) -> Tensor:
         """The chosen action's indicator less the probabilities."""
         return torch.zeros_like(self.logits).scatter(-1, action.unsqueeze(-1), 1.0) - self.log_probs.exp()
@@ -144,6 +152,10 @@ class MultiCategorical:
         """At ``rows`` [m] int64."""
         return MultiCategorical(self.logits[rows], self.branches)
 
+    def detach(self) -> MultiCategorical:
+        """The same without gradient."""
+        return MultiCategorical(self.logits.detach(), self.branches)
+
     def score(self, action: Tensor) -> Tensor:
         """The branches', concatenated."""
         return torch.cat([part.score(action[..., d]) for d, part in enumerate(self.parts)], dim=-1)
@@ -183,6 +195,10 @@ class DiagonalGaussian:
     def take(self, rows: Tensor) -> DiagonalGaussian:
         """At ``rows`` [m] int64."""
         return DiagonalGaussian(self.mean[rows], self.log_std[rows])
+
+    def detach(self) -> DiagonalGaussian:
+        """The same without gradient."""
+        return DiagonalGaussian(self.mean.detach(), self.log_std.detach())
 
     def score(self, action: Tensor) -> Tensor:
         """(a − μ) / σ²."""

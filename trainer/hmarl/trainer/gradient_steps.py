@@ -6,23 +6,17 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.config import ActorCriticSettings, AlgorithmSettings
+from hmarl.trainer.config import ActorCriticSettings, AlgorithmSettings, StochasticGradientSettings
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents, Improvement
 from hmarl.trainer.optimiser import FlatAdam
 
 
-class GradientSettings(ActorCriticSettings):
-    """Settings of all algorithms that take gradient steps."""
-
-    learning_rate: float = Field(5e-4, gt=0, description="Adam's step size for the policies")
-    epochs: int = Field(5, ge=1, description="passes over the rollout per agent update")
-    minibatches: int = Field(1, ge=1, description="parts into which a pass is divided")
-    entropy_coefficient: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+class GradientSettings(ActorCriticSettings, StochasticGradientSettings):
+    """Settings of all heterogeneous agents that take gradient steps."""
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:

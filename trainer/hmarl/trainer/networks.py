@@ -8,6 +8,7 @@ group acts in one batched matrix product (what a rollout wants), without copying
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,8 +40,45 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     return functional.layer_norm(x, gain.shape[-1:]) * gain.unsqueeze(-2) + bias.unsqueeze(-2)
 
 
+class FlatNetwork(ABC):
+    """A network whose parameters are one vector ``theta`` [P]."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, in the order in which they lie in the flat vector."""
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of the flat parameters [..., P] under their names, shaped [..., *shape]."""
+        pieces = theta.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
+        return {
+            name: piece.unflatten(-1, shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
+
+    def initialise(self, generator: torch.Generator) -> Tensor:
+        """Fresh parameters [P]: orthogonal weights, gains of one, all else zero."""
+        parts = []
+        for name, shape in self.shapes.items():
+            if name.endswith("weight"):
+                weight = torch.empty(shape)
+                torch.nn.init.orthogonal_(weight, gain=self._gain(name), generator=generator)
+                parts.append(weight.flatten())
+            else:
+                parts.append(torch.full(shape, 1.0 if name.endswith("gain") else 0.0).flatten())
+        return torch.cat(parts)
+
+    @abstractmethod
+    def _gain(self, name: str) -> float:
+        """Gain of one weight's orthogonal initialisation."""
+
+
 @dataclass(frozen=True)
-class Mlp:
+class Mlp(FlatNetwork):
     """A multi-layer perceptron, ``input_size`` → ``hidden_sizes`` → ``output_size``.
 
     Attributes:
@@ -74,23 +112,6 @@ class Mlp:
         """H, the width of what the network remembers from step to step; 0 without memory."""
         return 0
 
-    @property
-    def size(self) -> int:
-        """P, the number of parameters."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
-    def initialise(self, generator: torch.Generator) -> Tensor:
-        """Fresh parameters [P]: orthogonal weights, zero biases."""
-        parts = []
-        for name, shape in self.shapes.items():
-            if name.endswith("weight"):
-                weight = torch.empty(shape)
-                torch.nn.init.orthogonal_(weight, gain=self._gain(name), generator=generator)
-                parts.append(weight.flatten())
-            else:
-                parts.append(torch.full(shape, 1.0 if name.endswith("norm_gain") else 0.0))
-        return torch.cat(parts)
-
     def _gain(self, name: str) -> float:
         """Gain of one weight's orthogonal initialisation."""
         if name == f"{len(self.hidden_sizes)}.weight":
@@ -98,13 +119,6 @@ class Mlp:
         if name.startswith("memory") or self.activation == "silu":
             return 1.0
         return torch.nn.init.calculate_gain("tanh" if self.activation == "tanh" else "relu")
-
-    def named(self, theta: Tensor) -> dict[str, Tensor]:
-        """Views of the flat parameters [..., P] under their names, shaped [..., *shape]."""
-        pieces = theta.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
-        return {
-            name: piece.unflatten(-1, shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        }
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Evaluate.

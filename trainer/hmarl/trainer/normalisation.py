@@ -107,3 +107,11 @@ class ValueNormaliser:
         """The critic's units → returns."""
         mean, std = self._mean_std()
         return values * std + mean
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments."""
+        return {"moments": self.moments}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.moments = state["moments"].clone()

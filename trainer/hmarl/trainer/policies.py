@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.config import ActorCriticSettings, AlgorithmSettings
+from hmarl.trainer.config import AlgorithmSettings, PolicyGradientSettings
 from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.networks import Memory, Mlp, RecurrentNetwork
 
@@ -150,6 +150,6 @@ class GroupPolicy:
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
 
 
-def group_head(group: AgentGroup, settings: ActorCriticSettings) -> ActionHead:
+def group_head(group: AgentGroup, settings: PolicyGradientSettings) -> ActionHead:
     """The head for the group's action space."""
     return ActionHead(group.example.action_space, settings.squash, settings.initial_std)

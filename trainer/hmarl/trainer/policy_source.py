@@ -10,9 +10,8 @@ from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
-from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.export import load_run
-from hmarl.trainer.team import ConductedTeam, LocalTeam, variants
+from hmarl.trainer.team import LocalTeam, central_team, variants
 
 
 def load_team(
@@ -38,7 +37,7 @@ def load_team(
     """
     loaded = load_run(run, checkpoint)
     algorithm, known = loaded.algorithm, variants(loaded.algorithm)
-    name = variant or "local"
+    name = variant or known[0]
     if name not in known:
         raise UsageError(f"variant: got '{name}', expected one of {', '.join(known)}")
     if instruction_choice is not None and (name != "local" or len(known) == 1):
@@ -48,7 +47,6 @@ def load_team(
     def make_team(spec: EnvironmentSpec) -> Team:
         if name == "local":
             return LocalTeam(algorithm, sample, instruction_choice, spec)
-        assert isinstance(algorithm, Hcpo)
         got, trained = ((each.state_size, *each.agent_ids) for each in (spec, algorithm.spec))
         if got != trained:
             raise UsageError(
@@ -56,6 +54,6 @@ def load_team(
                 f"{spec.state_size}, expected {', '.join(algorithm.spec.agent_ids)} and {algorithm.spec.state_size} as "
                 "in training; the variant local plays in teams of other sizes where agents are interchangeable"
             )
-        return ConductedTeam(algorithm, name)
+        return central_team(algorithm, name, sample)
 
     return make_team, loaded.config.environment, loaded.config.environment_arguments

@@ -16,9 +16,11 @@ from hmarl.sdk.agent import check_spec
 from hmarl.sdk.assignment import assign
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.sdk.team import Team
 from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.instructions import random_instructions
 
 CONDUCTORS = ("central", "random", "none")
@@ -142,12 +144,7 @@ class ConductedTeam:
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
         """The modes of all actors given the conductor's instruction."""
         algorithm = self._algorithm
-        seen = Observation(
-            tuple(torch.as_tensor(o, device=algorithm.device) for o in observation.observations),
-            tuple(None if m is None else torch.as_tensor(m, device=algorithm.device) for m in observation.action_masks),
-            torch.as_tensor(observation.state, device=algorithm.device),
-            torch.as_tensor(observation.active, device=algorithm.device),
-        )
+        seen = _as_tensors(observation, algorithm.device)
         if self._step % algorithm.settings.instruction_interval == 0:
             self._instruction = self._choose(seen.state)
         self._step += 1
@@ -165,14 +162,76 @@ class ConductedTeam:
         """Nothing to free."""
 
 
+class CentralTeam:
+    """A guider acting for the whole team, agents in their natural order.
+
+    Args:
+        algorithm: whose guider.
+        sample: draw actions, with noise seeded by the episodes' seeds, instead of taking the modes.
+    """
+
+    name = "guider"
+
+    def __init__(self, algorithm: GuidedTeam, sample: bool = False) -> None:
+        self._algorithm, self._sample = algorithm, sample
+        self._generator = torch.Generator()
+        self._memory = algorithm.guider.no_memory(0, algorithm.device)
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start episodes with nothing remembered."""
+        seed = np.random.SeedSequence(np.asarray(seeds, dtype=np.uint64).tolist()).generate_state(1, np.uint64)[0]
+        self._generator.manual_seed(int(seed >> np.uint64(1)))
+        self._memory = self._algorithm.guider.no_memory(len(seeds), self._algorithm.device)
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """Everybody's action, one agent after the other."""
+        algorithm = self._algorithm
+        noise = None
+        if self._sample:
+            noise = [
+                head.draw_perturbations((len(group.agents), len(running)), self._generator).to(algorithm.device)
+                for group, head in zip(algorithm.spec.groups, algorithm.heads, strict=True)
+            ]
+        seen = _as_tensors(observation, algorithm.device)
+        actions, self._memory = algorithm.act_centrally(seen, noise, self._memory)
+        return tuple(action.cpu().numpy() for action in actions)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _as_tensors(observation: Observation, device: torch.device) -> Observation:
+    """The same observation as tensors on a device."""
+    return Observation(
+        tuple(torch.as_tensor(o, device=device) for o in observation.observations),
+        tuple(None if m is None else torch.as_tensor(m, device=device) for m in observation.action_masks),
+        torch.as_tensor(observation.state, device=device),
+        torch.as_tensor(observation.active, device=device),
+    )
+
+
 def variants(algorithm: Algorithm) -> tuple[str, ...]:
-    """The ways to play with what an algorithm has learnt; ``local`` is what is deployed."""
-    return ("local", *CONDUCTORS) if isinstance(algorithm, Hcpo) else ("local",)
-
-
-def teams(algorithm: Algorithm, sample: bool = False) -> dict[str, LocalTeam | ConductedTeam]:
-    """A team for each of the ``variants``; ``sample`` is for ``local`` alone."""
-    found: dict[str, LocalTeam | ConductedTeam] = {"local": LocalTeam(algorithm, sample)}
+    """The ways to play with what was learnt, the one it is judged by first; ``local`` is what is deployed."""
+    names: tuple[str, ...] = ("local",) if algorithm.exportable else ()
     if isinstance(algorithm, Hcpo):
-        found |= {name: ConductedTeam(algorithm, name) for name in CONDUCTORS}
-    return found
+        names += CONDUCTORS
+    if isinstance(algorithm, GuidedTeam):
+        names += ("guider",)
+    return names
+
+
+def central_team(algorithm: Algorithm, name: str, sample: bool = False) -> ConductedTeam | CentralTeam:
+    """The team of a variant other than ``local``; ``sample`` is for ``guider`` alone."""
+    if name == "guider":
+        assert isinstance(algorithm, GuidedTeam)
+        return CentralTeam(algorithm, sample)
+    assert isinstance(algorithm, Hcpo)
+    return ConductedTeam(algorithm, name)
+
+
+def teams(algorithm: Algorithm, sample: bool = False) -> dict[str, Team]:
+    """A team for each of the ``variants``; ``sample`` is for ``local`` and ``guider``."""
+    return {
+        name: LocalTeam(algorithm, sample) if name == "local" else central_team(algorithm, name, sample)
+        for name in variants(algorithm)
+    }

@@ -43,7 +43,7 @@ from hmarl.trainer.checkpoint import (
 from hmarl.trainer.config import AlgorithmSettings, RunSettings, validate
 from hmarl.trainer.recorder import LiveProgress, Recorder
 from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.team import teams
+from hmarl.trainer.team import teams, variants
 
 EVALUATION_SEED = 1_000_003
 _log = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ class Run:
 
     def _checkpoint(self, evaluation: dict[str, float]) -> None:
         """Save, also after every evaluation, so that the best one is kept."""
-        score = evaluation.get("evaluation/local/return_mean")
+        score = evaluation.get(f"evaluation/{variants(self.algorithm)[0]}/return_mean")
         best = score is not None and (self.counters.best_return is None or score > self.counters.best_return)
         if best:
             self.counters = replace(self.counters, best_return=score)

@@ -5,25 +5,33 @@ from __future__ import annotations
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.a2po import A2po
+from hmarl.trainer.algorithms.ctds import Ctds
 from hmarl.trainer.algorithms.haa2c import Haa2c
 from hmarl.trainer.algorithms.hamdpo import Hamdpo
 from hmarl.trainer.algorithms.happo import Happo
 from hmarl.trainer.algorithms.hatrpo import Hatrpo
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.algorithms.ippo import Ippo
+from hmarl.trainer.algorithms.magpo import Magpo
 from hmarl.trainer.algorithms.mappo import Mappo
+from hmarl.trainer.algorithms.mat import Mat
 from hmarl.trainer.algorithms.maven import Maven
+from hmarl.trainer.algorithms.sable import Sable
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "a2po": A2po,
+    "ctds": Ctds,
     "haa2c": Haa2c,
     "hamdpo": Hamdpo,
     "happo": Happo,
     "hatrpo": Hatrpo,
     "hcpo": Hcpo,
     "ippo": Ippo,
+    "magpo": Magpo,
     "mappo": Mappo,
+    "mat": Mat,
     "maven": Maven,
+    "sable": Sable,
 }
 
 

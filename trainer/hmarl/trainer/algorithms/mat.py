@@ -1,0 +1,55 @@
+"""MAT: one sequence model acts for the whole team and climbs the clipped surrogate.
+
+It needs everybody's observation to act, and so cannot be deployed as separate agents: it is the guider of MAGPO and the
+teacher of CTDS, and a reference for what a team could earn if it acted as one.
+
+Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Modeling Problem", Eqs. 4 and 5.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.gradient_steps import clipped_surrogate
+from hmarl.trainer.guided import GuidedSettings, GuidedTeam, TeamBatch
+from hmarl.trainer.policies import GroupPolicy
+
+
+class MatSettings(GuidedSettings):
+    """Settings of MAT."""
+
+
+class Mat(GuidedTeam):
+    """Centralised execution: one attention network for the team; cannot be exported as separate agents."""
+
+    settings_class: ClassVar[type[AlgorithmSettings]] = MatSettings
+    exportable: ClassVar[bool] = False
+    settings: MatSettings
+
+    def create_policies(self) -> list[GroupPolicy]:
+        """Nobody has a policy of its own."""
+        return []
+
+    def learn(self, part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
+        """−E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ], r = μ_φ/μ_old of every agent's action (Eq. 5)."""
+        judged = self.judge(part, order, self.guider_optimiser.parameter)
+        log_ratio = part.log_prob(judged.distributions) - old_log_prob
+        objective = clipped_surrogate(log_ratio.exp(), part.normalised_advantages(), self.settings.clip)
+        metrics = self.guider_step(part, judged, objective, None, schedule)
+        with torch.no_grad():
+            kl = part.mean(log_ratio.exp() - 1.0 - log_ratio)
+        return metrics | {"agent_kl": kl}
+
+    def deployable(self, agent: int) -> NoReturn:
+        """Always refused."""
+        name = type(self).__name__.lower()
+        raise UsageError(
+            f"{name}: acts for the whole team at once from everybody's observations, so that there is no policy of "
+            f"agent '{self.spec.agents[agent].id}' to deploy; train magpo (or ctds) with "
+            f"--set algorithm.guider={self.settings.guider} to get one for each agent"
+        )

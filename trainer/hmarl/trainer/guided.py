@@ -1,0 +1,395 @@
+"""The skeleton of all algorithms in which a centralised guider collects: rollout → advantage → epochs of minibatches.
+
+A member says in ``learn`` what is learnt from a minibatch: the guider alone (MAT, Sable), or a guider and the local
+policies that it guides (MAGPO, CTDS).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
+from hmarl.trainer.algorithm import Algorithm, StateDict
+from hmarl.trainer.config import AlgorithmSettings, PolicyGradientSettings, StochasticGradientSettings
+from hmarl.trainer.distributions import ActionHead, Distribution
+from hmarl.trainer.gradient_steps import minibatches
+from hmarl.trainer.guiders import GUIDERS
+from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
+from hmarl.trainer.normalisation import ValueNormaliser
+from hmarl.trainer.optimiser import FlatAdam
+from hmarl.trainer.policies import group_head
+from hmarl.trainer.returns import explained_variance, generalised_advantages, normalise_advantages
+from hmarl.trainer.rollout import Decision, Rollout
+
+
+class GuidedSettings(PolicyGradientSettings, StochasticGradientSettings):
+    """Settings of all algorithms with a guider."""
+
+    guider: Literal["mat", "sable"] = Field(
+        "mat", description="mat: attention over the agents; sable: retention over agents and time, which remembers"
+    )
+    embedding_size: int = Field(64, ge=1, description="E, width of the guider")
+    blocks: int = Field(1, ge=1, description="encoder and decoder blocks of the guider")
+    attention_heads: int = Field(1, ge=1, description="heads of each of its attention layers; a divisor of E")
+    guider_sees_state: bool = Field(False, description="the guider sees the global state beside all observations")
+    shuffle_agents: bool = Field(
+        True, description="the agents decide in a random order, another one in every rollout and in every epoch"
+    )
+    epochs: int = Field(10, ge=1, description="passes over the rollout per update")
+    minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
+    clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε], and the values alike")
+    value_coefficient: float = Field(0.5, gt=0, description="weight of the value loss")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> GuidedSettings:
+        if self.embedding_size % self.attention_heads:
+            raise UsageError(
+                f"algorithm.attention_heads: got {self.attention_heads}, expected a divisor of "
+                f"algorithm.embedding_size ({self.embedding_size})"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class TeamBatch:
+    """A rollout, or a part of it, as C sequences of L steps; L is 1 where nobody remembers.
+
+    Attributes:
+        view: [L, C, ...] what the guider sees.
+        context: [L, C, K] what the agents see beside their observations, or None.
+        actions: per group [L, C, N_group, ...] raw.
+        active: [N, L·C] float32, agents group by group, 0 where one had left; None when none ever had.
+        begins: [L, C] bool, True where a step begins an episode.
+        advantages, returns, values: [L, C]; the values as the guider had them when it acted.
+        guider_memory: [C, *memory_shape] before the first step.
+        memories: per group [N_group, C, H] of the local policies; empty where they remember nothing.
+    """
+
+    view: TeamView
+    context: Tensor | None
+    actions: list[Tensor]
+    active: Tensor | None
+    begins: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+    guider_memory: Tensor
+    memories: list[Tensor]
+
+    @property
+    def sequences(self) -> int:
+        """C."""
+        return self.begins.shape[1]
+
+    def take(self, units: Tensor) -> TeamBatch:
+        """The sequences ``units`` [c] int64."""
+        view, length = self.view, self.begins.shape[0]
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[:, units]
+
+        active = self.active
+        if active is not None:
+            active = active.view(len(active), length, -1)[..., units].flatten(1)
+        return TeamBatch(
+            TeamView(
+                [features[:, units] for features in view.features],
+                [pick(mask) for mask in view.action_masks],
+                pick(view.context),
+            ),
+            pick(self.context),
+            [actions[:, units] for actions in self.actions],
+            active,
+            self.begins[:, units],
+            self.advantages[:, units],
+            self.returns[:, units],
+            self.values[:, units],
+            self.guider_memory[units],
+            [memory[:, units] for memory in self.memories],
+        )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over agents and steps, where the agents were there, of [N, L·C] -> scalar."""
+        if self.active is None:
+            return values.mean()
+        return (values * self.active).sum() / self.active.sum().clamp(min=1.0)
+
+    def log_prob(self, distributions: Sequence[Distribution]) -> Tensor:
+        """[N, L·C] of the recorded actions, agents group by group, under [N_group, L·C] of every group."""
+        return torch.cat([self.group_log_prob(g, distribution) for g, distribution in enumerate(distributions)])
+
+    def group_log_prob(self, group: int, distribution: Distribution) -> Tensor:
+        """[N_group, L·C] of a group's recorded actions under its distributions [N_group, L·C]."""
+        return distribution.log_prob(self.actions[group].flatten(0, 1).transpose(0, 1))
+
+    def normalised_advantages(self) -> Tensor:
+        """[L·C] of mean 0 and standard deviation 1."""
+        return normalise_advantages(self.advantages.flatten())
+
+
+class GuidedTeam(Algorithm):
+    """A team that collects with its guider.
+
+    Args:
+        spec: the environment.
+        settings: of the member's own class.
+        generator: CPU generator of the initial weights and the agents' orders.
+        device: where networks and rollouts live.
+    """
+
+    settings_class: ClassVar[type[AlgorithmSettings]] = GuidedSettings
+    settings: GuidedSettings
+
+    def __init__(
+        self, spec: EnvironmentSpec, settings: GuidedSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        context = self.context_size + (spec.state_size if settings.guider_sees_state else 0)
+        self.guider = GUIDERS[settings.guider](spec.groups, self.heads, settings, context)
+        self.guider_theta = self.guider.initialise(generator).to(device)
+        self.guider_optimiser = FlatAdam(self.guider_theta, settings.learning_rate, settings.max_gradient_norm)
+        self.value_normaliser = ValueNormaliser(device, settings.normalise_values)
+        self._order = list(range(len(spec.agents)))
+        self._guider_memory = self.guider.no_memory(0, device)
+        self._memories_at_ends: list[Tensor] = []
+
+    def head(self, group: AgentGroup) -> ActionHead:
+        """Continuous actions as the settings say."""
+        return group_head(group, self.settings)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether guider or local policies remember."""
+        return self.settings.recurrent or self.guider.memory_shape != (0,)
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Draw the rollout's noise and the order in which the agents decide."""
+        super().begin_rollout(steps, batch_size)
+        self._order = self._draw_order().tolist()
+        self._memories_at_ends = []
+        if len(self._guider_memory) != batch_size:
+            self._guider_memory = self.guider.no_memory(batch_size, self.device)
+
+    def _draw_order(self) -> Tensor:
+        """[N] int64."""
+        agents = len(self.spec.agents)
+        if not self.settings.shuffle_agents:
+            return torch.arange(agents)
+        return torch.randperm(agents, generator=self.generator)
+
+    def view(self, observations: Sequence[Tensor], masks: Sequence[Tensor | None], states: Tensor) -> TeamView:
+        """What the guider sees of raw observations [..., N_group, D], masks and states [..., S]."""
+        features = [normaliser(x) for normaliser, x in zip(self.observation_normalisers, observations, strict=True)]
+        return TeamView(features, masks, self.state_normaliser(states) if self.settings.guider_sees_state else None)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, step: int) -> Decision:
+        """a^{i_1} ∼ μ(·|o), a^{i_2} ∼ μ(·|o, a^{i_1}), … ."""
+        noise = [perturbation[step] for perturbation in self._perturbations]
+        memories = (*self._memories, self._guider_memory)
+        acted = self._guide_step(observation, noise, self._order, self._guider_memory)
+        decision = Decision(acted.actions, self.to_environment(acted.actions), {"value": acted.value})
+        if self.remembers and step % self._chunk_length == 0:
+            decision.memories = memories
+        self._guider_memory = acted.memory
+        if self._memories:
+            _, self._memories = self.decide(observation, None, None, self._memories)
+        return decision
+
+    @torch.no_grad()
+    def act_centrally(
+        self, observation: Observation, perturbations: Sequence[Tensor] | None, memory: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The guider's actions in the environment's units, agents in their natural order, and what it remembers.
+
+        Args:
+            observation: tensors on the training device.
+            perturbations: per group [N_group, B, A]; None selects the modes.
+            memory: [B, *memory_shape] of the guider.
+        """
+        acted = self._guide_step(observation, perturbations, range(len(self.spec.agents)), memory)
+        return self.to_environment(acted.actions), acted.memory
+
+    def _guide_step(
+        self, observation: Observation, perturbations: Sequence[Tensor] | None, order: Sequence[int], memory: Tensor
+    ) -> Acted:
+        view = self.view(observation.observations, observation.action_masks, observation.state)
+        return self.guider.act(self.guider.named(self.guider_theta), view, perturbations, order, memory)
+
+    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Raw actions per group in the environment's units."""
+        return tuple(head.to_environment(action) for head, action in zip(self.heads, actions, strict=True))
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """Nothing is remembered of the episodes that have ended, but for the value of what was seen last."""
+        super().episodes_ended(ended)
+        memory = self._guider_memory
+        if len(memory) == len(ended):
+            self._memories_at_ends.append(memory[ended])
+            self._guider_memory = memory.masked_fill(ended.view(-1, *(1,) * (memory.dim() - 1)), 0.0)
+
+    def acting_state(self) -> dict[str, Tensor]:
+        """What local policies and guider remember."""
+        return super().acting_state() | {"guider_memory": self._guider_memory}
+
+    def load_acting_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``acting_state`` returned."""
+        super().load_acting_state(state)
+        self._guider_memory = state["guider_memory"].clone()
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Epochs of minibatches over the rollout, the agents in a new order in each.
+
+        Args:
+            rollout: full.
+            progress: share of the training done, in [0, 1), for schedules.
+        """
+        settings, schedule = self.settings, self.schedule(progress)
+        batch = self.batch(rollout)
+        self.value_normaliser.update(batch.returns)
+        behaviour = self.guider_theta.clone()
+        rows: dict[str, list[Tensor]] = defaultdict(list)
+        for _ in range(settings.epochs):
+            order = self._draw_order().to(self.device)
+            for units in minibatches(batch.sequences, 1, settings.minibatches, self.noise_generator):
+                part = batch if units is None else batch.take(units)
+                with torch.no_grad():
+                    old_log_prob = part.log_prob(self.judge(part, order, behaviour).distributions)
+                for name, value in self.learn(part, order, old_log_prob, schedule).items():
+                    rows[name].append(value)
+        self.update_normalisers(rollout)
+        metrics = {name: float(torch.stack(values).mean()) for name, values in rows.items()}
+        return metrics | {"explained_variance": explained_variance(batch.values, batch.returns)}
+
+    def learn(self, part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
+        """Descend once on a minibatch.
+
+        Args:
+            part: the minibatch.
+            order: [N] int64, in which the agents decide.
+            old_log_prob: [N, L·C] of the actions, agents group by group, under the guider that collected, in that
+                order.
+            schedule: factor on all step sizes.
+
+        Returns:
+            Metrics, scalars.
+        """
+        raise NotImplementedError
+
+    def judge(self, part: TeamBatch, order: Tensor, theta: Tensor) -> Judged:
+        """The guider with parameters ``theta`` at the steps of a minibatch."""
+        return self.guider.judge(
+            self.guider.named(theta), part.view, part.actions, order, part.guider_memory, part.begins
+        )
+
+    def guider_step(
+        self, part: TeamBatch, judged: Judged, objective: Tensor, penalty: Tensor | None, schedule: float
+    ) -> dict[str, Tensor]:
+        """Descend −objective + penalty − c_ent · H + c_v · L_V on the guider.
+
+        Args:
+            part: the minibatch.
+            judged: the guider there, with gradient.
+            objective: [N, L·C] surrogate.
+            penalty: scalar, or None.
+            schedule: factor on the step size.
+        """
+        entropy = part.mean(torch.cat([distribution.entropy() for distribution in judged.distributions]))
+        value_loss = self._value_loss(part, judged.values)
+        loss = -part.mean(objective) - self.settings.entropy_coefficient * entropy
+        loss = loss + self.settings.value_coefficient * value_loss
+        norm = self.guider_optimiser.step(loss if penalty is None else loss + penalty, schedule)
+        return {"agent_entropy": entropy.detach(), "critic_loss": value_loss.detach(), "guider_gradient_norm": norm}
+
+    def _value_loss(self, part: TeamBatch, values: Tensor) -> Tensor:
+        """E[ max( (V − R)², (clip(V, V_old ± ε) − R)² ) ] in normalised units (Schulman et al.'s code; Yu et al. 2022,
+        Eq. 3).
+        """
+        targets, old = self.value_normaliser.normalise(part.returns), self.value_normaliser.normalise(part.values)
+        clipped = old + (values - old).clamp(-self.settings.clip, self.settings.clip)
+        return torch.maximum((values - targets).square(), (clipped - targets).square()).mean()
+
+    # --- rollouts as batches ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def batch(self, rollout: Rollout) -> TeamBatch:
+        """A rollout as sequences, with advantages by GAE on the guider's values."""
+        values, next_values = self._values(rollout)
+        advantages = generalised_advantages(
+            rollout.team_rewards, values, next_values, rollout.ended, self.settings.gamma, self.settings.gae_lambda
+        )
+        view = self.view(rollout.observations, rollout.action_masks, rollout.states[:-1])
+        length = self._chunk_length if self.remembers else 1
+        chunks = rollout.steps // length
+        guider_memory, memories = self._starting_memories(rollout, chunks * rollout.batch_size)
+
+        def sequences(x: Tensor) -> Tensor:
+            """[T, B, ...] -> [L, n·B, ...]."""
+            return x.unflatten(0, (chunks, length)).transpose(0, 1).flatten(1, 2)
+
+        begins = torch.zeros_like(rollout.terminated)
+        begins[1:] = rollout.ended[:-1]
+        grouped = [agent for group in self.spec.groups for agent in group.agents]
+        return TeamBatch(
+            view=TeamView(
+                [sequences(features) for features in view.features],
+                [None if mask is None else sequences(mask) for mask in view.action_masks],
+                None if view.context is None else sequences(view.context),
+            ),
+            context=None,
+            actions=[sequences(actions) for actions in rollout.actions],
+            active=None if rollout.all_active else sequences(rollout.active[:, :, grouped]).flatten(0, 1).T.float(),
+            begins=sequences(begins),
+            advantages=sequences(advantages),
+            returns=sequences(advantages + values),
+            values=sequences(values),
+            guider_memory=guider_memory,
+            memories=memories,
+        )
+
+    def _starting_memories(self, rollout: Rollout, sequences: int) -> tuple[Tensor, list[Tensor]]:
+        """[C, *memory_shape] and per group [N_group, C, H]: what was remembered where each sequence starts."""
+        if not self.remembers:
+            return self.guider.no_memory(sequences, self.device), []
+        *local, guider = zip(*rollout.memories, strict=True)
+        return torch.cat(guider), [torch.stack(group).transpose(0, 1).flatten(1, 2) for group in local]
+
+    def _values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """[T, B] V as the guider had it when it acted, and [T, B] of what followed (0 after termination)."""
+        parameters, groups = self.guider.named(self.guider_theta), range(len(self.spec.groups))
+        last = self.guider.value(
+            parameters,
+            self.view(rollout.last_observations, rollout.last_action_masks, rollout.states[-1]),
+            self._guider_memory,
+        )
+        finals = last[:0]
+        if len(rollout.final_states):
+            seen = [rollout.final_observations(g) for g in groups]
+            view = self.view(seen, [None for _ in groups], rollout.final_states)
+            finals = self.guider.value(parameters, view, torch.cat(self._memories_at_ends))
+        values = torch.cat([rollout.extras["value"], last.unsqueeze(0)])
+        values, finals = self.value_normaliser.denormalise(values), self.value_normaliser.denormalise(finals)
+        return values[:-1], rollout.next_values(values, finals)
+
+    # --- persistence ------------------------------------------------------------------------------------------------
+
+    def components(self) -> StateDict:
+        """The shared parts and the guider."""
+        return super().components() | {
+            "guider": self.guider_theta,
+            "guider_optimiser": self.guider_optimiser,
+            "value_moments": self.value_normaliser,
+        }
