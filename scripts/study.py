@@ -111,9 +111,18 @@ COMPARISONS = (
     *(
         Comparison(
             name, f"mpe/{name}", 600_000, 50_000,
-            algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo", seeds=1),
+            algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo", seeds=1), remark=remark,
         )
-        for name in ("simple_reference", "simple_speaker_listener")
+        for name, remark in (
+            ("simple_reference", "One seed. Nobody is far ahead within this budget, and HCPO's conductors score alike."),
+            (
+                "simple_speaker_listener",
+                "One seed. Here HCPO's conductor does harm: it sees the goal, and the listener learns to be told the "
+                "goal by the instruction. Under the central conductor the team does nearly as well as the others; the "
+                "listener's local conductor cannot know the goal, and the team does as badly under it as under a "
+                "random one. Whoever deploys HCPO should look at this gap.",
+            ),
+        )
     ),
     Comparison(
         "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo", seeds=2),
@@ -161,8 +170,8 @@ COMPARISONS = (
             ),
             (
                 "3s5z", 1,
-                "Harder for all within this budget. HCPO learns most slowly here: eight agents each learn for ten "
-                "instructions.",
+                "MAVEN, off-policy, is ahead within this budget, then MAPPO. HCPO learns most slowly here: eight agents "
+                "each learn for ten instructions.",
             ),
         )
     ),
@@ -178,6 +187,10 @@ COMPARISONS = (
     Comparison(
         "hcpo-conductor-kl", "mpe/simple_spread", 1_000_000, 100_000,
         settings_of("hcpo", "conductor_kl_limit", (0.001, 0.01, 0.05, 0.1), "δ₁", 1),
+        remark=(
+            "One seed. The smallest step is clearly too small, and the largest tried was best; the spread between "
+            "seeds (about 1, at twice the budget) does not explain that."
+        ),
     ),
     Comparison(
         "hamdpo-steps", "mamujoco/HalfCheetah-2x3", 300_000, 50_000,
