@@ -196,6 +196,12 @@ class Algorithm:
         """
         raise NotImplementedError
 
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """What is going wrong in the update that made these metrics and what would help, logged once; None if nothing
+        is.
+        """
+        return None
+
     def schedule(self, progress: float) -> float:
         """Factor on all step sizes."""
         return 1.0 - progress if self.settings.learning_rate_decay == "linear" else 1.0

@@ -20,7 +20,14 @@ from hmarl.runtime.bundle import replace_file
 Rows = list[dict[str, Any]]
 Points = list[tuple[float, float]]
 
-_COLOURS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7", "training": "#56b4e9"}
+_COLOURS = {
+    "local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7", "guider": "#009e73",
+    "training": "#56b4e9",
+}  # fmt: skip
+_PLAYED_BY = {
+    "local": "deployed policies", "central": "central conductor", "random": "random conductor", "none": "no conductor",
+    "guider": "guider",
+}  # fmt: skip
 
 
 def read_metrics(run: Path) -> Rows:
@@ -45,6 +52,8 @@ def run_plots(rows: Rows, title: str) -> dict[str, bytes]:
     if _points(rows, "return"):
         plots["return.png"] = return_plot(rows, title)
         plots["diagnostics.png"] = diagnostics_plot(rows)
+    if _points(rows, "imitation_kl"):
+        plots["imitation.png"] = imitation_plot(rows, title)
     if _points(rows, "bound"):
         plots["improvement_bound.png"] = improvement_bound_plot(rows, title)
     return plots
@@ -55,11 +64,10 @@ def return_plot(rows: Rows, title: str) -> bytes:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     training = _points(rows, "return")
     axes.plot(*zip(*training, strict=True), color=_COLOURS["training"], lw=1, label="training (sampled actions)")
-    for name in ("local", "central", "random", "none"):
+    for name, label in _PLAYED_BY.items():
         points = _points(rows, f"evaluation/{name}/return_mean")
         if points:
-            label = f"evaluation, {name} conductor" if name != "local" else "evaluation, deployed policies"
-            axes.plot(*zip(*points, strict=True), "o-", ms=3, color=_COLOURS[name], label=label)
+            axes.plot(*zip(*points, strict=True), "o-", ms=3, color=_COLOURS[name], label=f"evaluation, {label}")
     axes.set(xlabel="environment steps", ylabel="return of the team", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
@@ -70,7 +78,7 @@ def diagnostics_plot(rows: Rows) -> bytes:
     """Entropies and divergences over environment steps, PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axes, keys, label in (
-        (left, ("agent_entropy", "instruction_entropy"), "entropy (nats)"),
+        (left, ("agent_entropy", "learner_entropy", "instruction_entropy"), "entropy (nats)"),
         (right, ("agent_kl", "conductor_kl"), "mean KL(old ‖ new) (nats)"),
     ):
         for key in keys:
@@ -81,6 +89,27 @@ def diagnostics_plot(rows: Rows) -> bytes:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def imitation_plot(rows: Rows, title: str) -> bytes:
+    """How far guider and local policies part: divergence, actions out of bounds, δ and the gap in return, PNG."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5.4), layout="constrained", sharex=True)
+    gap = [(row["steps"], row["evaluation/imitation_gap"]) for row in rows if "evaluation/imitation_gap" in row]
+    for axis, points, label, style in (
+        (axes[0, 0], _points(rows, "imitation_kl"), "KL(μ ‖ π) an agent (nats)", "-"),
+        (axes[0, 1], _points(rows, "outside_share"), "share of actions outside (1/δ, δ)", "-"),
+        (axes[1, 0], gap, "return, guider − local policies", "o-"),
+        (axes[1, 1], _points(rows, "delta"), "δ", "-"),
+    ):
+        if points:
+            axis.plot(*zip(*points, strict=True), style, ms=3, lw=1, color=_COLOURS["guider"])
+        axis.set(ylabel=label)
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set(xlabel="environment steps")
+    axes[1, 0].axhline(0.0, color="black", lw=0.6)
+    figure.suptitle(f"{title}: how far the guider and its local policies part", fontsize=10)
     return _png(figure)
 
 

@@ -177,6 +177,7 @@ class Run:
         self._evaluation_environment: VectorEnvironment | None = None
         self.counters = Counters()
         self._divergence: str | None = None
+        self._advice: str | None = None
         self._returns: deque[float] = deque(maxlen=max(100, self.settings.environments))
         if checkpoint is not None:
             self._load(checkpoint)
@@ -312,6 +313,10 @@ class Run:
             steps=self.counters.steps + frames,
             episodes=self.counters.episodes + len(statistics.returns),
         )
+        advice = self.algorithm.advice(metrics)
+        if advice and advice != self._advice:
+            _log.warning("update %d: %s", self.counters.update, advice)
+        self._advice = advice
         if self._returns:
             metrics["return"] = float(np.mean(self._returns))
         if statistics.lengths:
@@ -367,6 +372,9 @@ class Run:
                 if summary.get(key) is not None:
                     metrics[f"evaluation/{name}/{key}"] = float(summary[key])
         replace_file(self._evaluation_path(), (json.dumps(details, default=str) + "\n").encode())
+        if {"local", "guider"} <= set(details):
+            gap = details["guider"]["return_mean"] - details["local"]["return_mean"]
+            metrics["evaluation/imitation_gap"] = float(gap)
         return metrics
 
     def _evaluation_path(self) -> Path:

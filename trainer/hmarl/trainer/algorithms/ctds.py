@@ -30,3 +30,8 @@ class Ctds(Magpo):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = CtdsSettings
     settings: CtdsSettings
+
+    @property
+    def remedy(self) -> str:
+        """Nothing binds the teacher here."""
+        return "Nothing binds the teacher of ctds to its students; magpo does"

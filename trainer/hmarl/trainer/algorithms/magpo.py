@@ -35,6 +35,8 @@ from hmarl.trainer.networks import Memory
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.rollout import Rollout
 
+# Share of actions outside (1/δ, δ) beyond which guider and local policies have parted.
+_PARTED = 0.5
 # Bounds between which delta=auto moves, and by how much in one update.
 _LEAST_DELTA, _LARGEST_DELTA, _DELTA_RATE = 1.05, 4.0, 1.1
 
@@ -113,6 +115,23 @@ class Magpo(GuidedTeam):
         if gap > 1.5 * limit or gap < limit / 1.5:
             bound = self.adapted_delta.log() * (_DELTA_RATE if gap < limit else 1.0 / _DELTA_RATE)
             self.adapted_delta.copy_(bound.exp().clamp(_LEAST_DELTA, _LARGEST_DELTA))
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """Guider and local policies have parted when most actions lie beyond δ."""
+        if metrics.get("outside_share", 0.0) <= _PARTED:
+            return None
+        return (
+            f"guider and local policies part: more than {_PARTED:.0%} of the actions lie outside (1/δ, δ); what is "
+            f"deployed will do worse than the guider. {self.remedy}"
+        )
+
+    @property
+    def remedy(self) -> str:
+        """What helps when guider and local policies part."""
+        return (
+            f"Lower algorithm.delta (now {self.settings.delta}) or algorithm.learning_rate, or raise "
+            "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow"
+        )
 
     def learn(self, part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
         """Guider, then local policies, each with the other held fixed (Eqs. 8 and 10)."""
