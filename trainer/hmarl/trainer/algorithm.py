@@ -217,6 +217,14 @@ class Algorithm:
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
+    @classmethod
+    def check_exportable(cls, settings: AlgorithmSettings) -> None:
+        """Whether a run with these settings has local policies to export (``exportable``).
+
+        Raises:
+            UsageError: it has none; says what to train instead.
+        """
+
     def deployable(self, agent: int) -> DeployablePolicy:
         """The agent's local policy as one module, with a copy of the parameters.
 

@@ -146,9 +146,11 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     console.print(table)
     resumed_at, steps = summary["resumed_at"], summary["steps"]
     part = f", the last {steps - resumed_at:,}" if resumed_at else ""
+    # What acts for the whole team at once has no local policies, and nothing to export.
+    following = f"hmarl-export {directory}" if "local" in summary["final"] else f"hmarl-eval --run {directory}"
     console.print(
         f"{steps:,} steps{part} in {_duration(summary['wall_s'])}\n"
-        f"next: hmarl-export {directory}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
+        f"next: {following}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
         highlight=False,
         soft_wrap=True,
     )
@@ -163,7 +165,8 @@ def export(
 ) -> None:
     """Distil a run into one local policy per agent as ONNX, check it against torch, and write a bundle.
 
-    Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance.
+    Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance, and
+    algorithms that act for the whole team at once (hmarl-algorithms marks them).
     """
     _need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR)
@@ -214,10 +217,12 @@ def algorithms(
                 table.add_row(f"{prefix}.{key}", json.dumps(field.default), field.description or "")
                 document[f"{prefix}.{key}"] = field.default
     else:
-        table = Table("algorithm", "about", title="algorithms")
+        table = Table("algorithm", "acts", "about", title="algorithms")
         for key, algorithm in ALGORITHMS.items():
-            table.add_row(key, (algorithm.__doc__ or "").splitlines()[0])
-        document = {"algorithms": list(ALGORITHMS)}
+            acts = "agent by agent" if algorithm.exportable else "centrally"
+            table.add_row(key, acts, (algorithm.__doc__ or "").splitlines()[0])
+        central = [key for key, algorithm in ALGORITHMS.items() if not algorithm.exportable]
+        document = {"algorithms": list(ALGORITHMS), "central": central}
     console.print(table)
     if as_json:
         print_json(document)

@@ -40,6 +40,7 @@ from hmarl.sdk.evaluation import as_numpy, episode_seeds
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.algorithm import Algorithm
+from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.checkpoint import Checkpoint, find_checkpoint, restore
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.instructions import random_instructions
@@ -132,9 +133,12 @@ def export_run(run: Path, target: Path, checkpoint: str = "best", name: str | No
         name: the bundle's name, the run directory's by default.
 
     Raises:
+        UsageError: the run's algorithm acts for the whole team at once; nothing is written.
         ParityError: ONNX Runtime and torch disagree; nothing is written.
         CheckpointError: see ``load_run``.
     """
+    config = RunConfig.read(run)
+    find_algorithm(config.algorithm).check_exportable(config.settings())
     loaded = load_run(run, checkpoint)
     graphs = graphs_of(loaded)
     files = {graph.file: onnx_bytes(graph) for graph in graphs}

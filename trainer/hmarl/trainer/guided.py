@@ -69,7 +69,8 @@ class TeamBatch:
         actions: per group [L, C, N_group, ...] raw.
         active: [N, L·C] float32, agents group by group, 0 where one had left; None when none ever had.
         begins: [L, C] bool, True where a step begins an episode.
-        advantages, returns, values: [L, C]; the values as the guider had them when it acted.
+        advantages, returns: [L, C].
+        values: [L, C] what the guider's network said when it acted, in the units of then.
         guider_memory: [C, *memory_shape] before the first step.
         memories: per group [N_group, C, H] of the local policies; empty where they remember nothing.
     """
@@ -272,7 +273,7 @@ class GuidedTeam(Algorithm):
                     rows[name].append(value)
         self.update_normalisers(rollout)
         metrics = {name: float(torch.stack(values).mean()) for name, values in rows.items()}
-        return metrics | {"explained_variance": explained_variance(batch.values, batch.returns)}
+        return metrics | {"explained_variance": explained_variance(batch.returns - batch.advantages, batch.returns)}
 
     def learn(self, part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
         """Descend once on a minibatch.
@@ -318,7 +319,7 @@ class GuidedTeam(Algorithm):
         """E[ max( (V − R)², (clip(V, V_old ± ε) − R)² ) ] in normalised units (Schulman et al.'s code; Yu et al. 2022,
         Eq. 3).
         """
-        targets, old = self.value_normaliser.normalise(part.returns), self.value_normaliser.normalise(part.values)
+        targets, old = self.value_normaliser.normalise(part.returns), part.values
         clipped = old + (values - old).clamp(-self.settings.clip, self.settings.clip)
         return torch.maximum((values - targets).square(), (clipped - targets).square()).mean()
 
@@ -355,7 +356,7 @@ class GuidedTeam(Algorithm):
             begins=sequences(begins),
             advantages=sequences(advantages),
             returns=sequences(advantages + values),
-            values=sequences(values),
+            values=sequences(rollout.extras["value"]),
             guider_memory=guider_memory,
             memories=memories,
         )

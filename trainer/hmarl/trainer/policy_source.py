@@ -11,7 +11,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
 from hmarl.trainer.export import load_run
-from hmarl.trainer.team import LocalTeam, central_team, variants
+from hmarl.trainer.team import CONDUCTORS, LocalTeam, central_team, variants
 
 
 def load_team(
@@ -26,7 +26,8 @@ def load_team(
 
     Args:
         run: run directory.
-        variant: ``local`` (what is deployed) or, for HCPO, ``central``, ``random`` or ``none``; None is ``local``.
+        variant: ``local`` (what is deployed), for HCPO ``central``, ``random`` or ``none``, for what has a guider
+            ``guider``; None is ``local``, or ``guider`` where there are no local policies.
         checkpoint: ``best``, ``last`` or a number of steps.
         sample: draw actions instead of argmax or mean.
         instruction_choice: how the local conductors choose, see ``PolicySession.reset``; ``local`` alone has a choice.
@@ -40,7 +41,7 @@ def load_team(
     name = variant or known[0]
     if name not in known:
         raise UsageError(f"variant: got '{name}', expected one of {', '.join(known)}")
-    if instruction_choice is not None and (name != "local" or len(known) == 1):
+    if instruction_choice is not None and (name != "local" or not set(CONDUCTORS) <= set(known)):
         of = f"the variant {name}" if name != "local" else loaded.config.algorithm
         raise UsageError(f"instruction_choice: got '{instruction_choice}', but {of} has no instructions to choose")
 

@@ -45,11 +45,16 @@ class Mat(GuidedTeam):
             kl = part.mean(log_ratio.exp() - 1.0 - log_ratio)
         return metrics | {"agent_kl": kl}
 
+    @classmethod
+    def check_exportable(cls, settings: AlgorithmSettings) -> NoReturn:
+        """Always refused."""
+        assert isinstance(settings, GuidedSettings)
+        raise UsageError(
+            f"{cls.__name__.lower()}: acts for the whole team at once from everybody's observations, so that there is "
+            "no policy of a single agent to deploy; train magpo (or ctds) with "
+            f"--set algorithm.guider={settings.guider} to get one for each agent"
+        )
+
     def deployable(self, agent: int) -> NoReturn:
         """Always refused."""
-        name = type(self).__name__.lower()
-        raise UsageError(
-            f"{name}: acts for the whole team at once from everybody's observations, so that there is no policy of "
-            f"agent '{self.spec.agents[agent].id}' to deploy; train magpo (or ctds) with "
-            f"--set algorithm.guider={self.settings.guider} to get one for each agent"
-        )
+        self.check_exportable(self.settings)
