@@ -25,7 +25,7 @@ from torch.nn import functional
 from hmarl.trainer.guiders.guider import Guider, Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 # Tokens a chunk: more of them cost arithmetic within chunks, fewer cost states between them.
-_CHUNK_TOKENS = 96
+_CHUNK_TOKENS = 48
 # 1 − κ of the first and of the last head (RetNet's), so that half of a step is forgotten after 22 and 355 steps.
 _FASTEST, _SLOWEST = 1 / 32, 1 / 512
 _LONGEST_PERIOD = 10_000.0
