@@ -433,7 +433,7 @@ def test_the_teacher_of_ctds_is_mat_and_its_students_only_imitate() -> None:
     """After two updates on the same rollouts the teacher is MAT's network to the last bit."""
     settings = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
     mat, *its_own = new_algorithm("mat", TOY, 4, 10, **settings)
-    ctds, *students_own = new_algorithm("ctds", TOY, 4, 10, recurrent=False, **settings)
+    ctds, *students_own = new_algorithm("ctds", TOY, 4, 10, recurrent=False, delta=1.001, **settings)
     magpo, *learners_own = new_algorithm("magpo", TOY, 4, 10, recurrent=False, delta=1.001, **settings)
     students = [policy.theta.clone() for policy in ctds.policies]
     for other in (ctds, magpo):

@@ -1,0 +1,382 @@
+"""Teams that collect with a guider: batches, advantages and memories are what was met step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation, StepResult
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.spaces import AgentSpec
+from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.config import validate
+from hmarl.trainer.guided import GuidedTeam, TeamBatch
+from hmarl.trainer.guiders import GUIDERS
+from hmarl.trainer.guiders.guider import Acted
+from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.team import CentralTeam, LocalTeam, variants
+from toy_environments import ToyEnvironment
+from training_runs import CPU, tiny_networks
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+BATCH = 4
+GROUPED = [0, 2, 1]  # agents group by group
+SMALL = {"embedding_size": 8, "epochs": 2, "minibatches": 3, "memory_size": 5, "normalise_observations": True}
+TEAMS = [
+    pytest.param("magpo", {"guider": guider, "recurrent": recurrent}, id=f"{guider}-recurrent={recurrent}")
+    for guider in GUIDERS
+    for recurrent in (False, True)
+] + [pytest.param("mat", {}, id="no local policies")]
+# Episodes have five steps: rollouts that end with them, and in the middle of them.
+LENGTHS = [(12, 4), (10, 5), (10, None)]
+
+
+def toy(batch_size: int = BATCH) -> ToyEnvironment:
+    """Two choosers and an arm between them; one chooser leaves after two steps, the arm after four. Episodes of odd
+    seeds terminate, those of even ones are cut off.
+    """
+    chooser, box = spaces.Discrete(4), spaces.Box(np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))
+    agents = (
+        AgentSpec("chooser_0", 3, chooser, has_action_mask=True),
+        AgentSpec("arm", 3, box),
+        AgentSpec("chooser_1", 3, chooser, has_action_mask=True),
+    )
+    return ToyEnvironment("toy/mixed", agents, batch_size, leaves={2: 2, 1: 4})
+
+
+def new_team(name: str, **settings: Any) -> Any:
+    algorithm_class = find_algorithm(name)
+    checked = validate(algorithm_class.settings_class, {**tiny_networks(name), **SMALL, **settings}, "algorithm")
+    return algorithm_class(toy().spec, checked, torch.Generator().manual_seed(3), CPU)
+
+
+class Witness:
+    """Collects rollouts and keeps what the guider and the local policies said, and what the environment did."""
+
+    def __init__(self, algorithm: GuidedTeam, steps: int) -> None:
+        self.algorithm, self.steps = algorithm, steps
+        environment = toy()
+        self.rollout = Rollout(environment.spec, steps, BATCH, CPU)
+        self.collector = Collector(environment, self.rollout, np.arange(BATCH) + 11)
+        self.before: list[Tensor] = []
+        self.acted: list[Acted] = []
+        self.results: list[StepResult] = []
+        self.local: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in algorithm.policies]
+
+    def collect(self) -> None:
+        self.before, self.acted, self.results = [], [], []
+        self.local = [[] for _ in self.algorithm.policies]
+        with pytest.MonkeyPatch.context() as patch:
+            self._watch(patch, self.algorithm.guider, "act", self._heard)
+            self._watch(patch, self.collector.environment, "step", lambda result, *_: self.results.append(result))
+            for log, policy in zip(self.local, self.algorithm.policies, strict=True):
+                self._watch(patch, policy, "step", lambda said, *given, log=log: log.append((given[2], said[0])))
+            self.collector.collect(self.algorithm)
+
+    @staticmethod
+    def _watch(patch: pytest.MonkeyPatch, owner: Any, name: str, note: Callable[..., None]) -> None:
+        inner = getattr(owner, name)
+
+        def spy(*arguments: Any) -> Any:
+            result = inner(*arguments)
+            note(result, *arguments)
+            return result
+
+        patch.setattr(owner, name, spy)
+
+    def _heard(self, acted: Acted, *given: Any) -> None:
+        self.before.append(given[4].clone())
+        self.acted.append(acted)
+
+    def value(self, observation: Observation, memory: Tensor) -> Tensor:
+        """[B] in the environment's units."""
+        seen, masks = ([torch.as_tensor(x) for x in xs if x is not None] for xs in (observation.observations, ()))
+        state = torch.as_tensor(observation.state)
+        view = self.algorithm.view(seen, masks or [None] * len(seen), state)
+        parameters = self.algorithm.guider.named(self.algorithm.guider_theta)
+        return self.algorithm.value_normaliser.denormalise(self.algorithm.guider.value(parameters, view, memory))
+
+    @torch.no_grad()
+    def advantages(self) -> tuple[Tensor, Tensor]:
+        """[T, B] advantages and returns by the definition, one environment and one step at a time."""
+        settings = self.algorithm.settings
+        values = [self.algorithm.value_normaliser.denormalise(acted.value) for acted in self.acted]
+        values.append(self.value(self.collector.observation, self.acted[-1].memory))
+        advantages = torch.zeros(self.steps, BATCH)
+        for b in range(BATCH):
+            running = 0.0
+            for t in reversed(range(self.steps)):
+                result, memory = self.results[t], self.acted[t].memory
+                following, ended = float(values[t + 1][b]), False
+                if result.final is not None and result.truncated[b]:
+                    following, ended = float(self.value(result.final, memory)[b]), True
+                elif result.terminated[b]:
+                    following, ended = 0.0, True
+                delta = float(result.rewards[b].sum()) + settings.gamma * following - float(values[t][b])
+                running = delta + settings.gamma * settings.gae_lambda * (0.0 if ended else running)
+                advantages[t, b] = running
+        return advantages, advantages + torch.stack(values[:-1])
+
+
+def in_time(values: Tensor, length: int) -> Tensor:
+    """[T, B, ...] from sequences [L, n·B, ...]: sequence c is of environment c mod B, from step (c div B)·L on."""
+    sequences = values.shape[1]
+    rows = [values[t % length, (t // length) * BATCH : (t // length + 1) * BATCH] for t in range(
+        length * sequences // BATCH
+    )]  # fmt: skip
+    return torch.stack(rows)
+
+
+def grouped_in_time(values: Tensor, length: int) -> Tensor:
+    """[T, B, N] agents group by group, from [N, L·C]."""
+    return in_time(values.unflatten(1, (length, -1)).movedim(0, -1), length)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "chunk_length"), LENGTHS)
+@pytest.mark.parametrize(("name", "settings"), TEAMS)
+def test_a_batch_is_what_was_met_step_by_step(
+    name: str, settings: dict[str, Any], steps: int, chunk_length: int | None
+) -> None:
+    algorithm = new_team(name, chunk_length=chunk_length, **settings)
+    length = (chunk_length or steps) if algorithm.remembers else 1
+    witness = Witness(algorithm, steps)
+    for _ in range(2):
+        witness.collect()
+        rollout, batch = witness.rollout, algorithm.batch(witness.rollout)
+        assert rollout.terminated.any()
+        assert rollout.truncated.any()
+        assert batch.sequences == steps // length * BATCH
+        advantages, returns = witness.advantages()
+        close(in_time(batch.advantages, length), advantages)
+        close(in_time(batch.returns, length), returns)
+        close(in_time(batch.values, length), torch.stack([acted.value for acted in witness.acted]))
+        for g, normaliser in enumerate(algorithm.observation_normalisers):
+            close(in_time(batch.view.features[g], length), normaliser(rollout.observations[g]))
+            acted = torch.stack([acted.actions[g] for acted in witness.acted])
+            assert torch.equal(in_time(batch.actions[g], length), acted)
+        assert batch.view.action_masks[1] is None
+        assert torch.equal(in_time(batch.view.action_masks[0], length), rollout.action_masks[0])
+        assert torch.equal(grouped_in_time(batch.active, length).bool(), rollout.active[:, :, GROUPED])
+        begins = in_time(batch.begins, length)
+        assert not begins[0].any()
+        assert torch.equal(begins[1:], rollout.ended[:-1])
+        starts = range(0, steps, length)
+        assert torch.equal(batch.guider_memory, torch.cat([witness.before[t] for t in starts]))
+        if algorithm.settings.recurrent:
+            for memory, log in zip(batch.memories, witness.local, strict=True):
+                assert torch.equal(memory, torch.cat([log[t][0] for t in starts], dim=1))
+        else:
+            assert batch.memories == []
+        algorithm.update(rollout, 0.0)
+
+
+@pytest.mark.parametrize(("steps", "chunk_length"), LENGTHS)
+@pytest.mark.parametrize(("name", "settings"), TEAMS)
+@torch.no_grad()
+def test_judging_a_batch_gives_the_probabilities_of_acting(
+    name: str, settings: dict[str, Any], steps: int, chunk_length: int | None
+) -> None:
+    """Of the guider in the rollout's order, and of the local policies that acted beside it for their memory's sake."""
+    algorithm = new_team(name, chunk_length=chunk_length, **settings)
+    length = (chunk_length or steps) if algorithm.remembers else 1
+    witness = Witness(algorithm, steps)
+    for _ in range(3):
+        witness.collect()
+        batch, order = algorithm.batch(witness.rollout), torch.tensor(algorithm._order)
+        log_prob = batch.log_prob(algorithm.judge(batch, order, algorithm.guider_theta).distributions)
+        expected = torch.stack([acted.log_prob for acted in witness.acted])[..., GROUPED]
+        close(grouped_in_time(log_prob, length), expected)
+        if algorithm.settings.recurrent:
+            for g, (mine, log) in enumerate(zip(algorithm.local_policies(batch), witness.local, strict=True)):
+                taken = [said.log_prob(actions.transpose(0, 1)).T for (_, said), actions in zip(
+                    log, witness.rollout.actions[g], strict=True
+                )]  # fmt: skip
+                close(grouped_in_time(batch.group_log_prob(g, mine), length), torch.stack(taken))
+        with torch.enable_grad():
+            algorithm.update(witness.rollout, 0.0)
+
+
+@pytest.mark.parametrize(("name", "settings"), TEAMS)
+@torch.no_grad()
+def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) -> None:
+    algorithm = new_team(name, chunk_length=4, **settings)
+    witness = Witness(algorithm, 12)
+    witness.collect()
+    batch = algorithm.batch(witness.rollout)
+    batch = replace(batch, context=torch.rand(*batch.begins.shape, 2))
+    units = torch.tensor([5, 0, 11, 7])
+    part, length = batch.take(units), len(batch.begins)
+    assert part.sequences == 4
+    for field in ("context", "begins", "advantages", "returns", "values"):
+        assert torch.equal(getattr(part, field), getattr(batch, field)[:, units]), field
+    for mine, whole in zip(part.actions + part.view.features, batch.actions + batch.view.features, strict=True):
+        assert torch.equal(mine, whole[:, units])
+    assert torch.equal(part.guider_memory, batch.guider_memory[units])
+    for mine, whole in zip(part.memories, batch.memories, strict=True):
+        assert torch.equal(mine, whole[:, units])
+    rows = (torch.arange(length).unsqueeze(-1) * batch.sequences + units).flatten()
+    assert torch.equal(part.active, batch.active[:, rows])
+    order = torch.tensor([2, 0, 1])
+    of_part, of_all = (
+        b.log_prob(algorithm.judge(b, order, algorithm.guider_theta).distributions) for b in (part, batch)
+    )
+    close(of_part, of_all[:, rows])
+    if algorithm.policies:
+        mine, whole = (b.log_prob(algorithm.local_policies(replace(b, context=None))) for b in (part, batch))
+        close(mine, whole[:, rows])
+    assert {field.name for field in fields(TeamBatch)} == {
+        "view", "context", "actions", "active", "begins", "advantages", "returns", "values", "guider_memory", "memories"
+    }, "a new field: take it, and test it"  # fmt: skip
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "settings"), TEAMS)
+def test_every_minibatch_is_compared_with_the_guider_that_collected(name: str, settings: dict[str, Any]) -> None:
+    """The first with ratios of 1, and later ones, when the guider has moved, still with the probabilities of acting."""
+    algorithm = new_team(name, chunk_length=4, shuffle_agents=False, learning_rate=1e-2, **settings)
+    witness = Witness(algorithm, 12)
+    witness.collect()
+    acting = torch.stack([acted.log_prob for acted in witness.acted]).flatten(0, 1)[:, GROUPED].T
+    length = 4 if algorithm.remembers else 1
+    inner_batch, inner_learn = algorithm.batch, algorithm.learn
+    seen, moved = [], []
+
+    def numbered(rollout: Rollout) -> TeamBatch:
+        """With t·B + b in the place of the advantages."""
+        batch = inner_batch(rollout)
+        c = torch.arange(batch.sequences)
+        step = torch.arange(length).unsqueeze(-1) + c // BATCH * length
+        return replace(batch, advantages=(step * BATCH + c % BATCH).float())
+
+    def spy(part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
+        numbers = part.advantages.flatten().long()
+        close(old_log_prob, acting[:, numbers])
+        with torch.no_grad():
+            judged = algorithm.judge(part, order, algorithm.guider_theta)
+        moved.append(float((part.log_prob(judged.distributions) - old_log_prob).abs().max()))
+        seen.append(numbers)
+        return inner_learn(part, order, old_log_prob, schedule)
+
+    algorithm.batch, algorithm.learn = numbered, spy
+    algorithm.update(witness.rollout, 0.0)
+    assert len(seen) == 2 * 3
+    for epoch in (seen[:3], seen[3:]):
+        assert torch.cat(epoch).sort().values.tolist() == list(range(12 * BATCH))
+    assert not torch.equal(seen[0], seen[3]), "minibatches are drawn anew"
+    assert moved[0] == 0.0
+    assert min(moved[1:]) > 1e-3
+
+
+def test_the_agents_decide_in_an_order_of_its_own_in_every_rollout_and_epoch() -> None:
+    for shuffle in (True, False):
+        algorithm = new_team("magpo", shuffle_agents=shuffle, epochs=12, minibatches=2)
+        witness, inner, orders, acted = Witness(algorithm, 5), algorithm.learn, [], set()
+        algorithm.learn = lambda part, order, *rest, inner=inner, log=orders: (
+            log.append(tuple(order.tolist())) or inner(part, order, *rest)
+        )
+        for _ in range(8):
+            witness.collect()
+            acted.add(tuple(algorithm._order))
+        algorithm.update(witness.rollout, 0.0)
+        assert orders[::2] == orders[1::2], "one order an epoch"
+        assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2)}
+        for drawn in (acted, set(orders)):
+            assert (len(drawn) > 3) if shuffle else drawn == {(0, 1, 2)}
+
+
+def test_the_step_sizes_fall_as_told() -> None:
+    algorithm = new_team("magpo", learning_rate_decay="linear", learning_rate=1e-3, learner_learning_rate=2e-3)
+    witness = Witness(algorithm, 5)
+    witness.collect()
+    algorithm.update(witness.rollout, 0.75)
+    rates = [each._adam.param_groups[0]["lr"] for each in (algorithm.guider_optimiser, *algorithm.optimisers)]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.5e-3])
+
+
+# --- who sees the state ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sees", [True, False])
+@torch.no_grad()
+def test_the_guider_alone_may_see_the_state(sees: bool) -> None:
+    algorithm = new_team("magpo", guider_sees_state=sees)
+    witness = Witness(algorithm, 10)
+    witness.collect()
+    said, values, local = [], [], []
+    for disturbance in (0.0, 1.0):
+        witness.rollout.states += disturbance
+        batch = algorithm.batch(witness.rollout)
+        judged = algorithm.judge(batch, torch.tensor([2, 0, 1]), algorithm.guider_theta)
+        said.append(batch.log_prob(judged.distributions))
+        values.append(judged.values)
+        local.append(batch.log_prob(algorithm.local_policies(batch)))
+    assert torch.equal(local[0], local[1])
+    assert torch.equal(values[0], values[1]) != sees
+    assert torch.equal(said[0], said[1]) != sees
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"algorithm\.attention_heads: got 3, expected a divisor of .* \(8\)"):
+        new_team("mat", attention_heads=3)
+
+
+# --- the guider as a team -------------------------------------------------------------------------------------------
+
+
+def played(algorithm: Any, sample: bool, seed: int) -> tuple[np.ndarray, ...]:
+    """The actions of seven episodes."""
+    result = evaluate(toy(), CentralTeam(algorithm, sample), 7, seed, record=True)
+    assert result.actions is not None
+    assert np.isfinite(result.returns).all()
+    return result.actions
+
+
+@pytest.mark.parametrize("guider", list(GUIDERS))
+def test_the_guiders_episodes_repeat_themselves_for_the_same_seeds(guider: str) -> None:
+    algorithm = new_team("magpo", guider=guider)
+    for sample in (False, True):
+        first, again, other = (played(algorithm, sample, seed) for seed in (5, 5, 6))
+        for mine, theirs in zip(first, again, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        assert not np.array_equal(first[1], other[1])
+    modes, drawn = played(algorithm, False, 5), played(algorithm, True, 5)
+    assert np.abs(modes[1]).max() < 0.1, "an untrained arm's mean is near zero, its standard deviation is not"
+    assert np.abs(drawn[1]).max() > 0.5
+
+
+@pytest.mark.parametrize("guider", list(GUIDERS))
+def test_evaluation_leaves_what_the_training_remembers_alone(guider: str) -> None:
+    algorithm = new_team("magpo", guider=guider)
+    Witness(algorithm, 7).collect()
+    before = {key: value.clone() for key, value in algorithm.acting_state().items()}
+    played(algorithm, True, 1)
+    evaluate(toy(), LocalTeam(algorithm, sample=True), 3, 1)
+    after = algorithm.acting_state()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_what_can_be_played_with() -> None:
+    assert variants(new_team("magpo")) == variants(new_team("ctds")) == ("local", "guider")
+    mat = new_team("mat")
+    assert variants(mat) == ("guider",)
+    with pytest.raises(UsageError, match=r"mat: acts for the whole team at once .* algorithm\.guider=mat to get"):
+        mat.deployable(0)
