@@ -42,6 +42,13 @@ _SHORT_HORIZON: dict[str, Any] = {"gamma": 0.9}
 # Gaussian policies keep exploring without an entropy bonus.
 _NO_BONUS: dict[str, Any] = {"entropy_coefficient": 0.0}
 _TABLE_GAME_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 50, "threads": 1}
+# One step, two agents: what matters is what a team of samplers does, so that argmax would hide everything.
+_GUIDED: dict[str, Any] = {
+    "embedding_size": 32, "learning_rate": 1e-3, "epochs": 4, "minibatches": 2, "deterministic_evaluation": False,
+}  # fmt: skip
+_ONE_STEP_RUN: dict[str, Any] = {
+    "environments": 64, "rollout_length": 4, "threads": 1, "evaluation_interval": 10_000, "evaluation_episodes": 1000,
+}  # fmt: skip
 _VMAS_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 100, "threads": 1}
 _ROBOT_RUN: dict[str, Any] = {**_VMAS_RUN, "evaluation_episodes": 32}
 _ROBOT_STEPS: dict[str, Any] = {"learning_rate": 5e-4, "epochs": 10, "minibatches": 4, **_NO_BONUS}
@@ -132,6 +139,25 @@ PRESETS: tuple[Preset, ...] = (
     Preset(
         "happo", "vmas/navigation", 500_000, "return about 4.0 in 2 minutes",
         {**_CLIPPED, **_NO_BONUS, **_SHORT_HORIZON}, _VMAS_RUN,
+    ),
+    Preset(
+        "mat", "coordsum/sum-to-10*", 40_000, "always right, in several ways, in 20 seconds",
+        {**_GUIDED, "entropy_coefficient": 0.1}, _ONE_STEP_RUN,
+    ),
+    Preset(
+        "ctds", "coordsum/sum-to-10-full", 150_000,
+        "a teacher who plays all eleven solutions; its students are right once in eleven times, after a minute",
+        {**_GUIDED, "entropy_coefficient": 0.5, "minibatches": 4, "recurrent": False},
+        {**_ONE_STEP_RUN, "environments": 256},
+    ),
+    Preset(
+        "ctds", "coordsum/sum-to-10", 40_000,
+        "a teacher who plays both solutions; its students are right one time in two",
+        {**_GUIDED, "entropy_coefficient": 0.1, "recurrent": False}, _ONE_STEP_RUN,
+    ),
+    Preset(
+        "magpo", "coordsum/sum-to-10*", 60_000, "local policies that are always right, in half a minute",
+        {**_GUIDED, "entropy_coefficient": 0.0, "reinforcement_weight": 8.0, "recurrent": False}, _ONE_STEP_RUN,
     ),
     Preset(
         "hcpo", "coordsum/*", 1_000_000, "3x10-30: return about 130 in 2 minutes, 165 with the central conductor",

@@ -72,16 +72,18 @@ class AttentionGuider(Guider):
             x = _perceptron(parameters, f"decoder.{block}", x)
         return self._finish(parameters, x).squeeze(-2), _Seen(tuple(keys), tuple(values), carried.memory)
 
-    def remembered(self, carried: _Seen) -> Tensor:
+    def remembered(self, carried: _Seen, last: Tensor) -> Tensor:
         """[B, 0]."""
         return carried.memory
 
     def parallel(
-        self, parameters: Parameters, tokens: Tensor, previous: Tensor, order: Tensor, memory: Tensor, begins: Tensor
+        self, parameters: Parameters, tokens: Tensor, taken: Tensor, order: Tensor, memory: Tensor, begins: Tensor
     ) -> tuple[Tensor, Tensor]:
         """All steps and all agents at once, the decoder's attention masked."""
         representation = self._encoder(parameters, tokens)
         represented = representation[..., order, :]
+        start = parameters["start"].expand(*taken.shape[:-2], 1, -1)
+        previous = torch.cat([start, taken[..., :-1, :]], dim=-2)
         x = norm(parameters, "decoder.norm", functional.gelu(previous))
         for block in range(self.blocks):
             for a in range(2):

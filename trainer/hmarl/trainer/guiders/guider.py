@@ -189,19 +189,19 @@ class Guider(FlatNetwork):
         """
 
     @abstractmethod
-    def remembered(self, carried: Any) -> Tensor:
-        """[B, *memory_shape] after the step, from what the last ``decode`` (or, without actions, ``encode``) left."""
+    def remembered(self, carried: Any, last: Tensor) -> Tensor:
+        """[B, *memory_shape] after the step, from what the last ``decode`` left and the last action's token [B, E]."""
 
     @abstractmethod
     def parallel(
-        self, parameters: Parameters, tokens: Tensor, previous: Tensor, order: Tensor, memory: Tensor, begins: Tensor
+        self, parameters: Parameters, tokens: Tensor, taken: Tensor, order: Tensor, memory: Tensor, begins: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``encode`` and ``decode`` of many steps at once, their actions known.
 
         Args:
             parameters: named.
             tokens: [L, C, N, E] of observations, agents in their natural order.
-            previous: [L, C, N, E] action tokens in decoding order, the start token first.
+            taken: [L, C, N, E] of everybody's action, in decoding order.
             order: [N] int64, the agents in the order in which they decide.
             memory: [C, *memory_shape] before the first step.
             begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
@@ -243,7 +243,7 @@ class Guider(FlatNetwork):
             actions[agent], log_prob[:, agent] = chosen, distribution.log_prob(chosen)
             previous = self._action_token(parameters, g, chosen) + parameters["actor.weight"][:, agent]
         grouped = tuple(torch.stack([actions[agent] for agent in group.agents], dim=1) for group in self.groups)
-        return Acted(grouped, log_prob, self._value(parameters, representation), self.remembered(carried))
+        return Acted(grouped, log_prob, self._value(parameters, representation), self.remembered(carried, previous))
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
         """[B] normalised value of what is seen, [B, ...], after ``memory``."""
@@ -271,10 +271,8 @@ class Guider(FlatNetwork):
             begins: [L, C] bool, True where a step begins an episode.
         """
         taken = self.action_tokens(parameters, actions)[..., order, :]
-        start = parameters["start"].expand(*taken.shape[:-2], 1, -1)
-        previous = torch.cat([start, taken[..., :-1, :]], dim=-2)
         tokens = self.observation_tokens(parameters, view)
-        representation, outputs = self.parallel(parameters, tokens, previous, order, memory, begins)
+        representation, outputs = self.parallel(parameters, tokens, taken, order, memory, begins)
         natural = outputs[..., torch.argsort(order), :].flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
         distributions = []
         for g, (group, mask) in enumerate(zip(self.groups, view.action_masks, strict=True)):
