@@ -21,6 +21,7 @@ from hmarl.trainer.config import validate
 from hmarl.trainer.guided import GuidedTeam, TeamBatch
 from hmarl.trainer.guiders import GUIDERS
 from hmarl.trainer.guiders.guider import Acted
+from hmarl.trainer.heterogeneous import Estimate
 from hmarl.trainer.rollout import Collector, Rollout
 from hmarl.trainer.team import CentralTeam, LocalTeam, variants
 from toy_environments import ToyEnvironment
@@ -158,7 +159,7 @@ def test_a_batch_is_what_was_met_step_by_step(
     witness = Witness(algorithm, steps)
     for _ in range(2):
         witness.collect()
-        rollout, batch = witness.rollout, algorithm.batch(witness.rollout)
+        rollout, batch = witness.rollout, algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
         assert rollout.terminated.any()
         assert rollout.truncated.any()
         assert batch.sequences == steps // length * BATCH
@@ -182,7 +183,7 @@ def test_a_batch_is_what_was_met_step_by_step(
             for memory, log in zip(batch.memories, witness.local, strict=True):
                 assert torch.equal(memory, torch.cat([log[t][0] for t in starts], dim=1))
         else:
-            assert batch.memories == []
+            assert all(memory.shape[1:] == (batch.sequences, 0) for memory in batch.memories)
         algorithm.update(rollout, 0.0)
 
 
@@ -198,7 +199,10 @@ def test_judging_a_batch_gives_the_probabilities_of_acting(
     witness = Witness(algorithm, steps)
     for _ in range(3):
         witness.collect()
-        batch, order = algorithm.batch(witness.rollout), torch.tensor(algorithm._order)
+        batch, order = (
+            algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout)),
+            torch.tensor(algorithm._order),
+        )
         log_prob = batch.log_prob(algorithm.judge(batch, order, algorithm.guider_theta).distributions)
         expected = torch.stack([acted.log_prob for acted in witness.acted])[..., GROUPED]
         close(grouped_in_time(log_prob, length), expected)
@@ -218,12 +222,12 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     algorithm = new_team(name, chunk_length=4, **settings)
     witness = Witness(algorithm, 12)
     witness.collect()
-    batch = algorithm.batch(witness.rollout)
-    batch = replace(batch, context=torch.rand(*batch.begins.shape, 2))
+    batch = algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
+    batch = replace(batch, weight=torch.rand(*batch.begins.shape))
     units = torch.tensor([5, 0, 11, 7])
     part, length = batch.take(units), len(batch.begins)
     assert part.sequences == 4
-    for field in ("context", "begins", "advantages", "returns", "values"):
+    for field in ("weight", "begins", "advantages", "returns", "values"):
         assert torch.equal(getattr(part, field), getattr(batch, field)[:, units]), field
     for mine, whole in zip(part.actions + part.view.features, batch.actions + batch.view.features, strict=True):
         assert torch.equal(mine, whole[:, units])
@@ -238,10 +242,15 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     )
     close(of_part, of_all[:, rows])
     if algorithm.policies:
-        mine, whole = (b.log_prob(algorithm.local_policies(replace(b, context=None))) for b in (part, batch))
+        mine, whole = (b.log_prob(algorithm.local_policies(b)) for b in (part, batch))
         close(mine, whole[:, rows])
+    instructed = torch.rand(*batch.begins.shape, 2)
+    view = replace(batch.view, context=instructed, instruction=instructed + 1.0)
+    taken = replace(batch, view=view).take(units).view
+    assert torch.equal(taken.context, instructed[:, units])
+    assert torch.equal(taken.instruction, instructed[:, units] + 1.0)
     assert {field.name for field in fields(TeamBatch)} == {
-        "view", "context", "actions", "active", "begins", "advantages", "returns", "values", "guider_memory", "memories"
+        "view", "actions", "active", "begins", "advantages", "returns", "values", "guider_memory", "memories", "weight"
     }, "a new field: take it, and test it"  # fmt: skip
 
 
@@ -259,9 +268,9 @@ def test_every_minibatch_is_compared_with_the_guider_that_collected(name: str, s
     inner_batch, inner_learn = algorithm.batch, algorithm.learn
     seen, moved = [], []
 
-    def numbered(rollout: Rollout) -> TeamBatch:
+    def numbered(rollout: Rollout, estimate: Estimate) -> TeamBatch:
         """With t·B + b in the place of the advantages."""
-        batch = inner_batch(rollout)
+        batch = inner_batch(rollout, estimate)
         c = torch.arange(batch.sequences)
         step = torch.arange(length).unsqueeze(-1) + c // BATCH * length
         return replace(batch, advantages=(step * BATCH + c % BATCH).float())
@@ -323,7 +332,7 @@ def test_the_guider_alone_may_see_the_state(sees: bool) -> None:
     said, values, local = [], [], []
     for disturbance in (0.0, 1.0):
         witness.rollout.states += disturbance
-        batch = algorithm.batch(witness.rollout)
+        batch = algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
         judged = algorithm.judge(batch, torch.tensor([2, 0, 1]), algorithm.guider_theta)
         said.append(batch.log_prob(judged.distributions))
         values.append(judged.values)

@@ -72,7 +72,6 @@ def batch_of(actions: Tensor, active: Tensor | None = None, values: Tensor | Non
     zeros = torch.zeros(1, steps)
     return TeamBatch(
         view=TeamView([seen], [None]),
-        context=None,
         actions=[actions.T.view(1, steps, agents)],
         active=active,
         begins=zeros.bool(),
@@ -80,7 +79,7 @@ def batch_of(actions: Tensor, active: Tensor | None = None, values: Tensor | Non
         returns=zeros,
         values=zeros if values is None else values,
         guider_memory=torch.zeros(steps, 0),
-        memories=[],
+        memories=[torch.zeros(agents, steps, 0)],
     )
 
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
 from hmarl.trainer.algorithm import Algorithm, StateDict
-from hmarl.trainer.config import AlgorithmSettings, PolicyGradientSettings, StochasticGradientSettings
+from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.gradient_steps import minibatches
-from hmarl.trainer.guiders import GUIDERS
+from hmarl.trainer.guiders import create_guider
 from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
+from hmarl.trainer.guiders.settings import GuidedSettings
+from hmarl.trainer.heterogeneous import Estimate
 from hmarl.trainer.normalisation import ValueNormaliser
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import group_head
@@ -31,52 +31,23 @@ from hmarl.trainer.returns import explained_variance, generalised_advantages, no
 from hmarl.trainer.rollout import Decision, Rollout
 
 
-class GuidedSettings(PolicyGradientSettings, StochasticGradientSettings):
-    """Settings of all algorithms with a guider."""
-
-    guider: Literal["mat", "sable"] = Field(
-        "mat", description="mat: attention over the agents; sable: retention over agents and time, which remembers"
-    )
-    embedding_size: int = Field(64, ge=1, description="E, width of the guider")
-    blocks: int = Field(1, ge=1, description="encoder and decoder blocks of the guider")
-    attention_heads: int = Field(1, ge=1, description="heads of each of its attention layers; a divisor of E")
-    guider_sees_state: bool = Field(False, description="the guider sees the global state beside all observations")
-    shuffle_agents: bool = Field(
-        True, description="the agents decide in a random order, another one in every rollout and in every epoch"
-    )
-    epochs: int = Field(10, ge=1, description="passes over the rollout per update")
-    minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
-    clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε], and the values alike")
-    value_coefficient: float = Field(0.5, gt=0, description="weight of the value loss")
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> GuidedSettings:
-        if self.embedding_size % self.attention_heads:
-            raise UsageError(
-                f"algorithm.attention_heads: got {self.attention_heads}, expected a divisor of "
-                f"algorithm.embedding_size ({self.embedding_size})"
-            )
-        return self
-
-
 @dataclass(frozen=True)
 class TeamBatch:
     """A rollout, or a part of it, as C sequences of L steps; L is 1 where nobody remembers.
 
     Attributes:
-        view: [L, C, ...] what the guider sees.
-        context: [L, C, K] what the agents see beside their observations, or None.
+        view: [L, C, ...] what the guider sees; the local policies see their observations and the instruction of it.
         actions: per group [L, C, N_group, ...] raw.
         active: [N, L·C] float32, agents group by group, 0 where one had left; None when none ever had.
         begins: [L, C] bool, True where a step begins an episode.
         advantages, returns: [L, C].
         values: [L, C] what the guider's network said when it acted, in the units of then.
         guider_memory: [C, *memory_shape] before the first step.
-        memories: per group [N_group, C, H] of the local policies; empty where they remember nothing.
+        memories: per group [N_group, C, H] of the local policies; H is 0 where they remember nothing.
+        weight: [L, C] of the steps in the policies' surrogates, or None.
     """
 
     view: TeamView
-    context: Tensor | None
     actions: list[Tensor]
     active: Tensor | None
     begins: Tensor
@@ -85,6 +56,7 @@ class TeamBatch:
     values: Tensor
     guider_memory: Tensor
     memories: list[Tensor]
+    weight: Tensor | None = None
 
     @property
     def sequences(self) -> int:
@@ -106,8 +78,8 @@ class TeamBatch:
                 [features[:, units] for features in view.features],
                 [pick(mask) for mask in view.action_masks],
                 pick(view.context),
+                pick(view.instruction),
             ),
-            pick(self.context),
             [actions[:, units] for actions in self.actions],
             active,
             self.begins[:, units],
@@ -116,6 +88,7 @@ class TeamBatch:
             self.values[:, units],
             self.guider_memory[units],
             [memory[:, units] for memory in self.memories],
+            pick(self.weight),
         )
 
     def mean(self, values: Tensor) -> Tensor:
@@ -133,8 +106,9 @@ class TeamBatch:
         return distribution.log_prob(self.actions[group].flatten(0, 1).transpose(0, 1))
 
     def normalised_advantages(self) -> Tensor:
-        """[L·C] of mean 0 and standard deviation 1."""
-        return normalise_advantages(self.advantages.flatten())
+        """[L·C] of mean 0 and standard deviation 1, then weighted."""
+        advantages = normalise_advantages(self.advantages.flatten())
+        return advantages if self.weight is None else advantages * self.weight.flatten()
 
 
 class GuidedTeam(Algorithm):
@@ -154,8 +128,8 @@ class GuidedTeam(Algorithm):
         self, spec: EnvironmentSpec, settings: GuidedSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        context = self.context_size + (spec.state_size if settings.guider_sees_state else 0)
-        self.guider = GUIDERS[settings.guider](spec.groups, self.heads, settings, context)
+        context = spec.state_size if settings.guider_sees_state else 0
+        self.guider = create_guider(spec.groups, self.heads, settings, context, self.context_size)
         self.guider_theta = self.guider.initialise(generator).to(device)
         self.guider_optimiser = FlatAdam(self.guider_theta, settings.learning_rate, settings.max_gradient_norm)
         self.value_normaliser = ValueNormaliser(device, settings.normalise_values)
@@ -189,28 +163,46 @@ class GuidedTeam(Algorithm):
             return torch.arange(agents)
         return torch.randperm(agents, generator=self.generator)
 
-    def view(self, observations: Sequence[Tensor], masks: Sequence[Tensor | None], states: Tensor) -> TeamView:
-        """What the guider sees of raw observations [..., N_group, D], masks and states [..., S]."""
+    def view(
+        self,
+        observations: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        states: Tensor,
+        instruction: Tensor | None = None,
+    ) -> TeamView:
+        """What the guider sees of raw observations [..., N_group, D], masks, states [..., S] and, where there is a
+        conductor, its instruction [..., K].
+        """
         features = [normaliser(x) for normaliser, x in zip(self.observation_normalisers, observations, strict=True)]
-        return TeamView(features, masks, self.state_normaliser(states) if self.settings.guider_sees_state else None)
+        context = self.state_normaliser(states) if self.settings.guider_sees_state else None
+        return TeamView(features, masks, context, instruction)
+
+    def instruct(self, observation: Observation, step: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """What a level above instructs everybody to do, [B, K], and what to record of it; nothing here."""
+        return None, {}
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
         """a^{i_1} ∼ μ(·|o), a^{i_2} ∼ μ(·|o, a^{i_1}), … ."""
         noise = [perturbation[step] for perturbation in self._perturbations]
         memories = (*self._memories, self._guider_memory)
-        acted = self._guide_step(observation, noise, self._order, self._guider_memory)
-        decision = Decision(acted.actions, self.to_environment(acted.actions), {"value": acted.value})
+        instruction, record = self.instruct(observation, step)
+        acted = self._guide_step(observation, instruction, noise, self._order, self._guider_memory)
+        decision = Decision(acted.actions, self.to_environment(acted.actions), {"value": acted.value, **record})
         if self.remembers and step % self._chunk_length == 0:
             decision.memories = memories
         self._guider_memory = acted.memory
         if self._memories:
-            _, self._memories = self.decide(observation, None, None, self._memories)
+            _, self._memories = self.decide(observation, instruction, None, self._memories)
         return decision
 
     @torch.no_grad()
     def act_centrally(
-        self, observation: Observation, perturbations: Sequence[Tensor] | None, memory: Tensor
+        self,
+        observation: Observation,
+        perturbations: Sequence[Tensor] | None,
+        memory: Tensor,
+        instruction: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The guider's actions in the environment's units, agents in their natural order, and what it remembers.
 
@@ -218,14 +210,20 @@ class GuidedTeam(Algorithm):
             observation: tensors on the training device.
             perturbations: per group [N_group, B, A]; None selects the modes.
             memory: [B, *memory_shape] of the guider.
+            instruction: [B, K], or None.
         """
-        acted = self._guide_step(observation, perturbations, range(len(self.spec.agents)), memory)
+        acted = self._guide_step(observation, instruction, perturbations, range(len(self.spec.agents)), memory)
         return self.to_environment(acted.actions), acted.memory
 
     def _guide_step(
-        self, observation: Observation, perturbations: Sequence[Tensor] | None, order: Sequence[int], memory: Tensor
+        self,
+        observation: Observation,
+        instruction: Tensor | None,
+        perturbations: Sequence[Tensor] | None,
+        order: Sequence[int],
+        memory: Tensor,
     ) -> Acted:
-        view = self.view(observation.observations, observation.action_masks, observation.state)
+        view = self.view(observation.observations, observation.action_masks, observation.state, instruction)
         return self.guider.act(self.guider.named(self.guider_theta), view, perturbations, order, memory)
 
     def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -259,8 +257,10 @@ class GuidedTeam(Algorithm):
             progress: share of the training done, in [0, 1), for schedules.
         """
         settings, schedule = self.settings, self.schedule(progress)
-        batch = self.batch(rollout)
-        self.value_normaliser.update(batch.returns)
+        estimate = self.estimate(rollout)
+        conducted = self.update_conductor(rollout, estimate, schedule)
+        batch = self.batch(rollout, estimate)
+        self.value_normaliser.update(estimate.returns)
         behaviour = self.guider_theta.clone()
         rows: dict[str, list[Tensor]] = defaultdict(list)
         for _ in range(settings.epochs):
@@ -273,7 +273,11 @@ class GuidedTeam(Algorithm):
                     rows[name].append(value)
         self.update_normalisers(rollout)
         metrics = {name: float(torch.stack(values).mean()) for name, values in rows.items()}
-        return metrics | {"explained_variance": explained_variance(batch.returns - batch.advantages, batch.returns)}
+        return conducted | metrics | {"explained_variance": explained_variance(estimate.values, estimate.returns)}
+
+    def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
+        """A level above guider and local policies updates here, before them; there is none here."""
+        return {}
 
     def learn(self, part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
         """Descend once on a minibatch.
@@ -326,12 +330,23 @@ class GuidedTeam(Algorithm):
     # --- rollouts as batches ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def batch(self, rollout: Rollout) -> TeamBatch:
-        """A rollout as sequences, with advantages by GAE on the guider's values."""
+    def estimate(self, rollout: Rollout) -> Estimate:
+        """The guider's values, joint advantages by GAE and λ-returns of a rollout."""
         values, next_values = self._values(rollout)
         advantages = generalised_advantages(
             rollout.team_rewards, values, next_values, rollout.ended, self.settings.gamma, self.settings.gae_lambda
         )
+        states = self.state_normaliser(rollout.states[:-1]).flatten(0, 1)
+        return Estimate(states, values, next_values, advantages, advantages + values)
+
+    def instructions(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
+        """[T, B, K] what was instructed, and [T, B] how the steps weigh in the surrogates for it; nothing here."""
+        return None, None
+
+    @torch.no_grad()
+    def batch(self, rollout: Rollout, estimate: Estimate) -> TeamBatch:
+        """A rollout as sequences."""
+        instruction, weight = self.instructions(rollout)
         view = self.view(rollout.observations, rollout.action_masks, rollout.states[:-1])
         length = self._chunk_length if self.remembers else 1
         chunks = rollout.steps // length
@@ -349,24 +364,27 @@ class GuidedTeam(Algorithm):
                 [sequences(features) for features in view.features],
                 [None if mask is None else sequences(mask) for mask in view.action_masks],
                 None if view.context is None else sequences(view.context),
+                None if instruction is None else sequences(instruction),
             ),
-            context=None,
             actions=[sequences(actions) for actions in rollout.actions],
             active=None if rollout.all_active else sequences(rollout.active[:, :, grouped]).flatten(0, 1).T.float(),
             begins=sequences(begins),
-            advantages=sequences(advantages),
-            returns=sequences(advantages + values),
+            advantages=sequences(estimate.advantages),
+            returns=sequences(estimate.returns),
             values=sequences(rollout.extras["value"]),
             guider_memory=guider_memory,
             memories=memories,
+            weight=None if weight is None else sequences(weight),
         )
 
     def _starting_memories(self, rollout: Rollout, sequences: int) -> tuple[Tensor, list[Tensor]]:
         """[C, *memory_shape] and per group [N_group, C, H]: what was remembered where each sequence starts."""
+        nothing = [torch.zeros(policy.members, sequences, 0, device=self.device) for policy in self.policies]
         if not self.remembers:
-            return self.guider.no_memory(sequences, self.device), []
+            return self.guider.no_memory(sequences, self.device), nothing
         *local, guider = zip(*rollout.memories, strict=True)
-        return torch.cat(guider), [torch.stack(group).transpose(0, 1).flatten(1, 2) for group in local]
+        memories = [torch.stack(group).transpose(0, 1).flatten(1, 2) for group in local]
+        return torch.cat(guider), memories or nothing
 
     def _values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """[T, B] V as the guider had it when it acted, and [T, B] of what followed (0 after termination)."""

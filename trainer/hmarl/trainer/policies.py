@@ -128,6 +128,31 @@ class GroupPolicy:
         output = self._outputs(theta[:, :size], inputs, memory)
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask)
 
+    def along(
+        self,
+        features: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        memory: Tensor,
+        begins: Tensor,
+        theta: Tensor,
+    ) -> Distribution:
+        """[N, L·C] everybody's distribution along C sequences of L steps.
+
+        Args:
+            features: [L, C, N, D] normalised observations.
+            context: [L, C, K] what all members see alike, or None.
+            mask: [L, C, N, A] bool, or None.
+            memory: [N, C, H] before the first step; of no matter to networks without memory.
+            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+            theta: parameters [rows, P].
+        """
+        inputs = self.inputs(features, context).flatten(0, 1).transpose(0, 1)
+        legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
+        recurrent = isinstance(self.network, RecurrentNetwork)
+        remembered = Memory(memory, (~begins).float().view(1, *begins.shape, 1)) if recurrent else None
+        return self.all_distributions(inputs, legal, remembered, theta)
+
     def _outputs(self, theta: Tensor, inputs: Tensor, memory: Memory | None) -> Tensor:
         if isinstance(self.network, RecurrentNetwork):
             assert memory is not None

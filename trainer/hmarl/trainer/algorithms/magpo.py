@@ -5,7 +5,8 @@
            −E[ min( r·Â, clip(r', 1−ε, 1+ε)·Â ) ] + E[ KL(μ_φ ‖ π_θ) · 1[ μ_φ/π_θ outside (1/δ, δ) ] ] − c·H + c_v·L_V
        with r = μ_φ/μ_old, r' = exp( clip(log μ_φ − log π_θ, ±log δ) + log π_θ − log μ_old )      (Eqs. 7 and 8)
     3  θ ← descent on  λ · (−E[ min( r_π·Â, clip(r_π, 1−ε, 1+ε)·Â ) ]) + E[ KL(μ_φ ‖ π_θ) ],  r_π = π_θ/μ_old (Eq. 10)
-    4  backtrack: the guider goes on from where the local policies are; its double clip and the masked KL see to it
+    4  backtrack: the guider becomes what the local policies are where it is built as they are (guider=factorised);
+       elsewhere the double clip and the masked KL hold it near them
 
 All ratios, clips and divergences are taken agent by agent, μ_φ(·|o^{1:N}, a^{i_{1:m−1}}) beside π_θ(·|o^{i_m}), with
 the same Â, and averaged over the agents: on the joint product δ would depend on their number.
@@ -29,9 +30,9 @@ from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distillation import imitation_loss, mean_of_each
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.guided import GuidedSettings, GuidedTeam, TeamBatch
+from hmarl.trainer.guided import GuidedTeam, TeamBatch
 from hmarl.trainer.guiders.guider import Judged
-from hmarl.trainer.networks import Memory
+from hmarl.trainer.guiders.settings import GuidedSettings
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.rollout import Rollout
 
@@ -53,7 +54,11 @@ class MagpoSettings(GuidedSettings):
     )
     reinforcement_weight: float = Field(1.0, ge=0, description="λ, weight of the local policies' own surrogate")
     double_clip: bool = Field(True, description="False: the guider's ratio is clipped once, to 1 ± ε (ablation)")
-    backtracking: bool = Field(True, description="False leaves out the masked KL that holds the guider (ablation)")
+    backtracking: bool = Field(
+        True,
+        description="False leaves out the masked KL that draws the guider to the local policies, or (factorised) their "
+        "copying (ablation)",
+    )
     learner_learning_rate: float | None = Field(
         None, gt=0, description="Adam's step size for the local policies; learning_rate by default"
     )
@@ -105,6 +110,8 @@ class Magpo(GuidedTeam):
         """As every guided team; then δ follows the imitation gap where it may."""
         self._delta = float(self.adapted_delta)
         metrics = super().update(rollout, progress)
+        if self.settings.backtracking and self.guider.backtracks:
+            self.guider.backtrack(self.guider_theta, self.policies)
         if self.settings.delta == "auto":
             self._adapt(metrics["imitation_kl"])
         return metrics | {"delta": self._delta}
@@ -161,7 +168,8 @@ class Magpo(GuidedTeam):
             )
         else:
             objective = clipped_surrogate((log_prob - old_log_prob).exp(), advantages, self.settings.clip)
-        penalty = part.mean(divergence * apart) if self.settings.backtracking else None
+        held = self.settings.backtracking and not self.guider.backtracks
+        penalty = part.mean(divergence * apart) if held else None
         metrics = self.guider_step(part, judged, objective, penalty, schedule)
         with torch.no_grad():
             log_ratio = log_prob - old_log_prob
@@ -199,15 +207,14 @@ class Magpo(GuidedTeam):
 
     def local_policies(self, part: TeamBatch) -> list[Distribution]:
         """Per group [N_group, L·C] π_θ(·|o^i) at the steps of a minibatch, with gradient."""
-        kept = (~part.begins).float().view(1, *part.begins.shape, 1)
-        distributions = []
-        for g, (policy, optimiser) in enumerate(zip(self.policies, self.optimisers, strict=True)):
-            inputs = policy.inputs(part.view.features[g], part.context).flatten(0, 1).transpose(0, 1)
-            mask = part.view.action_masks[g]
-            legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
-            memory = Memory(part.memories[g], kept) if self.settings.recurrent else None
-            distributions.append(policy.all_distributions(inputs, legal, memory, optimiser.parameter))
-        return distributions
+        view = part.view
+        return [
+            policy.along(
+                view.features[g], view.instruction, view.action_masks[g], part.memories[g], part.begins,
+                optimiser.parameter,
+            )
+            for g, (policy, optimiser) in enumerate(zip(self.policies, self.optimisers, strict=True))
+        ]  # fmt: skip
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 

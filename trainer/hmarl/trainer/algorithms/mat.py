@@ -8,20 +8,24 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.guided import GuidedSettings, GuidedTeam, TeamBatch
+from hmarl.trainer.guided import GuidedTeam, TeamBatch
+from hmarl.trainer.guiders.settings import GuidedSettings
 from hmarl.trainer.policies import GroupPolicy
 
 
 class MatSettings(GuidedSettings):
     """Settings of MAT."""
+
+    guider: Literal["mat"] = Field("mat", description="attention over the agents")
 
 
 class Mat(GuidedTeam):
@@ -29,7 +33,7 @@ class Mat(GuidedTeam):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MatSettings
     exportable: ClassVar[bool] = False
-    settings: MatSettings
+    settings: GuidedSettings
 
     def create_policies(self) -> list[GroupPolicy]:
         """Nobody has a policy of its own."""

@@ -9,18 +9,19 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hmarl.trainer.algorithms.mat import Mat, MatSettings
+from hmarl.trainer.algorithms.mat import Mat
 from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.guiders.settings import GuidedSettings
 
 
-class SableSettings(MatSettings):
+class SableSettings(GuidedSettings):
     """Settings of Sable."""
 
-    guider: Literal["mat", "sable"] = Field("sable", description="sable; mat is without memory")
+    guider: Literal["sable"] = Field("sable", description="retention over agents and time, which remembers")
 
 
 class Sable(Mat):
     """Centralised execution: one retention network that remembers; cannot be exported as separate agents."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = SableSettings
-    settings: SableSettings
+    settings: GuidedSettings

@@ -1,9 +1,38 @@
-"""Centralised autoregressive policies that guide decentralised learners."""
+"""Centralised policies that guide decentralised learners."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from hmarl.sdk.spaces import AgentGroup
+from hmarl.trainer.distributions import ActionHead
 from hmarl.trainer.guiders.attention import AttentionGuider
+from hmarl.trainer.guiders.factorised import FactorisedGuider
 from hmarl.trainer.guiders.guider import Guider
 from hmarl.trainer.guiders.retention import RetentionGuider
+from hmarl.trainer.guiders.settings import GuidedSettings
 
-GUIDERS: dict[str, type[Guider]] = {"mat": AttentionGuider, "sable": RetentionGuider}
+GUIDERS: dict[str, type[AttentionGuider] | type[RetentionGuider] | type[FactorisedGuider]] = {
+    "mat": AttentionGuider,
+    "sable": RetentionGuider,
+    "factorised": FactorisedGuider,
+}
+
+
+def create_guider(
+    groups: Sequence[AgentGroup],
+    heads: Sequence[ActionHead],
+    settings: GuidedSettings,
+    context_size: int,
+    instruction_size: int,
+) -> Guider:
+    """The guider that the settings name.
+
+    Args:
+        groups: of agents with equal spaces.
+        heads: how each group acts.
+        settings: which guider, and its size.
+        context_size: C of its views.
+        instruction_size: K of its views.
+    """
+    return GUIDERS[settings.guider](groups, heads, settings, context_size, instruction_size)

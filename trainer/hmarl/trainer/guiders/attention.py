@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hmarl.trainer.guiders.guider import Guider, Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.guiders.guider import Parameters
+from hmarl.trainer.guiders.sequence import SequenceGuider, Shapes, dense, linear_shapes, norm, norm_shapes
 
 _PROJECTIONS = ("query", "key", "value", "projection")
 
@@ -25,7 +26,7 @@ class _Seen:
     memory: Tensor
 
 
-class AttentionGuider(Guider):
+class AttentionGuider(SequenceGuider):
     """Encoder blocks: attention, perceptron. Decoder blocks: masked attention among actions, masked attention from
     representations to those, perceptron. Each with a residual path and layer normalisation after it.
 
@@ -49,7 +50,7 @@ class AttentionGuider(Guider):
                 shapes |= linear_shapes(f"{name}.hidden", self.width, self.width)
                 shapes |= linear_shapes(f"{name}.output", self.width, self.width)
                 shapes |= norm_shapes(f"{name}.norm", self.width)
-        return shapes | linear_shapes("policy_hidden", self.width, self.width) | norm_shapes("policy_norm", self.width)
+        return shapes
 
     def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, _Seen]:
         """Attention among all agents' observations."""
@@ -70,7 +71,7 @@ class AttentionGuider(Guider):
                 values.append(value)
                 x = self._attend(parameters, name, source, key, value, causal=False)
             x = _perceptron(parameters, f"decoder.{block}", x)
-        return self._finish(parameters, x).squeeze(-2), _Seen(tuple(keys), tuple(values), carried.memory)
+        return x.squeeze(-2), _Seen(tuple(keys), tuple(values), carried.memory)
 
     def remembered(self, carried: _Seen, last: Tensor) -> Tensor:
         """[B, 0]."""
@@ -91,7 +92,7 @@ class AttentionGuider(Guider):
                 key, value = self._keys_and_values(parameters, name, x)
                 x = self._attend(parameters, name, represented if a else x, key, value, causal=True)
             x = _perceptron(parameters, f"decoder.{block}", x)
-        return representation, self._finish(parameters, x)
+        return representation, x
 
     def _encoder(self, parameters: Parameters, tokens: Tensor) -> Tensor:
         x = norm(parameters, "encoder.norm", tokens)
@@ -117,10 +118,6 @@ class AttentionGuider(Guider):
     def _split(self, x: Tensor) -> Tensor:
         """[..., m, E] -> [..., heads, m, E / heads]."""
         return x.unflatten(-1, (self.attention_heads, -1)).transpose(-2, -3)
-
-    @staticmethod
-    def _finish(parameters: Parameters, x: Tensor) -> Tensor:
-        return norm(parameters, "policy_norm", functional.gelu(dense(parameters, "policy_hidden", x)))
 
 
 def _perceptron(parameters: Parameters, name: str, x: Tensor) -> Tensor:

@@ -1,15 +1,6 @@
-"""What all guiders have in common: a team as a row of tokens, and actions drawn one agent after the other.
+"""What an algorithm needs of a guider: a policy μ and a value of a whole team, as one pure function.
 
-    μ(a | o) = Π_m μ(a^{i_m} | o^{1:N}, a^{i_{1:m−1}}),   i_1, …, i_N any order of the agents
-
-A guider sees everybody's observation and the actions of those before. Who an agent is it knows from a one-hot beside
-the observation and beside the action alone, never from the place in the order: permuting agents, one-hots and order
-together permutes the outputs.
-
-Groups of agents with equal spaces have input and output layers of their own, and all that lies between is shared.
-
-Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Modeling Problem" (MAT), section 4.1; MAGPO,
-section 4.1.
+Source: Li et al. 2025 (MAGPO), section 4.1.
 """
 
 from __future__ import annotations
@@ -17,24 +8,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from gymnasium import spaces
 from torch import Tensor
-from torch.nn import functional
 
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.networks import FlatNetwork
+from hmarl.trainer.policies import GroupPolicy
 
 Parameters = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
 
 
 class GuiderStructure(Protocol):
-    """The settings that a guider is built from."""
+    """The settings that an autoregressive guider is built from."""
 
     embedding_size: int
     blocks: int
@@ -48,12 +36,14 @@ class TeamView:
     Attributes:
         features: per group [..., N_group, D] normalised observations.
         action_masks: per group [..., N_group, A] bool, or None.
-        context: [..., C] what goes to every agent's token beside its observation (state, instruction), or None.
+        context: [..., C] what everybody is seen with, beside the observations (the state), or None.
+        instruction: [..., K] what actions, but not values, depend on as well (a conductor's instruction), or None.
     """
 
     features: Sequence[Tensor]
     action_masks: Sequence[Tensor | None]
     context: Tensor | None = None
+    instruction: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,131 +77,33 @@ class Judged:
 
 
 class Guider(FlatNetwork):
-    """An autoregressive policy of a whole team and its value, as a pure function of flat parameters.
+    """A policy of a whole team and its value, as a pure function of flat parameters.
 
     Args:
         groups: of agents with equal spaces.
         heads: how each group acts.
-        structure: width E, number of blocks and of attention heads.
-        context_size: C.
-
-    Raises:
-        ValueError: the heads do not divide the width.
+        context_size, instruction_size: C and K of the views.
     """
 
+    backtracks: ClassVar[bool] = False
+
     def __init__(
-        self,
-        groups: Sequence[AgentGroup],
-        heads: Sequence[ActionHead],
-        structure: GuiderStructure,
-        context_size: int = 0,
+        self, groups: Sequence[AgentGroup], heads: Sequence[ActionHead], context_size: int, instruction_size: int
     ) -> None:
-        if structure.embedding_size % structure.attention_heads:
-            raise ValueError(
-                f"embedding_size: got {structure.embedding_size}, expected a multiple of attention_heads "
-                f"({structure.attention_heads})"
-            )
-        self.groups, self.heads, self.context_size = groups, heads, context_size
-        self.width, self.blocks = structure.embedding_size, structure.blocks
-        self.attention_heads = structure.attention_heads
+        self.groups, self.heads = groups, heads
+        self.context_size, self.instruction_size = context_size, instruction_size
         self.agents = sum(len(group.agents) for group in groups)
-        self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
-
-    # --- structure --------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def shapes(self) -> Shapes:
-        """The layers of each group, those of the network between, and the value's."""
-        shapes: Shapes = {"start": (self.width,), "actor.weight": (self.width, self.agents)}
-        for g, (group, head) in enumerate(zip(self.groups, self.heads, strict=True)):
-            seen = group.example.observation_size + self.context_size + self.agents
-            shapes |= linear_shapes(f"observation.{g}", seen, self.width)
-            shapes[f"action.{g}.weight"] = (self.width, head.output_size)
-        shapes |= self.network_shapes()
-        for g, head in enumerate(self.heads):
-            shapes |= linear_shapes(f"policy.{g}", self.width, head.output_size)
-            shapes[f"extra.{g}"] = (head.extra_size,)
-        return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
-
-    @abstractmethod
-    def network_shapes(self) -> Shapes:
-        """The parameters between the groups' input and output layers."""
 
     @property
     @abstractmethod
     def memory_shape(self) -> tuple[int, ...]:
         """What is remembered of an environment from step to step; (0,) for a network without memory."""
 
-    def _gain(self, name: str) -> float:
-        if name.startswith("policy."):
-            return 0.01
-        return 1.0
-
-    def initialise(self, generator: torch.Generator) -> Tensor:
-        """Fresh parameters [P]."""
-        theta = super().initialise(generator)
-        named = self.named(theta)
-        for g, head in enumerate(self.heads):
-            named[f"extra.{g}"].copy_(head.initialise())
-        return theta
-
     def no_memory(self, batch: int, device: torch.device) -> Tensor:
         """[batch, *memory_shape]: what is remembered when an episode begins."""
         return torch.zeros(batch, *self.memory_shape, device=device)
 
-    # --- what a network must offer ----------------------------------------------------------------------------------
-
     @abstractmethod
-    def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, Any]:
-        """Everybody's representation at one step.
-
-        Args:
-            parameters: named.
-            tokens: [B, N, E] of everybody's observation.
-            memory: [B, *memory_shape] before the step.
-
-        Returns:
-            [B, N, E], and what ``decode`` starts from.
-        """
-
-    @abstractmethod
-    def decode(self, parameters: Parameters, query: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
-        """The next agent's output at one step.
-
-        Args:
-            parameters: named.
-            query: [B, E] the agent's representation.
-            previous: [B, E] token of the action before, or the start token.
-            carried: from ``encode`` or from ``decode`` for the agent before.
-
-        Returns:
-            [B, E], and what the next agent's call takes.
-        """
-
-    @abstractmethod
-    def remembered(self, carried: Any, last: Tensor) -> Tensor:
-        """[B, *memory_shape] after the step, from what the last ``decode`` left and the last action's token [B, E]."""
-
-    @abstractmethod
-    def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, order: Tensor, memory: Tensor, begins: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``encode`` and ``decode`` of many steps at once, their actions known.
-
-        Args:
-            parameters: named.
-            tokens: [L, C, N, E] of observations, agents in their natural order.
-            taken: [L, C, N, E] of everybody's action, in decoding order.
-            order: [N] int64, the agents in the order in which they decide.
-            memory: [C, *memory_shape] before the first step.
-            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
-
-        Returns:
-            [L, C, N, E] representations in natural order, [L, C, N, E] outputs in decoding order.
-        """
-
-    # --- acting -----------------------------------------------------------------------------------------------------
-
     def act(
         self,
         parameters: Parameters,
@@ -220,37 +112,21 @@ class Guider(FlatNetwork):
         order: Sequence[int],
         memory: Tensor,
     ) -> Acted:
-        """Draw everybody's action, one agent after the other.
+        """Draw everybody's action.
 
         Args:
             parameters: named.
             view: [B, ...].
             perturbations: per group [N_group, B, A]; None selects the modes.
-            order: of all agents.
+            order: of all agents, in which they decide.
             memory: [B, *memory_shape].
         """
-        representation, carried = self.encode(parameters, self.observation_tokens(parameters, view), memory)
-        batch = len(representation)
-        previous = parameters["start"].expand(batch, -1)
-        actions: dict[int, Tensor] = {}
-        log_prob = torch.zeros(batch, self.agents, device=representation.device)
-        for agent in order:
-            g, member = self.position[agent]
-            output, carried = self.decode(parameters, representation[:, agent], previous, carried)
-            mask = view.action_masks[g]
-            distribution = self._distribution(parameters, g, output, None if mask is None else mask[:, member])
-            chosen = distribution.mode() if perturbations is None else distribution.select(perturbations[g][member])
-            actions[agent], log_prob[:, agent] = chosen, distribution.log_prob(chosen)
-            previous = self._action_token(parameters, g, chosen) + parameters["actor.weight"][:, agent]
-        grouped = tuple(torch.stack([actions[agent] for agent in group.agents], dim=1) for group in self.groups)
-        return Acted(grouped, log_prob, self._value(parameters, representation), self.remembered(carried, previous))
 
+    @abstractmethod
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
         """[B] normalised value of what is seen, [B, ...], after ``memory``."""
-        return self._value(parameters, self.encode(parameters, self.observation_tokens(parameters, view), memory)[0])
 
-    # --- learning ---------------------------------------------------------------------------------------------------
-
+    @abstractmethod
     def judge(
         self,
         parameters: Parameters,
@@ -270,81 +146,11 @@ class Guider(FlatNetwork):
             memory: [C, *memory_shape] before the first step.
             begins: [L, C] bool, True where a step begins an episode.
         """
-        taken = self.action_tokens(parameters, actions)[..., order, :]
-        tokens = self.observation_tokens(parameters, view)
-        representation, outputs = self.parallel(parameters, tokens, taken, order, memory, begins)
-        natural = outputs[..., torch.argsort(order), :].flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
-        distributions = []
-        for g, (group, mask) in enumerate(zip(self.groups, view.action_masks, strict=True)):
-            theirs = natural if len(self.groups) == 1 else natural[list(group.agents)]
-            legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
-            distributions.append(self._distribution(parameters, g, theirs, legal))
-        return Judged(distributions, self._value(parameters, representation))
 
-    # --- tokens, policies and values --------------------------------------------------------------------------------
+    def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:
+        """Become the local policies, in place (MAGPO, section 4.1, step 4).
 
-    def observation_tokens(self, parameters: Parameters, view: TeamView) -> Tensor:
-        """[..., N, E] of everybody's observation, context and identity, in natural order."""
-        tokens = []
-        for g, (group, features) in enumerate(zip(self.groups, view.features, strict=True)):
-            parts = [features]
-            if view.context is not None:
-                parts.append(view.context.unsqueeze(-2).expand(*features.shape[:-1], self.context_size))
-            identity = torch.eye(self.agents, device=features.device)[list(group.agents)]
-            parts.append(identity.expand(*features.shape[:-1], self.agents))
-            tokens.append(dense(parameters, f"observation.{g}", torch.cat(parts, dim=-1)))
-        return functional.gelu(self._natural(tokens))
-
-    def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> Tensor:
-        """[..., N, E] of everybody's raw action and identity, in natural order."""
-        tokens = self._natural([self._action_token(parameters, g, action) for g, action in enumerate(actions)])
-        return tokens + parameters["actor.weight"].T
-
-    def _action_token(self, parameters: Parameters, group: int, action: Tensor) -> Tensor:
-        """[..., E] of raw actions of a group."""
-        weight, space = parameters[f"action.{group}.weight"], self.heads[group].space
-        if isinstance(space, spaces.Discrete):
-            return functional.embedding(action, weight.T)
-        if isinstance(space, spaces.MultiDiscrete):
-            first = torch.tensor([0, *space.nvec[:-1]], device=action.device).cumsum(0)
-            return functional.embedding(action + first, weight.T).sum(-2)
-        return functional.linear(action, weight)
-
-    def _natural(self, per_group: Sequence[Tensor]) -> Tensor:
-        """[..., N, E] from [..., N_group, E] of every group."""
-        if len(per_group) == 1:
-            return per_group[0]
-        joined = torch.cat(list(per_group), dim=-2)
-        grouped = [agent for group in self.groups for agent in group.agents]
-        return joined[..., [grouped.index(agent) for agent in range(self.agents)], :]
-
-    def _distribution(self, parameters: Parameters, group: int, output: Tensor, mask: Tensor | None) -> Distribution:
-        head = self.heads[group]
-        return head.distribution(dense(parameters, f"policy.{group}", output), parameters[f"extra.{group}"], mask)
-
-    @staticmethod
-    def _value(parameters: Parameters, representation: Tensor) -> Tensor:
-        """[...] of representations [..., N, E]: the mean of what each of them says."""
-        hidden = functional.gelu(dense(parameters, "value.hidden", representation))
-        return dense(parameters, "value", hidden).squeeze(-1).mean(-1)
-
-
-def linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
-    """Of a layer for ``dense``."""
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def norm_shapes(name: str, width: int) -> Shapes:
-    """Of a layer for ``norm``."""
-    return {f"{name}.gain": (width,), f"{name}.bias": (width,)}
-
-
-def dense(parameters: Parameters, name: str, x: Tensor) -> Tensor:
-    """``x Wᵀ + b``."""
-    return functional.linear(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
-
-
-def norm(parameters: Parameters, name: str, x: Tensor) -> Tensor:
-    """Layer normalisation."""
-    gain = parameters[f"{name}.gain"]
-    return functional.layer_norm(x, gain.shape, gain, parameters[f"{name}.bias"])
+        Raises:
+            TypeError: this network is not built as they are (``backtracks``).
+        """
+        raise TypeError(f"{type(self).__name__} is not built as the local policies are")

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hmarl.trainer.guiders.guider import Guider, Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.guiders.guider import Parameters
+from hmarl.trainer.guiders.sequence import SequenceGuider, Shapes, dense, linear_shapes, norm, norm_shapes
 
 # Tokens a chunk: more of them cost arithmetic within chunks, fewer cost states between them.
 _CHUNK_TOKENS = 48
@@ -51,7 +52,7 @@ class _Step:
     last: Tensor | None
 
 
-class RetentionGuider(Guider):
+class RetentionGuider(SequenceGuider):
     """Encoder blocks: retention, gated perceptron. Decoder blocks: retention among actions, retention from
     representations to those, gated perceptron. Each with a residual path and layer normalisation after it.
 
@@ -87,7 +88,7 @@ class RetentionGuider(Guider):
                 shapes |= linear_shapes(f"{name}.hidden", self.width, 2 * self.width)
                 shapes |= linear_shapes(f"{name}.output", self.width, self.width)
                 shapes |= norm_shapes(f"{name}.norm", self.width)
-        return shapes | linear_shapes("policy_hidden", self.width, self.width) | norm_shapes("policy_norm", self.width)
+        return shapes
 
     # --- acting: step by step ---------------------------------------------------------------------------------------
 
@@ -166,7 +167,7 @@ class RetentionGuider(Guider):
             x = self._retention(parameters, f"decoder.{block}.retention0", x, x, retain, layer)
             x = self._retention(parameters, f"decoder.{block}.retention1", represented, x, retain, layer + 1)
             x = _perceptron(parameters, f"decoder.{block}", x)
-        return norm(parameters, "policy_norm", functional.gelu(dense(parameters, "policy_hidden", x)))
+        return x
 
     def _retention(
         self, parameters: Parameters, name: str, source: Tensor, x: Tensor, retain: _Retain, layer: int

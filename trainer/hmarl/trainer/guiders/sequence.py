@@ -1,0 +1,280 @@
+"""What all autoregressive guiders have in common: a team as a row of tokens, actions drawn one agent after the other.
+
+    μ(a | o) = Π_m μ(a^{i_m} | o^{1:N}, a^{i_{1:m−1}}),   i_1, …, i_N any order of the agents
+
+A guider sees everybody's observation and the actions of those before. Who an agent is it knows from a one-hot beside
+the observation and beside the action alone, never from the place in the order: permuting agents, one-hots and order
+together permutes the outputs.
+
+Groups of agents with equal spaces have input and output layers of their own, and all that lies between is shared.
+
+Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Modeling Problem" (MAT), section 4.1.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn import functional
+
+from hmarl.sdk.spaces import AgentGroup
+from hmarl.trainer.distributions import ActionHead, Distribution
+from hmarl.trainer.guiders.guider import Acted, Guider, GuiderStructure, Judged, Parameters, TeamView
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class SequenceGuider(Guider):
+    """An autoregressive policy of a whole team and its value.
+
+    Args:
+        groups: of agents with equal spaces.
+        heads: how each group acts.
+        structure: width E, number of blocks and of attention heads.
+        context_size, instruction_size: C and K of the views.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[AgentGroup],
+        heads: Sequence[ActionHead],
+        structure: GuiderStructure,
+        context_size: int = 0,
+        instruction_size: int = 0,
+    ) -> None:
+        super().__init__(groups, heads, context_size, instruction_size)
+        if structure.embedding_size % structure.attention_heads:
+            raise ValueError(
+                f"embedding_size: got {structure.embedding_size}, expected a multiple of attention_heads "
+                f"({structure.attention_heads})"
+            )
+        self.width, self.blocks = structure.embedding_size, structure.blocks
+        self.attention_heads = structure.attention_heads
+        self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
+
+    # --- structure --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """The layers of each group, those of the network between, and the value's."""
+        shapes: Shapes = {"start": (self.width,), "actor.weight": (self.width, self.agents)}
+        for g, (group, head) in enumerate(zip(self.groups, self.heads, strict=True)):
+            seen = group.example.observation_size + self.context_size + self.agents
+            shapes |= linear_shapes(f"observation.{g}", seen, self.width)
+            shapes[f"action.{g}.weight"] = (self.width, head.output_size)
+        shapes |= self.network_shapes()
+        shapes |= linear_shapes("policy_hidden", self.width + self.instruction_size, self.width)
+        shapes |= norm_shapes("policy_norm", self.width)
+        for g, head in enumerate(self.heads):
+            shapes |= linear_shapes(f"policy.{g}", self.width, head.output_size)
+            shapes[f"extra.{g}"] = (head.extra_size,)
+        return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
+
+    @abstractmethod
+    def network_shapes(self) -> Shapes:
+        """The parameters between the groups' input and output layers."""
+
+    def _gain(self, name: str) -> float:
+        if name.startswith("policy."):
+            return 0.01
+        return 1.0
+
+    def initialise(self, generator: torch.Generator) -> Tensor:
+        """Fresh parameters [P]."""
+        theta = super().initialise(generator)
+        named = self.named(theta)
+        for g, head in enumerate(self.heads):
+            named[f"extra.{g}"].copy_(head.initialise())
+        return theta
+
+    # --- what a network must offer ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, Any]:
+        """Everybody's representation at one step.
+
+        Args:
+            parameters: named.
+            tokens: [B, N, E] of everybody's observation.
+            memory: [B, *memory_shape] before the step.
+
+        Returns:
+            [B, N, E], and what ``decode`` starts from.
+        """
+
+    @abstractmethod
+    def decode(self, parameters: Parameters, query: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """The next agent's output at one step.
+
+        Args:
+            parameters: named.
+            query: [B, E] the agent's representation.
+            previous: [B, E] token of the action before, or the start token.
+            carried: from ``encode`` or from ``decode`` for the agent before.
+
+        Returns:
+            [B, E], and what the next agent's call takes.
+        """
+
+    @abstractmethod
+    def remembered(self, carried: Any, last: Tensor) -> Tensor:
+        """[B, *memory_shape] after the step, from what the last ``decode`` left and the last action's token [B, E]."""
+
+    @abstractmethod
+    def parallel(
+        self, parameters: Parameters, tokens: Tensor, taken: Tensor, order: Tensor, memory: Tensor, begins: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``encode`` and ``decode`` of many steps at once, their actions known.
+
+        Args:
+            parameters: named.
+            tokens: [L, C, N, E] of observations, agents in their natural order.
+            taken: [L, C, N, E] of everybody's action, in decoding order.
+            order: [N] int64, the agents in the order in which they decide.
+            memory: [C, *memory_shape] before the first step.
+            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+
+        Returns:
+            [L, C, N, E] representations in natural order, [L, C, N, E] outputs in decoding order.
+        """
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    def act(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        perturbations: Sequence[Tensor] | None,
+        order: Sequence[int],
+        memory: Tensor,
+    ) -> Acted:
+        """Draw everybody's action, one agent after the other."""
+        representation, carried = self.encode(parameters, self.observation_tokens(parameters, view), memory)
+        batch = len(representation)
+        previous = parameters["start"].expand(batch, -1)
+        actions: dict[int, Tensor] = {}
+        log_prob = torch.zeros(batch, self.agents, device=representation.device)
+        for agent in order:
+            g, member = self.position[agent]
+            output, carried = self.decode(parameters, representation[:, agent], previous, carried)
+            mask = view.action_masks[g]
+            output = self._finish(parameters, output, view.instruction)
+            distribution = self._distribution(parameters, g, output, None if mask is None else mask[:, member])
+            chosen = distribution.mode() if perturbations is None else distribution.select(perturbations[g][member])
+            actions[agent], log_prob[:, agent] = chosen, distribution.log_prob(chosen)
+            previous = self._action_token(parameters, g, chosen) + parameters["actor.weight"][:, agent]
+        grouped = tuple(torch.stack([actions[agent] for agent in group.agents], dim=1) for group in self.groups)
+        return Acted(grouped, log_prob, self._value(parameters, representation), self.remembered(carried, previous))
+
+    def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
+        """[B] normalised value of what is seen, [B, ...], after ``memory``."""
+        return self._value(parameters, self.encode(parameters, self.observation_tokens(parameters, view), memory)[0])
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def judge(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        actions: Sequence[Tensor],
+        order: Tensor,
+        memory: Tensor,
+        begins: Tensor,
+    ) -> Judged:
+        """Policies and values at recorded steps, all at once."""
+        taken = self.action_tokens(parameters, actions)[..., order, :]
+        tokens = self.observation_tokens(parameters, view)
+        representation, outputs = self.parallel(parameters, tokens, taken, order, memory, begins)
+        instruction = None if view.instruction is None else view.instruction.unsqueeze(-2)
+        finished = self._finish(parameters, outputs[..., torch.argsort(order), :], instruction)
+        natural = finished.flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
+        distributions = []
+        for g, (group, mask) in enumerate(zip(self.groups, view.action_masks, strict=True)):
+            theirs = natural if len(self.groups) == 1 else natural[list(group.agents)]
+            legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
+            distributions.append(self._distribution(parameters, g, theirs, legal))
+        return Judged(distributions, self._value(parameters, representation))
+
+    # --- tokens, policies and values --------------------------------------------------------------------------------
+
+    def observation_tokens(self, parameters: Parameters, view: TeamView) -> Tensor:
+        """[..., N, E] of everybody's observation, context and identity, in natural order."""
+        tokens = []
+        for g, (group, features) in enumerate(zip(self.groups, view.features, strict=True)):
+            parts = [features]
+            if view.context is not None:
+                parts.append(view.context.unsqueeze(-2).expand(*features.shape[:-1], self.context_size))
+            identity = torch.eye(self.agents, device=features.device)[list(group.agents)]
+            parts.append(identity.expand(*features.shape[:-1], self.agents))
+            tokens.append(dense(parameters, f"observation.{g}", torch.cat(parts, dim=-1)))
+        return functional.gelu(self._natural(tokens))
+
+    def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> Tensor:
+        """[..., N, E] of everybody's raw action and identity, in natural order."""
+        tokens = self._natural([self._action_token(parameters, g, action) for g, action in enumerate(actions)])
+        return tokens + parameters["actor.weight"].T
+
+    def _action_token(self, parameters: Parameters, group: int, action: Tensor) -> Tensor:
+        """[..., E] of raw actions of a group."""
+        weight, space = parameters[f"action.{group}.weight"], self.heads[group].space
+        if isinstance(space, spaces.Discrete):
+            return functional.embedding(action, weight.T)
+        if isinstance(space, spaces.MultiDiscrete):
+            first = torch.tensor([0, *space.nvec[:-1]], device=action.device).cumsum(0)
+            return functional.embedding(action + first, weight.T).sum(-2)
+        return functional.linear(action, weight)
+
+    def _natural(self, per_group: Sequence[Tensor]) -> Tensor:
+        """[..., N, E] from [..., N_group, E] of every group."""
+        if len(per_group) == 1:
+            return per_group[0]
+        joined = torch.cat(list(per_group), dim=-2)
+        grouped = [agent for group in self.groups for agent in group.agents]
+        return joined[..., [grouped.index(agent) for agent in range(self.agents)], :]
+
+    def _finish(self, parameters: Parameters, output: Tensor, instruction: Tensor | None) -> Tensor:
+        """[..., E] of outputs [..., E], given what was instructed [..., K]."""
+        if instruction is not None:
+            output = torch.cat([output, instruction.expand(*output.shape[:-1], -1)], dim=-1)
+        hidden = functional.gelu(dense(parameters, "policy_hidden", output))
+        return norm(parameters, "policy_norm", hidden)
+
+    def _distribution(self, parameters: Parameters, group: int, output: Tensor, mask: Tensor | None) -> Distribution:
+        head = self.heads[group]
+        return head.distribution(dense(parameters, f"policy.{group}", output), parameters[f"extra.{group}"], mask)
+
+    @staticmethod
+    def _value(parameters: Parameters, representation: Tensor) -> Tensor:
+        """[...] of representations [..., N, E]: the mean of what each of them says."""
+        hidden = functional.gelu(dense(parameters, "value.hidden", representation))
+        return dense(parameters, "value", hidden).squeeze(-1).mean(-1)
+
+
+def linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
+    """Of a layer for ``dense``."""
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def norm_shapes(name: str, width: int) -> Shapes:
+    """Of a layer for ``norm``."""
+    return {f"{name}.gain": (width,), f"{name}.bias": (width,)}
+
+
+def dense(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    """``x Wᵀ + b``."""
+    return functional.linear(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+
+
+def norm(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    """Layer normalisation."""
+    gain = parameters[f"{name}.gain"]
+    return functional.layer_norm(x, gain.shape, gain, parameters[f"{name}.bias"])
