@@ -225,13 +225,26 @@ class Algorithm:
             UsageError: it has none; says what to train instead.
         """
 
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        """Who chooses a group's instructions when deployed, and for how many steps each holds; nobody here."""
+        return None, 1
+
     def deployable(self, agent: int) -> DeployablePolicy:
         """The agent's local policy as one module, with a copy of the parameters.
 
         Raises:
             UsageError: the algorithm acts for the whole team at once, and has no local policies (``exportable``).
         """
-        raise NotImplementedError
+        group, member = self.position[agent]
+        conductor, interval = self.local_conductor(group)
+        return DeployablePolicy.create(
+            self.spec.agents[agent],
+            normaliser=self.observation_normalisers[group],
+            policy=self.policies[group],
+            member=member,
+            conductor=conductor,
+            interval=interval,
+        )
 
     def components(self) -> StateDict:
         """What a checkpoint holds, by name: tensors, or objects with ``state_dict`` and ``load_state_dict``.

@@ -181,6 +181,10 @@ class GuidedTeam(Algorithm):
         """What a level above instructs everybody to do, [B, K], and what to record of it; nothing here."""
         return None, {}
 
+    def likeliest_instruction(self, observation: Observation) -> Tensor | None:
+        """What a level above would most likely instruct everybody to do, [B, K]; nothing here."""
+        return None
+
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
         """a^{i_1} ∼ μ(·|o), a^{i_2} ∼ μ(·|o, a^{i_1}), … ."""
@@ -202,7 +206,6 @@ class GuidedTeam(Algorithm):
         observation: Observation,
         perturbations: Sequence[Tensor] | None,
         memory: Tensor,
-        instruction: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The guider's actions in the environment's units, agents in their natural order, and what it remembers.
 
@@ -210,9 +213,9 @@ class GuidedTeam(Algorithm):
             observation: tensors on the training device.
             perturbations: per group [N_group, B, A]; None selects the modes.
             memory: [B, *memory_shape] of the guider.
-            instruction: [B, K], or None.
         """
-        acted = self._guide_step(observation, instruction, perturbations, range(len(self.spec.agents)), memory)
+        order, instruction = range(len(self.spec.agents)), self.likeliest_instruction(observation)
+        acted = self._guide_step(observation, instruction, perturbations, order, memory)
         return self.to_environment(acted.actions), acted.memory
 
     def _guide_step(

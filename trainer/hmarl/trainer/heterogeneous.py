@@ -16,7 +16,6 @@ from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
 from hmarl.trainer.algorithm import Algorithm, StateDict
 from hmarl.trainer.config import ActorCriticSettings, AlgorithmSettings
 from hmarl.trainer.critic import Critic
-from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.networks import Memory
 from hmarl.trainer.policies import GroupPolicy, group_head
@@ -275,24 +274,7 @@ class HeterogeneousAgents(Algorithm):
         """Regress V on the λ-returns."""
         return self.critics["critic"].fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
 
-    # --- deployment and persistence ---------------------------------------------------------------------------------
-
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """Who chooses a group's instructions when deployed, and for how many steps each holds; nobody here."""
-        return None, 1
-
-    def deployable(self, agent: int) -> DeployablePolicy:
-        """The agent's local policy as one module, with a copy of the parameters."""
-        group, member = self.position[agent]
-        conductor, interval = self.local_conductor(group)
-        return DeployablePolicy.create(
-            self.spec.agents[agent],
-            normaliser=self.observation_normalisers[group],
-            policy=self.policies[group],
-            member=member,
-            conductor=conductor,
-            interval=interval,
-        )
+    # --- persistence ------------------------------------------------------------------------------------------------
 
     def components(self) -> StateDict:
         """The shared parts and the critics."""

@@ -19,6 +19,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
 from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
+from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.instructions import random_instructions
@@ -118,15 +119,15 @@ class LocalTeam:
 
 
 class ConductedTeam:
-    """HCPO's actors under one of the four conductors of the paper's Fig. 8(c).
+    """Local policies under one of the four conductors of the paper's Fig. 8(c).
 
     Args:
-        algorithm: HCPO.
+        algorithm: with a conductor.
         conductor: ``central`` (sees the state), ``random`` (uniform or standard normal instructions) or ``none`` (the
             instruction is withheld: an all-zero input). The fourth, ``local``, is ``LocalTeam``.
     """
 
-    def __init__(self, algorithm: Hcpo, conductor: str) -> None:
+    def __init__(self, algorithm: Hcpo | GuidedHcpo, conductor: str) -> None:
         self.name = conductor
         self._algorithm = algorithm
         self._generator = np.random.default_rng(0)
@@ -148,15 +149,15 @@ class ConductedTeam:
         if self._step % algorithm.settings.instruction_interval == 0:
             self._instruction = self._choose(seen.state)
         self._step += 1
-        context = algorithm.seen_of(self._instruction)
+        context = algorithm.conductor.seen_of(self._instruction)
         withheld = torch.zeros_like(context) if self.name == "none" else context
         decision, self._memories = algorithm.decide(seen, withheld, None, self._memories)
         return tuple(action.cpu().numpy() for action in decision.environment_actions)
 
     def _choose(self, state: Tensor) -> Tensor:
         if self.name == "central":
-            return self._algorithm.central_conductor(state).mode()
-        return random_instructions(self._algorithm.instruction_head, len(state), self._generator).to(state.device)
+            return self._algorithm.conductor.distribution(self._algorithm.state_normaliser(state)).mode()
+        return random_instructions(self._algorithm.conductor.head, len(state), self._generator).to(state.device)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -213,7 +214,7 @@ def _as_tensors(observation: Observation, device: torch.device) -> Observation:
 def variants(algorithm: Algorithm) -> tuple[str, ...]:
     """The ways to play with what was learnt, the one it is judged by first; ``local`` is what is deployed."""
     names: tuple[str, ...] = ("local",) if algorithm.exportable else ()
-    if isinstance(algorithm, Hcpo):
+    if isinstance(algorithm, Hcpo | GuidedHcpo):
         names += CONDUCTORS
     if isinstance(algorithm, GuidedTeam):
         names += ("guider",)
@@ -225,7 +226,7 @@ def central_team(algorithm: Algorithm, name: str, sample: bool = False) -> Condu
     if name == "guider":
         assert isinstance(algorithm, GuidedTeam)
         return CentralTeam(algorithm, sample)
-    assert isinstance(algorithm, Hcpo)
+    assert isinstance(algorithm, Hcpo | GuidedHcpo)
     return ConductedTeam(algorithm, name)
 
 

@@ -6,6 +6,7 @@ from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.a2po import A2po
 from hmarl.trainer.algorithms.ctds import Ctds
+from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
 from hmarl.trainer.algorithms.haa2c import Haa2c
 from hmarl.trainer.algorithms.hamdpo import Hamdpo
 from hmarl.trainer.algorithms.happo import Happo
@@ -21,6 +22,7 @@ from hmarl.trainer.algorithms.sable import Sable
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "a2po": A2po,
     "ctds": Ctds,
+    "guided-hcpo": GuidedHcpo,
     "haa2c": Haa2c,
     "hamdpo": Hamdpo,
     "happo": Happo,

@@ -28,7 +28,6 @@ from hmarl.trainer.algorithm import StateDict
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
 from hmarl.trainer.conductor import ConductorLevel, ConductorSettings
 from hmarl.trainer.critic import Critic
-from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents, Improvement
 from hmarl.trainer.improvement_bound import BoundMonitor
 from hmarl.trainer.instructions import InstructionWeights
@@ -83,14 +82,9 @@ class Hcpo(HeterogeneousAgents):
         self._replayed: Replayed | None = None
 
     @property
-    def instruction_head(self) -> ActionHead:
-        """What instructions are."""
-        return self.settings.instruction_head
-
-    @property
     def context_size(self) -> int:
         """K, the width of the one-hot instruction, or D of a continuous one."""
-        return self.instruction_head.output_size
+        return self.settings.instruction_head.output_size
 
     # --- acting (Algorithm 1, line 3) -------------------------------------------------------------------------------
 
@@ -106,14 +100,6 @@ class Hcpo(HeterogeneousAgents):
         decision = self.act_in_context(observation, step, context)
         decision.extras = extras
         return decision
-
-    def central_conductor(self, state: Tensor) -> Distribution:
-        """w(·|s) of states [..., state_size], not normalised."""
-        return self.conductor.distribution(self.state_normaliser(state))
-
-    def seen_of(self, instruction: Tensor) -> Tensor:
-        """What the actors see of instructions, [..., context_size] float32."""
-        return self.conductor.seen_of(instruction)
 
     def episodes_ended(self, ended: Tensor) -> None:
         """A new episode starts with a new instruction and nothing remembered."""
@@ -165,7 +151,7 @@ class Hcpo(HeterogeneousAgents):
 
     def context(self, rollout: Rollout) -> Tensor:
         """[T, B, context_size] the instructions."""
-        return self.seen_of(rollout.extras["instruction"])
+        return self.conductor.seen_of(rollout.extras["instruction"])
 
     def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
         """[T, B] A(a|s, M): the joint GAE (critic v), or the λ-return − Q(s, M) (critic q: Eq. 6, and so Eq. 7)."""
@@ -220,7 +206,8 @@ class Hcpo(HeterogeneousAgents):
     @torch.no_grad()
     def _log_likelihood(self, rollout: Rollout) -> Tensor:
         """[T, B] log w(M|s) + Σ_i log π^i(a^i|o^i, M) under the present policies, over the agents that were there."""
-        total = self.central_conductor(rollout.states).log_prob(rollout.extras["instruction"])
+        conductor = self.conductor.distribution(self.state_normaliser(rollout.states))
+        total = conductor.log_prob(rollout.extras["instruction"])
         features = self.features(rollout)
         for group, member in self.position.values():
             samples = self.samples_of(rollout, features, group, slice(member, member + 1))

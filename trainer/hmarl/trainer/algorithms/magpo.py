@@ -26,7 +26,6 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithm import StateDict
 from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distillation import imitation_loss, mean_of_each
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.gradient_steps import clipped_surrogate
@@ -216,17 +215,7 @@ class Magpo(GuidedTeam):
             for g, (policy, optimiser) in enumerate(zip(self.policies, self.optimisers, strict=True))
         ]  # fmt: skip
 
-    # --- deployment and persistence ---------------------------------------------------------------------------------
-
-    def deployable(self, agent: int) -> DeployablePolicy:
-        """The agent's local policy as one module, with a copy of the parameters."""
-        group, member = self.position[agent]
-        return DeployablePolicy.create(
-            self.spec.agents[agent],
-            normaliser=self.observation_normalisers[group],
-            policy=self.policies[group],
-            member=member,
-        )
+    # --- persistence ------------------------------------------------------------------------------------------------
 
     def components(self) -> StateDict:
         """The shared parts, the local policies' optimisers and δ."""

@@ -1,0 +1,119 @@
+"""Guided HCPO: a conductor above MAGPO's guider and local policies.
+
+An extension that joins two ideas: HCPO's conductor says what the team shall do, MAGPO's guider finds out how to do it
+as one mind, and the agents learn to follow both. In each iteration
+
+    1  a conductor w(M|s) instructs, the guider μ(a|s, M) acts
+    2  w improves by a trust-region step and the local conductors follow it (HCPO, Algorithm 2; Algorithm 1, line 10)
+    3  guider and local policies π^i(a^i|o^i, M) improve as in MAGPO (Eqs. 8 and 10), every step weighted by
+       w_new(M|s)/w_old(M|s)
+
+The guider's value does not see the instruction, so that the advantage tells how good the instruction was. What is
+deployed is HCPO's: each agent draws its instruction from its local conductor, and acts on its own observation.
+
+Source: Liu et al. 2025 (HCPO) and Li et al. 2025 (MAGPO); the combination is this project's own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.algorithm import StateDict
+from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
+from hmarl.trainer.conductor import ConductorLevel, ConductorSettings
+from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.heterogeneous import Estimate
+from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.rollout import Rollout
+
+
+class GuidedHcpoSettings(MagpoSettings, ConductorSettings):
+    """Settings of guided HCPO: those of MAGPO and of HCPO's conductor."""
+
+    recurrent: bool = Field(False, description="policies remember: a gated recurrent unit after the hidden layers")
+    instruction_weight: Literal["ratio"] = Field("ratio", description="steps are weighted by w_new/w_old")
+
+
+class GuidedHcpo(Magpo):
+    """MAGPO under HCPO's conductor, with local conductors for deployment (an extension)."""
+
+    settings_class: ClassVar[type[AlgorithmSettings]] = GuidedHcpoSettings
+    settings: GuidedHcpoSettings
+
+    def __init__(
+        self, spec: EnvironmentSpec, settings: GuidedHcpoSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.conductor = ConductorLevel(spec, settings, generator, device)
+        self._weight: Tensor | None = None
+
+    @property
+    def context_size(self) -> int:
+        """K, the width of the one-hot instruction, or D of a continuous one."""
+        return self.settings.instruction_head.output_size
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Draw everybody's noise and the conductor's."""
+        super().begin_rollout(steps, batch_size)
+        self.conductor.begin_rollout(steps, batch_size, self.noise_generator)
+
+    def instruct(self, observation: Observation, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """M ∼ w(·|s) where an instruction has run out."""
+        return self.conductor.instruct(self.state_normaliser(observation.state), step)
+
+    @torch.no_grad()
+    def likeliest_instruction(self, observation: Observation) -> Tensor:
+        """The mode of w(·|s), at every step."""
+        states = self.state_normaliser(observation.state)
+        return self.conductor.seen_of(self.conductor.distribution(states).mode())
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """A new episode starts with a new instruction and nothing remembered."""
+        super().episodes_ended(ended)
+        self.conductor.episodes_ended(ended)
+
+    def acting_state(self) -> dict[str, Tensor]:
+        """The instructions in force and what is remembered."""
+        return super().acting_state() | self.conductor.acting_state()
+
+    def load_acting_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``acting_state`` returned."""
+        super().load_acting_state(state)
+        self.conductor.load_acting_state(state)
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
+        """The conductor's trust-region step; then the local conductors follow."""
+        advantages = self.conductor.decision_advantages(rollout, estimate, self.settings.gae_lambda)
+        features = [
+            normaliser(x) for normaliser, x in zip(self.observation_normalisers, rollout.observations, strict=True)
+        ]
+        improvement = self.conductor.improve(
+            rollout, estimate.states, advantages, features, self.noise_generator, schedule
+        )
+        self._weight = improvement.ratio
+        return improvement.metrics
+
+    def instructions(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        """[T, B, K] what was instructed, and [T, B] the ratio that the conductor's step has left."""
+        weight = None if self._weight is None else self._weight.view(rollout.terminated.shape)
+        return self.conductor.seen_of(rollout.extras["instruction"]), weight
+
+    # --- deployment and persistence ---------------------------------------------------------------------------------
+
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        """w^i, which stands in for the conductor when deployed."""
+        return self.conductor.local_conductor(group)
+
+    def components(self) -> StateDict:
+        """MAGPO's parts and the conductor's level."""
+        return super().components() | self.conductor.components()
