@@ -36,6 +36,9 @@ tiny networks that
 - was exported (`hmarl-export`, which compares every agent's graph with torch on more than a thousand inputs);
 - was served over whole episodes, deterministically and with drawn actions, and did what torch does on the same
   observations: in process, and over gRPC as well where the cell says so.
+
+Algorithms marked *central* act for the whole team at once: after training and resuming, their guider played whole
+episodes, and `hmarl-export` refused them and wrote nothing.
 """
 
 

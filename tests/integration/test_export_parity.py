@@ -164,7 +164,11 @@ INTERCHANGEABLE = {"share_parameters": True, "agent_identity": False}
 
 @pytest.mark.parametrize(
     "algorithm",
-    [pytest.param(name, marks=() if name in ("hcpo", "maven") else pytest.mark.slow) for name in ALGORITHMS],
+    [
+        pytest.param(name, marks=() if name in ("hcpo", "maven") else pytest.mark.slow)
+        for name, each in ALGORITHMS.items()
+        if each.exportable
+    ],
 )
 def test_interchangeable_agents_are_one_graph(algorithm: str, tmp_path: Path) -> None:
     run = short_run(algorithm, "masked", tmp_path, **INTERCHANGEABLE, recurrent=True, memory_size=6)

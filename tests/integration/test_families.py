@@ -1,4 +1,5 @@
-"""Every algorithm × environment family: a run trains, resumes bit for bit, exports, and is served as torch acts.
+"""Every algorithm × environment family: a run trains, resumes bit for bit, exports, and is served as torch acts; what
+acts centrally refuses to be exported instead.
 
 Both axes are the registries: a new algorithm or family has its cells by itself. ``python scripts/families.py`` writes
 docs/results/families.md from a whole run of this file.
@@ -77,10 +78,16 @@ RUN = {
     "checkpoint_interval": HALF_WAY,
     "evaluation_episodes": BATCH,
 }
+GUIDED = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
 # Small networks, and what an algorithm remembers of past rollouts, which checkpoints must hold.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "ctds": GUIDED,
+    "guided-hcpo": {**GUIDED, "conductor_hidden_sizes": (8,), "instructions": 3},
     "hcpo": {"conductor_hidden_sizes": (8,), "instructions": 3, "replay_rollouts": 2},
+    "magpo": GUIDED,
+    "mat": GUIDED,
     "maven": {"replay_capacity": 12, "latent_hidden_sizes": (8,), "mixing_hidden_sizes": (8,), "gradient_steps": 2},
+    "sable": GUIDED,
 }
 Call = Callable[..., tuple[int, str, str]]
 
@@ -133,6 +140,10 @@ def test_trains_resumes_exports_and_serves(
     run = tmp_path / "run"
     _train(algorithm, task.environment, arguments, run, call)
     _assert_resumes(run, tmp_path / "resumed", call)
+    if not ALGORITHMS[algorithm].exportable:
+        _assert_plays_centrally(run, call, tmp_path / "bundle")
+        record_property("result", f"{result} (central)")
+        return
     bundle = _export(run, tmp_path / "bundle", call)
     _assert_served_as_torch_acts(run, bundle, over_grpc=(algorithm, family) in DIAGONAL)
     record_property("result", result + (" (gRPC)" if (algorithm, family) in DIAGONAL else ""))
@@ -177,8 +188,11 @@ def _train(algorithm: str, environment: str, arguments: dict[str, Any], run: Pat
     replays = any(key.startswith("replay") for key in SETTINGS.get(algorithm, {}))
     assert any(name.startswith("experience.") for name in last) == replays
     untrained = _untrained(run)
-    policies = [name for name in untrained if name.startswith("policies.")]
-    assert any(not untrained[name].equal(last[f"algorithm.{name}"]) for name in policies), "no policy has learnt"
+    learnt = {name for name, tensor in untrained.items() if not tensor.equal(last[f"algorithm.{name}"])}
+    local = {name for name in untrained if name.startswith("policies.")}
+    assert bool(local) == ALGORITHMS[algorithm].exportable
+    assert bool(local & learnt) == bool(local), "no policy has learnt"
+    assert "guider" not in untrained or "guider" in learnt, "the guider has not learnt"
 
 
 def _untrained(run: Path) -> dict[str, Tensor]:
@@ -208,6 +222,22 @@ def _assert_resumes(run: Path, resumed: Path, call: Call) -> None:
 
 def _equal(first: Any, second: Any) -> bool:
     return second is not None and bool(first.equal(second))
+
+
+def _assert_plays_centrally(run: Path, call: Call, target: Path) -> None:
+    """The guider plays whole episodes; the export is refused, and nothing is written."""
+    make_team, environment_name, arguments = load_team(run, checkpoint="last", sample=True)
+    environment = make(environment_name, BATCH, **arguments)
+    team = make_team(environment.spec)
+    assert team.name == "guider"
+    assert np.isfinite(evaluate(environment, team, BATCH, seed=7).returns).all()
+    environment.close()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    code, output, said = call("export", str(run), "--out", str(target), "--checkpoint", "last", "--json")
+    assert (code, output) == (2, "")
+    assert "acts for the whole team at once" in said
+    assert not target.exists()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def _export(run: Path, target: Path, call: Call) -> Bundle:

@@ -86,17 +86,19 @@ def test_a_trained_algorithm_survives_flatten_and_restore(name: str, environment
     first, rollout, collector = new_algorithm(name, environment, 3, 8, **settings)
     collector.collect(first)
     first.update(rollout, 0.0)
+    episodes = collector.get_state()
+    assert episodes is not None
     learnt = {"components": first.components(), "experience": first.experience()}
     path = write_checkpoint(tmp_path, flatten(learnt), Counters())
-    second, _, _ = new_algorithm(name, environment, 3, 8, **settings)
+    second, another_rollout, another_collector = new_algorithm(name, environment, 3, 8, **settings)
     restore({"components": second.components(), "experience": second.experience()}, read_checkpoint(path).tensors)
-    collector.collect(first)
+    another_collector.set_state(episodes)
     for generator in ("generator", "noise_generator"):
         getattr(second, generator).set_state(getattr(first, generator).get_state())
-    if name == "hcpo":
-        second.load_acting_state(first.acting_state())
-    first.update(rollout, 0.5)
-    second.update(rollout, 0.5)
+    second.load_acting_state(first.acting_state())
+    for algorithm, buffer, source in ((first, rollout, collector), (second, another_rollout, another_collector)):
+        source.collect(algorithm)
+        algorithm.update(buffer, 0.5)
     expected, got = flatten(first.components()), flatten(second.components())
     assert set(expected) == set(got)
     for key, tensor in expected.items():

@@ -100,9 +100,8 @@ class Witness:
 
     def value(self, observation: Observation, memory: Tensor) -> Tensor:
         """[B] in the environment's units."""
-        seen, masks = ([torch.as_tensor(x) for x in xs if x is not None] for xs in (observation.observations, ()))
-        state = torch.as_tensor(observation.state)
-        view = self.algorithm.view(seen, masks or [None] * len(seen), state)
+        seen = [torch.as_tensor(each) for each in observation.observations]
+        view = self.algorithm.view(seen, [None] * len(seen), torch.as_tensor(observation.state))
         parameters = self.algorithm.guider.named(self.algorithm.guider_theta)
         return self.algorithm.value_normaliser.denormalise(self.algorithm.guider.value(parameters, view, memory))
 
@@ -320,6 +319,30 @@ def test_the_step_sizes_fall_as_told() -> None:
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.5e-3])
 
 
+@pytest.mark.parametrize(("backtracking", "share_parameters"), [(True, False), (True, True), (False, False)])
+def test_a_guider_built_as_the_local_policies_are_becomes_them(backtracking: bool, share_parameters: bool) -> None:
+    """After every update; until then it is a policy of its own, and nothing but the copying draws it to them."""
+    settings = {"guider": "factorised", "backtracking": backtracking, "share_parameters": share_parameters}
+    algorithm = new_team("magpo", recurrent=True, **settings)
+    witness, apart = Witness(algorithm, 10), []
+    for _ in range(2):
+        witness.collect()
+        algorithm.update(witness.rollout, 0.0)
+        named = algorithm.guider.named(algorithm.guider_theta)
+        pairs = [(named[f"policies.{g}"], policy.theta) for g, policy in enumerate(algorithm.policies)]
+        assert [torch.equal(*pair) for pair in pairs] == [backtracking] * 2
+        apart.append(algorithm.guider_theta.clone())
+    assert not torch.equal(*apart)
+    with torch.no_grad():
+        batch = algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
+        batch = replace(
+            batch, guider_memory=torch.zeros_like(batch.guider_memory), memories=[m * 0 for m in batch.memories]
+        )
+        judged = batch.log_prob(algorithm.judge(batch, torch.tensor([0, 1, 2]), algorithm.guider_theta).distributions)
+        same = torch.allclose(judged, batch.log_prob(algorithm.local_policies(batch)), atol=1e-5)
+    assert same == backtracking
+
+
 # --- who sees the state ---------------------------------------------------------------------------------------------
 
 
@@ -350,9 +373,9 @@ def test_heads_that_do_not_divide_the_width_are_refused_by_name() -> None:
 # --- the guider as a team -------------------------------------------------------------------------------------------
 
 
-def played(algorithm: Any, sample: bool, seed: int) -> tuple[np.ndarray, ...]:
+def played(team: CentralTeam, seed: int) -> tuple[np.ndarray, ...]:
     """The actions of seven episodes."""
-    result = evaluate(toy(), CentralTeam(algorithm, sample), 7, seed, record=True)
+    result = evaluate(toy(), team, 7, seed, record=True)
     assert result.actions is not None
     assert np.isfinite(result.returns).all()
     return result.actions
@@ -362,13 +385,23 @@ def played(algorithm: Any, sample: bool, seed: int) -> tuple[np.ndarray, ...]:
 def test_the_guiders_episodes_repeat_themselves_for_the_same_seeds(guider: str) -> None:
     algorithm = new_team("magpo", guider=guider)
     for sample in (False, True):
-        first, again, other = (played(algorithm, sample, seed) for seed in (5, 5, 6))
+        team = CentralTeam(algorithm, sample)
+        first, again = played(team, 5), played(team, 5)
         for mine, theirs in zip(first, again, strict=True):
             np.testing.assert_array_equal(mine, theirs)
-        assert not np.array_equal(first[1], other[1])
-    modes, drawn = played(algorithm, False, 5), played(algorithm, True, 5)
+    modes, drawn = (played(CentralTeam(algorithm, sample), 5) for sample in (False, True))
     assert np.abs(modes[1]).max() < 0.1, "an untrained arm's mean is near zero, its standard deviation is not"
     assert np.abs(drawn[1]).max() > 0.5
+
+
+def test_what_the_guider_draws_follows_from_all_the_episodes_seeds() -> None:
+    team, seen = CentralTeam(new_team("magpo"), sample=True), toy().reset(np.arange(BATCH))
+    drawn = []
+    for seeds in ([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 5]):
+        team.reset(np.array(seeds))
+        drawn.append(team.act(seen, np.ones(BATCH, np.bool_))[1])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[2] != drawn[0]).any()
 
 
 @pytest.mark.parametrize("guider", list(GUIDERS))
@@ -376,7 +409,7 @@ def test_evaluation_leaves_what_the_training_remembers_alone(guider: str) -> Non
     algorithm = new_team("magpo", guider=guider)
     Witness(algorithm, 7).collect()
     before = {key: value.clone() for key, value in algorithm.acting_state().items()}
-    played(algorithm, True, 1)
+    played(CentralTeam(algorithm, sample=True), 1)
     evaluate(toy(), LocalTeam(algorithm, sample=True), 3, 1)
     after = algorithm.acting_state()
     assert set(after) == set(before)
