@@ -22,8 +22,9 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from comparisons import Comparison, Variant, algorithms
 from matplotlib import pyplot as plt
-from study import COLOURS, OTHER_COLOURS, Comparison, Runs, Variant, algorithms, command, runs_of, seeds_of, train
+from study import COLOURS, OTHER_COLOURS, Runs, command, runs_of, seeds_of, train
 
 from hmarl.sdk.commands._common import run_command
 from hmarl.sdk.environments import make

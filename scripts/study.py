@@ -14,16 +14,16 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
 import typer
+from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
 
 from hmarl.runtime.session import InstructionChoice
@@ -35,183 +35,17 @@ from hmarl.trainer.policy_source import load_team
 
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
-    "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#c9b400",
+    "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#c9b400", "magpo": "#d62728",
+    "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22",
 }  # fmt: skip
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 CONDUCTORS = ("local", "central", "random", "none")
 FIRST_SEED = 100
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One line of a comparison: an algorithm, and the settings in which it differs from its preset."""
-
-    label: str
-    algorithm: str
-    settings: tuple[str, ...] = ()
-    seeds: int = 3
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Variants on one environment with equal budgets.
-
-    Attributes:
-        name: of files, sections and ``--only``.
-        steps: environment steps of every run.
-        evaluation_interval: steps between evaluations.
-        settings: extra ``--set`` options for all variants, beyond their presets.
-        references: label -> value, drawn beside ours.
-        early: a number of steps at which others' results are known; the table has a column for it.
-        measure: of the deployed policies.
-        instruction_choices: also compare how HCPO's deployed agents choose their instructions.
-        remark: what it shows, read off the figures and written down beside them.
-    """
-
-    name: str
-    environment: str
-    steps: int
-    evaluation_interval: int
-    variants: tuple[Variant, ...]
-    settings: tuple[str, ...] = ()
-    references: tuple[tuple[str, float], ...] = ()
-    early: int | None = None
-    measure: Literal["return", "success_rate"] = "return"
-    instruction_choices: bool = False
-    remark: str = ""
-
-    @property
-    def key(self) -> str:
-        """The measure's name in metrics."""
-        return "evaluation/local/return_mean" if self.measure == "return" else "evaluation/local/success_rate"
-
-
-def algorithms(*names: str, seeds: int = 3) -> tuple[Variant, ...]:
-    """Algorithms with their presets."""
-    return tuple(Variant(name, name, seeds=seeds) for name in names)
-
-
-def settings_of(algorithm: str, name: str, values: tuple[object, ...], label: str, seeds: int) -> tuple[Variant, ...]:
-    """One setting of an algorithm at several values."""
-    return tuple(Variant(f"{label}={v}", algorithm, (f"algorithm.{name}={v}",), seeds) for v in values)
-
-
-_FEW_EPISODES = ("run.evaluation_episodes=32",)
-COMPARISONS = (
-    Comparison(
-        "simple_spread", "mpe/simple_spread", 2_000_000, 68_000,
-        algorithms("hcpo", "hatrpo", "happo") + algorithms("a2po", "haa2c", "mappo", seeds=1),
-        references=(("random", -79.8), ("HARL's HAPPO after 136k frames", -65.0), ("scripted central team", -25.6)),
-        early=136_000,
-        remark=(
-            "Level: HCPO, HATRPO and HAPPO differ by less than their seeds do. HCPO's four conductors score alike, so "
-            "its actors have learnt to do without the instruction: all that they need to know they observe."
-        ),
-    ),
-    *(
-        Comparison(
-            name, f"mpe/{name}", 600_000, 50_000,
-            algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo", seeds=1), remark=remark,
-        )
-        for name, remark in (
-            ("simple_reference", "One seed. Nobody is far ahead within this budget, and HCPO's conductors score alike."),
-            (
-                "simple_speaker_listener",
-                "One seed. Here HCPO's conductor does harm: it sees the goal, and the listener learns to be told the "
-                "goal by the instruction. Under the central conductor the team does nearly as well as the others; the "
-                "listener's local conductor cannot know the goal, and the team does as badly under it as under a "
-                "random one. Whoever deploys HCPO should look at this gap.",
-            ),
-        )
-    ),
-    Comparison(
-        "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo", seeds=2),
-        references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=205_000,
-        remark=(
-            "HAPPO learns fastest, and HATRPO ends ahead of HCPO, whose conductors score alike: every agent observes "
-            "its own goal, and there is nothing to agree upon."
-        ),
-    ),
-    Comparison(
-        "coordsum", "coordsum/3x10-30", 1_000_000, 50_000,
-        algorithms("hcpo", "hatrpo") + algorithms("happo", "mappo", seeds=1),
-        settings=_FEW_EPISODES, references=(("best fixed table", 119.0), ("best with memory", 181.0)),
-        instruction_choices=True,
-        remark=(
-            "Here the conductor matters. An adversary learns what agent 0 names most often, so that the best fixed "
-            "table earns 119; to earn more the agents must vary what they name, and still agree. Without a conductor "
-            "none ends above that, and HATRPO falls back. HCPO's central conductor comes close to the best that memory "
-            "can do. Its deployed agents, who do not see the adversary's guess, come to about the table by argmax "
-            "and well above it when they draw their instructions from common random numbers; with private ones they "
-            "disagree, and without an instruction they are lost."
-        ),
-    ),
-    Comparison(
-        "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 500_000, 50_000, algorithms("hcpo", "hamdpo", "hatrpo", "happo"),
-        settings=(*_FEW_EPISODES, "env.threads=1"),
-        remark=(
-            "HCPO is ahead of HATRPO, whose settings it shares, and behind HAPPO. HAMDPO is behind, and one of its "
-            "seeds hardly learns: its step size falls to nothing towards the end (KL 0.001 a step; HATRPO 0.007, HAPPO"
-            " 0.016), and with larger ones (10 instead of 3) it collapsed while tuning. The conductors score nearly "
-            "alike."
-        ),
-    ),
-    *(
-        Comparison(
-            f"smax-{task}", f"smax/{task}", 300_000, 20_000,
-            algorithms("hcpo", "hatrpo", seeds=seeds) + algorithms("happo", "mappo", "maven", seeds=1),
-            settings=_FEW_EPISODES, measure="success_rate", remark=remark,
-        )
-        for task, seeds, remark in (
-            (
-                "2s3z", 3,
-                "MAPPO, which climbs on the samples of all units at once, learns fastest by far. HCPO wins as often as "
-                "HATRPO, and earlier; its central and local conductors do better than a random one or none.",
-            ),
-            (
-                "3s5z", 1,
-                "MAVEN, off-policy, is ahead within this budget, then MAPPO. HCPO learns most slowly here: eight agents "
-                "each learn for ten instructions.",
-            ),
-        )
-    ),
-    Comparison(
-        "hcpo-instructions", "mpe/simple_spread", 1_000_000, 100_000,
-        settings_of("hcpo", "instructions", (1, 2, 5, 10, 20), "K", 1),
-        remark=(
-            "A few instructions are best, as in the paper's Fig. 8(a): more are seen by fewer samples each, and one "
-            "(no conductor) lags behind. Part of that lag is the step: with the paper's weights the true KL is half "
-            "as large for K = 1 (0.0008; 0.0015 for K = 5). One seed."
-        ),
-    ),
-    Comparison(
-        "hcpo-conductor-kl", "mpe/simple_spread", 1_000_000, 100_000,
-        settings_of("hcpo", "conductor_kl_limit", (0.001, 0.01, 0.05, 0.1), "δ₁", 1),
-        remark=(
-            "One seed. The smallest step is clearly too small, and the largest tried was best; the spread between "
-            "seeds (about 1, at twice the budget) does not explain that."
-        ),
-    ),
-    Comparison(
-        "hamdpo-steps", "mamujoco/HalfCheetah-2x3", 300_000, 50_000,
-        (
-            *(Variant(f"{n} SGD steps", "hamdpo", (f"algorithm.epochs={n}", "algorithm.minibatches=1"), 1)
-              for n in (1, 5, 10, 20)),
-            Variant("20 steps without KL", "hamdpo",
-                    ("algorithm.epochs=20", "algorithm.minibatches=1", "algorithm.kl_regularisation=false"), 1),
-        ),
-        settings=(*_FEW_EPISODES, "env.threads=1"),
-        remark=(
-            "More gradient steps an update learn faster; one is not enough. Without the divergence, 20 steps reach "
-            "less than half."
-        ),
-    ),
-)  # fmt: skip
-
-
 def run_directory(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> Path:
     """Where a run lives; runs with the same settings are shared between comparisons."""
-    slug = comparison.environment.replace("/", "-")
+    slug = "-".join([comparison.environment.replace("/", "-"), *comparison.environment_settings])
     name = variant.algorithm
     if variant.settings:
         name = "-".join([name, *(setting.removeprefix("algorithm.") for setting in variant.settings)])
@@ -226,7 +60,8 @@ def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> l
     words += [variant.algorithm, "--env", comparison.environment, "--steps", str(comparison.steps)]
     words += ["--seed", str(seed), "--out", str(run)]
     common = ("run.threads=1", f"run.evaluation_interval={comparison.evaluation_interval}")
-    for setting in (*common, *comparison.settings, *variant.settings):
+    environment = tuple(f"env.{setting}" for setting in comparison.environment_settings)
+    for setting in (*common, *comparison.settings, *environment, *variant.settings):
         words += ["--set", setting]
     return words
 
@@ -271,6 +106,12 @@ def colours(comparison: Comparison) -> dict[str, str]:
     }
 
 
+def measured(run: Path, measure: str) -> str:
+    """The name in a run's metrics of a measure of its deployed policies; of its guider where nothing is deployed."""
+    evaluated = json.loads(sorted((run / "eval").glob("step-*.json"))[-1].read_text())
+    return f"evaluation/{'local' if 'local' in evaluated else 'guider'}/{measure}"
+
+
 def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps [E] and the metric [seeds, E] at the evaluations (or updates) that all runs have."""
     series = []
@@ -286,14 +127,14 @@ def draw(comparison: Comparison, runs: Runs, path: Path) -> None:
     colour_of = colours(comparison)
     for label, directories in runs.items():
         colour = colour_of[label]
-        steps, values = curve(directories, comparison.key)
+        steps, values = curve(directories, measured(directories[0], comparison.measure))
         for row in values:
             axes.plot(steps, row, color=colour, lw=0.7, alpha=0.4)
         axes.plot(steps, values.mean(0), color=colour, lw=2, label=label)
     for label, value in comparison.references:
         axes.axhline(value, color="#777777", lw=0.8, ls="--")
         axes.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=7)
-    measure = "return of the team" if comparison.measure == "return" else "share of episodes won"
+    measure = "return of the team" if comparison.measure == "return_mean" else "share of episodes won"
     axes.set(xlabel="environment steps", ylabel=measure, title=f"{comparison.environment}, deployed policies")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
@@ -321,10 +162,10 @@ def draw_conductors(comparison: Comparison, runs: list[Path], path: Path) -> Non
     plt.close(figure)
 
 
-def final_returns(run: Path, conductor: str = "local") -> np.ndarray:
-    """[E] returns of a run's last evaluation."""
-    last = sorted((run / "eval").glob("step-*.json"))[-1]
-    return np.array(json.loads(last.read_text())[conductor]["returns"])
+def final_returns(run: Path, variant: str | None = None) -> np.ndarray:
+    """[E] returns of a run's last evaluation: of what is deployed, of the guider where nothing is, or of a variant."""
+    last = json.loads(sorted((run / "eval").glob("step-*.json"))[-1].read_text())
+    return np.array(last[variant or ("local" if "local" in last else "guider")]["returns"])
 
 
 def table(comparison: Comparison, runs: Runs) -> str:
@@ -336,11 +177,11 @@ def table(comparison: Comparison, runs: Runs) -> str:
     rows = [[*header, "frames/s"]]
     for label, directories in runs.items():
         returns = np.stack([final_returns(run) for run in directories])
-        steps, curves = curve(directories, "evaluation/local/return_mean")
+        steps, curves = curve(directories, measured(directories[0], "return_mean"))
         means = ", ".join(f"{v:.2f}" for v in returns.mean(1))
         row = [label, _iqm_with_interval(returns), means, _mean_and_deviation(np.median(curves[:, -10:], axis=1))]
         if won:
-            _, shares = curve(directories, comparison.key)
+            _, shares = curve(directories, measured(directories[0], comparison.measure))
             row.append(", ".join(f"{v:.0%}" for v in np.median(shares[:, -10:], axis=1)))
         if comparison.early:
             at = min(int(np.searchsorted(steps, comparison.early)), len(steps) - 1)

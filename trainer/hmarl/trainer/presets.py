@@ -49,6 +49,12 @@ _GUIDED: dict[str, Any] = {
 _ONE_STEP_RUN: dict[str, Any] = {
     "environments": 64, "rollout_length": 4, "threads": 1, "evaluation_interval": 10_000, "evaluation_episodes": 1000,
 }  # fmt: skip
+_GUIDED_GAME: dict[str, Any] = {
+    **_SHORT_HORIZON, "embedding_size": 32, "learning_rate": 1e-3, "learning_rate_decay": "linear", "epochs": 4,
+    "minibatches": 8,
+}  # fmt: skip
+_REMEMBERING: dict[str, Any] = {**_GUIDED_GAME, "chunk_length": 16}
+_GUIDED_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 128, "threads": 1}
 _VMAS_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 100, "threads": 1}
 _ROBOT_RUN: dict[str, Any] = {**_VMAS_RUN, "evaluation_episodes": 32}
 _ROBOT_STEPS: dict[str, Any] = {"learning_rate": 5e-4, "epochs": 10, "minibatches": 4, **_NO_BONUS}
@@ -156,8 +162,25 @@ PRESETS: tuple[Preset, ...] = (
         {**_GUIDED, "entropy_coefficient": 0.1, "recurrent": False}, _ONE_STEP_RUN,
     ),
     Preset(
-        "magpo", "coordsum/sum-to-10*", 60_000, "local policies that are always right, in half a minute",
+        "magpo", "coordsum/sum-to-10*", 100_000, "local policies that are always right, in half a minute",
         {**_GUIDED, "entropy_coefficient": 0.0, "reinforcement_weight": 8.0, "recurrent": False}, _ONE_STEP_RUN,
+    ),
+    *(
+        Preset(
+            "magpo", f"coordsum/{task}", 1_500_000, about,
+            {**_REMEMBERING, "delta": delta, "reinforcement_weight": weight}, _GUIDED_RUN,
+        )
+        for task, delta, weight, about in (
+            ("3x10-30", 1.3, 2.0, "return about 153 with env.record=reference, in 10 minutes"),
+            ("3x30-50", 1.2, 8.0, "the paper's δ and λ"),
+            ("5x20-80", 1.1, 4.0, "the paper's δ and λ"),
+            ("8x15-100", 1.3, 8.0, "the paper's δ and λ"),
+        )
+    ),
+    Preset("mat", "coordsum/*", 1_500_000, "centralised, to compare", _GUIDED_GAME, _GUIDED_RUN),
+    *(
+        Preset(name, "coordsum/*", 1_500_000, about, _REMEMBERING, _GUIDED_RUN)
+        for name, about in (("sable", "centralised, to compare"), ("ctds", "plain distillation, to compare"))
     ),
     Preset(
         "hcpo", "coordsum/*", 1_000_000, "3x10-30: return about 130 in 2 minutes, 165 with the central conductor",
@@ -170,7 +193,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     *(
         Preset(name, "coordsum/*", 1_000_000, "a baseline", {**_CLIPPED, **_SHORT_HORIZON}, _TABLE_GAME_RUN)
-        for name in ("happo", "mappo")
+        for name in ("happo", "mappo", "ippo")
     ),
     Preset(
         "maven", "mpe/*", 800_000, "simple_spread: return about -48 (one seed) in 4 minutes",
