@@ -198,7 +198,7 @@ COMPARISONS = (
         Comparison(
             f"simple_spread-{agents}", "mpe/simple_spread", 1_000_000, 100_000,
             algorithms("magpo", "mappo", "happo", seeds=1), settings=_FEW_EPISODES,
-            environment_settings=(f"agents={agents}",),
+            environment_settings=(f"N={agents}",),
         )
         for agents in (3, 5, 10)
     ),
