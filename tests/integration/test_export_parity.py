@@ -12,8 +12,12 @@ import torch
 from hmarl.runtime.bundle import AgentModel, from_json, load_bundle
 from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import verify_bundle
+from hmarl.sdk.environments import make
+from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.teams import BundleTeam
 from hmarl.trainer import export
 from hmarl.trainer.algorithms import ALGORITHMS
+from hmarl.trainer.policy_source import load_team
 from hmarl.trainer.training import Run, make_config
 
 ENVIRONMENTS = {
@@ -22,8 +26,10 @@ ENVIRONMENTS = {
     "continuous": ("mpe/simple_spread", {"continuous_actions": True}),
     "masked": ("toy_environments:masked_discrete", {}),
     "multi-discrete": ("toy_environments:multi_discrete", {}),
+    "leaving": ("toy_environments:leaving", {}),
 }
-NOT_DISCRETE = ("continuous", "multi-discrete")
+NOT_DISCRETE = ("continuous", "multi-discrete", "leaving")
+GUIDED: dict[str, object] = {"embedding_size": 8, "epochs": 2, "memory_size": 6}
 SMALL = {"environments": 4, "rollout_length": 13, "steps": 104, "evaluation_episodes": 4, "threads": 1}
 
 
@@ -42,7 +48,7 @@ PAIRS = [
     (algorithm, environment)
     for algorithm in ("happo", "hcpo", "maven")
     for environment in ENVIRONMENTS
-    if not (ALGORITHMS[algorithm].discrete_only and environment in NOT_DISCRETE)
+    if environment != "leaving" and not (ALGORITHMS[algorithm].discrete_only and environment in NOT_DISCRETE)
 ]
 
 
@@ -63,6 +69,41 @@ def test_the_runtime_computes_what_torch_computes(algorithm: str, environment: s
         np.testing.assert_allclose(got["action"], expected["action"].numpy(), atol=1e-5)
     assert bundle.manifest.parity[0].samples > 1000
     assert bundle.manifest.parity[0].max_error <= 1e-5
+
+
+# Not one of what the guider may see.
+OWN_INPUTS = {"observation", "action_mask", "action_noise", "memory"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"guider_sees_state": True}, id="state"),
+        pytest.param({"guider": "sable", "share_parameters": True}, id="sable", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("environment", ["masked", "multi-discrete", "continuous", "heterogeneous", "leaving"])
+def test_what_a_guided_agent_does_follows_from_its_own_observations(
+    environment: str, settings: dict[str, object], tmp_path: Path
+) -> None:
+    """MAGPO's recurrent policies, served over whole episodes, act as torch does, and no graph takes a state."""
+    run = short_run("magpo", environment, tmp_path, **GUIDED, **settings)
+    bundle = export.export_run(run, tmp_path / "bundle")
+    for agent in bundle.manifest.agents:
+        graph = onnx.load_from_string(bundle.read(agent.file)).graph
+        assert {each.name for each in graph.input} <= OWN_INPUTS
+        assert [state.input for state in agent.states] == ["memory"]
+    name, arguments = ENVIRONMENTS[environment]
+    vector = make(name, 4, **arguments)
+    for sample in (False, True):
+        make_team, *_ = load_team(run, sample=sample)
+        teams = [BundleTeam(bundle, vector.spec, sample=sample), make_team(vector.spec)]
+        served, torchs = (evaluate(vector, team, 4, seed=3, record=True) for team in teams)
+        assert served.actions is not None
+        assert torchs.actions is not None
+        for ours, theirs in zip(served.actions, torchs.actions, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    vector.close()
 
 
 def test_an_instruction_interval_is_kept_in_the_graphs_state(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,14 +12,19 @@ from typing import Any
 
 import pytest
 
+from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation import evaluate
 from hmarl.trainer.algorithms import ALGORITHMS
-from training_runs import tiny_config, train
+from hmarl.trainer.policy_source import load_team
+from training_runs import command_line, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 TRAIN = ("happo", "--env", "mpe/simple_spread")
 FAST = ("--set", "run.environments=4", "--set", "run.rollout_length=12", "--set", "run.evaluation_episodes=4",
         "--set", "run.threads=1")  # fmt: skip
+GUIDED = {"embedding_size": 8, "epochs": 2}
 Call = Callable[..., tuple[int, str, str]]
 
 WRONG_USE = [
@@ -40,6 +46,14 @@ WRONG_USE = [
     ((*TRAIN, "--set", "algorithm.gamma=high"), 2, "algorithm.gamma: got 'high'"),
     ((*TRAIN, "--set", "algorithm.learning_rate=Infinity"), 2, "algorithm.learning_rate: got inf"),
     ((*TRAIN, "--set", "algorithm.hidden_sizes=[8,0]"), 2, "algorithm.hidden_sizes.1: got 0"),
+    (
+        ("mat", "--env", "mpe/simple_spread", "--set", "algorithm.attention_heads=3"),
+        2,
+        "algorithm.attention_heads: got 3",
+    ),
+    (("magpo", "--env", "mpe/simple_spread", "--set", "algorithm.delta=1"), 2, "algorithm.delta: got 1, expected"),
+    (("magpo", "--env", "mpe/simple_spread", "--set", "algorithm.guider=vit"), 2, "algorithm.guider: got 'vit'"),
+    (("sable", "--env", "mpe/simple_spread", "--set", "algorithm.guider=mat"), 2, "algorithm.guider: got 'mat'"),
     ((*TRAIN, "--set", "algorithm.gamma"), 2, "got 'algorithm.gamma', expected PREFIX.KEY=VALUE"),
     ((*TRAIN, "--set", "env.n=3"), 2, "unknown argument of mpe/simple_spread 'n'"),
     ((*TRAIN, "--set", "rum.steps=3"), 2, "unknown prefix 'rum'"),
@@ -150,6 +164,50 @@ def test_export_and_resume_of_what_is_not_there_are_explained(call: Call, tmp_pa
     assert (code, "config.json is damaged" in error) == (3, True), error
 
 
+@pytest.mark.parametrize("algorithm", ["mat", "sable"])
+def test_what_acts_centrally_is_evaluated_but_never_exported(call: Call, tmp_path: Path, algorithm: str) -> None:
+    run = tmp_path / "run"
+    code, _, error = call("train", *command_line(tiny_config(algorithm, "mpe/simple_spread", GUIDED), run))
+    assert code == 0, error
+    assert "hmarl-export" not in error
+    assert f"next: hmarl-eval --run {run}" in error
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["final"]) == {"guider"}
+    assert summary["best_return"] == pytest.approx(summary["final"]["guider"]["return_mean"])
+    # Told by the configuration alone: neither checkpoints nor environment are touched.
+    shutil.rmtree(run / "checkpoints")
+    before = sorted(run.rglob("*"))
+    for out in ((), ("--out", str(tmp_path / "bundle.zip"))):
+        code, output, error = call("export", str(run), *out, "--json")
+        assert (code, output) == (2, "")
+        assert f"error: {algorithm}: acts for the whole team at once from everybody's observations" in error
+        assert f"train magpo (or ctds) with --set algorithm.guider={algorithm} to get one for each agent" in error
+    assert sorted(run.rglob("*")) == before
+    assert not (tmp_path / "bundle.zip").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["mat", "magpo", "ctds"])
+def test_the_guider_can_be_played_with(algorithm: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_config(algorithm, "mpe/simple_spread", GUIDED), run)
+    names, returns = [], []
+    for variant, sample in ((None, False), ("guider", False), ("guider", False), ("guider", True), ("guider", True)):
+        make_team, name, arguments = load_team(run, variant=variant, sample=sample)
+        environment = make(name, 3, **arguments)
+        team = make_team(environment.spec)
+        names.append(team.name)
+        returns.append(evaluate(environment, team, 5, seed=2).returns.tolist())
+        environment.close()
+    assert names == ["guider" if algorithm == "mat" else "local", *["guider"] * 4]
+    assert returns[1] == returns[2] != returns[3] == returns[4]
+    assert (returns[0] == returns[1]) == (algorithm == "mat")
+    with pytest.raises(UsageError, match="has no instructions to choose"):
+        load_team(run, instruction_choice="sample")
+    if algorithm == "mat":
+        with pytest.raises(UsageError, match="variant: got 'local', expected one of guider"):
+            load_team(run, variant="local")
+
+
 def test_a_checkpoint_of_other_networks_is_refused_by_name(call: Call, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(tiny_config("happo", "mpe/simple_spread"), run)
@@ -175,7 +233,11 @@ def test_a_named_preset_is_the_base_that_settings_go_on_top_of(call: Call, tmp_p
 
 def test_settings_and_presets_are_listed(call: Call) -> None:
     _, output, _ = call("algorithms", "--json")
-    assert json.loads(output.splitlines()[-1]) == {"algorithms": list(ALGORITHMS)}
+    listed = json.loads(output.splitlines()[-1])
+    assert listed["algorithms"] == list(ALGORITHMS)
+    assert listed["central"] == ["mat", "sable"]
+    acts = {line.split()[1]: "centrally" in line for line in output.splitlines() if line.startswith("│")}
+    assert [name for name, centrally in acts.items() if centrally] == ["mat", "sable"]
     _, output, _ = call("algorithms", "hcpo", "--json")
     settings = json.loads(output.splitlines()[-1])
     assert settings["algorithm.instructions"] == 10

@@ -129,5 +129,7 @@ def validate(model: type[S], values: dict[str, Any], prefix: str) -> S:
         return model(**values)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
+        # Words after the first are a union's branches, which nobody has typed.
+        place = (str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int))
+        key = ".".join(place)
         raise UsageError(f"{prefix}.{key}: got {problem['input']!r}, expected: {problem['msg']}") from error
