@@ -1,0 +1,90 @@
+"""A conductor above MAGPO's guider and local policies: who sees the instruction, and what its ratio weighs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hmarl.sdk.environments import make
+from hmarl.sdk.evaluation import evaluate
+from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
+from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.team import teams
+from training_runs import new_algorithm
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+TOY = "toy_environments:masked_discrete"
+SMALL: dict[str, Any] = {
+    "conductor_hidden_sizes": (8,), "instructions": 3, "embedding_size": 8, "epochs": 2, "minibatches": 2,
+}  # fmt: skip
+
+
+def collected(**settings: Any) -> tuple[GuidedHcpo, Rollout, Collector]:
+    """With one rollout of 10 steps in 8 environments."""
+    algorithm, rollout, collector = new_algorithm("guided-hcpo", TOY, 8, 10, None, **{**SMALL, **settings})
+    assert isinstance(algorithm, GuidedHcpo)
+    collector.collect(algorithm)
+    return algorithm, rollout, collector
+
+
+@pytest.mark.parametrize("guider", ["mat", "sable", "factorised"])
+@pytest.mark.parametrize("recurrent", [False, True])
+@torch.no_grad()
+def test_actions_depend_on_the_instruction_and_values_do_not(guider: str, recurrent: bool) -> None:
+    algorithm, rollout, _ = collected(guider=guider, recurrent=recurrent)
+    estimate = algorithm.estimate(rollout)
+    batch, order = algorithm.batch(rollout, estimate), torch.arange(len(algorithm.spec.agents))
+    assert batch.view.instruction is not None
+    instruction = algorithm.conductor.seen_of(rollout.extras["instruction"])
+    # Sequences of one step where nobody remembers, else the whole rollout.
+    expected = instruction if algorithm.remembers else instruction.flatten(0, 1).unsqueeze(0)
+    assert torch.equal(batch.view.instruction, expected)
+    # Weights near zero hide what the policies see.
+    theta = algorithm.guider_theta + 0.5
+    judged = algorithm.judge(batch, order, theta)
+    batch.view.instruction.copy_(batch.view.instruction.roll(1, -1))
+    otherwise = algorithm.judge(batch, order, theta)
+    assert torch.equal(judged.values, otherwise.values)
+    assert not torch.equal(batch.log_prob(judged.distributions), batch.log_prob(otherwise.distributions))
+
+
+def test_the_conductors_ratio_weighs_every_step_in_both_surrogates(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, rollout, _ = collected()
+    before = log_probs(algorithm, rollout)
+    seen: list[Tensor] = []
+    batch_of = algorithm.batch
+    monkeypatch.setattr(algorithm, "batch", lambda *given: seen.append(batch_of(*given)) or seen[-1])
+    metrics = algorithm.update(rollout, 0.0)
+    assert metrics["conductor_kl"] > 0
+    ratio = (log_probs(algorithm, rollout, algorithm.conductor_states) - before).exp()
+    weight = seen[0].weight
+    torch.testing.assert_close(weight.flatten(), ratio.flatten())
+    assert weight.std() > 1e-3
+    unweighted = (seen[0].advantages - seen[0].advantages.mean()) / seen[0].advantages.std(correction=0)
+    torch.testing.assert_close(seen[0].normalised_advantages(), (unweighted * weight).flatten(), rtol=1e-4, atol=1e-5)
+
+
+def log_probs(algorithm: GuidedHcpo, rollout: Rollout, states: Tensor | None = None) -> Tensor:
+    """[T, B] log w(M|s); remembers the normalised states, for the update moves the normaliser."""
+    if states is None:
+        states = algorithm.conductor_states = algorithm.state_normaliser(rollout.states[:-1])
+    with torch.no_grad():
+        return algorithm.conductor.distribution(states).log_prob(rollout.extras["instruction"])
+
+
+def test_it_plays_in_all_ways_and_deploys_its_local_conductors() -> None:
+    algorithm, rollout, _ = collected()
+    algorithm.update(rollout, 0.0)
+    environment = make(TOY, 4)
+    played = teams(algorithm)
+    assert list(played) == ["local", "central", "random", "none", "guider"]
+    for team in played.values():
+        assert np.isfinite(evaluate(environment, team, 4, seed=0).returns).all()
+    module = algorithm.deployable(0)
+    assert module.instructions == 3
+    assert {"observation", "instruction_noise"} <= set(module.input_names)
