@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib
 
@@ -108,8 +108,7 @@ def colours(comparison: Comparison) -> dict[str, str]:
 
 def measured(run: Path, measure: str) -> str:
     """The name in a run's metrics of a measure of its deployed policies; of its guider where nothing is deployed."""
-    evaluated = json.loads(sorted((run / "eval").glob("step-*.json"))[-1].read_text())
-    return f"evaluation/{'local' if 'local' in evaluated else 'guider'}/{measure}"
+    return f"evaluation/{'local' if 'local' in last_evaluation(run) else 'guider'}/{measure}"
 
 
 def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -162,9 +161,15 @@ def draw_conductors(comparison: Comparison, runs: list[Path], path: Path) -> Non
     plt.close(figure)
 
 
+def last_evaluation(run: Path) -> dict[str, Any]:
+    """What a run's last evaluation came to, by who played."""
+    document: dict[str, Any] = json.loads(sorted((run / "eval").glob("step-*.json"))[-1].read_text())
+    return document
+
+
 def final_returns(run: Path, variant: str | None = None) -> np.ndarray:
     """[E] returns of a run's last evaluation: of what is deployed, of the guider where nothing is, or of a variant."""
-    last = json.loads(sorted((run / "eval").glob("step-*.json"))[-1].read_text())
+    last = last_evaluation(run)
     return np.array(last[variant or ("local" if "local" in last else "guider")]["returns"])
 
 
@@ -174,6 +179,8 @@ def table(comparison: Comparison, runs: Runs) -> str:
     won = comparison.measure == "success_rate"
     header += ["won, each seed, median of the last ten"] if won else []
     header += [f"at {comparison.early:,} frames"] if comparison.early else []
+    guided = {label for label, directories in runs.items() if "guider" in last_evaluation(directories[0])}
+    header += ["guider's IQM [95 %]"] if guided else []
     rows = [[*header, "frames/s"]]
     for label, directories in runs.items():
         returns = np.stack([final_returns(run) for run in directories])
@@ -186,6 +193,12 @@ def table(comparison: Comparison, runs: Runs) -> str:
         if comparison.early:
             at = min(int(np.searchsorted(steps, comparison.early)), len(steps) - 1)
             row.append(f"{curves[:, at].mean():.2f} (at {steps[at]:,})")
+        if guided:
+            row.append(
+                _iqm_with_interval(np.stack([final_returns(run, "guider") for run in directories]))
+                if label in guided
+                else ""
+            )
         rates = [json.loads((run / "summary.json").read_text())["steps_per_s"] for run in directories]
         rows.append([*row, f"{np.median(rates):,.0f}"])
     rows.insert(1, ["---"] * len(rows[0]))
