@@ -323,8 +323,7 @@ def test_every_parameter_is_learnt(guider_class: type[Guider]) -> None:
             idle.add(name)
         if not name.startswith("observation"):  # a group's layer has a column for the one-hots of other groups' agents
             assert columns.all() or name in idle, name
-    # A key's bias adds the same to a query's scores of all keys, which the softmax does not see.
-    assert {name for name in idle if not name.endswith("key.bias")} == {"extra.0", "extra.2"}
+    assert idle == {"extra.0", "extra.2"}
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:

@@ -5,6 +5,7 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,6 @@ from torch.nn import functional
 
 from hmarl.trainer.guiders.guider import Parameters
 from hmarl.trainer.guiders.sequence import SequenceGuider, Shapes, dense, linear_shapes, norm, norm_shapes
-
-_PROJECTIONS = ("query", "key", "value", "projection")
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,20 @@ class AttentionGuider(SequenceGuider):
         for block in range(self.blocks):
             for name, attentions in ((f"encoder.{block}", 1), (f"decoder.{block}", 2)):
                 for a in range(attentions):
-                    for projection in _PROJECTIONS:
-                        shapes |= linear_shapes(f"{name}.attention{a}.{projection}", self.width, self.width)
+                    # Query, key and value in one. Softmax does not see a key's bias, and a value's would only add to
+                    # the projection's.
+                    shapes[f"{name}.attention{a}.inputs.weight"] = (3 * self.width, self.width)
+                    shapes[f"{name}.attention{a}.query.bias"] = (self.width,)
+                    shapes |= linear_shapes(f"{name}.attention{a}.projection", self.width, self.width)
                     shapes |= norm_shapes(f"{name}.attention{a}.norm", self.width)
                 shapes |= linear_shapes(f"{name}.hidden", self.width, self.width)
                 shapes |= linear_shapes(f"{name}.output", self.width, self.width)
                 shapes |= norm_shapes(f"{name}.norm", self.width)
         return shapes
+
+    def _gain(self, name: str) -> float:
+        # Three orthogonal matrices one below the other have columns of this length.
+        return math.sqrt(3.0) if name.endswith("inputs.weight") else super()._gain(name)
 
     def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, _Seen]:
         """Attention among all agents' observations."""
@@ -61,15 +67,16 @@ class AttentionGuider(SequenceGuider):
         keys, values = [], []
         x, represented = norm(parameters, "decoder.norm", functional.gelu(previous)).unsqueeze(-2), query.unsqueeze(-2)
         for block in range(self.blocks):
-            for a, source in ((0, x), (1, represented)):
+            for a in range(2):
                 name, layer = f"decoder.{block}.attention{a}", 2 * block + a
-                key, value = self._keys_and_values(parameters, name, x)
+                source = represented if a else x
+                asked, key, value = self._inputs(parameters, name, source, x)
                 if carried.keys:
                     key = torch.cat([carried.keys[layer], key], dim=-2)
                     value = torch.cat([carried.values[layer], value], dim=-2)
                 keys.append(key)
                 values.append(value)
-                x = self._attend(parameters, name, source, key, value, causal=False)
+                x = self._attend(parameters, name, source, (asked, key, value), causal=False)
             x = _perceptron(parameters, f"decoder.{block}", x)
         return x.squeeze(-2), _Seen(tuple(keys), tuple(values), carried.memory)
 
@@ -78,45 +85,52 @@ class AttentionGuider(SequenceGuider):
         return carried.memory
 
     def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, order: Tensor, memory: Tensor, begins: Tensor
+        self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
     ) -> tuple[Tensor, Tensor]:
         """All steps and all agents at once, the decoder's attention masked."""
-        representation = self._encoder(parameters, tokens)
-        represented = representation[..., order, :]
+        # Steps in one dimension: the attention is far faster in four dimensions than in five.
+        representation = self._encoder(parameters, tokens.flatten(0, 1))
         start = parameters["start"].expand(*taken.shape[:-2], 1, -1)
-        previous = torch.cat([start, taken[..., :-1, :]], dim=-2)
+        previous = torch.cat([start, taken[..., :-1, :]], dim=-2).flatten(0, 1)
         x = norm(parameters, "decoder.norm", functional.gelu(previous))
         for block in range(self.blocks):
-            for a in range(2):
-                name = f"decoder.{block}.attention{a}"
-                key, value = self._keys_and_values(parameters, name, x)
-                x = self._attend(parameters, name, represented if a else x, key, value, causal=True)
+            x = self._attention(parameters, f"decoder.{block}.attention0", x, x, causal=True)
+            x = self._attention(parameters, f"decoder.{block}.attention1", representation, x, causal=True)
             x = _perceptron(parameters, f"decoder.{block}", x)
-        return representation, x
+        return representation.unflatten(0, begins.shape), x.unflatten(0, begins.shape)
 
     def _encoder(self, parameters: Parameters, tokens: Tensor) -> Tensor:
         x = norm(parameters, "encoder.norm", tokens)
         for block in range(self.blocks):
-            name = f"encoder.{block}.attention0"
-            key, value = self._keys_and_values(parameters, name, x)
-            x = self._attend(parameters, name, x, key, value, causal=False)
+            x = self._attention(parameters, f"encoder.{block}.attention0", x, x, causal=False)
             x = _perceptron(parameters, f"encoder.{block}", x)
         return x
 
-    def _keys_and_values(self, parameters: Parameters, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._split(dense(parameters, f"{name}.key", x)), self._split(dense(parameters, f"{name}.value", x))
+    def _attention(self, parameters: Parameters, name: str, source: Tensor, x: Tensor, *, causal: bool) -> Tensor:
+        """[M, N, E]: ``source`` [M, N, E] looks at ``x`` [M, N, E]."""
+        return self._attend(parameters, name, source, self._inputs(parameters, name, source, x), causal=causal)
+
+    def _inputs(self, parameters: Parameters, name: str, source: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of ``source`` [M, m, E], keys and values of ``x`` [M, m, E]: [M, heads, m, E / heads]."""
+        weight, bias = parameters[f"{name}.inputs.weight"], parameters[f"{name}.query.bias"]
+        if source is x:
+            query, key, value = functional.linear(x, weight, functional.pad(bias, (0, 2 * self.width))).chunk(3, dim=-1)
+        else:
+            mine, theirs = weight.split([self.width, 2 * self.width])
+            query = functional.linear(source, mine, bias)
+            key, value = functional.linear(x, theirs).chunk(2, dim=-1)
+        return self._split(query), self._split(key), self._split(value)
 
     def _attend(
-        self, parameters: Parameters, name: str, source: Tensor, key: Tensor, value: Tensor, *, causal: bool
+        self, parameters: Parameters, name: str, source: Tensor, inputs: tuple[Tensor, Tensor, Tensor], *, causal: bool
     ) -> Tensor:
-        """[..., m, E]: ``source`` looks at keys and values [..., heads, n, E / heads]."""
-        query = self._split(dense(parameters, f"{name}.query", source))
-        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        """[M, m, E] what queries, keys and values [M, heads, ..., E / heads] add to ``source`` [M, m, E]."""
+        seen = functional.scaled_dot_product_attention(*inputs, is_causal=causal)
         seen = dense(parameters, f"{name}.projection", seen.transpose(-2, -3).flatten(-2))
         return norm(parameters, f"{name}.norm", source + seen)
 
     def _split(self, x: Tensor) -> Tensor:
-        """[..., m, E] -> [..., heads, m, E / heads]."""
+        """[M, m, E] -> [M, heads, m, E / heads]."""
         return x.unflatten(-1, (self.attention_heads, -1)).transpose(-2, -3)
 
 

@@ -126,7 +126,7 @@ class RetentionGuider(SequenceGuider):
     # --- learning: chunk by chunk -----------------------------------------------------------------------------------
 
     def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, order: Tensor, memory: Tensor, begins: Tensor
+        self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
     ) -> tuple[Tensor, Tensor]:
         """All steps at once, chunk by chunk."""
         states, last, step = self._parts(memory)
@@ -140,7 +140,7 @@ class RetentionGuider(SequenceGuider):
         encoded = self._encoder(parameters, seen, retain)
         representation = chunks.restore(encoded)
         fed = chunks.lay(self._fed(parameters, taken, last, begins, position))
-        decoded = self._decoder(parameters, fed, chunks.reorder(encoded, order), retain)
+        decoded = self._decoder(parameters, fed, encoded, retain)
         return representation, chunks.restore(decoded)
 
     @staticmethod
@@ -254,10 +254,6 @@ class _Chunks:
     def restore(self, x: Tensor) -> Tensor:
         """[C, n·s·N, E] -> [L, C, N, E]."""
         return x.unflatten(1, (-1, self.agents))[:, : self.steps].transpose(0, 1)
-
-    def reorder(self, x: Tensor, order: Tensor) -> Tensor:
-        """[C, n·s·N, E] with the agents of every step in another order."""
-        return x.unflatten(1, (-1, self.agents))[:, :, order].flatten(1, 2)
 
     def retain(self, query: Tensor, key: Tensor, value: Tensor, state: Tensor, *, causal: bool) -> Tensor:
         """Retention of tokens [C, n·s·N, E] after a state [C, heads, d, d] -> [C, n·s·N, heads, d]."""

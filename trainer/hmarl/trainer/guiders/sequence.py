@@ -131,20 +131,19 @@ class SequenceGuider(Guider):
 
     @abstractmethod
     def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, order: Tensor, memory: Tensor, begins: Tensor
+        self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """``encode`` and ``decode`` of many steps at once, their actions known.
+        """``encode`` and ``decode`` of many steps at once, their actions known; agents always in decoding order.
 
         Args:
             parameters: named.
-            tokens: [L, C, N, E] of observations, agents in their natural order.
-            taken: [L, C, N, E] of everybody's action, in decoding order.
-            order: [N] int64, the agents in the order in which they decide.
+            tokens: [L, C, N, E] of everybody's observation.
+            taken: [L, C, N, E] of everybody's action.
             memory: [C, *memory_shape] before the first step.
             begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
 
         Returns:
-            [L, C, N, E] representations in natural order, [L, C, N, E] outputs in decoding order.
+            [L, C, N, E] representations, [L, C, N, E] outputs.
         """
 
     # --- acting -----------------------------------------------------------------------------------------------------
@@ -191,15 +190,14 @@ class SequenceGuider(Guider):
         begins: Tensor,
     ) -> Judged:
         """Policies and values at recorded steps, all at once."""
-        taken = self.action_tokens(parameters, actions)[..., order, :]
-        tokens = self.observation_tokens(parameters, view)
-        representation, outputs = self.parallel(parameters, tokens, taken, order, memory, begins)
+        tokens = self.observation_tokens(parameters, view).index_select(-2, order)
+        taken = self.action_tokens(parameters, actions).index_select(-2, order)
+        representation, outputs = self.parallel(parameters, tokens, taken, memory, begins)
         instruction = None if view.instruction is None else view.instruction.unsqueeze(-2)
-        finished = self._finish(parameters, outputs[..., torch.argsort(order), :], instruction)
-        natural = finished.flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
-        distributions = []
+        finished = self._finish(parameters, outputs, instruction).flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
+        places, distributions = torch.argsort(order), []
         for g, (group, mask) in enumerate(zip(self.groups, view.action_masks, strict=True)):
-            theirs = natural if len(self.groups) == 1 else natural[list(group.agents)]
+            theirs = finished.index_select(0, places[list(group.agents)])
             legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
             distributions.append(self._distribution(parameters, g, theirs, legal))
         return Judged(distributions, self._value(parameters, representation))
@@ -210,12 +208,14 @@ class SequenceGuider(Guider):
         """[..., N, E] of everybody's observation, context and identity, in natural order."""
         tokens = []
         for g, (group, features) in enumerate(zip(self.groups, view.features, strict=True)):
-            parts = [features]
+            weight = parameters[f"observation.{g}.weight"]
+            seen, context, identity = weight.split([features.shape[-1], self.context_size, self.agents], dim=1)
+            token = (
+                functional.linear(features, seen, parameters[f"observation.{g}.bias"]) + identity.T[list(group.agents)]
+            )
             if view.context is not None:
-                parts.append(view.context.unsqueeze(-2).expand(*features.shape[:-1], self.context_size))
-            identity = torch.eye(self.agents, device=features.device)[list(group.agents)]
-            parts.append(identity.expand(*features.shape[:-1], self.agents))
-            tokens.append(dense(parameters, f"observation.{g}", torch.cat(parts, dim=-1)))
+                token = token + functional.linear(view.context, context).unsqueeze(-2)
+            tokens.append(token)
         return functional.gelu(self._natural(tokens))
 
     def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> Tensor:
