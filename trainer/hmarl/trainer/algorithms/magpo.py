@@ -44,22 +44,30 @@ _LEAST_DELTA, _LARGEST_DELTA, _DELTA_RATE = 1.05, 4.0, 1.1
 class MagpoSettings(GuidedSettings):
     """Settings of MAGPO."""
 
-    recurrent: bool = Field(True, description="policies remember: a gated recurrent unit after the hidden layers")
+    recurrent: bool = Field(True, description="local policies remember: a gated recurrent unit after the hidden layers")
     delta: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
-        1.5, description="δ, how far guider and local policies may part: ratios within (1/δ, δ); auto adapts it"
+        1.5,
+        description="δ, how far guider and local policies may part: ratios μ/π within (1/δ, δ); auto (an "
+        "extension): from 1.5 on, as imitation_gap says",
     )
     imitation_gap: float = Field(
-        0.02, gt=0, description="KL(μ ‖ π) an agent, in nats, that delta=auto keeps to (an extension)"
+        0.02, gt=0, description="with delta=auto: mean KL(μ ‖ π) per agent, in nats, around which δ shrinks or grows"
     )
-    reinforcement_weight: float = Field(1.0, ge=0, description="λ, weight of the local policies' own surrogate")
-    double_clip: bool = Field(True, description="False: the guider's ratio is clipped once, to 1 ± ε (ablation)")
+    reinforcement_weight: float = Field(
+        1.0, ge=0, description="λ, weight of the local policies' own surrogate; 0: they only imitate"
+    )
+    double_clip: bool = Field(
+        True,
+        description="the guider's surrogate has no gradient away from the local policies beyond δ; False: its ratio is "
+        "clipped once, to 1 ± ε (ablation)",
+    )
     backtracking: bool = Field(
         True,
-        description="False leaves out the masked KL that draws the guider to the local policies, or (factorised) their "
-        "copying (ablation)",
+        description="where actions lie outside (1/δ, δ) the KL draws the guider to the local policies, or (factorised) "
+        "it becomes what they are after every update; False: neither (ablation)",
     )
     learner_learning_rate: float | None = Field(
-        None, gt=0, description="Adam's step size for the local policies; learning_rate by default"
+        None, gt=0, description="Adam's step size for the local policies; by default learning_rate, the guider's"
     )
 
 

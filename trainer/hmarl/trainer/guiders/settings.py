@@ -18,17 +18,25 @@ class GuidedSettings(PolicyGradientSettings, StochasticGradientSettings):
         description="mat: attention over the agents; sable: retention over agents and time, which remembers; "
         "factorised: built as the local policies are (to compare)",
     )
-    embedding_size: int = Field(64, ge=1, description="E, width of the guider")
-    blocks: int = Field(1, ge=1, description="encoder and decoder blocks of the guider")
-    attention_heads: int = Field(1, ge=1, description="heads of each of its attention layers; a divisor of E")
-    guider_sees_state: bool = Field(False, description="the guider sees the global state beside all observations")
+    embedding_size: int = Field(64, ge=1, description="E, width of the guider (factorised: of its value's network)")
+    blocks: int = Field(1, ge=1, description="blocks of its encoder, and as many of its decoder")
+    attention_heads: int = Field(
+        1, ge=1, description="heads of each of its attention or retention layers; a divisor of E"
+    )
+    guider_sees_state: bool = Field(
+        False, description="policy and value of the guider see the global state beside all observations (an extension)"
+    )
     shuffle_agents: bool = Field(
-        True, description="the agents decide in a random order, another one in every rollout and in every epoch"
+        True,
+        description="the agents decide in a random order, drawn for every rollout and every epoch; False: always in "
+        "their natural one",
     )
     epochs: int = Field(10, ge=1, description="passes over the rollout per update")
     minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
-    clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε], and the values alike")
-    value_coefficient: float = Field(0.5, gt=0, description="weight of the value loss")
+    clip: float = Field(
+        0.2, gt=0, lt=1, description="ε: ratios are clipped to 1 ± ε, values (normalised) to the old ones ± ε"
+    )
+    value_coefficient: float = Field(0.5, gt=0, description="c_v, weight of the value loss")
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> GuidedSettings:
