@@ -63,16 +63,13 @@ class TeamBatch:
         """C."""
         return self.begins.shape[1]
 
-    def take(self, units: Tensor) -> TeamBatch:
-        """The sequences ``units`` [c] int64."""
-        view, length = self.view, self.begins.shape[0]
+    def take(self, units: Tensor | slice) -> TeamBatch:
+        """The sequences ``units``: [c] int64, or a slice."""
+        view = self.view
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[:, units]
 
-        active = self.active
-        if active is not None:
-            active = active.view(len(active), length, -1)[..., units].flatten(1)
         return TeamBatch(
             TeamView(
                 [features[:, units] for features in view.features],
@@ -81,7 +78,7 @@ class TeamBatch:
                 pick(view.instruction),
             ),
             [actions[:, units] for actions in self.actions],
-            active,
+            None if self.active is None else self.rows(self.active, units),
             self.begins[:, units],
             self.advantages[:, units],
             self.returns[:, units],
@@ -90,6 +87,10 @@ class TeamBatch:
             [memory[:, units] for memory in self.memories],
             pick(self.weight),
         )
+
+    def rows(self, values: Tensor, units: Tensor | slice) -> Tensor:
+        """[N, L·c] of values [N, L·C] at the sequences ``units``."""
+        return values.unflatten(1, self.begins.shape)[..., units].flatten(1)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over agents and steps, where the agents were there, of [N, L·C] -> scalar."""
@@ -131,6 +132,7 @@ class GuidedTeam(Algorithm):
         context = spec.state_size if settings.guider_sees_state else 0
         self.guider = create_guider(spec.groups, self.heads, settings, context, self.context_size)
         self.guider_theta = self.guider.initialise(generator).to(device)
+        self._guider_parameters = self.guider.named(self.guider_theta)  # views, which see every update
         self.guider_optimiser = FlatAdam(self.guider_theta, settings.learning_rate, settings.max_gradient_norm)
         self.value_normaliser = ValueNormaliser(device, settings.normalise_values)
         self._order = list(range(len(spec.agents)))
@@ -227,7 +229,7 @@ class GuidedTeam(Algorithm):
         memory: Tensor,
     ) -> Acted:
         view = self.view(observation.observations, observation.action_masks, observation.state, instruction)
-        return self.guider.act(self.guider.named(self.guider_theta), view, perturbations, order, memory)
+        return self.guider.act(self._guider_parameters, view, perturbations, order, memory)
 
     def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Raw actions per group in the environment's units."""
@@ -265,13 +267,16 @@ class GuidedTeam(Algorithm):
         batch = self.batch(rollout, estimate)
         self.value_normaliser.update(estimate.returns)
         behaviour = self.guider_theta.clone()
+        old_log_probs: dict[tuple[int, ...], Tensor] = {}  # of few agents there are few orders, and epochs share them
         rows: dict[str, list[Tensor]] = defaultdict(list)
         for _ in range(settings.epochs):
-            order = self._draw_order().to(self.device)
+            drawn = self._draw_order()
+            order, key = drawn.to(self.device), tuple(drawn.tolist())
+            if key not in old_log_probs:
+                old_log_probs[key] = self._log_prob(batch, order, behaviour)
             for units in minibatches(batch.sequences, 1, settings.minibatches, self.noise_generator):
                 part = batch if units is None else batch.take(units)
-                with torch.no_grad():
-                    old_log_prob = part.log_prob(self.judge(part, order, behaviour).distributions)
+                old_log_prob = old_log_probs[key] if units is None else batch.rows(old_log_probs[key], units)
                 for name, value in self.learn(part, order, old_log_prob, schedule).items():
                     rows[name].append(value)
         self.update_normalisers(rollout)
@@ -302,6 +307,16 @@ class GuidedTeam(Algorithm):
         return self.guider.judge(
             self.guider.named(theta), part.view, part.actions, order, part.guider_memory, part.begins
         )
+
+    @torch.no_grad()
+    def _log_prob(self, batch: TeamBatch, order: Tensor, theta: Tensor) -> Tensor:
+        """[N, L·C] of a batch's actions under the guider with parameters ``theta``; a minibatch's worth at a time."""
+        size, log_probs = -(-batch.sequences // self.settings.minibatches), []
+        for first in range(0, batch.sequences, size):
+            part = batch.take(slice(first, first + size))
+            log_prob = part.log_prob(self.judge(part, order, theta).distributions)
+            log_probs.append(log_prob.unflatten(1, part.begins.shape))
+        return torch.cat(log_probs, dim=-1).flatten(1)
 
     def guider_step(
         self, part: TeamBatch, judged: Judged, objective: Tensor, penalty: Tensor | None, schedule: float
@@ -391,7 +406,7 @@ class GuidedTeam(Algorithm):
 
     def _values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """[T, B] V as the guider had it when it acted, and [T, B] of what followed (0 after termination)."""
-        parameters, groups = self.guider.named(self.guider_theta), range(len(self.spec.groups))
+        parameters, groups = self._guider_parameters, range(len(self.spec.groups))
         last = self.guider.value(
             parameters,
             self.view(rollout.last_observations, rollout.last_action_masks, rollout.states[-1]),
