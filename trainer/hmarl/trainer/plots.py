@@ -108,6 +108,7 @@ def imitation_plot(rows: Rows, title: str) -> bytes:
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set(xlabel="environment steps")
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
     axes[1, 0].axhline(0.0, color="black", lw=0.6)
     figure.suptitle(f"{title}: how far the guider and its local policies part", fontsize=10)
     return _png(figure)

@@ -177,7 +177,7 @@ class Run:
         self._evaluation_environment: VectorEnvironment | None = None
         self.counters = Counters()
         self._divergence: str | None = None
-        self._advice: str | None = None
+        self._advice_given: set[str] = set()
         self._returns: deque[float] = deque(maxlen=max(100, self.settings.environments))
         if checkpoint is not None:
             self._load(checkpoint)
@@ -314,9 +314,9 @@ class Run:
             episodes=self.counters.episodes + len(statistics.returns),
         )
         advice = self.algorithm.advice(metrics)
-        if advice and advice != self._advice:
+        if advice and advice not in self._advice_given:
             _log.warning("update %d: %s", self.counters.update, advice)
-        self._advice = advice
+            self._advice_given.add(advice)
         if self._returns:
             metrics["return"] = float(np.mean(self._returns))
         if statistics.lengths:
