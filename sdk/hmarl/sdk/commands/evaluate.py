@@ -302,7 +302,7 @@ def evaluate_command(
         Literal["argmax", "sample", "common"] | None,
         typer.Option(help="How instructions are chosen; by default 'common' with --sample, else 'argmax'."),
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="With --run: which policies, e.g. local, guider or central.")] = None,
+    variant: Annotated[str | None, typer.Option(help="With --run: local, guider, central …")] = None,
     checkpoint: Annotated[str, typer.Option(help="With --run: best, last or a step.")] = "best",
     provider: Annotated[str, typer.Option(help="With --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE].")] = "cpu",
     stream: Annotated[bool, typer.Option("--stream", help="With --endpoints: streams instead of unary calls.")] = False,

@@ -36,7 +36,9 @@ from hmarl.trainer.rollout import Rollout
 class GuidedHcpoSettings(MagpoSettings, ConductorSettings):
     """Settings of guided HCPO: those of MAGPO and of HCPO's conductor."""
 
-    recurrent: bool = Field(False, description="local policies remember: a gated recurrent unit after the hidden layers")
+    recurrent: bool = Field(
+        False, description="local policies remember: a gated recurrent unit after the hidden layers"
+    )
     instruction_weight: Literal["ratio"] = Field("ratio", description="steps are weighted by w_new/w_old")
 
 
