@@ -133,6 +133,7 @@ def main(
             f"one by one are right {expected} of the time.",
             "\n".join(rows(task, runs)),
         ]
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "imitation_gap.md", "\n\n".join(paragraphs) + "\n")
     print(f"wrote {out / 'imitation_gap.md'}")
 
