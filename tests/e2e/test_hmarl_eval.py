@@ -20,6 +20,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.teams import BundleTeam, FleetTeam, load_endpoints
 from toy_bundle import write_toy_bundle
+from training_runs import tiny_config, train
 
 AGENTS = ("agent_0", "agent_1", "agent_2")
 ENVIRONMENT = {
@@ -166,3 +167,16 @@ def test_a_team_without_one_of_the_agents_is_refused(toy_bundle: Bundle, endpoin
     with pytest.raises(UsageError, match=r"no agent 'agent_2'"):
         BundleTeam(toy_bundle, spec)
     assert set(load_endpoints(endpoints)) == set(AGENTS)
+
+
+def test_a_run_whose_team_acts_as_one_is_evaluated_with_its_guider(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_config("mat", "mpe/simple_spread", {"embedding_size": 8}), run)
+    said = {}
+    for words in ((), ("--variant", "guider"), ("--variant", "guider", "--sample")):
+        done = hmarl_eval("--run", run, "--episodes", 3, "--seed", 1, "--json", *words)
+        assert done.returncode == 0, done.stderr
+        said[words] = json.loads(done.stdout.splitlines()[-1])["return_mean"]
+    assert said[()] == said["--variant", "guider"] != said["--variant", "guider", "--sample"]
+    done = hmarl_eval("--run", run, "--variant", "local")
+    assert (done.returncode, "got 'local', expected one of guider" in done.stderr) == (2, True)
