@@ -27,6 +27,37 @@ def matrix_product_gflops(size: int = 1024, repeats: int = 10) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - begin) / 1e9
 
 
+class Training:
+    """An algorithm and its environment, which train an iteration at a time.
+
+    Args:
+        name: of the algorithm.
+        task: of the environment.
+        batch: environments.
+        steps: of a rollout.
+        arguments: of the environment.
+        settings_of: the algorithm, unlike its defaults.
+    """
+
+    def __init__(
+        self, name: str, task: str, batch: int, steps: int, arguments: dict[str, Any] | None = None, **settings_of: Any
+    ) -> None:
+        algorithm_class = find_algorithm(name)
+        self.environment = make(task, batch, **(arguments or {}))
+        settings = validate(algorithm_class.settings_class, settings_of, "algorithm")
+        self.algorithm = algorithm_class(self.environment.spec, settings, torch.Generator().manual_seed(0), CPU)
+        self._rollout = Rollout(self.environment.spec, steps, batch, CPU)
+        self._collector = Collector(self.environment, self._rollout, derived_seeds(0, 0, batch))
+
+    def iterate(self) -> tuple[float, float]:
+        """Seconds of one rollout and of the update after it."""
+        begin = time.perf_counter()
+        self._collector.collect(self.algorithm)
+        collected = time.perf_counter()
+        self.algorithm.update(self._rollout, 0.0)
+        return collected - begin, time.perf_counter() - collected
+
+
 def frames_per_second(
     name: str,
     task: str,
@@ -37,21 +68,10 @@ def frames_per_second(
     **settings_of: Any,
 ) -> tuple[float, float, float]:
     """Median frames/s of rollout, update and total over ``updates`` iterations after one warm-up."""
-    algorithm_class = find_algorithm(name)
-    environment = make(task, batch, **(arguments or {}))
-    settings = validate(algorithm_class.settings_class, settings_of, "algorithm")
-    algorithm = algorithm_class(environment.spec, settings, torch.Generator().manual_seed(0), CPU)
-    rollout = Rollout(environment.spec, steps, batch, CPU)
-    collector = Collector(environment, rollout, derived_seeds(0, 0, batch))
-    rollouts, total = [], []
-    for iteration in range(updates + 1):
-        begin = time.perf_counter()
-        collector.collect(algorithm)
-        collected = time.perf_counter()
-        algorithm.update(rollout, 0.0)
-        if iteration:
-            rollouts.append(collected - begin)
-            total.append(time.perf_counter() - begin)
-    environment.close()
-    frames, median_rollout, median_total = batch * steps, statistics.median(rollouts), statistics.median(total)
+    training = Training(name, task, batch, steps, arguments, **settings_of)
+    training.iterate()
+    seconds = [training.iterate() for _ in range(updates)]
+    training.environment.close()
+    frames, median_rollout = batch * steps, statistics.median(rollout for rollout, _ in seconds)
+    median_total = statistics.median(map(sum, seconds))
     return frames / median_rollout, frames / (median_total - median_rollout), frames / median_total

@@ -1,0 +1,101 @@
+"""Training speed by number of agents: MAGPO beside MAT, its guider alone, and MAPPO, its local policies without one.
+
+All have the same batch, epochs and minibatches, feed-forward policies and otherwise their defaults, and take turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from training_speed import Training, matrix_product_gflops
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
+
+BATCH, STEPS, ROUNDS = 64, 25, 5
+SETTINGS = {"epochs": 5, "minibatches": 2, "recurrent": False}
+CRITIC_SETTINGS = {"critic_epochs": 5, "critic_minibatches": 2}
+# What MAGPO's guider and what its local policies do in an update: evaluation; losses, gradients and steps.
+GUIDER, LOCAL = ("judge", "guider_step"), ("local_policies", "_follow")
+
+
+class Stopwatch:
+    """Seconds spent in methods since the last ``reset``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def watch(self, owner: Any, name: str) -> None:
+        """From now on the time within ``owner.name`` is counted under that name."""
+        inner = getattr(owner, name)
+
+        def timed(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            result = inner(*arguments)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+            return result
+
+        setattr(owner, name, timed)
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.seconds.clear()
+
+    def total(self, *names: str) -> float:
+        """Seconds within the methods of these names, which do not call one another."""
+        return sum(self.seconds[name] for name in names)
+
+
+def watched(team: Any) -> Stopwatch:
+    """A stopwatch on a MAGPO team."""
+    stopwatch = Stopwatch()
+    for name in GUIDER + LOCAL:
+        stopwatch.watch(team, name)
+    stopwatch.watch(team.guider, "act")
+    return stopwatch
+
+
+def row(agents: int) -> str:
+    """Of the table, from rounds in which the three train in turn."""
+    teams = {
+        name: Training(name, "mpe/simple_spread", BATCH, STEPS, {"N": agents}, **SETTINGS, **more)
+        for name, more in (("mappo", CRITIC_SETTINGS), ("mat", {}), ("magpo", {}))
+    }
+    stopwatch = watched(teams["magpo"].algorithm)
+    for team in teams.values():
+        team.iterate()
+    stopwatch.reset()
+    rounds = [{name: team.iterate() for name, team in teams.items()} for _ in range(ROUNDS)]
+    for team in teams.values():
+        team.environment.close()
+    speed = {name: BATCH * STEPS / statistics.median(sum(each[name]) for each in rounds) for name in teams}
+    ratio = statistics.median(sum(each["mappo"]) / sum(each["magpo"]) for each in rounds)
+    rollout, update = (sum(each["magpo"][part] for each in rounds) for part in (0, 1))
+    shares = (stopwatch.total(*GUIDER) / update, stopwatch.total(*LOCAL) / update, stopwatch.total("act") / rollout)
+    assert rollout > 0
+    assert 0 < sum(shares[:2]) < 1
+    return "".join(
+        [
+            f"{agents:>6}",
+            *(f"{each:>8,.0f}" for each in speed.values()),
+            f"{ratio:>9.2f}",
+            *(f"{share:>8.0%}" for share in shares),
+            f"{matrix_product_gflops():>9.0f}",
+        ]
+    )
+
+
+def test_guided_training_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    with capsys.disabled():
+        print(
+            f"\nmpe/simple_spread, {BATCH} x {STEPS}, {SETTINGS['epochs']} epochs, one thread: frames/s; MAGPO beside"
+        )
+        print("MAPPO; share of the guider and of the local policies in MAGPO's updates, of the guider in its rollouts")
+        print("agents   MAPPO     MAT   MAGPO    ratio  guider   local  acting  GFLOP/s")
+        for agents in (3, 10, 30):
+            print(row(agents))
