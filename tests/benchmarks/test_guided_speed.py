@@ -1,4 +1,4 @@
-"""Training speed by number of agents: MAGPO beside MAT, its guider alone, and MAPPO, its local policies without one.
+"""Training speed by number of agents: MAGPO beside MAT, its guider alone, and MAPPO, which has none.
 
 All have the same batch, epochs and minibatches, feed-forward policies and otherwise their defaults, and take turns.
 """
