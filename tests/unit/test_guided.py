@@ -18,12 +18,13 @@ from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.config import validate
-from hmarl.trainer.guided import GuidedTeam, TeamBatch
+from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.guiders import GUIDERS
 from hmarl.trainer.guiders.guider import Acted
 from hmarl.trainer.heterogeneous import Estimate
 from hmarl.trainer.rollout import Collector, Rollout
 from hmarl.trainer.team import CentralTeam, LocalTeam, variants
+from hmarl.trainer.team_batch import TeamBatch
 from toy_environments import ToyEnvironment
 from training_runs import CPU, tiny_networks
 

@@ -17,11 +17,11 @@ from hmarl.trainer.algorithms.magpo import doubly_clipped_surrogate, outside
 from hmarl.trainer.distillation import distil, imitation_loss
 from hmarl.trainer.distributions import ActionHead, Categorical
 from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.guided import TeamBatch
 from hmarl.trainer.guiders.guider import Judged, TeamView
 from hmarl.trainer.networks import Mlp
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.team_batch import TeamBatch
 from training_runs import CPU, new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -29,11 +29,12 @@ from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.distillation import imitation_loss, mean_of_each
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.guided import GuidedTeam, TeamBatch
+from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.guiders.guider import Judged
 from hmarl.trainer.guiders.settings import GuidedSettings
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.team_batch import TeamBatch
 
 # Share of actions outside (1/δ, δ) beyond which guider and local policies have parted.
 _PARTED = 0.5

@@ -17,9 +17,10 @@ from torch import Tensor
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.guided import GuidedTeam, TeamBatch
+from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.guiders.settings import GuidedSettings
 from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.team_batch import TeamBatch
 
 
 class MatSettings(GuidedSettings):
