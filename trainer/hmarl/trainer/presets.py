@@ -44,14 +44,15 @@ _NO_BONUS: dict[str, Any] = {"entropy_coefficient": 0.0}
 _TABLE_GAME_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 50, "threads": 1}
 # One step, two agents: what matters is what a team of samplers does, so that argmax would hide everything.
 _GUIDED: dict[str, Any] = {
-    "embedding_size": 32, "learning_rate": 1e-3, "epochs": 4, "minibatches": 2, "deterministic_evaluation": False,
+    "embedding_size": 32, "learning_rate": 1e-3, "max_gradient_norm": 10.0, "epochs": 4, "minibatches": 2,
+    "deterministic_evaluation": False,
 }  # fmt: skip
 _ONE_STEP_RUN: dict[str, Any] = {
     "environments": 64, "rollout_length": 4, "threads": 1, "evaluation_interval": 10_000, "evaluation_episodes": 1000,
 }  # fmt: skip
 _GUIDED_GAME: dict[str, Any] = {
     **_SHORT_HORIZON, "embedding_size": 32, "learning_rate": 1e-3, "learning_rate_decay": "linear", "epochs": 4,
-    "minibatches": 8,
+    "minibatches": 8, "max_gradient_norm": 10.0,
 }  # fmt: skip
 _REMEMBERING: dict[str, Any] = {**_GUIDED_GAME, "chunk_length": 16}
 _GUIDED_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 128, "threads": 1}

@@ -37,6 +37,9 @@ class GuidedSettings(PolicyGradientSettings, StochasticGradientSettings):
         0.2, gt=0, lt=1, description="ε: ratios are clipped to 1 ± ε, values (normalised) to the old ones ± ε"
     )
     value_coefficient: float = Field(0.5, gt=0, description="c_v, weight of the value loss")
+    max_gradient_norm: float = Field(
+        0.5, gt=0, description="gradients are scaled down to this norm; guiders have diverged with 10"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> GuidedSettings:
