@@ -291,7 +291,7 @@ def main(
         "next in that setting alone. frames/s count evaluations and suffered from other work on the machine; the "
         "benchmarks measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), "
         "mean ± sd over seeds.",
-        "Elsewhere: [how widely the algorithms explore](exploration.md); "
+        "Elsewhere: [the imitation gap](imitation_gap.md); [how widely the algorithms explore](exploration.md); "
         "[which algorithm runs in which family of environments](families.md); [speed](speed.md).",
     ]
     for comparison in COMPARISONS:
