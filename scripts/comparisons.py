@@ -86,7 +86,7 @@ COMPARISONS = (
         )
     ),
     Comparison(
-        "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo", seeds=2),
+        "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo"),
         references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=205_000,
         remark=(
             "HAPPO learns fastest, and HATRPO ends ahead of HCPO, whose conductors score alike: every agent observes "
