@@ -12,11 +12,9 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.algorithm import Algorithm, StateDict
+from hmarl.trainer.conducted import Conducted
 from hmarl.trainer.conductor import ConductorImprovement, ConductorLevel, ConductorSettings
 from hmarl.trainer.config import validate
-from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distributions import Categorical
 from hmarl.trainer.export import example_inputs
 from hmarl.trainer.heterogeneous import Estimate
@@ -29,63 +27,30 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "conductor_hidden_sizes": (8,), "
 TOY = "toy_environments:masked_discrete"
 
 
-class Conducted(Algorithm):
+class Idle(Conducted):
     """Agents who learn nothing, under a conductor who does."""
 
     settings_class = ConductorSettings
-    settings: ConductorSettings
-
-    def __init__(
-        self, spec: EnvironmentSpec, settings: ConductorSettings, generator: torch.Generator, device: torch.device
-    ) -> None:
-        super().__init__(spec, settings, generator, device)
-        self.conductor = ConductorLevel(spec, settings, generator, device)
-
-    @property
-    def context_size(self) -> int:
-        return self.settings.instruction_head.output_size
-
-    def begin_rollout(self, steps: int, batch_size: int) -> None:
-        super().begin_rollout(steps, batch_size)
-        self.conductor.begin_rollout(steps, batch_size, self.noise_generator)
 
     def act(self, observation: Observation, step: int) -> Decision:
-        context, extras = self.conductor.instruct(self.state_normaliser(observation.state), step)
+        context, extras = self.instruct(observation, step)
         decision = self.act_in_context(observation, step, context)
         decision.extras = {**extras, "context": context}
         return decision
 
-    def episodes_ended(self, ended: Tensor) -> None:
-        super().episodes_ended(ended)
-        self.conductor.episodes_ended(ended)
-
     def states(self, rollout: Rollout) -> Tensor:
         return self.state_normaliser(rollout.states[:-1]).flatten(0, 1)
-
-    def features(self, rollout: Rollout) -> list[Tensor]:
-        return [n(x) for n, x in zip(self.observation_normalisers, rollout.observations, strict=True)]
 
     def improve(self, rollout: Rollout, advantages: Tensor, **arguments: Any) -> ConductorImprovement:
         states, features = self.states(rollout), self.features(rollout)
         return self.conductor.improve(rollout, states, advantages, features, self.noise_generator, **arguments)
 
-    def deployable(self, agent: int) -> DeployablePolicy:
-        group, member = self.position[agent]
-        conductor, interval = self.conductor.local_conductor(group)
-        return DeployablePolicy.create(
-            self.spec.agents[agent], normaliser=self.observation_normalisers[group], policy=self.policies[group],
-            member=member, conductor=conductor, interval=interval,
-        )  # fmt: skip
 
-    def components(self) -> StateDict:
-        return super().components() | self.conductor.components()
-
-
-def conducted(environment: str = TOY, batch_size: int = 32, **settings: Any) -> tuple[Conducted, Rollout, Collector]:
+def conducted(environment: str = TOY, batch_size: int = 32, **settings: Any) -> tuple[Idle, Rollout, Collector]:
     """With one rollout of 10 steps collected; the toy's episodes last 5."""
     made = make(environment, batch_size)
     checked = validate(ConductorSettings, {**SMALL, **settings}, "algorithm")
-    algorithm = Conducted(made.spec, checked, torch.Generator().manual_seed(3), CPU)
+    algorithm = Idle(made.spec, checked, torch.Generator().manual_seed(3), CPU)
     rollout = Rollout(made.spec, 10, batch_size, CPU)
     collector = Collector(made, rollout, np.arange(batch_size, dtype=np.int64))
     collector.collect(algorithm)
@@ -97,7 +62,7 @@ def rewarded(rollout: Rollout, instruction: int = 2) -> Tensor:
     return (rollout.extras["instruction"] == instruction).float()
 
 
-def log_probs(algorithm: Conducted, rollout: Rollout) -> Tensor:
+def log_probs(algorithm: Idle, rollout: Rollout) -> Tensor:
     """[M] log w(M|s) of the instructions in force."""
     return algorithm.conductor.distribution(algorithm.states(rollout)).log_prob(
         rollout.extras["instruction"].flatten(0, 1)

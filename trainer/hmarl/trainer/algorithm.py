@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -205,6 +206,14 @@ class Algorithm:
     def schedule(self, progress: float) -> float:
         """Factor on all step sizes."""
         return 1.0 - progress if self.settings.learning_rate_decay == "linear" else 1.0
+
+    def features(self, rollout: Rollout) -> list[Tensor]:
+        """Normalised observations per group, [T, B, N_group, observation_size]."""
+        return self.normalised(rollout.observations)
+
+    def normalised(self, observations: Sequence[Tensor]) -> list[Tensor]:
+        """Observations per group [..., N_group, observation_size] as the networks see them."""
+        return [normaliser(x) for normaliser, x in zip(self.observation_normalisers, observations, strict=True)]
 
     def update_normalisers(self, rollout: Rollout) -> None:
         """Take a rollout's observations and states into the running statistics."""

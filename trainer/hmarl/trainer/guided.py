@@ -94,9 +94,8 @@ class GuidedTeam(Algorithm):
         """What the guider sees of raw observations [..., N_group, D], masks, states [..., S] and, where there is a
         conductor, its instruction [..., K].
         """
-        features = [normaliser(x) for normaliser, x in zip(self.observation_normalisers, observations, strict=True)]
         context = self.state_normaliser(states) if self.settings.guider_sees_state else None
-        return TeamView(features, masks, context, instruction)
+        return TeamView(self.normalised(observations), masks, context, instruction)
 
     def instruct(self, observation: Observation, step: int) -> tuple[Tensor | None, dict[str, Tensor]]:
         """What a level above instructs everybody to do, [B, K], and what to record of it; nothing here."""
@@ -293,8 +292,6 @@ class GuidedTeam(Algorithm):
             """[T, B, ...] -> [L, n·B, ...]."""
             return x.unflatten(0, (chunks, length)).transpose(0, 1).flatten(1, 2)
 
-        begins = torch.zeros_like(rollout.terminated)
-        begins[1:] = rollout.ended[:-1]
         grouped = [agent for group in self.spec.groups for agent in group.agents]
         return TeamBatch(
             view=TeamView(
@@ -305,7 +302,7 @@ class GuidedTeam(Algorithm):
             ),
             actions=[sequences(actions) for actions in rollout.actions],
             active=None if rollout.all_active else sequences(rollout.active[:, :, grouped]).flatten(0, 1).T.float(),
-            begins=sequences(begins),
+            begins=sequences(rollout.begins),
             advantages=sequences(estimate.advantages),
             returns=sequences(estimate.returns),
             values=sequences(rollout.extras["value"]),

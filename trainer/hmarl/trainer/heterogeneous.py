@@ -194,10 +194,6 @@ class HeterogeneousAgents(Algorithm):
                 factor = factor * samples.ratio_where_active(improvement.policy)
         return per_agent_metrics(self.spec, per_agent) | {"sequential_factor_max": float(factor.max())}
 
-    def features(self, rollout: Rollout) -> list[Tensor]:
-        """Normalised observations per group, [T, B, N_group, observation_size]."""
-        return [normaliser(x) for normaliser, x in zip(self.observation_normalisers, rollout.observations, strict=True)]
-
     def next_agent(self, remaining: list[int], rollout: Rollout, advantages: Tensor, factor: Tensor) -> int:
         """Who is updated next: a random one, so that the order is a random permutation."""
         return remaining[int(torch.randint(len(remaining), (), generator=self.generator))]
@@ -261,9 +257,7 @@ class HeterogeneousAgents(Algorithm):
         if not self.settings.recurrent:
             return None
         initial = torch.stack([memories[group][members] for memories in rollout.memories])  # [n, members, B, H]
-        begins = torch.zeros_like(rollout.terminated)
-        begins[1:] = rollout.ended[:-1]
-        kept = (~begins).float().view(len(rollout.memories), self._chunk_length, rollout.batch_size, 1)
+        kept = (~rollout.begins).float().view(len(rollout.memories), self._chunk_length, rollout.batch_size, 1)
         return Memory(initial.transpose(1, 2).flatten(0, 2), kept.repeat_interleave(initial.shape[1], dim=2))
 
     def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:

@@ -162,6 +162,13 @@ class Rollout:
         """[T, B] bool."""
         return self.terminated | self.truncated
 
+    @property
+    def begins(self) -> Tensor:
+        """[T, B] bool: where a step begins an episode, the rollout's first step apart."""
+        begins = torch.zeros_like(self.terminated)
+        begins[1:] = self.ended[:-1]
+        return begins
+
     def next_values(self, values: Tensor, final_values: Tensor) -> Tensor:
         """Value of the state that followed each step: 0 after termination, the final state's after truncation.
 

@@ -19,8 +19,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
 from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
-from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
-from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.conducted import Conducted
 from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.instructions import random_instructions
 
@@ -127,7 +126,7 @@ class ConductedTeam:
             instruction is withheld: an all-zero input). The fourth, ``local``, is ``LocalTeam``.
     """
 
-    def __init__(self, algorithm: Hcpo | GuidedHcpo, conductor: str) -> None:
+    def __init__(self, algorithm: Conducted, conductor: str) -> None:
         self.name = conductor
         self._algorithm = algorithm
         self._generator = np.random.default_rng(0)
@@ -214,7 +213,7 @@ def _as_tensors(observation: Observation, device: torch.device) -> Observation:
 def variants(algorithm: Algorithm) -> tuple[str, ...]:
     """The ways to play with what was learnt, the one it is judged by first; ``local`` is what is deployed."""
     names: tuple[str, ...] = ("local",) if algorithm.exportable else ()
-    if isinstance(algorithm, Hcpo | GuidedHcpo):
+    if isinstance(algorithm, Conducted):
         names += CONDUCTORS
     if isinstance(algorithm, GuidedTeam):
         names += ("guider",)
@@ -226,7 +225,7 @@ def central_team(algorithm: Algorithm, name: str, sample: bool = False) -> Condu
     if name == "guider":
         assert isinstance(algorithm, GuidedTeam)
         return CentralTeam(algorithm, sample)
-    assert isinstance(algorithm, Hcpo | GuidedHcpo)
+    assert isinstance(algorithm, Conducted)
     return ConductedTeam(algorithm, name)
 
 

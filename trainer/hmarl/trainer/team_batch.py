@@ -88,6 +88,11 @@ class TeamBatch:
         """[N_group, L·C] of a group's recorded actions under its distributions [N_group, L·C]."""
         return distribution.log_prob(self.actions[group].flatten(0, 1).transpose(0, 1))
 
+    @torch.no_grad()
+    def moved(self, log_ratio: Tensor) -> Tensor:
+        """KL(old ‖ new) by E[ r − 1 − log r ], a scalar; ``log_ratio`` [N, L·C] is log new/old of the actions."""
+        return self.mean(log_ratio.exp() - 1.0 - log_ratio)
+
     def normalised_advantages(self) -> Tensor:
         """[L·C] of mean 0 and standard deviation 1, then weighted."""
         advantages = normalise_advantages(self.advantages.flatten())

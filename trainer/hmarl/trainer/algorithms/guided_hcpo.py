@@ -24,12 +24,11 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.algorithm import StateDict
 from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
-from hmarl.trainer.conductor import ConductorLevel, ConductorSettings
+from hmarl.trainer.conducted import Conducted
+from hmarl.trainer.conductor import ConductorSettings
 from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.heterogeneous import Estimate
-from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.rollout import Rollout
 
 
@@ -42,7 +41,7 @@ class GuidedHcpoSettings(MagpoSettings, ConductorSettings):
     instruction_weight: Literal["ratio"] = Field("ratio", description="steps are weighted by w_new/w_old")
 
 
-class GuidedHcpo(Magpo):
+class GuidedHcpo(Conducted, Magpo):
     """MAGPO under HCPO's conductor, with local conductors for deployment (an extension)."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = GuidedHcpoSettings
@@ -52,24 +51,9 @@ class GuidedHcpo(Magpo):
         self, spec: EnvironmentSpec, settings: GuidedHcpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.conductor = ConductorLevel(spec, settings, generator, device)
         self._weight: Tensor | None = None
 
-    @property
-    def context_size(self) -> int:
-        """K, the width of the one-hot instruction, or D of a continuous one."""
-        return self.settings.instruction_head.output_size
-
     # --- acting -----------------------------------------------------------------------------------------------------
-
-    def begin_rollout(self, steps: int, batch_size: int) -> None:
-        """Draw everybody's noise and the conductor's."""
-        super().begin_rollout(steps, batch_size)
-        self.conductor.begin_rollout(steps, batch_size, self.noise_generator)
-
-    def instruct(self, observation: Observation, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """M ∼ w(·|s) where an instruction has run out."""
-        return self.conductor.instruct(self.state_normaliser(observation.state), step)
 
     @torch.no_grad()
     def likeliest_instruction(self, observation: Observation) -> Tensor:
@@ -77,30 +61,13 @@ class GuidedHcpo(Magpo):
         states = self.state_normaliser(observation.state)
         return self.conductor.seen_of(self.conductor.distribution(states).mode())
 
-    def episodes_ended(self, ended: Tensor) -> None:
-        """A new episode starts with a new instruction and nothing remembered."""
-        super().episodes_ended(ended)
-        self.conductor.episodes_ended(ended)
-
-    def acting_state(self) -> dict[str, Tensor]:
-        """The instructions in force and what is remembered."""
-        return super().acting_state() | self.conductor.acting_state()
-
-    def load_acting_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``acting_state`` returned."""
-        super().load_acting_state(state)
-        self.conductor.load_acting_state(state)
-
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
         """The conductor's trust-region step; then the local conductors follow."""
         advantages = self.conductor.decision_advantages(rollout, estimate, self.settings.gae_lambda)
-        features = [
-            normaliser(x) for normaliser, x in zip(self.observation_normalisers, rollout.observations, strict=True)
-        ]
         improvement = self.conductor.improve(
-            rollout, estimate.states, advantages, features, self.noise_generator, schedule
+            rollout, estimate.states, advantages, self.features(rollout), self.noise_generator, schedule
         )
         self._weight = improvement.ratio
         return improvement.metrics
@@ -109,13 +76,3 @@ class GuidedHcpo(Magpo):
         """[T, B, K] what was instructed, and [T, B] the ratio that the conductor's step has left."""
         weight = None if self._weight is None else self._weight.view(rollout.terminated.shape)
         return self.conductor.seen_of(rollout.extras["instruction"]), weight
-
-    # --- deployment and persistence ---------------------------------------------------------------------------------
-
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """w^i, which stands in for the conductor when deployed."""
-        return self.conductor.local_conductor(group)
-
-    def components(self) -> StateDict:
-        """MAGPO's parts and the conductor's level."""
-        return super().components() | self.conductor.components()

@@ -26,12 +26,12 @@ from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithm import StateDict
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
-from hmarl.trainer.conductor import ConductorLevel, ConductorSettings
+from hmarl.trainer.conducted import Conducted
+from hmarl.trainer.conductor import ConductorSettings
 from hmarl.trainer.critic import Critic
 from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents, Improvement
 from hmarl.trainer.improvement_bound import BoundMonitor
 from hmarl.trainer.instructions import InstructionWeights
-from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.returns import normalise_advantages
 from hmarl.trainer.rollout import Decision, Rollout
 from hmarl.trainer.rollout_replay import Replayed, RolloutReplay, replayed_estimate
@@ -61,7 +61,7 @@ class HcpoSettings(ConductorSettings, HatrpoSettings):
         return self
 
 
-class Hcpo(HeterogeneousAgents):
+class Hcpo(Conducted, HeterogeneousAgents):
     """Two-level trust-region optimisation under a conductor, with local conductors for deployment."""
 
     settings_class = HcpoSettings
@@ -71,7 +71,6 @@ class Hcpo(HeterogeneousAgents):
         self, spec: EnvironmentSpec, settings: HcpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.conductor = ConductorLevel(spec, settings, generator, device)
         self.instruction_critic: Critic | None = None
         if settings.critic == "q":
             self.instruction_critic = Critic(spec.state_size, settings, generator, device, settings.instructions)
@@ -81,39 +80,15 @@ class Hcpo(HeterogeneousAgents):
         self._fresh: Rollout | None = None
         self._replayed: Replayed | None = None
 
-    @property
-    def context_size(self) -> int:
-        """K, the width of the one-hot instruction, or D of a continuous one."""
-        return self.settings.instruction_head.output_size
-
     # --- acting (Algorithm 1, line 3) -------------------------------------------------------------------------------
-
-    def begin_rollout(self, steps: int, batch_size: int) -> None:
-        """Draw the agents' noise and the conductor's."""
-        super().begin_rollout(steps, batch_size)
-        self.conductor.begin_rollout(steps, batch_size, self.noise_generator)
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
         """M ∼ w(·|s) where an instruction has run out, then a^i ∼ π^i(·|o^i, M)."""
-        context, extras = self.conductor.instruct(self.state_normaliser(observation.state), step)
+        context, extras = self.instruct(observation, step)
         decision = self.act_in_context(observation, step, context)
         decision.extras = extras
         return decision
-
-    def episodes_ended(self, ended: Tensor) -> None:
-        """A new episode starts with a new instruction and nothing remembered."""
-        super().episodes_ended(ended)
-        self.conductor.episodes_ended(ended)
-
-    def acting_state(self) -> dict[str, Tensor]:
-        """The instructions in force and what the agents remember."""
-        return super().acting_state() | self.conductor.acting_state()
-
-    def load_acting_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``acting_state`` returned."""
-        super().load_acting_state(state)
-        self.conductor.load_acting_state(state)
 
     # --- the conductor's level (lines 5, 6 and 10) ------------------------------------------------------------------
 
@@ -236,15 +211,11 @@ class Hcpo(HeterogeneousAgents):
         """The rollouts that are kept for replaying."""
         return {"replay": self.replay} if self.settings.replay_rollouts else {}
 
-    # --- deployment and persistence ---------------------------------------------------------------------------------
+    # --- persistence ------------------------------------------------------------------------------------------------
 
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """w^i, which stands in for the conductor when deployed."""
-        return self.conductor.local_conductor(group)
-
-    def components(self) -> dict[str, object]:
+    def components(self) -> StateDict:
         """The shared parts, the conductor's level and what watches the bound."""
-        parts = super().components() | self.conductor.components() | {"monitor": self.monitor}
+        parts = super().components() | {"monitor": self.monitor}
         if self.instruction_critic is not None:
             parts["instruction_critic"] = self.instruction_critic
         return parts

@@ -180,10 +180,9 @@ class Magpo(GuidedTeam):
         penalty = part.mean(divergence * apart) if held else None
         metrics = self.guider_step(part, judged, objective, penalty, schedule)
         with torch.no_grad():
-            log_ratio = log_prob - old_log_prob
-            kl = part.mean(log_ratio.exp() - 1.0 - log_ratio)
             return metrics | {
-                "agent_kl": kl, "imitation_kl": part.mean(divergence), "outside_share": part.mean(apart)
+                "agent_kl": part.moved(log_prob - old_log_prob), "imitation_kl": part.mean(divergence),
+                "outside_share": part.mean(apart),
             }  # fmt: skip
 
     def _follow(

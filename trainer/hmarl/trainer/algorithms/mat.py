@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, NoReturn
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -46,9 +45,7 @@ class Mat(GuidedTeam):
         log_ratio = part.log_prob(judged.distributions) - old_log_prob
         objective = clipped_surrogate(log_ratio.exp(), part.normalised_advantages(), self.settings.clip)
         metrics = self.guider_step(part, judged, objective, None, schedule)
-        with torch.no_grad():
-            kl = part.mean(log_ratio.exp() - 1.0 - log_ratio)
-        return metrics | {"agent_kl": kl}
+        return metrics | {"agent_kl": part.moved(log_ratio)}
 
     @classmethod
     def check_exportable(cls, settings: AlgorithmSettings) -> NoReturn:
