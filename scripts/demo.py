@@ -117,7 +117,7 @@ def demo(options: argparse.Namespace, console: Console) -> int:
     arguments = {**bundle.manifest.environment.arguments, "render_mode": "rgb_array"}
     with (
         closing(make(ORIGINAL, 1, **arguments)) as environment,
-        _fleet(bundle_path, options.out / "endpoints.json", console) as endpoints,
+        serving(bundle_path, options.out / "endpoints.json", console) as endpoints,
         closing(FleetTeam(endpoints, environment.spec)) as fleet,
     ):
         console.rule(f"{options.episodes} episodes in {ORIGINAL}")
@@ -180,8 +180,9 @@ def _train(options: argparse.Namespace, run: Path, console: Console) -> str:
 
 
 @contextmanager
-def _fleet(bundle: Path, endpoints: Path, console: Console) -> Iterator[Path]:
+def serving(bundle: Path, endpoints: Path, console: Console) -> Iterator[Path]:
     """A running hmarl-fleet; gives its endpoints file."""
+    endpoints.unlink(missing_ok=True)  # of an earlier fleet, whose addresses are dead
     process = subprocess.Popen(_announced(console, "hmarl-fleet", bundle, "--out", endpoints))
     try:
         deadline = time.monotonic() + FLEET_START_LIMIT_S

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+from demo import serving
+from rich.console import Console
 
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import Evaluation, evaluate
@@ -54,23 +54,6 @@ def train(algorithm: str, task: str, seed: int, run: Path) -> None:
         subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
 
 
-@contextmanager
-def fleet(bundle: Path) -> Iterator[Path]:
-    """One agent process each; gives the endpoints file."""
-    endpoints = bundle.with_name("endpoints.json")
-    endpoints.unlink(missing_ok=True)
-    words = [str(Path(sys.executable).with_name("hmarl-fleet")), str(bundle), "--out", str(endpoints)]
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
-        try:
-            while not endpoints.exists():
-                if process.poll() is not None:
-                    raise RuntimeError(f"hmarl-fleet ended with exit code {process.returncode}")
-                time.sleep(0.05)
-            yield endpoints
-        finally:
-            process.terminate()
-
-
 def played(algorithm: str, task: str, run: Path) -> Evaluation:
     """Sampled episodes: of the guider where nothing can be deployed, else of the served local policies."""
     if algorithm == "mat":
@@ -81,7 +64,7 @@ def played(algorithm: str, task: str, run: Path) -> Evaluation:
     if not bundle.exists():
         export_run(run, bundle, "last")
     environment = make(task, 1)
-    with fleet(bundle) as endpoints:
+    with serving(bundle, run / "endpoints.json", Console(quiet=True)) as endpoints:
         team = FleetTeam(endpoints, environment.spec, sample=True)
         try:
             return evaluate(environment, team, EPISODES, seed=0, record=True)
