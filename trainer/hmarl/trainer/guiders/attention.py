@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hmarl.trainer.guiders.guider import Parameters
-from hmarl.trainer.guiders.sequence import SequenceGuider, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.guiders.sequence import SequenceGuider
+from hmarl.trainer.named_layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.distributions import ActionHead, Distribution
+from hmarl.trainer.named_layers import Parameters
 from hmarl.trainer.networks import FlatNetwork
 from hmarl.trainer.policies import GroupPolicy
-
-Parameters = dict[str, Tensor]
 
 
 class GuiderStructure(Protocol):

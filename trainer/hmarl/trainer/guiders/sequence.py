@@ -25,9 +25,8 @@ from torch.nn import functional
 
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.distributions import ActionHead, Distribution
-from hmarl.trainer.guiders.guider import Acted, Guider, GuiderStructure, Judged, Parameters, TeamView
-
-Shapes = dict[str, tuple[int, ...]]
+from hmarl.trainer.guiders.guider import Acted, Guider, GuiderStructure, Judged, TeamView
+from hmarl.trainer.named_layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
 class SequenceGuider(Guider):
@@ -257,24 +256,3 @@ class SequenceGuider(Guider):
         """[...] of representations [..., N, E]: the mean of what each of them says."""
         hidden = functional.gelu(dense(parameters, "value.hidden", representation))
         return dense(parameters, "value", hidden).squeeze(-1).mean(-1)
-
-
-def linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
-    """Of a layer for ``dense``."""
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def norm_shapes(name: str, width: int) -> Shapes:
-    """Of a layer for ``norm``."""
-    return {f"{name}.gain": (width,), f"{name}.bias": (width,)}
-
-
-def dense(parameters: Parameters, name: str, x: Tensor) -> Tensor:
-    """``x Wᵀ + b``."""
-    return functional.linear(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
-
-
-def norm(parameters: Parameters, name: str, x: Tensor) -> Tensor:
-    """Layer normalisation."""
-    gain = parameters[f"{name}.gain"]
-    return functional.layer_norm(x, gain.shape, gain, parameters[f"{name}.bias"])
