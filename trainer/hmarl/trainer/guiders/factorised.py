@@ -20,8 +20,8 @@ from torch import Tensor
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.distributions import ActionHead
 from hmarl.trainer.guiders.guider import Acted, Guider, Judged, TeamView
-from hmarl.trainer.named_layers import Parameters
 from hmarl.trainer.guiders.settings import GuidedSettings
+from hmarl.trainer.named_layers import Parameters
 from hmarl.trainer.networks import Mlp
 from hmarl.trainer.policies import GroupPolicy
 
