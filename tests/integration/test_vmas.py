@@ -45,6 +45,17 @@ def assert_same(left, right):
     assert all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
 
 
+@pytest.mark.parametrize("task", ["navigation", "sampling", "balance"])
+def test_the_part_called_position_is_where_an_agent_is(task):
+    environment = make_small(f"vmas/{task}", 3, 12)
+    observation = environment.reset(SEEDS)
+    for agent, spec in enumerate(environment.spec.agents):
+        names = [name for name, _ in spec.observation_layout]
+        start = sum(length for _, length in spec.observation_layout[: names.index("position")])
+        seen = observation.observations[0][:, agent, start : start + 2]
+        assert torch.equal(seen, environment._environment.agents[agent].state.pos)
+
+
 # Beyond plain positions these hold shaping values, joints and gravity, distributions and grids, and a goal that is
 # another landmark in every episode.
 @pytest.mark.parametrize("task", ["navigation", "balance", "sampling", "mpe/simple_adversary"])

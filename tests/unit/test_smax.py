@@ -215,8 +215,20 @@ def test_the_spec_names_the_parts_of_an_observation():
     assert agent.action_space.n == FIRST_ATTACK + 9
     assert sum(length for _, length in agent.observation_layout) == agent.observation_size == 7 * 13 + 9 * 13 + 10
     assert "unit_type_bit" in agent.observation_layout[-1][0]
+    assert [part for part in agent.observation_layout if part[0] == "position"] == [("position", 2)]
     assert (spec.horizon, spec.team_reward, spec.control_period_s, spec.has_success) == (101, "sum", 0.5, True)
     assert spec.arguments["see_enemy_actions"] is True
+
+
+def test_the_part_called_position_is_where_a_unit_stands():
+    environment = make("smax/2s3z", 2)
+    observation, agent = environment.reset(np.array([1, 2])), environment.spec.agents[0]
+    names = [name for name, _ in agent.observation_layout]
+    start = sum(length for _, length in agent.observation_layout[: names.index("position")])
+    seen = observation.observations[0][..., start : start + 2]
+    stands = environment.get_state()["unit_positions"][:, :5]
+    # The map is 32 wide and high.
+    np.testing.assert_allclose(seen, stands / 32.0, atol=1e-6)
 
 
 def test_the_asked_for_maps_are_listed():

@@ -29,7 +29,8 @@ class AgentSpec:
         action_space: Discrete(A) (starting at 0), MultiDiscrete (1-D) or a bounded 1-D float32 Box.
         has_action_mask: whether the environment hands out a mask of legal actions (Discrete: bool [A];
             MultiDiscrete: the masks of the branches, concatenated).
-        observation_layout: human-readable meaning of the parts of the vector, as (name, length) pairs in order.
+        observation_layout: human-readable meaning of the parts of the vector, as (name, length) pairs in order. One
+            called ``position`` is where the agent is: algorithms with a graph of agents build it from that.
     """
 
     id: str

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -209,6 +209,15 @@ def _name(path: tuple[Any, ...]) -> str:
     return "_".join(rest)
 
 
+def _own_layout(features: list[str]) -> Iterator[tuple[str, int]]:
+    """A unit's own features, with the two that are its position under that name."""
+    if features[1:3] == ["position_x", "position_y"]:
+        yield f"own: {features[0]}", 1
+        yield "position", 2
+        features = features[3:]
+    yield f"own: {', '.join(features)}", len(features)
+
+
 def _spec(name: str, simulator: Simulator, arguments: Mapping[str, Any]) -> EnvironmentSpec:
     battle, rules = simulator.battle, simulator.rules
     units = rules.unit_features
@@ -221,7 +230,7 @@ def _spec(name: str, simulator: Simulator, arguments: Mapping[str, Any]) -> Envi
             observation_layout=(
                 *((f"other ally {other}: {', '.join(units)}", len(units)) for other in range(battle.num_allies - 1)),
                 *((f"enemy {enemy}: {', '.join(units)}", len(units)) for enemy in range(battle.num_enemies)),
-                (f"own: {', '.join(rules.own_features)}", len(rules.own_features)),
+                *_own_layout(list(rules.own_features)),
             ),
         )
         for agent in battle.agents

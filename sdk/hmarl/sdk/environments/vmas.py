@@ -366,7 +366,7 @@ def _agent_specs(environment: Environment, seen: list[Any]) -> tuple[AgentSpec, 
             id=agent.name,
             observation_size=_flat(part).shape[1],
             action_space=_action_space(space),
-            observation_layout=tuple(_layout(part)),
+            observation_layout=_with_position(tuple(_layout(part)), _flat(part), agent.state.pos),
         )
         for agent, part, space in zip(environment.agents, seen, environment.action_space, strict=True)
     )
@@ -395,6 +395,23 @@ def _layout(part: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield from _layout(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix or "observation", _flat(part).shape[1]
+
+
+def _with_position(
+    layout: tuple[tuple[str, int], ...], seen: torch.Tensor, position: torch.Tensor
+) -> tuple[tuple[str, int], ...]:
+    """The layout of an undivided observation [B, D] with its part ``position`` named: scenarios show agents where they
+    are, [B, 2], but do not say at which place.
+    """
+    if [name for name, _ in layout] != ["observation"] or not bool(position.any()):
+        return layout
+    width = position.shape[1]
+    shown = (start for start in range(seen.shape[1] - width + 1) if seen[:, start : start + width].equal(position))
+    start = next(shown, None)
+    if start is None:
+        return layout
+    parts = (("before", start), ("position", width), ("observation", seen.shape[1] - start - width))
+    return tuple((name, length) for name, length in parts if length)
 
 
 def _drawing(environment: Environment, index: int) -> npt.NDArray[np.uint8]:
