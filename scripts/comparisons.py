@@ -197,17 +197,18 @@ COMPARISONS = (
     *(
         Comparison(
             f"simple_spread-{agents}", "mpe/simple_spread", 1_000_000, 100_000,
-            algorithms("magpo", "mappo", "happo", seeds=1), settings=_FEW_EPISODES,
+            algorithms("magpo", "mappo", "happo", "mat", seeds=1), settings=_FEW_EPISODES,
             environment_settings=(f"N={agents}",),
         )
         for agents in (3, 5, 10)
     ),
     Comparison(
-        "lbf", "lbf/8x8-2p-2f-coop", 400_000, 50_000, algorithms("magpo", "mappo", "happo", seeds=1),
-        settings=_FEW_EPISODES,
+        "lbf", "lbf/8x8-2p-2f-coop", 400_000, 50_000,
+        algorithms("magpo", "mappo", seeds=3) + algorithms("happo", "mat", seeds=1), settings=_FEW_EPISODES,
     ),
     Comparison(
-        "smax-2s3z-guided", "smax/2s3z", 300_000, 25_000, algorithms("magpo", "mappo", "happo", seeds=1),
+        "smax-2s3z-guided", "smax/2s3z", 300_000, 25_000,
+        algorithms("magpo", seeds=3) + algorithms("mappo", "happo", "mat", seeds=1),
         settings=_FEW_EPISODES, measure="success_rate",
     ),
 )  # fmt: skip

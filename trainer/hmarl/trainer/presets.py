@@ -65,6 +65,15 @@ _UNITS: dict[str, Any] = {"hidden_sizes": (128, 128), "share_parameters": True}
 _SMAX_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 64, "threads": 1, "evaluation_episodes": 32}
 _SMAX_STEPS: dict[str, Any] = {**_UNITS, "learning_rate": 1e-3, "epochs": 5, "minibatches": 4}
 
+# A guider, and local policies that follow faster than it moves.
+_GUIDER_STEPS: dict[str, Any] = {"epochs": 5, "minibatches": 4, "max_gradient_norm": 10.0}
+_FOLLOWERS: dict[str, Any] = {"recurrent": False, "hidden_sizes": (128, 128), "learner_learning_rate": 2e-3}
+_MPE_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, **_SHORT_HORIZON, "learning_rate": 7e-4}
+_SMAX_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 1e-3}
+_LBF_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 7e-4, "embedding_size": 32}
+_LBF_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 50, "threads": 1}
+_GUIDED_SMAX_RUN: dict[str, Any] = {**_SMAX_RUN, "environments": 64}
+
 # HCPO (Liu et al. 2025), Tables 1, 3 and 4. What all three share (critic epoch and backtrack coef stand in Table 4
 # alone). Algorithm 3 is taken as printed, and the KL's Hessian from all samples. Adam's ε (1e-5) and the last layers'
 # gain (0.01) are this project's constants. Without counterpart here: training threads (speed alone), stacked-frames (1
@@ -246,6 +255,25 @@ PRESETS: tuple[Preset, ...] = (
     Preset(
         "maven", "smax/*", 400_000, "2s3z: nine battles of ten won after 300,000 steps",
         {**_UNITS, "gradient_steps": 16}, _SMAX_RUN,
+    ),
+    Preset(
+        "magpo", "mpe/*", 1_000_000, "simple_spread: return about -45 after 400,000 steps",
+        {**_MPE_GUIDER, **_FOLLOWERS, "reinforcement_weight": 4.0}, _MPE_RUN,
+    ),
+    Preset("mat", "mpe/*", 1_000_000, "centralised, to compare", _MPE_GUIDER, _MPE_RUN),
+    Preset(
+        "magpo", "smax/*", 300_000, "2s3z: every battle won after 270,000 steps",
+        {**_SMAX_GUIDER, **_FOLLOWERS, "share_parameters": True}, _GUIDED_SMAX_RUN,
+    ),
+    Preset("mat", "smax/*", 300_000, "centralised, to compare", _SMAX_GUIDER, _GUIDED_SMAX_RUN),
+    Preset(
+        "magpo", "lbf/*", 400_000, "8x8-2p-2f-coop: half of the food after 150,000 steps",
+        {**_LBF_GUIDER, **_FOLLOWERS, "hidden_sizes": (64, 64)}, _LBF_RUN,
+    ),
+    Preset("mat", "lbf/*", 400_000, "centralised, to compare", _LBF_GUIDER, _LBF_RUN),
+    *(
+        Preset(name, "lbf/*", 400_000, "a baseline", {"learning_rate": 7e-4, "epochs": 10, "minibatches": 2}, _LBF_RUN)
+        for name in ("mappo", "happo", "ippo")
     ),
     Preset(
         "hcpo", "smac/*", 10_000_000, "HCPO Table 1, as printed; evaluated less often", _TABLE_1, _SMAC_RUN,
