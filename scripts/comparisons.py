@@ -169,18 +169,18 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"coordsum-{name}", "coordsum/3x10-30", 1_500_000, 100_000,
-            algorithms("magpo", "mappo") + algorithms("mat", "sable", "ctds", "happo", "ippo", seeds=1),
+            f"coordsum-{name}", "coordsum/3x10-30", 2_000_000, 100_000,
+            algorithms("magpo", "mappo", seeds=seeds) + algorithms("mat", "sable", "ctds", "happo", "ippo", seeds=1),
             settings=_FEW_EPISODES, environment_settings=(f"record={name}",), references=references,
         )
-        for name, references in (
-            ("reference", (("MAGPO's paper, 20M frames", 153.1), ("best with memory", 183.0))),
-            ("own", (("best fixed table", 119.0), ("best with memory", 181.0))),
+        for name, seeds, references in (
+            ("reference", 3, (("MAGPO's paper, 20M frames", 153.1), ("best with memory", 183.0))),
+            ("own", 1, (("best fixed table", 119.0), ("best with memory", 181.0))),
         )
     ),
     *(
         Comparison(
-            f"coordsum-{task}", f"coordsum/{task}", 1_500_000, 100_000,
+            f"coordsum-{task}", f"coordsum/{task}", 1_000_000, 100_000,
             algorithms("magpo", "mappo", "mat", "ctds", "happo", "ippo", seeds=1),
             settings=_FEW_EPISODES, environment_settings=("record=reference",),
         )
