@@ -52,8 +52,8 @@ _ONE_STEP_RUN: dict[str, Any] = {
 }  # fmt: skip
 # With less entropy a guider may settle before it has found the largest sums; a longer horizon lets it vary its numbers.
 _GUIDED_GAME: dict[str, Any] = {
-    "gamma": 0.95, "entropy_coefficient": 0.02, "embedding_size": 32, "learning_rate": 1e-3, "learning_rate_decay": "linear", "epochs": 4,
-    "minibatches": 8, "max_gradient_norm": 10.0,
+    "gamma": 0.95, "entropy_coefficient": 0.02, "embedding_size": 32, "learning_rate": 1e-3,
+    "learning_rate_decay": "linear", "epochs": 4, "minibatches": 8, "max_gradient_norm": 10.0,
 }  # fmt: skip
 _REMEMBERING: dict[str, Any] = {**_GUIDED_GAME, "chunk_length": 16}
 _GUIDED_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 128, "threads": 1}
