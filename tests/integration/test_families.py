@@ -68,6 +68,8 @@ TASKS = {
     "smacv2": Task("smacv2/10gen_terran", SKIRMISH),
     "smax": Task("smax/3m", {"max_steps": 8}),
     "mamujoco": Task("mamujoco/Walker2d-2x3", {"horizon": 8, "threads": 1}),
+    # Agents who do not find food leave.
+    "lbfws": Task("lbfws/hard", {"agents": 2, "size": 5, "horizon": 8, "endurance": 6}),
 }
 BATCH, UPDATES, HALF_WAY = 2, 4, 2
 FRAMES = BATCH * 14  # of one update: checkpoints fall into the middle of episodes

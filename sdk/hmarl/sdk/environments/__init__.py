@@ -26,6 +26,7 @@ BUILT_IN_FAMILIES: dict[str, str] = {
     "smacv2": "hmarl.sdk.environments.smacv2",
     "smax": "hmarl.sdk.environments.smax",
     "mamujoco": "hmarl.sdk.environments.mamujoco",
+    "lbfws": "hmarl.sdk.environments.lbfws",
 }
 # Packages that a family needs beyond the base install, with the extra that brings them.
 FAMILY_EXTRAS: dict[str, tuple[str, str]] = {

@@ -16,18 +16,18 @@ import numpy.typing as npt
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import _mamujoco_drawing
 from hmarl.sdk.environments._actions import checked_actions
+from hmarl.sdk.environments._arguments import COUNT, at_least, resolve
 from hmarl.sdk.environments._mamujoco_factors import divide
 from hmarl.sdk.environments._mamujoco_physics import Physics, Rows
 from hmarl.sdk.environments._mamujoco_robots import Floats, Partition, Robot, robot_of, task_names
 from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
-from hmarl.sdk.errors import UsageError, unknown_name
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 
 TASKS = task_names()
 
 _DEFAULTS: dict[str, int | None] = {"agent_obsk": 1, "horizon": 1000, "threads": None}
-# The least value of each argument.
-_LEAST = {"agent_obsk": 0, "horizon": 1, "threads": 1}
+_RULES = {"agent_obsk": at_least(0), "horizon": COUNT, "threads": COUNT}
 
 
 def make(task: str, batch_size: int = 1, **arguments: Any) -> MamujocoEnvironment:
@@ -43,7 +43,8 @@ def make(task: str, batch_size: int = 1, **arguments: Any) -> MamujocoEnvironmen
         UsageError: an unknown task or argument, or a value of the wrong type or out of range.
     """
     robot, partition = robot_of(task)
-    return MamujocoEnvironment(task, batch_size, robot, partition, _resolved(task, arguments))
+    resolved = resolve(f"mamujoco/{task}", arguments, _DEFAULTS, _RULES)
+    return MamujocoEnvironment(task, batch_size, robot, partition, resolved)
 
 
 class MamujocoEnvironment:
@@ -214,17 +215,3 @@ class MamujocoEnvironment:
             "contact_forces": physics.contact_forces.copy(),
             "steps": self._steps.copy(),
         }
-
-
-def _resolved(task: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults with ``arguments`` put in, checked."""
-    for name, value in arguments.items():
-        if name not in _DEFAULTS:
-            raise UsageError(unknown_name(f"argument of mamujoco/{task}", name, list(_DEFAULTS)))
-        if value is None and _DEFAULTS[name] is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < _LEAST[name]:
-            takes = ", ".join(f"{key}={default}" for key, default in _DEFAULTS.items())
-            expected = f"an integer of at least {_LEAST[name]}"
-            raise UsageError(f"{name}: got {value!r}, expected {expected} (mamujoco/{task} takes {takes})")
-    return {**_DEFAULTS, **arguments}

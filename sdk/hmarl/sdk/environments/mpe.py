@@ -15,6 +15,7 @@ import numpy.typing as npt
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import _mpe_drawing
 from hmarl.sdk.environments._actions import checked_actions
+from hmarl.sdk.environments._arguments import COUNT, FLAG, PROPORTION, resolve
 from hmarl.sdk.environments._mpe_scenarios import SCENARIOS, Scenario
 from hmarl.sdk.environments._mpe_world import TIME_STEP_S
 from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
@@ -39,7 +40,7 @@ def make(task: str, batch_size: int = 1, **arguments: Any) -> MpeEnvironment:
     """
     if task not in SCENARIOS:
         raise UsageError(unknown_name("mpe task", task, TASKS))
-    resolved = _resolved(task, arguments)
+    resolved = resolve(f"mpe/{task}", arguments, SCENARIOS[task].defaults, _RULES)
     scenario = SCENARIOS[task](batch_size, resolved)
     return MpeEnvironment(task, batch_size, scenario, resolved)
 
@@ -147,6 +148,10 @@ class MpeEnvironment:
         """A picture [320, 320, 3] of environment ``index``: agents in colours, landmarks smaller, words as dots."""
         return _mpe_drawing.draw(self._scenario, index)
 
+    def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
+        """[N, 3] x, y and radius of the agents in the picture; see ``LocatesAgents``."""
+        return _mpe_drawing.agent_pixels(self._scenario, index)
+
     def close(self) -> None:
         """Nothing to free."""
 
@@ -178,35 +183,10 @@ class MpeEnvironment:
         return {**copies, "goals": scenario.goals.T.copy(order="C"), "steps": self._steps.copy()}
 
 
-def _resolved(task: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's defaults with ``arguments`` put in, checked."""
-    defaults = SCENARIOS[task].defaults
-    for name, value in arguments.items():
-        if name not in defaults:
-            raise UsageError(unknown_name(f"argument of mpe/{task}", name, list(defaults)))
-        expected, fits = _RULES[name]
-        if not fits(value):
-            takes = ", ".join(f"{key}={default}" for key, default in defaults.items())
-            raise UsageError(f"{name}: got {value!r}, expected {expected} (mpe/{task} takes {takes})")
-    return {**defaults, **arguments}
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_proportion(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
 _RULES = {
-    "N": ("an integer of at least 1", _is_count),
-    "max_cycles": ("an integer of at least 1", _is_count),
-    "local_ratio": ("a number in [0, 1]", _is_proportion),
-    "continuous_actions": ("true or false", _is_flag),
-    "terminate_on_success": ("true or false", _is_flag),
+    "N": COUNT,
+    "max_cycles": COUNT,
+    "local_ratio": PROPORTION,
+    "continuous_actions": FLAG,
+    "terminate_on_success": FLAG,
 }

@@ -12,7 +12,6 @@ that the team reward is the *sum*. An episode is terminated when a team has fall
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -26,6 +25,7 @@ from gymnasium import spaces
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import _smax_drawing
 from hmarl.sdk.environments._actions import checked_actions
+from hmarl.sdk.environments._arguments import COUNT, FLAG, NUMBER, POSITIVE, Rule, at_least, resolve
 from hmarl.sdk.environments._random_streams import checked_seeds, checked_state
 from hmarl.sdk.environments._smax_battle import Battles, Sight, Simulator
 from hmarl.sdk.environments._smax_package import SCENARIOS, Scenario
@@ -71,7 +71,7 @@ def make(task: str, batch_size: int = 1, *, device: str = "cpu", **arguments: An
     """
     if task not in _SCENARIOS:
         raise UsageError(unknown_name("smax task", task, TASKS))
-    resolved = _resolved(task, arguments)
+    resolved = resolve(f"smax/{task}", arguments, _DEFAULTS, _RULES, others=["device"])
     return SmaxEnvironment(task, batch_size, _device(device), {**resolved, "device": device})
 
 
@@ -160,10 +160,11 @@ class SmaxEnvironment:
 
     def render(self, index: int = 0) -> npt.NDArray[np.uint8]:
         """A picture [400, 400, 3] of battle ``index``: allies blue, enemies orange, a bar for each unit's health."""
-        battles, _ = self._started("render")
-        return _smax_drawing.draw(
-            self._simulator.rules, jax.tree.map(lambda leaf: np.array(leaf[index]), battles.units)
-        )
+        return _smax_drawing.draw(self._simulator.rules, self._units("render", index))
+
+    def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
+        """[N, 3] x, y and radius of the allies in the picture; see ``LocatesAgents``."""
+        return _smax_drawing.agent_pixels(self._simulator.rules, self._units("agent_pixels", index))
 
     def close(self) -> None:
         """Nothing to free."""
@@ -172,6 +173,11 @@ class SmaxEnvironment:
         if self._battles is None or self._sight is None:
             raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
         return self._battles, self._sight
+
+    def _units(self, method: str, index: int) -> Any:
+        """JaxMARL's ``State`` of one battle, of NumPy arrays."""
+        battles, _ = self._started(method)
+        return jax.tree.map(lambda leaf: np.array(leaf[index]), battles.units)
 
     def _timed(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function; the log says how long the first call took, most of which is compilation."""
@@ -256,47 +262,17 @@ def _device(device: str) -> jax.Device:
         raise UsageError(f"device: got {device!r}, expected 'cpu' or one that JAX knows, here {there}") from error
 
 
-def _resolved(task: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults with ``arguments`` put in, checked."""
-    for name, value in arguments.items():
-        if name not in _DEFAULTS:
-            raise UsageError(unknown_name(f"argument of smax/{task}", name, [*_DEFAULTS, "device"]))
-        expected, fits = _RULES[name]
-        if not fits(value):
-            takes = ", ".join(f"{key}={default}" for key, default in _DEFAULTS.items())
-            raise UsageError(f"{name}: got {value!r}, expected {expected} (smax/{task} takes {takes})")
-    return {**_DEFAULTS, **arguments}
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-_FLAG = ("true or false", _is_flag)
-_COUNT = ("an integer of at least 1", _is_count)
 # Teams start up to 2 away from a point a quarter of the width from the wall.
-_SIZE = ("an integer of at least 16", lambda value: _is_count(value) and value >= 16)
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "walls_cause_death": _FLAG,
-    "see_enemy_actions": _FLAG,
-    "enemy_shoots": _FLAG,
-    "attack_mode": ("'closest' or 'random'", lambda value: value in ("closest", "random")),
-    "won_battle_bonus": ("a number", _is_number),
-    "max_steps": _COUNT,
+_SIZE = at_least(16)
+_RULES = {
+    "walls_cause_death": FLAG,
+    "see_enemy_actions": FLAG,
+    "enemy_shoots": FLAG,
+    "attack_mode": Rule("'closest' or 'random'", lambda value: value in ("closest", "random")),
+    "won_battle_bonus": NUMBER,
+    "max_steps": COUNT,
     "map_width": _SIZE,
     "map_height": _SIZE,
-    "world_steps_per_env_step": _COUNT,
-    "time_per_step": ("a number above 0", _is_positive),
+    "world_steps_per_env_step": COUNT,
+    "time_per_step": POSITIVE,
 }
