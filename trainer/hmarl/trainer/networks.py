@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Activation = Literal["relu", "tanh", "elu", "silu"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "elu": functional.elu,
@@ -97,14 +98,15 @@ class Mlp(FlatNetwork):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
-        sizes = [self.input_size, *self.hidden_sizes, self.output_size]
+        return self._layer_shapes([self.input_size, *self.hidden_sizes, self.output_size])
+
+    def _layer_shapes(self, sizes: Sequence[int], first: int = 0) -> dict[str, tuple[int, ...]]:
+        """Of the layers ``first``, ``first`` + 1, … from width ``sizes[0]`` to ``sizes[1]``, to ``sizes[2]``, … ."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(len(sizes) - 1):
+        for layer, (inputs, outputs) in enumerate(pairwise(sizes), first):
             if self.normalise_layers:
-                shapes[f"{layer}.norm_gain"] = (sizes[layer],)
-                shapes[f"{layer}.norm_bias"] = (sizes[layer],)
-            shapes[f"{layer}.weight"] = (sizes[layer + 1], sizes[layer])
-            shapes[f"{layer}.bias"] = (sizes[layer + 1],)
+                shapes |= {f"{layer}.norm_gain": (inputs,), f"{layer}.norm_bias": (inputs,)}
+            shapes |= {f"{layer}.weight": (outputs, inputs), f"{layer}.bias": (outputs,)}
         return shapes
 
     @property
@@ -112,9 +114,14 @@ class Mlp(FlatNetwork):
         """H, the width of what the network remembers from step to step; 0 without memory."""
         return 0
 
+    @property
+    def last_layer(self) -> int:
+        """Number of the output layer."""
+        return len(self.hidden_sizes)
+
     def _gain(self, name: str) -> float:
         """Gain of one weight's orthogonal initialisation."""
-        if name == f"{len(self.hidden_sizes)}.weight":
+        if name == f"{self.last_layer}.weight":
             return self.output_gain
         if name.startswith("memory") or self.activation == "silu":
             return 1.0
@@ -138,13 +145,16 @@ class Mlp(FlatNetwork):
 
     def hidden(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """The hidden layers: [..., input_size] -> [..., hidden_sizes[-1]]."""
-        for layer in range(len(self.hidden_sizes)):
-            x = _ACTIVATIONS[self.activation](self._layer(parameters, layer, x))
+        return self._activated(parameters, range(len(self.hidden_sizes)), x)
+
+    def _activated(self, parameters: dict[str, Tensor], layers: range, x: Tensor) -> Tensor:
+        for layer in layers:
+            x = ACTIVATIONS[self.activation](self._layer(parameters, layer, x))
         return x
 
     def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """The last layer, which has no activation."""
-        return self._layer(parameters, len(self.hidden_sizes), x)
+        return self._layer(parameters, self.last_layer, x)
 
     def _layer(self, parameters: dict[str, Tensor], layer: int, x: Tensor) -> Tensor:
         if self.normalise_layers:
@@ -205,17 +215,18 @@ class RecurrentNetwork(Mlp):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """As an ``Mlp``'s, with the recurrent unit before the last layer."""
-        features, last = [self.input_size, *self.hidden_sizes][-1], len(self.hidden_sizes)
-        shapes = {name: shape for name, shape in super().shapes.items() if not name.startswith(f"{last}.")}
-        shapes |= {
-            "memory.input_weight": (3 * self.memory, features),
+        seen = [self.input_size, *self.hidden_sizes]
+        shapes = self._layer_shapes(seen) | {
+            "memory.input_weight": (3 * self.memory, seen[-1]),
             "memory.input_bias": (3 * self.memory,),
             "memory.weight": (3 * self.memory, self.memory),
             "memory.bias": (3 * self.memory,),
         }
-        if self.normalise_layers:
-            shapes |= {f"{last}.norm_gain": (self.memory,), f"{last}.norm_bias": (self.memory,)}
-        return shapes | {f"{last}.weight": (self.output_size, self.memory), f"{last}.bias": (self.output_size,)}
+        return shapes | self.output_shapes()
+
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter after the recurrent unit."""
+        return self._layer_shapes([self.memory, self.output_size], first=len(self.hidden_sizes))
 
     def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Not for a network with memory.
@@ -250,6 +261,10 @@ class RecurrentNetwork(Mlp):
         Returns:
             [M, output_size], or [N, M, output_size].
         """
+        return self.output(parameters, self.remembered(parameters, x, memory))
+
+    def remembered(self, parameters: dict[str, Tensor], x: Tensor, memory: Memory) -> Tensor:
+        """[M, H], or [N, M, H]: the memory after each of the rows of ``sequence``."""
         chunks, length, batch, _ = memory.kept.shape
         lead = x.shape[:-2]
         # Unbound at once: the gradient of an indexed step would be an array of all steps, for every step.
@@ -259,7 +274,7 @@ class RecurrentNetwork(Mlp):
             held = held * memory.kept[:, t].reshape(chunks * batch, 1)
             held = self._advance(parameters, gates.flatten(-3, -2), held)
             remembered.append(held.view(*lead, chunks, batch, self.memory))
-        return self.output(parameters, torch.stack(remembered, dim=-3).flatten(-4, -2))
+        return torch.stack(remembered, dim=-3).flatten(-4, -2)
 
     def _gates(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """[..., 3 H] what the input contributes to the gates, of all rows at once."""

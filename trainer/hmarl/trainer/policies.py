@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,8 @@ class GroupPolicy:
             "normalise_layers": settings.normalise_layers,
         }
         network = RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
-        rows = [torch.cat([network.initialise(generator), head.initialise()]) for _ in range(1 if shared else members)]
-        return cls(network, head, torch.stack(rows), members, told_apart)
+        theta = fresh_rows(1 if shared else members, network, head, generator)
+        return cls(network, head, theta, members, told_apart)
 
     @property
     def shared(self) -> bool:
@@ -173,6 +174,64 @@ class GroupPolicy:
         theta, size = self.theta.expand(self.members, -1), self.network.size
         output, following = self.network.step(self.network.named(theta[:, :size]), inputs, memory)
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
+
+
+def fresh_rows(rows: int, network: Mlp, head: ActionHead, generator: torch.Generator) -> Tensor:
+    """[rows, P] fresh parameters, of a network and of its head each."""
+    return torch.stack([torch.cat([network.initialise(generator), head.initialise()]) for _ in range(rows)])
+
+
+def no_memories(policies: Sequence[GroupPolicy], batch_size: int) -> list[Tensor]:
+    """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
+    return [
+        torch.zeros(policy.members, batch_size, policy.network.memory_size, device=policy.theta.device)
+        for policy in policies
+    ]
+
+
+def step_all(
+    policies: Sequence[GroupPolicy],
+    features: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+    context: Tensor | None,
+    memories: Sequence[Tensor],
+) -> tuple[list[Distribution], list[Tensor]]:
+    """Everybody's distribution at one step, and what everybody remembers after it.
+
+    Args:
+        policies: one a group.
+        features: per group [B, N_group, D] normalised observations.
+        masks: per group [B, N_group, A] bool, or None.
+        context: [B, C] what all agents see alike, or None.
+        memories: per group [N_group, B, H] for recurrent policies, else empty.
+
+    Returns:
+        Per group [N_group, B]; and memories as they came.
+    """
+    distributions, following = [], []
+    for g, policy in enumerate(policies):
+        mask = masks[g]
+        distribution, memory = policy.step(
+            policy.inputs(features[g], context).transpose(0, 1),
+            None if mask is None else mask.transpose(0, 1),
+            memories[g] if memories else None,
+        )
+        distributions.append(distribution)
+        following += [] if memory is None else [memory]
+    return distributions, following
+
+
+def select_all(distributions: Sequence[Distribution], perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    """Raw actions per group [B, N_group, ...] of distributions [N_group, B].
+
+    Args:
+        distributions: one a group.
+        perturbations: per group [N_group, B, A]; None selects the modes.
+    """
+    if perturbations is None:
+        return tuple(each.mode().transpose(0, 1) for each in distributions)
+    drawn = zip(distributions, perturbations, strict=True)
+    return tuple(each.select(perturbation).transpose(0, 1) for each, perturbation in drawn)
 
 
 def group_head(group: AgentGroup, settings: PolicyGradientSettings) -> ActionHead:

@@ -23,7 +23,7 @@ from hmarl.trainer.guiders.guider import Acted, Guider, Judged, TeamView
 from hmarl.trainer.guiders.settings import GuidedSettings
 from hmarl.trainer.named_layers import Parameters
 from hmarl.trainer.networks import Mlp
-from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.policies import GroupPolicy, select_all, step_all
 
 
 class FactorisedGuider(Guider):
@@ -97,24 +97,18 @@ class FactorisedGuider(Guider):
         perturbations: Sequence[Tensor] | None,
         order: Sequence[int],
         memory: Tensor,
+        taken: Sequence[Tensor] | None = None,
     ) -> Acted:
         """Everybody's action at once; the order is of no matter."""
+        policies = [replace(policy, theta=parameters[f"policies.{g}"]) for g, policy in enumerate(self.policies)]
+        memories = self._memories(memory)
+        distributions, following = step_all(policies, view.features, view.action_masks, view.instruction, memories)
+        actions = select_all(distributions, perturbations) if taken is None else tuple(taken)
         log_prob = torch.zeros(len(memory), self.agents, device=memory.device)
-        actions, following = [], []
-        for g, (group, remembered) in enumerate(zip(self.groups, self._memories(memory), strict=True)):
-            policy = replace(self.policies[g], theta=parameters[f"policies.{g}"])
-            mask = view.action_masks[g]
-            distribution, after = policy.step(
-                policy.inputs(view.features[g], view.instruction).transpose(0, 1),
-                None if mask is None else mask.transpose(0, 1),
-                remembered if policy.network.memory_size else None,
-            )
-            raw = distribution.mode() if perturbations is None else distribution.select(perturbations[g])
-            actions.append(raw.transpose(0, 1))
-            log_prob[:, list(group.agents)] = distribution.log_prob(raw).T
-            following.append(remembered if after is None else after)
-        after_step = torch.cat([each.transpose(0, 1).flatten(1) for each in following], dim=1)
-        return Acted(tuple(actions), log_prob, self._value(parameters, view), after_step)
+        for group, distribution, action in zip(self.groups, distributions, actions, strict=True):
+            log_prob[:, list(group.agents)] = distribution.log_prob(action.transpose(0, 1)).T
+        after = torch.cat([each.transpose(0, 1).flatten(1) for each in following or memories], dim=1)
+        return Acted(actions, log_prob, self._value(parameters, view), after)
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
         """[B] normalised value of what is seen; memory is of no matter."""

@@ -110,8 +110,9 @@ class Guider(FlatNetwork):
         perturbations: Sequence[Tensor] | None,
         order: Sequence[int],
         memory: Tensor,
+        taken: Sequence[Tensor] | None = None,
     ) -> Acted:
-        """Draw everybody's action.
+        """Draw everybody's action, or follow what was done instead.
 
         Args:
             parameters: named.
@@ -119,6 +120,8 @@ class Guider(FlatNetwork):
             perturbations: per group [N_group, B, A]; None selects the modes.
             order: of all agents, in which they decide.
             memory: [B, *memory_shape].
+            taken: per group [B, N_group, ...] raw actions that are taken, whatever the policy would do; None lets it
+                choose.
         """
 
     @abstractmethod

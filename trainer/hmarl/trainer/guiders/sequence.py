@@ -154,8 +154,9 @@ class SequenceGuider(Guider):
         perturbations: Sequence[Tensor] | None,
         order: Sequence[int],
         memory: Tensor,
+        taken: Sequence[Tensor] | None = None,
     ) -> Acted:
-        """Draw everybody's action, one agent after the other."""
+        """Draw everybody's action, one agent after the other, or follow what was done instead."""
         representation, carried = self.encode(parameters, self.observation_tokens(parameters, view), memory)
         batch = len(representation)
         previous = parameters["start"].expand(batch, -1)
@@ -167,7 +168,10 @@ class SequenceGuider(Guider):
             mask = view.action_masks[g]
             output = self._finish(parameters, output, view.instruction)
             distribution = self._distribution(parameters, g, output, None if mask is None else mask[:, member])
-            chosen = distribution.mode() if perturbations is None else distribution.select(perturbations[g][member])
+            if taken is not None:
+                chosen = taken[g][:, member]
+            else:
+                chosen = distribution.mode() if perturbations is None else distribution.select(perturbations[g][member])
             actions[agent], log_prob[:, agent] = chosen, distribution.log_prob(chosen)
             previous = self._action_token(parameters, g, chosen) + parameters["actor.weight"][:, agent]
         grouped = tuple(torch.stack([actions[agent] for agent in group.agents], dim=1) for group in self.groups)
