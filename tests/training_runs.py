@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import make
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
@@ -97,3 +98,13 @@ def new_hcpo(
     algorithm, rollout, collector = new_algorithm("hcpo", environment, batch_size, steps, None, **small)
     assert isinstance(algorithm, Hcpo)
     return algorithm, rollout, collector
+
+
+def as_tensors(seen: Observation) -> Observation:
+    """The same observation as tensors."""
+    return Observation(
+        tuple(torch.as_tensor(each) for each in seen.observations),
+        tuple(None if mask is None else torch.as_tensor(mask) for mask in seen.action_masks),
+        torch.as_tensor(seen.state),
+        torch.as_tensor(seen.active),
+    )

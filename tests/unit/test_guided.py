@@ -421,5 +421,5 @@ def test_what_can_be_played_with() -> None:
     assert variants(new_team("magpo")) == variants(new_team("ctds")) == ("local", "guider")
     mat = new_team("mat")
     assert variants(mat) == ("guider",)
-    with pytest.raises(UsageError, match=r"mat: acts for the whole team at once .* algorithm\.guider=mat to get"):
+    with pytest.raises(UsageError, match=r"mat: acts for the whole team at once .* --distil .* algorithm\.guider=mat"):
         mat.deployable(0)

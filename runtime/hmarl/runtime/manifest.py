@@ -135,6 +135,36 @@ class ParityModel(_Strict, frozen=True, kw_only=True):
     batch_sizes: list[int]
 
 
+class StudentsModel(_Strict, frozen=True, kw_only=True):
+    """How far the agents' policies reach that were distilled at export from a team that knows more than one agent can.
+
+    Returns are means over ``episodes`` episodes, the same for teacher and students; ``seed`` is what their seeds were
+    derived from, ``sampled`` whether actions were drawn. ``gap`` is the teacher's return less the students', ``ratio``
+    theirs divided by the teacher's where that is positive. The rest is of single steps, along the students' own
+    episodes, over all agents that were there: ``kl`` in nats; the share of discrete actions, and of discrete goals,
+    that are the teacher's; the mean absolute difference of continuous actions in the environment's units; the share of
+    the variance of continuous goals that is predicted. What there is none of is null.
+    """
+
+    teacher: str
+    rounds: int
+    steps: int
+    stopped: Literal["teacher reached", "patience", "rounds"]
+    episodes: int
+    seed: int
+    sampled: bool
+    teacher_return: float
+    students_return: float
+    gap: float
+    ratio: float | None = None
+    kl: float
+    action_agreement: float | None = None
+    action_difference: float | None = None
+    goal_accuracy: float | None = None
+    goal_variance_explained: float | None = None
+    settings: dict[str, Any] = {}
+
+
 class Manifest(_Strict, frozen=True, kw_only=True):
     """The whole manifest.json."""
 
@@ -151,6 +181,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     parity_tolerance: dict[str, float]
     training: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    students: StudentsModel | None = None
     files: dict[str, str]
 
     def __post_init__(self) -> None:

@@ -16,8 +16,9 @@ from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distributions import ActionHead
 from hmarl.trainer.normalisation import RunningNormaliser
-from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.policies import GroupPolicy, no_memories, select_all, step_all
 from hmarl.trainer.rollout import Decision, Rollout
+from hmarl.trainer.students.teacher import Teacher
 
 StateDict = dict[str, Any]
 
@@ -33,11 +34,16 @@ class Algorithm:
 
     Raises:
         UsageError: an agent's actions are of a kind that the algorithm cannot learn (``discrete_only``).
+
+    Attributes:
+        exportable: whether there are local policies to export.
+        distils: whether students of the ``teacher`` are exported instead, without being asked for.
     """
 
     settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     discrete_only: ClassVar[bool] = False
     exportable: ClassVar[bool] = True
+    distils: ClassVar[bool] = False
     settings: AlgorithmSettings
 
     def __init__(
@@ -120,10 +126,7 @@ class Algorithm:
 
     def no_memories(self, batch_size: int) -> list[Tensor]:
         """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
-        return [
-            torch.zeros(policy.members, batch_size, policy.network.memory_size, device=self.device)
-            for policy in self.policies
-        ]
+        return no_memories(self.policies, batch_size)
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
@@ -154,20 +157,14 @@ class Algorithm:
             perturbations: per group [N_group, B, A]; None selects the modes.
             memories: per group [N_group, B, H] for recurrent policies, else empty.
         """
-        raw_actions, environment_actions, following = [], [], []
-        for g, policy in enumerate(self.policies):
-            features = self.observation_normalisers[g](observation.observations[g])
-            mask = observation.action_masks[g]
-            distribution, memory = policy.step(
-                policy.inputs(features, context).transpose(0, 1),
-                None if mask is None else mask.transpose(0, 1),
-                memories[g] if memories else None,
-            )
-            raw = distribution.mode() if perturbations is None else distribution.select(perturbations[g])
-            raw_actions.append(raw.transpose(0, 1))
-            environment_actions.append(policy.head.to_environment(raw).transpose(0, 1))
-            following += [] if memory is None else [memory]
-        return Decision(tuple(raw_actions), tuple(environment_actions)), following
+        features = self.normalised(observation.observations)
+        distributions, following = step_all(self.policies, features, observation.action_masks, context, memories)
+        actions = select_all(distributions, perturbations)
+        return Decision(actions, self.to_environment(actions)), following
+
+    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Raw actions per group in the environment's units."""
+        return tuple(head.to_environment(action) for head, action in zip(self.heads, actions, strict=True))
 
     def episodes_ended(self, ended: Tensor) -> None:
         """Forget what was remembered of the episodes that have just ended."""
@@ -237,6 +234,17 @@ class Algorithm:
     def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
         """Who chooses a group's instructions when deployed, and for how many steps each holds; nobody here."""
         return None, 1
+
+    @property
+    def interchangeable(self) -> bool:
+        """Whether the agents of a group are one policy, which does not know which of them it acts for."""
+        return self.settings.interchangeable
+
+    def teacher(self) -> Teacher | None:
+        """The team as it is when it knows more than its agents can, to be distilled into students at export; None where
+        it never does.
+        """
+        return None
 
     def deployable(self, agent: int) -> DeployablePolicy:
         """The agent's local policy as one module, with a copy of the parameters.

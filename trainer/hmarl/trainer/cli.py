@@ -11,7 +11,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,12 @@ from rich.table import Table
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.errors import MissingExtraError, UsageError
 
+if TYPE_CHECKING:
+    from hmarl.runtime.bundle import StudentsModel
+
 _SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
+
+_DISTILLATION_HELP = "distillation.KEY=VALUE, repeatable, with --distil; see hmarl-algorithms ALGORITHM"
 
 
 def _need_torch(purpose: str) -> None:
@@ -134,6 +139,8 @@ def _duration(seconds: float) -> str:
 
 
 def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
+    from hmarl.trainer.algorithms import find_algorithm
+
     table = Table(title=f"final evaluation of {summary['algorithm']} on {summary['environment']}", title_justify="left")
     for column in ("policy", "return mean", "median", "IQM", "success"):
         table.add_column(column, justify="left" if column == "policy" else "right")
@@ -147,7 +154,8 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     resumed_at, steps = summary["resumed_at"], summary["steps"]
     part = f", the last {steps - resumed_at:,}" if resumed_at else ""
     # What acts for the whole team at once has no local policies, and nothing to export.
-    following = f"hmarl-export {directory}" if "local" in summary["final"] else f"hmarl-eval --run {directory}"
+    exports = "local" in summary["final"] or find_algorithm(summary["algorithm"]).distils
+    following = f"hmarl-export {directory}" if exports else f"hmarl-eval --run {directory}"
     console.print(
         f"{steps:,} steps{part} in {_duration(summary['wall_s'])}\n"
         f"next: {following}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
@@ -161,23 +169,31 @@ def export(
     out: Annotated[Path | None, typer.Option(help="bundle to write: a directory, or a file ending in .zip")] = None,
     checkpoint: Annotated[str, typer.Option(help="best, last or a number of steps")] = "best",
     name: Annotated[str | None, typer.Option(help="the bundle's name; default the run's")] = None,
+    distil: Annotated[bool, typer.Option("--distil", help="export local students of the team that knows more")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=_DISTILLATION_HELP)] = None,
+    restart_students: Annotated[bool, typer.Option(help="discard the students in RUN/students, distil anew")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object as the last line of stdout")] = False,
 ) -> None:
-    """Distil a run into one local policy per agent as ONNX, check it against torch, and write a bundle.
+    """Write a run's local policies, one per agent, as ONNX, check them against torch, and put them into a bundle.
 
     Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance, and
-    algorithms that act for the whole team at once (hmarl-algorithms marks them).
+    algorithms that act for the whole team at once (hmarl-algorithms marks them), unless --distil is given: then one
+    recurrent student per agent learns to do from its own observations what the team does that knows more. The gap
+    between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command.
     """
     _need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR)
     from hmarl.runtime.bundle import to_plain
     from hmarl.trainer.export import export_run
 
+    distillation = _distillation(run, distil, settings, restart_students)
     target = out or run / "bundle"
     console = Console(stderr=True)
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False, soft_wrap=True)
-    bundle = export_run(run, target, checkpoint, name)
-    parity = bundle.manifest.parity[0]
+    bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
+    parity, students = bundle.manifest.parity[0], bundle.manifest.students
+    if students is not None:
+        _report_students(console, students)
     console.print(
         f"wrote {target}: {len(bundle.manifest.agents)} agents, parity with torch on {parity.samples:,} inputs: "
         f"largest error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, "
@@ -187,7 +203,37 @@ def export(
         soft_wrap=True,
     )
     if as_json:
-        print_json({"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)})
+        document = {"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)}
+        print_json(document | ({} if students is None else {"students": to_plain(students)}))
+
+
+def _distillation(run: Path, distil: bool, settings: list[str] | None, restart: bool) -> Any:
+    """The settings of the distillation, checked; None where nothing is distilled."""
+    from hmarl.trainer.algorithms import find_algorithm
+    from hmarl.trainer.config import validate
+    from hmarl.trainer.students.settings import DistillationSettings
+    from hmarl.trainer.training import RunConfig
+
+    given = parse_settings(settings, ("distillation",))["distillation"]
+    checked = validate(DistillationSettings, given, "distillation")
+    algorithm = RunConfig.read(run).algorithm
+    if distil or find_algorithm(algorithm).distils:
+        return checked
+    if given or restart:
+        option = "--set distillation.*" if given else "--restart-students"
+        raise UsageError(
+            f"{option}: got it without --distil, and {algorithm} is not distilled unless --distil is given"
+        )
+    return None
+
+
+def _report_students(console: Console, students: StudentsModel) -> None:
+    from hmarl.trainer.students.report import figures
+
+    table = Table(title=f"students of the {students.teacher}", title_justify="left", show_header=False)
+    for name, figure in figures(students):
+        table.add_row(name, figure)
+    console.print(table)
 
 
 def algorithms(
@@ -197,9 +243,11 @@ def algorithms(
 ) -> None:
     """List the algorithms, the settings of one, or the presets."""
     _need_torch("hmarl-algorithms")
+    from hmarl.trainer.algorithm import Algorithm
     from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
     from hmarl.trainer.config import RunSettings, Settings
     from hmarl.trainer.presets import PRESETS
+    from hmarl.trainer.students.settings import DistillationSettings
 
     console = Console()
     if presets:
@@ -209,7 +257,10 @@ def algorithms(
             table.add_row(preset.algorithm, preset.environment, name_shown, f"{preset.steps:,}", preset.about)
         document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
     elif name is not None:
-        classes: dict[str, type[Settings]] = {"algorithm": find_algorithm(name).settings_class, "run": RunSettings}
+        algorithm = find_algorithm(name)
+        classes: dict[str, type[Settings]] = {"algorithm": algorithm.settings_class, "run": RunSettings}
+        if algorithm.teacher is not Algorithm.teacher:
+            classes["distillation"] = DistillationSettings
         table = Table("setting", "default", "meaning", title=f"settings of {name} (--set SETTING=VALUE)")
         document = {}
         for prefix, model in classes.items():
@@ -218,10 +269,10 @@ def algorithms(
                 document[f"{prefix}.{key}"] = field.default
     else:
         table = Table("algorithm", "acts", "about", title="algorithms")
-        for key, algorithm in ALGORITHMS.items():
-            acts = "agent by agent" if algorithm.exportable else "centrally"
-            table.add_row(key, acts, (algorithm.__doc__ or "").splitlines()[0])
-        central = [key for key, algorithm in ALGORITHMS.items() if not algorithm.exportable]
+        for key, each in ALGORITHMS.items():
+            acts = "agent by agent" if each.exportable else "centrally"
+            table.add_row(key, acts, (each.__doc__ or "").splitlines()[0])
+        central = [key for key, each in ALGORITHMS.items() if not each.exportable]
         document = {"algorithms": list(ALGORITHMS), "central": central}
     console.print(table)
     if as_json:

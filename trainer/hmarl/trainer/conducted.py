@@ -10,6 +10,8 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithm import Algorithm, StateDict
 from hmarl.trainer.conductor import ConductorLevel, ConductorSettings
 from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.students.teacher import Teacher
+from hmarl.trainer.students.teachers import ConductedTeacher
 
 
 class Conducted(Algorithm):
@@ -64,6 +66,10 @@ class Conducted(Algorithm):
     def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
         """w^i, which stands in for the conductor when deployed."""
         return self.conductor.local_conductor(group)
+
+    def teacher(self) -> Teacher:
+        """The agents under the central conductor."""
+        return ConductedTeacher(self)
 
     def components(self) -> StateDict:
         """The agents' parts and the conductor's level."""

@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -42,9 +42,13 @@ from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.checkpoint import Checkpoint, find_checkpoint, restore
+from hmarl.trainer.config import validate
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.instructions import random_instructions
 from hmarl.trainer.model_card import model_card
+from hmarl.trainer.students.dagger import Distilled, distil_run
+from hmarl.trainer.students.settings import DistillationSettings
+from hmarl.trainer.team import LocalPolicies
 from hmarl.trainer.training import RunConfig, build_algorithm
 
 OPSET = 18
@@ -101,6 +105,12 @@ class LoadedRun:
     algorithm: Algorithm
     spec: EnvironmentSpec
     summary: dict[str, Any] = field(default_factory=dict)
+    distilled: Distilled | None = None
+
+    @property
+    def policies(self) -> LocalPolicies:
+        """What is exported: the students where there are any, else the algorithm's own local policies."""
+        return self.distilled.students if self.distilled else self.algorithm
 
 
 def load_run(run: Path, checkpoint: str = "best") -> LoadedRun:
@@ -123,7 +133,14 @@ def load_run(run: Path, checkpoint: str = "best") -> LoadedRun:
     return LoadedRun(config, found, algorithm, environment.spec, summary)
 
 
-def export_run(run: Path, target: Path, checkpoint: str = "best", name: str | None = None) -> Bundle:
+def export_run(
+    run: Path,
+    target: Path,
+    checkpoint: str = "best",
+    name: str | None = None,
+    distillation: DistillationSettings | None = None,
+    restart_students: bool = False,
+) -> Bundle:
     """Export a run's agents into a bundle.
 
     Args:
@@ -131,39 +148,57 @@ def export_run(run: Path, target: Path, checkpoint: str = "best", name: str | No
         target: bundle directory, or a path ending in ``.zip``.
         checkpoint: ``best``, ``last`` or a number of steps.
         name: the bundle's name, the run directory's by default.
+        distillation: export students of the algorithm's teacher, distilled like this in RUN/students; None does so for
+            algorithms that always distil, with the defaults.
+        restart_students: discard students that were distilled before.
 
     Raises:
-        UsageError: the run's algorithm acts for the whole team at once; nothing is written.
+        UsageError: the run's algorithm acts for the whole team at once and is not to be distilled, or has no teacher to
+            distil, or RUN/students were distilled otherwise; nothing is written.
+        DivergedError: the distillation diverged.
         ParityError: ONNX Runtime and torch disagree; nothing is written.
         CheckpointError: see ``load_run``.
     """
     config = RunConfig.read(run)
-    find_algorithm(config.algorithm).check_exportable(config.settings())
+    algorithm = find_algorithm(config.algorithm)
+    if distillation is None and algorithm.distils:
+        distillation = validate(DistillationSettings, {}, "distillation")
+    if distillation is None:
+        algorithm.check_exportable(config.settings())
     loaded = load_run(run, checkpoint)
+    if distillation is not None:
+        distilled = distil_run(
+            run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart_students
+        )
+        loaded = replace(loaded, distilled=distilled)
     graphs = graphs_of(loaded)
     files = {graph.file: onnx_bytes(graph) for graph in graphs}
     samples = rollout_observations(loaded)
     parity, records = check_all(graphs, files, samples, loaded)
+    students = loaded.distilled.report if loaded.distilled else None
     card, plots = model_card(
-        run, loaded.config, loaded.checkpoint, loaded.summary, _parity_row(parity), name or run.name
+        run, loaded.config, loaded.checkpoint, loaded.summary, _parity_row(parity), name or run.name, students
     )
     manifest = {
         **_manifest(loaded, graphs, parity, name or run.name),
         "evaluation": loaded.summary.get("final", {}),
     }
+    if loaded.distilled:
+        manifest["students"] = to_plain(loaded.distilled.report)
+        manifest["evaluation"] = {**manifest["evaluation"], "students": loaded.distilled.evaluation}
     return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()})
 
 
 def graphs_of(loaded: LoadedRun) -> list[Graph]:
     """A run's graphs: one per agent, or per group where its agents are interchangeable."""
-    spec, interchangeable = loaded.spec, loaded.algorithm.settings.interchangeable
+    spec, interchangeable = loaded.spec, loaded.policies.interchangeable
     parts: list[tuple[str, tuple[int, ...]]] = [(agent.id, (index,)) for index, agent in enumerate(spec.agents)]
     if interchangeable:
         parts = [(name, group.agents) for name, group in zip(group_names(spec), spec.groups, strict=True)]
     graphs = []
     for name, agents in parts:
         file = f"agents/{name}.onnx"
-        modules = [loaded.algorithm.deployable(agent).eval() for agent in agents]
+        modules = [loaded.policies.deployable(agent).eval() for agent in agents]
         entries = tuple(module.describe(file, interchangeable) for module in modules)
         graphs.append(Graph(file, modules[0], agents, entries))
     return graphs

@@ -17,7 +17,7 @@ from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
 from hmarl.trainer.algorithm import Algorithm, StateDict
 from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distributions import ActionHead
+from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.gradient_steps import minibatches
 from hmarl.trainer.guiders import create_guider
 from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
@@ -28,6 +28,8 @@ from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import group_head
 from hmarl.trainer.returns import explained_variance, generalised_advantages
 from hmarl.trainer.rollout import Decision, Rollout
+from hmarl.trainer.students.teacher import Teacher
+from hmarl.trainer.students.teachers import GuiderTeacher
 from hmarl.trainer.team_batch import TeamBatch
 
 
@@ -126,17 +128,40 @@ class GuidedTeam(Algorithm):
         observation: Observation,
         perturbations: Sequence[Tensor] | None,
         memory: Tensor,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The guider's actions in the environment's units, agents in their natural order, and what it remembers.
+        taken: Sequence[Tensor] | None = None,
+    ) -> Acted:
+        """The guider's step, agents in their natural order.
 
         Args:
             observation: tensors on the training device.
             perturbations: per group [N_group, B, A]; None selects the modes.
             memory: [B, *memory_shape] of the guider.
+            taken: see ``Guider.act``.
         """
         order, instruction = range(len(self.spec.agents)), self.likeliest_instruction(observation)
-        acted = self._guide_step(observation, instruction, perturbations, order, memory)
-        return self.to_environment(acted.actions), acted.memory
+        return self._guide_step(observation, instruction, perturbations, order, memory, taken)
+
+    @torch.no_grad()
+    def judge_centrally(self, observation: Observation, taken: Sequence[Tensor], memory: Tensor) -> list[Distribution]:
+        """Per group [N_group, B]: what the guider would have every agent do at a step, given what those before it in
+        their natural order did.
+
+        Args:
+            observation: tensors on the training device.
+            taken: per group [B, N_group, ...] raw actions.
+            memory: [B, *memory_shape] of the guider before the step.
+        """
+        instruction = self.likeliest_instruction(observation)
+        view = self.view(
+            [seen.unsqueeze(0) for seen in observation.observations],
+            [None if mask is None else mask.unsqueeze(0) for mask in observation.action_masks],
+            observation.state.unsqueeze(0),
+            None if instruction is None else instruction.unsqueeze(0),
+        )
+        order = torch.arange(len(self.spec.agents), device=self.device)
+        begins = torch.zeros(1, len(memory), dtype=torch.bool, device=self.device)
+        actions = [action.unsqueeze(0) for action in taken]
+        return self.guider.judge(self._guider_parameters, view, actions, order, memory, begins).distributions
 
     def _guide_step(
         self,
@@ -145,13 +170,10 @@ class GuidedTeam(Algorithm):
         perturbations: Sequence[Tensor] | None,
         order: Sequence[int],
         memory: Tensor,
+        taken: Sequence[Tensor] | None = None,
     ) -> Acted:
         view = self.view(observation.observations, observation.action_masks, observation.state, instruction)
-        return self.guider.act(self._guider_parameters, view, perturbations, order, memory)
-
-    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw actions per group in the environment's units."""
-        return tuple(head.to_environment(action) for head, action in zip(self.heads, actions, strict=True))
+        return self.guider.act(self._guider_parameters, view, perturbations, order, memory, taken)
 
     def episodes_ended(self, ended: Tensor) -> None:
         """Nothing is remembered of the episodes that have ended, but for the value of what was seen last."""
@@ -337,7 +359,11 @@ class GuidedTeam(Algorithm):
         values, finals = self.value_normaliser.denormalise(values), self.value_normaliser.denormalise(finals)
         return values[:-1], rollout.next_values(values, finals)
 
-    # --- persistence ------------------------------------------------------------------------------------------------
+    # --- deployment and persistence ---------------------------------------------------------------------------------
+
+    def teacher(self) -> Teacher:
+        """The guider."""
+        return GuiderTeacher(self)
 
     def components(self) -> StateDict:
         """The shared parts and the guider."""

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmarl.runtime.bundle import ParityModel
+from hmarl.runtime.bundle import ParityModel, StudentsModel
 from hmarl.trainer.plots import read_metrics, run_plots
+from hmarl.trainer.students.report import figures
 
 if TYPE_CHECKING:
     from hmarl.trainer.checkpoint import Checkpoint
@@ -15,9 +16,25 @@ if TYPE_CHECKING:
 
 
 def model_card(
-    run: Path, config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any], parity: ParityModel, name: str
+    run: Path,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    summary: dict[str, Any],
+    parity: ParityModel,
+    name: str,
+    students: StudentsModel | None = None,
 ) -> tuple[str, dict[str, bytes]]:
-    """The card as Markdown with Hugging Face front matter, and its plots by file name."""
+    """The card as Markdown with Hugging Face front matter, and its plots by file name.
+
+    Args:
+        run: the run's directory.
+        config: of the run.
+        checkpoint: that is exported.
+        summary: of the run, empty where it has not ended.
+        parity: what the comparison with torch found.
+        name: the bundle's.
+        students: what a distillation came to, None without one.
+    """
     title = f"{config.algorithm} on {config.environment}"
     plots = {f"plots/{file}": content for file, content in run_plots(read_metrics(run), title).items()}
     final = summary.get("final", {})
@@ -26,7 +43,7 @@ def model_card(
         f"| {row['episodes']} |"
         for key, row in final.items()
     )
-    deployed = final.get("local", {}).get("return_mean")
+    deployed = students.students_return if students else final.get("local", {}).get("return_mean")
     sections = [
         _front_matter(config, deployed),
         f"# {name}",
@@ -39,6 +56,7 @@ def model_card(
         f"|---|---|---|---|---|\n{table}"
         if table
         else "",
+        _distillation(students) if students else "",
         "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
         _provenance(config, checkpoint, summary),
         f"## Parity\n\nONNX Runtime (CPU) against torch on {parity.samples:,} random and rollout inputs: largest error "
@@ -59,6 +77,18 @@ def _front_matter(config: RunConfig, deployed: float | None) -> str:
             "    - type: mean_return", f"      value: {deployed:.2f}",
         ]  # fmt: skip
     return "\n".join([*lines, "---"])
+
+
+def _distillation(students: StudentsModel) -> str:
+    rows = "\n".join(f"| {name} | {figure} |" for name, figure in figures(students))
+    changed = " ".join(f"{key}={_value(value)}" for key, value in students.settings.items())
+    return (
+        "## Students\n\nThe team that was trained knows more at a step than one of its agents can. The policies are "
+        f"students that were distilled from it (its {students.teacher}) by DAgger: each acts on what its own agent has "
+        "observed so far. What that costs, and how far the students follow:\n\n"
+        f"| | |\n|---|---|\n{rows}\n\n"
+        f"Settings: `{changed}`"
+    )
 
 
 def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any]) -> str:

@@ -62,7 +62,10 @@ class LiveProgress:
     On a terminal it is redrawn in place; elsewhere a line is printed every ``line_interval_s`` seconds.
     """
 
-    shown = ("return", "agent_kl", "imitation_kl", "conductor_kl", "instruction_entropy", "explained_variance")
+    shown = (
+        "return", "teacher_return", "agent_kl", "imitation_kl", "action_agreement", "learnt_goal_error", "conductor_kl",
+        "instruction_entropy", "explained_variance",
+    )  # fmt: skip
 
     def __init__(self, title: str, total: int, done: int, line_interval_s: float = 10.0) -> None:
         self._console = Console(stderr=True)

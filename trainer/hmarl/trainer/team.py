@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,35 @@ from hmarl.sdk.team import Team
 from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.conducted import Conducted
+from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.instructions import random_instructions
+from hmarl.trainer.students.teacher import Teacher
 
 CONDUCTORS = ("central", "random", "none")
+
+
+class LocalPolicies(Protocol):
+    """Whoever has one deployable policy for each agent: an ``Algorithm``, or ``Students``."""
+
+    spec: EnvironmentSpec
+    position: dict[int, tuple[int, int]]
+
+    @property
+    def interchangeable(self) -> bool:
+        """Whether the agents of a group are one policy, which does not know which of them it acts for."""
+        ...
+
+    def deployable(self, agent: int) -> DeployablePolicy:
+        """The agent's local policy as one module."""
+        ...
 
 
 class LocalTeam:
     """The deployable policies in torch, each fed with its own agent's observation alone: what will be exported.
 
     Args:
-        algorithm: whose agents.
+        policies: whose agents.
         sample: draw actions (and, in common, instructions) instead of argmax or mean.
         instruction_choice: ``argmax``, ``sample`` or ``common``, see ``PolicySession.reset``; ignored by agents
             without instructions.
@@ -45,18 +63,16 @@ class LocalTeam:
 
     def __init__(
         self,
-        algorithm: Algorithm,
+        policies: LocalPolicies,
         sample: bool = False,
         instruction_choice: InstructionChoice | None = None,
         spec: EnvironmentSpec | None = None,
     ) -> None:
-        self.spec = spec or algorithm.spec
-        known = {agent.id: algorithm.deployable(index) for index, agent in enumerate(algorithm.spec.agents)}
+        self.spec = spec or policies.spec
+        known = {agent.id: policies.deployable(index) for index, agent in enumerate(policies.spec.agents)}
         models = {
-            agent.id: known[agent.id].describe(
-                f"group {algorithm.position[index][0]}", algorithm.settings.interchangeable
-            )
-            for index, agent in enumerate(algorithm.spec.agents)
+            agent.id: known[agent.id].describe(f"group {policies.position[index][0]}", policies.interchangeable)
+            for index, agent in enumerate(policies.spec.agents)
         }
         assigned = assign("run", self.spec, models)
         self.modules = [known[assigned[agent.id]] for agent in self.spec.agents]
@@ -179,25 +195,65 @@ class CentralTeam:
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start episodes with nothing remembered."""
-        seed = np.random.SeedSequence(np.asarray(seeds, dtype=np.uint64).tolist()).generate_state(1, np.uint64)[0]
-        self._generator.manual_seed(int(seed >> np.uint64(1)))
+        self._generator.manual_seed(_joint_seed(seeds))
         self._memory = self._algorithm.guider.no_memory(len(seeds), self._algorithm.device)
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
         """Everybody's action, one agent after the other."""
         algorithm = self._algorithm
-        noise = None
-        if self._sample:
-            noise = [
-                head.draw_perturbations((len(group.agents), len(running)), self._generator).to(algorithm.device)
-                for group, head in zip(algorithm.spec.groups, algorithm.heads, strict=True)
-            ]
+        noise = _drawn(algorithm, len(running), self._generator) if self._sample else None
         seen = _as_tensors(observation, algorithm.device)
-        actions, self._memory = algorithm.act_centrally(seen, noise, self._memory)
-        return tuple(action.cpu().numpy() for action in actions)
+        acted = algorithm.act_centrally(seen, noise, self._memory)
+        self._memory = acted.memory
+        return tuple(action.cpu().numpy() for action in algorithm.to_environment(acted.actions))
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+class TeacherTeam:
+    """A teacher acting by itself.
+
+    Args:
+        algorithm: whose teacher.
+        teacher: who acts.
+        sample: draw actions, with noise seeded by the episodes' seeds, instead of taking the modes.
+    """
+
+    def __init__(self, algorithm: Algorithm, teacher: Teacher, sample: bool = False) -> None:
+        self.name = teacher.name
+        self._algorithm, self._teacher, self._sample = algorithm, teacher, sample
+        self._generator = torch.Generator()
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start episodes with nothing remembered."""
+        self._generator.manual_seed(_joint_seed(seeds))
+        self._teacher.begin(len(seeds))
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """The teacher's actions; it remembers that they were taken."""
+        algorithm, seen = self._algorithm, _as_tensors(observation, self._algorithm.device)
+        noise = _drawn(algorithm, len(running), self._generator) if self._sample else None
+        actions = self._teacher.act(seen, noise)
+        self._teacher.label(seen, actions)
+        return tuple(action.cpu().numpy() for action in algorithm.to_environment(actions))
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _drawn(algorithm: Algorithm, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """One step's action noise, per group [N_group, B, A] on the training device; the generator is on the CPU."""
+    return [
+        head.draw_perturbations((len(group.agents), batch_size), generator).to(algorithm.device)
+        for group, head in zip(algorithm.spec.groups, algorithm.heads, strict=True)
+    ]
+
+
+def _joint_seed(seeds: npt.NDArray[np.int64]) -> int:
+    """One seed of all episodes' seeds."""
+    seed = np.random.SeedSequence(np.asarray(seeds, dtype=np.uint64).tolist()).generate_state(1, np.uint64)[0]
+    return int(seed >> np.uint64(1))
 
 
 def _as_tensors(observation: Observation, device: torch.device) -> Observation:

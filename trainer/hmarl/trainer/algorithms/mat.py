@@ -1,7 +1,8 @@
 """MAT: one sequence model acts for the whole team and climbs the clipped surrogate.
 
-It needs everybody's observation to act, and so cannot be deployed as separate agents: it is the guider of MAGPO and the
-teacher of CTDS, and a reference for what a team could earn if it acted as one.
+It needs everybody's observation to act, and so cannot be deployed as separate agents, unless local students are
+distilled from it at export. It is the guider of MAGPO and the teacher of CTDS, and a reference for what a team could
+earn if it acted as one.
 
 Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Modeling Problem", Eqs. 4 and 5.
 """
@@ -53,8 +54,8 @@ class Mat(GuidedTeam):
         assert isinstance(settings, GuidedSettings)
         raise UsageError(
             f"{cls.__name__.lower()}: acts for the whole team at once from everybody's observations, so that there is "
-            "no policy of a single agent to deploy; train magpo (or ctds) with "
-            f"--set algorithm.guider={settings.guider} to get one for each agent"
+            "no policy of a single agent to deploy; hmarl-export --distil distils a local student for each agent, and "
+            f"magpo (or ctds) with --set algorithm.guider={settings.guider} trains one for each"
         )
 
     def deployable(self, agent: int) -> NoReturn:

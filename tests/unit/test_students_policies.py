@@ -1,0 +1,267 @@
+"""Students: the network step by step and over sequences, goals, sharing, and the contract of what is deployed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from following_teacher import FollowingTeacher
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.config import validate
+from hmarl.trainer.distributions import Categorical
+from hmarl.trainer.networks import Memory
+from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
+from hmarl.trainer.students.learner import Learner
+from hmarl.trainer.students.report import measure
+from hmarl.trainer.students.settings import DistillationSettings
+from hmarl.trainer.students.student import StudentNetwork, Students
+from hmarl.trainer.students.teacher import GoalKind
+from hmarl.trainer.team import LocalTeam
+from toy_environments import ToyEnvironment, leaving, masked_discrete
+from training_runs import CPU, as_tensors, tiny_networks
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+GOALS = [None, GoalKind(3), GoalKind(3, discrete=True)]
+each_goal = pytest.mark.parametrize("goal", GOALS, ids=["none", "vectors", "choices"])
+SMALL: dict[str, Any] = {"hidden_sizes": (6,), "memory_size": 5, "decision_sizes": (4,)}
+
+
+def new_network(goal: GoalKind | None, decision_sizes: tuple[int, ...] = (6,)) -> StudentNetwork:
+    return StudentNetwork(3, (5,), 2, "tanh", normalise_layers=True, memory=4, goal=goal, decision_sizes=decision_sizes)
+
+
+def new_algorithm(environment: ToyEnvironment, name: str = "happo", **settings: Any) -> Any:
+    algorithm_class = find_algorithm(name)
+    checked = validate(algorithm_class.settings_class, {**tiny_networks(name), **settings}, "algorithm")
+    algorithm = algorithm_class(environment.spec, checked, torch.Generator().manual_seed(3), CPU)
+    for normaliser, group in zip(algorithm.observation_normalisers, environment.spec.groups, strict=True):
+        normaliser.update(torch.randn(50, len(group.agents), 3, generator=torch.Generator().manual_seed(4)) * 2 + 1)
+    return algorithm
+
+
+def new_students(algorithm: Any, goal: GoalKind | None = None, **settings: Any) -> Students:
+    checked = validate(DistillationSettings, {**SMALL, **settings}, "distillation")
+    kinds = [goal] * len(algorithm.spec.groups)
+    students = Students(algorithm, kinds, checked, torch.Generator().manual_seed(1))
+    for policy in students.policies:
+        policy.theta += 0.3 * torch.randn(policy.theta.shape, generator=torch.Generator().manual_seed(2))
+    return students
+
+
+@each_goal
+@pytest.mark.parametrize("decision_sizes", [(), (6,), (6, 7)])
+def test_step_by_step_and_over_sequences_a_student_is_the_same(
+    goal: GoalKind | None, decision_sizes: tuple[int, ...]
+) -> None:
+    network, generator = new_network(goal, decision_sizes), torch.Generator().manual_seed(0)
+    theta = torch.stack([network.initialise(generator) for _ in range(2)])
+    theta += 0.3 * torch.randn(theta.shape, generator=generator)
+    parameters = network.named(theta)
+    x, held = torch.randn(2, 8, 3, 3, generator=generator), torch.randn(2, 3, 4, generator=generator)
+    begins = torch.zeros(8, 3, dtype=torch.bool)
+    begins[3, 0] = begins[5, 2] = True
+    initial, outputs, goals = held, [], []
+    for t in range(8):
+        held = held.masked_fill(begins[t].view(1, 3, 1), 0.0)
+        output, held = network.step(parameters, x[:, t], held)
+        outputs.append(output)
+        goals += [network.predicted_goal(parameters, held)] if goal else []
+    memory = Memory(initial, (~begins).float().view(1, 8, 3, 1))
+    remembered = network.remembered(parameters, x.flatten(1, 2), memory)
+    together = network.sequence(parameters, x.flatten(1, 2), memory).view(2, 8, 3, 2)
+    torch.testing.assert_close(together, torch.stack(outputs, 1), atol=1e-5, rtol=1e-5)
+    if goal:
+        predicted = network.predicted_goal(parameters, remembered).view(2, 8, 3, 3)
+        torch.testing.assert_close(predicted, torch.stack(goals, 1), atol=1e-5, rtol=1e-5)
+    assert set(network.shapes) >= {f"{network.last_layer}.weight", "memory.weight"}
+    assert network.last_layer == 1 + len(decision_sizes)
+
+
+@each_goal
+def test_a_fresh_student_is_near_uniform_and_its_action_follows_the_predicted_goal(goal: GoalKind | None) -> None:
+    network = new_network(goal)
+    theta = network.initialise(torch.Generator().manual_seed(0))
+    output, _ = network.step(network.named(theta), torch.randn(50, 3), torch.zeros(50, 4))
+    assert output.abs().max() < 0.2
+    if goal is None:
+        return
+    parameters = {name: value.clone().requires_grad_(True) for name, value in network.named(theta).items()}
+    output, _ = network.step(parameters, torch.randn(50, 3), torch.zeros(50, 4))
+    (gradient,) = torch.autograd.grad(output.square().sum(), parameters["goal.weight"])
+    assert gradient.abs().max() > 0
+    with torch.no_grad():
+        parameters["goal.bias"][0] += 50.0
+    changed, _ = network.step(parameters, torch.zeros(1, 3), torch.zeros(1, 4))
+    before, _ = network.step(network.named(theta), torch.zeros(1, 3), torch.zeros(1, 4))
+    assert (changed - before).abs().max() > 1e-4
+
+
+def demonstrated(
+    environment: ToyEnvironment, students: Students, algorithm: Any, goal: GoalKind | None = None, steps: int = 12
+) -> Demonstrations:
+    """What the students did, labelled by a teacher who follows what was seen before."""
+    rollout = Rollout(environment.spec, steps, environment.batch_size, CPU)
+    demonstrator = Demonstrator(algorithm, FollowingTeacher(algorithm, goal), students, sample=True)
+    demonstrator.prepare(teacher_acts=False, seed=7)
+    Collector(environment, rollout, np.arange(environment.batch_size) + 11).collect(demonstrator)
+    return Demonstrations.of(rollout, algorithm)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"share_parameters": True},
+        {"share_parameters": True, "agent_identity": False},
+    ],
+    ids=["own", "shared", "interchangeable"],
+)
+@pytest.mark.parametrize("environment", [masked_discrete, leaving])
+def test_what_is_deployed_acts_as_the_students_that_were_taught(environment: Any, settings: dict[str, Any]) -> None:
+    """Batched students while teaching, one module an agent when deployed: whole episodes, equal actions."""
+    vector = environment(4)
+    algorithm = new_algorithm(vector, **settings)
+    students = new_students(algorithm, GoalKind(3))
+    expected = students.interchangeable
+    assert expected == (settings.get("agent_identity") is False)
+    team, memories = LocalTeam(students), students.no_memories(4)
+    seeds = np.arange(4) + 3
+    observation = vector.reset(seeds)
+    team.reset(seeds)
+    for _ in range(5):
+        actions = team.act(observation, np.ones(4, np.bool_))
+        raw, memories = students.act(as_tensors(observation), None, memories)
+        for ours, theirs in zip(actions, algorithm.to_environment(raw), strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+        observation = vector.step(actions).observation
+    assert [state.input for state in team.modules[0].states] == ["memory"]
+    assert team.modules[0].memory_size == 5
+
+
+def test_sharing_is_as_the_run_says_unless_the_settings_say_otherwise() -> None:
+    vector = masked_discrete(2, agents=3)
+    apart, together = new_algorithm(vector), new_algorithm(vector, share_parameters=True)
+
+    def rows(algorithm: Any, **settings: Any) -> tuple[int, bool]:
+        (policy,) = new_students(algorithm, **settings).policies
+        return len(policy.theta), policy.told_apart
+
+    assert rows(apart) == (3, False)
+    assert rows(together) == (1, True)
+    assert rows(apart, share_parameters=True) == (1, True)
+    assert rows(together, share_parameters=False) == (3, False)
+    alike = new_algorithm(vector, share_parameters=True, agent_identity=False)
+    assert rows(alike) == (1, False)
+    with pytest.raises(UsageError, match=r"distillation.share_parameters: got False, expected true or null"):
+        new_students(alike, share_parameters=False)
+
+
+@pytest.mark.parametrize("steps", [9, 10, 12])
+def test_chunks_begin_with_what_the_students_remember(steps: int) -> None:
+    """Cut into chunks, the students' distributions are those of the whole sequence, episode ends inside."""
+    vector = leaving(3)
+    algorithm = new_algorithm(vector)
+    students = new_students(algorithm)
+    rounds = demonstrated(vector, students, algorithm, steps=steps)
+    assert rounds.begins.any()
+    count = 3 if steps % 3 == 0 else 2
+    learner = Learner(students, validate(DistillationSettings, SMALL, "distillation"), count, torch.Generator())
+    chunks = rounds.in_chunks(count)
+    assert chunks.sequences == 3 * count
+    for g, policy in enumerate(students.policies):
+        nothing = torch.zeros(policy.members, 3, 5)
+        whole = policy.remembered(rounds.features(g), nothing, rounds.begins, policy.theta)
+        units = torch.tensor([4, 0, 3])
+        memory = learner.memories(policy, g, rounds)[:, units]
+        part = chunks.take(units)
+        cut = policy.remembered(part.features(g), memory, part.begins, policy.theta)
+        length = steps // count
+        whole, cut = whole.unflatten(1, (steps, 3)), cut.unflatten(1, (length, 3))
+        for place, unit in enumerate(units.tolist()):
+            first = unit // 3 * length
+            torch.testing.assert_close(cut[:, :, place], whole[:, first : first + length, unit % 3])
+
+
+def test_who_has_left_teaches_nothing() -> None:
+    vector = leaving(3)
+    algorithm = new_algorithm(vector)
+    students = new_students(algorithm, GoalKind(3))
+    rounds = demonstrated(vector, students, algorithm, GoalKind(3))
+    absent = ~rounds.tensors["active.0"]
+    assert absent.any()
+    spoilt = dict(rounds.tensors)
+    spoilt["label.0"] = torch.where(absent.unsqueeze(-1), 7.0 * torch.arange(3), spoilt["label.0"])
+    spoilt["goal.0"] = torch.where(absent.unsqueeze(-1), 1e3, spoilt["goal.0"])
+    assert measure(students, rounds) == measure(students, Demonstrations(spoilt))
+    thetas = []
+    for data in (rounds, Demonstrations(spoilt)):
+        learners = new_students(algorithm, GoalKind(3))
+        settings = validate(DistillationSettings, {**SMALL, "epochs": 2}, "distillation")
+        Learner(learners, settings, 2, torch.Generator().manual_seed(0)).learn(data)
+        thetas.append(learners.policies[0].theta)
+    torch.testing.assert_close(thetas[0], thetas[1])
+
+
+@pytest.mark.parametrize("goal", GOALS[1:], ids=["vectors", "choices"])
+def test_students_learn_what_follows_from_what_they_remember(goal: GoalKind) -> None:
+    """Nothing of it can be read off the present observation; chunks are shorter than episodes."""
+    vector = masked_discrete(64)
+    algorithm = new_algorithm(vector)
+    settings = validate(DistillationSettings, {"learning_rate": 0.01, "epochs": 30, "minibatches": 4}, "distillation")
+    students = Students(algorithm, [goal], settings, torch.Generator().manual_seed(1))
+    rounds = demonstrated(vector, students, algorithm, goal)
+    learner = Learner(students, settings, 3, torch.Generator().manual_seed(2))
+    before, losses, after = measure(students, rounds), learner.learn(rounds), measure(students, rounds)
+    assert after.kl < 0.15 * before.kl
+    assert losses["kl"] < 0.3 * before.kl
+    assert losses["goal_error"] < 0.5
+    assert before.action_agreement is not None
+    assert after.action_agreement is not None
+    assert before.action_agreement < 0.6
+    assert after.action_agreement > 0.9
+    name = "goal_accuracy" if goal.discrete else "goal_variance_explained"
+    missed = getattr(before, name), getattr(after, name)
+    assert missed[0] < 0.6
+    assert missed[1] > 0.85
+    assert (after.goal_accuracy is None) != (after.goal_variance_explained is None)
+
+
+def test_fidelity_by_hand() -> None:
+    """Two steps of one agent: what is measured is what one would count."""
+    vector = masked_discrete(1, agents=1)
+    algorithm = new_algorithm(vector, normalise_observations=False)
+    students = new_students(algorithm, GoalKind(1))
+    (policy,) = students.policies
+    features = torch.randn(4, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+    begins = torch.zeros(4, 1, dtype=torch.bool)
+    remembered = policy.remembered(features, torch.zeros(1, 1, 5), begins, policy.theta)
+    distribution, goals = policy.decided(remembered, None, policy.theta)
+    assert isinstance(distribution, Categorical)
+    assert goals is not None
+    label = distribution.logits[0].clone()
+    label[1] = label[1].flip(0) * -1.0  # another likeliest action at one of four steps, of which one does not count
+    assert label[1].argmax() != distribution.logits[0, 1].argmax()
+    true = goals[0].clone()
+    true[0] += 0.5
+    active = torch.tensor([True, True, False, True]).view(4, 1, 1)
+    rounds = Demonstrations(
+        {
+            "begins": begins, "features.0": features, "active.0": active, "label.0": label.view(4, 1, 1, 4),
+            "goal.0": true.view(4, 1, 1, 1),
+        }
+    )  # fmt: skip
+    found = measure(students, rounds)
+    there = true.flatten()[[0, 1, 3]]
+    assert found.action_agreement == pytest.approx(2 / 3)
+    assert found.kl == pytest.approx(
+        float(Categorical(label[1]).kl(Categorical(distribution.logits[0, 1]))) / 3, rel=1e-4
+    )
+    assert found.goal_variance_explained == pytest.approx(
+        1.0 - 0.25 / float((there - there.mean()).square().sum()), rel=1e-4
+    )
+    assert found.action_difference is found.goal_accuracy is None

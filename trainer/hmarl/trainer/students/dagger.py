@@ -1,0 +1,298 @@
+"""The distillation of a team that knows more than one agent can into one local student per agent.
+
+A round: the students act (in the first one the teacher does), the teacher says at every step what it would have done
+there, and the students learn from the rounds that are kept. So they are taught on the states that they reach
+themselves, where imitating the teacher's own episodes alone would leave them helpless after their first mistake.
+
+Source: Ross et al. 2011, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning"
+(DAgger, β = 1 in the first round and 0 afterwards).
+Differs: the newest rounds are kept instead of all; whole distributions are imitated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hmarl.runtime.bundle import StudentsModel
+from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation import Evaluation, evaluate
+from hmarl.sdk.team import Team
+from hmarl.trainer.algorithm import Algorithm
+from hmarl.trainer.checkpoint import Checkpoint, Counters, flatten, restore
+from hmarl.trainer.recorder import LiveProgress, Recorder
+from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
+from hmarl.trainer.students.kept import KeptDistillation
+from hmarl.trainer.students.learner import Learner
+from hmarl.trainer.students.report import measure
+from hmarl.trainer.students.settings import DistillationSettings
+from hmarl.trainer.students.student import Students
+from hmarl.trainer.students.teacher import Teacher
+from hmarl.trainer.team import LocalTeam, TeacherTeam
+from hmarl.trainer.training import EVALUATION_SEED, DivergedError, RunConfig, derived_seeds
+
+# The best round is chosen by the episodes of the one, and reported are those of the other.
+_CHOICE_SEED, REPORT_SEED = EVALUATION_SEED, EVALUATION_SEED + 1
+
+Stopped = Literal["teacher reached", "patience", "rounds"]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation came to.
+
+    Attributes:
+        students: the best round's.
+        report: how far they reach.
+        evaluation: the summary of their reported episodes.
+    """
+
+    students: Students
+    report: StudentsModel
+    evaluation: dict[str, Any]
+
+
+class Distillation:
+    """Rounds of demonstrating and learning.
+
+    Args:
+        algorithm: whose team, as it was trained.
+        teacher: of that team.
+        environment: name of the one it was trained in.
+        arguments: of that environment.
+        settings: of the distillation.
+
+    Raises:
+        UsageError: the settings do not fit the team.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        teacher: Teacher,
+        environment: str,
+        arguments: Mapping[str, Any],
+        settings: DistillationSettings,
+    ) -> None:
+        self.algorithm, self.teacher, self.settings = algorithm, teacher, settings
+        self.students = Students(algorithm, teacher.goal_kinds, settings, torch.Generator().manual_seed(settings.seed))
+        self.sample = not algorithm.settings.deterministic_evaluation
+        self._generator = torch.Generator(algorithm.device).manual_seed(settings.seed)
+        chunks, length = settings.chunks(algorithm.spec)
+        self._learner = Learner(self.students, settings, chunks, self._generator)
+        self._best = [policy.theta.clone() for policy in self.students.policies]
+        self._data: deque[Demonstrations] = deque(maxlen=settings.kept_rounds)
+        self._counters = Counters()
+        # The teacher's return (NaN until it has played), and the rounds since the students' last improvement.
+        self._standing = torch.tensor([math.nan, 0.0], dtype=torch.float64)
+        self._rollout = Rollout(algorithm.spec, chunks * length, settings.environments, algorithm.device)
+        self._demonstrator = Demonstrator(algorithm, teacher, self.students, self.sample)
+        self._environments = [
+            make(environment, size, **arguments)
+            for size in (settings.environments, min(settings.evaluation_episodes, 100))
+        ]
+        self._collector = Collector(self._environments[0], self._rollout, self._seeds(0)[:-1])
+
+    def run(self, kept: KeptDistillation) -> Distilled:
+        """Go on until the students reach the teacher's return, no longer improve, or all rounds are done.
+
+        Args:
+            kept: where every round is kept, and what is gone on from.
+
+        Raises:
+            CheckpointError: what was kept is damaged.
+            DivergedError: the students are no longer finite; the round before is kept.
+        """
+        self._resume(kept)
+        frames = self._rollout.steps * self._rollout.batch_size
+        title = f"distillation · {self.algorithm.spec.name}"
+        if self._stopped() is None:
+            with LiveProgress(title, self.settings.rounds * frames, self._counters.steps) as progress:
+                self._rounds(kept, progress)
+        kept.finish()
+        for policy, theta in zip(self.students.policies, self._best, strict=True):
+            policy.theta.copy_(theta)
+        return self._report()
+
+    def close(self) -> None:
+        """Free the environments."""
+        for environment in self._environments:
+            environment.close()
+
+    # --- the rounds -------------------------------------------------------------------------------------------------
+
+    def _rounds(self, kept: KeptDistillation, progress: LiveProgress) -> None:
+        recorder = Recorder(kept.folder, self._counters.update, self._counters.steps)
+        try:
+            if math.isnan(self._teacher_return):
+                self._standing[0] = self._play(self._teachers_team(), _CHOICE_SEED).returns.mean()
+            while (stopped := self._stopped()) is None:
+                metrics = self._round()
+                # Before the rest: a line too many is dropped on resuming, one too few would be missing.
+                recorder.write(self._counters.update, self._counters.steps, metrics)
+                kept.save(self._tensors(), self._data[-1], self._counters)
+                progress.update(self._counters.steps, metrics)
+            progress.say(f"distillation: rounds {self._counters.update}, ended by: {stopped}")
+        finally:
+            recorder.close()
+
+    def _round(self) -> dict[str, float]:
+        """Demonstrate, learn and evaluate; returns metrics."""
+        newest = self._demonstrate(1 + self._counters.update, teacher_acts=self._counters.update == 0)
+        met = {key: value for key, value in asdict(measure(self.students, newest)).items() if value is not None}
+        self._data.append(newest)
+        learnt = self._learner.learn(Demonstrations.join(self._data))
+        earned = float(self._play(LocalTeam(self.students, self.sample), _CHOICE_SEED).returns.mean())
+        metrics = {
+            "return": earned, "teacher_return": self._teacher_return, "imitation_kl": met.pop("kl"), **met,
+            **{f"learnt_{name}": value for name, value in learnt.items()},
+        }  # fmt: skip
+        self._check_finite(metrics)
+        self._take_stock(earned)
+        return metrics
+
+    def _demonstrate(self, number: int, teacher_acts: bool) -> Demonstrations:
+        """Fresh episodes that follow from the settings' seed and ``number`` alone, with the teacher's labels."""
+        seeds = self._seeds(number)
+        self._demonstrator.prepare(teacher_acts, int(seeds[-1]))
+        self._collector.restart(seeds[:-1], self._demonstrator)
+        self._collector.collect(self._demonstrator)
+        return Demonstrations.of(self._rollout, self.algorithm)
+
+    def _take_stock(self, earned: float) -> None:
+        """Keep the best students, and count the rounds without a better return."""
+        best = self._counters.best_return
+        margin = self.settings.tolerance * abs(self._teacher_return)
+        self._standing[1] = 0 if best is None or earned > best + margin else self._standing[1] + 1
+        if best is None or earned > best:
+            best = earned
+            self._best = [policy.theta.clone() for policy in self.students.policies]
+        frames = self._rollout.steps * self._rollout.batch_size
+        update = self._counters.update + 1
+        self._counters = Counters(update=update, steps=update * frames, best_return=best)
+
+    def _stopped(self) -> Stopped | None:
+        """Why there are no more rounds; None while there are."""
+        best = self._counters.best_return
+        if best is not None and best >= self._teacher_return:
+            return "teacher reached"
+        if self._standing[1] >= self.settings.patience:
+            return "patience"
+        return "rounds" if self._counters.update >= self.settings.rounds else None
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise DivergedError(
+                f"distillation: '{broken[0]}' is {metrics[broken[0]]} in round {self._counters.update + 1}; the round "
+                "before is kept; try --restart-students with a smaller distillation.learning_rate"
+            )
+
+    @property
+    def _teacher_return(self) -> float:
+        return float(self._standing[0])
+
+    def _teachers_team(self) -> TeacherTeam:
+        return TeacherTeam(self.algorithm, self.teacher, self.sample)
+
+    def _play(self, team: Team, seed: int) -> Evaluation:
+        return evaluate(self._environments[1], team, self.settings.evaluation_episodes, seed)
+
+    def _seeds(self, number: int) -> Any:
+        """[B + 1] int64 of one round: of the environments, and of the action noise."""
+        return derived_seeds(self.settings.seed, number, self.settings.environments + 1)
+
+    # --- what a round leaves ----------------------------------------------------------------------------------------
+
+    def _components(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"standing": self._standing}
+        for g, (policy, optimiser) in enumerate(zip(self.students.policies, self._learner.optimisers, strict=True)):
+            parts |= {f"students.{g}": policy.theta, f"best.{g}": self._best[g], f"optimisers.{g}": optimiser}
+        return parts
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything but the data that determines the rest."""
+        return flatten(self._components()) | {"generator": self._generator.get_state()}
+
+    def _resume(self, kept: KeptDistillation) -> None:
+        """Go on from what was kept, if anything was."""
+        found = kept.load()
+        if found is not None:
+            state, data = found
+            restore(self._components(), state.tensors)
+            self._generator.set_state(state.tensors["generator"].cpu())
+            self._counters = state.counters
+            self._data.extend(data)
+
+    # --- what it came to --------------------------------------------------------------------------------------------
+
+    def _report(self) -> Distilled:
+        """On episodes by which no round was chosen."""
+        stopped = self._stopped()
+        assert stopped is not None
+        teachers, students = (
+            self._play(team, REPORT_SEED) for team in (self._teachers_team(), LocalTeam(self.students, self.sample))
+        )
+        expected, earned = float(teachers.returns.mean()), float(students.returns.mean())
+        met = asdict(measure(self.students, self._demonstrate(0, teacher_acts=False)))
+        report = StudentsModel(
+            teacher=self.teacher.name, rounds=self._counters.update, steps=self._counters.steps, stopped=stopped,
+            episodes=students.episodes, seed=REPORT_SEED, sampled=self.sample, teacher_return=expected,
+            students_return=earned, gap=expected - earned, ratio=earned / expected if expected > 0 else None,
+            settings=self.settings.model_dump(mode="json"), **met,
+        )  # fmt: skip
+        return Distilled(self.students, report, students.summary())
+
+
+def distil_run(
+    run: Path,
+    algorithm: Algorithm,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    settings: DistillationSettings,
+    *,
+    restart: bool = False,
+) -> Distilled:
+    """Distil the team of a run's checkpoint, going on where RUN/students have come to.
+
+    Args:
+        run: run directory.
+        algorithm: with the checkpoint's parameters.
+        config: of the run.
+        checkpoint: that is distilled.
+        settings: of the distillation.
+        restart: discard students that were distilled before.
+
+    Raises:
+        UsageError: the algorithm has no teacher to distil, or RUN/students were distilled otherwise.
+        CheckpointError: RUN/students are damaged.
+        DivergedError: the distillation diverged.
+    """
+    teacher = algorithm.teacher()
+    if teacher is None:
+        raise UsageError(
+            f"--distil: nobody in {config.algorithm} knows more than its agents do, and so there is nothing to distil; "
+            "without --distil its local policies are exported"
+        )
+    origin = {"checkpoint": checkpoint.path.name, "checkpoint_sha256": checkpoint.sha256}
+    origin |= {f"distillation.{key}": value for key, value in settings.model_dump(mode="json").items()}
+    kept = KeptDistillation(run / "students", origin, settings.kept_rounds, restart)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.run_settings().threads)
+    try:
+        with closing(
+            Distillation(algorithm, teacher, config.environment, config.environment_arguments, settings)
+        ) as distillation:
+            return distillation.run(kept)
+    finally:
+        torch.set_num_threads(threads)

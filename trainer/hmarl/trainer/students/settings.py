@@ -1,0 +1,50 @@
+"""Settings of a distillation (``hmarl-export --distil --set distillation.KEY=VALUE``)."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.config import HiddenSizes, Settings
+
+# Steps of a round where neither the settings nor the environment say how long an episode is.
+_UNKNOWN_HORIZON = 128
+
+
+class DistillationSettings(Settings):
+    """How students are distilled, and what they are."""
+
+    environments: int = Field(32, ge=1, description="B, environments stepped together")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps per environment and round, rounded up to whole chunks; null: one episode (its horizon)",
+    )
+    rounds: int = Field(20, ge=1, description="rounds at most: the team acts, the teacher labels, the students learn")
+    kept_rounds: int = Field(10, ge=1, description="newest rounds whose data the students learn from")
+    epochs: int = Field(4, ge=1, description="passes over the kept data per round")
+    minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
+    chunk_length: int = Field(32, ge=1, description="steps through which gradients flow back")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    goal_weight: float = Field(1.0, ge=0, description="weight of the loss on goals beside the one on actions")
+    hidden_sizes: HiddenSizes = Field((64,), description="hidden layers before the memory")
+    memory_size: int = Field(64, ge=1, description="width of the recurrent state")
+    decision_sizes: HiddenSizes = Field((64,), description="hidden layers from memory and predicted goal to the action")
+    share_parameters: bool | None = Field(
+        None, description="students of a group share one network, told apart by a one-hot input; null: as the run says"
+    )
+    patience: int = Field(5, ge=1, description="rounds without a better return after which the distillation ends")
+    tolerance: float = Field(
+        0.005, ge=0, description="what counts as better: more than this share of the teacher's return"
+    )
+    evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every round")
+    seed: int = Field(0, ge=0, lt=2**31, description="seeds the students' first weights, action noise and environments")
+
+    def chunks(self, spec: EnvironmentSpec) -> tuple[int, int]:
+        """How a round lies in time: the number of chunks and the steps of each."""
+        steps = self.steps or spec.horizon or _UNKNOWN_HORIZON
+        length = min(self.chunk_length, steps)
+        return math.ceil(steps / length), length

@@ -1,0 +1,165 @@
+"""Students: recurrent policies, each of one agent's own observations, that also predict what the agent is to aim at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.algorithm import Algorithm
+from hmarl.trainer.deployable import DeployablePolicy
+from hmarl.trainer.distributions import Distribution
+from hmarl.trainer.networks import Memory, RecurrentNetwork, linear
+from hmarl.trainer.policies import GroupPolicy, fresh_rows, no_memories, select_all, step_all
+from hmarl.trainer.students.settings import DistillationSettings
+from hmarl.trainer.students.teacher import GoalKind
+
+
+@dataclass(frozen=True)
+class StudentNetwork(RecurrentNetwork):
+    """Hidden layers → gated recurrent unit → predicted goal → hidden layers on memory and goal → output layer.
+
+    Attributes:
+        goal: what goals are; None leaves them out.
+        decision_sizes: hidden layers between memory (and goal) and output.
+    """
+
+    goal: GoalKind | None = None
+    decision_sizes: Sequence[int] = ()
+
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter after the recurrent unit."""
+        goal_size = self.goal.size if self.goal else 0
+        shapes = {"goal.weight": (goal_size, self.memory), "goal.bias": (goal_size,)} if self.goal else {}
+        sizes = [self.memory + goal_size, *self.decision_sizes, self.output_size]
+        return shapes | self._layer_shapes(sizes, first=len(self.hidden_sizes))
+
+    @property
+    def last_layer(self) -> int:
+        """Number of the output layer."""
+        return len(self.hidden_sizes) + len(self.decision_sizes)
+
+    def predicted_goal(self, parameters: dict[str, Tensor], remembered: Tensor) -> Tensor:
+        """[..., G] goals, or logits of discrete ones, from what is remembered [..., H]."""
+        return linear(remembered, parameters["goal.weight"], parameters["goal.bias"])
+
+    def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """[..., output_size] from what is remembered [..., H]."""
+        if self.goal is not None:
+            goal = self.predicted_goal(parameters, x)
+            x = torch.cat([x, goal.softmax(-1) if self.goal.discrete else goal], dim=-1)
+        return super().output(
+            parameters, self._activated(parameters, range(len(self.hidden_sizes), self.last_layer), x)
+        )
+
+
+@dataclass
+class StudentPolicy(GroupPolicy):
+    """The students of a group."""
+
+    network: StudentNetwork
+
+    def remembered(self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor) -> Tensor:
+        """[N, L·C, H] what everybody remembers after each step of C sequences of L steps.
+
+        Args:
+            features: [L, C, N, D] normalised observations.
+            memory: [N, C, H] before the first step.
+            begins: [L, C] bool, True where a step begins an episode.
+            theta: parameters [rows, P].
+        """
+        inputs = self.inputs(features).flatten(0, 1).transpose(0, 1)
+        kept = (~begins).float().view(1, *begins.shape, 1)
+        return self.network.remembered(self._named(theta), inputs, Memory(memory, kept))
+
+    def decided(self, remembered: Tensor, mask: Tensor | None, theta: Tensor) -> tuple[Distribution, Tensor | None]:
+        """[N, M] everybody's distribution and [N, M, G] predicted goals (or their logits), None without goals.
+
+        Args:
+            remembered: [N, M, H].
+            mask: [N, M, A] bool, or None.
+            theta: parameters [rows, P].
+        """
+        parameters, network = self._named(theta), self.network
+        extra = theta[:, network.size :].expand(self.members, -1).unsqueeze(1)
+        distribution = self.head.distribution(network.output(parameters, remembered), extra, mask)
+        return distribution, network.predicted_goal(parameters, remembered) if network.goal else None
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+        return self.network.named(theta[:, : self.network.size].expand(self.members, -1))
+
+
+class Students:
+    """The students of all agents: one an agent, or one a group where they share parameters.
+
+    Args:
+        algorithm: whose team is imitated; it gives the normalisers and heads.
+        goal_kinds: per group, None without goals.
+        settings: what the students are.
+        generator: CPU generator of the first weights.
+
+    Raises:
+        UsageError: the run's agents are interchangeable, and the settings would tell them apart.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        goal_kinds: Sequence[GoalKind | None],
+        settings: DistillationSettings,
+        generator: torch.Generator,
+    ) -> None:
+        run = algorithm.settings
+        share = run.share_parameters if settings.share_parameters is None else settings.share_parameters
+        if run.interchangeable and not share:
+            raise UsageError(
+                "distillation.share_parameters: got False, expected true or null with algorithm.agent_identity=False "
+                "(networks of their own tell agents apart)"
+            )
+        self.spec, self.position, self.interchangeable = algorithm.spec, algorithm.position, run.interchangeable
+        self.heads, self.normalisers = algorithm.heads, algorithm.observation_normalisers
+        self.policies = []
+        for group, head, goal in zip(self.spec.groups, self.heads, goal_kinds, strict=True):
+            members = len(group.agents)
+            shared = share and members > 1
+            told_apart = shared and run.agent_identity
+            network = StudentNetwork(
+                group.example.observation_size + (members if told_apart else 0), settings.hidden_sizes,
+                head.output_size, run.activation, normalise_layers=run.normalise_layers,
+                memory=settings.memory_size, goal=goal, decision_sizes=settings.decision_sizes,
+            )  # fmt: skip
+            theta = fresh_rows(1 if shared else members, network, head, generator).to(algorithm.device)
+            self.policies.append(StudentPolicy(network, head, theta, members, told_apart))
+
+    def no_memories(self, batch_size: int) -> list[Tensor]:
+        """Per group [N_group, B, H] zeros: what the students remember when an episode begins."""
+        return no_memories(self.policies, batch_size)
+
+    @torch.no_grad()
+    def act(
+        self, observation: Observation, perturbations: Sequence[Tensor] | None, memories: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """Everybody's raw action, per group [B, N_group, ...], and what everybody remembers after it.
+
+        Args:
+            observation: tensors on the training device.
+            perturbations: per group [N_group, B, A]; None selects the modes.
+            memories: per group [N_group, B, H].
+        """
+        seen = [normaliser(x) for normaliser, x in zip(self.normalisers, observation.observations, strict=True)]
+        distributions, following = step_all(self.policies, seen, observation.action_masks, None, memories)
+        return select_all(distributions, perturbations), following
+
+    def deployable(self, agent: int) -> DeployablePolicy:
+        """The agent's student as one module, with a copy of the parameters."""
+        group, member = self.position[agent]
+        return DeployablePolicy.create(
+            self.spec.agents[agent],
+            normaliser=self.normalisers[group],
+            policy=self.policies[group],
+            member=member,
+        )
