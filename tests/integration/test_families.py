@@ -86,6 +86,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ctds": GUIDED,
     "guided-hcpo": {**GUIDED, "conductor_hidden_sizes": (8,), "instructions": 3},
     "hcpo": {"conductor_hidden_sizes": (8,), "instructions": 3, "replay_rollouts": 2},
+    "himpo": {**GUIDED, "goal_size": 3, "goal_interval": 3},
     "magpo": GUIDED,
     "mat": GUIDED,
     "maven": {"replay_capacity": 12, "latent_hidden_sizes": (8,), "mixing_hidden_sizes": (8,), "gradient_steps": 2},

@@ -29,6 +29,7 @@ RUN: dict[str, Any] = {
 HELD: dict[str, Any] = {"instruction_interval": 3, "instructions": 3, "conductor_hidden_sizes": (8,)}
 GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
 IN_CHUNKS: dict[str, Any] = {**GUIDED, "recurrent": True, "chunk_length": 3}
+HIERARCHY: dict[str, Any] = {**GUIDED, "goal_size": 3, "goal_interval": 3}
 INTERCHANGEABLE: dict[str, Any] = {"share_parameters": True, "agent_identity": False, "recurrent": True}
 # Special settings and spaces; plain runs of every algorithm in every family are resumed by test_families.py.
 TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
@@ -53,6 +54,8 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "sable-mpe": ("sable", "mpe/simple_reference", {**GUIDED, "chunk_length": 3}, {}),
     "magpo-leaving": ("magpo", "toy_environments:leaving", {**GUIDED, "learning_rate_decay": "linear"}, {}),
     "ctds-mpe": ("ctds", "mpe/simple_spread", IN_CHUNKS, {}),
+    "himpo-mpe": ("himpo", "mpe/simple_spread", {**HIERARCHY, "static_graph": True}, {}),
+    "himpo-leaving": ("himpo", "toy_environments:leaving", {**HIERARCHY, "goal_space": "discrete"}, {}),
     "happo-leaving": ("happo", "toy_environments:leaving", {}, {}),
     # Their state cannot be saved: the environments restart at every checkpoint, in the unbroken run too.
     "hcpo-pettingzoo": ("hcpo", "pettingzoo/mpe2.simple_spread_v3:parallel_env", HELD, {"workers": 0}),

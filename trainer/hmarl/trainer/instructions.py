@@ -65,7 +65,7 @@ def instruction_context(head: ActionHead, instruction: Tensor) -> Tensor:
 
 
 def held_until_renewed(renew: Tensor, drawn: Tensor, held: Tensor) -> Tensor:
-    """``drawn`` where ``renew`` [B] is true, else ``held``; [B] or [B, D]."""
+    """``drawn`` where ``renew`` [B] is true, else ``held``; [B, ...]."""
     return torch.where(renew.view(-1, *(1,) * (drawn.dim() - 1)), drawn, held)
 
 
@@ -73,12 +73,12 @@ def since_decision(weight: Tensor, decided: Tensor) -> Tensor:
     """The weight of the step at which the instruction in force was chosen; 1 before the rollout's first decision.
 
     Args:
-        weight: [T, B], meaningful where ``decided``.
+        weight: [T, B, ...], meaningful where ``decided``.
         decided: [T, B] bool.
     """
     weights, held = weight.clone(), torch.ones_like(weight[0])
     for t in range(weight.shape[0]):
-        held = torch.where(decided[t], weight[t], held)
+        held = held_until_renewed(decided[t], weight[t], held)
         weights[t] = held
     return weights
 

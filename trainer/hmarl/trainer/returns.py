@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -53,38 +55,44 @@ def decision_advantages(
     decided: Tensor,
     gamma: float,
     gae_lambda: float,
+    discount: Literal["step", "decision"] = "step",
 ) -> Tensor:
-    """Advantage estimation for a level that decides at some steps only (a conductor with an instruction interval).
+    """Advantage estimation for a level that decides at some steps only (an instruction or goal that holds for a while).
 
-    Between two decisions rewards are summed with γ per step; the next decision's value is discounted by γ to the
-    power of the steps in between, and λ is applied once per decision. With a decision at every step this is
+    Between two decisions rewards are summed, and λ is applied once per decision. With a decision at every step this is
     ``generalised_advantages``.
 
     Args:
-        rewards: [T, B] float32.
-        values: [T, B], as above.
-        next_values: [T, B], as above.
+        rewards: [T, B, ...] float32.
+        values: [T, B, ...], as above; of no matter where nothing was decided.
+        next_values: [T, B, ...], as above.
         ended: [T, B], as above.
         decided: [T, B] bool, True where a decision was taken.
-        gamma: discount per step.
+        gamma: discount.
         gae_lambda: λ per decision.
+        discount: when γ is applied. ``step``: at every one, to rewards as well, so that a decision's value is
+            discounted by γ to the power of the steps before it. ``decision``: once per decision; the rewards in between
+            are just added up.
 
     Returns:
-        [T, B]; meaningful where ``decided``. A window that the rollout cuts off is bootstrapped with the last next
+        [T, B, ...]; meaningful where ``decided``. A window that the rollout cuts off is bootstrapped with the last next
         value.
     """
+    per_step, per_decision = (gamma, 1.0) if discount == "step" else (1.0, gamma)
+    lead = (*ended.shape, *(1,) * (rewards.dim() - 2))
+    ended, decided = ended.view(lead), decided.view(lead)
     advantages = torch.zeros_like(rewards)
     # Seen from step t: the discounted reward until the next decision and its bootstrap value, and that decision's
     # advantage.
-    window_return = next_values[-1]
+    window_return = per_decision * next_values[-1]
     carried = torch.zeros_like(window_return)
     for t in range(rewards.shape[0] - 1, -1, -1):
-        window_return = rewards[t] + gamma * torch.where(ended[t], next_values[t], window_return)
-        carried = torch.where(ended[t], 0.0, gamma * carried)
+        window_return = rewards[t] + per_step * torch.where(ended[t], per_decision * next_values[t], window_return)
+        carried = torch.where(ended[t], 0.0, per_step * carried)
         advantage = window_return - values[t] + gae_lambda * carried
         advantages[t] = advantage
-        window_return = torch.where(decided[t], values[t], window_return)
-        carried = torch.where(decided[t], advantage, carried)
+        window_return = torch.where(decided[t], per_decision * values[t], window_return)
+        carried = torch.where(decided[t], per_decision * advantage, carried)
     return advantages
 
 

@@ -13,15 +13,18 @@ from torch import Tensor
 from hmarl.runtime.bundle import AgentModel
 from hmarl.runtime.session import InstructionChoice, noise_for
 from hmarl.sdk.agent import check_spec
+from hmarl.sdk.annotation import TeamAnnotation
 from hmarl.sdk.assignment import assign
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
 from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.algorithm import Algorithm
+from hmarl.trainer.algorithms.himpo import Himpo
 from hmarl.trainer.conducted import Conducted
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.guided import GuidedTeam
+from hmarl.trainer.hierarchy.hierarchy import Step
 from hmarl.trainer.instructions import random_instructions
 from hmarl.trainer.students.teacher import Teacher
 
@@ -211,6 +214,63 @@ class CentralTeam:
         """Nothing to free."""
 
 
+class HierarchyTeam:
+    """A whole hierarchy: messages among the workers, goals from above.
+
+    Args:
+        algorithm: whose hierarchy.
+        sample: draw goals and actions, with noise seeded by the episodes' seeds, instead of taking the modes.
+
+    Attributes:
+        last: what was decided at the last step, None before the first.
+    """
+
+    name = "hierarchy"
+
+    def __init__(self, algorithm: Himpo, sample: bool = False) -> None:
+        self._algorithm, self._sample = algorithm, sample
+        self._generator = torch.Generator()
+        self._standing = algorithm.hierarchy.nothing_in_force(0)
+        self.last: Step | None = None
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start episodes with nothing in force."""
+        self._generator.manual_seed(_joint_seed(seeds))
+        self._standing, self.last = self._algorithm.hierarchy.nothing_in_force(len(seeds)), None
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """Everybody's action, goals before it where they have run out."""
+        algorithm = self._algorithm
+        noise = algorithm.draw_noise(len(running), self._generator) if self._sample else None
+        self.last = algorithm.decide_together(_as_tensors(observation, algorithm.device), self._standing, noise)
+        self._standing = self.last.standing
+        return tuple(action.cpu().numpy() for action in algorithm.to_environment(self.last.actions))
+
+    def explain(self, index: int = 0) -> TeamAnnotation | None:
+        """Messages, clusters and goals at the last step."""
+        if self.last is None:
+            return None
+        graph, record, settings = self.last.graph, self.last.record, self._algorithm.settings
+
+        def told(goals: Tensor | None, decided: str) -> tuple[npt.NDArray[Any] | None, npt.NDArray[np.bool_] | None]:
+            if goals is None:
+                return None, None
+            seen = goals[index].cpu().numpy()
+            return seen, np.full(len(seen), bool(record[decided][index]))
+
+        goals, goals_set = told(graph.goal, "decided")
+        sub_goals, sub_goals_set = told(graph.sub_goal, "manager_decided")
+        edges = graph.edges[index] & (settings.message_rounds > 0)
+        return TeamAnnotation(
+            edges.nonzero().cpu().numpy(), graph.active[index].cpu().numpy(),
+            graph.cluster[index].cpu().numpy() if settings.levels > 1 else None,
+            goals, goals_set, sub_goals, sub_goals_set, settings.goal_space == "discrete",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
 class TeacherTeam:
     """A teacher acting by itself.
 
@@ -273,11 +333,16 @@ def variants(algorithm: Algorithm) -> tuple[str, ...]:
         names += CONDUCTORS
     if isinstance(algorithm, GuidedTeam):
         names += ("guider",)
+    if isinstance(algorithm, Himpo):
+        names += ("hierarchy",)
     return names
 
 
-def central_team(algorithm: Algorithm, name: str, sample: bool = False) -> ConductedTeam | CentralTeam:
-    """The team of a variant other than ``local``; ``sample`` is for ``guider`` alone."""
+def central_team(algorithm: Algorithm, name: str, sample: bool = False) -> ConductedTeam | CentralTeam | HierarchyTeam:
+    """The team of a variant other than ``local``; ``sample`` is for ``guider`` and ``hierarchy`` alone."""
+    if name == "hierarchy":
+        assert isinstance(algorithm, Himpo)
+        return HierarchyTeam(algorithm, sample)
     if name == "guider":
         assert isinstance(algorithm, GuidedTeam)
         return CentralTeam(algorithm, sample)
@@ -286,7 +351,7 @@ def central_team(algorithm: Algorithm, name: str, sample: bool = False) -> Condu
 
 
 def teams(algorithm: Algorithm, sample: bool = False) -> dict[str, Team]:
-    """A team for each of the ``variants``; ``sample`` is for ``local`` and ``guider``."""
+    """A team for each of the ``variants``; ``sample`` is for ``local``, ``guider`` and ``hierarchy``."""
     return {
         name: LocalTeam(algorithm, sample) if name == "local" else central_team(algorithm, name, sample)
         for name in variants(algorithm)

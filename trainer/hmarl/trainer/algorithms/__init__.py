@@ -12,6 +12,7 @@ from hmarl.trainer.algorithms.hamdpo import Hamdpo
 from hmarl.trainer.algorithms.happo import Happo
 from hmarl.trainer.algorithms.hatrpo import Hatrpo
 from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.algorithms.himpo import Himpo
 from hmarl.trainer.algorithms.ippo import Ippo
 from hmarl.trainer.algorithms.magpo import Magpo
 from hmarl.trainer.algorithms.mappo import Mappo
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "happo": Happo,
     "hatrpo": Hatrpo,
     "hcpo": Hcpo,
+    "himpo": Himpo,
     "ippo": Ippo,
     "magpo": Magpo,
     "mappo": Mappo,

@@ -1,0 +1,53 @@
+"""What a team can tell about how it decided: who heard whom, who belonged together, who was told what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class TeamAnnotation:
+    """How one environment's team came to its actions at one step.
+
+    Attributes:
+        edges: [E, 2] int64, a pair (i, j) where agent i heard agent j.
+        active: [N] bool, who was there.
+        cluster: [N] int64, the cluster that each agent belonged to, or None.
+        goals: [N, G] float32, what each agent had been told; one-hot where goals are discrete. Or None.
+        goals_set: [N] bool, whose goal was set at this very step.
+        sub_goals: [S, G] float32, what each cluster's sub-manager had been told, or None.
+        sub_goals_set: [S] bool, as ``goals_set``.
+        discrete: goals are one of G.
+    """
+
+    edges: npt.NDArray[np.int64]
+    active: npt.NDArray[np.bool_]
+    cluster: npt.NDArray[np.int64] | None = None
+    goals: npt.NDArray[np.float32] | None = None
+    goals_set: npt.NDArray[np.bool_] | None = None
+    sub_goals: npt.NDArray[np.float32] | None = None
+    sub_goals_set: npt.NDArray[np.bool_] | None = None
+    discrete: bool = False
+
+    @property
+    def heard(self) -> float:
+        """How many others an agent heard, in the mean over those who were there."""
+        return len(self.edges) / max(int(self.active.sum()), 1)
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A team that can tell how it decided; optional."""
+
+    def explain(self, index: int = 0) -> TeamAnnotation | None:
+        """How the actions of environment ``index`` at the last ``act`` came about; None before the first."""
+        ...
+
+
+def explanation(team: Any) -> TeamAnnotation | None:
+    """What the team tells of its last step in environment 0, None where it tells nothing."""
+    return team.explain(0) if isinstance(team, Explains) else None

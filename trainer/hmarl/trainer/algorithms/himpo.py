@@ -1,0 +1,242 @@
+"""HiMPo: a feudal hierarchy of message-passing policies, each level rewarded with the advantage of the one above.
+
+Workers act at every step, sub-managers set each of their workers a goal every α steps, a manager sets each sub-manager
+one every K·α (levels=3). An iteration:
+
+    1  collect with everybody's policy over the dynamic graph G*_t: messages among neighbours, goals from above
+    2  from the top down, over the windows [t₀, t₀ + α) and [t₀, t₀ + K·α) in which goals were in force:
+           A^m from the external reward
+           r^s = A^m(o^{m→s}_{t₀}, g^{m→s}_{t₀}) / K + the sub-manager's local reward
+           r^w_t = A^s(o^{s→w}_{t₀}, g^{s→w}_{t₀}) / α at every step of the window                    (Eq. 5)
+    3  each level climbs its own advantages by clipped surrogates (HiMPPO), on its own time scale
+
+So the external reward reaches workers through the advantages of those above them alone, as numbers without gradient.
+
+Decisions of this project where the source is silent: a rollout's first step opens new windows everywhere, so that
+every window's outcome lies in one rollout; γ is applied per decision of a level; Eq. 5 divides by α, and by K, also
+where an episode or a rollout cuts a window short.
+
+Source: Marzi et al. 2025, "Hierarchical Message-Passing Policies for Multi-Agent Reinforcement Learning".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
+from hmarl.trainer.algorithm import Algorithm, StateDict
+from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.distributions import ActionHead
+from hmarl.trainer.hierarchy.graph import membership
+from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Noise, Standing, Step
+from hmarl.trainer.hierarchy.level import Decisions, Level
+from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards, told_reward
+from hmarl.trainer.hierarchy.settings import HierarchySettings
+from hmarl.trainer.policies import GroupPolicy, group_head
+from hmarl.trainer.rollout import Decision, Rollout
+
+_log = logging.getLogger(__name__)
+
+
+class Himpo(Algorithm):
+    """Levels that learn on their own time scales, over one dynamic graph."""
+
+    settings_class: ClassVar[type[AlgorithmSettings]] = HierarchySettings
+    exportable: ClassVar[bool] = False
+    settings: HierarchySettings
+
+    def __init__(
+        self, spec: EnvironmentSpec, settings: HierarchySettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        sizes = [self.feature_size(group) for group in spec.groups]
+        self.hierarchy = Hierarchy(spec, settings, self.heads, sizes, generator, device)
+        self._standing = self.hierarchy.nothing_in_force(0)
+        self._goal_noise = self.hierarchy.draw_goal_noise((0,), self.noise_generator)
+        if settings.graph == "auto" and not self.hierarchy.positions.dimensions:
+            _log.warning(
+                "himpo: no observation of %s has a part 'position', so that everybody hears everybody and sub-managers "
+                "take the workers by number; set algorithm.graph=none for a team without messages", spec.name,
+            )  # fmt: skip
+
+    def create_policies(self) -> list[GroupPolicy]:
+        """Nobody has a policy of its own."""
+        return []
+
+    def head(self, group: AgentGroup) -> ActionHead:
+        """Continuous actions as the settings say."""
+        return group_head(group, self.settings)
+
+    def feature_size(self, group: AgentGroup) -> int:
+        """D, the width of what workers of a group see: the observation, and who they are if they are told apart."""
+        return group.example.observation_size + (len(group.agents) if self.settings.agent_identity else 0)
+
+    # --- acting (line 1) --------------------------------------------------------------------------------------------
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Draw the rollout's noise; everybody decides anew at its first step."""
+        super().begin_rollout(steps, batch_size)
+        if len(self._standing.clock) != batch_size:
+            self._standing = self.hierarchy.nothing_in_force(batch_size)
+        self._standing = replace(self._standing, clock=torch.zeros_like(self._standing.clock))
+        self._goal_noise = self.hierarchy.draw_goal_noise((steps, batch_size), self.noise_generator)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, step: int) -> Decision:
+        """Goals where they have run out, then everybody's action."""
+        perturbations = [perturbation[step] for perturbation in self._perturbations]
+        noise = Noise(perturbations, *(drawn[step] for drawn in self._goal_noise))
+        taken = self.decide_together(observation, self._standing, noise)
+        self._standing = taken.standing
+        return Decision(taken.actions, self.to_environment(taken.actions), taken.record)
+
+    def draw_noise(self, batch_size: int, generator: torch.Generator) -> Noise:
+        """One step's noise for B environments, on the training device.
+
+        Args:
+            batch_size: B.
+            generator: on the CPU.
+        """
+        actions = [
+            head.draw_perturbations((len(group.agents), batch_size), generator)
+            for group, head in zip(self.spec.groups, self.heads, strict=True)
+        ]
+        goals = self.hierarchy.draw_goal_noise((batch_size,), generator)
+        return Noise([drawn.to(self.device) for drawn in actions], *(drawn.to(self.device) for drawn in goals))
+
+    def decide_together(self, observation: Observation, standing: Standing, noise: Noise | None) -> Step:
+        """One step of the whole hierarchy.
+
+        Args:
+            observation: tensors on the training device.
+            standing: what is in force.
+            noise: of the step; None takes everybody's most likely choice.
+        """
+        return self.hierarchy.step(
+            self.worker_features(observation.observations), observation.action_masks, observation.observations,
+            observation.active, standing, noise,
+        )  # fmt: skip
+
+    def worker_features(self, observations: Sequence[Tensor]) -> list[Tensor]:
+        """Per group [..., N_group, D] of raw observations [..., N_group, observation_size]."""
+        features = self.normalised(observations)
+        if not self.settings.agent_identity:
+            return features
+        return [
+            torch.cat([seen, torch.eye(seen.shape[-2], device=seen.device).expand(*seen.shape[:-1], -1)], dim=-1)
+            for seen in features
+        ]
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """A new episode starts with nothing in force."""
+        if len(self._standing.clock) == len(ended):
+            self._standing = self.hierarchy.ended(self._standing, ended)
+
+    def acting_state(self) -> dict[str, Tensor]:
+        """What is in force."""
+        return self._standing.tensors()
+
+    def load_acting_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``acting_state`` returned."""
+        self._standing = Standing(**{name: state[name].clone() for name in self._standing.tensors()})
+
+    # --- learning (lines 2 and 3) -----------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """From the top down: what came of each level's decisions, which rewards the level below."""
+        settings, hierarchy = self.settings, self.hierarchy
+        graphs = RolloutGraphs(hierarchy, rollout, self.worker_features, self._standing)
+        decided, cluster = rollout.extras["decided"], rollout.extras["cluster"]
+        external = rollout.team_rewards.unsqueeze(-1)
+        learnt: list[tuple[str, Level, Decisions]] = []
+        rewards = external.expand_as(rollout.rewards)
+        if hierarchy.manager is not None:
+            chosen = rollout.extras["manager_decided"]
+            above = graphs.outcome(
+                hierarchy.manager, external.expand(*decided.shape, settings.sub_managers), settings.gamma,
+                settings.gae_lambda, chosen, settings.manager_gae_lambda,
+            )  # fmt: skip
+            learnt.append(("manager_", hierarchy.manager, self._goals_set(graphs, above, chosen, "sub_goal")))
+            told = told_reward(above.advantages, chosen, settings.manager_interval).gather(-1, cluster)
+            rewards = told * decided.unsqueeze(-1)  # once per decision
+            if settings.local_rewards:
+                rewards = rewards + local_rewards(rollout, cluster, settings.sub_managers)
+        if hierarchy.sub_managers is not None:
+            judged = graphs.outcome(
+                hierarchy.sub_managers, rewards, settings.gamma, settings.gae_lambda, decided,
+                settings.manager_gae_lambda,
+            )  # fmt: skip
+            learnt.append(("sub_manager_", hierarchy.sub_managers, self._goals_set(graphs, judged, decided, "goal")))
+            rewards = told_reward(judged.advantages, decided, settings.goal_interval)
+            if settings.workers_see_reward:
+                rewards = rewards + external
+        done = graphs.outcome(hierarchy.workers, rewards, settings.gamma, settings.gae_lambda)
+        learnt.append(("", hierarchy.workers, self._actions_taken(graphs, done)))
+        metrics = self._graph_metrics(rollout)
+        schedule = self.schedule(progress)
+        for prefix, level, decisions in learnt:
+            improved = level.improve(decisions, self.noise_generator, schedule)
+            metrics |= {f"{prefix}{name}": value for name, value in improved.items()}
+        self.update_normalisers(rollout)
+        return {
+            {"kl": "agent_kl", "entropy": "agent_entropy"}.get(name, name): value for name, value in metrics.items()
+        }
+
+    def _goals_set(self, graphs: RolloutGraphs, outcome: Outcome, decided: Tensor, goal: str) -> Decisions:
+        """A superior level's decisions; those for an empty cluster, or for somebody who has left, weigh nothing."""
+        rows, graph = decided.flatten(), graphs.moments.take(decided.flatten())
+        weight = graph.active.float()
+        if goal == "sub_goal":
+            weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
+        return Decisions(
+            graph, [graphs.rollout.extras[goal].flatten(0, 1)[rows]], [None],
+            outcome.advantages[decided], outcome.returns[decided], weight,
+        )  # fmt: skip
+
+    def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> Decisions:
+        """The workers' decisions."""
+        rollout = graphs.rollout
+        return Decisions(
+            graphs.moments,
+            [actions.flatten(0, 1) for actions in rollout.actions],
+            [None if mask is None else mask.flatten(0, 1) for mask in rollout.action_masks],
+            outcome.advantages.flatten(0, 1), outcome.returns.flatten(0, 1), rollout.active.flatten(0, 1).float(),
+        )  # fmt: skip
+
+    def _graph_metrics(self, rollout: Rollout) -> dict[str, float]:
+        """How many an agent hears, and how many clusters have somebody in them."""
+        heard = rollout.extras["edges"].sum(-1).float().mean()
+        metrics = {"neighbours": float(heard)}
+        if self.hierarchy.sub_managers is not None:
+            belongs = membership(rollout.extras["cluster"], rollout.active, self.settings.sub_managers)
+            metrics["clusters"] = float(belongs.amax(-2).sum(-1).mean())
+        return metrics
+
+    # --- deployment and persistence ---------------------------------------------------------------------------------
+
+    @classmethod
+    def check_exportable(cls, settings: AlgorithmSettings) -> NoReturn:
+        """Always refused."""
+        raise UsageError(
+            f"{cls.__name__.lower()}: agents hear one another and are told goals, so that there is no policy of a "
+            "single agent to deploy as it is"
+        )
+
+    def deployable(self, agent: int) -> NoReturn:
+        """Always refused."""
+        self.check_exportable(self.settings)
+
+    def components(self) -> StateDict:
+        """The shared parts and the levels."""
+        parts = super().components()
+        for name, level in self.hierarchy.levels():
+            parts |= level.components(name)
+        return parts

@@ -1,0 +1,1 @@
+"""Feudal hierarchies of message-passing policies."""

@@ -1,0 +1,280 @@
+"""Networks over the hierarchy's graph: of workers, and of superiors who set a goal for each of their subordinates.
+
+Agents of a group share all layers, and nothing depends on the agents' order or number: representations of single
+agents are combined by means alone. All graphs of a batch are worked on at once, messages as one list of edges.
+
+Source: Marzi et al. 2025 (HiMPo), Eq. 1 and section 3.2.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.hierarchy.graph import membership, natural_order
+from hmarl.trainer.named_layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.networks import ACTIVATIONS, Activation, FlatNetwork
+
+
+@dataclass(frozen=True)
+class TeamGraph:
+    """A team at M moments, as all levels see it.
+
+    Attributes:
+        features: per group [M, N_group, D] normalised observations.
+        active: [M, N] bool, who is there.
+        positions: [M, N, P] where they are; P is 0 where that is not known.
+        edges: [M, N, N] bool, entry [m, i, j] says that i hears j.
+        cluster: [M, N] int64, the sub-manager to whom each agent reports.
+        goal: [M, N, G] what each worker's sub-manager has told it, or None without sub-managers.
+        sub_goal: [M, S, G] what the manager has told each sub-manager, or None without a manager.
+    """
+
+    features: list[Tensor]
+    active: Tensor
+    positions: Tensor
+    edges: Tensor
+    cluster: Tensor
+    goal: Tensor | None = None
+    sub_goal: Tensor | None = None
+
+    @property
+    def moments(self) -> int:
+        """M."""
+        return len(self.active)
+
+    def take(self, rows: Tensor) -> TeamGraph:
+        """The moments ``rows``: [m] int64, or [M] bool."""
+        return TeamGraph(
+            [features[rows] for features in self.features],
+            self.active[rows],
+            self.positions[rows],
+            self.edges[rows],
+            self.cluster[rows],
+            None if self.goal is None else self.goal[rows],
+            None if self.sub_goal is None else self.sub_goal[rows],
+        )
+
+
+@dataclass(frozen=True)
+class GraphStructure:
+    """What the networks of all levels have in common.
+
+    Attributes:
+        width: E of all representations.
+        rounds: L, how often neighbours exchange messages.
+        activation: of all layers.
+        goal_size: G, 0 without goals.
+        position_size: P.
+    """
+
+    width: int
+    rounds: int
+    activation: Activation
+    goal_size: int
+    position_size: int
+
+
+class GraphNetwork(FlatNetwork):
+    """What the networks of all levels have in common.
+
+    Args:
+        spec: the environment.
+        features: per group the width D of its members' features.
+        structure: widths and rounds.
+        outputs: sizes of the output layers: one per group of workers, or one for all subordinates.
+        output_gain: of the output layers' initial weights; small values start a policy near uniform.
+        told: whether goals are received from above.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        features: Sequence[int],
+        structure: GraphStructure,
+        outputs: Sequence[int],
+        output_gain: float,
+        told: bool,
+    ) -> None:
+        self.spec, self.sizes, self.structure = spec, tuple(features), structure
+        self.outputs, self.output_gain, self.told = tuple(outputs), output_gain, told
+        self._activate = ACTIVATIONS[structure.activation]
+        self._natural = torch.tensor(natural_order(spec))
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Input layers per group, what the level has between, output layers."""
+        width = self.structure.width
+        shapes: Shapes = {}
+        for g, size in enumerate(self.sizes):
+            shapes |= linear_shapes(f"observation.{g}", size, width)
+        if self.told:
+            shapes["goal.weight"] = (width, self.structure.goal_size)
+        shapes |= self.inner_shapes()
+        for layer, size in enumerate(self.outputs):
+            shapes |= linear_shapes(f"output.{layer}", width, size)
+        return shapes
+
+    @abstractmethod
+    def inner_shapes(self) -> Shapes:
+        """The layers between input and output."""
+
+    @abstractmethod
+    def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
+        """[M, units, outputs] of every output layer.
+
+        Args:
+            theta: [P].
+            graph: M moments.
+        """
+
+    def _gain(self, name: str) -> float:
+        return self.output_gain if name.startswith("output.") else 2.0**0.5
+
+    def _message_shapes(self, edge_size: int) -> Shapes:
+        width = self.structure.width
+        shapes: Shapes = {}
+        for r in range(self.structure.rounds):
+            shapes |= linear_shapes(f"message.{r}.receiver", width, width)
+            shapes[f"message.{r}.sender.weight"] = (width, width)
+            if edge_size:
+                shapes[f"message.{r}.edge.weight"] = (width, edge_size)
+            shapes |= linear_shapes(f"update.{r}", 2 * width, width) | norm_shapes(f"update.{r}.norm", width)
+        return shapes
+
+    def _agents(self, parameters: Parameters, graph: TeamGraph, goal: Tensor | None) -> Tensor:
+        """[M, N, E] of everybody's observation and goal, 0 where somebody has left."""
+        seen = [dense(parameters, f"observation.{g}", features) for g, features in enumerate(graph.features)]
+        encoded = seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)[:, self._natural.to(seen[0].device)]
+        if goal is not None:
+            encoded = encoded + goal @ parameters["goal.weight"].mT
+        return self._activate(encoded) * graph.active.unsqueeze(-1)
+
+    def _exchange(self, parameters: Parameters, nodes: Tensor, edges: Tensor, positions: Tensor | None) -> Tensor:
+        """L rounds of h_i ← UPDATE(h_i, mean_{j∈N(i)} MSG(h_j, h_i, e_ij)) (Eq. 1).
+
+        Args:
+            parameters: named.
+            nodes: [M, K, E].
+            edges: [M, K, K] bool, entry [m, i, j] says that i hears j.
+            positions: [M, K, P], of which e_ij = p_j − p_i is made; None without.
+        """
+        moments, count, width = nodes.shape
+        if not self.structure.rounds:
+            return nodes
+        moment, receiver, sender = edges.nonzero(as_tuple=True)
+        receiver, sender = moment * count + receiver, moment * count + sender
+        share = edges.sum(-1).clamp(min=1).reciprocal().view(-1, 1)
+        apart = None
+        if positions is not None:
+            places = positions.flatten(0, 1)
+            apart = places.index_select(0, sender) - places.index_select(0, receiver)
+        held = nodes.flatten(0, 1)
+        for r in range(self.structure.rounds):
+            # Layers before gathering: there are more edges than agents.
+            message = dense(parameters, f"message.{r}.receiver", held).index_select(0, receiver)
+            message = message + (held @ parameters[f"message.{r}.sender.weight"].mT).index_select(0, sender)
+            if apart is not None:
+                message = message + apart @ parameters[f"message.{r}.edge.weight"].mT
+            heard = torch.zeros_like(held).index_add(0, receiver, self._activate(message)) * share
+            step = self._activate(dense(parameters, f"update.{r}", torch.cat([held, heard], dim=-1)))
+            held = norm(parameters, f"update.{r}.norm", held + step)
+        return held.view(moments, count, width)
+
+
+class WorkerNetwork(GraphNetwork):
+    """Observation and goal → messages among neighbours → one output per agent."""
+
+    def inner_shapes(self) -> Shapes:
+        """Messages and a last hidden layer."""
+        width = self.structure.width
+        return self._message_shapes(self.structure.position_size) | linear_shapes("hidden", width, width)
+
+    def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
+        """Per output layer [M, N_group, outputs], or [M, N, outputs] where there is one for all."""
+        parameters = self.named(theta)
+        nodes = self._agents(parameters, graph, graph.goal)
+        positions = graph.positions if self.structure.position_size else None
+        nodes = self._exchange(parameters, nodes, graph.edges, positions)
+        hidden = self._activate(dense(parameters, "hidden", nodes))
+        if len(self.outputs) == 1:
+            return [dense(parameters, "output.0", hidden)]
+        return [
+            dense(parameters, f"output.{g}", hidden[:, list(group.agents)]) for g, group in enumerate(self.spec.groups)
+        ]
+
+
+class SuperiorNetwork(GraphNetwork):
+    """Subordinates' reports → messages among superiors → one output for each subordinate.
+
+    Args:
+        sub_managers: S.
+        of_manager: the superior is the manager, and its subordinates are the sub-managers, of each of whom it sees the
+            mean of its workers; else the superiors are the sub-managers, and their subordinates the workers.
+
+    The others are ``GraphNetwork``'s.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        features: Sequence[int],
+        structure: GraphStructure,
+        outputs: int,
+        output_gain: float,
+        told: bool,
+        sub_managers: int,
+        of_manager: bool,
+    ) -> None:
+        super().__init__(spec, features, structure, [outputs], output_gain, told)
+        self.sub_managers, self.of_manager = sub_managers, of_manager
+
+    def inner_shapes(self) -> Shapes:
+        """Reports, messages among sub-managers, and a last hidden layer of (superior, subordinate)."""
+        width = self.structure.width
+        shapes = linear_shapes("report", width, width)
+        if not self.of_manager:
+            shapes |= self._message_shapes(0)
+        return shapes | linear_shapes("subordinate", width, width) | {"superior.weight": (width, width)}
+
+    def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
+        """[M, N, outputs] for every worker, or [M, S, outputs] for every sub-manager."""
+        parameters = self.named(theta)
+        workers = self._agents(parameters, graph, None)
+        belongs = membership(graph.cluster, graph.active, self.sub_managers)
+        if self.of_manager:
+            subordinates = _mean_of_each(workers, belongs)  # [M, S, E]
+            belongs = (belongs.sum(1) > 0).float().unsqueeze(-1)  # empty clusters do not report
+        else:
+            subordinates = workers
+        reports = self._activate(dense(parameters, "report", subordinates))
+        superiors = _mean_of_each(reports, belongs)  # [M, S, E], or [M, 1, E]
+        if graph.sub_goal is not None and self.told:
+            superiors = superiors + graph.sub_goal @ parameters["goal.weight"].mT
+        if not self.of_manager:
+            superiors = self._exchange(parameters, superiors, _peers(belongs.sum(1) > 0), None)
+        told_by = torch.zeros_like(graph.cluster[:, :1]).expand(-1, self.sub_managers)
+        told_by = told_by if self.of_manager else graph.cluster
+        above = (superiors @ parameters["superior.weight"].mT).gather(
+            1, told_by.unsqueeze(-1).expand(-1, -1, self.structure.width)
+        )
+        hidden = self._activate(dense(parameters, "subordinate", subordinates) + above)
+        return [dense(parameters, "output.0", hidden)]
+
+
+def _mean_of_each(nodes: Tensor, belongs: Tensor) -> Tensor:
+    """[M, K, E] mean of the nodes [M, N, E] that belong [M, N, K] to each; 0 where none does."""
+    size = belongs.sum(1).clamp(min=1.0)
+    return belongs.mT @ nodes / size.unsqueeze(-1)
+
+
+def _peers(present: Tensor) -> Tensor:
+    """[M, S, S] bool: all that are there [M, S] hear one another."""
+    others = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    return present.unsqueeze(-1) & present.unsqueeze(-2) & others

@@ -1,0 +1,141 @@
+"""What came of a hierarchy's decisions: a rollout as graphs, and every level's advantages over its own windows.
+
+Source: Marzi et al. 2025 (HiMPo), section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hmarl.trainer.hierarchy.graph import membership
+from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Standing
+from hmarl.trainer.hierarchy.level import Level
+from hmarl.trainer.hierarchy.networks import TeamGraph
+from hmarl.trainer.instructions import since_decision
+from hmarl.trainer.returns import decision_advantages, generalised_advantages
+from hmarl.trainer.rollout import Rollout
+
+
+def told_reward(advantages: Tensor, decided: Tensor, length: int) -> Tensor:
+    """[T, B, U] r_t = A(o_{t₀}, g_{t₀}) / length: what those who pursue a goal earn in its window (Eq. 5).
+
+    Args:
+        advantages: [T, B, U] of the superior's decisions, meaningful where ``decided``.
+        decided: [T, B] bool, true at the first step.
+        length: α, or K; of the whole window, also where it was cut short.
+    """
+    return since_decision(advantages.detach(), decided) / length
+
+
+def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tensor:
+    """[T, B, N] what the workers under each worker's sub-manager earn at every step: the sum where the team's reward is
+    the sum of its members', else the mean.
+
+    Args:
+        rollout: of T steps.
+        cluster: [T, B, N] int64.
+        sub_managers: S.
+    """
+    belongs = membership(cluster, rollout.active, sub_managers)
+    earned = (belongs * rollout.rewards.unsqueeze(-1)).sum(-2)  # [T, B, S]
+    if rollout.spec.team_reward != "sum":
+        earned = earned / belongs.sum(-2).clamp(min=1.0)
+    return earned.gather(-1, cluster)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one level's decisions.
+
+    Attributes:
+        advantages: [T, B, U], meaningful where something was decided.
+        returns: [T, B, U], λ-returns.
+    """
+
+    advantages: Tensor
+    returns: Tensor
+
+
+class RolloutGraphs:
+    """A rollout as graphs.
+
+    Args:
+        hierarchy: that collected it.
+        rollout: full.
+        features: per group of raw observations what workers see of them.
+        standing: what is in force after the last step.
+
+    Attributes:
+        moments: the graphs of all T·B moments.
+        finals: of what was seen last in the F episodes that ended.
+        last: of what is seen after the last step, B.
+    """
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        rollout: Rollout,
+        features: Callable[[Sequence[Tensor]], list[Tensor]],
+        standing: Standing,
+    ) -> None:
+        self.rollout, extras = rollout, rollout.extras
+        seen = [observations.flatten(0, 1) for observations in rollout.observations]
+
+        def graph(
+            observations: Sequence[Tensor], active: Tensor, force: dict[str, Tensor], edges: Tensor | None
+        ) -> TeamGraph:
+            positions = hierarchy.positions(observations)
+            edges = hierarchy.edges(positions, active) if edges is None else edges
+            rest = (force["cluster"], force["goal"], force["sub_goal"])
+            return hierarchy.graph(features(observations), active, positions, edges, *rest)
+
+        static, ended = hierarchy.settings.static_graph, rollout.ended
+        flat = {name: value.flatten(0, 1) for name, value in extras.items()}
+        self.moments = graph(seen, rollout.active.flatten(0, 1), flat, flat["edges"])
+        finals = [rollout.final_observations(g) for g in range(len(seen))]
+        at_ends = {name: value[ended] for name, value in extras.items()}
+        self.finals = graph(finals, rollout.next_active()[ended], at_ends, at_ends["edges"] if static else None)
+        force = standing.tensors()
+        last_edges = force["edges"] if static else None
+        self.last = graph(rollout.last_observations, rollout.last_active, force, last_edges)
+
+    @torch.no_grad()
+    def outcome(
+        self,
+        level: Level,
+        rewards: Tensor,
+        gamma: float,
+        gae_lambda: float,
+        decided: Tensor | None = None,
+        superior_lambda: float = 0.0,
+    ) -> Outcome:
+        """What came of a level's decisions, by GAE from decision to decision.
+
+        Args:
+            level: whose decisions.
+            rewards: [T, B, U] of every step.
+            gamma: discount per decision.
+            gae_lambda: λ per decision, of the value's targets, and of a worker's advantages.
+            decided: [T, B] bool where a superior level decided; None for workers, who always do.
+            superior_lambda: λ per decision of a superior's advantages.
+        """
+        rollout, lead = self.rollout, self.rollout.ended.shape
+        if decided is None:
+            values = level.values(self.moments).unflatten(0, lead)
+        else:
+            values = torch.zeros_like(rewards)
+            values[decided] = level.values(self.moments.take(decided.flatten()))
+        following = torch.cat([values, level.values(self.last).unsqueeze(0)])
+        next_values = rollout.next_values(following, level.values(self.finals))
+        if decided is None:
+            advantages = generalised_advantages(
+                rewards, values, next_values, rollout.ended.unsqueeze(-1), gamma, gae_lambda
+            )
+            return Outcome(advantages, advantages + values)
+        given = (rewards, values, next_values, rollout.ended, decided, gamma)
+        returns = decision_advantages(*given, gae_lambda, "decision") + values
+        return Outcome(decision_advantages(*given, superior_lambda, "decision"), returns)

@@ -1,0 +1,80 @@
+"""Settings of hierarchies of message-passing policies."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.config import PolicyGradientSettings, StochasticGradientSettings
+from hmarl.trainer.distributions import ActionHead
+from hmarl.trainer.instructions import discrete_instructions, latent_instructions
+
+
+class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
+    """Settings of HiMPo."""
+
+    levels: Literal[1, 2, 3] = Field(
+        3,
+        description="3: a manager, sub-managers and workers; 2: sub-managers and workers; 1: workers alone, a flat "
+        "team (reference)",
+    )
+    sub_managers: int = Field(2, ge=1, description="S, sub-managers, to each of whom the workers of one place report")
+    goal_interval: int = Field(5, ge=1, description="α, steps for which a sub-manager's goals hold")
+    manager_interval: int = Field(2, ge=1, description="K, sub-managers' decisions for which a manager's goals hold")
+    goal_space: Literal["continuous", "discrete"] = Field(
+        "continuous", description="goals are vectors of goal_size numbers, or one of goal_size"
+    )
+    goal_size: int = Field(8, ge=1, description="G, width of a goal, or how many there are to choose from")
+    goal_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the goals' entropy")
+    graph: Literal["auto", "radius", "nearest", "all", "none"] = Field(
+        "auto",
+        description="who exchanges messages: all within radius; the nearest; all; none. auto: radius where the "
+        "environment says where its agents are, else all",
+    )
+    radius: float = Field(0.5, gt=0, description="how far messages reach, in units of the observed positions")
+    neighbours: int = Field(3, ge=1, description="with graph=nearest: from how many an agent hears")
+    message_rounds: int = Field(1, ge=0, description="L, rounds of messages before a decision; 0: no messages")
+    static_graph: bool = Field(
+        False, description="True: messages and reports go the ways of an episode's first step (ablation SG)"
+    )
+    local_rewards: bool = Field(
+        True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
+    )
+    workers_see_reward: bool = Field(
+        False, description="True: workers also earn the external reward directly (ablation FL)"
+    )
+    manager_gae_lambda: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="λ of managers' and sub-managers' advantages; their values' targets take gae_lambda",
+    )
+    embedding_size: int = Field(64, ge=1, description="E, width of all levels' networks")
+    critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the levels' values")
+    minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
+    clip: float = Field(0.2, gt=0, lt=1, description="ε, ratios are clipped to 1 ± ε")
+    share_parameters: bool = Field(True, description="always: the agents of a group share their level's network")
+    agent_identity: bool = Field(
+        False, description="workers are told apart by a one-hot; without it teams of any size can use the hierarchy"
+    )
+
+    @model_validator(mode="after")
+    def _what_a_hierarchy_can_be(self) -> HierarchySettings:
+        """Refuse what there is not."""
+        if self.recurrent:
+            raise UsageError(
+                "algorithm.recurrent: got True, expected False (a hierarchy's policies do not remember; the students "
+                "that hmarl-export makes of them do)"
+            )
+        if not self.share_parameters:
+            raise UsageError("algorithm.share_parameters: got False, expected True (any number of agents may come)")
+        return self
+
+    @property
+    def goal_head(self) -> ActionHead:
+        """What goals are; its ``output_size`` is the width of what subordinates see of one."""
+        if self.goal_space == "continuous":
+            return latent_instructions(self.goal_size)
+        return discrete_instructions(self.goal_size)
