@@ -1,5 +1,5 @@
 """Every algorithm × environment family: a run trains, resumes bit for bit, exports, and is served as torch acts; what
-acts centrally refuses to be exported instead.
+acts centrally refuses to be exported instead, or is exported as students.
 
 Both axes are the registries: a new algorithm or family has its cells by itself. ``python scripts/families.py`` writes
 docs/results/families.md from a whole run of this file.
@@ -92,6 +92,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "maven": {"replay_capacity": 12, "latent_hidden_sizes": (8,), "mixing_hidden_sizes": (8,), "gradient_steps": 2},
     "sable": GUIDED,
 }
+# Students of what acts centrally.
+DISTILLATION = [
+    word
+    for key, value in {
+        "environments": BATCH, "steps": 8, "rounds": 2, "epochs": 1, "minibatches": 1, "memory_size": 8,
+        "hidden_sizes": "[8]", "decision_sizes": "[8]", "evaluation_episodes": BATCH,
+    }.items()
+    for word in ("--set", f"distillation.{key}={value}")
+]  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -144,8 +153,13 @@ def test_trains_resumes_exports_and_serves(
     _train(algorithm, task.environment, arguments, run, call)
     _assert_resumes(run, tmp_path / "resumed", call)
     if not ALGORITHMS[algorithm].exportable:
-        _assert_plays_centrally(run, call, tmp_path / "bundle")
-        record_property("result", f"{result} (central)")
+        _assert_plays_centrally(run)
+        if ALGORITHMS[algorithm].distils:
+            _assert_students_play(_export(run, tmp_path / "bundle", call, *DISTILLATION))
+            record_property("result", f"{result} (students)")
+        else:
+            _assert_export_refused(run, call, tmp_path / "bundle")
+            record_property("result", f"{result} (central)")
         return
     bundle = _export(run, tmp_path / "bundle", call)
     _assert_served_as_torch_acts(run, bundle, over_grpc=(algorithm, family) in DIAGONAL)
@@ -227,14 +241,18 @@ def _equal(first: Any, second: Any) -> bool:
     return second is not None and bool(first.equal(second))
 
 
-def _assert_plays_centrally(run: Path, call: Call, target: Path) -> None:
-    """The guider plays whole episodes; the export is refused, and nothing is written."""
+def _assert_plays_centrally(run: Path) -> None:
+    """The whole team plays whole episodes."""
     make_team, environment_name, arguments = load_team(run, checkpoint="last", sample=True)
     environment = make(environment_name, BATCH, **arguments)
     team = make_team(environment.spec)
-    assert team.name == "guider"
+    assert team.name in ("guider", "hierarchy")
     assert np.isfinite(evaluate(environment, team, BATCH, seed=7).returns).all()
     environment.close()
+
+
+def _assert_export_refused(run: Path, call: Call, target: Path) -> None:
+    """Nothing is written."""
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     code, output, said = call("export", str(run), "--out", str(target), "--checkpoint", "last", "--json")
     assert (code, output) == (2, "")
@@ -243,9 +261,20 @@ def _assert_plays_centrally(run: Path, call: Call, target: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def _export(run: Path, target: Path, call: Call) -> Bundle:
+def _assert_students_play(bundle: Bundle) -> None:
+    """Whole episodes, by agents that hear nobody; the bundle says how far they are from their teacher."""
+    report = bundle.manifest.students
+    assert report is not None
+    assert report.teacher == "hierarchy"
+    about = bundle.manifest.environment
+    environment = make(about.name, BATCH, **about.arguments)
+    assert np.isfinite(evaluate(environment, BundleTeam(bundle, environment.spec), BATCH, seed=7).returns).all()
+    environment.close()
+
+
+def _export(run: Path, target: Path, call: Call, *options: str) -> Bundle:
     """The command refuses graphs that do not compute what torch computes."""
-    code, output, said = call("export", str(run), "--out", str(target), "--checkpoint", "last", "--json")
+    code, output, said = call("export", str(run), "--out", str(target), "--checkpoint", "last", "--json", *options)
     assert code == 0, said
     bundle, parity = load_bundle(target), json.loads(output.splitlines()[-1])["parity"]
     assert parity["action_mismatches"] == 0

@@ -20,9 +20,9 @@ from hmarl.trainer.hierarchy.level import Level
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards, told_reward
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.team import HierarchyTeam, variants
+from hmarl.trainer.team import HierarchyTeam, TeacherTeam, variants
 from toy_environments import ToyEnvironment
-from training_runs import CPU
+from training_runs import CPU, as_tensors
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -234,6 +234,31 @@ def test_evaluation_is_that_of_the_whole_hierarchy_and_can_be_repeated() -> None
     for sample in (False, True):
         returns = [evaluate(toy(), HierarchyTeam(algorithm, sample), BATCH, 5).returns.tolist() for _ in range(2)]
         assert returns[0] == returns[1]
+
+
+@pytest.mark.parametrize("settings", [{"levels": 1}, {"levels": 3}, {"levels": 3, "goal_space": "discrete"}], ids=str)
+def test_the_teacher_of_its_students_plays_as_it_does_and_labels_with_its_goals(settings: dict[str, Any]) -> None:
+    algorithm = hierarchy(**settings)
+    teacher, team = algorithm.teacher(), HierarchyTeam(algorithm)
+    played = [evaluate(toy(), each, BATCH, 5).returns.tolist() for each in (team, TeacherTeam(algorithm, teacher))]
+    assert played[0] == played[1]
+    environment = toy()
+    observation = environment.reset(np.arange(BATCH))
+    seen = as_tensors(observation)
+    teacher.begin(BATCH)
+    team.reset(np.arange(BATCH))
+    for _ in range(3):  # over a decision; whatever is done, the label is the hierarchy's
+        team.act(observation, np.ones(BATCH, bool))
+        labels = teacher.label(
+            seen, algorithm.decide_together(seen, algorithm.hierarchy.nothing_in_force(BATCH), None).actions
+        )
+        assert team.last is not None
+        for g, group in enumerate(algorithm.spec.groups):
+            assert labels.distributions[g].mode().transpose(0, 1).equal(team.last.actions[g])
+            if settings["levels"] == 1:
+                assert labels.goals[g] is None
+            else:
+                assert labels.goals[g].transpose(0, 1).equal(team.last.graph.goal[:, list(group.agents)])
 
 
 def test_without_positions_a_hierarchy_says_that_everybody_hears_everybody(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ from hmarl.trainer.algorithms.himpo import Himpo
 from hmarl.trainer.conducted import Conducted
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.guided import GuidedTeam
-from hmarl.trainer.hierarchy.hierarchy import Step
+from hmarl.trainer.hierarchy.hierarchy import Noise, Step
 from hmarl.trainer.instructions import random_instructions
 from hmarl.trainer.students.teacher import Teacher
 
@@ -240,8 +240,11 @@ class HierarchyTeam:
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
         """Everybody's action, goals before it where they have run out."""
-        algorithm = self._algorithm
-        noise = algorithm.draw_noise(len(running), self._generator) if self._sample else None
+        algorithm, noise = self._algorithm, None
+        if self._sample:
+            goals = algorithm.hierarchy.draw_goal_noise((len(running),), self._generator)
+            actions = _drawn(algorithm, len(running), self._generator)
+            noise = Noise(actions, *(drawn.to(algorithm.device) for drawn in goals))
         self.last = algorithm.decide_together(_as_tensors(observation, algorithm.device), self._standing, noise)
         self._standing = self.last.standing
         return tuple(action.cpu().numpy() for action in algorithm.to_environment(self.last.actions))

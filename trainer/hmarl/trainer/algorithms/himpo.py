@@ -42,6 +42,8 @@ from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_reward
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.policies import GroupPolicy, group_head
 from hmarl.trainer.rollout import Decision, Rollout
+from hmarl.trainer.students.teacher import Teacher
+from hmarl.trainer.students.teachers import HierarchyTeacher
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Himpo(Algorithm):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HierarchySettings
     exportable: ClassVar[bool] = False
+    distils: ClassVar[bool] = True
     settings: HierarchySettings
 
     def __init__(
@@ -97,20 +100,6 @@ class Himpo(Algorithm):
         taken = self.decide_together(observation, self._standing, noise)
         self._standing = taken.standing
         return Decision(taken.actions, self.to_environment(taken.actions), taken.record)
-
-    def draw_noise(self, batch_size: int, generator: torch.Generator) -> Noise:
-        """One step's noise for B environments, on the training device.
-
-        Args:
-            batch_size: B.
-            generator: on the CPU.
-        """
-        actions = [
-            head.draw_perturbations((len(group.agents), batch_size), generator)
-            for group, head in zip(self.spec.groups, self.heads, strict=True)
-        ]
-        goals = self.hierarchy.draw_goal_noise((batch_size,), generator)
-        return Noise([drawn.to(self.device) for drawn in actions], *(drawn.to(self.device) for drawn in goals))
 
     def decide_together(self, observation: Observation, standing: Standing, noise: Noise | None) -> Step:
         """One step of the whole hierarchy.
@@ -222,12 +211,16 @@ class Himpo(Algorithm):
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
+    def teacher(self) -> Teacher:
+        """The whole hierarchy."""
+        return HierarchyTeacher(self)
+
     @classmethod
     def check_exportable(cls, settings: AlgorithmSettings) -> NoReturn:
         """Always refused."""
         raise UsageError(
             f"{cls.__name__.lower()}: agents hear one another and are told goals, so that there is no policy of a "
-            "single agent to deploy as it is"
+            "single agent to deploy as it is; hmarl-export distils a local student for each"
         )
 
     def deployable(self, agent: int) -> NoReturn:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.distributions import ActionHead
+from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.hierarchy.graph import (
     Positions,
     clusters_by_number,
@@ -25,6 +25,7 @@ from hmarl.trainer.hierarchy.level import Level
 from hmarl.trainer.hierarchy.networks import GraphStructure, SuperiorNetwork, TeamGraph, WorkerNetwork
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.instructions import held_until_renewed, instruction_context, no_instructions
+from hmarl.trainer.policies import select_all
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class Step:
 
     Attributes:
         actions: per group [B, N_group, ...] raw.
+        workers: per group [N_group, B] what they were drawn from.
         graph: what it saw, goals included.
         standing: what is in force from here on.
         record: what learning needs of it, [B, ...] by name.
     """
 
     actions: tuple[Tensor, ...]
+    workers: list[Distribution]
     graph: TeamGraph
     standing: Standing
     record: dict[str, Tensor]
@@ -233,16 +236,12 @@ class Hierarchy:
             goal = self._renewed(self.sub_managers, graph, decided, standing.goal, goal_noise)
             standing = replace(standing, goal=goal)
             graph = replace(graph, goal=self.seen(goal))
-        distributions = self.workers.distributions(graph, masks)
-        perturbations = [None for _ in distributions] if noise is None else noise.actions
-        actions = tuple(
-            distribution.mode() if perturbation is None else distribution.select(perturbation.transpose(0, 1))
-            for distribution, perturbation in zip(distributions, perturbations, strict=True)
-        )
+        workers = self.workers.distributions(graph, masks, units_first=True)
+        actions = select_all(workers, None if noise is None else noise.actions)
         record = {name: standing.tensors()[name] for name in ("edges", "cluster", "goal", "sub_goal")}
         record |= {"decided": decided, "manager_decided": manager_decided}
         after = replace(standing, clock=standing.clock + 1, fresh=torch.zeros_like(standing.fresh))
-        return Step(actions, graph, after, record)
+        return Step(actions, workers, graph, after, record)
 
     def _redrawn(self, standing: Standing, positions: Tensor, active: Tensor, decided: Tensor) -> Standing:
         """The graph of a step: messages anew at every step, reports where goals are set; with a static graph both at

@@ -108,18 +108,27 @@ class Level:
     # --- deciding ---------------------------------------------------------------------------------------------------
 
     def distributions(
-        self, graph: TeamGraph, masks: Sequence[Tensor | None], theta: Tensor | None = None
+        self,
+        graph: TeamGraph,
+        masks: Sequence[Tensor | None],
+        theta: Tensor | None = None,
+        *,
+        units_first: bool = False,
     ) -> list[Distribution]:
-        """Per output layer [M, units of it] over raw actions.
+        """Per output layer [M, units of it] over raw actions, or [units of it, M].
 
         Args:
             graph: M moments.
             masks: per output layer [M, units of it, A] bool, or None.
             theta: instead of the own parameters.
+            units_first: which way round.
         """
         theta = self.theta if theta is None else theta
         network, *extras = theta.split([self.policy.size, *(head.extra_size for head in self.heads)])
         outputs = self.policy(network, graph)
+        if units_first:
+            outputs = [output.transpose(0, 1) for output in outputs]
+            masks = [None if mask is None else mask.transpose(0, 1) for mask in masks]
         return [
             head.distribution(output, extra, mask)
             for head, output, extra, mask in zip(self.heads, outputs, extras, masks, strict=True)

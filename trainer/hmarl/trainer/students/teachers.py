@@ -1,4 +1,4 @@
-"""The teachers of teams that a guider or a central conductor leads."""
+"""The teachers of teams that a guider, a central conductor or a hierarchy leads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hmarl.trainer.policies import select_all, step_all
 from hmarl.trainer.students.teacher import GoalKind, Labels
 
 if TYPE_CHECKING:
+    from hmarl.trainer.algorithms.himpo import Himpo
     from hmarl.trainer.conducted import Conducted
     from hmarl.trainer.guided import GuidedTeam
 
@@ -109,3 +110,39 @@ class ConductedTeacher:
         states = algorithm.state_normaliser(observation.state)
         likeliest = algorithm.conductor.distribution(states).mode()
         return held_until_renewed(self._remaining <= 0, likeliest, self._instruction)
+
+
+class HierarchyTeacher:
+    """The whole hierarchy, with its likeliest goals: what students are to do, and the goals that they are to guess.
+
+    Args:
+        algorithm: whose hierarchy.
+    """
+
+    name = "hierarchy"
+
+    def __init__(self, algorithm: Himpo) -> None:
+        self._algorithm, head = algorithm, algorithm.hierarchy.goal_head
+        kind = GoalKind(head.output_size, not head.continuous) if algorithm.settings.levels > 1 else None
+        self.goal_kinds: Sequence[GoalKind | None] = (kind,) * len(algorithm.spec.groups)
+        self.begin(0)
+
+    def begin(self, batch_size: int) -> None:
+        """B new episodes, in which no goals are in force yet."""
+        self._standing = self._algorithm.hierarchy.nothing_in_force(batch_size)
+
+    def act(self, observation: Observation, perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+        """Per group [B, N_group, ...] the workers' raw actions."""
+        return select_all(self._algorithm.decide_together(observation, self._standing, None).workers, perturbations)
+
+    def label(self, observation: Observation, actions: Sequence[Tensor]) -> Labels:
+        """What every worker would do, and its goal, whatever was done; goals run out by the steps."""
+        step = self._algorithm.decide_together(observation, self._standing, None)
+        self._standing = step.standing
+        groups, told = self._algorithm.spec.groups, step.graph.goal
+        goals = [None if told is None else told[:, list(group.agents)].transpose(0, 1) for group in groups]
+        return Labels(step.workers, goals)
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """[B] bool: nothing stays in force of what has ended."""
+        self._standing = self._algorithm.hierarchy.ended(self._standing, ended)
