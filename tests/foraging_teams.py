@@ -6,13 +6,16 @@ only among the food that it sees itself.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import Observation
+from hmarl.sdk.environment import Observation, VectorEnvironment
+from hmarl.sdk.evaluation import episode_seeds
 from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.sdk.team import Team
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -84,7 +87,7 @@ class ForagingTeam:
         row, column = food.transpose(2, 0, 1) + 1
         steps[rows, items, row, column] = np.where(levels > 0, 0.0, np.inf)
         inner, passable = steps[:, :, 1:-1, 1:-1], free[:, None, 1:-1, 1:-1]
-        for _ in range(2 * self._size):
+        for _ in range(2 * self._size):  # farther only through mazes, which there are none of
             sides = np.minimum(steps[:, :, 1:-1, :-2], steps[:, :, 1:-1, 2:])
             near = np.minimum(np.minimum(steps[:, :, :-2, 1:-1], steps[:, :, 2:, 1:-1]), sides)
             np.minimum(inner, near + 1, out=inner, where=passable)
@@ -145,3 +148,30 @@ class JointTeam(ForagingTeam):
 def nearest(distances: Floats) -> Integers:
     """The item at the least distance, -1 where all are infinite: [B, N, F] -> [B, N]."""
     return np.where(np.isfinite(distances).any(axis=-1), distances.argmin(axis=-1), -1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Means over episodes: return, steps, share of successes, and agents that are not out at the end."""
+
+    episode_return: float
+    steps: float
+    success_rate: float
+    survivors: float
+
+
+def play(environment: VectorEnvironment, team: Team, seed: int = 0) -> Outcome:
+    """One episode in each of the environments; ``seed`` as for ``evaluate``."""
+    seeds = episode_seeds(seed, environment.batch_size)
+    seen, running = environment.reset(seeds), np.ones(environment.batch_size, dtype=bool)
+    team.reset(seeds)
+    returns, steps, successes, survivors = np.zeros((4, environment.batch_size))
+    while running.any():
+        result = environment.step(team.act(seen, running))
+        returns[running] += result.rewards.sum(axis=1)[running]
+        steps += running
+        ended = running & (result.terminated | result.truncated)
+        if result.final is not None:
+            successes[ended], survivors[ended] = result.success[ended], result.final.active.sum(axis=1)[ended]
+        running, seen = running & ~ended, result.observation
+    return Outcome(*(float(each.mean()) for each in (returns, steps, successes, survivors)))

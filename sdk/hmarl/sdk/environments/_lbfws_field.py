@@ -48,10 +48,16 @@ class Field:
         self.inner = self.at(axis[1:-1, None], axis[1:-1]).ravel()
         self.places: Integers = np.stack(np.divmod(np.arange(self.width**2), self.width), axis=-1) - sight
         self.moves: Integers = np.array([0, *(row * self.width + column for row, column in AROUND), 0])
-        apart = np.abs(self.places[:, None] - self.places[self.inner]).sum(axis=-1)
-        # [framed cells, inner cells]: where an item of food keeps others away, and where an agent does.
-        self._crowds: Flags = apart < FOOD_SPACING
-        self._covers: Flags = apart == 0
+        # Rows of the two tables: 0 for whatever is away, then the cells of the field.
+        self._numbers: Integers = np.zeros(self.width**2, dtype=np.int64)
+        self._numbers[self.cells] = 1 + np.arange(size**2)
+        rows, columns = self.places.astype(np.int16).T
+        apart = np.abs(rows[self.cells, None] - rows[self.inner]) + np.abs(
+            columns[self.cells, None] - columns[self.inner]
+        )
+        # [1 + size², (size - 2)²]: where an item of food keeps others away, and where an agent does.
+        self._crowds: Flags = np.pad(apart < FOOD_SPACING, ((1, 0), (0, 0)))
+        self._covers: Flags = np.pad(apart == 0, ((1, 0), (0, 0)))
 
     def at(self, rows: Integers, columns: Integers) -> Integers:
         """The cells in these rows and columns."""
@@ -64,7 +70,8 @@ class Field:
 
     def room(self, agents: Integers, food: Integers) -> Flags:
         """Which of the inner cells can take one more item, given agents [R, N] and food [R, F]: [R, (size - 2)²]."""
-        return np.asarray(~(self._crowds[food].any(axis=1) | self._covers[agents].any(axis=1)))
+        crowded = self._crowds[self._numbers[food]].any(axis=1)
+        return np.asarray(~(crowded | self._covers[self._numbers[agents]].any(axis=1)))
 
 
 class Eyes:

@@ -16,7 +16,7 @@ there; it passes from agent to agent with every step.
 
 ====================  ======================================================================================
 ``agents``            5
-``size``              the smallest field of at least 20 cells an agent, and at least 5 by 5: 10 by 10
+``size``              the smallest field of at least 20 cells an agent, from 5 by 5 to 50 by 50: 10 by 10
 ``food``              the items' levels. As many items as agents; easy: 1, 1, 1, 1, 1; hard: 1, 2, 2, 3, 3,
                       over again for more agents, none higher than there are agents
 ``horizon``           100 steps
@@ -263,7 +263,7 @@ def _rules(task: str, arguments: Mapping[str, Any]) -> Rules:
     """The task's numbers from its arguments, each of which is right by itself."""
     agents, size, levels = (arguments[name] for name in ("agents", "size", "food"))
     if size is None:
-        size = max(_SMALLEST, math.ceil(math.sqrt(_CELLS_PER_AGENT * agents)))
+        size = min(max(_SMALLEST, math.ceil(math.sqrt(_CELLS_PER_AGENT * agents))), _LARGEST)
     if levels is None:
         pattern = _LEVELS[task]
         levels = [min(pattern[item % len(pattern)], agents) for item in range(agents)]
