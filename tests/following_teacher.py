@@ -1,10 +1,11 @@
-"""A teacher for tests of students: labels and goals are read off what each agent saw one step before."""
+"""Teachers for tests of students, for agents that observe three numbers as those of ``toy_environments`` do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from hmarl.trainer.students.teacher import GoalKind, Labels
 
 
 class FollowingTeacher:
-    """For agents that observe three numbers, as those of ``toy_environments`` do.
+    """Labels and goals are read off what each agent saw one step before.
 
     A goal is what was seen (``GoalKind(3)``) or which of the numbers was the largest (``GoalKind(3, discrete=True)``).
     """
@@ -59,3 +60,27 @@ class FollowingTeacher:
         if kind is None or not kind.discrete:
             return None if kind is None else seen
         return functional.one_hot(seen.argmax(-1), 3).float()
+
+
+class SkilledTeacher(FollowingTeacher):
+    """Does what the toys reward, which can be read off what each agent sees; goals are still one step late."""
+
+    name = "skilled"
+
+    def _distributions(self, observation: Observation) -> list[Distribution]:
+        distributions = []
+        for g, head in enumerate(self._algorithm.heads):
+            seen, mask = observation.observations[g].transpose(0, 1), observation.action_masks[g]
+            legal = None if mask is None else mask.transpose(0, 1)
+            space, extra = head.space, torch.full((head.extra_size,), -2.0)
+            if isinstance(space, spaces.Box):
+                low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+                output = 2.0 * (seen[..., : len(low)] - low) / (high - low) - 1.0
+            else:
+                sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [int(space.n)]
+                wanted = [((seen[..., d] + 1.0) * 0.499 * size).long() for d, size in enumerate(sizes)]
+                chosen = [functional.one_hot(each, size) for each, size in zip(wanted, sizes, strict=True)]
+                # Where what is wanted is illegal, one of the others is the likeliest too.
+                output = 6.0 * torch.cat(chosen, dim=-1) + torch.arange(head.output_size)
+            distributions.append(head.distribution(output, extra, legal))
+        return distributions

@@ -152,12 +152,12 @@ class Distillation:
         met = {key: value for key, value in asdict(measure(self.students, newest)).items() if value is not None}
         self._data.append(newest)
         learnt = self._learner.learn(Demonstrations.join(self._data))
+        self._check_finite(learnt)
         earned = float(self._play(LocalTeam(self.students, self.sample), _CHOICE_SEED).returns.mean())
         metrics = {
             "return": earned, "teacher_return": self._teacher_return, "imitation_kl": met.pop("kl"), **met,
             **{f"learnt_{name}": value for name, value in learnt.items()},
         }  # fmt: skip
-        self._check_finite(metrics)
         self._take_stock(earned)
         return metrics
 
@@ -190,12 +190,14 @@ class Distillation:
             return "patience"
         return "rounds" if self._counters.update >= self.settings.rounds else None
 
-    def _check_finite(self, metrics: Mapping[str, float]) -> None:
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    def _check_finite(self, learnt: Mapping[str, float]) -> None:
+        """Before the students act: what an environment would make of actions that are no numbers is its own affair."""
+        figures = {**learnt, "parameters": float(sum(policy.theta.abs().sum() for policy in self.students.policies))}
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if broken:
             raise DivergedError(
-                f"distillation: '{broken[0]}' is {metrics[broken[0]]} in round {self._counters.update + 1}; the round "
-                "before is kept; try --restart-students with a smaller distillation.learning_rate"
+                f"distillation: '{broken[0]}' is {figures[broken[0]]} in round {self._counters.update + 1}; the rounds "
+                "before are kept; try --restart-students with a smaller distillation.learning_rate"
             )
 
     @property

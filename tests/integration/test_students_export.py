@@ -1,0 +1,285 @@
+"""hmarl-export --distil: students in an ordinary bundle, served as torch acts; refusals; killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle, to_plain
+from hmarl.runtime.manifest import from_plain
+from hmarl.runtime.verify import verify_bundle
+from hmarl.sdk.agent import LocalAgent
+from hmarl.sdk.environments import make
+from hmarl.sdk.evaluation import as_numpy, episode_seeds, evaluate
+from hmarl.sdk.teams import BundleTeam
+from hmarl.trainer.config import validate
+from hmarl.trainer.export import load_run
+from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.students.dagger import REPORT_SEED, Distilled, distil_run
+from hmarl.trainer.students.settings import DistillationSettings
+from hmarl.trainer.team import LocalTeam
+from training_runs import tiny_config, train
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+Call = Callable[..., tuple[int, str, str]]
+GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
+CONDUCTED: dict[str, Any] = {"conductor_hidden_sizes": (8,), "instructions": 3}
+SETTINGS: dict[str, Any] = {
+    "environments": 8, "steps": 12, "rounds": 2, "epochs": 2, "chunk_length": 4, "hidden_sizes": [8], "memory_size": 6,
+    "decision_sizes": [7], "evaluation_episodes": 6,
+}  # fmt: skip
+LEAVING = "toy_environments:leaving"
+
+
+def words(settings: dict[str, Any]) -> list[str]:
+    return [word for key, value in settings.items() for word in ("--set", f"distillation.{key}={json.dumps(value)}")]
+
+
+@pytest.fixture(scope="module")
+def mat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of MAT in a team of unlike agents that leave; do not change it."""
+    run = tmp_path_factory.mktemp("mat") / "run"
+    train(tiny_config("mat", LEAVING, GUIDED), run)
+    return run
+
+
+@pytest.fixture
+def run(mat: Path, tmp_path: Path) -> Path:
+    """A copy of ``mat``."""
+    return Path(shutil.copytree(mat, tmp_path / "run"))
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def distilled(run: Path, settings: dict[str, Any]) -> Distilled:
+    """Without exporting them, which takes longer."""
+    loaded = load_run(run, "last")
+    checked = validate(DistillationSettings, settings, "distillation")
+    return distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, checked)
+
+
+def served_as_torch_acts(run: Path, bundle: Bundle, settings: dict[str, Any], environment: str) -> None:
+    """Whole episodes with the served students, and agent by agent with ``LocalAgent``, are torch's."""
+    students = distilled(run, settings).students  # those that are there already
+    vector = make(environment, 4)
+    for sample in (False, True):
+        teams = [BundleTeam(bundle, vector.spec, sample=sample), LocalTeam(students, sample)]
+        served, torchs = (evaluate(vector, team, 4, seed=3, record=True) for team in teams)
+        assert served.actions is not None
+        assert torchs.actions is not None
+        for ours, theirs in zip(served.actions, torchs.actions, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    one = make(environment, 1)
+    seeds = episode_seeds(3, 1)
+    observation, team = as_numpy(one.reset(seeds)), LocalTeam(students)
+    team.reset(seeds)
+    agents = [LocalAgent(bundle, agent_id) for agent_id in one.spec.agent_ids]
+    for agent in agents:
+        agent.reset(int(seeds[0]))
+    for _ in range(5):
+        actions = team.act(observation, np.ones(1, np.bool_))
+        for g, group in enumerate(one.spec.groups):
+            mask = observation.action_masks[g]
+            for m, index in enumerate(group.agents):
+                own_mask = None if mask is None else mask[0, m]
+                action = agents[index].act(observation.observations[g][0, m], own_mask)
+                np.testing.assert_allclose(action.action, actions[g][0, m], atol=1e-5)
+        observation = as_numpy(one.step(actions).observation)
+    for each in (vector, one):
+        each.close()
+
+
+def test_students_of_a_guider_are_an_ordinary_bundle(run: Path, call: Call, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    command = ["export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(SETTINGS), "--json"]
+    code, output, said = call(*command)
+    assert code == 0, said
+    bundle, document = load_bundle(target), json.loads(output.splitlines()[-1])
+    students = bundle.manifest.students
+    assert students is not None
+    assert document["students"] == to_plain(students)
+    assert (students.teacher, students.rounds, students.steps, students.seed) == ("guider", 2, 192, REPORT_SEED)
+    assert students.settings["hidden_sizes"] == [8]
+    assert bundle.manifest.algorithm == "mat"
+    assert bundle.manifest.evaluation["students"]["return_mean"] == students.students_return
+    assert "guider" in bundle.manifest.evaluation
+    assert "students of the guider" in said
+    assert f"{students.gap:.2f}" in said
+    assert not any(report.problems for report in verify_bundle(bundle))
+    for agent in bundle.manifest.agents:
+        assert [(state.input, state.shape) for state in agent.states] == [("memory", [6])]
+        assert [noise.name for noise in agent.noises] == ["action_noise"]
+    card = bundle.read("README.md").decode()
+    assert "## Students" in card
+    assert f"| gap | {students.gap:.2f}" in card
+    assert f"      value: {students.students_return:.2f}" in card
+    served_as_torch_acts(run, bundle, SETTINGS, LEAVING)
+    vector = make(LEAVING, 6)
+    make_team, *_ = load_team(run, variant="guider", checkpoint="last")
+    expected = evaluate(vector, make_team(vector.spec), 6, REPORT_SEED).returns.mean()
+    got = evaluate(vector, BundleTeam(bundle, vector.spec), 6, REPORT_SEED).returns.mean()
+    assert students.teacher_return == pytest.approx(expected)
+    assert students.students_return == pytest.approx(got, abs=1e-4)
+    assert students.gap == pytest.approx(expected - got, abs=1e-4)
+
+
+def test_students_that_are_done_are_used_again(run: Path, call: Call, tmp_path: Path) -> None:
+    report = distilled(run, SETTINGS).report
+    target = tmp_path / "bundle"
+    command = ["export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(SETTINGS), "--json"]
+    code, output, said = call(*command)
+    assert code == 0, said
+    assert "rounds" not in said.split("students of")[0], "what is done must not be done again"
+    assert json.loads(output.splitlines()[-1])["students"] == to_plain(report)
+
+
+def test_students_replace_the_local_conductors(call: Call, tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "bundle"
+    train(tiny_config("hcpo", "toy_environments:masked_discrete", CONDUCTED), run)
+    distilled(run, {**SETTINGS, "rounds": 1})
+    settings = {**SETTINGS, "share_parameters": True}
+    code, _, said = call(
+        "export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(settings),
+        "--restart-students",
+    )  # fmt: skip
+    assert code == 0, said
+    bundle = load_bundle(target)
+    assert bundle.manifest.students is not None
+    assert bundle.manifest.students.teacher == "central conductor"
+    for agent in bundle.manifest.agents:
+        assert [noise.name for noise in agent.noises] == ["action_noise"], "an instruction is left"
+        assert [state.input for state in agent.states] == ["memory"]
+    served_as_torch_acts(run, bundle, settings, "toy_environments:masked_discrete")
+
+
+def test_interchangeable_students_are_one_graph(call: Call, tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "bundle"
+    alike = {"share_parameters": True, "agent_identity": False}
+    train(tiny_config("sable", "toy_environments:masked_discrete", {**GUIDED, **alike}), run)
+    code, _, said = call("export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(SETTINGS))
+    assert code == 0, said
+    bundle = load_bundle(target)
+    assert {agent.file for agent in bundle.manifest.agents} == {"agents/chooser.onnx"}
+    assert all(agent.interchangeable for agent in bundle.manifest.agents)
+    served_as_torch_acts(run, bundle, SETTINGS, "toy_environments:masked_discrete")
+    code, _, said = call(
+        "export", str(run), "--distil", "--out", str(target), "--restart-students",
+        "--set", "distillation.share_parameters=false",
+    )  # fmt: skip
+    assert code == 2
+    assert "error: distillation.share_parameters: got False, expected true or null" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "error: mat: acts for the whole team at once .* hmarl-export --distil"),
+        (["--set", "distillation.rounds=3"], "error: --set distillation.*: got it without --distil"),
+        (["--restart-students"], "error: --restart-students: got it without --distil"),
+        (["--distil", "--set", "distillation.round=3"], "unknown setting 'distillation.round'; did you mean"),
+        (["--distil", "--set", "distillation.rounds=0"], "distillation.rounds: got 0, expected: "),
+        (["--distil", "--set", "algorithm.gamma=1"], "--set: unknown prefix 'algorithm'"),
+    ],
+)
+def test_refusals_write_nothing(options: list[str], said: str, run: Path, call: Call, tmp_path: Path) -> None:
+    before, target = files(run), tmp_path / "bundle"
+    code, output, error = call("export", str(run), "--out", str(target), *options)
+    assert (code, output) == (2, "")
+    first, _, second = said.partition(" .* ")
+    assert first in error
+    assert second in error
+    assert not target.exists()
+    assert files(run) == before
+
+
+def test_who_has_no_teacher_is_not_distilled(call: Call, tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "bundle"
+    train(tiny_config("happo", LEAVING), run)
+    before = files(run)
+    code, output, error = call("export", str(run), "--distil", "--out", str(target))
+    assert (code, output) == (2, "")
+    assert "error: --distil: nobody in happo knows more than its agents do" in error
+    assert not target.exists()
+    assert files(run) == before
+
+
+def test_students_of_another_checkpoint_or_with_other_settings_are_not_gone_on_with(
+    run: Path, call: Call, tmp_path: Path
+) -> None:
+    target = tmp_path / "bundle"
+    settings = {**SETTINGS, "rounds": 1}
+    distilled(run, settings)
+    first = ["export", str(run), "--distil", "--out", str(target), *words(settings)]
+    before = files(run)
+    code, _, said = call(*first, "--checkpoint", "80")
+    assert code == 2
+    assert "checkpoint: got 'step-000000000080.safetensors', begun with 'step-000000000160.safetensors'" in said
+    code, _, said = call(*first, "--checkpoint", "last", "--set", "distillation.seed=4")
+    assert code == 2
+    assert "distillation.seed: got 4, begun with 0); --restart-students discards them" in said
+    assert files(run) == before
+    assert not target.exists()
+
+
+def test_the_report_in_the_manifest_is_strict() -> None:
+    fields = {
+        "teacher": "guider", "rounds": 2, "steps": 10, "stopped": "rounds", "episodes": 3, "seed": 1, "sampled": False,
+        "teacher_return": 1.0, "students_return": 0.5, "gap": 0.5, "kl": 0.1,
+    }  # fmt: skip
+    assert from_plain(StudentsModel, fields).ratio is None
+    for wrong in ({"gap": None}, {"stopped": "tired"}, {"agreement": 1.0}, {"goal_accuracy": "high"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            from_plain(StudentsModel, {**fields, **wrong})
+
+
+def test_algorithms_with_a_teacher_list_the_settings(call: Call) -> None:
+    assert "distillation.goal_weight" in json.loads(call("algorithms", "sable", "--json")[1].splitlines()[-1])
+    assert "distillation.goal_weight" not in json.loads(call("algorithms", "happo", "--json")[1].splitlines()[-1])
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """The real program in a process of its own; the toy environments can be imported there."""
+    program = "from hmarl.trainer.cli import export_main; export_main()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_killed_and_gone_on_with_equals_unbroken(mat: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "rounds": 15, "patience": 15, "kept_rounds": 3, "evaluation_episodes": 40}
+    unbroken, killed = (Path(shutil.copytree(mat, tmp_path / name)) for name in ("unbroken", "killed"))
+    options = ["--distil", "--checkpoint", "last", *words(settings)]
+    process = start(str(killed), *options)
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("students/checkpoints/step-*.json"))) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (killed / "students" / "data").exists(), "the distillation ended before it was killed"
+    assert not (killed / "bundle").exists()
+    thetas = [[policy.theta for policy in distilled(run, settings).students.policies] for run in (killed, unbroken)]
+    assert all(torch.equal(first, second) for first, second in zip(*thetas, strict=True))
+    states = [max((run / "students" / "checkpoints").glob("*.safetensors")) for run in (killed, unbroken)]
+    assert states[0].name == states[1].name
+    assert states[0].read_bytes() == states[1].read_bytes()
+    rows = [(run / "students" / "metrics.jsonl").read_text() for run in (killed, unbroken)]
+    assert rows[0] == rows[1]
