@@ -46,15 +46,15 @@ class Training:
         self.environment = make(task, batch, **(arguments or {}))
         settings = validate(algorithm_class.settings_class, settings_of, "algorithm")
         self.algorithm = algorithm_class(self.environment.spec, settings, torch.Generator().manual_seed(0), CPU)
-        self._rollout = Rollout(self.environment.spec, steps, batch, CPU)
-        self._collector = Collector(self.environment, self._rollout, derived_seeds(0, 0, batch))
+        self.rollout = Rollout(self.environment.spec, steps, batch, CPU)
+        self._collector = Collector(self.environment, self.rollout, derived_seeds(0, 0, batch))
 
     def iterate(self) -> tuple[float, float]:
         """Seconds of one rollout and of the update after it."""
         begin = time.perf_counter()
         self._collector.collect(self.algorithm)
         collected = time.perf_counter()
-        self.algorithm.update(self._rollout, 0.0)
+        self.algorithm.update(self.rollout, 0.0)
         return collected - begin, time.perf_counter() - collected
 
 

@@ -1,0 +1,61 @@
+"""What a step of training a hierarchy costs by number of agents and of messages, in time and memory.
+
+Every row is a process of its own, so that its peak of memory is its own too. ``nearest`` has three messages an agent,
+``all`` as many as there are pairs: from 3 to 30 agents the first should grow tenfold, the second in its messages
+two-hundredfold.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
+
+BATCH, STEPS, ROUNDS = 32, 50, 3
+CHILD = f"""
+import json, resource, statistics, sys
+import torch
+from training_speed import Training, matrix_product_gflops
+
+torch.set_num_threads(1)
+agents, graph = int(sys.argv[1]), sys.argv[2]
+started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+settings = dict(graph=graph, neighbours=3, epochs=4, minibatches=4)
+training = Training("himpo", "lbfws/easy", {BATCH}, {STEPS}, dict(agents=agents), **settings)
+training.iterate()
+rollout, update = map(statistics.median, zip(*(training.iterate() for _ in range({ROUNDS}))))
+frames = {BATCH * STEPS}
+print(json.dumps(dict(
+    rollout_us=1e6 * rollout / frames, update_us=1e6 * update / frames,
+    edges=float(training.rollout.extras["edges"].sum()) / frames,
+    gigabytes=(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) / 2**20, gflops=matrix_product_gflops(),
+)))
+"""
+
+
+def measured(agents: int, graph: str) -> dict[str, float]:
+    """One row, in a fresh process."""
+    command = [sys.executable, "-c", CHILD, str(agents), graph]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=None)
+    row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def test_hierarchy_speed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with capsys.disabled():
+        print(f"\nlbfws/easy, {BATCH} x {STEPS}, 4 epochs of 4 minibatches, one thread; time per frame, peak memory")
+        print(" graph    agents  messages  rollout us  update us  us/message        GB  GFLOP/s")
+        for graph in ("nearest", "all"):
+            for agents in (3, 10, 30):
+                row = measured(agents, graph)
+                each = row["update_us"] / max(row["edges"], 1.0)
+                print(
+                    f"{graph:>8}{agents:>8}{row['edges']:>10.1f}{row['rollout_us']:>12.0f}{row['update_us']:>11.0f}"
+                    f"{each:>12.1f}{row['gigabytes']:>10.2f}{row['gflops']:>9.0f}"
+                )
