@@ -57,6 +57,21 @@ def settings_of(algorithm: str, name: str, values: tuple[object, ...], label: st
     return tuple(Variant(f"{label}={v}", algorithm, (f"algorithm.{name}={v}",), seeds) for v in values)
 
 
+def hierarchies(seeds: int) -> tuple[Variant, ...]:
+    """HiMPo beside MAPPO, and its ablations at one seed."""
+    return (
+        *algorithms("himpo", "mappo", seeds=seeds),
+        *(
+            Variant(label, "himpo", tuple(f"algorithm.{setting}" for setting in settings), 1)
+            for label, *settings in (
+                ("two levels", "levels=2"), ("FL", "workers_see_reward=true"), ("NL", "local_rewards=false"),
+                ("SG", "static_graph=true"), ("flat with messages", "levels=1"),
+                ("flat without messages", "levels=1", "message_rounds=0"),
+            )
+        ),
+    )  # fmt: skip
+
+
 _FEW_EPISODES = ("run.evaluation_episodes=32",)
 COMPARISONS = (
     Comparison(
@@ -209,6 +224,18 @@ COMPARISONS = (
     Comparison(
         "smax-2s3z-guided", "smax/2s3z", 300_000, 25_000,
         algorithms("magpo", seeds=3) + algorithms("mappo", "happo", "mat", seeds=1),
+        settings=_FEW_EPISODES, measure="success_rate",
+    ),
+    *(
+        Comparison(
+            f"sampling-{agents}", "vmas/sampling", 300_000, 50_000, hierarchies(3), settings=_FEW_EPISODES,
+            environment_settings=(f"n_agents={agents}",),
+        )
+        for agents in (3, 7)
+    ),
+    Comparison("lbfws-hard", "lbfws/hard", 1_000_000, 100_000, hierarchies(3), settings=_FEW_EPISODES),
+    Comparison(
+        "smacv2-5-units", "smax/smacv2_5_units", 300_000, 50_000, algorithms("himpo", "mappo", seeds=1),
         settings=_FEW_EPISODES, measure="success_rate",
     ),
 )  # fmt: skip

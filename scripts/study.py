@@ -36,7 +36,7 @@ from hmarl.trainer.policy_source import load_team
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
     "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#c9b400", "magpo": "#d62728",
-    "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22",
+    "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#1f77b4",
 }  # fmt: skip
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 CONDUCTORS = ("local", "central", "random", "none")
@@ -106,9 +106,14 @@ def colours(comparison: Comparison) -> dict[str, str]:
     }
 
 
+def judged_by(run: Path) -> str:
+    """Whose returns count: those of the deployed policies; of the whole team where nothing is deployed as it is."""
+    return next(name for name in ("local", "guider", "hierarchy") if name in last_evaluation(run))
+
+
 def measured(run: Path, measure: str) -> str:
-    """The name in a run's metrics of a measure of its deployed policies; of its guider where nothing is deployed."""
-    return f"evaluation/{'local' if 'local' in last_evaluation(run) else 'guider'}/{measure}"
+    """The name in a run's metrics of a measure of ``judged_by``."""
+    return f"evaluation/{judged_by(run)}/{measure}"
 
 
 def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -168,9 +173,8 @@ def last_evaluation(run: Path) -> dict[str, Any]:
 
 
 def final_returns(run: Path, variant: str | None = None) -> np.ndarray:
-    """[E] returns of a run's last evaluation: of what is deployed, of the guider where nothing is, or of a variant."""
-    last = last_evaluation(run)
-    return np.array(last[variant or ("local" if "local" in last else "guider")]["returns"])
+    """[E] returns of a run's last evaluation: of ``judged_by``, or of a variant."""
+    return np.array(last_evaluation(run)[variant or judged_by(run)]["returns"])
 
 
 def table(comparison: Comparison, runs: Runs) -> str:
@@ -286,11 +290,12 @@ def main(
     sections = [
         "# Learning results",
         f"Made by `python scripts/study.py`; seeds from {FIRST_SEED} on. Returns are those of the deployed (local, "
-        "deterministic) policies over 100 episodes with fixed seeds (32 on mamujoco and smax). Every pair of algorithm "
-        "and task ran with its preset, one thread a run. Where a setting is compared, one variant differs from the "
-        "next in that setting alone. frames/s count evaluations and suffered from other work on the machine; the "
-        "benchmarks measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), "
-        "mean ± sd over seeds.",
+        "deterministic) policies over 100 episodes with fixed seeds (32 on large tasks, see scripts/comparisons.py); "
+        "those of mat, sable and himpo are of the whole team acting centrally. Every pair of algorithm and task ran "
+        "with its preset, one thread a run. Where a setting is compared, one variant differs from the next in that "
+        "setting alone. frames/s count evaluations and suffered from other work on the machine; the benchmarks "
+        "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over "
+        "seeds.",
         "Elsewhere: [the imitation gap](imitation_gap.md); [how widely the algorithms explore](exploration.md); "
         "[which algorithm runs in which family of environments](families.md); [speed](speed.md).",
     ]
