@@ -102,7 +102,7 @@ def test_field_and_food_grow_with_the_team(agents: int, size: int) -> None:
     easy, hard = (make(f"lbfws/{task}", 1, agents=agents).spec for task in tasks("lbfws"))
     assert easy.arguments["size"] == hard.arguments["size"] == size
     assert easy.arguments["food"] == [1] * agents
-    assert hard.arguments["food"] == [min(level, agents) for level in ([1, 2, 2, 3, 3] * 2)[:agents]]
+    assert hard.arguments["food"] == ([1, 2, 2, 3, 3] * 2)[:agents]
     assert len(easy.agents) == agents
     assert easy.team_reward == "sum"
     assert easy.has_success
@@ -202,6 +202,10 @@ def test_to_load_is_not_to_be_diagonal_or_away() -> None:
     assert [LOAD in legal(seen, agent) for agent in range(3)] == [False, False, True]
     act(environment, LOAD, LOAD, LOAD)
     np.testing.assert_array_equal(environment.get_state()["energies"], [[9, 9, 9]])
+    # Beside the one item and diagonal to the other.
+    place(environment, [(2, 2), (0, 0), (4, 3)], [(2, 1), (3, 3)])
+    act(environment, LOAD, NONE, LOAD)
+    np.testing.assert_array_equal(environment.get_state()["waits"], [[4, 0]])
 
 
 def test_a_store_holds_no_more_than_it_can_but_the_meal_is_paid_in_full() -> None:

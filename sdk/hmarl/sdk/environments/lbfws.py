@@ -18,7 +18,7 @@ there; it passes from agent to agent with every step.
 ``agents``            5
 ``size``              the smallest field of at least 20 cells an agent, from 5 by 5 to 50 by 50: 10 by 10
 ``food``              the items' levels. As many items as agents; easy: 1, 1, 1, 1, 1; hard: 1, 2, 2, 3, 3,
-                      over again for more agents, none higher than there are agents
+                      over again for more agents
 ``horizon``           100 steps
 ``sight``             3 cells in each direction: an agent sees 7 by 7 cells
 ``endurance``         40 steps that a full store of energy lasts: each costs 1/40
@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 
-# The levels of food, over again where there is more of it.
+# The levels of food, over again where there is more of it; the k-th is at most k, so that k agents can eat it.
 _LEVELS = {"easy": (1,), "hard": (1, 2, 2, 3, 3)}
 TASKS = list(_LEVELS)
 
@@ -265,8 +266,7 @@ def _rules(task: str, arguments: Mapping[str, Any]) -> Rules:
     if size is None:
         size = min(max(_SMALLEST, math.ceil(math.sqrt(_CELLS_PER_AGENT * agents))), _LARGEST)
     if levels is None:
-        pattern = _LEVELS[task]
-        levels = [min(pattern[item % len(pattern)], agents) for item in range(agents)]
+        levels = list(islice(cycle(_LEVELS[task]), agents))
     room = size**2 - len(levels)
     if agents > room:
         beside = f"beside {len(levels)} items of food on a field of {size} by {size}"
