@@ -218,7 +218,7 @@ COMPARISONS = (
         for agents in (3, 5, 10)
     ),
     Comparison(
-        "lbf", "lbf/8x8-2p-2f-coop", 400_000, 50_000,
+        "lbf", "lbf/6x6-2p-1f-coop", 200_000, 25_000,
         algorithms("magpo", "mappo", seeds=3) + algorithms("happo", "mat", seeds=1), settings=_FEW_EPISODES,
     ),
     Comparison(

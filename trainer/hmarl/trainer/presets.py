@@ -72,7 +72,7 @@ _GUIDER_STEPS: dict[str, Any] = {"epochs": 5, "minibatches": 4, "max_gradient_no
 _FOLLOWERS: dict[str, Any] = {"recurrent": False, "hidden_sizes": (128, 128), "learner_learning_rate": 2e-3}
 _MPE_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, **_SHORT_HORIZON, "learning_rate": 7e-4}
 _SMAX_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 1e-3}
-_LBF_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 7e-4, "embedding_size": 32}
+_LBF_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 7e-4}
 _LBF_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 50, "threads": 1}
 _GUIDED_SMAX_RUN: dict[str, Any] = {**_SMAX_RUN, "environments": 64}
 
@@ -276,8 +276,8 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset("mat", "smax/*", 300_000, "centralised, to compare", _SMAX_GUIDER, _GUIDED_SMAX_RUN),
     Preset(
-        "magpo", "lbf/*", 400_000, "8x8-2p-2f-coop: half of the food after 150,000 steps",
-        {**_LBF_GUIDER, **_FOLLOWERS, "hidden_sizes": (64, 64)}, _LBF_RUN,
+        "magpo", "lbf/*", 400_000, "6x6-2p-1f-coop: nearly all of the food after 150,000 steps",
+        {**_LBF_GUIDER, **_FOLLOWERS, "hidden_sizes": (64, 64), "reinforcement_weight": 4.0}, _LBF_RUN,
     ),
     Preset("mat", "lbf/*", 400_000, "centralised, to compare", _LBF_GUIDER, _LBF_RUN),
     *(
