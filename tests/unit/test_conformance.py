@@ -158,6 +158,7 @@ def test_a_sound_environment_passes_every_check():
         "terminated or truncated",
         "horizon",
         "save and restore",
+        "agents in pictures",
         "close",
     ]
 
@@ -193,6 +194,30 @@ def test_a_sound_environment_passes_every_check():
 )
 def test_each_broken_promise_is_caught_by_its_check(broken, check):
     assert check in failures(broken=broken)
+
+
+class Pictured(Toy):
+    """Knows where its pictures, of 30 by 20 pixels, show the agents."""
+
+    def render(self, index=0):
+        return None if self.broken == "no picture" else np.zeros((20, 30, 3), np.uint8)
+
+    def agent_pixels(self, index=0):
+        outside = 12.0 if self.broken == "outside" else 0.0
+        places = np.array([[2.0, 3.0, 1.0], [29.0, 5.0, 1.0], [4.0, 19.0 + outside, 1.0]])
+        if self.broken != "still shown":
+            places[~self._active()[index]] = np.nan
+        return places[:, :2] if self.broken == "no radius" else places
+
+
+def test_an_environment_may_say_where_its_pictures_show_the_agents():
+    assert [result.name for result in check_environment(Pictured) if not result.passed] == []
+
+
+@pytest.mark.parametrize("broken", ["no picture", "outside", "still shown", "no radius"])
+def test_but_then_agents_must_be_in_the_pictures_until_they_leave(broken):
+    results = check_environment(lambda batch: Pictured(batch, broken))
+    assert [result.name for result in results if not result.passed] == ["agents in pictures"]
 
 
 def test_an_environment_that_cannot_save_itself_may_say_so():

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
+from hmarl.sdk.environment import LocatesAgents, Observation, StepResult, VectorEnvironment
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, TeamReward
 from hmarl.sdk.team import sample_actions
 
@@ -457,6 +457,29 @@ def _check_save_and_restore(context: _Context) -> str:
     return f"bit for bit over {context.steps} steps, {sum(array.nbytes for array in saved.values())} bytes"
 
 
+def _check_agent_pixels(context: _Context) -> str:
+    with closing(context.make(context.batch_size)) as environment:
+        if not isinstance(environment, LocatesAgents):
+            return "not supported (no agent_pixels)"
+        seen, shape = _numpy(environment.reset(context.seeds)), (len(context.spec.agents), 3)
+        later = max(1, context.steps // 3)
+        for moment in ("reset", f"step {later}"):
+            for index in (0, context.batch_size - 1):
+                picture = environment.render(index)
+                size = None if picture is None else picture.shape[1::-1]
+                found = np.asarray(environment.agent_pixels(index))
+                _expect_array(f"{moment}: agent_pixels({index})", found, shape, np.float64)
+                there = np.isfinite(found).all(1)
+                matches = np.array_equal(there, seen.active[index])
+                _require(matches, f"{moment}: agent_pixels({index}): NaN elsewhere than where agents have left")
+                _require(size is not None, f"{moment}: agent_pixels({index}), but render({index}) is None")
+                inside = (found[there, :2] >= 0).all() and (found[there, :2] < np.array(size)).all()
+                _require(inside, f"{moment}: agent_pixels({index}): an agent is outside of the picture")
+            if moment == "reset":
+                seen = _play(environment, seen, range(context.batch_size), later).results[-1].observation
+    return "within the pictures, NaN for agents that have left"
+
+
 def _check_close(context: _Context) -> str:
     for used in (True, False):
         environment = context.make(context.batch_size)
@@ -480,5 +503,6 @@ _CHECKS: tuple[tuple[str, Callable[[_Context], str]], ...] = (
     ("terminated or truncated", _check_flags),
     ("horizon", _check_horizon),
     ("save and restore", _check_save_and_restore),
+    ("agents in pictures", _check_agent_pixels),
     ("close", _check_close),
 )

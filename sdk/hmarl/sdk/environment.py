@@ -96,3 +96,18 @@ class VectorEnvironment(Protocol):
     def close(self) -> None:
         """Free workers, windows and shared memory; a second call does nothing."""
         ...
+
+
+@runtime_checkable
+class LocatesAgents(Protocol):
+    """An environment that knows where its pictures show the agents; optional, for what is drawn over them."""
+
+    def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
+        """Where the agents are in the picture that ``render(index)`` has just returned.
+
+        Returns:
+            [N, 3] x and y of each agent's middle and its radius, in pixels from the picture's upper left corner, x to
+            the right and y downwards: the agent is drawn at ``picture[int(y), int(x)]``. NaN for agents that are not
+            there.
+        """
+        ...

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import VectorEnvironment
+from hmarl.sdk.annotation import TeamAnnotation, explanation
+from hmarl.sdk.canvas import Frame
+from hmarl.sdk.environment import LocatesAgents, VectorEnvironment
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.evaluation import as_array, as_numpy
 from hmarl.sdk.files import replacing
+from hmarl.sdk.overlay import draw_over
 from hmarl.sdk.team import Team
 
-Frame = npt.NDArray[np.uint8]
 _MP4_BLOCK = 16  # H.264 codes blocks of this many pixels
 
 
@@ -25,13 +27,16 @@ class Recording:
 
     Attributes:
         seed: the episode's seed.
-        frames: pictures [height, width, 3], one before each step; empty when the task cannot be drawn.
+        frames: pictures [height, width, 3], one before each step, with what the team told of itself drawn over them
+            where the environment knows where its agents are; empty when the task cannot be drawn.
         rewards: [T] float64, the team reward of every step.
+        annotations: what the team told of itself at every step, T of them; empty when it tells nothing.
     """
 
     seed: int
     frames: list[Frame]
     rewards: npt.NDArray[np.float64]
+    annotations: list[TeamAnnotation] = field(default_factory=list)
 
 
 def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_frames: int = 1000) -> Recording:
@@ -49,17 +54,29 @@ def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_fr
     team.reset(seeds)
     running = np.arange(batch) == 0
     frames: list[Frame] = []
+    places: list[npt.NDArray[np.float64]] = []
     rewards: list[float] = []
+    annotations: list[TeamAnnotation] = []
     while True:
         # Drawn before the step: after the last one the environment has already started its next episode.
         picture = environment.render(0) if len(frames) < max_frames else None
         if picture is not None:
             frames.append(np.asarray(picture, np.uint8))
-        result = environment.step(team.act(observation, running))
+            if isinstance(environment, LocatesAgents):
+                places.append(environment.agent_pixels(0))
+        actions = team.act(observation, running)
+        told = explanation(team)
+        if told is not None:
+            annotations.append(told)
+        result = environment.step(actions)
         rewards.append(float(environment.spec.team_rewards(as_array(result.rewards))[0]))
         if result.terminated[0] or result.truncated[0]:
-            return Recording(seed, frames, np.asarray(rewards))
+            break
         observation = as_numpy(result.observation)
+    if annotations and places:
+        # Only now, because the goals' colours depend on all of them.
+        frames = draw_over(frames, annotations, places)
+    return Recording(seed, frames, np.asarray(rewards), annotations)
 
 
 def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.sdk.environments._camera import Camera
+from hmarl.sdk.environments._figures import Figure
+from hmarl.sdk.environments._figures import draw as draw_figures
 from hmarl.sdk.environments._lbfws_field import AWAY
 from hmarl.sdk.environments._lbfws_rules import Foraging
 from hmarl.sdk.environments._mpe_drawing import agent_colour
-from hmarl.sdk.environments._vmas_drawing import Figure
-from hmarl.sdk.environments._vmas_drawing import draw as draw_figures
 
 _Colour = tuple[float, float, float]
 _Place = tuple[float, float]
@@ -25,6 +26,7 @@ _WHITE, _DARK = (1.0, 1.0, 1.0), (0.15, 0.15, 0.15)
 _GONE = (0.80, 0.80, 0.80)
 _BAR_EMPTY, _BAR_FULL, _BAR_LOW = (0.70, 0.70, 0.70), (0.13, 0.60, 0.25), (0.85, 0.25, 0.10)
 _LOW_ENERGY = 0.25
+_FACE_RADIUS = 0.32
 
 
 def draw(game: Foraging, index: int) -> npt.NDArray[np.uint8]:
@@ -34,8 +36,7 @@ def draw(game: Foraging, index: int) -> npt.NDArray[np.uint8]:
     low. Below the field all agents stand once more in their order; those that are out are crossed out. The line above
     the field grows with the episode.
     """
-    size = game.rules.size
-    margin = 0.13 * size
+    size, margin = game.rules.size, _margin(game)
     figures = [*_ground(size), *_clock(size, margin, int(game.steps[index]) / game.rules.horizon)]
     for level, cell in zip(game.rules.levels, game.food[index].tolist(), strict=True):
         if cell != AWAY:
@@ -45,7 +46,24 @@ def draw(game: Foraging, index: int) -> npt.NDArray[np.uint8]:
         if cell != AWAY:
             figures += _agent(_middle(game, cell), 1.0, _colour(agent), energies[agent])
     figures += _roster(size, margin, energies)
-    return _halved(draw_figures(figures, (size / 2, size / 2), size / 2 + margin, 2 * SIZE_PIXELS))
+    return _halved(draw_figures(figures, _camera(game, 2 * SIZE_PIXELS)))
+
+
+def agent_pixels(game: Foraging, index: int) -> npt.NDArray[np.float64]:
+    """[N, 3] x, y and radius of the agents on field ``index`` in its picture; NaN for those that are out."""
+    cells = game.agents[index].tolist()
+    places = [(np.nan, np.nan) if cell == AWAY else _face(_middle(game, cell), 1.0) for cell in cells]
+    return _camera(game, SIZE_PIXELS).discs(places, _FACE_RADIUS, [cell != AWAY for cell in cells])
+
+
+def _margin(game: Foraging) -> float:
+    """Around the field, in cells."""
+    return 0.13 * game.rules.size
+
+
+def _camera(game: Foraging, size_pixels: int) -> Camera:
+    middle = game.rules.size / 2
+    return Camera.square((middle, middle), middle + _margin(game), size_pixels)
 
 
 def _halved(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -67,6 +85,11 @@ def _colour(agent: int) -> _Colour:
 
 def _disc(place: _Place, radius: float, colour: _Colour) -> Figure:
     return Figure("disc", place, 0.0, (radius, radius), colour)
+
+
+def _face(place: _Place, scale: float) -> _Place:
+    """The middle of the face of an agent whose cell's middle is ``place``: above its bar."""
+    return place[0], place[1] + 0.08 * scale
 
 
 def _ground(size: int) -> Iterator[Figure]:
@@ -98,9 +121,9 @@ def _bush(place: _Place, level: int) -> Iterator[Figure]:
 def _agent(place: _Place, scale: float, colour: _Colour, energy: float) -> Iterator[Figure]:
     """A disc with two eyes above a bar for the energy, which is in [0, 1]."""
     x, y = place
-    face = (x, y + 0.08 * scale)
-    yield _disc(face, 0.36 * scale, _WHITE)
-    yield _disc(face, 0.32 * scale, colour)
+    face = _face(place, scale)
+    yield _disc(face, (_FACE_RADIUS + 0.04) * scale, _WHITE)
+    yield _disc(face, _FACE_RADIUS * scale, colour)
     for side in (-0.12, 0.12):
         yield _disc((x + side * scale, y + 0.14 * scale), 0.075 * scale, _WHITE)
         yield _disc((x + side * scale, y + 0.13 * scale), 0.035 * scale, _DARK)
@@ -118,7 +141,7 @@ def _roster(size: int, margin: float, energies: list[float]) -> Iterator[Figure]
         if energy > 0:
             yield from _agent(place, scale, _colour(agent), energy)
             continue
-        face = (place[0], place[1] + 0.08 * scale)
-        yield _disc(face, 0.32 * scale, _GONE)
+        face = _face(place, scale)
+        yield _disc(face, _FACE_RADIUS * scale, _GONE)
         for angle in (np.pi / 4, -np.pi / 4):
             yield Figure("box", face, angle, (0.8 * scale, 0.08 * scale), _colour(agent))

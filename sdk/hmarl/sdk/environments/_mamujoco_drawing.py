@@ -8,14 +8,16 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.sdk.environments._camera import Camera
+from hmarl.sdk.environments._figures import Figure
+from hmarl.sdk.environments._figures import draw as draw_figures
 from hmarl.sdk.environments._mamujoco_robots import Floats, Partition
 from hmarl.sdk.environments._mpe_drawing import agent_colour
-from hmarl.sdk.environments._vmas_drawing import Figure
-from hmarl.sdk.environments._vmas_drawing import draw as draw_figures
 
 _Colour = tuple[float, float, float]
 
 _TORSO = 1
+_SIZE_PIXELS = 400
 _GREY = (0.5, 0.5, 0.5)
 _FLOOR = ((0.86, 0.88, 0.86), (0.93, 0.94, 0.93))
 
@@ -39,7 +41,7 @@ def draw(
     # Seen from the side, there is air above the floor.
     floor_top = 0.0 if up[1] == 0.0 else y + reach
     figures = [*_floor(x, y, reach, floor_top), *_limbs(model, data, partition, camera)]
-    return draw_figures(figures, (x, y), reach)
+    return draw_figures(figures, Camera.square((x, y), reach, _SIZE_PIXELS))
 
 
 def _reach(model: mujoco.MjModel) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.sdk.canvas import Canvas
+from hmarl.sdk.environments._camera import Camera
 from hmarl.sdk.environments._mpe_scenarios import Scenario
 
 SIZE_PIXELS = 320
 _Colour = npt.NDArray[np.float64]
 
-_BACKGROUND = (0.97, 0.97, 0.96)
+_BACKGROUND = (247, 247, 245)
 _WHITE = np.ones(3)
 _GREY = np.array([0.62, 0.62, 0.62])
 _FAINT = np.array([0.88, 0.88, 0.87])
@@ -42,62 +44,46 @@ def draw(scenario: Scenario, index: int) -> npt.NDArray[np.uint8]:
         IndexError: there is no world ``index``.
     """
     world, agent_count = scenario.world, len(scenario.agents)
-    positions = world.positions[:, :, index].T
-    radii = np.array(scenario.radii)
-    shown = max(_NORMAL_RANGE, 1.03 * float((np.abs(positions).max(axis=1) + radii).max()))
-    canvas = _Canvas(shown)
+    places = _places(scenario, index)
+    canvas = Canvas(np.full((SIZE_PIXELS, SIZE_PIXELS, 3), _BACKGROUND, np.uint8))
     speaking = bool(len(scenario.goals))
-    for landmark, colour in enumerate(scenario.landmark_colours):
-        entity = agent_count + landmark
-        canvas.disc(positions[entity], radii[entity], colour * 1.2 if speaking else _GREY)
-    for agent in range(agent_count):
-        canvas.disc(positions[agent], radii[agent], agent_colour(agent), opacity=0.85)
+    for (x, y, radius), colour in zip(places[agent_count:].tolist(), scenario.landmark_colours, strict=True):
+        canvas.disc((x, y), radius, colour * 1.2 if speaking else _GREY)
+    for agent, (x, y, radius) in enumerate(places[:agent_count].tolist()):
+        canvas.disc((x, y), radius, agent_colour(agent), opacity=0.85)
     for agent, goal in enumerate(scenario.goals[:, index]):
-        canvas.disc(positions[agent], 0.65 * radii[agent], _WHITE)
-        canvas.disc(positions[agent], 0.45 * radii[agent], scenario.landmark_colours[goal] * 1.2)
+        x, y, radius = places[agent].tolist()
+        canvas.disc((x, y), 0.65 * radius, _WHITE)
+        canvas.disc((x, y), 0.45 * radius, scenario.landmark_colours[goal] * 1.2)
     for speaker in range(world.words.shape[1]):
-        _draw_word(canvas, shown, speaker, world.words[:, speaker, index])
+        _draw_word(canvas, speaker, world.words[:, speaker, index])
     return canvas.picture()
 
 
-def _draw_word(canvas: _Canvas, shown: float, speaker: int, word: npt.NDArray[np.float64]) -> None:
+def agent_pixels(scenario: Scenario, index: int) -> npt.NDArray[np.float64]:
+    """[N, 3] x, y and radius of the agents in the picture of world ``index``."""
+    return _places(scenario, index)[: len(scenario.agents)]
+
+
+def _places(scenario: Scenario, index: int) -> npt.NDArray[np.float64]:
+    """[N + L, 3] x, y and radius of agents and landmarks in the picture, which shows them all."""
+    positions, radii = scenario.world.positions[:, :, index].T, np.array(scenario.radii)
+    shown = max(_NORMAL_RANGE, 1.03 * float((np.abs(positions).max(axis=1) + radii).max()))
+    return Camera.square((0.0, 0.0), shown, SIZE_PIXELS).discs(positions, radii)
+
+
+def _draw_word(canvas: Canvas, speaker: int, word: npt.NDArray[np.float64]) -> None:
     """A larger dot in the agent's colour, then one dot a channel."""
-    spacing, height = 0.075 * shown, (0.93 - 0.085 * speaker) * shown
+    half = SIZE_PIXELS / 2
+    spacing, left, height = 0.075 * half, 0.08 * half, (0.07 + 0.085 * speaker) * half
     colour = agent_colour(speaker)
-    canvas.disc(np.array([-0.92 * shown, height]), 0.032 * shown, colour)
+    canvas.disc((left, height), 0.032 * half, colour)
     for channel, strength in enumerate(word):
-        place = np.array([-0.92 * shown + (channel + 1.3) * spacing, height])
-        canvas.disc(place, 0.024 * shown, _FAINT + (colour - _FAINT) * float(np.clip(strength, 0.0, 1.0)))
+        shade = _FAINT + (colour - _FAINT) * float(np.clip(strength, 0.0, 1.0))
+        canvas.disc((left + (channel + 1.3) * spacing, height), 0.024 * half, shade)
 
 
 def agent_colour(agent: int) -> _Colour:
     """Red, green and blue in [0, 1], another one for each of the first eight agents."""
     colour: _Colour = _AGENT_COLOURS[agent % len(_AGENT_COLOURS)]
     return colour
-
-
-class _Canvas:
-    """A square picture of the world's coordinates from -shown to +shown, y upwards."""
-
-    def __init__(self, shown: float) -> None:
-        self._pixels = np.tile(np.array(_BACKGROUND), (SIZE_PIXELS, SIZE_PIXELS, 1))
-        axis = ((np.arange(SIZE_PIXELS) + 0.5) / SIZE_PIXELS * 2 - 1) * shown
-        self._x, self._y = axis, -axis
-        self._pixel = 2 * shown / SIZE_PIXELS
-
-    def disc(self, centre: npt.NDArray[np.float64], radius: float, colour: _Colour, opacity: float = 1.0) -> None:
-        """A disc with a rim one pixel wide that fades into what lies below."""
-        rows, columns = self._near(self._y, centre[1], radius), self._near(self._x, centre[0], radius)
-        distance = np.hypot(self._x[None, columns] - centre[0], self._y[rows, None] - centre[1])
-        cover = np.clip((radius - distance) / self._pixel + 0.5, 0.0, 1.0)[:, :, None] * opacity
-        below = self._pixels[rows, columns]
-        below += (colour - below) * cover
-
-    def _near(self, axis: npt.NDArray[np.float64], centre: float, radius: float) -> slice:
-        """The pixels of an axis that a disc can touch."""
-        touched = np.flatnonzero(np.abs(axis - centre) <= radius + self._pixel)
-        return slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0)
-
-    def picture(self) -> npt.NDArray[np.uint8]:
-        picture: npt.NDArray[np.uint8] = np.rint(np.clip(self._pixels, 0.0, 1.0) * 255).astype(np.uint8)
-        return picture

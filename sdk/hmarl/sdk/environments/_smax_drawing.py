@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.sdk.environments._camera import Camera
+from hmarl.sdk.environments._figures import Figure
+from hmarl.sdk.environments._figures import draw as draw_figures
 from hmarl.sdk.environments._mpe_drawing import agent_colour
-from hmarl.sdk.environments._vmas_drawing import Figure
-from hmarl.sdk.environments._vmas_drawing import draw as draw_figures
 
 _Colour = tuple[float, float, float]
 
@@ -19,6 +20,7 @@ _WALL = (0.25, 0.25, 0.25)
 _FLOOR = (0.95, 0.95, 0.93)
 _BAR_LENGTH, _BAR_WIDTH = 1.2, 0.22
 _BAR_EMPTY, _BAR_FULL = (0.75, 0.75, 0.75), (0.1, 0.6, 0.2)
+_SIZE_PIXELS = 400
 
 
 def draw(rules: Any, units: Any) -> npt.NDArray[np.uint8]:
@@ -39,7 +41,19 @@ def draw(rules: Any, units: Any) -> npt.NDArray[np.uint8]:
     for part in (_shot, _body, _bar):
         for unit in standing:
             figures += part(rules, units, unit)
-    return draw_figures(figures, (width / 2, height / 2), max(width, height) / 2 + 0.5)
+    return draw_figures(figures, _camera(rules))
+
+
+def agent_pixels(rules: Any, units: Any) -> npt.NDArray[np.float64]:
+    """[N, 3] x, y and radius of the allies in the picture; NaN for those who have fallen."""
+    allies = slice(rules.num_allies)
+    radii = np.asarray(rules.unit_type_radiuses)[units.unit_types[allies]]
+    return _camera(rules).discs(units.unit_positions[allies], radii, units.unit_alive[allies])
+
+
+def _camera(rules: Any) -> Camera:
+    width, height = float(rules.map_width), float(rules.map_height)
+    return Camera.square((width / 2, height / 2), max(width, height) / 2 + 0.5, _SIZE_PIXELS)
 
 
 def _colour(rules: Any, unit: int) -> _Colour:

@@ -1,79 +1,70 @@
-"""A plain picture of a two-dimensional world in NumPy, for machines without OpenGL."""
+"""Plain pictures of VMAS worlds, for machines without OpenGL, and where pictures show the agents."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from vmas.simulator.core import Box, Line
+from vmas.simulator.environment import Environment
+
+from hmarl.sdk.environments._camera import Camera
+from hmarl.sdk.environments._figures import Figure
+from hmarl.sdk.environments._figures import draw as draw_figures
+
+_SIZE_PIXELS = 400
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One thing to draw; lengths in the world's units.
-
-    Attributes:
-        kind: "disc" (``size`` = (radius, radius)), "box" (``size`` = (length, width)) or "capsule", a box with round
-            ends (``size`` = (length between the ends' centres, radius)).
-        position: its centre (x, y).
-        rotation_rad: counter-clockwise.
-        size: see ``kind``.
-        colour: red, green and blue in [0, 1].
-        hollow: draw the outline only.
-    """
-
-    kind: Literal["disc", "box", "capsule"]
-    position: tuple[float, float]
-    rotation_rad: float
-    size: tuple[float, float]
-    colour: tuple[float, float, float]
-    hollow: bool = False
+def draw(environment: Environment, index: int) -> npt.NDArray[np.uint8]:
+    """World ``index`` as a picture [400, 400, 3]."""
+    world = environment.world
+    figures = [_figure(entity, index) for entity in [*world.landmarks, *world.agents]]
+    return draw_figures(figures, _camera(environment, index))
 
 
-def draw(
-    figures: Sequence[Figure], centre: tuple[float, float], half_width: float, size_pixels: int = 400
-) -> npt.NDArray[np.uint8]:
-    """Draw the figures, later ones on top.
+def agent_pixels(environment: Environment, index: int, own_picture: bool) -> npt.NDArray[np.float64]:
+    """[N, 3] x, y and radius of the agents in the picture of world ``index``.
 
     Args:
-        figures: what to draw.
-        centre: the world's point in the middle of the picture.
-        half_width: half the side of the square that is shown, in the world's units.
-        size_pixels: side of the picture.
-
-    Returns:
-        [size_pixels, size_pixels, 3] uint8, x to the right and y upwards.
+        environment: VMAS's.
+        index: of the world.
+        own_picture: the last picture was VMAS's own instead of one of ``draw``.
     """
-    steps = (np.arange(size_pixels) + 0.5) / size_pixels * 2.0 - 1.0
-    x, y = centre[0] + half_width * steps, centre[1] - half_width * steps
-    picture = np.full((size_pixels, size_pixels, 3), 255, np.uint8)
-    pixel = 2.0 * half_width / size_pixels
-    for figure in figures:
-        columns = _near(x, figure.position[0], sum(figure.size) + pixel)
-        rows = _near(y, figure.position[1], sum(figure.size) + pixel)
-        depth = _depth(figure, x[None, columns] - figure.position[0], y[rows, None] - figure.position[1])
-        # Whatever is thinner than a pixel still shows.
-        inside = depth > -0.5 * pixel
-        if figure.hollow:
-            inside &= depth < 2.0 * pixel
-        picture[rows, columns][inside] = np.clip(np.asarray(figure.colour) * 255.0, 0.0, 255.0).astype(np.uint8)
-    return picture
+    shown = own_picture and environment.viewer is not None
+    camera = _vmas_camera(environment.viewer) if shown else _camera(environment, index)
+    return camera.discs(
+        np.array([agent.state.pos[index].tolist() for agent in environment.agents]),
+        np.array([agent.shape.circumscribed_radius() for agent in environment.agents]),
+    )
 
 
-def _near(axis: npt.NDArray[np.float64], centre: float, reach: float) -> slice:
-    """The pixels of an axis that a figure can touch."""
-    touched = np.flatnonzero(np.abs(axis - centre) <= reach)
-    return slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0)
+def _camera(environment: Environment, index: int) -> Camera:
+    """Like VMAS's own: the scenario's view, widened until it holds every agent."""
+    world, scenario = environment.world, environment.scenario
+    centre = tuple(float(value) for value in scenario.render_origin)
+    reach = max(
+        max(abs(agent.state.pos[index, axis].item() - centre[axis]) for axis in (0, 1)) for agent in world.agents
+    )
+    return Camera.square((centre[0], centre[1]), max(float(scenario.viewer_zoom), reach + 0.2), _SIZE_PIXELS)
 
 
-def _depth(figure: Figure, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """How far each point lies inside the figure's outline, negative outside."""
-    if figure.kind == "disc":
-        return np.asarray(figure.size[0] - np.hypot(x, y))
-    cos, sin = np.cos(figure.rotation_rad), np.sin(figure.rotation_rad)
-    along, across = np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
-    if figure.kind == "capsule":
-        return np.asarray(figure.size[1] - np.hypot(np.maximum(along - figure.size[0] / 2.0, 0.0), across))
-    return np.asarray(np.minimum(figure.size[0] / 2.0 - along, figure.size[1] / 2.0 - across))
+def _vmas_camera(viewer: Any) -> Camera:
+    """That of the picture which VMAS drew last."""
+    left, right, _, top = viewer.bounds.tolist()
+    return Camera(left, top, viewer.width / (right - left), viewer.height, viewer.width)
+
+
+def _figure(entity: Any, index: int) -> Figure:
+    shape = entity.shape
+    boxy = isinstance(shape, Box | Line)
+    size = (shape.length, 0.0 if isinstance(shape, Line) else shape.width) if boxy else (shape.radius, shape.radius)
+    red, green, blue = (float(part) for part in entity.color[:3])
+    return Figure(
+        kind="box" if boxy else "disc",
+        position=(entity.state.pos[index, 0].item(), entity.state.pos[index, 1].item()),
+        rotation_rad=entity.state.rot[index, 0].item(),
+        size=size,
+        colour=(red, green, blue),
+        hollow=bool(getattr(shape, "hollow", False)),
+    )

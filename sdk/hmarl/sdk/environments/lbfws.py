@@ -201,6 +201,15 @@ class LbfwsEnvironment:
         self._started("render")
         return _lbfws_drawing.draw(self._game, index)
 
+    def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
+        """[N, 3] x, y and radius of the agents in the picture, see ``LocatesAgents``.
+
+        Raises:
+            UsageError: before the first ``reset``.
+        """
+        self._started("agent_pixels")
+        return _lbfws_drawing.agent_pixels(self._game, index)
+
     def close(self) -> None:
         """Nothing to free."""
 

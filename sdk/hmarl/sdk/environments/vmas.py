@@ -29,12 +29,10 @@ import numpy.typing as npt
 import torch
 import vmas
 from gymnasium import spaces
-from vmas.simulator.core import Box, Line
 from vmas.simulator.environment import Environment
 
 from hmarl.sdk.environment import Array, Observation, StepResult
-from hmarl.sdk.environments import _vmas_state
-from hmarl.sdk.environments._vmas_drawing import Figure, draw
+from hmarl.sdk.environments import _vmas_drawing, _vmas_state
 from hmarl.sdk.errors import EnvironmentFault, UsageError, unknown_name
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
@@ -225,7 +223,11 @@ class VmasVector:
             except Exception:
                 # pyglet fails in many ways without a display or EGL; none of them matters for the plain picture.
                 self._opengl = False
-        return _drawing(self._environment, index)
+        return _vmas_drawing.draw(self._environment, index)
+
+    def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
+        """[N, 3] x, y and radius of the agents in the picture that was drawn last; see ``LocatesAgents``."""
+        return _vmas_drawing.agent_pixels(self._environment, index, self._opengl)
 
     def close(self) -> None:
         """Close the window that VMAS may have opened; a second call does nothing."""
@@ -412,30 +414,3 @@ def _with_position(
         return layout
     parts = (("before", start), ("position", width), ("observation", seen.shape[1] - start - width))
     return tuple((name, length) for name, length in parts if length)
-
-
-def _drawing(environment: Environment, index: int) -> npt.NDArray[np.uint8]:
-    world, scenario = environment.world, environment.scenario
-    figures = [_figure(entity, index) for entity in [*world.landmarks, *world.agents]]
-    centre = tuple(float(value) for value in scenario.render_origin)
-    reach = max(
-        max(abs(agent.state.pos[index, axis].item() - centre[axis]) for axis in (0, 1)) for agent in world.agents
-    )
-    # As VMAS's own camera: the scenario's view, widened until it holds every agent.
-    half_width = max(float(scenario.viewer_zoom), reach + 0.2)
-    return draw(figures, (centre[0], centre[1]), half_width)
-
-
-def _figure(entity: Any, index: int) -> Figure:
-    shape = entity.shape
-    boxy = isinstance(shape, Box | Line)
-    size = (shape.length, 0.0 if isinstance(shape, Line) else shape.width) if boxy else (shape.radius, shape.radius)
-    red, green, blue = (float(part) for part in entity.color[:3])
-    return Figure(
-        kind="box" if boxy else "disc",
-        position=(entity.state.pos[index, 0].item(), entity.state.pos[index, 1].item()),
-        rotation_rad=entity.state.rot[index, 0].item(),
-        size=size,
-        colour=(red, green, blue),
-        hollow=bool(getattr(shape, "hollow", False)),
-    )
