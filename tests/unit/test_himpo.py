@@ -120,16 +120,17 @@ def test_no_gradient_passes_to_the_level_above() -> None:
     assert not told_reward(advantages, torch.tensor([[True], [False]]), 2).requires_grad
 
 
-def test_local_rewards_are_what_the_workers_of_a_cluster_earn() -> None:
+def test_local_rewards_are_what_the_workers_of_a_cluster_earn_on_average() -> None:
     algorithm = hierarchy()
     (rollout,) = collected(algorithm, 5)
     rollout.rewards = torch.tensor([1.0, 10.0, 100.0]).expand(5, BATCH, 3).clone()
     cluster = torch.tensor([0, 1, 0]).expand(5, BATCH, 3)
-    earned = local_rewards(rollout, cluster, 2)
-    assert earned[0, 0].tolist() == [101.0, 10.0, 101.0]
-    assert earned[2, 0].tolist() == [1.0, 10.0, 1.0]  # the last agent has left
     rollout.spec = replace(rollout.spec, team_reward="shared")
-    assert local_rewards(rollout, cluster, 2)[0, 0].tolist() == [50.5, 10.0, 50.5]
+    earned = local_rewards(rollout, cluster, 2)
+    assert earned[0, 0].tolist() == [50.5, 10.0, 50.5]
+    assert earned[2, 0].tolist() == [1.0, 10.0, 1.0]  # the last agent has left
+    rollout.spec = replace(rollout.spec, team_reward="sum")
+    assert local_rewards(rollout, cluster, 2)[0, 0].tolist() == [151.5, 30.0, 151.5]
 
 
 @pytest.mark.parametrize("levels", [2, 3])

@@ -32,8 +32,8 @@ def told_reward(advantages: Tensor, decided: Tensor, length: int) -> Tensor:
 
 
 def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tensor:
-    """[T, B, N] what the workers under each worker's sub-manager earn at every step: the sum where the team's reward is
-    the sum of its members', else the mean.
+    """[T, B, N] the team's reward at every step as it would be if all earned what the workers under each worker's
+    sub-manager earn on average. (Their sum would pay workers for crowding into one cluster.)
 
     Args:
         rollout: of T steps.
@@ -41,10 +41,9 @@ def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tenso
         sub_managers: S.
     """
     belongs = membership(cluster, rollout.active, sub_managers)
-    earned = (belongs * rollout.rewards.unsqueeze(-1)).sum(-2)  # [T, B, S]
-    if rollout.spec.team_reward != "sum":
-        earned = earned / belongs.sum(-2).clamp(min=1.0)
-    return earned.gather(-1, cluster)
+    earned = (belongs * rollout.rewards.unsqueeze(-1)).sum(-2) / belongs.sum(-2).clamp(min=1.0)  # [T, B, S]
+    scale = rollout.rewards.shape[-1] if rollout.spec.team_reward == "sum" else 1
+    return scale * earned.gather(-1, cluster)
 
 
 @dataclass(frozen=True)
