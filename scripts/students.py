@@ -1,0 +1,111 @@
+"""How much of a team's return its local students keep: distil, export, serve by one process an agent, and play.
+
+    python scripts/students.py runs/study/vmas-sampling-* --out docs/results
+
+Takes runs whose teams know more than their agents can (himpo, mat, sable, or hcpo under its central conductor).
+Students that are distilled already are not distilled again, and what was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from demo import serving
+from rich.console import Console
+
+from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.sdk.environments import make
+from hmarl.sdk.evaluation import Evaluation, evaluate
+from hmarl.sdk.files import write_text
+from hmarl.sdk.statistics import iqm, iqm_interval
+from hmarl.sdk.teams import FleetTeam
+from hmarl.trainer.config import validate
+from hmarl.trainer.export import export_run
+from hmarl.trainer.students.dagger import REPORT_SEED
+from hmarl.trainer.students.settings import DistillationSettings
+
+ENOUGH = 0.95  # of the teacher's return
+_HEADER = (
+    "run", "teacher's return", "students, served", "share", "their action is the teacher's", "goals",
+    "rounds", "environment steps",
+)  # fmt: skip
+
+
+def distilled(run: Path) -> Bundle:
+    """The bundle of a run's students, distilled with default settings."""
+    bundle = run / "students-bundle"
+    if not bundle.exists():
+        export_run(run, bundle, "last", distillation=validate(DistillationSettings, {}, "distillation"))
+    return load_bundle(bundle)
+
+
+def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
+    """Episodes of the students, each in a process of its own, on the seeds of the bundle's own report."""
+    about = bundle.manifest.environment
+    environment = make(about.name, 1, **about.arguments)
+    with serving(folder / "students-bundle", folder / "endpoints.json", Console(quiet=True)) as endpoints:
+        team = FleetTeam(endpoints, environment.spec)
+        try:
+            return evaluate(environment, team, episodes, seed=REPORT_SEED)
+        finally:
+            team.close()
+            environment.close()
+
+
+def rows(runs: list[Path], episodes: int) -> Iterator[tuple[str, ...]]:
+    """The table."""
+    yield _HEADER
+    yield ("---",) * len(_HEADER)
+    for run in runs:
+        bundle = distilled(run)
+        report, played = bundle.manifest.students, served(bundle, run, episodes)
+        assert report is not None
+        low, high = iqm_interval(played.returns)
+        mean = float(played.returns.mean())
+        share = mean / report.teacher_return if report.teacher_return > 0 else None
+        yield (
+            run.name,
+            f"{report.teacher_return:.2f}",
+            f"{mean:.2f} (IQM {float(iqm(played.returns)):.2f} [{low:.2f}, {high:.2f}])",
+            "–" if share is None else f"{share:.1%}{'' if share >= ENOUGH else ' ‡'}",
+            _acted(report.action_agreement, report.action_difference),
+            _guessed(report.goal_accuracy, report.goal_variance_explained),
+            f"{report.rounds}, {report.stopped}",
+            f"{report.steps:,}",
+        )
+
+
+def _acted(agreement: float | None, difference: float | None) -> str:
+    words = [] if agreement is None else [f"{agreement:.1%} of the steps"]
+    return "; ".join(words + ([] if difference is None else [f"off by {difference:.3f} on average"]))
+
+
+def _guessed(accuracy: float | None, explained: float | None) -> str:
+    words = [] if accuracy is None else [f"{accuracy:.1%} guessed"]
+    return "; ".join(words + ([] if explained is None else [f"{explained:.0%} of their variance"])) or "none"
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="run directories")],
+    out: Annotated[Path, typer.Option(help="where students.md goes")] = Path("docs/results"),
+    episodes: Annotated[int, typer.Option(help="played by the served students")] = 100,
+) -> None:
+    """Distil what is not distilled yet, serve and play it, and write the table."""
+    paragraphs = [
+        "# Students",
+        "Made by `python scripts/students.py RUN …`. Recurrent students, one an agent, see their own agent's "
+        "observations alone; they were distilled by DAgger with default settings, exported, and served by one process "
+        f"each. Teacher and students play the same {episodes} episodes, on seeds by which no round was chosen. "
+        f"‡ below {ENOUGH:.0%} of the teacher's return.",
+        "\n".join(f"| {' | '.join(row)} |" for row in rows(runs, episodes)),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "students.md", "\n\n".join(paragraphs) + "\n")
+    print(f"wrote {out / 'students.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
