@@ -151,7 +151,7 @@ class Himpo(Algorithm):
             chosen = rollout.extras["manager_decided"]
             above = graphs.outcome(
                 hierarchy.manager, external.expand(*decided.shape, settings.sub_managers), settings.gamma,
-                settings.gae_lambda, chosen, settings.manager_gae_lambda,
+                settings.manager_gae_lambda, chosen, settings.value_lambda,
             )  # fmt: skip
             learnt.append(("manager_", hierarchy.manager, self._goals_set(graphs, above, chosen, "sub_goal")))
             told = told_reward(above.advantages, chosen, settings.manager_interval).gather(-1, cluster)
@@ -160,8 +160,8 @@ class Himpo(Algorithm):
                 rewards = rewards + local_rewards(rollout, cluster, settings.sub_managers)
         if hierarchy.sub_managers is not None:
             judged = graphs.outcome(
-                hierarchy.sub_managers, rewards, settings.gamma, settings.gae_lambda, decided,
-                settings.manager_gae_lambda,
+                hierarchy.sub_managers, rewards, settings.gamma, settings.manager_gae_lambda, decided,
+                settings.value_lambda,
             )  # fmt: skip
             learnt.append(("sub_manager_", hierarchy.sub_managers, self._goals_set(graphs, judged, decided, "goal")))
             rewards = told_reward(judged.advantages, decided, settings.goal_interval)

@@ -110,7 +110,7 @@ class RolloutGraphs:
         gamma: float,
         gae_lambda: float,
         decided: Tensor | None = None,
-        superior_lambda: float = 0.0,
+        value_lambda: float = 0.95,
     ) -> Outcome:
         """What came of a level's decisions, by GAE from decision to decision.
 
@@ -118,9 +118,9 @@ class RolloutGraphs:
             level: whose decisions.
             rewards: [T, B, U] of every step.
             gamma: discount per decision.
-            gae_lambda: λ per decision, of the value's targets, and of a worker's advantages.
+            gae_lambda: λ per decision.
             decided: [T, B] bool where a superior level decided; None for workers, who always do.
-            superior_lambda: λ per decision of a superior's advantages.
+            value_lambda: λ of the returns that a superior's value learns; a worker's are those of its advantages.
         """
         rollout, lead = self.rollout, self.rollout.ended.shape
         if decided is None:
@@ -136,5 +136,5 @@ class RolloutGraphs:
             )
             return Outcome(advantages, advantages + values)
         given = (rewards, values, next_values, rollout.ended, decided, gamma)
-        returns = decision_advantages(*given, gae_lambda, "decision") + values
-        return Outcome(decision_advantages(*given, superior_lambda, "decision"), returns)
+        returns = decision_advantages(*given, value_lambda, "decision") + values
+        return Outcome(decision_advantages(*given, gae_lambda, "decision"), returns)

@@ -46,10 +46,10 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
         False, description="True: workers also earn the external reward directly (ablation FL)"
     )
     manager_gae_lambda: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="λ of managers' and sub-managers' advantages; their values' targets take gae_lambda",
+        0.0, ge=0, le=1, description="λ of managers' and sub-managers' advantages; gae_lambda is the workers'"
+    )
+    value_lambda: float = Field(
+        0.95, ge=0, le=1, description="λ of the returns that managers' and sub-managers' values learn"
     )
     embedding_size: int = Field(64, ge=1, description="E, width of all levels' networks")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the levels' values")
