@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.sdk.errors import UsageError
+
 
 @dataclass(frozen=True)
 class TeamAnnotation:
@@ -18,10 +20,13 @@ class TeamAnnotation:
         active: [N] bool, who was there.
         cluster: [N] int64, the cluster that each agent belonged to, or None.
         goals: [N, G] float32, what each agent had been told; one-hot where goals are discrete. Or None.
-        goals_set: [N] bool, whose goal was set at this very step.
+        goals_set: [N] bool, whose goal was set at this very step; None where ``goals`` is.
         sub_goals: [S, G] float32, what each cluster's sub-manager had been told, or None.
         sub_goals_set: [S] bool, as ``goals_set``.
         discrete: goals are one of G.
+
+    Raises:
+        UsageError: arrays of shapes that do not fit one another.
     """
 
     edges: npt.NDArray[np.int64]
@@ -32,6 +37,15 @@ class TeamAnnotation:
     sub_goals: npt.NDArray[np.float32] | None = None
     sub_goals_set: npt.NDArray[np.bool_] | None = None
     discrete: bool = False
+
+    def __post_init__(self) -> None:
+        agents, told = len(self.active), None if self.goals is None else len(self.goals)
+        expected = {"cluster": agents, "goals": agents, "goals_set": told}
+        expected["sub_goals_set"] = None if self.sub_goals is None else len(self.sub_goals)
+        for name, length in expected.items():
+            array = getattr(self, name)
+            if (array is not None or name.endswith("_set")) and (None if array is None else len(array)) != length:
+                raise UsageError(f"annotation '{name}': got {array!r}, expected {length} entries")
 
     @property
     def heard(self) -> float:

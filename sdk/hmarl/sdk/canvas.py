@@ -15,6 +15,13 @@ _Indices = npt.NDArray[np.int64]
 _Lengths = npt.NDArray[np.float64]
 
 
+# Each digit as rows of three pixels.
+_DIGITS = (
+    "111 101 101 101 111", "010 110 010 010 111", "111 001 111 100 111", "111 001 111 001 111", "101 101 111 001 001",
+    "111 100 111 001 111", "111 100 111 101 111", "111 001 010 010 010", "111 101 111 101 111", "111 101 111 001 111",
+)  # fmt: skip
+
+
 class Canvas:
     """Shapes over a picture; lengths are in pixels, x to the right and y downwards from the upper left corner.
 
@@ -63,6 +70,19 @@ class Canvas:
         behind = -(x * direction[0] + y * direction[1])
         aside = np.abs(y * direction[0] - x * direction[1])
         self._paint(rows, columns, np.minimum((behind - 2 * aside) / 5**0.5, size - behind), colour, opacity)
+
+    def number(self, value: int, centre: Point, scale: int, colour: Colour, ground: Colour) -> None:
+        """A whole number in digits of 3 by 5 points, each ``scale`` pixels large, on a ground of its own; the nearest
+        place to ``centre`` where all of it is in the picture.
+        """
+        glyphs = [np.array([[bit == "1" for bit in row] for row in _DIGITS[int(d)].split()]) for d in str(value)]
+        points = np.pad(np.concatenate([np.pad(glyph, ((0, 0), (0, 1))) for glyph in glyphs], axis=1), ((1, 1), (1, 0)))
+        inked = np.kron(points, np.ones((scale, scale), bool))
+        room = np.subtract(self._pixels.shape[:2], inked.shape)
+        top, left = np.clip(np.round(np.flip(centre) - np.array(inked.shape) / 2), 0, np.maximum(room, 0)).astype(int)
+        below = self._pixels[top : top + inked.shape[0], left : left + inked.shape[1]]
+        inked = inked[: below.shape[0], : below.shape[1], None]
+        below[:] = np.where(inked, np.multiply(colour, 255.0), np.multiply(ground, 255.0))
 
     def picture(self) -> Frame:
         """[height, width, 3] uint8, everything drawn so far."""

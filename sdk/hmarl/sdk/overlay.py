@@ -15,7 +15,7 @@ _Numbers = npt.NDArray[np.float64]
 
 _WHITE, _INK = (1.0, 1.0, 1.0), (0.16, 0.18, 0.22)
 # Lengths in pixels of a picture of this size; they grow with the picture.
-_NORMAL_SIZE = 320.0
+_NORMAL_SIZE, _SMALLEST_UNIT = 320.0, 0.5
 _MESSAGE_WIDTH, _MESSAGE_OPACITY, _ARROW_SIZE = 1.2, 0.6, 6.0
 _RING_WIDTH, _RING_GAP, _SMALLEST_RING, _HALO = 2.2, 1.5, 5.0, 0.8
 _SPOKE_WIDTH, _SPOKE_OPACITY = 3.0, 0.35
@@ -29,7 +29,7 @@ def draw_over(
 
     A thin dark line is a message, with an arrow at the one who heard it unless both did. A ring in a cluster's colour
     is around each of its agents, with a light line to the middle of the cluster. The patch beside an agent is its goal,
-    the one in the middle of a cluster its sub-manager's: equal colours are equal goals.
+    the one in the middle of a cluster its sub-manager's: equal colours are equal goals. Agents have their numbers.
 
     Args:
         frames: of an episode's first steps.
@@ -44,6 +44,7 @@ def draw_over(
         overlay.draw_messages()
         overlay.draw_rings()
         overlay.draw_goals(goals, sub_goals)
+        overlay.draw_numbers()
         drawn.append(overlay.canvas.picture())
     return drawn
 
@@ -54,7 +55,7 @@ class _Overlay:
     def __init__(self, frame: Frame, told: TeamAnnotation, places: _Numbers) -> None:
         self.canvas, self._told = Canvas(frame), told
         self._size = np.array([frame.shape[1], frame.shape[0]], np.float64)
-        self._unit = float(self._size.min()) / _NORMAL_SIZE
+        self._unit = max(float(self._size.min()) / _NORMAL_SIZE, _SMALLEST_UNIT)
         self._shown = told.active & np.isfinite(places).all(1)
         self._centres = places[:, :2]
         self._rings = np.maximum(places[:, 2] + _RING_GAP * self._unit, _SMALLEST_RING * self._unit)
@@ -119,6 +120,13 @@ class _Overlay:
                 centre = self._middle(cluster) if len(members) > 1 else self._beside(members[0], -1.0)
                 colour = sub_goals(self._told.sub_goals[cluster])
                 self._patch(centre, self._patches[members].max(), colour, cluster_colour(cluster))
+
+    def draw_numbers(self) -> None:
+        """The agents' numbers, down left of them."""
+        for agent in np.flatnonzero(self._shown).tolist():
+            scale = max(1, round(min(self._rings[agent] / 10.0, 2.0 * self._unit)))
+            away = 0.72 * self._rings[agent] + 2.5 * scale
+            self.canvas.number(agent, self._centres[agent] + np.array([-away, away]), scale, _INK, _WHITE)
 
     def _beside(self, agent: int, side: float) -> _Numbers:
         """Where a patch above an agent is, to its right (1) or left (-1)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from hmarl.sdk.annotation_plots import annotation_plots
 from hmarl.sdk.errors import MissingExtraError
 from hmarl.sdk.evaluation import Evaluation
 from hmarl.sdk.files import write_text
+from hmarl.sdk.plotting import ACCENT, INK, MUTED, data_url, new_axes, png
 from hmarl.sdk.statistics import Estimate, probability_of_improvement
 from hmarl.sdk.video import Recording
 
-_TEAM, _BASELINE, _INK, _GRID = "#2563eb", "#9ca3af", "#1f2937", "#e5e7eb"
 _VIDEO_TYPES = {".gif": "image/gif", ".mp4": "video/mp4"}
 
 
@@ -66,7 +65,8 @@ def write_report(path: Path, content: ReportContent) -> None:
         plots=_plots(content),
         video=_embedded(content.video),
         recording=content.recording,
-        recording_plot=None if content.recording is None else _png(_plot_recording(content.recording)),
+        told_plots=_told_plots(content.recording),
+        recording_plot=None if content.recording is None else png(_plot_recording(content.recording)),
         command=content.command,
         settings=content.settings,
         versions={name: version(name) for name in ("hmarl", "numpy", "onnxruntime", "grpcio")},
@@ -138,29 +138,13 @@ def _plots(content: ReportContent) -> list[dict[str, str]]:
         ),
         ("Latency", f"Time of {content.evaluation.latency_of}.", _plot_latencies(content.evaluation)),
     ]
-    return [{"title": title, "note": note, "png": _png(figure)} for title, note, figure in plots if figure is not None]
-
-
-def _axes(x: str, y: str) -> tuple[Any, Any]:
-    """A figure with one plain set of axes; no global state of matplotlib is touched."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - part of the eval extra
-
-    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x, color=_INK)
-    axes.set_ylabel(y, color=_INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_BASELINE)
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.grid(True, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
+    return [{"title": title, "note": note, "png": png(figure)} for title, note, figure in plots if figure is not None]
 
 
 def _plot_returns(content: ReportContent) -> Any:
-    figure, axes = _axes("return of an episode", "episodes")
+    figure, axes = new_axes("return of an episode", "episodes")
     axes.locator_params(axis="y", integer=True)
-    shown = [(content.evaluation, _TEAM)] + ([(content.baseline, _BASELINE)] if content.baseline is not None else [])
+    shown = [(content.evaluation, ACCENT)] + ([(content.baseline, MUTED)] if content.baseline is not None else [])
     edges = np.histogram_bin_edges(np.concatenate([evaluation.returns for evaluation, _ in shown]), 24)
     for evaluation, colour in shown:
         axes.hist(evaluation.returns, edges, color=colour, alpha=0.75, label=evaluation.team, edgecolor="white")
@@ -170,13 +154,13 @@ def _plot_returns(content: ReportContent) -> Any:
 
 
 def _plot_episodes(content: ReportContent) -> Any:
-    figure, axes = _axes("episode", "return")
+    figure, axes = new_axes("episode", "return")
     axes.locator_params(axis="x", integer=True)
     low, high = content.evaluation.summary()["return_ci95"]
     if content.baseline is not None:
-        axes.plot(content.baseline.returns, ".", color=_BASELINE, markersize=5, label=content.baseline.team)
-    axes.plot(content.evaluation.returns, ".", color=_TEAM, markersize=6, label=content.evaluation.team)
-    axes.axhspan(low, high, color=_TEAM, alpha=0.18, linewidth=0)
+        axes.plot(content.baseline.returns, ".", color=MUTED, markersize=5, label=content.baseline.team)
+    axes.plot(content.evaluation.returns, ".", color=ACCENT, markersize=6, label=content.evaluation.team)
+    axes.axhspan(low, high, color=ACCENT, alpha=0.18, linewidth=0)
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -184,42 +168,39 @@ def _plot_episodes(content: ReportContent) -> Any:
 def _plot_latencies(evaluation: Evaluation) -> Any | None:
     if evaluation.latencies_s.size == 0:
         return None
-    figure, axes = _axes("microseconds (logarithmic)", "calls")
+    figure, axes = new_axes("microseconds (logarithmic)", "calls")
     microseconds = np.maximum(evaluation.latencies_s * 1e6, 1e-3)
     low, high = np.log10(microseconds.min()), np.log10(microseconds.max())
     axes.hist(
-        microseconds, np.logspace(low, high + 1e-6, 50), color=_TEAM, alpha=0.75, edgecolor="white", linewidth=0.4
+        microseconds, np.logspace(low, high + 1e-6, 50), color=ACCENT, alpha=0.75, edgecolor="white", linewidth=0.4
     )
     axes.set_xscale("log")
     for quantile, style in ((0.5, "-"), (0.99, "--")):
         value = float(np.quantile(microseconds, quantile))
-        axes.axvline(value, color=_INK, linestyle=style, linewidth=1.2, label=f"p{quantile * 100:.0f}  {value:,.0f} µs")
+        axes.axvline(value, color=INK, linestyle=style, linewidth=1.2, label=f"p{quantile * 100:.0f}  {value:,.0f} µs")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
+def _told_plots(recording: Recording | None) -> list[dict[str, Any]]:
+    """The figures of what the team told of itself."""
+    if recording is None or not recording.annotations:
+        return []
+    plots = annotation_plots(recording.annotations)
+    return [{"title": plot.title, "note": plot.note, "png": png(plot.figure), "wide": plot.wide} for plot in plots]
+
+
 def _plot_recording(recording: Recording) -> Any:
-    figure, axes = _axes("step", "cumulative reward")
+    figure, axes = new_axes("step", "cumulative reward")
     axes.locator_params(axis="x", integer=True)
     total = np.concatenate([[0.0], np.cumsum(recording.rewards)])
-    axes.plot(total, color=_TEAM, linewidth=2)
-    axes.fill_between(np.arange(len(total)), total, color=_TEAM, alpha=0.12, linewidth=0)
+    axes.plot(total, color=ACCENT, linewidth=2)
+    axes.fill_between(np.arange(len(total)), total, color=ACCENT, alpha=0.12, linewidth=0)
     return figure
-
-
-def _png(figure: Any) -> str:
-    """A figure as the content of an image's source."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    return _data_url("image/png", buffer.getvalue())
 
 
 def _embedded(video: Path | None) -> dict[str, str] | None:
     if video is None:
         return None
     kind = _VIDEO_TYPES[video.suffix]
-    return {"kind": kind, "source": _data_url(kind, video.read_bytes())}
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return {"kind": kind, "source": data_url(kind, video.read_bytes())}

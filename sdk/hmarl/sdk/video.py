@@ -27,16 +27,17 @@ class Recording:
 
     Attributes:
         seed: the episode's seed.
-        frames: pictures [height, width, 3], one before each step, with what the team told of itself drawn over them
-            where the environment knows where its agents are; empty when the task cannot be drawn.
+        frames: pictures [height, width, 3], one before each step; empty when the task cannot be drawn.
         rewards: [T] float64, the team reward of every step.
         annotations: what the team told of itself at every step, T of them; empty when it tells nothing.
+        drawn_over: the frames show the annotations, see ``draw_over``: the environment knows where its agents are.
     """
 
     seed: int
     frames: list[Frame]
     rewards: npt.NDArray[np.float64]
     annotations: list[TeamAnnotation] = field(default_factory=list)
+    drawn_over: bool = False
 
 
 def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_frames: int = 1000) -> Recording:
@@ -73,10 +74,11 @@ def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_fr
         if result.terminated[0] or result.truncated[0]:
             break
         observation = as_numpy(result.observation)
-    if annotations and places:
+    drawn_over = bool(annotations and places)
+    if drawn_over:
         # Only now, because the goals' colours depend on all of them.
         frames = draw_over(frames, annotations, places)
-    return Recording(seed, frames, np.asarray(rewards), annotations)
+    return Recording(seed, frames, np.asarray(rewards), annotations, drawn_over)
 
 
 def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> None:
