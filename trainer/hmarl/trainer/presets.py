@@ -76,8 +76,8 @@ _LBF_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 7e-4}
 _LBF_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 50, "threads": 1}
 _GUIDED_SMAX_RUN: dict[str, Any] = {**_SMAX_RUN, "environments": 64}
 
-# A superior's next advantages say nothing of what a worker does now: with the source's λ of 0.95 they are mostly noise.
-_HIERARCHY: dict[str, Any] = {"gae_lambda": 0.5, "minibatches": 4}
+# The larger λ, the noisier; the smaller, the more workers are paid for flattering their superiors' values.
+_HIERARCHY: dict[str, Any] = {"gae_lambda": 0.9, "minibatches": 4}
 _SAMPLING_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 50, "threads": 1}
 _SAMPLING_STEPS: dict[str, Any] = {"learning_rate": 5e-4, "epochs": 10, "minibatches": 4, **_NO_BONUS}
 

@@ -1,7 +1,7 @@
 """Networks over the hierarchy's graph: of workers, and of superiors who set a goal for each of their subordinates.
 
-Agents of a group share all layers, and nothing depends on the agents' order or number: representations of single
-agents are combined by means alone. All graphs of a batch are worked on at once, messages as one list of edges.
+Agents of a group share all layers, and nothing depends on the agents' order: representations of single agents are
+combined by means and counts alone. All graphs of a batch are worked on at once, messages as one list of edges.
 
 Source: Marzi et al. 2025 (HiMPo), Eq. 1 and section 3.2.
 """
@@ -215,8 +215,8 @@ class SuperiorNetwork(GraphNetwork):
 
     Args:
         sub_managers: S.
-        of_manager: the superior is the manager, and its subordinates are the sub-managers, of each of whom it sees the
-            mean of its workers; else the superiors are the sub-managers, and their subordinates the workers.
+        of_manager: the superior is the manager, and its subordinates are the sub-managers, of each of whom it sees a
+            summary of its workers; else the superiors are the sub-managers, and their subordinates the workers.
 
     The others are ``GraphNetwork``'s.
     """
@@ -238,8 +238,10 @@ class SuperiorNetwork(GraphNetwork):
     def inner_shapes(self) -> Shapes:
         """Reports, messages among sub-managers, and a last hidden layer of (superior, subordinate)."""
         width = self.structure.width
-        shapes = linear_shapes("report", width, width)
-        if not self.of_manager:
+        shapes = linear_shapes("report", width, width) | {"reporters.weight": (width, 1)}
+        if self.of_manager:
+            shapes["workers.weight"] = (width, 1)
+        else:
             shapes |= self._message_shapes(0)
         return shapes | linear_shapes("subordinate", width, width) | {"superior.weight": (width, width)}
 
@@ -249,12 +251,12 @@ class SuperiorNetwork(GraphNetwork):
         workers = self._agents(parameters, graph, None)
         belongs = membership(graph.cluster, graph.active, self.sub_managers)
         if self.of_manager:
-            subordinates = _mean_of_each(workers, belongs)  # [M, S, E]
+            subordinates = _summary(parameters["workers.weight"], workers, belongs)  # [M, S, E]
             belongs = (belongs.sum(1) > 0).float().unsqueeze(-1)  # empty clusters do not report
         else:
             subordinates = workers
         reports = self._activate(dense(parameters, "report", subordinates))
-        superiors = _mean_of_each(reports, belongs)  # [M, S, E], or [M, 1, E]
+        superiors = _summary(parameters["reporters.weight"], reports, belongs)  # [M, S, E], or [M, 1, E]
         if graph.sub_goal is not None and self.told:
             superiors = superiors + graph.sub_goal @ parameters["goal.weight"].mT
         if not self.of_manager:
@@ -268,13 +270,15 @@ class SuperiorNetwork(GraphNetwork):
         return [dense(parameters, "output.0", hidden)]
 
 
-def _mean_of_each(nodes: Tensor, belongs: Tensor) -> Tensor:
-    """[M, K, E] mean of the nodes [M, N, E] that belong [M, N, K] to each; 0 where none does."""
-    size = belongs.sum(1).clamp(min=1.0)
-    return belongs.mT @ nodes / size.unsqueeze(-1)
+def _summary(weight: Tensor, nodes: Tensor, belongs: Tensor) -> Tensor:
+    """[M, K, E] mean of the nodes [M, N, E] that belong [M, N, K] to each, plus how many those are, ``weight`` [E, 1]
+    times log(1 + number); 0 where there are none.
+    """
+    size = belongs.sum(1).unsqueeze(-1)
+    return belongs.mT @ nodes / size.clamp(min=1.0) + size.log1p() @ weight.mT
 
 
 def _peers(present: Tensor) -> Tensor:
-    """[M, S, S] bool: all that are there [M, S] hear one another."""
+    """[M, S, S] bool: everybody hears all others that are there [M, S]."""
     others = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
-    return present.unsqueeze(-1) & present.unsqueeze(-2) & others
+    return present.unsqueeze(-2) & others
