@@ -76,7 +76,7 @@ _LBF_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 7e-4}
 _LBF_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 50, "threads": 1}
 _GUIDED_SMAX_RUN: dict[str, Any] = {**_SMAX_RUN, "environments": 64}
 
-# The larger λ, the noisier; the smaller, the more workers are paid for flattering their superiors' values.
+# The workers' λ: the larger, the noisier; the smaller, the more they are paid for flattering their superiors' values.
 _HIERARCHY: dict[str, Any] = {"gae_lambda": 0.9, "minibatches": 4}
 _SAMPLING_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 50, "threads": 1}
 _SAMPLING_STEPS: dict[str, Any] = {"learning_rate": 5e-4, "epochs": 10, "minibatches": 4, **_NO_BONUS}
@@ -285,8 +285,8 @@ PRESETS: tuple[Preset, ...] = (
         for name in ("mappo", "happo", "ippo")
     ),
     Preset(
-        "himpo", "vmas/sampling", 300_000, "return about 60 after 100,000 steps", {**_SAMPLING_STEPS, **_HIERARCHY},
-        _SAMPLING_RUN,
+        "himpo", "vmas/sampling", 300_000, "return about 60 after 100,000 steps",
+        {**_SAMPLING_STEPS, **_HIERARCHY, "gae_lambda": 0.5}, _SAMPLING_RUN,
     ),
     Preset(
         "mappo", "vmas/sampling", 300_000, "return about 60 after 100,000 steps", _SAMPLING_STEPS, _SAMPLING_RUN
