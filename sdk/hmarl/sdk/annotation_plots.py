@@ -50,7 +50,8 @@ def annotation_plots(annotations: Sequence[TeamAnnotation]) -> list[AnnotationPl
 def _time_plot(annotations: Sequence[TeamAnnotation], colours: GoalColours) -> AnnotationPlot:
     note = (
         "One row an agent, one column a step, coloured as in the film: a row that keeps its colour is told the same "
-        "all the time, rows of one colour are told the same as one another. Strokes mark where goals were set."
+        "all the time, rows of one colour are told the same as one another. Strokes mark where goals were set; "
+        "white is who has left."
     )
     pictures, marks, names = [_agent_rows(annotations, colours)], [_set_when(annotations)], _agent_names(annotations)
     if annotations[0].cluster is not None:
@@ -181,8 +182,8 @@ def _messages_plot(annotations: Sequence[TeamAnnotation]) -> AnnotationPlot:
         colours = [cluster_colour(cluster) for cluster in range(len(sizes))]
         panels[0].stackplot(steps, sizes, colors=colours, step="mid", alpha=0.8, linewidth=0)
     panels[-1].step(steps, heard, where="mid", color=ACCENT, linewidth=1.8)
+    panels[-1].set_ylim(0, max(1.0, 1.1 * max(heard)))
     for axes in panels:
-        axes.set_ylim(bottom=0)
         axes.locator_params(axis="x", integer=True)
     return AnnotationPlot("Messages" if sizes is None else "Clusters and messages", note, figure)
 

@@ -124,7 +124,7 @@ class _Overlay:
     def draw_numbers(self) -> None:
         """The agents' numbers, down left of them."""
         for agent in np.flatnonzero(self._shown).tolist():
-            scale = max(1, round(min(self._rings[agent] / 10.0, 2.0 * self._unit)))
+            scale = max(1, round(min(self._rings[agent] / 8.0, 2.0 * self._unit)))
             away = 0.72 * self._rings[agent] + 2.5 * scale
             self.canvas.number(agent, self._centres[agent] + np.array([-away, away]), scale, _INK, _WHITE)
 
