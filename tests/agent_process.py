@@ -7,22 +7,34 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 
 class AgentProcess:
-    """One agent of a bundle, served at ``address``, which stays the same over restarts."""
+    """One agent of a bundle, served at ``address``, which stays the same over restarts; ``before`` are words that the
+    command is put behind, of a program that becomes it.
+    """
 
-    def __init__(self, bundle: Path, agent_id: str, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, bundle: Path, agent_id: str, listen: str = "127.0.0.1:0", before: Sequence[str] = ()) -> None:
+        self._before = before
         self._bundle = bundle
         self._agent_id = agent_id
         self.address = listen
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._bundle), "--agent", self._agent_id]
+        command = [
+            *self._before,
+            sys.executable,
+            "-m",
+            "hmarl.runtime.commands.agent",
+            str(self._bundle),
+            "--agent",
+            self._agent_id,
+        ]
         command += ["--listen", self.address, "--json", "--log-level", "warning"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
