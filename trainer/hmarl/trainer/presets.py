@@ -210,8 +210,15 @@ PRESETS: tuple[Preset, ...] = (
         },
         _GUIDED_RUN,
     ),
-    Preset("mat", "coordsum/*", 2_000_000, "centralised, to compare", _GUIDED_GAME, _GUIDED_RUN),
-    Preset("sable", "coordsum/*", 2_000_000, "centralised, to compare", _REMEMBERING, _GUIDED_RUN),
+    # A guider that nothing holds back needs smaller gradients: with 10 it diverged.
+    Preset(
+        "mat", "coordsum/*", 2_000_000, "centralised, to compare", {**_GUIDED_GAME, "max_gradient_norm": 0.5},
+        _GUIDED_RUN,
+    ),
+    Preset(
+        "sable", "coordsum/*", 2_000_000, "centralised, to compare", {**_REMEMBERING, "max_gradient_norm": 0.5},
+        _GUIDED_RUN,
+    ),
     Preset(
         "ctds", "coordsum/*", 2_000_000, "plain distillation, to compare", {**_REMEMBERING, "guider": "sable"},
         _GUIDED_RUN,
