@@ -187,6 +187,25 @@ def test_chunks_begin_with_what_the_students_remember(steps: int) -> None:
             torch.testing.assert_close(cut[:, :, place], whole[:, first : first + length, unit % 3])
 
 
+def test_students_act_by_what_they_have_seen_of_the_episode_and_by_nothing_before_it() -> None:
+    """What they did step by step is what their distributions over the whole rollout say, episode ends inside."""
+    vector = leaving(3)
+    algorithm = new_algorithm(vector)
+    students = new_students(algorithm)
+    rollout = Rollout(vector.spec, 12, 3, CPU)
+    demonstrator = Demonstrator(algorithm, FollowingTeacher(algorithm), students, sample=False)
+    collector = Collector(vector, rollout, np.arange(3))
+    for _ in range(2):
+        demonstrator.prepare(teacher_acts=False, seed=7)
+        collector.restart(np.arange(3) + 11, demonstrator)
+        collector.collect(demonstrator)
+    rounds = Demonstrations.of(rollout, algorithm)
+    for g, policy in enumerate(students.policies):
+        remembered = policy.remembered(rounds.features(g), torch.zeros(1, 3, 5), rounds.begins, policy.theta)
+        modes = policy.decided(remembered, rounds.mask(g), policy.theta)[0].mode()
+        torch.testing.assert_close(modes, rollout.actions[g].flatten(0, 1).transpose(0, 1))
+
+
 def test_who_has_left_teaches_nothing() -> None:
     vector = leaving(3)
     algorithm = new_algorithm(vector)

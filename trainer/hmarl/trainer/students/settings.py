@@ -16,18 +16,18 @@ _UNKNOWN_HORIZON = 128
 class DistillationSettings(Settings):
     """How students are distilled, and what they are."""
 
-    environments: int = Field(32, ge=1, description="B, environments stepped together")
+    environments: int = Field(64, ge=1, description="B, environments stepped together")
     steps: int | None = Field(
         None,
         ge=1,
         description="steps per environment and round, rounded up to whole chunks; null: one episode (its horizon)",
     )
-    rounds: int = Field(20, ge=1, description="rounds at most: the team acts, the teacher labels, the students learn")
+    rounds: int = Field(40, ge=1, description="rounds at most: the team acts, the teacher labels, the students learn")
     kept_rounds: int = Field(10, ge=1, description="newest rounds whose data the students learn from")
-    epochs: int = Field(4, ge=1, description="passes over the kept data per round")
+    epochs: int = Field(10, ge=1, description="passes over the kept data per round")
     minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
     chunk_length: int = Field(32, ge=1, description="steps through which gradients flow back")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
+    learning_rate: float = Field(3e-3, gt=0, description="Adam's step size")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     goal_weight: float = Field(1.0, ge=0, description="weight of the loss on goals beside the one on actions")
     hidden_sizes: HiddenSizes = Field((64,), description="hidden layers before the memory")
@@ -36,7 +36,7 @@ class DistillationSettings(Settings):
     share_parameters: bool | None = Field(
         None, description="students of a group share one network, told apart by a one-hot input; null: as the run says"
     )
-    patience: int = Field(5, ge=1, description="rounds without a better return after which the distillation ends")
+    patience: int = Field(10, ge=1, description="rounds without a better return after which the distillation ends")
     tolerance: float = Field(
         0.005, ge=0, description="what counts as better: more than this share of the teacher's return"
     )
