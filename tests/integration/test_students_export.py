@@ -28,6 +28,7 @@ from hmarl.trainer.config import validate
 from hmarl.trainer.export import load_run
 from hmarl.trainer.policy_source import load_team
 from hmarl.trainer.students.dagger import REPORT_SEED, Distilled, distil_run
+from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.team import LocalTeam
 from training_runs import tiny_config, train
@@ -233,6 +234,24 @@ def test_students_of_another_checkpoint_or_with_other_settings_are_not_gone_on_w
     assert "distillation.seed: got 4, begun with 0); --restart-students discards them" in said
     assert files(run) == before
     assert not target.exists()
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    run: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = KeptDistillation.save
+
+    def save(self: KeptDistillation, *arguments: Any) -> None:
+        inner(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptDistillation, "save", save)
+    code, _, said = call("export", str(run), "--distil", "--out", str(tmp_path / "bundle"), *words(SETTINGS))
+    assert code == 130
+    assert "the rounds that are done are kept in" in said
+    assert "the same command goes on" in said.replace("\n", " ")
+    assert len(list((run / "students" / "checkpoints").glob("*.json"))) == 1
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_report_in_the_manifest_is_strict() -> None:

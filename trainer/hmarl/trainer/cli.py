@@ -190,7 +190,14 @@ def export(
     target = out or run / "bundle"
     console = Console(stderr=True)
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False, soft_wrap=True)
-    bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
+    try:
+        bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
+    except KeyboardInterrupt:
+        if distillation is not None:
+            console.print(
+                f"\nstopped; the rounds that are done are kept in {run / 'students'}: the same command goes on"
+            )
+        raise
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
     if students is not None:
         _report_students(console, students)
