@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,10 @@ from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithm import Algorithm, StateDict
 from hmarl.trainer.conductor import ConductorLevel, ConductorSettings
-from hmarl.trainer.policies import GroupPolicy
-from hmarl.trainer.students.teacher import Teacher
-from hmarl.trainer.students.teachers import ConductedTeacher
+from hmarl.trainer.distributions import Distribution
+from hmarl.trainer.instructions import held_until_renewed, no_instructions
+from hmarl.trainer.policies import GroupPolicy, select_all, step_all
+from hmarl.trainer.students.teacher import GoalKind, Labels, Teacher
 
 
 class Conducted(Algorithm):
@@ -74,3 +77,60 @@ class Conducted(Algorithm):
     def components(self) -> StateDict:
         """The agents' parts and the conductor's level."""
         return super().components() | self.conductor.components()
+
+
+class ConductedTeacher:
+    """The actors under the central conductor's likeliest instruction, renewed where it has run out.
+
+    Args:
+        algorithm: with a conductor.
+    """
+
+    name = "central conductor"
+
+    def __init__(self, algorithm: Conducted) -> None:
+        self._algorithm = algorithm
+        self.goal_kinds: Sequence[GoalKind | None] = (None,) * len(algorithm.spec.groups)
+        self.begin(0)
+
+    def begin(self, batch_size: int) -> None:
+        """B new episodes, in which no instruction is in force yet."""
+        algorithm = self._algorithm
+        self._instruction = no_instructions(algorithm.conductor.head, batch_size, algorithm.device)
+        self._remaining = torch.zeros(batch_size, dtype=torch.int64, device=algorithm.device)
+        self._memories = algorithm.no_memories(batch_size) if algorithm.settings.recurrent else []
+
+    def act(self, observation: Observation, perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+        """Per group [B, N_group, ...] the actors' raw actions."""
+        distributions, _ = self._step(observation, self._instructed(observation))
+        return select_all(distributions, perturbations)
+
+    def label(self, observation: Observation, actions: Sequence[Tensor]) -> Labels:
+        """π^i(·|o^i, M), whatever the others did."""
+        self._instruction = self._instructed(observation)
+        ran_out = self._remaining <= 0
+        interval = self._algorithm.settings.instruction_interval
+        self._remaining = torch.where(ran_out, interval, self._remaining) - 1
+        distributions, self._memories = self._step(observation, self._instruction)
+        return Labels(distributions, [None] * len(distributions))
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """[B] bool: the next step renews the instruction; nothing is remembered of what has ended."""
+        self._remaining = self._remaining.masked_fill(ended, 0)
+        self._memories = [memory.masked_fill(ended.view(1, -1, 1), 0.0) for memory in self._memories]
+
+    @torch.no_grad()
+    def _step(self, observation: Observation, instruction: Tensor) -> tuple[list[Distribution], list[Tensor]]:
+        algorithm = self._algorithm
+        return step_all(
+            algorithm.policies, algorithm.normalised(observation.observations), observation.action_masks,
+            algorithm.conductor.seen_of(instruction), self._memories,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _instructed(self, observation: Observation) -> Tensor:
+        """[B] or [B, D] what is in force at this step."""
+        algorithm = self._algorithm
+        states = algorithm.state_normaliser(observation.state)
+        likeliest = algorithm.conductor.distribution(states).mode()
+        return held_until_renewed(self._remaining <= 0, likeliest, self._instruction)

@@ -28,8 +28,7 @@ from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import group_head
 from hmarl.trainer.returns import explained_variance, generalised_advantages
 from hmarl.trainer.rollout import Decision, Rollout
-from hmarl.trainer.students.teacher import Teacher
-from hmarl.trainer.students.teachers import GuiderTeacher
+from hmarl.trainer.students.teacher import GoalKind, Labels, Teacher
 from hmarl.trainer.team_batch import TeamBatch
 
 
@@ -372,3 +371,38 @@ class GuidedTeam(Algorithm):
             "guider_optimiser": self.guider_optimiser,
             "value_moments": self.value_normaliser,
         }
+
+
+class GuiderTeacher:
+    """A guider, agents in their natural order: an agent's label depends on what those before it really did.
+
+    Args:
+        algorithm: whose guider.
+    """
+
+    name = "guider"
+
+    def __init__(self, algorithm: GuidedTeam) -> None:
+        self._algorithm = algorithm
+        self.goal_kinds: Sequence[GoalKind | None] = (None,) * len(algorithm.spec.groups)
+        self.begin(0)
+
+    def begin(self, batch_size: int) -> None:
+        """B new episodes, of which nothing is remembered."""
+        self._memory = self._algorithm.guider.no_memory(batch_size, self._algorithm.device)
+
+    def act(self, observation: Observation, perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+        """Per group [B, N_group, ...] the guider's own raw actions."""
+        return self._algorithm.act_centrally(observation, perturbations, self._memory).actions
+
+    def label(self, observation: Observation, actions: Sequence[Tensor]) -> Labels:
+        """μ(·|o, a of those before); what the guider remembers follows the actions."""
+        algorithm, memory = self._algorithm, self._memory
+        distributions = algorithm.judge_centrally(observation, actions, memory)
+        if algorithm.guider.memory_shape != (0,):
+            self._memory = algorithm.act_centrally(observation, None, memory, actions).memory
+        return Labels(distributions, [None] * len(distributions))
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """[B] bool: nothing is remembered of what has ended."""
+        self._memory = self._memory.masked_fill(ended.view(-1, *(1,) * (self._memory.dim() - 1)), 0.0)

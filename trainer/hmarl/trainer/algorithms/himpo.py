@@ -40,10 +40,9 @@ from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Noise, Standing, Step
 from hmarl.trainer.hierarchy.level import Decisions, Level
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards, told_reward
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.policies import GroupPolicy, group_head
+from hmarl.trainer.policies import GroupPolicy, group_head, select_all
 from hmarl.trainer.rollout import Decision, Rollout
-from hmarl.trainer.students.teacher import Teacher
-from hmarl.trainer.students.teachers import HierarchyTeacher
+from hmarl.trainer.students.teacher import GoalKind, Labels, Teacher
 
 _log = logging.getLogger(__name__)
 
@@ -233,3 +232,39 @@ class Himpo(Algorithm):
         for name, level in self.hierarchy.levels():
             parts |= level.components(name)
         return parts
+
+
+class HierarchyTeacher:
+    """The whole hierarchy, with its likeliest goals: what students are to do, and the goals that they are to guess.
+
+    Args:
+        algorithm: whose hierarchy.
+    """
+
+    name = "hierarchy"
+
+    def __init__(self, algorithm: Himpo) -> None:
+        self._algorithm, head = algorithm, algorithm.hierarchy.goal_head
+        kind = GoalKind(head.output_size, not head.continuous) if algorithm.settings.levels > 1 else None
+        self.goal_kinds: Sequence[GoalKind | None] = (kind,) * len(algorithm.spec.groups)
+        self.begin(0)
+
+    def begin(self, batch_size: int) -> None:
+        """B new episodes, in which no goals are in force yet."""
+        self._standing = self._algorithm.hierarchy.nothing_in_force(batch_size)
+
+    def act(self, observation: Observation, perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+        """Per group [B, N_group, ...] the workers' raw actions."""
+        return select_all(self._algorithm.decide_together(observation, self._standing, None).workers, perturbations)
+
+    def label(self, observation: Observation, actions: Sequence[Tensor]) -> Labels:
+        """What every worker would do, and its goal, whatever was done; goals run out by the steps."""
+        step = self._algorithm.decide_together(observation, self._standing, None)
+        self._standing = step.standing
+        groups, told = self._algorithm.spec.groups, step.graph.goal
+        goals = [None if told is None else told[:, list(group.agents)].transpose(0, 1) for group in groups]
+        return Labels(step.workers, goals)
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """[B] bool: nothing stays in force of what has ended."""
+        self._standing = self._algorithm.hierarchy.ended(self._standing, ended)

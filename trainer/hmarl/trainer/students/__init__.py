@@ -1,7 +1,6 @@
 """Students: local policies, one an agent, that are distilled at export from a team that knows more than one agent can.
 
-``teacher.py``         what an algorithm offers to be distilled
-``teachers.py``        the teachers of guided and of conducted teams
+``teacher.py``         what an algorithm offers to be distilled; the teachers stand beside their teams
 ``student.py``         the students' network and policies
 ``demonstrations.py``  what was seen along episodes, with what the teacher would have done
 ``dagger.py``          the loop: the students act, the teacher labels, the students learn
