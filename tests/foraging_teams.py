@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.sdk.environment import Observation, VectorEnvironment
+from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import episode_seeds
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.sdk.team import Team
+from hmarl.sdk.team import RandomTeam, Team
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -175,3 +176,25 @@ def play(environment: VectorEnvironment, team: Team, seed: int = 0) -> Outcome:
             successes[ended], survivors[ended] = result.success[ended], result.final.active.sum(axis=1)[ended]
         running, seen = running & ~ended, result.observation
     return Outcome(*(float(each.mean()) for each in (returns, steps, successes, survivors)))
+
+
+def main(episodes: int = 400) -> None:
+    """Print the table of docs/environments.md."""
+    for task in ("easy", "hard"):
+        environment = make(f"lbfws/{task}", episodes)
+        spec = environment.spec
+        teams: list[tuple[str, Team]] = [
+            ("random", RandomTeam(spec)),
+            ("everyone for itself, to the nearest food of level 1", SoloTeam(spec)),
+            ("the same, sight 3", SoloTeam(spec, 3)),
+            ("everyone to the nearest food of any level", UnarrangedTeam(spec)),
+            ("parties as large as an item needs, hungry agents first", JointTeam(spec)),
+            ("the same, sight 3", JointTeam(spec, 3)),
+        ]
+        for name, team in teams:
+            came = play(environment, team)
+            print(f"{task}  {name:<56}{came.episode_return:6.2f}{came.success_rate:6.2f}{came.survivors:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
