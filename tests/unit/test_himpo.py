@@ -196,7 +196,7 @@ def workers_after(change: float, fixed: bool, **settings: Any) -> Tensor:
         if level is algorithm.hierarchy.workers:
             return outcome(self, level, rewards, *rest)
         advantages = torch.randn(rewards.shape, generator=torch.Generator().manual_seed(7))
-        return Outcome(advantages, advantages)
+        return Outcome(advantages, advantages, advantages)
 
     with pytest.MonkeyPatch.context() as patch:
         if fixed:
@@ -221,7 +221,9 @@ def test_goals_for_an_empty_cluster_do_not_count() -> None:
     rollout.extras["cluster"] = torch.zeros_like(rollout.extras["cluster"])
     chosen = rollout.extras["manager_decided"]
     anything = torch.randn(10, BATCH, 3)
-    decisions = algorithm._goals_set(graphs_of(algorithm, rollout), Outcome(anything, anything), chosen, "sub_goal")
+    decisions = algorithm._goals_set(
+        graphs_of(algorithm, rollout), Outcome(anything, anything, anything), chosen, "sub_goal"
+    )
     assert decisions.weight[:, 0].eq(1.0).all()
     assert decisions.weight[:, 1:].eq(0.0).all()
 

@@ -186,7 +186,7 @@ class Himpo(Algorithm):
             weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
         return Decisions(
             graph, [graphs.rollout.extras[goal].flatten(0, 1)[rows]], [None],
-            outcome.advantages[decided], outcome.returns[decided], weight,
+            outcome.values[decided], outcome.advantages[decided], outcome.returns[decided], weight,
         )  # fmt: skip
 
     def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> Decisions:
@@ -196,7 +196,8 @@ class Himpo(Algorithm):
             graphs.moments,
             [actions.flatten(0, 1) for actions in rollout.actions],
             [None if mask is None else mask.flatten(0, 1) for mask in rollout.action_masks],
-            outcome.advantages.flatten(0, 1), outcome.returns.flatten(0, 1), rollout.active.flatten(0, 1).float(),
+            outcome.values.flatten(0, 1), outcome.advantages.flatten(0, 1), outcome.returns.flatten(0, 1),
+            rollout.active.flatten(0, 1).float(),
         )  # fmt: skip
 
     def _graph_metrics(self, rollout: Rollout) -> dict[str, float]:

@@ -42,6 +42,7 @@ class Decisions:
         graph: what it saw.
         actions: per output layer [M, units of it, ...] raw.
         masks: per output layer [M, units of it, A] bool, or None.
+        values: [M, units] before.
         advantages: [M, units], not normalised.
         returns: [M, units], targets of the value.
         weight: [M, units] float32, 0 where there was nobody to decide for.
@@ -50,6 +51,7 @@ class Decisions:
     graph: TeamGraph
     actions: list[Tensor]
     masks: list[Tensor | None]
+    values: Tensor
     advantages: Tensor
     returns: Tensor
     weight: Tensor
@@ -60,6 +62,7 @@ class Decisions:
             self.graph.take(rows),
             [actions[rows] for actions in self.actions],
             [None if mask is None else mask[rows] for mask in self.masks],
+            self.values[rows],
             self.advantages[rows],
             self.returns[rows],
             self.weight[rows],
@@ -158,7 +161,6 @@ class Level:
         settings, rows = self.settings, []
         with torch.no_grad():
             old = self.log_prob(self.distributions(decisions.graph, decisions.masks), decisions.actions)
-            explained = explained_variance(self.values(decisions.graph), decisions.returns)
         advantages = normalise_advantages(decisions.advantages, decisions.weight)
         self.normaliser.update(decisions.returns)
         parts = min(settings.minibatches, decisions.graph.moments)
@@ -168,7 +170,7 @@ class Level:
             else:
                 rows.append(self._step(decisions.take(units), old[units], advantages[units], schedule))
         metrics = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
-        return metrics | {"explained_variance": explained}
+        return metrics | {"explained_variance": explained_variance(decisions.values, decisions.returns)}
 
     def _step(self, part: Decisions, old: Tensor, advantages: Tensor, schedule: float) -> dict[str, Tensor]:
         distributions = self.distributions(part.graph, part.masks, self.optimiser.parameter)

@@ -51,10 +51,12 @@ class Outcome:
     """What came of one level's decisions.
 
     Attributes:
-        advantages: [T, B, U], meaningful where something was decided.
+        values: [T, B, U] before the decisions; this and the others meaningful where something was decided.
+        advantages: [T, B, U].
         returns: [T, B, U], λ-returns.
     """
 
+    values: Tensor
     advantages: Tensor
     returns: Tensor
 
@@ -134,7 +136,7 @@ class RolloutGraphs:
             advantages = generalised_advantages(
                 rewards, values, next_values, rollout.ended.unsqueeze(-1), gamma, gae_lambda
             )
-            return Outcome(advantages, advantages + values)
+            return Outcome(values, advantages, advantages + values)
         given = (rewards, values, next_values, rollout.ended, decided, gamma)
         returns = decision_advantages(*given, value_lambda, "decision") + values
-        return Outcome(decision_advantages(*given, gae_lambda, "decision"), returns)
+        return Outcome(values, decision_advantages(*given, gae_lambda, "decision"), returns)
