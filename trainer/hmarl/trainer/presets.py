@@ -296,7 +296,8 @@ PRESETS: tuple[Preset, ...] = (
         {**_SAMPLING_STEPS, **_HIERARCHY, "gae_lambda": 0.5}, _SAMPLING_RUN,
     ),
     Preset(
-        "mappo", "vmas/sampling", 300_000, "return about 58 after 100,000 steps (one seed)", _SAMPLING_STEPS, _SAMPLING_RUN
+        "mappo", "vmas/sampling", 300_000, "return about 58 after 100,000 steps (one seed)", _SAMPLING_STEPS,
+        _SAMPLING_RUN,
     ),
     Preset(
         "himpo", "lbfws/*", 1_000_000, "goals and messages",
