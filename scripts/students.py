@@ -3,7 +3,9 @@
     python scripts/students.py runs/study/vmas-sampling-* --out docs/results
 
 Takes runs whose teams know more than their agents can (himpo, mat, sable, or hcpo under its central conductor).
-Students that are distilled already are not distilled again, and what was cut off goes on where it stopped.
+Where the students keep less than 95 %, others are distilled that also see what their team mates observe, which tells
+whether that is what they lack. What is distilled already is not distilled again, and what was cut off goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -16,21 +18,21 @@ import typer
 from demo import serving
 from rich.console import Console
 
-from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import Evaluation, evaluate
 from hmarl.sdk.files import write_text
 from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.sdk.teams import FleetTeam
 from hmarl.trainer.config import validate
-from hmarl.trainer.export import export_run
-from hmarl.trainer.students.dagger import REPORT_SEED
+from hmarl.trainer.export import export_run, load_run
+from hmarl.trainer.students.dagger import REPORT_SEED, distil_run
 from hmarl.trainer.students.settings import DistillationSettings
 
 ENOUGH = 0.95  # of the teacher's return
 _HEADER = (
-    "run", "teacher's return", "students, served", "share", "their action is the teacher's", "goals",
-    "rounds", "environment steps",
+    "run", "teacher's return", "students, served", "share", "share, told",
+    "their action is the teacher's", "goals", "rounds", "environment steps",
 )  # fmt: skip
 
 
@@ -55,6 +57,13 @@ def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
             environment.close()
 
 
+def informed(run: Path) -> StudentsModel:
+    """The report on students that also see what their team mates observe."""
+    loaded = load_run(run, "last")
+    settings = validate(DistillationSettings, {"told": "team"}, "distillation")
+    return distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, settings).report
+
+
 def rows(runs: list[Path], episodes: int) -> Iterator[tuple[str, ...]]:
     """The table."""
     yield _HEADER
@@ -66,11 +75,13 @@ def rows(runs: list[Path], episodes: int) -> Iterator[tuple[str, ...]]:
         low, high = iqm_interval(played.returns)
         mean = float(played.returns.mean())
         share = mean / report.teacher_return if report.teacher_return > 0 else None
+        told = informed(run).ratio if share is not None and share < ENOUGH else None
         yield (
             run.name,
             f"{report.teacher_return:.2f}",
             f"{mean:.2f} (IQM {float(iqm(played.returns)):.2f} [{low:.2f}, {high:.2f}])",
             "–" if share is None else f"{share:.1%}{'' if share >= ENOUGH else ' ‡'}",
+            "–" if told is None else f"{told:.1%}",
             _acted(report.action_agreement, report.action_difference),
             _guessed(report.goal_accuracy, report.goal_variance_explained),
             f"{report.rounds}, {report.stopped}",
@@ -99,7 +110,8 @@ def main(
         "Made by `python scripts/students.py RUN …`. Recurrent students, one an agent, see their own agent's "
         "observations alone; they were distilled by DAgger with default settings, exported, and served by one process "
         f"each. Teacher and students play the same {episodes} episodes, on seeds by which no round was chosen. "
-        f"‡ below {ENOUGH:.0%} of the teacher's return.",
+        f"‡ below {ENOUGH:.0%} of the teacher's return: others were distilled that are told what all their team "
+        "mates observe (`hmarl-export RUN --distil --set distillation.told=team`).",
         "\n".join(f"| {' | '.join(row)} |" for row in rows(runs, episodes)),
     ]
     out.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,11 @@ from hmarl.runtime.manifest import from_plain
 from hmarl.runtime.verify import verify_bundle
 from hmarl.sdk.agent import LocalAgent
 from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import as_numpy, episode_seeds, evaluate
 from hmarl.sdk.teams import BundleTeam
 from hmarl.trainer.config import validate
-from hmarl.trainer.export import load_run
+from hmarl.trainer.export import export_run, load_run
 from hmarl.trainer.policy_source import load_team
 from hmarl.trainer.students.dagger import REPORT_SEED, Distilled, distil_run
 from hmarl.trainer.students.kept import KeptDistillation
@@ -165,6 +166,27 @@ def test_students_replace_the_local_conductors(call: Call, tmp_path: Path) -> No
         assert [noise.name for noise in agent.noises] == ["action_noise"], "an instruction is left"
         assert [state.input for state in agent.states] == ["memory"]
     served_as_torch_acts(run, bundle, settings, "toy_environments:masked_discrete")
+
+
+def test_students_that_are_told_what_the_team_observes_are_reported_on_and_not_exported(
+    run: Path, call: Call, tmp_path: Path
+) -> None:
+    target, settings = tmp_path / "bundle", {**SETTINGS, "told": "team"}
+    local = distilled(run, SETTINGS).report
+    code, output, said = call(
+        "export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(settings), "--json"
+    )
+    assert code == 0, said
+    informed = from_plain(StudentsModel, json.loads(output.splitlines()[-1])["students"])
+    assert informed == distilled(run, settings).report
+    assert (informed.teacher_return, informed.seed) == (local.teacher_return, local.seed)
+    assert informed.kl != local.kl
+    assert "students of the guider" in said
+    assert "no bundle" in said
+    assert not target.exists()
+    with pytest.raises(UsageError, match=r"distillation.told: got team, expected nothing"):
+        export_run(run, target, "last", distillation=validate(DistillationSettings, settings, "distillation"))
+    assert distilled(run, SETTINGS).report == local, "the local students were lost"
 
 
 def test_interchangeable_students_are_one_graph(call: Call, tmp_path: Path) -> None:

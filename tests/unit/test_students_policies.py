@@ -109,7 +109,7 @@ def demonstrated(
     demonstrator = Demonstrator(algorithm, FollowingTeacher(algorithm, goal), students, sample=True)
     demonstrator.prepare(teacher_acts=False, seed=7)
     Collector(environment, rollout, np.arange(environment.batch_size) + 11).collect(demonstrator)
-    return Demonstrations.of(rollout, algorithm)
+    return Demonstrations.of(rollout, students)
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,45 @@ def test_students_act_by_what_they_have_seen_of_the_episode_and_by_nothing_befor
         demonstrator.prepare(teacher_acts=False, seed=7)
         collector.restart(np.arange(3) + 11, demonstrator)
         collector.collect(demonstrator)
-    rounds = Demonstrations.of(rollout, algorithm)
+    rounds = Demonstrations.of(rollout, students)
     for g, policy in enumerate(students.policies):
         remembered = policy.remembered(rounds.features(g), torch.zeros(1, 3, 5), rounds.begins, policy.theta)
         modes = policy.decided(remembered, rounds.mask(g), policy.theta)[0].mode()
         torch.testing.assert_close(modes, rollout.actions[g].flatten(0, 1).transpose(0, 1))
+
+
+def test_students_that_are_told_see_everybody_after_themselves() -> None:
+    vector = leaving(3)
+    algorithm = new_algorithm(vector)
+    students = new_students(algorithm, told="team")
+    sizes = [(len(group.agents), group.example.observation_size) for group in vector.spec.groups]
+    seen = [torch.randn(4, 2, members, size, generator=torch.Generator().manual_seed(5)) for members, size in sizes]
+    own = algorithm.normalised(seen)
+    everybody = torch.cat([x.flatten(-2) for x in own], dim=-1)
+    for g, features in enumerate(students.features(seen)):
+        for member in range(sizes[g][0]):
+            expected = torch.cat([own[g][:, :, member], everybody], dim=-1)
+            assert features[:, :, member].equal(expected)
+    for own_alone, x in zip(new_students(algorithm).features(seen), own, strict=True):
+        assert own_alone.equal(x)
+
+
+def test_what_only_team_mates_observe_is_learnt_by_those_that_are_told_it() -> None:
+    """The teacher does what the first feature of the agent before says."""
+    vector = masked_discrete(64)
+    algorithm = new_algorithm(vector)
+    agreed = {}
+    for told in ("nothing", "team"):
+        settings = validate(DistillationSettings, {"learning_rate": 0.01, "epochs": 30, "told": told}, "distillation")
+        students = Students(algorithm, [None], settings, torch.Generator().manual_seed(1))
+        rounds = demonstrated(vector, students, algorithm)
+        label = rounds.tensors["label.0"]
+        mates = rounds.features(0)[..., :1].roll(1, dims=2)
+        wanted = torch.where(mates > 0, 4.0, -4.0) * torch.tensor([1.0, -1.0, 1.0, -1.0])
+        label.copy_(torch.where(rounds.tensors["mask.0"], wanted, label))
+        Learner(students, settings, 1, torch.Generator().manual_seed(2)).learn(rounds)
+        agreed[told] = measure(students, rounds).kl
+    assert agreed["team"] < 0.3 * agreed["nothing"]
 
 
 def test_who_has_left_teaches_nothing() -> None:

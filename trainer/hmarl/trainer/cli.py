@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,7 +181,8 @@ def export(
     Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance, and
     algorithms that act for the whole team at once (hmarl-algorithms marks them), unless --distil is given: then one
     recurrent student per agent learns to do from its own observations what the team does that knows more. The gap
-    between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command.
+    between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command. With
+    --set distillation.told=team students also see what their team mates observe: they are reported on, not exported.
     """
     _need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR)
@@ -187,17 +190,14 @@ def export(
     from hmarl.trainer.export import export_run
 
     distillation = _distillation(run, distil, settings, restart_students)
+    if distillation is not None and distillation.told != "nothing":
+        _diagnose(run, checkpoint, distillation, restart_students, as_json)
+        return
     target = out or run / "bundle"
     console = Console(stderr=True)
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False, soft_wrap=True)
-    try:
+    with _saying_what_is_kept(console, run, distillation):
         bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
-    except KeyboardInterrupt:
-        if distillation is not None:
-            console.print(
-                f"\nstopped; the rounds that are done are kept in {run / 'students'}: the same command goes on"
-            )
-        raise
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
     if students is not None:
         _report_students(console, students)
@@ -232,6 +232,39 @@ def _distillation(run: Path, distil: bool, settings: list[str] | None, restart: 
             f"{option}: got it without --distil, and {algorithm} is not distilled unless --distil is given"
         )
     return None
+
+
+@contextmanager
+def _saying_what_is_kept(console: Console, run: Path, distillation: Any) -> Iterator[None]:
+    """When somebody stops a distillation."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if distillation is not None:
+            folder = run / distillation.folder
+            console.print(f"\nstopped; the rounds that are done are kept in {folder}: the same command goes on")
+        raise
+
+
+def _diagnose(run: Path, checkpoint: str, distillation: Any, restart: bool, as_json: bool) -> None:
+    """Report on students that see more than their agents will; there is nothing to export."""
+    from hmarl.runtime.bundle import to_plain
+    from hmarl.trainer.export import load_run
+    from hmarl.trainer.students.dagger import distil_run
+
+    console, loaded = Console(stderr=True), load_run(run, checkpoint)
+    with _saying_what_is_kept(console, run, distillation):
+        distilled = distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart)
+    report = distilled.report
+    _report_students(console, report)
+    console.print(
+        f"no bundle: these students also saw what their team mates observe (distillation.told={distillation.told}). If "
+        "they keep clearly more of the return than local students do, it is information that those lack",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if as_json:
+        print_json({"students": to_plain(report)})
 
 
 def _report_students(console: Console, students: StudentsModel) -> None:

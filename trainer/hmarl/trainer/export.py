@@ -165,6 +165,8 @@ def export_run(
         distillation = validate(DistillationSettings, {}, "distillation")
     if distillation is None:
         algorithm.check_exportable(config.settings())
+    else:
+        distillation.check_deployable()
     loaded = load_run(run, checkpoint)
     if distillation is not None:
         distilled = distil_run(

@@ -26,6 +26,7 @@ from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.hierarchy.hierarchy import Noise, Step
 from hmarl.trainer.instructions import random_instructions
+from hmarl.trainer.students.student import Students
 from hmarl.trainer.students.teacher import Teacher
 
 CONDUCTORS = ("central", "random", "none")
@@ -299,6 +300,39 @@ class TeacherTeam:
         noise = _drawn(algorithm, len(running), self._generator) if self._sample else None
         actions = self._teacher.act(seen, noise)
         self._teacher.label(seen, actions)
+        return tuple(action.cpu().numpy() for action in algorithm.to_environment(actions))
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class InformedTeam:
+    """Students that see more than their agents will, which no deployable policy does.
+
+    Args:
+        algorithm: whose team they imitate.
+        students: who act.
+        sample: draw actions, with noise seeded by the episodes' seeds, instead of taking the modes.
+    """
+
+    name = "informed students"
+
+    def __init__(self, algorithm: Algorithm, students: Students, sample: bool = False) -> None:
+        self._algorithm, self._students, self._sample = algorithm, students, sample
+        self._generator = torch.Generator()
+        self._memories: list[Tensor] = []
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start episodes with nothing remembered."""
+        self._generator.manual_seed(_joint_seed(seeds))
+        self._memories = self._students.no_memories(len(seeds))
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """Everybody's action."""
+        algorithm, noise = self._algorithm, None
+        if self._sample:
+            noise = _drawn(algorithm, len(running), self._generator)
+        actions, self._memories = self._students.act(_as_tensors(observation, algorithm.device), noise, self._memories)
         return tuple(action.cpu().numpy() for action in algorithm.to_environment(actions))
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ from hmarl.trainer.students.report import measure
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.student import Students
 from hmarl.trainer.students.teacher import Teacher
-from hmarl.trainer.team import LocalTeam, TeacherTeam
+from hmarl.trainer.team import InformedTeam, LocalTeam, TeacherTeam
 from hmarl.trainer.training import EVALUATION_SEED, DivergedError, RunConfig, derived_seeds
 
 # The best round is chosen by the episodes of the one, and reported are those of the other.
@@ -153,7 +153,7 @@ class Distillation:
         self._data.append(newest)
         learnt = self._learner.learn(Demonstrations.join(self._data))
         self._check_finite(learnt)
-        earned = float(self._play(LocalTeam(self.students, self.sample), _CHOICE_SEED).returns.mean())
+        earned = float(self._play(self._students_team(), _CHOICE_SEED).returns.mean())
         metrics = {
             "return": earned, "teacher_return": self._teacher_return, "imitation_kl": met.pop("kl"), **met,
             **{f"learnt_{name}": value for name, value in learnt.items()},
@@ -167,7 +167,7 @@ class Distillation:
         self._demonstrator.prepare(teacher_acts, int(seeds[-1]))
         self._collector.restart(seeds[:-1], self._demonstrator)
         self._collector.collect(self._demonstrator)
-        return Demonstrations.of(self._rollout, self.algorithm)
+        return Demonstrations.of(self._rollout, self.students)
 
     def _take_stock(self, earned: float) -> None:
         """Keep the best students, and count the rounds without a better return."""
@@ -207,6 +207,12 @@ class Distillation:
     def _teachers_team(self) -> TeacherTeam:
         return TeacherTeam(self.algorithm, self.teacher, self.sample)
 
+    def _students_team(self) -> Team:
+        """As they will be deployed, if they can be."""
+        if self.settings.told == "nothing":
+            return LocalTeam(self.students, self.sample)
+        return InformedTeam(self.algorithm, self.students, self.sample)
+
     def _play(self, team: Team, seed: int) -> Evaluation:
         return evaluate(self._environments[1], team, self.settings.evaluation_episodes, seed)
 
@@ -242,9 +248,7 @@ class Distillation:
         """On episodes by which no round was chosen."""
         stopped = self._stopped()
         assert stopped is not None
-        teachers, students = (
-            self._play(team, REPORT_SEED) for team in (self._teachers_team(), LocalTeam(self.students, self.sample))
-        )
+        teachers, students = (self._play(team, REPORT_SEED) for team in (self._teachers_team(), self._students_team()))
         expected, earned = float(teachers.returns.mean()), float(students.returns.mean())
         met = asdict(measure(self.students, self._demonstrate(0, teacher_acts=False)))
         report = StudentsModel(
@@ -265,7 +269,7 @@ def distil_run(
     *,
     restart: bool = False,
 ) -> Distilled:
-    """Distil the team of a run's checkpoint, going on where RUN/students have come to.
+    """Distil the team of a run's checkpoint, going on where RUN/students (or RUN/informed-students) have come to.
 
     Args:
         run: run directory.
@@ -288,7 +292,7 @@ def distil_run(
         )
     origin = {"checkpoint": checkpoint.path.name, "checkpoint_sha256": checkpoint.sha256}
     origin |= {f"distillation.{key}": value for key, value in settings.model_dump(mode="json").items()}
-    kept = KeptDistillation(run / "students", origin, settings.kept_rounds, restart)
+    kept = KeptDistillation(run / settings.folder, origin, settings.kept_rounds, restart)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.run_settings().threads)
     try:

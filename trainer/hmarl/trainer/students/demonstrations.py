@@ -92,7 +92,7 @@ class Demonstrations:
         tensors: [L, C, ...] by name. ``begins`` [L, C] bool is True where a step begins an episode, a sequence's first
             step apart. Of group g there are
 
-            - ``features.g`` [..., N_group, D] normalised observations;
+            - ``features.g`` [..., N_group, D] what the students see;
             - ``mask.g`` [..., N_group, A] bool, where there are masks;
             - ``active.g`` [..., N_group] bool, False where an agent had left;
             - ``label.g`` [..., N_group, P] logits, or mean and logarithmic standard deviation;
@@ -102,10 +102,10 @@ class Demonstrations:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, rollout: Rollout, algorithm: Algorithm) -> Demonstrations:
+    def of(cls, rollout: Rollout, students: Students) -> Demonstrations:
         """A copy of the rollout that a ``Demonstrator`` has filled."""
         tensors = {"begins": rollout.begins, **rollout.extras}
-        features = algorithm.normalised(rollout.observations)
+        features = students.features(rollout.observations)
         for g, (group, mask) in enumerate(zip(rollout.spec.groups, rollout.action_masks, strict=True)):
             tensors |= {f"features.{g}": features[g], f"active.{g}": rollout.active[:, :, list(group.agents)]}
             tensors |= {} if mask is None else {f"mask.{g}": mask}

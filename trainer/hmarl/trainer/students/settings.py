@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import Field
 
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.config import HiddenSizes, Settings
 
@@ -36,12 +38,34 @@ class DistillationSettings(Settings):
     share_parameters: bool | None = Field(
         None, description="students of a group share one network, told apart by a one-hot input; null: as the run says"
     )
+    told: Literal["nothing", "team"] = Field(
+        "nothing",
+        description="team: students also see what all their team mates observe, which tells whether that is what local "
+        "students lack. They are reported on, in RUN/informed-students, and not exported",
+    )
     patience: int = Field(10, ge=1, description="rounds without a better return after which the distillation ends")
     tolerance: float = Field(
         0.005, ge=0, description="what counts as better: more than this share of the teacher's return"
     )
     evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every round")
     seed: int = Field(0, ge=0, lt=2**31, description="seeds the students' first weights, action noise and environments")
+
+    def check_deployable(self) -> None:
+        """Refuse to deploy students that see more than their agents do.
+
+        Raises:
+            UsageError: they do.
+        """
+        if self.told != "nothing":
+            raise UsageError(
+                f"distillation.told: got {self.told}, expected nothing for students that are deployed (at execution "
+                "nobody tells an agent what the others observe)"
+            )
+
+    @property
+    def folder(self) -> str:
+        """Where the distillation is kept in the run directory."""
+        return "students" if self.told == "nothing" else "informed-students"
 
     def chunks(self, spec: EnvironmentSpec) -> tuple[int, int]:
         """How a round lies in time: the number of chunks and the steps of each."""

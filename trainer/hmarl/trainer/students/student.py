@@ -122,13 +122,14 @@ class Students:
             )
         self.spec, self.position, self.interchangeable = algorithm.spec, algorithm.position, run.interchangeable
         self.heads, self.normalisers = algorithm.heads, algorithm.observation_normalisers
-        self.policies = []
+        self.policies, self._settings = [], settings
+        told = sum(agent.observation_size for agent in self.spec.agents) if settings.told == "team" else 0
         for group, head, goal in zip(self.spec.groups, self.heads, goal_kinds, strict=True):
             members = len(group.agents)
             shared = share and members > 1
             told_apart = shared and run.agent_identity
             network = StudentNetwork(
-                group.example.observation_size + (members if told_apart else 0), settings.hidden_sizes,
+                group.example.observation_size + told + (members if told_apart else 0), settings.hidden_sizes,
                 head.output_size, run.activation, normalise_layers=run.normalise_layers,
                 memory=settings.memory_size, goal=goal, decision_sizes=settings.decision_sizes,
             )  # fmt: skip
@@ -138,6 +139,16 @@ class Students:
     def no_memories(self, batch_size: int) -> list[Tensor]:
         """Per group [N_group, B, H] zeros: what the students remember when an episode begins."""
         return no_memories(self.policies, batch_size)
+
+    def features(self, observations: Sequence[Tensor]) -> list[Tensor]:
+        """Per group [..., N_group, D'] what students see of raw observations [..., N_group, D]: their own, and with
+        ``told=team`` everybody's after it.
+        """
+        own = [normaliser(x) for normaliser, x in zip(self.normalisers, observations, strict=True)]
+        if self._settings.told == "nothing":
+            return own
+        team = torch.cat([x.flatten(-2) for x in own], dim=-1).unsqueeze(-2)
+        return [torch.cat([x, team.expand(*x.shape[:-1], -1)], dim=-1) for x in own]
 
     @torch.no_grad()
     def act(
@@ -150,12 +161,17 @@ class Students:
             perturbations: per group [N_group, B, A]; None selects the modes.
             memories: per group [N_group, B, H].
         """
-        seen = [normaliser(x) for normaliser, x in zip(self.normalisers, observation.observations, strict=True)]
+        seen = self.features(observation.observations)
         distributions, following = step_all(self.policies, seen, observation.action_masks, None, memories)
         return select_all(distributions, perturbations), following
 
     def deployable(self, agent: int) -> DeployablePolicy:
-        """The agent's student as one module, with a copy of the parameters."""
+        """The agent's student as one module, with a copy of the parameters.
+
+        Raises:
+            UsageError: the students see more than their agents do.
+        """
+        self._settings.check_deployable()
         group, member = self.position[agent]
         return DeployablePolicy.create(
             self.spec.agents[agent],
