@@ -235,7 +235,7 @@ COMPARISONS = (
         )
     ),
     Comparison(
-        "lbf", "lbf/6x6-2p-1f-coop", 200_000, 25_000,
+        "lbf", "lbf/6x6-2p-1f-coop", 300_000, 25_000,
         algorithms("magpo", "mappo", seeds=3) + algorithms("happo", "mat", seeds=1), settings=_FEW_EPISODES,
         remark=(
             "One seed. Both agents must load at the same time, and nothing is earned before they first do so by "
