@@ -31,15 +31,19 @@ def worker_network(agents: int) -> WorkerNetwork:
     return WorkerNetwork(spec(agents), [5], STRUCTURE, [4], 1.0, told=True)
 
 
-def superior_network(agents: int, of_manager: bool) -> SuperiorNetwork:
-    return SuperiorNetwork(spec(agents), [5], STRUCTURE, 3, 1.0, not of_manager, SUB_MANAGERS, of_manager)
+def superior_network(agents: int, of_manager: bool, values: bool) -> SuperiorNetwork:
+    return SuperiorNetwork(spec(agents), [5], STRUCTURE, 3, 1.0, not of_manager, SUB_MANAGERS, of_manager, values)
 
 
 NETWORKS = {
     "workers": worker_network,
-    "sub-managers": lambda agents: superior_network(agents, of_manager=False),
-    "manager": lambda agents: superior_network(agents, of_manager=True),
+    "sub-managers": lambda agents: superior_network(agents, of_manager=False, values=False),
+    "manager": lambda agents: superior_network(agents, of_manager=True, values=False),
+    "sub-managers' values": lambda agents: superior_network(agents, of_manager=False, values=True),
+    "manager's values": lambda agents: superior_network(agents, of_manager=True, values=True),
 }
+# Whose outputs are the sub-managers', not the workers'.
+OF_SUB_MANAGERS = ("manager", "sub-managers' values")
 
 
 def graph(agents: int, moments: int = 6) -> TeamGraph:
@@ -87,18 +91,18 @@ def test_who_is_named_first_does_not_matter(name: str) -> None:
         seen.edges[:, order][:, :, order], seen.cluster[:, order], seen.goal[:, order], seen.sub_goal,
     )  # fmt: skip
     expected = output(NETWORKS[name](4), seen)
-    if name != "manager":  # whose outputs are the sub-managers'
+    if name in ("workers", "sub-managers"):
         expected = expected[:, order]
     torch.testing.assert_close(output(NETWORKS[name](4), shuffled), expected)
 
 
-@pytest.mark.parametrize("name", ["sub-managers", "manager"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "workers"])
 def test_nor_do_the_sub_managers_numbers(name: str) -> None:
     seen = graph(4)
     assert seen.sub_goal is not None
     swapped = replace(seen, cluster=1 - seen.cluster, sub_goal=seen.sub_goal.flip(1))
     expected = output(NETWORKS[name](4), seen)
-    if name == "manager":
+    if name in OF_SUB_MANAGERS:
         expected = expected.flip(1)
     torch.testing.assert_close(output(NETWORKS[name](4), swapped), expected)
 
@@ -106,9 +110,9 @@ def test_nor_do_the_sub_managers_numbers(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_three_agents_padded_to_seven_decide_as_three(name: str) -> None:
     seen = graph(3)
-    units = SUB_MANAGERS if name == "manager" else 3
+    expected = output(NETWORKS[name](3), seen)
     padded_output = output(NETWORKS[name](7), padded(seen, 4))
-    torch.testing.assert_close(padded_output[:, :units], output(NETWORKS[name](3), seen))
+    torch.testing.assert_close(padded_output[:, : expected.shape[1]], expected)
 
 
 def test_messages_are_the_means_of_eq_1_by_hand() -> None:

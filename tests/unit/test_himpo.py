@@ -127,24 +127,24 @@ def test_local_rewards_are_what_the_workers_of_a_cluster_earn_on_average() -> No
     cluster = torch.tensor([0, 1, 0]).expand(5, BATCH, 3)
     rollout.spec = replace(rollout.spec, team_reward="shared")
     earned = local_rewards(rollout, cluster, 2)
-    assert earned[0, 0].tolist() == [50.5, 10.0, 50.5]
-    assert earned[2, 0].tolist() == [1.0, 10.0, 1.0]  # the last agent has left
+    assert earned[0, 0].tolist() == [50.5, 10.0]
+    assert earned[2, 0].tolist() == [1.0, 10.0]  # the last agent has left
     rollout.spec = replace(rollout.spec, team_reward="sum")
-    assert local_rewards(rollout, cluster, 2)[0, 0].tolist() == [151.5, 30.0, 151.5]
+    assert local_rewards(rollout, cluster, 2)[0, 0].tolist() == [151.5, 30.0]
 
 
 @pytest.mark.parametrize("levels", [2, 3])
 def test_a_decisions_advantage_is_what_its_window_brought_and_the_value_after_less_the_value_before(
     levels: int,
 ) -> None:
-    algorithm = hierarchy(levels=levels)
+    algorithm = hierarchy(levels=levels, gamma=0.9)
     (rollout,) = collected(algorithm, 12)
     level = algorithm.hierarchy.sub_managers
     assert level is not None
     graphs, gamma = graphs_of(algorithm, rollout), 0.9
-    rewards = torch.randn(12, BATCH, 3, generator=torch.Generator().manual_seed(1))
+    rewards = torch.randn(12, BATCH, 2, generator=torch.Generator().manual_seed(1))
     decided = rollout.extras["decided"]
-    found = graphs.outcome(level, rewards, gamma, 0.0, decided).advantages
+    found = graphs.outcome(level, rewards, decided).advantages
     values = level.values(graphs.moments).unflatten(0, (12, BATCH))
     finals = iter(level.values(graphs.finals))
     at_ends = {(int(t), int(b)): next(finals) for t, b in rollout.ended.nonzero()}
@@ -154,12 +154,32 @@ def test_a_decisions_advantage_is_what_its_window_brought_and_the_value_after_le
         for start, stop in zip(starts, [*starts[1:], 12], strict=True):
             brought = rewards[start:stop, b].sum(0)
             if rollout.ended[stop - 1, b]:
-                after = torch.zeros(3) if rollout.terminated[stop - 1, b] else at_ends[stop - 1, b]
+                after = torch.zeros(2) if rollout.terminated[stop - 1, b] else at_ends[stop - 1, b]
             else:
                 after = level.values(graphs.last)[b] if stop == 12 else values[stop, b]
             torch.testing.assert_close(found[start, b], brought + gamma * after - values[start, b])
             checked += 1
     assert checked == 7 * BATCH
+
+
+@pytest.mark.parametrize("superior", [False, True])
+def test_advantages_and_the_returns_that_values_learn_have_a_lambda_each(superior: bool) -> None:
+    def outcome(**settings: float) -> Outcome:
+        algorithm = hierarchy(levels=2, **settings)
+        (rollout,) = collected(algorithm, 12)
+        graphs, rewards = graphs_of(algorithm, rollout), rollout.team_rewards.unsqueeze(-1)
+        if superior:
+            assert algorithm.hierarchy.sub_managers is not None
+            return graphs.outcome(
+                algorithm.hierarchy.sub_managers, rewards.expand(-1, -1, 2), rollout.extras["decided"]
+            )
+        return graphs.outcome(algorithm.hierarchy.workers, rewards.expand(-1, -1, 3))
+
+    short, long = ({"manager_gae_lambda" if superior else "gae_lambda": value} for value in (0.3, 0.9))
+    apart, equal = outcome(**short, value_lambda=0.9), outcome(**long, value_lambda=0.9)
+    assert not apart.advantages.equal(equal.advantages)
+    assert apart.returns.equal(equal.returns)
+    torch.testing.assert_close(equal.returns, equal.advantages + equal.values)
 
 
 # --- learning -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ So the external reward reaches workers through the advantages of those above the
 
 Decisions of this project where the source is silent: a rollout's first step opens new windows everywhere, so that
 every window's outcome lies in one rollout; γ is applied per decision of a level; Eq. 5 divides by α, and by K, also
-where an episode or a rollout cuts a window short.
+where an episode or a rollout cuts a window short; a superior has one value of what it sees, not one for each of its
+subordinates, so that a subordinate who changes its superior takes no value along.
 
 Source: Marzi et al. 2025, "Hierarchical Message-Passing Policies for Multi-Agent Reinforcement Learning".
 """
@@ -139,38 +140,10 @@ class Himpo(Algorithm):
     # --- learning (lines 2 and 3) -----------------------------------------------------------------------------------
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
-        """From the top down: what came of each level's decisions, which rewards the level below."""
-        settings, hierarchy = self.settings, self.hierarchy
-        graphs = RolloutGraphs(hierarchy, rollout, self.worker_features, self._standing)
-        decided, cluster = rollout.extras["decided"], rollout.extras["cluster"]
-        external = rollout.team_rewards.unsqueeze(-1)
-        learnt: list[tuple[str, Level, Decisions]] = []
-        rewards = external.expand_as(rollout.rewards)
-        if hierarchy.manager is not None:
-            chosen = rollout.extras["manager_decided"]
-            above = graphs.outcome(
-                hierarchy.manager, external.expand(*decided.shape, settings.sub_managers), settings.gamma,
-                settings.manager_gae_lambda, chosen, settings.value_lambda,
-            )  # fmt: skip
-            learnt.append(("manager_", hierarchy.manager, self._goals_set(graphs, above, chosen, "sub_goal")))
-            told = told_reward(above.advantages, chosen, settings.manager_interval).gather(-1, cluster)
-            rewards = told * decided.unsqueeze(-1)  # once per decision
-            if settings.local_rewards:
-                rewards = rewards + local_rewards(rollout, cluster, settings.sub_managers)
-        if hierarchy.sub_managers is not None:
-            judged = graphs.outcome(
-                hierarchy.sub_managers, rewards, settings.gamma, settings.manager_gae_lambda, decided,
-                settings.value_lambda,
-            )  # fmt: skip
-            learnt.append(("sub_manager_", hierarchy.sub_managers, self._goals_set(graphs, judged, decided, "goal")))
-            rewards = told_reward(judged.advantages, decided, settings.goal_interval)
-            if settings.workers_see_reward:
-                rewards = rewards + external
-        done = graphs.outcome(hierarchy.workers, rewards, settings.gamma, settings.gae_lambda)
-        learnt.append(("", hierarchy.workers, self._actions_taken(graphs, done)))
-        metrics = self._graph_metrics(rollout)
-        schedule = self.schedule(progress)
-        for prefix, level, decisions in learnt:
+        """What came of each level's decisions, from the top down; then each level learns from its own."""
+        graphs = RolloutGraphs(self.hierarchy, rollout, self.worker_features, self._standing)
+        metrics, schedule = self._graph_metrics(rollout), self.schedule(progress)
+        for prefix, level, decisions in self._judged(graphs):
             improved = level.improve(decisions, self.noise_generator, schedule)
             metrics |= {f"{prefix}{name}": value for name, value in improved.items()}
         self.update_normalisers(rollout)
@@ -178,16 +151,53 @@ class Himpo(Algorithm):
             {"kl": "agent_kl", "entropy": "agent_entropy"}.get(name, name): value for name, value in metrics.items()
         }
 
+    def _judged(self, graphs: RolloutGraphs) -> list[tuple[str, Level, Decisions]]:
+        """Per level from the top down: a prefix of its metrics, and its decisions with what came of them, which
+        rewards the level below.
+        """
+        settings, hierarchy, extras = self.settings, self.hierarchy, graphs.rollout.extras
+        external = graphs.rollout.team_rewards.unsqueeze(-1)
+        judged: list[tuple[str, Level, Decisions]] = []
+        rewards = external
+        if hierarchy.manager is not None:
+            chosen = extras["manager_decided"]
+            outcome = graphs.outcome(hierarchy.manager, rewards, chosen)
+            judged.append(("manager_", hierarchy.manager, self._goals_set(graphs, outcome, chosen, "sub_goal")))
+            rewards = self._sub_managers_rewards(graphs.rollout, outcome)
+        if hierarchy.sub_managers is not None:
+            decided = extras["decided"]
+            outcome = graphs.outcome(hierarchy.sub_managers, self._each_cluster(rewards), decided)
+            judged.append(("sub_manager_", hierarchy.sub_managers, self._goals_set(graphs, outcome, decided, "goal")))
+            rewards = told_reward(outcome.advantages, decided, settings.goal_interval).gather(-1, extras["cluster"])
+            if settings.workers_see_reward:
+                rewards = rewards + external
+        outcome = graphs.outcome(hierarchy.workers, rewards.expand_as(graphs.rollout.rewards))
+        return [*judged, ("", hierarchy.workers, self._actions_taken(graphs, outcome))]
+
+    def _sub_managers_rewards(self, rollout: Rollout, above: Outcome) -> Tensor:
+        """[T, B, S] the manager's advantage, once per decision of the sub-managers, and their local rewards."""
+        settings, extras = self.settings, rollout.extras
+        told = told_reward(above.advantages, extras["manager_decided"], settings.manager_interval)
+        rewards = self._each_cluster(told * extras["decided"].unsqueeze(-1))
+        if not settings.local_rewards:
+            return rewards
+        return rewards + local_rewards(rollout, extras["cluster"], settings.sub_managers)
+
+    def _each_cluster(self, rewards: Tensor) -> Tensor:
+        """[T, B, S] of [T, B, 1] or [T, B, S]."""
+        return rewards.expand(*rewards.shape[:-1], self.settings.sub_managers)
+
     def _goals_set(self, graphs: RolloutGraphs, outcome: Outcome, decided: Tensor, goal: str) -> Decisions:
         """A superior level's decisions; those for an empty cluster, or for somebody who has left, weigh nothing."""
         rows, graph = decided.flatten(), graphs.moments.take(decided.flatten())
-        weight = graph.active.float()
-        if goal == "sub_goal":
+        goals = graphs.rollout.extras[goal].flatten(0, 1)[rows]
+        advantages = outcome.advantages[decided]  # of the superiors; a decision's is that of its superior
+        if goal == "goal":
+            weight, advantages = graph.active.float(), advantages.gather(-1, graph.cluster)
+        else:
             weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
-        return Decisions(
-            graph, [graphs.rollout.extras[goal].flatten(0, 1)[rows]], [None],
-            outcome.values[decided], outcome.advantages[decided], outcome.returns[decided], weight,
-        )  # fmt: skip
+            advantages = advantages.expand_as(weight)
+        return Decisions(graph, [goals], [None], outcome.values[decided], advantages, outcome.returns[decided], weight)
 
     def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> Decisions:
         """The workers' decisions."""

@@ -42,9 +42,9 @@ class Decisions:
         graph: what it saw.
         actions: per output layer [M, units of it, ...] raw.
         masks: per output layer [M, units of it, A] bool, or None.
-        values: [M, units] before.
+        values: [M, V] before, of the V who judge: a worker judges for itself, a superior for its subordinates.
         advantages: [M, units], not normalised.
-        returns: [M, units], targets of the value.
+        returns: [M, V], targets of the value.
         weight: [M, units] float32, 0 where there was nobody to decide for.
     """
 
@@ -77,7 +77,7 @@ class Level:
     """A policy, a value, and how they learn.
 
     Args:
-        policy, value: networks over the same graph; the value's has one output.
+        policy, value: networks over the same graph; the value's has one output for each of the V who judge.
         heads: one per output layer of the policy.
         units: per output layer, which of the level's units it decides for.
         settings: of the optimisers and epochs.
@@ -139,7 +139,7 @@ class Level:
 
     @torch.no_grad()
     def values(self, graph: TeamGraph) -> Tensor:
-        """[M, units] in units of the level's rewards."""
+        """[M, V] in units of the level's rewards."""
         (output,) = self.value(self.value_theta, graph)
         return self.normaliser.denormalise(output.squeeze(-1))
 

@@ -211,12 +211,13 @@ class WorkerNetwork(GraphNetwork):
 
 
 class SuperiorNetwork(GraphNetwork):
-    """Subordinates' reports → messages among superiors → one output for each subordinate.
+    """Subordinates' reports → messages among superiors → one output for each subordinate, or for each superior.
 
     Args:
         sub_managers: S.
         of_manager: the superior is the manager, and its subordinates are the sub-managers, of each of whom it sees a
             summary of its workers; else the superiors are the sub-managers, and their subordinates the workers.
+        values: outputs are the superiors' own (a value of what each sees), not one for each subordinate (a goal).
 
     The others are ``GraphNetwork``'s.
     """
@@ -231,9 +232,10 @@ class SuperiorNetwork(GraphNetwork):
         told: bool,
         sub_managers: int,
         of_manager: bool,
+        values: bool,
     ) -> None:
         super().__init__(spec, features, structure, [outputs], output_gain, told)
-        self.sub_managers, self.of_manager = sub_managers, of_manager
+        self.sub_managers, self.of_manager, self.values = sub_managers, of_manager, values
 
     def inner_shapes(self) -> Shapes:
         """Reports, messages among sub-managers, and a last hidden layer of (superior, subordinate)."""
@@ -243,10 +245,14 @@ class SuperiorNetwork(GraphNetwork):
             shapes["workers.weight"] = (width, 1)
         else:
             shapes |= self._message_shapes(0)
-        return shapes | linear_shapes("subordinate", width, width) | {"superior.weight": (width, width)}
+        if not self.values:
+            shapes["subordinate.weight"] = (width, width)
+        return shapes | linear_shapes("superior", width, width)
 
     def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
-        """[M, N, outputs] for every worker, or [M, S, outputs] for every sub-manager."""
+        """[M, N, outputs] for every worker, or [M, S, outputs] for every sub-manager; of values [M, S, outputs] of
+        the sub-managers, or [M, 1, outputs] of the manager.
+        """
         parameters = self.named(theta)
         workers = self._agents(parameters, graph, None)
         belongs = membership(graph.cluster, graph.active, self.sub_managers)
@@ -261,13 +267,12 @@ class SuperiorNetwork(GraphNetwork):
             superiors = superiors + graph.sub_goal @ parameters["goal.weight"].mT
         if not self.of_manager:
             superiors = self._exchange(parameters, superiors, _peers(belongs.sum(1) > 0), None)
-        told_by = torch.zeros_like(graph.cluster[:, :1]).expand(-1, self.sub_managers)
-        told_by = told_by if self.of_manager else graph.cluster
-        above = (superiors @ parameters["superior.weight"].mT).gather(
-            1, told_by.unsqueeze(-1).expand(-1, -1, self.structure.width)
-        )
-        hidden = self._activate(dense(parameters, "subordinate", subordinates) + above)
-        return [dense(parameters, "output.0", hidden)]
+        hidden = dense(parameters, "superior", superiors)
+        if not self.values:
+            if not self.of_manager:
+                hidden = hidden.gather(1, graph.cluster.unsqueeze(-1).expand(-1, -1, self.structure.width))
+            hidden = hidden + subordinates @ parameters["subordinate.weight"].mT
+        return [dense(parameters, "output.0", self._activate(hidden))]
 
 
 def _summary(weight: Tensor, nodes: Tensor, belongs: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def told_reward(advantages: Tensor, decided: Tensor, length: int) -> Tensor:
     """[T, B, U] r_t = A(o_{t₀}, g_{t₀}) / length: what those who pursue a goal earn in its window (Eq. 5).
 
     Args:
-        advantages: [T, B, U] of the superior's decisions, meaningful where ``decided``.
+        advantages: [T, B, U] of superiors' decisions, meaningful where ``decided``.
         decided: [T, B] bool, true at the first step.
         length: α, or K; of the whole window, also where it was cut short.
     """
@@ -32,8 +32,8 @@ def told_reward(advantages: Tensor, decided: Tensor, length: int) -> Tensor:
 
 
 def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tensor:
-    """[T, B, N] the team's reward at every step as it would be if all earned what the workers under each worker's
-    sub-manager earn on average. (Their sum would pay workers for crowding into one cluster.)
+    """[T, B, S] the team's reward at every step as it would be if all earned what the workers under each sub-manager
+    earn on average. (Their sum would pay workers for crowding into one cluster.)
 
     Args:
         rollout: of T steps.
@@ -43,7 +43,7 @@ def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tenso
     belongs = membership(cluster, rollout.active, sub_managers)
     earned = (belongs * rollout.rewards.unsqueeze(-1)).sum(-2) / belongs.sum(-2).clamp(min=1.0)  # [T, B, S]
     scale = rollout.rewards.shape[-1] if rollout.spec.team_reward == "sum" else 1
-    return scale * earned.gather(-1, cluster)
+    return scale * earned
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class Outcome:
     """What came of one level's decisions.
 
     Attributes:
-        values: [T, B, U] before the decisions; this and the others meaningful where something was decided.
-        advantages: [T, B, U].
-        returns: [T, B, U], λ-returns.
+        values: [T, B, V] of the V who judge (every worker, or every superior) before the decisions; this and the others
+            are meaningful where something was decided.
+        advantages: [T, B, V].
+        returns: [T, B, V], λ-returns.
     """
 
     values: Tensor
@@ -83,7 +84,7 @@ class RolloutGraphs:
         features: Callable[[Sequence[Tensor]], list[Tensor]],
         standing: Standing,
     ) -> None:
-        self.rollout, extras = rollout, rollout.extras
+        self.rollout, self._settings, extras = rollout, hierarchy.settings, rollout.extras
         seen = [observations.flatten(0, 1) for observations in rollout.observations]
 
         def graph(
@@ -105,26 +106,15 @@ class RolloutGraphs:
         self.last = graph(rollout.last_observations, rollout.last_active, force, last_edges)
 
     @torch.no_grad()
-    def outcome(
-        self,
-        level: Level,
-        rewards: Tensor,
-        gamma: float,
-        gae_lambda: float,
-        decided: Tensor | None = None,
-        value_lambda: float = 0.95,
-    ) -> Outcome:
+    def outcome(self, level: Level, rewards: Tensor, decided: Tensor | None = None) -> Outcome:
         """What came of a level's decisions, by GAE from decision to decision.
 
         Args:
             level: whose decisions.
-            rewards: [T, B, U] of every step.
-            gamma: discount per decision.
-            gae_lambda: λ per decision.
+            rewards: [T, B, V] of every step, of the V who judge.
             decided: [T, B] bool where a superior level decided; None for workers, who always do.
-            value_lambda: λ of the returns that a superior's value learns; a worker's are those of its advantages.
         """
-        rollout, lead = self.rollout, self.rollout.ended.shape
+        rollout, lead, settings = self.rollout, self.rollout.ended.shape, self._settings
         if decided is None:
             values = level.values(self.moments).unflatten(0, lead)
         else:
@@ -132,11 +122,13 @@ class RolloutGraphs:
             values[decided] = level.values(self.moments.take(decided.flatten()))
         following = torch.cat([values, level.values(self.last).unsqueeze(0)])
         next_values = rollout.next_values(following, level.values(self.finals))
-        if decided is None:
-            advantages = generalised_advantages(
-                rewards, values, next_values, rollout.ended.unsqueeze(-1), gamma, gae_lambda
-            )
-            return Outcome(values, advantages, advantages + values)
-        given = (rewards, values, next_values, rollout.ended, decided, gamma)
-        returns = decision_advantages(*given, value_lambda, "decision") + values
-        return Outcome(values, decision_advantages(*given, gae_lambda, "decision"), returns)
+
+        def advantages(gae_lambda: float) -> Tensor:
+            if decided is None:
+                ended = rollout.ended.unsqueeze(-1)
+                return generalised_advantages(rewards, values, next_values, ended, settings.gamma, gae_lambda)
+            given = (rewards, values, next_values, rollout.ended, decided, settings.gamma, gae_lambda)
+            return decision_advantages(*given, "decision")
+
+        gae_lambda = settings.gae_lambda if decided is None else settings.manager_gae_lambda
+        return Outcome(values, advantages(gae_lambda), advantages(settings.value_lambda) + values)

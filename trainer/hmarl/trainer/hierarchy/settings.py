@@ -26,7 +26,7 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
     goal_space: Literal["continuous", "discrete"] = Field(
         "continuous", description="goals are vectors of goal_size numbers, or one of goal_size"
     )
-    goal_size: int = Field(8, ge=1, description="G, width of a goal, or how many there are to choose from")
+    goal_size: int = Field(4, ge=1, description="G, width of a goal, or how many there are to choose from")
     goal_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the goals' entropy")
     graph: Literal["auto", "radius", "nearest", "all", "none"] = Field(
         "auto",
@@ -48,9 +48,7 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
     manager_gae_lambda: float = Field(
         0.0, ge=0, le=1, description="λ of managers' and sub-managers' advantages; gae_lambda is the workers'"
     )
-    value_lambda: float = Field(
-        0.95, ge=0, le=1, description="λ of the returns that managers' and sub-managers' values learn"
-    )
+    value_lambda: float = Field(0.95, ge=0, le=1, description="λ of the returns that all levels' values learn")
     embedding_size: int = Field(64, ge=1, description="E, width of all levels' networks")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the levels' values")
     minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
