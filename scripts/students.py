@@ -3,8 +3,8 @@
     python scripts/students.py runs/study/vmas-sampling-* --out docs/results
 
 Takes runs whose teams know more than their agents can (himpo, mat, sable, or hcpo under its central conductor).
-Where the students keep less than 95 %, others are distilled that also see what their team mates observe, which tells
-whether that is what they lack. What is distilled already is not distilled again, and what was cut off goes on where it
+Where the students keep less than 95 %, others are distilled that also see what their team mates observe (or what a
+central conductor sees), which tells whether that is what they lack. What is distilled already is not distilled again, and what was cut off goes on where it
 stopped.
 """
 
@@ -57,10 +57,10 @@ def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
             environment.close()
 
 
-def informed(run: Path) -> StudentsModel:
-    """The report on students that also see what their team mates observe."""
+def informed(run: Path, teacher: str) -> StudentsModel:
+    """The report on students that also see what all their team mates observe; of a central conductor, the state."""
     loaded = load_run(run, "last")
-    settings = validate(DistillationSettings, {"told": "team"}, "distillation")
+    settings = validate(DistillationSettings, {"told": "state" if "conductor" in teacher else "team"}, "distillation")
     return distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, settings).report
 
 
@@ -75,7 +75,7 @@ def rows(runs: list[Path], episodes: int) -> Iterator[tuple[str, ...]]:
         low, high = iqm_interval(played.returns)
         mean = float(played.returns.mean())
         share = mean / report.teacher_return if report.teacher_return > 0 else None
-        told = informed(run).ratio if share is not None and share < ENOUGH else None
+        told = informed(run, report.teacher).ratio if share is not None and share < ENOUGH else None
         yield (
             run.name,
             f"{report.teacher_return:.2f}",
@@ -111,7 +111,7 @@ def main(
         "observations alone; they were distilled by DAgger with default settings, exported, and served by one process "
         f"each. Teacher and students play the same {episodes} episodes, on seeds by which no round was chosen. "
         f"‡ below {ENOUGH:.0%} of the teacher's return: others were distilled that are told what all their team "
-        "mates observe (`hmarl-export RUN --distil --set distillation.told=team`).",
+        "mates observe, or what the conductor sees (`--set distillation.told=team`, `state`).",
         "\n".join(f"| {' | '.join(row)} |" for row in rows(runs, episodes)),
     ]
     out.mkdir(parents=True, exist_ok=True)

@@ -168,10 +168,11 @@ def test_students_replace_the_local_conductors(call: Call, tmp_path: Path) -> No
     served_as_torch_acts(run, bundle, settings, "toy_environments:masked_discrete")
 
 
-def test_students_that_are_told_what_the_team_observes_are_reported_on_and_not_exported(
-    run: Path, call: Call, tmp_path: Path
+@pytest.mark.parametrize("told", ["team", "state"])
+def test_students_that_are_told_more_are_reported_on_and_not_exported(
+    told: str, run: Path, call: Call, tmp_path: Path
 ) -> None:
-    target, settings = tmp_path / "bundle", {**SETTINGS, "told": "team"}
+    target, settings = tmp_path / "bundle", {**SETTINGS, "told": told}
     local = distilled(run, SETTINGS).report
     code, output, said = call(
         "export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(settings), "--json"
@@ -184,7 +185,7 @@ def test_students_that_are_told_what_the_team_observes_are_reported_on_and_not_e
     assert "students of the guider" in said
     assert "no bundle" in said
     assert not target.exists()
-    with pytest.raises(UsageError, match=r"distillation.told: got team, expected nothing"):
+    with pytest.raises(UsageError, match=rf"distillation.told: got {told}, expected nothing"):
         export_run(run, target, "last", distillation=validate(DistillationSettings, settings, "distillation"))
     assert distilled(run, SETTINGS).report == local, "the local students were lost"
 

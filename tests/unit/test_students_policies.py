@@ -206,20 +206,23 @@ def test_students_act_by_what_they_have_seen_of_the_episode_and_by_nothing_befor
         torch.testing.assert_close(modes, rollout.actions[g].flatten(0, 1).transpose(0, 1))
 
 
-def test_students_that_are_told_see_everybody_after_themselves() -> None:
+@pytest.mark.parametrize("what", ["nothing", "team", "state"])
+def test_students_see_what_they_are_told_after_what_they_observe(what: str) -> None:
     vector = leaving(3)
     algorithm = new_algorithm(vector)
-    students = new_students(algorithm, told="team")
+    students = new_students(algorithm, told=what)
     sizes = [(len(group.agents), group.example.observation_size) for group in vector.spec.groups]
     seen = [torch.randn(4, 2, members, size, generator=torch.Generator().manual_seed(5)) for members, size in sizes]
+    state = torch.randn(4, 2, vector.spec.state_size, generator=torch.Generator().manual_seed(6))
     own = algorithm.normalised(seen)
-    everybody = torch.cat([x.flatten(-2) for x in own], dim=-1)
-    for g, features in enumerate(students.features(seen)):
+    told = {
+        "nothing": torch.zeros(4, 2, 0),
+        "team": torch.cat([x.flatten(-2) for x in own], dim=-1),
+        "state": algorithm.state_normaliser(state),
+    }[what]
+    for g, features in enumerate(students.features(seen, state)):
         for member in range(sizes[g][0]):
-            expected = torch.cat([own[g][:, :, member], everybody], dim=-1)
-            assert features[:, :, member].equal(expected)
-    for own_alone, x in zip(new_students(algorithm).features(seen), own, strict=True):
-        assert own_alone.equal(x)
+            assert features[:, :, member].equal(torch.cat([own[g][:, :, member], told], dim=-1))
 
 
 def test_what_only_team_mates_observe_is_learnt_by_those_that_are_told_it() -> None:

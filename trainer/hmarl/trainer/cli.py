@@ -182,7 +182,7 @@ def export(
     algorithms that act for the whole team at once (hmarl-algorithms marks them), unless --distil is given: then one
     recurrent student per agent learns to do from its own observations what the team does that knows more. The gap
     between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command. With
-    --set distillation.told=team students also see what their team mates observe: they are reported on, not exported.
+    --set distillation.told=team (or state) students see more than their agents: they are reported on, not exported.
     """
     _need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR)
@@ -258,8 +258,8 @@ def _diagnose(run: Path, checkpoint: str, distillation: Any, restart: bool, as_j
     report = distilled.report
     _report_students(console, report)
     console.print(
-        f"no bundle: these students also saw what their team mates observe (distillation.told={distillation.told}). If "
-        "they keep clearly more of the return than local students do, it is information that those lack",
+        f"no bundle: these students saw more than their agents will (distillation.told={distillation.told}). If they "
+        "keep clearly more of the return than local students do, it is information that those lack",
         highlight=False,
         soft_wrap=True,
     )

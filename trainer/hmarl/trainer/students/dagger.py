@@ -269,7 +269,7 @@ def distil_run(
     *,
     restart: bool = False,
 ) -> Distilled:
-    """Distil the team of a run's checkpoint, going on where RUN/students (or RUN/informed-students) have come to.
+    """Distil the team of a run's checkpoint, going on where RUN/students (or RUN/students-told-*) have come to.
 
     Args:
         run: run directory.

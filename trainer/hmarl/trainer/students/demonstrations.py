@@ -105,7 +105,7 @@ class Demonstrations:
     def of(cls, rollout: Rollout, students: Students) -> Demonstrations:
         """A copy of the rollout that a ``Demonstrator`` has filled."""
         tensors = {"begins": rollout.begins, **rollout.extras}
-        features = students.features(rollout.observations)
+        features = students.features(rollout.observations, rollout.states[:-1])
         for g, (group, mask) in enumerate(zip(rollout.spec.groups, rollout.action_masks, strict=True)):
             tensors |= {f"features.{g}": features[g], f"active.{g}": rollout.active[:, :, list(group.agents)]}
             tensors |= {} if mask is None else {f"mask.{g}": mask}

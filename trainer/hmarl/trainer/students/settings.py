@@ -38,10 +38,10 @@ class DistillationSettings(Settings):
     share_parameters: bool | None = Field(
         None, description="students of a group share one network, told apart by a one-hot input; null: as the run says"
     )
-    told: Literal["nothing", "team"] = Field(
+    told: Literal["nothing", "team", "state"] = Field(
         "nothing",
-        description="team: students also see what all their team mates observe, which tells whether that is what local "
-        "students lack. They are reported on, in RUN/informed-students, and not exported",
+        description="team, state: students also see what all their team mates observe, or the global state, which "
+        "tells whether that is what local ones lack. They are reported on, kept in RUN/students-told-*, and not exported",
     )
     patience: int = Field(10, ge=1, description="rounds without a better return after which the distillation ends")
     tolerance: float = Field(
@@ -59,13 +59,13 @@ class DistillationSettings(Settings):
         if self.told != "nothing":
             raise UsageError(
                 f"distillation.told: got {self.told}, expected nothing for students that are deployed (at execution "
-                "nobody tells an agent what the others observe)"
+                "nobody tells an agent what it does not observe)"
             )
 
     @property
     def folder(self) -> str:
         """Where the distillation is kept in the run directory."""
-        return "students" if self.told == "nothing" else "informed-students"
+        return "students" if self.told == "nothing" else f"students-told-{self.told}"
 
     def chunks(self, spec: EnvironmentSpec) -> tuple[int, int]:
         """How a round lies in time: the number of chunks and the steps of each."""

@@ -122,8 +122,10 @@ class Students:
             )
         self.spec, self.position, self.interchangeable = algorithm.spec, algorithm.position, run.interchangeable
         self.heads, self.normalisers = algorithm.heads, algorithm.observation_normalisers
+        self.state_normaliser = algorithm.state_normaliser
         self.policies, self._settings = [], settings
-        told = sum(agent.observation_size for agent in self.spec.agents) if settings.told == "team" else 0
+        everybody = sum(agent.observation_size for agent in self.spec.agents)
+        told = {"nothing": 0, "team": everybody, "state": self.spec.state_size}[settings.told]
         for group, head, goal in zip(self.spec.groups, self.heads, goal_kinds, strict=True):
             members = len(group.agents)
             shared = share and members > 1
@@ -140,15 +142,21 @@ class Students:
         """Per group [N_group, B, H] zeros: what the students remember when an episode begins."""
         return no_memories(self.policies, batch_size)
 
-    def features(self, observations: Sequence[Tensor]) -> list[Tensor]:
-        """Per group [..., N_group, D'] what students see of raw observations [..., N_group, D]: their own, and with
-        ``told=team`` everybody's after it.
+    def features(self, observations: Sequence[Tensor], state: Tensor) -> list[Tensor]:
+        """Per group [..., N_group, D'] what the students see: their own observations, and after it what they are told.
+
+        Args:
+            observations: per group [..., N_group, D] raw.
+            state: [..., state_size] raw.
         """
         own = [normaliser(x) for normaliser, x in zip(self.normalisers, observations, strict=True)]
         if self._settings.told == "nothing":
             return own
-        team = torch.cat([x.flatten(-2) for x in own], dim=-1).unsqueeze(-2)
-        return [torch.cat([x, team.expand(*x.shape[:-1], -1)], dim=-1) for x in own]
+        if self._settings.told == "team":
+            told = torch.cat([x.flatten(-2) for x in own], dim=-1)
+        else:
+            told = self.state_normaliser(state)
+        return [torch.cat([x, told.unsqueeze(-2).expand(*x.shape[:-1], -1)], dim=-1) for x in own]
 
     @torch.no_grad()
     def act(
@@ -161,7 +169,7 @@ class Students:
             perturbations: per group [N_group, B, A]; None selects the modes.
             memories: per group [N_group, B, H].
         """
-        seen = self.features(observation.observations)
+        seen = self.features(observation.observations, observation.state)
         distributions, following = step_all(self.policies, seen, observation.action_masks, None, memories)
         return select_all(distributions, perturbations), following
 
