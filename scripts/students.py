@@ -4,8 +4,8 @@
 
 Takes runs whose teams know more than their agents can (himpo, mat, sable, or hcpo under its central conductor).
 Where the students keep less than 95 %, others are distilled that also see what their team mates observe (or what a
-central conductor sees), which tells whether that is what they lack. What is distilled already is not distilled again, and what was cut off goes on where it
-stopped.
+central conductor sees), which tells whether that is what they lack. What is distilled already is not distilled again,
+and what was cut off goes on where it stopped.
 """
 
 from __future__ import annotations

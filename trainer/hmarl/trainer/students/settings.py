@@ -41,7 +41,7 @@ class DistillationSettings(Settings):
     told: Literal["nothing", "team", "state"] = Field(
         "nothing",
         description="team, state: students also see what all their team mates observe, or the global state, which "
-        "tells whether that is what local ones lack. They are reported on, kept in RUN/students-told-*, and not exported",
+        "tells whether that is what local ones lack; kept in RUN/students-told-*, reported on and not exported",
     )
     patience: int = Field(10, ge=1, description="rounds without a better return after which the distillation ends")
     tolerance: float = Field(
