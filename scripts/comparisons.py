@@ -225,13 +225,15 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"simple_spread-{agents}", "mpe/simple_spread", 1_000_000, 100_000,
+            f"simple_spread-{agents}", "mpe/simple_spread", steps, steps // 10,
             algorithms("magpo", "mappo", "happo", "mat", seeds=1), settings=_FEW_EPISODES,
             environment_settings=(f"N={agents}",),
             remark=remark,
         )
-        for agents, remark in (
-            (3, "One seed. MAGPO ends beside HAPPO, and above MAPPO, whose networks are shared."), (5, ""), (10, ""),
+        for agents, steps, remark in (
+            (3, 1_000_000, "One seed. MAGPO ends beside HAPPO, and above MAPPO, whose networks are shared."),
+            (5, 500_000, ""),
+            (10, 300_000, ""),
         )
     ),
     Comparison(
