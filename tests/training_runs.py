@@ -30,10 +30,16 @@ TINY_RUN: dict[str, Any] = {
 }
 
 
+def of_use(algorithm: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that the algorithm has, and that change it."""
+    model = find_algorithm(algorithm).settings_class
+    known = model.model_fields.keys() - model.without_effect
+    return {key: value for key, value in settings.items() if key in known}
+
+
 def tiny_networks(algorithm: str) -> dict[str, Any]:
-    """Those of ``TINY_NETWORKS`` that the algorithm has."""
-    known = find_algorithm(algorithm).settings_class.model_fields
-    return {key: value for key, value in TINY_NETWORKS.items() if key in known}
+    """Those of ``TINY_NETWORKS`` that the algorithm has a use for."""
+    return of_use(algorithm, TINY_NETWORKS)
 
 
 def tiny_config(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -99,6 +101,25 @@ def test_a_device_that_is_not_there_is_refused(device: str, message: str) -> Non
     with pytest.raises(UsageError, match=f"run.device: got '{device}'.*") as error:
         make_config("happo", "mpe/simple_spread", {}, {"device": device}, {})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "setting", "value"),
+    [
+        ("mat", "hidden_sizes", (8,)),
+        ("mat", "recurrent", True),
+        ("sable", "memory_size", 8),
+        ("himpo", "chunk_length", 5),
+    ],
+)
+def test_settings_without_effect_are_refused_and_not_listed(
+    algorithm: str, setting: str, value: Any, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    with pytest.raises(UsageError, match=rf"algorithm\.{setting}: got .*, which has no effect"):
+        make_config(algorithm, "mpe/simple_spread", {setting: value}, {}, {})
+    listed = json.loads(call("algorithms", algorithm, "--json")[1].splitlines()[-1])
+    assert f"algorithm.{setting}" not in listed
+    assert "algorithm.gamma" in listed
 
 
 def test_every_preset_is_a_valid_configuration() -> None:

@@ -26,7 +26,7 @@ from hmarl.trainer.rollout import Collector, Rollout
 from hmarl.trainer.team import CentralTeam, LocalTeam, variants
 from hmarl.trainer.team_batch import TeamBatch
 from toy_environments import ToyEnvironment
-from training_runs import CPU, tiny_networks
+from training_runs import CPU, of_use, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -57,7 +57,9 @@ def toy(batch_size: int = BATCH) -> ToyEnvironment:
 
 def new_team(name: str, **settings: Any) -> Any:
     algorithm_class = find_algorithm(name)
-    checked = validate(algorithm_class.settings_class, {**tiny_networks(name), **SMALL, **settings}, "algorithm")
+    checked = validate(
+        algorithm_class.settings_class, of_use(name, {**tiny_networks(name), **SMALL, **settings}), "algorithm"
+    )
     return algorithm_class(toy().spec, checked, torch.Generator().manual_seed(3), CPU)
 
 

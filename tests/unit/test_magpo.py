@@ -22,7 +22,7 @@ from hmarl.trainer.networks import Mlp
 from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.team_batch import TeamBatch
-from training_runs import CPU, new_algorithm
+from training_runs import CPU, new_algorithm, of_use
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -53,7 +53,9 @@ def new_player(name: str = "magpo", agents: int = 2, **settings: Any) -> Any:
     specs = tuple(AgentSpec(f"agent_{i}", 1, spaces.Discrete(2)) for i in range(agents))
     game = EnvironmentSpec("toy/game", specs, state_size=1, horizon=None, team_reward="shared")
     plain = {"normalise_observations": False, "normalise_values": False, "recurrent": False, "entropy_coefficient": 0.0}
-    checked = algorithm_class.settings_class(**{"hidden_sizes": (), "embedding_size": 4, **plain, **settings})
+    checked = algorithm_class.settings_class(
+        **of_use(name, {"hidden_sizes": (), "embedding_size": 4, **plain, **settings})
+    )
     return algorithm_class(game, checked, torch.Generator().manual_seed(0), CPU)
 
 

@@ -305,6 +305,8 @@ def algorithms(
         document = {}
         for prefix, model in classes.items():
             for key, field in model.model_fields.items():
+                if prefix == "algorithm" and key in algorithm.settings_class.without_effect:
+                    continue
                 table.add_row(f"{prefix}.{key}", json.dumps(field.default), field.description or "")
                 document[f"{prefix}.{key}"] = field.default
     else:

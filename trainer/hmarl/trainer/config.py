@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,7 +36,13 @@ class RunSettings(Settings):
 
 
 class AlgorithmSettings(Settings):
-    """What all algorithms share (``--set algorithm.KEY=VALUE``)."""
+    """What all algorithms share (``--set algorithm.KEY=VALUE``).
+
+    Attributes:
+        without_effect: names of those that an algorithm has no use for; other values than the default are refused.
+    """
+
+    without_effect: ClassVar[frozenset[str]] = frozenset()
 
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of the policies")
@@ -70,6 +76,17 @@ class AlgorithmSettings(Settings):
                 "algorithm.agent_identity: got False, expected True with share_parameters=False "
                 "(networks of their own tell agents apart; set algorithm.share_parameters=true as well)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_has_an_effect(self) -> Self:
+        """Nobody should wonder why a setting changes nothing."""
+        for name in sorted(self.without_effect):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise UsageError(
+                    f"algorithm.{name}: got {value!r}, which has no effect in this algorithm; leave it out"
+                )
         return self
 
     @property

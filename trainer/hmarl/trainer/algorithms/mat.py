@@ -26,6 +26,8 @@ from hmarl.trainer.team_batch import TeamBatch
 class MatSettings(GuidedSettings):
     """Settings of MAT."""
 
+    without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "recurrent", "memory_size", "chunk_length"})
+
     guider: Literal["mat"] = Field("mat", description="attention over the agents")
 
 

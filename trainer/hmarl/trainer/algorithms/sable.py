@@ -17,6 +17,8 @@ from hmarl.trainer.guiders.settings import GuidedSettings
 class SableSettings(GuidedSettings):
     """Settings of Sable."""
 
+    without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "recurrent", "memory_size"})
+
     guider: Literal["sable"] = Field("sable", description="retention over agents and time, which remembers")
 
 

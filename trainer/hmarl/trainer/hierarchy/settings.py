@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ from hmarl.trainer.instructions import discrete_instructions, latent_instruction
 
 class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
     """Settings of HiMPo."""
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "memory_size", "chunk_length"})
 
     levels: Literal[1, 2, 3] = Field(
         3,
