@@ -185,12 +185,14 @@ COMPARISONS = (
     *(
         Comparison(
             f"coordsum-{name}", "coordsum/3x10-30", 2_000_000, 100_000,
-            algorithms("magpo", "mappo", seeds=seeds) + algorithms("mat", "sable", "ctds", "happo", "ippo", seeds=1),
-            settings=_FEW_EPISODES, environment_settings=(f"record={name}",), references=references, remark=remark,
+            variants, settings=_FEW_EPISODES, environment_settings=(f"record={name}",), references=references,
+            remark=remark,
         )
-        for name, seeds, references, remark in (
+        for name, variants, references, remark in (
             (
-                "reference", 3, (("MAGPO's paper, 20M frames", 153.1), ("best with memory", 183.0)),
+                "reference",
+                algorithms("magpo", "mappo", seeds=3) + algorithms("mat", "ctds", "happo", "ippo", seeds=1),
+                (("MAGPO's paper, 20M frames", 153.1), ("best with memory", 183.0)),
                 "MAGPO, with a guider that remembers (Sable), passes what its paper reports after ten times as many "
                 "frames, and any fixed table: its deployed policies vary what they name by what they remember. (With "
                 "MAT as its guider, which remembers nothing, they settled on tables worth 152 to 154.) MAPPO finds a "
@@ -198,7 +200,8 @@ COMPARISONS = (
                 "itself, which nothing holds back, climbs fastest and then collapses. One seed, but for MAGPO.",
             ),
             (
-                "own", 1, (("best fixed table", 119.0), ("best with memory", 181.0)),
+                "own", algorithms("magpo", "mappo", seeds=1),
+                (("best fixed table", 119.0), ("best with memory", 181.0)),
                 "One seed. No fixed table earns more than 119, and there MAPPO settles; MAGPO's policies remember.",
             ),
         )
@@ -226,9 +229,8 @@ COMPARISONS = (
     *(
         Comparison(
             f"simple_spread-{agents}", "mpe/simple_spread", steps, steps // 10,
-            algorithms("magpo", "mappo", "happo", "mat", seeds=1), settings=_FEW_EPISODES,
-            environment_settings=(f"N={agents}",),
-            remark=remark,
+            algorithms("magpo", "mappo", "happo", seeds=1), settings=_FEW_EPISODES,
+            environment_settings=(f"N={agents}",), remark=remark,
         )
         for agents, steps, remark in (
             (3, 1_000_000, "One seed. MAGPO ends beside HAPPO, and above MAPPO, whose networks are shared."),
@@ -238,7 +240,7 @@ COMPARISONS = (
     ),
     Comparison(
         "lbf", "lbf/6x6-2p-1f-coop", 300_000, 25_000,
-        algorithms("magpo", "mappo", seeds=3) + algorithms("happo", "mat", seeds=1), settings=_FEW_EPISODES,
+        algorithms("magpo", "mappo", seeds=3) + algorithms("happo", seeds=1), settings=_FEW_EPISODES,
         remark=(
             "One seed. Both agents must load at the same time, and nothing is earned before they first do so by "
             "chance; MAPPO met with it sooner than MAGPO, whose learning had only begun."
@@ -246,7 +248,7 @@ COMPARISONS = (
     ),
     Comparison(
         "smax-2s3z-guided", "smax/2s3z", 300_000, 25_000,
-        algorithms("magpo", seeds=3) + algorithms("mappo", "happo", "mat", seeds=1),
+        algorithms("magpo", seeds=3) + algorithms("mappo", "happo", seeds=1),
         settings=_FEW_EPISODES, measure="success_rate",
         remark="One seed. MAGPO wins every battle after 300,000 frames, as MAPPO does.",
     ),
