@@ -306,8 +306,8 @@ PRESETS: tuple[Preset, ...] = (
         {**_HIERARCHY, "learning_rate": 7e-4, "epochs": 5}, _SAMPLING_RUN,
     ),
     Preset(
-        "mappo", "lbfws/*", 1_000_000, "hard: return about 4.5 (one seed)", {"learning_rate": 7e-4, "epochs": 5, "minibatches": 4},
-        _SAMPLING_RUN,
+        "mappo", "lbfws/*", 1_000_000, "hard: return about 4.5 (one seed)",
+        {"learning_rate": 7e-4, "epochs": 5, "minibatches": 4}, _SAMPLING_RUN,
     ),
     Preset(
         "himpo", "smax/*", 300_000, "goals and messages", {**_HIERARCHY, "learning_rate": 1e-3, "epochs": 5},
