@@ -134,7 +134,8 @@ def draw(comparison: Comparison, runs: Runs, path: Path) -> None:
         steps, values = curve(directories, measured(directories[0], comparison.measure))
         for row in values:
             axes.plot(steps, row, color=colour, lw=0.7, alpha=0.4)
-        axes.plot(steps, values.mean(0), color=colour, lw=2, label=label)
+        whole_team = judged_by(directories[0]) != "local"
+        axes.plot(steps, values.mean(0), color=colour, lw=2, label=f"{label}, whole team" if whole_team else label)
     for label, value in comparison.references:
         axes.axhline(value, color="#777777", lw=0.8, ls="--")
         axes.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=7)
