@@ -281,17 +281,18 @@ class AgentServer:
         self._report(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_s: float, hurry: threading.Event | None = None) -> None:
-        """Report NOT_SERVING, start no more episodes, let those that are running go on for a while, then stop.
+        """Start no more episodes, report NOT_SERVING, let those that are running go on for a while, then stop.
 
         Args:
             grace_s: seconds that running episodes get; without requests for a second it ends sooner.
             hurry: ends the wait at once when set.
         """
-        self._health.enter_graceful_shutdown()
         hurry = hurry or threading.Event()
         registry = self._servicer._registry
         if registry is not None:
-            registry.drain()
+            registry.drain()  # first: whoever reads NOT_SERVING may rely on it
+        self._health.enter_graceful_shutdown()
+        if registry is not None:
             LOGGER.info("draining, %d sessions open", len(registry))
             for _ in range(int(grace_s / 0.05)):
                 if registry.quiet(min(_QUIET_S, grace_s)) or hurry.wait(0.05):
