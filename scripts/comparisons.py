@@ -216,7 +216,7 @@ COMPARISONS = (
             (
                 "3x30-50",
                 "One seed. MAGPO ends level with MAPPO, and IPPO, which estimates less, ahead of both. HAPPO, whose "
-                "agents do not share networks, and MAT with steps that do not collapse, are slow.",
+                "agents do not share networks, MAT with steps that do not collapse, and CTDS are slow.",
             ),
             (
                 "5x20-80",
