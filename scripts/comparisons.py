@@ -110,7 +110,7 @@ COMPARISONS = (
     ),
     Comparison(
         "coordsum", "coordsum/3x10-30", 1_000_000, 50_000,
-        algorithms("hcpo", "hatrpo") + algorithms("happo", "mappo", seeds=1),
+        algorithms("hcpo", "hatrpo") + algorithms("happo", "mappo", "guided-hcpo", seeds=1),
         settings=_FEW_EPISODES, references=(("best fixed table", 119.0), ("best with memory", 181.0)),
         instruction_choices=True,
         remark=(
@@ -194,10 +194,10 @@ COMPARISONS = (
                 algorithms("magpo", "mappo", seeds=3) + algorithms("mat", "ctds", "happo", "ippo", seeds=1),
                 (("MAGPO's paper, 20M frames", 153.1), ("best with memory", 183.0)),
                 "MAGPO, with a guider that remembers (Sable), passes what its paper reports after ten times as many "
-                "frames, and any fixed table: its deployed policies vary what they name by what they remember. (With "
-                "MAT as its guider, which remembers nothing, they settled on tables worth 152 to 154.) MAPPO finds a "
-                "good table within 300,000 frames and stays there. CTDS's students stay behind their teacher. MAT by "
-                "itself needs small steps (ε = 0.05): with MAGPO's 0.2 it climbed to 142 and then collapsed.",
+                "frames, and any fixed table: its deployed policies vary what they name by what they remember. "
+                "MAPPO finds a good table within 300,000 frames and stays there. CTDS's students stay behind their "
+                "teacher. MAT by itself needs small steps (ε = 0.05): with MAGPO's (--set algorithm.clip=0.2) it "
+                "climbed to 142 and then fell to 18.",
             ),
             (
                 "own", algorithms("magpo", "mappo", seeds=1),
@@ -276,8 +276,7 @@ COMPARISONS = (
     ),
     Comparison(
         "lbfws-hard", "lbfws/hard", 1_000_000, 100_000, hierarchies(3), settings=_FEW_EPISODES,
-        remark="One seed so far. HiMPo learns more slowly at first, overtakes MAPPO after half of the frames, and "
-        "survives more often.",
+        remark="One seed so far. Level for half of the frames; then HiMPo earns more and survives more often.",
     ),
     Comparison(
         "smacv2-5-units", "smax/smacv2_5_units", 300_000, 50_000, algorithms("himpo", "mappo", seeds=1),

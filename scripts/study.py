@@ -221,7 +221,7 @@ def _iqm_with_interval(returns: np.ndarray) -> str:
 
 
 def conductor_table(runs: list[Path]) -> str:
-    """Markdown: HCPO's four conductors at the last evaluation."""
+    """Markdown: teams under their four conductors at the last evaluation."""
     lines = ["| conductor | IQM [95 % bootstrap interval] | mean of each seed |", "|---|---|---|"]
     for name in CONDUCTORS:
         returns = np.stack([final_returns(run, name) for run in runs])
@@ -260,9 +260,11 @@ def section(comparison: Comparison, runs: Runs, out: Path) -> list[str]:
         ]  # fmt: skip
     if comparison.instruction_choices:
         paragraphs += [
-            "The same policies, deterministic actions, instructions chosen by every agent in one of three ways:",
+            "HCPO's policies, deterministic actions, instructions chosen by every agent in one of three ways:",
             instruction_table(runs["hcpo"]),
         ]
+    if "guided-hcpo" in runs:
+        paragraphs += ["Guided HCPO under its four conductors:", conductor_table(runs["guided-hcpo"])]
     return [paragraph for paragraph in paragraphs if paragraph]
 
 

@@ -214,6 +214,7 @@ def test_students_see_what_they_are_told_after_what_they_observe(what: str) -> N
     sizes = [(len(group.agents), group.example.observation_size) for group in vector.spec.groups]
     seen = [torch.randn(4, 2, members, size, generator=torch.Generator().manual_seed(5)) for members, size in sizes]
     state = torch.randn(4, 2, vector.spec.state_size, generator=torch.Generator().manual_seed(6))
+    algorithm.state_normaliser.update(3.0 * state.flatten(0, 1) + 1.0)
     own = algorithm.normalised(seen)
     told = {
         "nothing": torch.zeros(4, 2, 0),
