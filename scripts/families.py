@@ -39,6 +39,9 @@ tiny networks that
 
 Algorithms marked *central* act for the whole team at once: after training and resuming, their guider played whole
 episodes, and `hmarl-export` refused them and wrote nothing.
+
+Those marked *students* act centrally as well: `hmarl-export` distilled a student for every agent, and the exported
+students played.
 """
 
 
