@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ def matrix_product_gflops(size: int = 1024, repeats: int = 10) -> float:
     for _ in range(repeats):
         torch.mm(a, b)
     return 2 * size**3 * repeats / (time.perf_counter() - begin) / 1e9
+
+
+def peak_gigabytes() -> float:
+    """Most memory that this process has held (Linux).
+
+    Unlike getrusage's ru_maxrss, which starts at what the process that started this one had.
+    """
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20
 
 
 class Training:

@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
 BATCH, STEPS, ROUNDS = 32, 50, 3
 CHILD = f"""
-import json, resource, statistics, sys
+import json, statistics, sys
 import torch
-from training_speed import Training, matrix_product_gflops
+from training_speed import Training, matrix_product_gflops, peak_gigabytes
 
 torch.set_num_threads(1)
 agents, graph = int(sys.argv[1]), sys.argv[2]
-started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = peak_gigabytes()
 settings = dict(graph=graph, neighbours=3, epochs=4, minibatches=4)
 training = Training("himpo", "lbfws/easy", {BATCH}, {STEPS}, dict(agents=agents), **settings)
 training.iterate()
@@ -32,7 +32,7 @@ frames = {BATCH * STEPS}
 print(json.dumps(dict(
     rollout_us=1e6 * rollout / frames, update_us=1e6 * update / frames,
     edges=float(training.rollout.extras["edges"].sum()) / frames,
-    gigabytes=(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) / 2**20, gflops=matrix_product_gflops(),
+    gigabytes=peak_gigabytes() - started, gflops=matrix_product_gflops(),
 )))
 """
 
