@@ -174,9 +174,8 @@ def test_students_that_are_told_more_are_reported_on_and_not_exported(
 ) -> None:
     target, settings = tmp_path / "bundle", {**SETTINGS, "told": told}
     local = distilled(run, SETTINGS).report
-    code, output, said = call(
-        "export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(settings), "--json"
-    )
+    command = ["export", str(run), "--distil", "--checkpoint", "last", *words(settings)]
+    code, output, said = call(*command, "--json")
     assert code == 0, said
     informed = from_plain(StudentsModel, json.loads(output.splitlines()[-1])["students"])
     assert informed == distilled(run, settings).report
@@ -184,6 +183,10 @@ def test_students_that_are_told_more_are_reported_on_and_not_exported(
     assert informed.kl != local.kl
     assert "students of the guider" in said
     assert "no bundle" in said
+    assert not (run / "bundle").exists()
+    code, _, said = call(*command, "--out", str(target))
+    assert code == 2
+    assert f"error: --out: got {target}, expected nothing with distillation.told={told}" in said
     assert not target.exists()
     with pytest.raises(UsageError, match=rf"distillation.told: got {told}, expected nothing"):
         export_run(run, target, "last", distillation=validate(DistillationSettings, settings, "distillation"))

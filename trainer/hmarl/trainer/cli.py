@@ -191,6 +191,12 @@ def export(
 
     distillation = _distillation(run, distil, settings, restart_students)
     if distillation is not None and distillation.told != "nothing":
+        for option, given in (("--out", out), ("--name", name)):
+            if given is not None:
+                raise UsageError(
+                    f"{option}: got {given}, expected nothing with distillation.told={distillation.told}: students who "
+                    "are told more than their agents see are reported on, and no bundle is written"
+                )
         _diagnose(run, checkpoint, distillation, restart_students, as_json)
         return
     target = out or run / "bundle"
