@@ -102,7 +102,7 @@ COMPARISONS = (
     ),
     Comparison(
         "navigation", "vmas/navigation", 500_000, 102_000, algorithms("hcpo", "hatrpo", "happo"),
-        references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=205_000,
+        references=(("BenchMARL's MAPPO after 205k frames", 0.91),), early=204_800,
         remark=(
             "HAPPO learns fastest, and HATRPO ends ahead of HCPO, whose conductors score alike: every agent observes "
             "its own goal, and there is nothing to agree upon."
@@ -115,12 +115,12 @@ COMPARISONS = (
         instruction_choices=True,
         remark=(
             "Here the conductor matters. An adversary learns what agent 0 names most often, so that the best fixed "
-            "table earns 119; to earn more the agents must vary what they name, and still agree. Without a conductor "
-            "none ends above that, and HATRPO falls back. HCPO's central conductor comes close to the best that memory "
-            "can do. Its deployed agents, who do not see the adversary's guess, come to about the table by argmax "
-            "and well above it when they draw their instructions from common random numbers; with private ones they "
-            "disagree, and without an instruction they are lost. Guided HCPO (one seed) is slower, and does as well "
-            "under any instruction."
+            "table earns 119; to earn more the agents must vary what they name, and still agree. Of these without a "
+            "conductor none ends above that (MAGPO does: coordsum-own), and HATRPO falls back. HCPO's central "
+            "conductor comes close to the best that memory can do. Its deployed agents, who do not see the "
+            "adversary's guess, come to about the table by argmax and well above it when they draw their instructions "
+            "from common random numbers; with private ones they disagree, and without an instruction they are lost. "
+            "Guided HCPO (one seed) is slower, and does as well under any instruction."
         ),
     ),
     Comparison(
@@ -128,9 +128,9 @@ COMPARISONS = (
         settings=(*_FEW_EPISODES, "env.threads=1"),
         remark=(
             "HCPO is ahead of HATRPO, whose settings it shares, and behind HAPPO. HAMDPO is behind, and one of its "
-            "seeds hardly learns: its step size falls to nothing towards the end (KL 0.001 a step; HATRPO 0.007, HAPPO"
-            " 0.016), and with larger ones (10 instead of 3) it collapsed while tuning. The conductors score nearly "
-            "alike."
+            "seeds hardly learns: its step size falls to a twentieth towards the end (KL 0.001 a step; HATRPO 0.007, "
+            "HAPPO 0.016), and with larger ones (10 instead of 3) it collapsed while tuning. The conductors score "
+            "nearly alike."
         ),
     ),
     *(
@@ -143,12 +143,12 @@ COMPARISONS = (
             (
                 "2s3z", 3,
                 "MAPPO, which climbs on the samples of all units at once, learns fastest by far. HCPO wins as often as "
-                "HATRPO, and earlier; its central and local conductors do better than a random one or none.",
+                "HATRPO, and earlier; its conductors differ by less than their intervals.",
             ),
             (
                 "3s5z", 1,
-                "MAVEN, off-policy, is ahead within this budget, then MAPPO. HCPO learns most slowly here: eight "
-                "agents each learn for ten instructions.",
+                "MAVEN, off-policy, ends ahead (one seed), and MAPPO learns earlier. HCPO learns most slowly here: "
+                "eight agents each learn for ten instructions.",
             ),
         )
     ),
@@ -250,7 +250,7 @@ COMPARISONS = (
         for agents, steps, remark in (
             (3, 1_000_000, "One seed. MAGPO ends beside HAPPO, and above MAPPO, whose networks are shared."),
             (5, 500_000, "One seed. Level."),
-            (10, 300_000, "One seed. MAGPO learns fastest."),
+            (10, 300_000, "One seed. MAGPO ends slightly ahead of MAPPO, which learns faster at first."),
         )
     ),
     Comparison(

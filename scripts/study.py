@@ -298,7 +298,7 @@ def main(
         "with its preset, one thread a run. Where a setting is compared, one variant differs from the next in that "
         "setting alone. frames/s count evaluations and suffered from other work on the machine; the benchmarks "
         "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over "
-        "seeds.",
+        "seeds (runs with ten evaluations or fewer: of all, from the start on).",
         "Elsewhere: [the imitation gap](imitation_gap.md); [how widely the algorithms explore](exploration.md); "
         "[which algorithm runs in which family of environments](families.md); [speed](speed.md).",
     ]

@@ -295,7 +295,7 @@ def algorithms(
     from hmarl.trainer.presets import PRESETS
     from hmarl.trainer.students.settings import DistillationSettings
 
-    console = Console()
+    console = Console(markup=False)  # brackets in descriptions are brackets
     if presets:
         table = Table("algorithm", "environment", "--preset", "steps", "about", title="presets")
         for preset in PRESETS:

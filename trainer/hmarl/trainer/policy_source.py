@@ -27,7 +27,7 @@ def load_team(
     Args:
         run: run directory.
         variant: ``local`` (what is deployed), for HCPO ``central``, ``random`` or ``none``, for what has a guider
-            ``guider``; None is ``local``, or ``guider`` where there are no local policies.
+            ``guider``, for himpo ``hierarchy``; None is ``local``, or whoever acts where there are no local policies.
         checkpoint: ``best``, ``last`` or a number of steps.
         sample: draw actions instead of argmax or mean.
         instruction_choice: how the local conductors choose, see ``PolicySession.reset``; ``local`` alone has a choice.

@@ -159,7 +159,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     *(
         Preset(
-            name, "vmas/navigation", 500_000, "return about 3.5 in 3 minutes",
+            name, "vmas/navigation", 500_000, "return 3 to 4 in 3 minutes",
             {**_TRUST_REGION, **_NO_BONUS, **_SHORT_HORIZON}, _VMAS_RUN,
         )
         for name in ("hcpo", "hatrpo")
@@ -226,7 +226,7 @@ PRESETS: tuple[Preset, ...] = (
         )
     ),
     Preset(
-        "hcpo", "coordsum/*", 1_000_000, "3x10-30: return about 130 in 2 minutes, 165 with the central conductor",
+        "hcpo", "coordsum/*", 1_000_000, "3x10-30: return about 124 in 2 minutes, 168 with the central conductor",
         {**_TRUST_REGION, **_SHORT_HORIZON, "entropy_coefficient": 0.01, "conductor_entropy_coefficient": 0.02},
         _TABLE_GAME_RUN,
     ),

@@ -67,6 +67,10 @@ class RunConfig(BaseModel):
     run: dict[str, Any]
     algorithm_settings: dict[str, Any]
 
+    def write(self, run: Path) -> None:
+        """Into a run directory."""
+        replace_file(run / "config.json", (self.model_dump_json(indent=1) + "\n").encode())
+
     @classmethod
     def read(cls, run: Path) -> RunConfig:
         """Of a run directory.
@@ -188,17 +192,20 @@ class Run:
         if (directory / "config.json").exists():
             raise UsageError(f"--out: {directory} already holds a run; choose another, or use --resume {directory}")
         run = cls(config, directory)
-        replace_file(directory / "config.json", (config.model_dump_json(indent=1) + "\n").encode())
+        config.write(directory)
         return run
 
     @classmethod
     def resume(cls, directory: Path, steps: int | None = None) -> Run:
-        """Continue from the newest good checkpoint; ``steps`` raises or lowers the goal."""
+        """Continue from the newest good checkpoint; ``steps`` raises or lowers the goal, in config.json as well."""
         config = RunConfig.read(directory)
         if steps is not None:
             config = config.model_copy(update={"run": {**config.run, "steps": steps}})
         device = device_of(config.run_settings())
-        return cls(config, directory, newest_checkpoint(directory / "checkpoints", device))
+        run = cls(config, directory, newest_checkpoint(directory / "checkpoints", device))
+        if steps is not None:
+            config.write(directory)
+        return run
 
     # --- what a checkpoint holds ------------------------------------------------------------------------------------
 

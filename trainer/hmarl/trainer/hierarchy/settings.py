@@ -57,7 +57,7 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
     clip: float = Field(0.2, gt=0, lt=1, description="ε, ratios are clipped to 1 ± ε")
     share_parameters: bool = Field(True, description="always: the agents of a group share their level's network")
     agent_identity: bool = Field(
-        False, description="workers are told apart by a one-hot; without it teams of any size can use the hierarchy"
+        False, description="workers are told apart by a one-hot; without it the students serve teams of any size"
     )
 
     @model_validator(mode="after")
