@@ -29,11 +29,11 @@ def load_team(
         variant: ``local`` (what is deployed), for HCPO ``central``, ``random`` or ``none``, for what has a guider
             ``guider``, for himpo ``hierarchy``; None is ``local``, or whoever acts where there are no local policies.
         checkpoint: ``best``, ``last`` or a number of steps.
-        sample: draw actions instead of argmax or mean.
+        sample: draw actions instead of argmax or mean; not under ``central``, ``random`` and ``none``.
         instruction_choice: how the local conductors choose, see ``PolicySession.reset``; ``local`` alone has a choice.
 
     Raises:
-        UsageError: unknown variant, or an instruction choice for one without.
+        UsageError: unknown variant, or an instruction choice or drawn actions for one without.
         CheckpointError: no run, or no such checkpoint.
     """
     loaded = load_run(run, checkpoint)
@@ -44,6 +44,8 @@ def load_team(
     if instruction_choice is not None and (name != "local" or not set(CONDUCTORS) <= set(known)):
         of = f"the variant {name}" if name != "local" else loaded.config.algorithm
         raise UsageError(f"instruction_choice: got '{instruction_choice}', but {of} has no instructions to choose")
+    if sample and name in CONDUCTORS:
+        raise UsageError(f"sample: got true, expected false for the variant {name}, which takes the likeliest actions")
 
     def make_team(spec: EnvironmentSpec) -> Team:
         if name == "local":
