@@ -211,6 +211,14 @@ def test_interchangeable_students_are_one_graph(call: Call, tmp_path: Path) -> N
     assert "error: distillation.share_parameters: got False, expected true or null" in said
 
 
+def test_what_is_in_the_way_of_the_bundle_is_said_before_anything_is_distilled(run: Path, call: Call) -> None:
+    before = files(run)
+    code, _, said = call("export", str(run), "--distil", "--out", str(run / "config.json"), *words(SETTINGS))
+    assert code == 2
+    assert "exists and is not a bundle" in said
+    assert files(run) == before
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

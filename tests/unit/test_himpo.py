@@ -97,11 +97,13 @@ def test_messages_are_redrawn_at_every_step_and_with_a_static_graph_once_an_epis
     (moving,) = collected(hierarchy(radius=1.0), 10)
     (still,) = collected(hierarchy(radius=1.0, static_graph=True), 10)
     assert not moving.extras["edges"][0].equal(moving.extras["edges"][1])
-    for name in ("edges", "cluster"):
-        values = still.extras[name]
-        assert values[:5].equal(values[:1].expand_as(values[:5]))
-        assert values[5:].equal(values[5:6].expand_as(values[5:]))
-    assert not still.extras["edges"][0].equal(still.extras["edges"][5])
+    edges, cluster = still.extras["edges"], still.extras["cluster"]
+    there = still.active.unsqueeze(-1) & still.active.unsqueeze(-2)
+    assert not there.all(), "nobody left"
+    for first, episode in ((0, slice(0, 5)), (5, slice(5, 10))):
+        assert cluster[episode].equal(cluster[first].expand_as(cluster[episode]))
+        assert edges[episode].equal(edges[first] & there[episode]), "somebody who has left is heard"
+    assert not edges[0].equal(edges[5])
 
 
 # --- rewards from above (Eq. 5) -------------------------------------------------------------------------------------
@@ -289,9 +291,11 @@ def test_without_positions_a_hierarchy_says_that_everybody_hears_everybody(caplo
     assert not caplog.records
     hierarchy(positions=False, graph="none")
     assert not caplog.records
-    algorithm = hierarchy(positions=False)
-    assert "has a part 'position'" in caplog.text
-    assert algorithm.hierarchy.edges(torch.zeros(1, 3, 0), torch.ones(1, 3, dtype=torch.bool)).sum() == 6
+    for graph in ("auto", "nearest", "radius"):
+        caplog.clear()
+        algorithm = hierarchy(positions=False, graph=graph, neighbours=1)
+        assert "has a part 'position'" in caplog.text
+        assert algorithm.hierarchy.edges(torch.zeros(1, 3, 0), torch.ones(1, 3, dtype=torch.bool)).sum() == 6
 
 
 def test_it_cannot_be_exported_as_it_is() -> None:

@@ -176,6 +176,33 @@ def test_a_damaged_round_is_passed_over(tmp_path: Path) -> None:
     assert resumed.report == whole.report
 
 
+def test_a_finished_distillation_survives_a_kill_while_its_data_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, **_: Any) -> None:
+        max(Path(folder).glob("*.safetensors")).unlink()
+        raise Stopped
+
+    settings = settings_of()
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(Stopped):
+        distil(kept_in(tmp_path, settings), settings)
+    monkeypatch.undo()
+    again = distil(kept_in(tmp_path, settings), settings)
+    whole = distil(kept_in(tmp_path / "whole", settings), settings)
+    assert all(torch.equal(a, b) for a, b in zip(thetas(whole), thetas(again), strict=True))
+    assert not (tmp_path / ".data").exists()
+
+
+def test_a_damaged_end_is_not_made_up_for_without_its_data(tmp_path: Path) -> None:
+    settings = settings_of()
+    distil(kept_in(tmp_path, settings), settings)
+    newest = max((tmp_path / "checkpoints").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"{newest.name}: damaged, .* is deleted; --restart-students"):
+        distil(kept_in(tmp_path, settings), settings)
+
+
 def test_damaged_data_are_named_with_what_helps(tmp_path: Path) -> None:
     settings = settings_of()
     kept = kept_in(tmp_path, settings, StoppingAfter)

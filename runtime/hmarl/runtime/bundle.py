@@ -341,7 +341,7 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
     content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
     _parse_manifest(path, content)  # a number that must not be null is found here, before anything is replaced
     everything = {**files, MANIFEST: content, MANIFEST_HASH: _hash_line(hashlib.sha256(content).hexdigest())}
-    _check_target(path)
+    check_target(path)
     try:
         if path.suffix == ".zip":
             replace_file(path, zip_bytes(everything))
@@ -352,8 +352,12 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
     return load_bundle(path)
 
 
-def _check_target(path: Path) -> None:
-    """Refuse to replace anything but a bundle: nobody's other files are ever deleted."""
+def check_target(path: Path) -> None:
+    """Refuse to replace anything but a bundle: nobody's other files are ever deleted.
+
+    Raises:
+        UsageError: something that is not a bundle is in the way.
+    """
     if path.suffix == ".zip":
         if path.exists() and not zipfile.is_zipfile(path):
             raise UsageError(f"{path} exists and is not a zip file; choose another path or remove it")

@@ -185,7 +185,8 @@ def export(
     --set distillation.told=team (or state) students see more than their agents: they are reported on, not exported.
     """
     _need_torch("hmarl-export")
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone
     from hmarl.runtime.bundle import to_plain
     from hmarl.trainer.export import export_run
 
@@ -202,7 +203,7 @@ def export(
     target = out or run / "bundle"
     console = Console(stderr=True)
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False, soft_wrap=True)
-    with _saying_what_is_kept(console, run, distillation):
+    with _saying_what_is_kept(console, run, distillation, restart_students):
         bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
     if students is not None:
@@ -241,14 +242,14 @@ def _distillation(run: Path, distil: bool, settings: list[str] | None, restart: 
 
 
 @contextmanager
-def _saying_what_is_kept(console: Console, run: Path, distillation: Any) -> Iterator[None]:
+def _saying_what_is_kept(console: Console, run: Path, distillation: Any, restart: bool) -> Iterator[None]:
     """When somebody stops a distillation."""
     try:
         yield
     except KeyboardInterrupt:
         if distillation is not None:
-            folder = run / distillation.folder
-            console.print(f"\nstopped; the rounds that are done are kept in {folder}: the same command goes on")
+            folder, command = run / distillation.folder, "the same command" + " without --restart-students" * restart
+            console.print(f"\nstopped; the rounds that are done are kept in {folder}: {command} goes on")
         raise
 
 
@@ -259,7 +260,7 @@ def _diagnose(run: Path, checkpoint: str, distillation: Any, restart: bool, as_j
     from hmarl.trainer.students.dagger import distil_run
 
     console, loaded = Console(stderr=True), load_run(run, checkpoint)
-    with _saying_what_is_kept(console, run, distillation):
+    with _saying_what_is_kept(console, run, distillation, restart):
         distilled = distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart)
     report = distilled.report
     _report_students(console, report)

@@ -30,6 +30,7 @@ from hmarl.runtime.bundle import (
     BundleError,
     EnvironmentModel,
     ParityModel,
+    check_target,
     to_json,
     to_plain,
     write_bundle,
@@ -167,6 +168,7 @@ def export_run(
         algorithm.check_exportable(config.settings())
     else:
         distillation.check_deployable()
+    check_target(target)  # not after hours of distilling
     loaded = load_run(run, checkpoint)
     if distillation is not None:
         distilled = distil_run(

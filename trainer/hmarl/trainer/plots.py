@@ -31,9 +31,14 @@ _PLAYED_BY = {
 
 
 def read_metrics(run: Path) -> Rows:
-    """The lines of a run's metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a run's metrics.jsonl, without one that a kill cut off."""
+    path, rows = run / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return rows
 
 
 def write_run_plots(run: Path, title: str) -> list[Path]:

@@ -64,7 +64,7 @@ class Himpo(Algorithm):
         self.hierarchy = Hierarchy(spec, settings, self.heads, sizes, generator, device)
         self._standing = self.hierarchy.nothing_in_force(0)
         self._goal_noise = self.hierarchy.draw_goal_noise((0,), self.noise_generator)
-        if settings.graph == "auto" and not self.hierarchy.positions.dimensions:
+        if settings.graph in ("auto", "radius", "nearest") and not self.hierarchy.positions.dimensions:
             _log.warning(
                 "himpo: no observation of %s has a part 'position', so that everybody hears everybody and sub-managers "
                 "take the workers by number; set algorithm.graph=none for a team without messages", spec.name,

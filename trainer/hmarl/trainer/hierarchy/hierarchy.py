@@ -168,7 +168,9 @@ class Hierarchy:
         settings = self.settings
         kind = settings.graph
         if kind == "auto":
-            kind = "radius" if self.positions.dimensions else "all"
+            kind = "radius"
+        if kind in ("radius", "nearest") and not self.positions.dimensions:
+            kind = "all"
         return message_edges(positions, active, kind, settings.radius, settings.neighbours)
 
     def seen(self, goal: Tensor) -> Tensor:
@@ -185,10 +187,12 @@ class Hierarchy:
         goal: Tensor,
         sub_goal: Tensor,
     ) -> TeamGraph:
-        """A team at M moments, with as many goals as there are levels; see ``TeamGraph``."""
+        """A team at M moments, with as many goals as there are levels; see ``TeamGraph``. Edges that were drawn earlier
+        may be of agents who have left since.
+        """
         told, levels = self.seen, self.settings.levels
         return TeamGraph(
-            features, active, positions, edges, cluster,
+            features, active, positions, edges & active.unsqueeze(-1) & active.unsqueeze(-2), cluster,
             told(goal) if levels > 1 else None, told(sub_goal) if levels == 3 else None,
         )  # fmt: skip
 
@@ -238,8 +242,8 @@ class Hierarchy:
             graph = replace(graph, goal=self.seen(goal))
         workers = self.workers.distributions(graph, masks, units_first=True)
         actions = select_all(workers, None if noise is None else noise.actions)
-        record = {name: standing.tensors()[name] for name in ("edges", "cluster", "goal", "sub_goal")}
-        record |= {"decided": decided, "manager_decided": manager_decided}
+        record = {name: standing.tensors()[name] for name in ("cluster", "goal", "sub_goal")}
+        record |= {"edges": graph.edges, "decided": decided, "manager_decided": manager_decided}
         after = replace(standing, clock=standing.clock + 1, fresh=torch.zeros_like(standing.fresh))
         return Step(actions, workers, graph, after, record)
 

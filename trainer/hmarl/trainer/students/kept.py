@@ -73,6 +73,9 @@ class KeptDistillation:
         state = newest_checkpoint(self._states)
         frames = state.counters.steps // state.counters.update
         if not self._data.exists():  # all is done
+            newest = max(self._states.glob("step-*.safetensors"))
+            if newest != state.path:
+                raise CheckpointError(f"{newest}: damaged, and what its round learnt from is deleted")
             return state, []
         first = 1 + max(0, state.counters.update - self._kept_rounds)
         paths = [self._data / f"step-{n * frames:012d}.safetensors" for n in range(first, state.counters.update + 1)]
@@ -104,5 +107,8 @@ class KeptDistillation:
         prune(self._data, self._kept_rounds + _STATES - 1)
 
     def finish(self) -> None:
-        """Delete the data: nothing more will be learnt."""
-        shutil.rmtree(self._data, ignore_errors=True)
+        """Delete the data, all at once: nothing more will be learnt."""
+        deleted = self.folder / ".data"
+        if self._data.exists():
+            self._data.replace(deleted)
+        shutil.rmtree(deleted, ignore_errors=True)

@@ -12,6 +12,9 @@ from hmarl.runtime.bundle import StudentsModel
 from hmarl.trainer.students.demonstrations import Demonstrations
 from hmarl.trainer.students.student import StudentPolicy, Students
 
+# Goals whose variance is a smaller share of their mean square are one goal: there is nothing to guess.
+_GOALS_VARY = 1e-4
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -63,8 +66,9 @@ def measure(students: Students, rounds: Demonstrations) -> Fidelity:
         for name, row in _compared(g, policy, rounds).items():
             sums[name] = sums[name] + row.double().cpu()
     shares = {name: float(total / count.clamp(min=1e-8)) for name, (total, count) in sums.items()}
-    if "goal_missed" in shares:
-        shares["goal_variance_explained"] = 1.0 - shares.pop("goal_missed")
+    missed, spread = shares.pop("goal_missed", None), shares.pop("goal_spread", None)
+    if missed is not None and spread is not None and spread > _GOALS_VARY:
+        shares["goal_variance_explained"] = 1.0 - missed
     return Fidelity(**shares)
 
 
@@ -95,4 +99,5 @@ def _compared(group: int, policy: StudentPolicy, rounds: Demonstrations) -> dict
             centre = (goals * weight.unsqueeze(-1)).sum((0, 1)) / weight.sum().clamp(min=1.0)
             missed, spread = ((goals - x).square().mean(-1) for x in (predicted_goals, centre))
             found["goal_missed"] = torch.stack([(missed * weight).sum(), (spread * weight).sum()])
+            found["goal_spread"] = torch.stack([(spread * weight).sum(), (goals.square().mean(-1) * weight).sum()])
     return found
