@@ -14,6 +14,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.trainer.algorithms.himpo import Himpo
+from hmarl.trainer.config import validate
 from hmarl.trainer.distributions import ActionHead
 from hmarl.trainer.hierarchy.level import Decisions, Level
 from hmarl.trainer.hierarchy.networks import TeamGraph
@@ -217,7 +218,8 @@ class RecordingOptimiser:
 
 def new_level(entropy_coefficient: float = 0.0) -> Any:
     """A level whose policy is ``POLICY`` at every moment."""
-    settings = HierarchySettings(**{**SMALL, "clip": CLIP, "learning_rate": 0.01, "normalise_values": False})
+    plain = {**SMALL, "clip": CLIP, "learning_rate": 0.01, "normalise_values": False}
+    settings = validate(HierarchySettings, plain, "algorithm")
     policy: Any = Table(POLICY.log())
     value: Any = Table(torch.zeros(3, 1))
     return Level(
