@@ -277,9 +277,9 @@ COMPARISONS = (
                 3,
                 "HiMPo stays a little behind MAPPO. Teams without a hierarchy, and workers who see the reward "
                 "themselves (FL), are ahead of it (one seed each): within this budget learning by way of goals costs "
-                "more than it brings. Local rewards help (NL is without).",
+                "more than it brings. Local rewards and a graph that is redrawn help (NL and SG are without).",
             ),
-            (7, "Two seeds so far. Level at the end; HiMPo is ahead on the way there."),
+            (7, "Level at the end; HiMPo is ahead on the way there."),
         )
     ),
     Comparison(

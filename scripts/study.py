@@ -36,7 +36,7 @@ from hmarl.trainer.policy_source import load_team
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
     "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#c9b400", "magpo": "#d62728",
-    "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#1f77b4",
+    "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#4b0082",
 }  # fmt: skip
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 CONDUCTORS = ("local", "central", "random", "none")
@@ -300,7 +300,8 @@ def main(
         "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over "
         "seeds (runs with ten evaluations or fewer: of all, from the start on).",
         "Elsewhere: [the imitation gap](imitation_gap.md); [how widely the algorithms explore](exploration.md); "
-        "[which algorithm runs in which family of environments](families.md); [speed](speed.md).",
+        "[what students keep](students.md); [which algorithm runs in which family of environments](families.md); "
+        "[speed](speed.md).",
     ]
     for comparison in COMPARISONS:
         if done := runs_of(comparison, runs):
