@@ -30,8 +30,8 @@ from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.statistics import iqm, iqm_interval
-from hmarl.trainer.plots import read_metrics
 from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.recorder import read_metrics
 
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import ParityModel, StudentsModel
-from hmarl.trainer.plots import read_metrics, run_plots
+from hmarl.trainer.plots import run_plots
+from hmarl.trainer.recorder import read_metrics
 from hmarl.trainer.students.report import figures
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from hmarl.runtime.bundle import replace_file
+from hmarl.trainer.recorder import Rows, read_metrics
 
-Rows = list[dict[str, Any]]
 Points = list[tuple[float, float]]
 
 _COLOURS = {
@@ -28,17 +27,6 @@ _PLAYED_BY = {
     "local": "deployed policies", "central": "central conductor", "random": "random conductor", "none": "no conductor",
     "guider": "guider",
 }  # fmt: skip
-
-
-def read_metrics(run: Path) -> Rows:
-    """The lines of a run's metrics.jsonl, without one that a kill cut off."""
-    path, rows = run / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return rows
 
 
 def write_run_plots(run: Path, title: str) -> list[Path]:

@@ -16,6 +16,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 from hmarl.runtime.bundle import replace_file
 
+Rows = list[dict[str, Any]]
+
+
+def read_metrics(run: Path) -> Rows:
+    """The lines of a run's metrics.jsonl, without one that a kill cut off."""
+    path, rows = run / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return rows
+
 
 class Recorder:
     """Writes every update's metrics; a resumed run continues the same files.
@@ -26,21 +39,12 @@ class Recorder:
     """
 
     def __init__(self, run: Path, resumed_update: int, resumed_steps: int) -> None:
-        self._path = run / "metrics.jsonl"
-        if self._path.exists():
-            self._drop_after(resumed_update)
-        self._file = self._path.open("a")
+        path = run / "metrics.jsonl"
+        if path.exists():
+            kept = (row for row in read_metrics(run) if row.get("update", math.inf) <= resumed_update)
+            replace_file(path, "".join(f"{json.dumps(row)}\n" for row in kept).encode())
+        self._file = path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_steps + 1 if resumed_steps else None)
-
-    def _drop_after(self, update: int) -> None:
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                if json.loads(line)["update"] <= update:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # a line that the kill cut off
-        replace_file(self._path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, update: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Append one update's metrics; values that are not finite become null."""
