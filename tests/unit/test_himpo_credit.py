@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class ByLoops:
 
     def __init__(self, algorithm: Himpo, rollout: Rollout, graphs: RolloutGraphs) -> None:
         self.settings, self.rollout, self._graphs = algorithm.settings, rollout, graphs
+        self._workers = algorithm.hierarchy.workers
         self._finals = {(int(t), int(b)): index for index, (t, b) in enumerate(rollout.ended.nonzero())}
 
     def windows(self, b: int, length: int) -> list[tuple[int, int]]:
@@ -69,10 +70,12 @@ class ByLoops:
         return found
 
     def advantages(self, level: Level, rewards: Tensor, length: int, gae_lambda: float) -> Tensor:
-        """[T, B, V] of a level that decides at the starts of windows; 0 at all other steps. γ and λ per decision."""
+        """[T, B, V] of a level that decides at the starts of windows; 0 at all other steps. γ and λ per decision.
+        Workers, who judge for themselves, look forward to nothing once they have left.
+        """
         values, last = level.values(self._graphs.moments).unflatten(0, (STEPS, BATCH)), level.values(self._graphs.last)
         finals, gamma = level.values(self._graphs.finals), self.settings.gamma
-        found = torch.zeros_like(values)
+        found, there = torch.zeros_like(values), self.rollout.next_active().float()
         for b in range(BATCH):
             later = torch.zeros(values.shape[-1])
             for start, stop in reversed(self.windows(b, length)):
@@ -84,6 +87,8 @@ class ByLoops:
                     after = finals[self._finals[stop - 1, b]]
                 else:
                     after = last[b] if stop == STEPS else values[stop, b]
+                if level is self._workers:
+                    after, later = after * there[stop - 1, b], later * there[stop - 1, b]
                 brought = sum(rewards[t, b] for t in range(start, stop))
                 later = brought + gamma * after - values[start, b] + gamma * gae_lambda * later
                 found[start, b] = later
@@ -126,22 +131,29 @@ class ByLoops:
         return ((t, b, u) for t in range(STEPS) for b in range(BATCH) for u in range(units))
 
 
-def expected(loops: ByLoops, algorithm: Himpo) -> list[Tensor]:
-    """[decisions, units] advantages of each level from the top down."""
+def expected(loops: ByLoops, algorithm: Himpo) -> list[tuple[Tensor, Tensor]]:
+    """Of each level from the top down [decisions, units] advantages and [decisions, V] returns less values."""
     hierarchy, settings, found = algorithm.hierarchy, algorithm.settings, []
     team = loops.rollout.team_rewards.unsqueeze(-1)
     rewards, goal_lambda = team.expand(-1, -1, SUB_MANAGERS), settings.manager_gae_lambda
+    value_lambda = settings.value_lambda
     if hierarchy.manager is not None:
         length = INTERVAL * MANAGER_INTERVAL
         above = loops.advantages(hierarchy.manager, team, length, goal_lambda)
-        found.append(above.flatten(0, 1)[loops.rows(length)].expand(-1, SUB_MANAGERS))
+        gained = loops.advantages(hierarchy.manager, team, length, value_lambda)
+        rows = loops.rows(length)
+        found.append((above.flatten(0, 1)[rows].expand(-1, SUB_MANAGERS), gained.flatten(0, 1)[rows]))
         rewards = loops.sub_managers_rewards(above)
     assert hierarchy.sub_managers is not None
     above = loops.advantages(hierarchy.sub_managers, rewards, INTERVAL, goal_lambda)
     rows, cluster = loops.rows(INTERVAL), loops.rollout.extras["cluster"].flatten(0, 1)
-    found.append(above.flatten(0, 1)[rows].gather(-1, cluster[rows]))
-    own = loops.advantages(hierarchy.workers, loops.workers_rewards(above), 1, settings.gae_lambda)
-    return [*found, own.flatten(0, 1)]
+    gained = loops.advantages(hierarchy.sub_managers, rewards, INTERVAL, value_lambda)
+    found.append((above.flatten(0, 1)[rows].gather(-1, cluster[rows]), gained.flatten(0, 1)[rows]))
+    own, gained = (
+        loops.advantages(hierarchy.workers, loops.workers_rewards(above), 1, gae_lambda)
+        for gae_lambda in (settings.gae_lambda, value_lambda)
+    )
+    return [*found, (own.flatten(0, 1), gained.flatten(0, 1))]
 
 
 @pytest.mark.parametrize(
@@ -160,9 +172,11 @@ def test_the_advantages_of_all_levels_are_those_of_plain_loops_over_eq_5(setting
         judged = [decisions for _, _, decisions in algorithm._judged(graphs)]
         loops = ByLoops(algorithm, rollout, graphs)
         assert len(judged) == settings["levels"]
-        for decisions, by_loops in zip(judged, expected(loops, algorithm), strict=True):
-            there = decisions.weight > 0
-            torch.testing.assert_close(decisions.advantages[there], by_loops[there], rtol=1e-5, atol=1e-5)
+        for decisions, (advantages, gained) in zip(judged, expected(loops, algorithm), strict=True):
+            there, close = decisions.weight > 0, {"rtol": 1e-5, "atol": 1e-5}
+            torch.testing.assert_close(decisions.advantages[there], advantages[there], **close)
+            there = decisions.judged
+            torch.testing.assert_close((decisions.returns - decisions.values)[there], gained[there], **close)
         algorithm.update(rollout, 0.0)
 
 
@@ -248,7 +262,7 @@ def decisions_of(advantages: Tensor, actions: Tensor = ACTIONS, weight: Tensor =
         [nothing.unsqueeze(-1)], weight > 0, torch.zeros(moments, units, 0),
         torch.zeros(moments, units, units, dtype=torch.bool), torch.zeros(moments, units, dtype=torch.int64),
     )  # fmt: skip
-    return Decisions(graph, [actions], [None], nothing, advantages, anything, weight)
+    return Decisions(graph, [actions], [None], nothing, advantages, anything, weight, weight > 0)
 
 
 def old_log_prob(ratio: Tensor, actions: Tensor = ACTIONS) -> Tensor:
@@ -320,6 +334,29 @@ def test_what_was_decided_for_nobody_does_not_move_the_policy() -> None:
     assert gradients[0].any()
 
 
+def test_the_value_learns_from_those_who_are_there() -> None:
+    level = new_level()
+    level.value_optimiser = RecordingOptimiser(torch.zeros(3, requires_grad=True), torch.zeros(()), torch.zeros(()))
+    decisions = decisions_of(torch.zeros(2, 3))
+    returns = torch.tensor([[1.0, 2.0, 3.0], [1.0, 4.0, 1000.0]])
+    metrics = level.improve(replace(decisions, returns=returns), torch.Generator(), 1.0)
+    assert metrics["critic_loss"] == pytest.approx((1 + 4 + 9 + 1 + 16) / 5)
+    torch.testing.assert_close(level.value_optimiser.gradient, torch.tensor([-4.0, -12.0, -6.0]) / 5)
+    # Var(targets − 0) / Var(targets) = 1: all that zeros explain is nothing.
+    assert metrics["explained_variance"] == pytest.approx(0.0, abs=1e-6)
+    moments = level.normaliser.moments / level.normaliser.moments[0]
+    assert moments.tolist() == pytest.approx([1.0, 11 / 5, 31 / 5])
+
+
+def test_a_minibatch_in_which_nobody_is_left_teaches_nothing() -> None:
+    level = new_level()
+    nobody = decisions_of(torch.ones(2, 3), weight=torch.zeros(2, 3))
+    metrics = level._step(nobody, torch.zeros(2, 3), torch.ones(2, 3), 1.0)
+    assert float(metrics["critic_loss"]) == 0.0
+    assert level.theta.equal(POLICY.log().flatten())
+    assert not level.value_theta.any()
+
+
 def test_a_step_makes_better_actions_likelier_and_the_entropy_bonus_makes_all_more_alike() -> None:
     level = new_level()
     before = POLICY.log()
@@ -373,7 +410,9 @@ def test_goals_for_clusters_in_which_nobody_is_left_weigh_nothing() -> None:
 
 def test_actions_of_leavers_weigh_nothing() -> None:
     algorithm, graphs = with_leavers()
-    weight = algorithm._actions_taken(graphs, anything(AGENTS)).weight.unflatten(0, (STEPS, BATCH))
+    decisions = algorithm._actions_taken(graphs, anything(AGENTS))
+    weight = decisions.weight.unflatten(0, (STEPS, BATCH))
+    assert decisions.judged.equal(decisions.weight > 0)
     assert weight[:9, :, 4].eq(1.0).all()
     assert weight[9:, :, 4].eq(0.0).all()
     assert weight[3:, 1, 0].eq(0.0).all()

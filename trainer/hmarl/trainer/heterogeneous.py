@@ -19,7 +19,7 @@ from hmarl.trainer.critic import Critic
 from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.networks import Memory
 from hmarl.trainer.policies import GroupPolicy, group_head
-from hmarl.trainer.returns import generalised_advantages, normalise_advantages
+from hmarl.trainer.returns import generalised_advantages, normalise_advantages, weighted_mean
 from hmarl.trainer.rollout import Rollout
 
 
@@ -70,7 +70,7 @@ class AgentSamples:
             values = values * weight
         if self.active is None:
             return values.mean()
-        return (values * self.active).sum() / self.active.sum().clamp(min=1.0)
+        return weighted_mean(values, self.active)
 
     def under(self, policy: GroupPolicy, theta: Tensor) -> Distribution:
         """The distributions of all samples under the parameters ``theta`` [P]."""

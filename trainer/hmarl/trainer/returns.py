@@ -96,14 +96,18 @@ def decision_advantages(
     return advantages
 
 
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean over the entries of weight 1, both of any one shape -> scalar; 0 where there are none."""
+    return (values * weight).sum() / weight.sum().clamp(min=1.0)
+
+
 def normalise_advantages(advantages: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean 0, standard deviation 1 over the entries of weight 1; any shape."""
     if weight is None:
         std, mean = torch.std_mean(advantages, correction=0)
         return (advantages - mean) / (std + 1e-8)
-    total = weight.sum().clamp(min=1.0)
-    mean = (advantages * weight).sum() / total
-    std = (((advantages - mean).square() * weight).sum() / total).sqrt()
+    mean = weighted_mean(advantages, weight)
+    std = weighted_mean((advantages - mean).square(), weight).sqrt()
     return (advantages - mean) / (std + 1e-8)
 
 

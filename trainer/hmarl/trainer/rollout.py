@@ -180,6 +180,19 @@ class Rollout:
         terminated = self.terminated.view(*self.terminated.shape, *(1,) * (values.dim() - 2))
         return following.masked_fill(terminated, 0.0)
 
+    def next_values_of_agents(self, values: Tensor, final_values: Tensor) -> tuple[Tensor, Tensor]:
+        """The same where everybody has a value of its own, and where an agent's part ends: to leave is to terminate.
+
+        Args:
+            values: [T + 1, B, N].
+            final_values: [F, N].
+
+        Returns:
+            [T, B, N] float32, 0 also for agents who have gone, and [T, B, N] bool.
+        """
+        gone = ~self.next_active()
+        return self.next_values(values, final_values).masked_fill(gone, 0.0), self.ended.unsqueeze(-1) | gone
+
     def _with_finals(self, following: Tensor, finals: Tensor) -> Tensor:
         """``following`` [T, B, ...] with ``finals`` [F, ...] where episodes ended, in place."""
         if self._finals:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hmarl.trainer.distributions import Distribution
 from hmarl.trainer.guiders.guider import TeamView
-from hmarl.trainer.returns import normalise_advantages
+from hmarl.trainer.returns import normalise_advantages, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TeamBatch:
         """Mean over agents and steps, where the agents were there, of [N, L·C] -> scalar."""
         if self.active is None:
             return values.mean()
-        return (values * self.active).sum() / self.active.sum().clamp(min=1.0)
+        return weighted_mean(values, self.active)
 
     def log_prob(self, distributions: Sequence[Distribution]) -> Tensor:
         """[N, L·C] of the recorded actions, agents group by group, under [N_group, L·C] of every group."""

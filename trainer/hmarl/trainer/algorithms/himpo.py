@@ -197,7 +197,10 @@ class Himpo(Algorithm):
         else:
             weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
             advantages = advantages.expand_as(weight)
-        return Decisions(graph, [goals], [None], outcome.values[decided], advantages, outcome.returns[decided], weight)
+        values, returns = outcome.values[decided], outcome.returns[decided]
+        # A superior judges an empty cluster as well: somebody may come.
+        everybody = torch.ones_like(values, dtype=torch.bool)
+        return Decisions(graph, [goals], [None], values, advantages, returns, weight, everybody)
 
     def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> Decisions:
         """The workers' decisions."""
@@ -207,7 +210,7 @@ class Himpo(Algorithm):
             [actions.flatten(0, 1) for actions in rollout.actions],
             [None if mask is None else mask.flatten(0, 1) for mask in rollout.action_masks],
             outcome.values.flatten(0, 1), outcome.advantages.flatten(0, 1), outcome.returns.flatten(0, 1),
-            rollout.active.flatten(0, 1).float(),
+            rollout.active.flatten(0, 1).float(), rollout.active.flatten(0, 1),
         )  # fmt: skip
 
     def _graph_metrics(self, rollout: Rollout) -> dict[str, float]:

@@ -29,10 +29,7 @@ class Ippo(Mappo):
 
     @torch.no_grad()
     def estimate(self, rollout: Rollout) -> Estimate:
-        """As the joint estimate, for every agent: all fields but ``states`` are [T, B, N].
-
-        To leave is to terminate: nothing is worth anything to an agent that has gone.
-        """
+        """As the joint estimate, for every agent: all fields but ``states`` are [T, B, N]."""
         values = torch.empty(rollout.steps + 1, *rollout.rewards.shape[1:], device=self.device)
         final_values = torch.empty(len(rollout.final_states), len(self.spec.agents), device=self.device)
         for g, group in enumerate(self.spec.groups):
@@ -40,9 +37,7 @@ class Ippo(Mappo):
             values[:-1, :, members] = self._values(g, rollout.observations[g])
             values[-1, :, members] = self._values(g, rollout.last_observations[g])
             final_values[:, members] = self._values(g, rollout.final_observations(g))
-        gone = ~rollout.next_active()
-        following = rollout.next_values(values, final_values).masked_fill(gone, 0.0)
-        ended = rollout.ended.unsqueeze(-1) | gone
+        following, ended = rollout.next_values_of_agents(values, final_values)
         advantages = generalised_advantages(
             rollout.rewards, values[:-1], following, ended, self.settings.gamma, self.settings.gae_lambda
         )

@@ -19,7 +19,7 @@ from hmarl.trainer.gradient_steps import clipped_surrogate, minibatches
 from hmarl.trainer.hierarchy.networks import GraphNetwork, TeamGraph
 from hmarl.trainer.normalisation import ValueNormaliser
 from hmarl.trainer.optimiser import FlatAdam
-from hmarl.trainer.returns import explained_variance, normalise_advantages
+from hmarl.trainer.returns import explained_variance, normalise_advantages, weighted_mean
 
 
 class LevelSettings(Protocol):
@@ -46,6 +46,7 @@ class Decisions:
         advantages: [M, units], not normalised.
         returns: [M, V], targets of the value.
         weight: [M, units] float32, 0 where there was nobody to decide for.
+        judged: [M, V] bool, False where there was nobody to judge.
     """
 
     graph: TeamGraph
@@ -55,6 +56,7 @@ class Decisions:
     advantages: Tensor
     returns: Tensor
     weight: Tensor
+    judged: Tensor
 
     def take(self, rows: Tensor) -> Decisions:
         """The moments ``rows``: [m] int64, or [M] bool."""
@@ -66,11 +68,12 @@ class Decisions:
             self.advantages[rows],
             self.returns[rows],
             self.weight[rows],
+            self.judged[rows],
         )
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the units that there were, of [M, units] -> scalar."""
-        return (values * self.weight).sum() / self.weight.sum().clamp(min=1.0)
+        return weighted_mean(values, self.weight)
 
 
 class Level:
@@ -162,7 +165,8 @@ class Level:
         with torch.no_grad():
             old = self.log_prob(self.distributions(decisions.graph, decisions.masks), decisions.actions)
         advantages = normalise_advantages(decisions.advantages, decisions.weight)
-        self.normaliser.update(decisions.returns)
+        judged = decisions.judged
+        self.normaliser.update(decisions.returns[judged])
         parts = min(settings.minibatches, decisions.graph.moments)
         for units in minibatches(decisions.graph.moments, settings.epochs, parts, generator):
             if units is None:
@@ -170,7 +174,7 @@ class Level:
             else:
                 rows.append(self._step(decisions.take(units), old[units], advantages[units], schedule))
         metrics = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
-        return metrics | {"explained_variance": explained_variance(decisions.values, decisions.returns)}
+        return metrics | {"explained_variance": explained_variance(decisions.values[judged], decisions.returns[judged])}
 
     def _step(self, part: Decisions, old: Tensor, advantages: Tensor, schedule: float) -> dict[str, Tensor]:
         distributions = self.distributions(part.graph, part.masks, self.optimiser.parameter)
@@ -180,7 +184,8 @@ class Level:
         objective = part.mean(clipped_surrogate(log_ratio.exp(), advantages, self.settings.clip))
         norm = self.optimiser.step(-objective - self.entropy_coefficient * entropy, schedule)
         (predicted,) = self.value(self.value_optimiser.parameter, part.graph)
-        value_loss = (predicted.squeeze(-1) - self.normaliser.normalise(part.returns)).square().mean()
+        errors = predicted.squeeze(-1) - self.normaliser.normalise(part.returns)
+        value_loss = weighted_mean(errors.square(), part.judged.float())
         self.value_optimiser.step(value_loss, schedule)
         with torch.no_grad():
             moved = part.mean(log_ratio.exp() - 1.0 - log_ratio)

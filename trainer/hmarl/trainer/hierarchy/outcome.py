@@ -121,12 +121,13 @@ class RolloutGraphs:
             values = torch.zeros_like(rewards)
             values[decided] = level.values(self.moments.take(decided.flatten()))
         following = torch.cat([values, level.values(self.last).unsqueeze(0)])
-        next_values = rollout.next_values(following, level.values(self.finals))
+        finals = level.values(self.finals)
 
         def advantages(gae_lambda: float) -> Tensor:
             if decided is None:
-                ended = rollout.ended.unsqueeze(-1)
+                next_values, ended = rollout.next_values_of_agents(following, finals)
                 return generalised_advantages(rewards, values, next_values, ended, settings.gamma, gae_lambda)
+            next_values = rollout.next_values(following, finals)
             given = (rewards, values, next_values, rollout.ended, decided, settings.gamma, gae_lambda)
             return decision_advantages(*given, "decision")
 
