@@ -284,8 +284,11 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     assert code == 130
     assert "the rounds that are done are kept in" in said
     assert "the same command goes on" in said.replace("\n", " ")
+    assert "--restart-students" not in said
     assert len(list((run / "students" / "checkpoints").glob("*.json"))) == 1
     assert not (tmp_path / "bundle").exists()
+    _, _, said = call("export", str(run), "--distil", "--restart-students", *words(SETTINGS))
+    assert "the same command without --restart-students goes on" in said.replace("\n", " ")
 
 
 def test_the_report_in_the_manifest_is_strict() -> None:
@@ -302,6 +305,17 @@ def test_the_report_in_the_manifest_is_strict() -> None:
 def test_algorithms_with_a_teacher_list_the_settings(call: Call) -> None:
     assert "distillation.goal_weight" in json.loads(call("algorithms", "sable", "--json")[1].splitlines()[-1])
     assert "distillation.goal_weight" not in json.loads(call("algorithms", "happo", "--json")[1].splitlines()[-1])
+
+
+def test_a_damaged_checkpoint_that_is_passed_over_is_named(mat: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mat, tmp_path / "run"))
+    newest = max((run / "checkpoints").glob("step-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    process = start(str(run), "--distil", "--checkpoint", "last", *words({**SETTINGS, "rounds": 1}))
+    said = " ".join(process.communicate()[0].split())
+    assert process.returncode == 0, said
+    assert f"{newest.name}: the file is damaged" in said
+    assert "trying the one before it" in said
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

@@ -218,6 +218,29 @@ def test_judging_a_batch_gives_the_probabilities_of_acting(
             algorithm.update(witness.rollout, 0.0)
 
 
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_ratios_are_to_the_guider_that_collected_in_the_order_of_each_epoch(
+    minibatches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = new_team("magpo", guider="mat", epochs=6, minibatches=minibatches, learning_rate=0.01)
+    witness = Witness(algorithm, 12)
+    witness.collect()
+    behaviour, orders, inner = algorithm.guider_theta.clone(), [], algorithm.learn
+
+    def learn(part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
+        with torch.no_grad():
+            before = part.log_prob(algorithm.judge(part, order, behaviour).distributions)
+        close(old_log_prob, before)
+        orders.append(tuple(order.tolist()))
+        return dict(inner(part, order, old_log_prob, schedule))
+
+    monkeypatch.setattr(algorithm, "learn", learn)
+    algorithm.update(witness.rollout, 0.0)
+    assert len(orders) == 6 * minibatches
+    assert len(set(orders)) > 2
+    assert not torch.allclose(algorithm.guider_theta, behaviour, atol=0.01)
+
+
 @pytest.mark.parametrize(("name", "settings"), TEAMS)
 @torch.no_grad()
 def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) -> None:

@@ -430,6 +430,14 @@ def test_without_backtracking_the_penalty_alone_is_gone() -> None:
     assert metrics == same
 
 
+def test_a_guider_that_becomes_what_the_local_policies_are_is_not_penalised_as_well() -> None:
+    held, _, same = guide(recording(delta=1.4, guider="factorised"))
+    free, _, metrics = guide(recording(delta=1.4, backtracking=False))
+    assert held == free
+    assert metrics == same
+    assert float(metrics["outside_share"]) > 0
+
+
 def test_the_teacher_of_ctds_is_mat_and_its_students_only_imitate() -> None:
     """After two updates on the same rollouts the teacher is MAT's network to the last bit."""
     settings = {"embedding_size": 8, "epochs": 2, "minibatches": 2}

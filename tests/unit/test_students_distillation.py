@@ -19,11 +19,11 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.checkpoint import CheckpointError, Counters
 from hmarl.trainer.config import validate
-from hmarl.trainer.students.dagger import Distillation, Distilled
+from hmarl.trainer.students.dagger import REPORT_SEED, Distillation, Distilled
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.teacher import GoalKind
-from hmarl.trainer.training import DivergedError
+from hmarl.trainer.training import EVALUATION_SEED, DivergedError
 from training_runs import CPU, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -109,6 +109,7 @@ def test_students_come_to_do_what_their_teacher_does(sampled: bool, tmp_path: Pa
     assert report.goal_variance_explained > 0.8
     assert report.action_difference is report.goal_accuracy is None
     assert (report.teacher, report.sampled, report.episodes) == ("skilled", sampled, 50)
+    assert report.seed == REPORT_SEED != EVALUATION_SEED
     assert report.students_return == distilled.evaluation["return_mean"]
     assert report.gap == pytest.approx(report.teacher_return - report.students_return)
     assert report.ratio == pytest.approx(report.students_return / report.teacher_return)
@@ -127,6 +128,20 @@ def test_all_kinds_of_agents_are_measured(tmp_path: Path) -> None:
     assert report.action_difference is not None
     assert report.action_difference > 0
     assert report.goal_variance_explained is None
+
+
+def test_goals_that_are_all_one_leave_nothing_to_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = SkilledTeacher._goal
+
+    def collapsed(self: SkilledTeacher, before: Tensor) -> Tensor | None:
+        goal = inner(self, before)
+        return None if goal is None else 1.0 + 1e-4 * goal
+
+    monkeypatch.setattr(SkilledTeacher, "_goal", collapsed)
+    settings = settings_of(rounds=1)
+    report = distil(kept_in(tmp_path, settings), settings, ALIKE, GoalKind(3)).report
+    assert report.goal_variance_explained is report.goal_accuracy is None
+    assert math.isfinite(report.kl)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +297,18 @@ def test_the_best_round_is_exported_not_the_last(tmp_path: Path, monkeypatch: py
     assert distilled.report.rounds == 3
     assert all(torch.equal(a, b) for a, b in zip(thetas(distilled), seen[1], strict=True))
     assert not torch.equal(seen[1][0], seen[2][0])
+
+
+@pytest.mark.parametrize(("tolerance", "stopped"), [(0.0, "rounds"), (0.09, "rounds"), (0.11, "patience")])
+def test_to_improve_is_to_earn_more_by_a_share_of_the_teachers_return(
+    tolerance: float, stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earned, inner = iter([-13.0, -12.0, -11.0]), Distillation._take_stock
+    monkeypatch.setattr(Distillation, "_take_stock", lambda self, _: inner(self, next(earned)))
+    monkeypatch.setattr(Distillation, "_teacher_return", property(lambda _: -10.0))
+    settings = settings_of(rounds=3, patience=2, tolerance=tolerance)
+    report = distil(kept_in(tmp_path, settings), settings).report
+    assert (report.stopped, report.rounds) == (stopped, 3)
 
 
 def test_students_that_are_no_longer_finite_are_an_error(tmp_path: Path) -> None:
