@@ -38,6 +38,7 @@ def test_vmas_navigation(batch):
     actions = (torch.zeros((batch, 4, 2)),)
     bare = vmas.make_env("navigation", batch, terminated_truncated=True, clamp_actions=True)
     bare_actions = [torch.zeros((batch, 2)) for _ in range(4)]
+    assert environment.step(actions).rewards.shape == (batch, 4)
     ours = frames_per_s(lambda: environment.step(actions), batch, 60)
     theirs = frames_per_s(lambda: bare.step(bare_actions), batch, 60)
     print(f"\nvmas/navigation B={batch}: {ours:,.0f} frames/s, bare VMAS {theirs:,.0f}, ratio {ours / theirs:.2f}")
@@ -53,6 +54,7 @@ def test_mpe2_simple_spread(workers):
     bare = mpe2_spread.parallel_env(max_cycles=10**6)
     bare.reset(seed=0)
     bare_actions = dict.fromkeys(bare.agents, 0)
+    assert environment.step(actions).rewards.shape == (batch, len(bare_actions))
     ours = frames_per_s(lambda: environment.step(actions), batch, 100)
     theirs = frames_per_s(lambda: bare.step(bare_actions), 1, 1000)
     environment.close()

@@ -51,11 +51,16 @@ def test_hierarchy_speed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     with capsys.disabled():
         print(f"\nlbfws/easy, {BATCH} x {STEPS}, 4 epochs of 4 minibatches, one thread; time per frame, peak memory")
         print(" graph    agents  messages  rollout us  update us  us/message        GB  GFLOP/s")
+        messages = {}
         for graph in ("nearest", "all"):
             for agents in (3, 10, 30):
                 row = measured(agents, graph)
+                assert row["gigabytes"] > 0
+                messages[graph, agents] = row["edges"]
                 each = row["update_us"] / max(row["edges"], 1.0)
                 print(
                     f"{graph:>8}{agents:>8}{row['edges']:>10.1f}{row['rollout_us']:>12.0f}{row['update_us']:>11.0f}"
                     f"{each:>12.1f}{row['gigabytes']:>10.2f}{row['gflops']:>9.0f}"
                 )
+    assert messages["nearest", 3] == messages["all", 3]
+    assert messages["nearest", 30] <= 3 * 30 < messages["all", 30]

@@ -92,6 +92,7 @@ def test_acting_in_process(tmp_path: Path, name: str) -> None:
     feeds = {"observation": observation[None]}
     session = policy.session()
     session.reset(0)
+    np.testing.assert_array_equal(session.act(observation).value, bare.run(["action"], feeds)[0][0])
     got = alternate(
         {"bare": lambda: bare.run(["action"], feeds), "act": lambda: session.act(observation)}, rounds=15, calls=2000
     )
@@ -223,7 +224,8 @@ def test_starting_and_memory(tmp_path: Path) -> None:
     for _ in range(5):
         for name, command in commands.items():
             started = time.perf_counter()
-            with process(*command) as (running, _):
+            with process(*command) as (running, ready):
+                assert "ready" in ready or "127.0.0.1" in ready
                 times[name].append(time.perf_counter() - started)
                 sizes[name].append(resident_mib(running.pid))
     for name in commands:

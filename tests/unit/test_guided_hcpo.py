@@ -13,7 +13,7 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import evaluate
 from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
 from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.team import teams
+from hmarl.trainer.team import CentralTeam, teams
 from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -75,6 +75,23 @@ def log_probs(algorithm: GuidedHcpo, rollout: Rollout, states: Tensor | None = N
         states = algorithm.conductor_states = algorithm.state_normaliser(rollout.states[:-1])
     with torch.no_grad():
         return algorithm.conductor.distribution(states).log_prob(rollout.extras["instruction"])
+
+
+@torch.no_grad()
+def test_the_guider_plays_under_instructions_that_hold_as_long_as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, _, collector = collected(instruction_interval=3, instruction_space="continuous")
+    team, seen, heard = CentralTeam(algorithm), [], []
+    inner = algorithm.guider.act
+    monkeypatch.setattr(algorithm.guider, "act", lambda *given: heard.append(given[1].instruction) or inner(*given))
+    observation = collector.environment.reset(np.arange(8))
+    for length in (5, 4):
+        team.reset(np.arange(8))
+        for step in range(length):
+            running = np.ones(8, np.bool_)
+            observation = collector.environment.step(team.act(observation, running)).observation
+            seen.append(step)
+    changes = [step for step, before, now in zip(seen[1:], heard, heard[1:], strict=False) if not before.equal(now)]
+    assert changes == [3, 0, 3]
 
 
 def test_it_plays_in_all_ways_and_deploys_its_local_conductors() -> None:

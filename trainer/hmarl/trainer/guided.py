@@ -102,9 +102,11 @@ class GuidedTeam(Algorithm):
         """What a level above instructs everybody to do, [B, K], and what to record of it; nothing here."""
         return None, {}
 
-    def likeliest_instruction(self, observation: Observation) -> Tensor | None:
-        """What a level above would most likely instruct everybody to do, [B, K]; nothing here."""
-        return None
+    def likeliest_instruction(self, observation: Observation) -> tuple[Tensor | None, int]:
+        """What a level above would most likely instruct everybody to do, [B, K], and for how many steps that holds;
+        nothing here.
+        """
+        return None, 1
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
@@ -125,6 +127,7 @@ class GuidedTeam(Algorithm):
     def act_centrally(
         self,
         observation: Observation,
+        instruction: Tensor | None,
         perturbations: Sequence[Tensor] | None,
         memory: Tensor,
         taken: Sequence[Tensor] | None = None,
@@ -133,11 +136,12 @@ class GuidedTeam(Algorithm):
 
         Args:
             observation: tensors on the training device.
+            instruction: [B, K] of a level above, or None.
             perturbations: per group [N_group, B, A]; None selects the modes.
             memory: [B, *memory_shape] of the guider.
             taken: see ``Guider.act``.
         """
-        order, instruction = range(len(self.spec.agents)), self.likeliest_instruction(observation)
+        order = range(len(self.spec.agents))
         return self._guide_step(observation, instruction, perturbations, order, memory, taken)
 
     @torch.no_grad()
@@ -150,12 +154,10 @@ class GuidedTeam(Algorithm):
             taken: per group [B, N_group, ...] raw actions.
             memory: [B, *memory_shape] of the guider before the step.
         """
-        instruction = self.likeliest_instruction(observation)
         view = self.view(
             [seen.unsqueeze(0) for seen in observation.observations],
             [None if mask is None else mask.unsqueeze(0) for mask in observation.action_masks],
             observation.state.unsqueeze(0),
-            None if instruction is None else instruction.unsqueeze(0),
         )
         order = torch.arange(len(self.spec.agents), device=self.device)
         begins = torch.zeros(1, len(memory), dtype=torch.bool, device=self.device)
@@ -393,14 +395,14 @@ class GuiderTeacher:
 
     def act(self, observation: Observation, perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
         """Per group [B, N_group, ...] the guider's own raw actions."""
-        return self._algorithm.act_centrally(observation, perturbations, self._memory).actions
+        return self._algorithm.act_centrally(observation, None, perturbations, self._memory).actions
 
     def label(self, observation: Observation, actions: Sequence[Tensor]) -> Labels:
         """μ(·|o, a of those before); what the guider remembers follows the actions."""
         algorithm, memory = self._algorithm, self._memory
         distributions = algorithm.judge_centrally(observation, actions, memory)
         if algorithm.guider.memory_shape != (0,):
-            self._memory = algorithm.act_centrally(observation, None, memory, actions).memory
+            self._memory = algorithm.act_centrally(observation, None, None, memory, actions).memory
         return Labels(distributions, [None] * len(distributions))
 
     def episodes_ended(self, ended: Tensor) -> None:

@@ -196,9 +196,12 @@ class CentralTeam:
         self._algorithm, self._sample = algorithm, sample
         self._generator = torch.Generator()
         self._memory = algorithm.guider.no_memory(0, algorithm.device)
+        self._instruction: Tensor | None = None
+        self._holds = 0
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
-        """Start episodes with nothing remembered."""
+        """Start episodes with nothing remembered, and no instruction in force."""
+        self._holds = 0
         self._generator.manual_seed(_joint_seed(seeds))
         self._memory = self._algorithm.guider.no_memory(len(seeds), self._algorithm.device)
 
@@ -207,7 +210,10 @@ class CentralTeam:
         algorithm = self._algorithm
         noise = _drawn(algorithm, len(running), self._generator) if self._sample else None
         seen = _as_tensors(observation, algorithm.device)
-        acted = algorithm.act_centrally(seen, noise, self._memory)
+        if self._holds == 0:
+            self._instruction, self._holds = algorithm.likeliest_instruction(seen)
+        self._holds -= 1
+        acted = algorithm.act_centrally(seen, self._instruction, noise, self._memory)
         self._memory = acted.memory
         return tuple(action.cpu().numpy() for action in algorithm.to_environment(acted.actions))
 

@@ -56,10 +56,11 @@ class GuidedHcpo(Conducted, Magpo):
     # --- acting -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def likeliest_instruction(self, observation: Observation) -> Tensor:
-        """The mode of w(·|s), at every step."""
+    def likeliest_instruction(self, observation: Observation) -> tuple[Tensor, int]:
+        """The mode of w(·|s)."""
         states = self.state_normaliser(observation.state)
-        return self.conductor.seen_of(self.conductor.distribution(states).mode())
+        likeliest = self.conductor.seen_of(self.conductor.distribution(states).mode())
+        return likeliest, self.settings.instruction_interval
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
