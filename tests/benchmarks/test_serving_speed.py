@@ -92,7 +92,7 @@ def test_acting_in_process(tmp_path: Path, name: str) -> None:
     feeds = {"observation": observation[None]}
     session = policy.session()
     session.reset(0)
-    np.testing.assert_array_equal(session.act(observation).value, bare.run(["action"], feeds)[0][0])
+    np.testing.assert_array_equal(session.act(observation).action, bare.run(["action"], feeds)[0][0])
     got = alternate(
         {"bare": lambda: bare.run(["action"], feeds), "act": lambda: session.act(observation)}, rounds=15, calls=2000
     )
