@@ -30,7 +30,7 @@ from hmarl.sdk.commands._common import run_command
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import episode_seeds
-from hmarl.trainer.checkpoint import find_checkpoint, restore
+from hmarl.trainer.checkpoint import checkpoints_in, find_checkpoint, restore
 from hmarl.trainer.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states
 from hmarl.trainer.training import RunConfig, build_algorithm
 
@@ -103,7 +103,7 @@ def stored_steps(run: Path) -> list[int]:
     Raises:
         UsageError: it has none.
     """
-    steps = sorted(int(path.stem.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*.safetensors"))
+    steps = [int(path.stem.removeprefix("step-")) for path in checkpoints_in(run / "checkpoints")]
     if not steps:
         raise UsageError(f"RUN: got {run} without checkpoints, expected the directory of a run")
     return steps

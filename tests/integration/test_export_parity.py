@@ -17,6 +17,7 @@ from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.teams import BundleTeam
 from hmarl.trainer import export
 from hmarl.trainer.algorithms import ALGORITHMS
+from hmarl.trainer.checkpoint import CheckpointError
 from hmarl.trainer.policy_source import load_team
 from hmarl.trainer.training import Run, make_config
 
@@ -179,6 +180,39 @@ def test_the_bundle_says_where_it_comes_from(tmp_path: Path) -> None:
     assert card.startswith("---\n")
     assert "hmarl-train hcpo --env mpe/simple_spread" in card
     assert bundle.read("plots/return.png").startswith(b"\x89PNG")
+
+
+def test_a_bundle_shows_the_evaluation_of_its_own_checkpoint_if_there_is_one(tmp_path: Path) -> None:
+    settings = {**SMALL, "evaluation_interval": 52, "checkpoint_interval": 1, "checkpoints_kept": 9}
+    run = Run.create(make_config("happo", "mpe/simple_spread", {}, settings, {}), tmp_path / "run")
+    try:
+        run.train()
+    finally:
+        run.close()
+    earned = {}
+    for steps in ("52", "104"):
+        bundle = export.export_run(run.directory, tmp_path / steps, steps)
+        earned[steps] = bundle.manifest.evaluation["local"]["return_mean"]
+        card = bundle.read("README.md").decode()
+        assert f"value: {earned[steps]:.2f}" in card
+        assert f"| local | {earned[steps]:.2f} |" in card
+        assert "deterministic policies" in card
+    assert earned["52"] != earned["104"]
+    (run.directory / "eval" / "step-000000000052.json").unlink()
+    bundle = export.export_run(run.directory, tmp_path / "unknown", "52")
+    assert bundle.manifest.evaluation == {}
+    assert "return" not in bundle.read("README.md").decode().split("## Use")[0]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "eval/step-000000000104.json"])
+def test_a_cut_off_file_of_the_run_is_named(name: str, tmp_path: Path) -> None:
+    run = short_run("happo", "discrete", tmp_path)
+    (run / name).write_text('{"loc')
+    with pytest.raises(CheckpointError, match=rf"{name}: damaged .* it can be deleted"):
+        export.export_run(run, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    (run / name).unlink()
+    export.export_run(run, tmp_path / "bundle")
 
 
 def test_a_latent_drawn_from_the_common_seed_holds_for_the_episode(tmp_path: Path) -> None:

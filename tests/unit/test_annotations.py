@@ -152,6 +152,11 @@ def test_annotations_whose_arrays_do_not_fit_are_refused() -> None:
         told(goals_set=None)
     with pytest.raises(UsageError, match=r"annotation 'cluster': got array\(\[0, 0\]\), expected 3 entries"):
         told(cluster=np.zeros(2, int))
+    for edge in ([0, 3], [-1, 0]):
+        with pytest.raises(UsageError, match=r"annotation 'edges': got .*, expected 0 to below 3"):
+            told(edges=np.array([edge]))
+    with pytest.raises(UsageError, match=r"annotation 'cluster': got .*, expected 0 to below 1"):
+        told(sub_goals=np.zeros((1, 2), np.float32), sub_goals_set=np.ones(1, bool))
     with pytest.raises(UsageError, match="'sub_goals_set'"):
         told(sub_goals=np.zeros((2, 2)))
 

@@ -20,6 +20,7 @@ from hmarl.trainer.checkpoint import (
     newest_checkpoint,
     prune,
     read_checkpoint,
+    read_object,
     restore,
     write_checkpoint,
 )
@@ -201,6 +202,24 @@ def test_checkpoints_are_found_by_name(tmp_path: Path) -> None:
     for wrong in ("25", "newest", "-10", ""):
         with pytest.raises(CheckpointError, match=r"got '.*', expected best, last or one of \[10, 20, 30\]"):
             find_checkpoint(tmp_path, wrong)
+
+
+def test_files_that_are_no_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    folder = write_several(tmp_path, 10, 20)
+    stray = folder / "step-old.safetensors"
+    stray.write_bytes(b"mine")
+    assert find_checkpoint(tmp_path, "10").counters.steps == 10
+    assert find_checkpoint(tmp_path, "last").counters.steps == 20
+    prune(folder, keep=1)
+    assert {path.stem for path in folder.glob("*.safetensors")} == {"step-000000000020", "step-old"}
+
+
+@pytest.mark.parametrize("content", ["", '{"final": ', "[1]", "3"])
+def test_a_damaged_object_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=r"summary.json: damaged \("):
+        read_object(path)
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.algorithms.hcpo import HcpoSettings
 from hmarl.trainer.config import ActorCriticSettings, RunSettings, Settings, validate
+from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.presets import PRESETS, find_preset, named_preset
 from hmarl.trainer.training import RunConfig, make_config
 
@@ -47,7 +48,34 @@ OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
     (RunSettings, "environments", 0, "greater than or equal to 1"),
     (RunSettings, "environments", 2.5, "valid integer"),
     (RunSettings, "checkpoint_interval", 0, "greater than or equal to 1"),
+    (RunSettings, "environments", True, "neither true nor false"),
+    (ActorCriticSettings, "gamma", False, "neither true nor false"),
+    (HierarchySettings, "levels", True, "neither true nor false"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "said"),
+    [
+        ("happo", {"recurrent": True, "chunk_length": 4}, r"chunk_length: got 4, expected a divisor of .* \(10\)"),
+        ("himpo", {"goal_interval": 11, "levels": 2}, r"goal_interval: got 11, expected at most .* \(10\)"),
+        (
+            "himpo", {"goal_interval": 4, "manager_interval": 3},
+            r"manager_interval: got 3 times goal_interval=4 steps, expected at most .* \(10\)",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_with_the_rollouts_are_refused(
+    algorithm: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"^algorithm\.{said}"):
+        make_config(algorithm, "lbfws/hard", settings, {"rollout_length": 10}, {})
+    fitting = {"chunk_length": 5, "goal_interval": 5, "manager_interval": 2}
+    make_config(
+        algorithm, "lbfws/hard", settings | {k: v for k, v in fitting.items() if k in settings},
+        {"rollout_length": 10}, {},
+    )  # fmt: skip
+    make_config("himpo", "lbfws/hard", {"levels": 1, "goal_interval": 99}, {"rollout_length": 10}, {})
 
 
 @pytest.mark.parametrize(("model", "key", "value", "expected"), OUT_OF_RANGE)

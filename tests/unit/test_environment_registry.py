@@ -105,6 +105,7 @@ class _BundleProblem(Exception):
         (UsageError("no such\nthing"), 2, "error: no such thing\n"),
         (_BundleProblem("a byte has flipped"), 3, "error: a byte has flipped\n"),
         (ValueError("odd"), 4, "error: ValueError: odd (HMARL_DEBUG=1 shows where)\n"),
+        (PermissionError(13, "Permission denied", "/run"), 4, "error: /run: Permission denied\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (typer.Exit(4), 4, ""),
     ],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from gymnasium import spaces
 
 from hmarl.sdk.environments import make
+from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.hierarchy.graph import (
     Positions,
     clusters_by_number,
@@ -84,6 +88,20 @@ def test_positions_are_read_from_the_part_of_the_observation_that_is_called_so()
     assert positions.dimensions == 2
     seen = torch.as_tensor(observation.observations[0])
     assert positions([seen]).equal(seen[..., 2:4])  # after the velocity
+
+
+def test_agents_of_a_group_may_observe_in_another_order() -> None:
+    place, speed = ("position", 2), ("speed", 1)
+    agents = tuple(
+        AgentSpec(f"agent_{i}", 3, spaces.Discrete(2), observation_layout=layout)
+        for i, layout in enumerate([(place, speed), (speed, place)])
+    )
+    spec = EnvironmentSpec("toy/mixed", agents, state_size=1, horizon=None, team_reward="shared")
+    positions = Positions(spec)
+    assert len(spec.groups) == 1
+    assert positions([torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])]).tolist() == [[[1.0, 2.0], [5.0, 6.0]]]
+    mute = replace(spec, agents=(agents[0], replace(agents[1], observation_layout=(("speed", 3),))))
+    assert Positions(mute).dimensions == 0
 
 
 def test_agents_of_several_groups_stand_in_their_natural_order() -> None:

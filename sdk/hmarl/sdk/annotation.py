@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,7 +27,7 @@ class TeamAnnotation:
         discrete: goals are one of G.
 
     Raises:
-        UsageError: arrays of shapes that do not fit one another.
+        UsageError: arrays of shapes that do not fit one another, or an agent or cluster that there is not.
     """
 
     edges: npt.NDArray[np.int64]
@@ -46,6 +47,11 @@ class TeamAnnotation:
             array = getattr(self, name)
             if (array is not None or name.endswith("_set")) and (None if array is None else len(array)) != length:
                 raise UsageError(f"annotation '{name}': got {array!r}, expected {length} entries")
+        clusters = math.inf if self.sub_goals is None else len(self.sub_goals)
+        for name, limit in (("edges", agents), ("cluster", clusters)):
+            indices = getattr(self, name)
+            if indices is not None and ((indices < 0) | (indices >= limit)).any():
+                raise UsageError(f"annotation '{name}': got {indices!r}, expected 0 to below {limit}")
 
     @property
     def heard(self) -> float:

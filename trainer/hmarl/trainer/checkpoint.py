@@ -150,14 +150,31 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         raise CheckpointError(f"checkpoint {path}: unreadable ({error})") from error
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The tensors' files of all checkpoints, damaged or not, oldest first; other files are nobody's business."""
+    return sorted(path for path in folder.glob("step-*.safetensors") if path.stem.removeprefix("step-").isdecimal())
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """One JSON object from a run's directory.
+
+    Raises:
+        CheckpointError: damaged, or not to be read.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+
+
 def newest_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """The newest checkpoint that is whole; damaged newer ones are named in the log and passed over.
 
     Raises:
         CheckpointError: there is none.
     """
-    paths = sorted(folder.glob("step-*.safetensors"), reverse=True)
-    for path in paths:
+    paths = checkpoints_in(folder)
+    for path in reversed(paths):
         try:
             return read_checkpoint(path, device)
         except CheckpointError as error:
@@ -177,7 +194,7 @@ def find_checkpoint(run: Path, which: str, device: torch.device | str = "cpu") -
         return newest_checkpoint(folder, device)
     if which == "best":
         return read_checkpoint(folder / _best_name(folder), device)
-    steps = sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
+    steps = [int(path.stem.removeprefix("step-")) for path in checkpoints_in(folder)]
     if not which.isdecimal() or int(which) not in steps:
         raise CheckpointError(f"--checkpoint: got '{which}', expected best, last or one of {steps}")
     return read_checkpoint(folder / f"step-{int(which):012d}.safetensors", device)
@@ -212,8 +229,7 @@ def prune(folder: Path, keep: int) -> None:
         except CheckpointError as error:
             _log.warning("%s; old checkpoints are kept", error)
             return
-    paths = sorted(folder.glob("step-*.safetensors"))
-    for path in paths[:-keep]:
+    for path in checkpoints_in(folder)[:-keep]:
         if path.name not in kept:
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.networks import Activation
@@ -16,6 +25,15 @@ class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values are checked on assignment and never change afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take ``true`` for 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise PydanticCustomError("truth_value", "Input should be neither true nor false")
+        return value
 
 
 class RunSettings(Settings):
@@ -88,6 +106,17 @@ class AlgorithmSettings(Settings):
                     f"algorithm.{name}: got {value!r}, which has no effect in this algorithm; leave it out"
                 )
         return self
+
+    def check_rollouts(self, length: int) -> None:
+        """Refuse settings that do not go with rollouts of ``length`` steps.
+
+        Raises:
+            UsageError: some do not.
+        """
+        if self.chunk_length is not None and length % self.chunk_length:
+            raise UsageError(
+                f"algorithm.chunk_length: got {self.chunk_length}, expected a divisor of run.rollout_length ({length})"
+            )
 
     @property
     def interchangeable(self) -> bool:

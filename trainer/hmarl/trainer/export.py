@@ -5,11 +5,11 @@ checked against torch, in one bundle.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain, count
@@ -42,7 +42,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.checkpoint import Checkpoint, find_checkpoint, restore
+from hmarl.trainer.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_object, restore
 from hmarl.trainer.config import validate
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.instructions import random_instructions
@@ -50,7 +50,7 @@ from hmarl.trainer.model_card import model_card
 from hmarl.trainer.students.dagger import Distilled, distil_run
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.team import LocalPolicies
-from hmarl.trainer.training import RunConfig, build_algorithm
+from hmarl.trainer.training import RunConfig, build_algorithm, evaluation_path, read_evaluation
 
 OPSET = 18
 # The largest allowed difference in logits and means, per execution provider; GPUs sum in another order.
@@ -99,13 +99,19 @@ class Graph:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run read back from its directory."""
+    """A run read back from its directory.
+
+    Attributes:
+        summary: of the whole run, empty where it has not ended.
+        evaluation: of the checkpoint, empty where it was not evaluated.
+    """
 
     config: RunConfig
     checkpoint: Checkpoint
     algorithm: Algorithm
     spec: EnvironmentSpec
     summary: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
     distilled: Distilled | None = None
 
     @property
@@ -129,9 +135,16 @@ def load_run(run: Path, checkpoint: str = "best") -> LoadedRun:
     finally:
         environment.close()
     restore({"algorithm": algorithm.components()}, found.tensors)
-    summary_path = run / "summary.json"
-    summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
-    return LoadedRun(config, found, algorithm, environment.spec, summary)
+    summary = _if_there(run / "summary.json", read_object)
+    evaluation = _if_there(evaluation_path(run, found.counters.steps), read_evaluation)
+    return LoadedRun(config, found, algorithm, environment.spec, summary, evaluation)
+
+
+def _if_there(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read(path) if path.exists() else {}
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; it can be deleted: the bundle then lacks what it says") from error
 
 
 def export_run(
@@ -181,12 +194,10 @@ def export_run(
     parity, records = check_all(graphs, files, samples, loaded)
     students = loaded.distilled.report if loaded.distilled else None
     card, plots = model_card(
-        run, loaded.config, loaded.checkpoint, loaded.summary, _parity_row(parity), name or run.name, students
-    )
-    manifest = {
-        **_manifest(loaded, graphs, parity, name or run.name),
-        "evaluation": loaded.summary.get("final", {}),
-    }
+        run, loaded.config, loaded.checkpoint, loaded.summary, loaded.evaluation, _parity_row(parity),
+        name or run.name, students,
+    )  # fmt: skip
+    manifest = {**_manifest(loaded, graphs, parity, name or run.name), "evaluation": loaded.evaluation}
     if loaded.distilled:
         manifest["students"] = to_plain(loaded.distilled.report)
         manifest["evaluation"] = {**manifest["evaluation"], "students": loaded.distilled.evaluation}

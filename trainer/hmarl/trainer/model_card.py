@@ -21,6 +21,7 @@ def model_card(
     config: RunConfig,
     checkpoint: Checkpoint,
     summary: dict[str, Any],
+    evaluation: dict[str, dict[str, Any]],
     parity: ParityModel,
     name: str,
     students: StudentsModel | None = None,
@@ -32,19 +33,19 @@ def model_card(
         config: of the run.
         checkpoint: that is exported.
         summary: of the run, empty where it has not ended.
+        evaluation: of the checkpoint, empty where it was not evaluated.
         parity: what the comparison with torch found.
         name: the bundle's.
         students: what a distillation came to, None without one.
     """
     title = f"{config.algorithm} on {config.environment}"
     plots = {f"plots/{file}": content for file, content in run_plots(read_metrics(run), title).items()}
-    final = summary.get("final", {})
     table = "\n".join(
         f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "
         f"| {row['episodes']} |"
-        for key, row in final.items()
+        for key, row in evaluation.items()
     )
-    deployed = students.students_return if students else final.get("local", {}).get("return_mean")
+    deployed = students.students_return if students else evaluation.get("local", {}).get("return_mean")
     sections = [
         _front_matter(config, deployed),
         f"# {name}",
@@ -52,9 +53,9 @@ def model_card(
         "its own observation only and exchanges no message.",
         "## Use\n\n```\nhmarl-verify .\nhmarl-fleet . --out endpoints.json\n"
         f"hmarl-eval --endpoints endpoints.json --env {config.environment} --episodes 100 --seed 0\n```",
-        "## Final evaluation\n\nReturns of deterministic policies, undiscounted episode sums of the team reward, fixed "
-        f"seeds, at {summary.get('steps', 0):,} steps.\n\n| policies | mean | median | IQM | episodes |\n"
-        f"|---|---|---|---|---|\n{table}"
+        f"## Evaluation\n\nReturns of {_acting(config)}, undiscounted episode sums of the team reward, fixed seeds, by "
+        f"which the best checkpoint was chosen; after {checkpoint.counters.steps:,} steps.\n\n"
+        f"| policies | mean | median | IQM | episodes |\n|---|---|---|---|---|\n{table}"
         if table
         else "",
         _distillation(students) if students else "",
@@ -66,6 +67,12 @@ def model_card(
         "training are clipped at ten standard deviations, and nothing is promised there.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n", plots
+
+
+def _acting(config: RunConfig) -> str:
+    return (
+        "deterministic policies" if config.settings().deterministic_evaluation else "policies that draw their actions"
+    )
 
 
 def _front_matter(config: RunConfig, deployed: float | None) -> str:

@@ -37,6 +37,7 @@ from hmarl.trainer.checkpoint import (
     mark_best,
     newest_checkpoint,
     prune,
+    read_object,
     restore,
     write_checkpoint,
 )
@@ -110,11 +111,7 @@ def make_config(
     settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm")
     run = validate(RunSettings, run_settings, "run")
     device_of(run)
-    if settings.chunk_length is not None and run.rollout_length % settings.chunk_length:
-        raise UsageError(
-            f"algorithm.chunk_length: got {settings.chunk_length}, expected a divisor of run.rollout_length "
-            f"({run.rollout_length})"
-        )
+    settings.check_rollouts(run.rollout_length)
     return RunConfig(
         hmarl_version=version("hmarl"),
         algorithm=algorithm,
@@ -385,7 +382,7 @@ class Run:
         return metrics
 
     def _evaluation_path(self) -> Path:
-        return self.directory / "eval" / f"step-{self.counters.steps:012d}.json"
+        return evaluation_path(self.directory, self.counters.steps)
 
     def _summarise(self, wall_s: float, first_steps: int) -> dict[str, Any]:
         """Write the summary; ``wall_s`` is the time since training was started, or resumed at ``first_steps``."""
@@ -401,10 +398,7 @@ class Run:
             "updates": self.counters.update,
             "episodes": self.counters.episodes,
             "best_return": self.counters.best_return,
-            "final": {
-                name: {key: value for key, value in row.items() if key != "returns"}
-                for name, row in json.loads(final.read_text()).items()
-            },
+            "final": read_evaluation(final),
             "resumed_at": first_steps,
             "wall_s": wall_s,
             "steps_per_s": steps / wall_s if wall_s > 0 and steps else None,
@@ -431,6 +425,20 @@ class Run:
     def resume_command(self) -> str:
         """What to type to continue."""
         return f"hmarl-train --resume {self.directory}"
+
+
+def evaluation_path(run: Path, steps: int) -> Path:
+    """Where a run keeps what it found when it evaluated after so many steps."""
+    return run / "eval" / f"step-{steps:012d}.json"
+
+
+def read_evaluation(path: Path) -> dict[str, dict[str, Any]]:
+    """By name what each way of playing came to in an evaluation, without the returns of single episodes.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    return {name: {k: v for k, v in row.items() if k != "returns"} for name, row in read_object(path).items()}
 
 
 def estimate_seconds(config: RunConfig) -> float:

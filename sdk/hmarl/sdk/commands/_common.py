@@ -130,6 +130,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return str(error), code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", EXIT_FAILURE
     return f"{type(error).__name__}: {error} (HMARL_DEBUG=1 shows where)", EXIT_FAILURE
 
 

@@ -31,27 +31,33 @@ class Positions:
     """
 
     def __init__(self, spec: EnvironmentSpec) -> None:
-        self._places = [_place(group.example) for group in spec.groups]
+        # Agents of a group need not observe in the same order.
+        columns = [[_columns(spec.agents[agent]) for agent in group.agents] for group in spec.groups]
         self._natural = torch.tensor(natural_order(spec))
-        widths = {0 if place is None else place.stop - place.start for place in self._places}
+        widths = {len(of_agent) for group in columns for of_agent in group}
         self.dimensions = widths.pop() if len(widths) == 1 else 0
+        self._columns = [torch.tensor(group) for group in columns] if self.dimensions else []
 
     def __call__(self, observations: Sequence[Tensor]) -> Tensor:
         """[..., N, dimensions] of raw observations per group [..., N_group, D]."""
         if not self.dimensions:
             lead = observations[0].shape[:-2]
             return observations[0].new_zeros(*lead, len(self._natural), 0)
-        parts = [seen[..., place] for seen, place in zip(observations, self._places, strict=True)]
+        parts = [
+            seen.gather(-1, columns.to(seen.device).expand(*seen.shape[:-1], -1))
+            for seen, columns in zip(observations, self._columns, strict=True)
+        ]
         return torch.cat(parts, dim=-2).index_select(-2, self._natural.to(parts[0].device))
 
 
-def _place(agent: AgentSpec) -> slice | None:
+def _columns(agent: AgentSpec) -> list[int]:
+    """Of an agent's observation, those of the part ``position``; none where there is none."""
     start = 0
     for name, length in agent.observation_layout:
         if name == "position":
-            return slice(start, start + length)
+            return list(range(start, start + length))
         start += length
-    return None
+    return []
 
 
 def natural_order(spec: EnvironmentSpec) -> list[int]:

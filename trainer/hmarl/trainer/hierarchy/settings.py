@@ -72,6 +72,20 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
             raise UsageError("algorithm.share_parameters: got False, expected True (any number of agents may come)")
         return self
 
+    def check_rollouts(self, length: int) -> None:
+        """Windows end with their rollout: a longer one would never be."""
+        super().check_rollouts(length)
+        if self.levels > 1 and self.goal_interval > length:
+            raise UsageError(
+                f"algorithm.goal_interval: got {self.goal_interval}, expected at most run.rollout_length ({length}), "
+                "at whose end all goals do"
+            )
+        if self.levels > 2 and self.goal_interval * self.manager_interval > length:
+            raise UsageError(
+                f"algorithm.manager_interval: got {self.manager_interval} times goal_interval={self.goal_interval} "
+                f"steps, expected at most run.rollout_length ({length}), at whose end all goals do"
+            )
+
     @property
     def goal_head(self) -> ActionHead:
         """What goals are; its ``output_size`` is the width of what subordinates see of one."""

@@ -195,9 +195,10 @@ class Distillation:
         figures = {**learnt, "parameters": float(sum(policy.theta.abs().sum() for policy in self.students.policies))}
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if broken:
+            kept = "; the rounds before are kept" if self._counters.update else ""
             raise DivergedError(
-                f"distillation: '{broken[0]}' is {figures[broken[0]]} in round {self._counters.update + 1}; the rounds "
-                "before are kept; try --restart-students with a smaller distillation.learning_rate"
+                f"distillation: '{broken[0]}' is {figures[broken[0]]} in round {self._counters.update + 1}{kept}; try "
+                "--restart-students with a smaller distillation.learning_rate"
             )
 
     @property

@@ -22,9 +22,11 @@ from hmarl.trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
     Counters,
+    checkpoints_in,
     newest_checkpoint,
     prune,
     read_checkpoint,
+    read_object,
     write_checkpoint,
 )
 from hmarl.trainer.students.demonstrations import Demonstrations
@@ -62,7 +64,7 @@ class KeptDistillation:
             self._check(description)
         else:
             replace_file(description, (json.dumps(self._origin, indent=1) + "\n").encode())
-        if not any(self._states.glob("step-*.safetensors")):
+        if not checkpoints_in(self._states):
             return None
         try:
             return self._read()
@@ -73,7 +75,7 @@ class KeptDistillation:
         state = newest_checkpoint(self._states)
         frames = state.counters.steps // state.counters.update
         if not self._data.exists():  # all is done
-            newest = max(self._states.glob("step-*.safetensors"))
+            newest = checkpoints_in(self._states)[-1]
             if newest != state.path:
                 raise CheckpointError(f"{newest}: damaged, and what its round learnt from is deleted")
             return state, []
@@ -84,9 +86,9 @@ class KeptDistillation:
     def _check(self, description: Path) -> None:
         """Refuse to go on with something else."""
         try:
-            before = dict(json.loads(description.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{description}: damaged ({error}); {_ANEW}") from error
+            before = read_object(description)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {_ANEW}") from error
         now = json.loads(json.dumps(self._origin))  # tuples as lists
         differing = [
             f"{key}: got {now.get(key)!r}, begun with {before.get(key)!r}"
