@@ -210,7 +210,7 @@ COMPARISONS = (
     *(
         Comparison(
             f"coordsum-{task}", f"coordsum/{task}", 1_000_000, 100_000,
-            algorithms("magpo", "mappo", "mat", "ctds", "happo", "ippo", seeds=1),
+            algorithms("magpo", "mappo", seeds=3) + algorithms("mat", "ctds", "happo", "ippo", seeds=1),
             settings=_FEW_EPISODES, environment_settings=("record=reference",), remark=remark,
         )
         for task, remark in (
@@ -244,7 +244,7 @@ COMPARISONS = (
     *(
         Comparison(
             f"simple_spread-{agents}", "mpe/simple_spread", steps, steps // 10,
-            algorithms("magpo", "mappo", "happo", seeds=1), settings=_FEW_EPISODES,
+            algorithms("magpo", "mappo", seeds=3) + algorithms("happo", seeds=1), settings=_FEW_EPISODES,
             environment_settings=(f"N={agents}",), remark=remark,
         )
         for agents, steps, remark in (

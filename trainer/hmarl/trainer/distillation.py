@@ -11,7 +11,9 @@ from hmarl.trainer.policies import GroupPolicy
 
 
 def mean_of_each(values: Tensor, weight: Tensor | None) -> Tensor:
-    """[N] mean over samples of values [N, M], weighted by 0 or 1 where there are weights [N, M]."""
+    """[N] mean over all M samples of values [N, M], of which those of weight [N, M] 0 count as 0: who was there for
+    less learns less.
+    """
     return (values if weight is None else values * weight).mean(dim=1)
 
 
