@@ -210,7 +210,14 @@ COMPARISONS = (
     *(
         Comparison(
             f"coordsum-{task}", f"coordsum/{task}", 1_000_000, 100_000,
-            algorithms("magpo", "mappo", seeds=3) + algorithms("mat", "ctds", "happo", "ippo", seeds=1),
+            (
+                *algorithms("magpo", "mappo", seeds=3),
+                *algorithms("mat", "ctds", "happo", "ippo", seeds=1),
+                Variant(
+                    "magpo, networks apart, steps shrink", "magpo",
+                    ("algorithm.share_parameters=false", "algorithm.learning_rate_decay=linear"), 1,
+                ),
+            ),
             settings=_FEW_EPISODES, environment_settings=("record=reference",), remark=remark,
         )
         for task, remark in (

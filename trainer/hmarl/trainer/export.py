@@ -47,10 +47,11 @@ from hmarl.trainer.config import validate
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.instructions import random_instructions
 from hmarl.trainer.model_card import model_card
+from hmarl.trainer.recorder import evaluation_path, read_evaluation
 from hmarl.trainer.students.dagger import Distilled, distil_run
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.team import LocalPolicies
-from hmarl.trainer.training import RunConfig, build_algorithm, evaluation_path, read_evaluation
+from hmarl.trainer.training import RunConfig, build_algorithm
 
 OPSET = 18
 # The largest allowed difference in logits and means, per execution provider; GPUs sum in another order.

@@ -1,4 +1,4 @@
-"""What a run writes and shows: metrics.jsonl, TensorBoard, and live progress in the terminal."""
+"""What a run writes and shows (metrics.jsonl, TensorBoard, live progress in the terminal), and how it is read again."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from hmarl.runtime.bundle import replace_file
+from hmarl.trainer.checkpoint import read_object
 
 Rows = list[dict[str, Any]]
 
@@ -28,6 +29,20 @@ def read_metrics(run: Path) -> Rows:
         except (ValueError, TypeError):
             continue
     return rows
+
+
+def evaluation_path(run: Path, steps: int) -> Path:
+    """Where a run keeps what it found when it evaluated after so many steps."""
+    return run / "eval" / f"step-{steps:012d}.json"
+
+
+def read_evaluation(path: Path) -> dict[str, dict[str, Any]]:
+    """By name what each way of playing came to in an evaluation, without the returns of single episodes.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    return {name: {k: v for k, v in row.items() if k != "returns"} for name, row in read_object(path).items()}
 
 
 class Recorder:

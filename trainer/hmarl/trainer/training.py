@@ -37,12 +37,11 @@ from hmarl.trainer.checkpoint import (
     mark_best,
     newest_checkpoint,
     prune,
-    read_object,
     restore,
     write_checkpoint,
 )
 from hmarl.trainer.config import AlgorithmSettings, RunSettings, validate
-from hmarl.trainer.recorder import LiveProgress, Recorder
+from hmarl.trainer.recorder import LiveProgress, Recorder, evaluation_path, read_evaluation
 from hmarl.trainer.rollout import Collector, Rollout
 from hmarl.trainer.team import teams, variants
 
@@ -425,20 +424,6 @@ class Run:
     def resume_command(self) -> str:
         """What to type to continue."""
         return f"hmarl-train --resume {self.directory}"
-
-
-def evaluation_path(run: Path, steps: int) -> Path:
-    """Where a run keeps what it found when it evaluated after so many steps."""
-    return run / "eval" / f"step-{steps:012d}.json"
-
-
-def read_evaluation(path: Path) -> dict[str, dict[str, Any]]:
-    """By name what each way of playing came to in an evaluation, without the returns of single episodes.
-
-    Raises:
-        CheckpointError: damaged.
-    """
-    return {name: {k: v for k, v in row.items() if k != "returns"} for name, row in read_object(path).items()}
 
 
 def estimate_seconds(config: RunConfig) -> float:
