@@ -223,17 +223,23 @@ COMPARISONS = (
         for task, remark in (
             (
                 "3x30-50",
-                "One seed. MAGPO ends level with MAPPO, and IPPO, which estimates less, ahead of both. HAPPO, whose "
-                "agents do not share networks, MAT with steps that do not collapse, and CTDS are slow.",
+                "MAGPO ends ahead of MAPPO (three seeds each) and of IPPO (one). Its local policies share a network, "
+                "as MAPPO's and IPPO's do; where each has its own, and steps shrink to nothing within the budget (last "
+                "row), it is level with MAPPO. HAPPO, whose agents do not share networks, MAT with steps that do not "
+                "collapse, and CTDS are slow (one seed each).",
             ),
             (
                 "5x20-80",
-                "One seed, and a budget within which nobody is done (the paper trains for twenty times as long). IPPO "
-                "and MAPPO, which climb on all agents' samples at once, learn twice as fast as MAGPO; MAGPO is ahead "
-                "of HAPPO and MAT, and CTDS learns next to nothing. (The guided ones' step sizes fall to nothing by "
-                "the end, the others' do not.)",
+                "A budget within which nobody is done (the paper trains for twenty times as long). MAGPO ends ahead of "
+                "MAPPO (three seeds each), beside IPPO (one). With networks of their own for all local policies and "
+                "steps that shrink to nothing (last row) it learns half as fast: a guider that is held near its local "
+                "policies goes no faster than they do. HAPPO and MAT are slower still, and CTDS learns next to nothing "
+                "(one seed each; MAT's and CTDS's steps shrink, too).",
             ),
-            ("8x15-100", "One seed. As for 5x20-80."),
+            (
+                "8x15-100",
+                "As for 5x20-80; MAGPO and MAPPO end level, IPPO (one seed) slightly ahead.",
+            ),
         )
     ),
     Comparison(
@@ -255,7 +261,7 @@ COMPARISONS = (
             environment_settings=(f"N={agents}",), remark=remark,
         )
         for agents, steps, remark in (
-            (3, 1_000_000, "One seed. MAGPO ends beside HAPPO, and above MAPPO, whose networks are shared."),
+            (3, 1_000_000, "MAGPO ends beside HAPPO (one seed), and above MAPPO, whose networks are shared."),
             (5, 500_000, "One seed. Level."),
             (10, 300_000, "One seed. MAGPO ends slightly ahead of MAPPO, which learns faster at first."),
         )
@@ -294,7 +300,8 @@ COMPARISONS = (
         remark=(
             "HiMPo and MAPPO are level, HiMPo's seeds farther apart. Messages help: a flat team that exchanges them "
             "(one seed) is ahead of everybody. Goals do not yet: FL, whose workers see the reward itself, is ahead of "
-            "HiMPo's mean seed."
+            "HiMPo's mean seed. (FL and the flat team without messages were trained when the steps of agents who had "
+            "left still counted in what values learn.)"
         ),
     ),
     Comparison(

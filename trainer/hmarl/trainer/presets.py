@@ -205,9 +205,9 @@ PRESETS: tuple[Preset, ...] = (
         )
         for task, delta, weight, about, game, run in (
             ("3x10-30", 1.3, 2.0, "return about 158 with env.record=reference, in 10 minutes", {}, _GUIDED_RUN),
-            ("3x30-50", 1.2, 8.0, "the paper's δ and λ", _LARGER_GUIDED_GAME, _LARGER_RUN),
-            ("5x20-80", 1.1, 4.0, "the paper's δ and λ", _LARGER_GUIDED_GAME, _LARGER_RUN),
-            ("8x15-100", 1.3, 8.0, "the paper's δ and λ", _LARGER_GUIDED_GAME, _LARGER_RUN),
+            ("3x30-50", 1.2, 8.0, "env.record=reference: about 160 half-way", _LARGER_GUIDED_GAME, _LARGER_RUN),
+            ("5x20-80", 1.1, 4.0, "env.record=reference: about 120 half-way", _LARGER_GUIDED_GAME, _LARGER_RUN),
+            ("8x15-100", 1.3, 8.0, "env.record=reference: about 67 half-way", _LARGER_GUIDED_GAME, _LARGER_RUN),
         )
     ),
     Preset(
