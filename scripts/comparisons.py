@@ -238,7 +238,7 @@ COMPARISONS = (
             ),
             (
                 "8x15-100",
-                "As for 5x20-80; MAGPO and MAPPO end level, IPPO (one seed) slightly ahead.",
+                "As for 5x20-80: MAGPO ends ahead of MAPPO, and level with IPPO (one seed).",
             ),
         )
     ),
