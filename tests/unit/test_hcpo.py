@@ -84,9 +84,17 @@ def test_acting_state_carries_the_instruction_over_to_a_fresh_copy() -> None:
 
 def test_ended_episodes_are_no_matter_before_the_first_instruction() -> None:
     """A resumed run restarts its environments before it has acted."""
-    algorithm, _, collector = new_hcpo()
-    algorithm.episodes_ended(torch.ones(6, dtype=torch.bool))
-    collector.collect(algorithm)
+    rollouts = []
+    for ended in (False, True):
+        algorithm, rollout, collector = new_hcpo()
+        if ended:
+            algorithm.episodes_ended(torch.ones(6, dtype=torch.bool))
+        collector.collect(algorithm)
+        rollouts.append(rollout)
+    first, second = rollouts
+    assert second.extras["decided"][0].all()
+    assert torch.equal(first.extras["instruction"], second.extras["instruction"])
+    assert torch.equal(first.actions[0], second.actions[0])
 
 
 # --- the conductor's level ------------------------------------------------------------------------------------------
