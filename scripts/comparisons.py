@@ -299,9 +299,7 @@ COMPARISONS = (
         "lbfws-hard", "lbfws/hard", 1_000_000, 100_000, hierarchies(3), settings=_FEW_EPISODES,
         remark=(
             "HiMPo, MAPPO and a flat team that exchanges messages (one seed) end level, HiMPo's seeds farther apart; "
-            "flat teams and FL (one seed each) are there three times as soon. Within this budget neither goals nor "
-            "messages pay. (FL and the flat team without messages were trained when the steps of agents who had left "
-            "still counted in what values learn.)"
+            "the flat team is there three times as soon. Within this budget goals do not pay."
         ),
     ),
     Comparison(
