@@ -10,13 +10,15 @@ Every run is an ordinary run directory; a study that was killed goes on where it
 
 from __future__ import annotations
 
-import json
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import matplotlib
 
@@ -25,13 +27,14 @@ import numpy as np
 import typer
 from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
+from records import Record, curve, read_record, record_of, write_record
 
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.files import write_text
 from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.trainer.policy_source import load_team
-from hmarl.trainer.recorder import read_metrics
 
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
@@ -39,6 +42,7 @@ COLOURS = {
     "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#4b0082",
 }  # fmt: skip
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+CHOICES: tuple[InstructionChoice, ...] = ("argmax", "sample", "common")
 CONDUCTORS = ("local", "central", "random", "none")
 FIRST_SEED = 100
 
@@ -86,6 +90,9 @@ def seeds_of(variant: Variant) -> range:
 Runs = dict[str, list[Path]]
 """Run directories per variant's label."""
 
+Records = dict[str, list[Record]]
+"""What is kept of finished runs, per variant's label."""
+
 
 def runs_of(comparison: Comparison, folder: Path) -> Runs:
     """The directories of the runs that are done; variants without one are left out."""
@@ -97,6 +104,32 @@ def runs_of(comparison: Comparison, folder: Path) -> Runs:
     return {label: runs for label, runs in done.items() if runs}
 
 
+def keep(comparison: Comparison, folder: Path, kept: Path) -> None:
+    """Writes the records of the runs that are done and whose directories are there."""
+    for label, runs in runs_of(comparison, folder).items():
+        for run in runs:
+            record = record_of(run)
+            if comparison.instruction_choices and label == "hcpo":
+                record = replace(record, choices=returns_by_choice(run))
+            kept.mkdir(exist_ok=True)
+            write_record(record, record_path(run, kept))
+
+
+def record_path(run: Path, kept: Path) -> Path:
+    """Where a run's record is kept."""
+    return kept / f"{run.name}.json"
+
+
+def records_of(comparison: Comparison, kept: Path) -> Records:
+    """What is kept of a comparison's runs; variants without a record are left out."""
+    found: Records = {}
+    for variant in comparison.variants:
+        paths = [record_path(run_directory(comparison, variant, seed, kept), kept) for seed in seeds_of(variant)]
+        if records := [read_record(path) for path in paths if path.exists()]:
+            found[variant.label] = records
+    return found
+
+
 def colours(comparison: Comparison) -> dict[str, str]:
     """By label: an algorithm's own colour, or one a setting."""
     others = cycle(OTHER_COLOURS)
@@ -106,35 +139,16 @@ def colours(comparison: Comparison) -> dict[str, str]:
     }
 
 
-def judged_by(run: Path) -> str:
-    """Whose returns count: those of the deployed policies; of the whole team where nothing is deployed as it is."""
-    return next(name for name in ("local", "guider", "hierarchy") if name in last_evaluation(run))
-
-
-def measured(run: Path, measure: str) -> str:
-    """The name in a run's metrics of a measure of ``judged_by``."""
-    return f"evaluation/{judged_by(run)}/{measure}"
-
-
-def curve(runs: list[Path], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [E] and the metric [seeds, E] at the evaluations (or updates) that all runs have."""
-    series = []
-    for run in runs:
-        series.append({row["steps"]: row[key] for row in read_metrics(run) if row.get(key) is not None})
-    steps = sorted(set.intersection(*(set(points) for points in series)))
-    return np.array(steps), np.array([[points[step] for step in steps] for points in series])
-
-
-def draw(comparison: Comparison, runs: Runs, path: Path) -> None:
+def draw(comparison: Comparison, runs: Records, path: Path) -> None:
     """The measure of the deployed policies: every seed thin, the mean thick."""
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     colour_of = colours(comparison)
-    for label, directories in runs.items():
+    for label, records in runs.items():
         colour = colour_of[label]
-        steps, values = curve(directories, measured(directories[0], comparison.measure))
+        steps, values = curve(records, records[0].measured(comparison.measure))
         for row in values:
             axes.plot(steps, row, color=colour, lw=0.7, alpha=0.4)
-        whole_team = judged_by(directories[0]) != "local"
+        whole_team = records[0].judged_by != "local"
         axes.plot(steps, values.mean(0), color=colour, lw=2, label=f"{label}, whole team" if whole_team else label)
     for label, value in comparison.references:
         axes.axhline(value, color="#777777", lw=0.8, ls="--")
@@ -147,15 +161,15 @@ def draw(comparison: Comparison, runs: Runs, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_conductors(comparison: Comparison, runs: list[Path], path: Path) -> None:
+def draw_conductors(comparison: Comparison, records: list[Record], path: Path) -> None:
     """HCPO under its four conductors, and the instructions' entropy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, colour in zip(CONDUCTORS, ("#0072b2", "#d55e00", "#999999", "#cc79a7"), strict=True):
-        steps, returns = curve(runs, f"evaluation/{name}/return_mean")
+        steps, returns = curve(records, f"evaluation/{name}/return_mean")
         left.plot(steps, returns.mean(0), "o-", ms=3, color=colour, label=f"{name} conductor")
         left.fill_between(steps, returns.min(0), returns.max(0), color=colour, alpha=0.15)
     left.set(xlabel="environment steps", ylabel="return of the team", title=f"HCPO on {comparison.environment}")
-    steps, entropy = curve(runs, "instruction_entropy")
+    steps, entropy = curve(records, "instruction_entropy")
     right.plot(steps, entropy.T, color="#0072b2", lw=0.7)
     right.axhline(np.log(10), color="#777777", lw=0.8, ls="--")
     right.annotate("uniform over 10", (0.99, np.log(10)), xycoords=("axes fraction", "data"), ha="right", va="top")
@@ -167,45 +181,33 @@ def draw_conductors(comparison: Comparison, runs: list[Path], path: Path) -> Non
     plt.close(figure)
 
 
-def last_evaluation(run: Path) -> dict[str, Any]:
-    """What a run's last evaluation came to, by who played."""
-    document: dict[str, Any] = json.loads(sorted((run / "eval").glob("step-*.json"))[-1].read_text())
-    return document
-
-
-def final_returns(run: Path, variant: str | None = None) -> np.ndarray:
-    """[E] returns of a run's last evaluation: of ``judged_by``, or of a variant."""
-    return np.array(last_evaluation(run)[variant or judged_by(run)]["returns"])
-
-
-def table(comparison: Comparison, runs: Runs) -> str:
+def table(comparison: Comparison, runs: Records) -> str:
     """Markdown: per variant the final IQM, the mean of each seed, the paper's measure, an early value, frames/s."""
     header = ["", "IQM of the final returns [95 %]", "mean of each seed", "median of the last ten evaluations"]
     won = comparison.measure == "success_rate"
     header += ["won, each seed, median of the last ten"] if won else []
     header += [f"at {comparison.early:,} frames"] if comparison.early else []
-    guided = {label for label, directories in runs.items() if "guider" in last_evaluation(directories[0])}
+    guided = {label for label, records in runs.items() if "guider" in records[0].returns}
     header += ["guider's IQM [95 %]"] if guided else []
     rows = [[*header, "frames/s"]]
-    for label, directories in runs.items():
-        returns = np.stack([final_returns(run) for run in directories])
-        steps, curves = curve(directories, measured(directories[0], "return_mean"))
+    for label, records in runs.items():
+        returns = np.stack([record.final_returns for record in records])
+        steps, curves = curve(records, records[0].measured("return_mean"))
         means = ", ".join(f"{v:.2f}" for v in returns.mean(1))
         row = [label, _iqm_with_interval(returns), means, _mean_and_deviation(np.median(curves[:, -10:], axis=1))]
         if won:
-            _, shares = curve(directories, measured(directories[0], comparison.measure))
+            _, shares = curve(records, records[0].measured(comparison.measure))
             row.append(", ".join(f"{v:.0%}" for v in np.median(shares[:, -10:], axis=1)))
         if comparison.early:
             at = min(int(np.searchsorted(steps, comparison.early)), len(steps) - 1)
             row.append(f"{curves[:, at].mean():.2f} (at {steps[at]:,})")
         if guided:
             row.append(
-                _iqm_with_interval(np.stack([final_returns(run, "guider") for run in directories]))
+                _iqm_with_interval(np.array([record.returns["guider"] for record in records]))
                 if label in guided
                 else ""
             )
-        rates = [json.loads((run / "summary.json").read_text())["steps_per_s"] for run in directories]
-        rows.append([*row, f"{np.median(rates):,.0f}"])
+        rows.append([*row, f"{np.median([record.steps_per_s for record in records]):,.0f}"])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -220,33 +222,32 @@ def _iqm_with_interval(returns: np.ndarray) -> str:
     return f"{float(iqm(returns.ravel())):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def conductor_table(runs: list[Path]) -> str:
+def returns_table(by: str, returns: Mapping[str, list[list[float]]]) -> str:
+    """Markdown: the IQM and the means of teams that act in several ways, each with returns [seeds, E]."""
+    lines = [f"| {by} | IQM [95 % bootstrap interval] | mean of each seed |", "|---|---|---|"]
+    for name, values in returns.items():
+        means = ", ".join(f"{np.mean(of_seed):.2f}" for of_seed in values)
+        lines.append(f"| {name} | {_iqm_with_interval(np.array(values))} | {means} |")
+    return "\n".join(lines)
+
+
+def conductor_table(records: list[Record]) -> str:
     """Markdown: teams under their four conductors at the last evaluation."""
-    lines = ["| conductor | IQM [95 % bootstrap interval] | mean of each seed |", "|---|---|---|"]
-    for name in CONDUCTORS:
-        returns = np.stack([final_returns(run, name) for run in runs])
-        means = ", ".join(f"{v:.2f}" for v in returns.mean(1))
-        lines.append(f"| {name} | {_iqm_with_interval(returns)} | {means} |")
-    return "\n".join(lines)
+    return returns_table("conductor", {name: [record.returns[name] for record in records] for name in CONDUCTORS})
 
 
-def instruction_table(runs: list[Path]) -> str:
-    """Markdown: HCPO's deployed agents, their instructions chosen in three ways."""
-    lines = ["| instruction choice | IQM [95 % bootstrap interval] | mean of each seed |", "|---|---|---|"]
-    choices: tuple[InstructionChoice, ...] = ("argmax", "sample", "common")
-    for choice in choices:
-        returns = []
-        for run in runs:
-            make_team, name, arguments = load_team(run, checkpoint="last", instruction_choice=choice)
-            environment = make(name, 16, **arguments)
-            returns.append(evaluate(environment, make_team(environment.spec), 100, seed=0).returns)
-        means = ", ".join(f"{np.mean(each):.2f}" for each in returns)
-        lines.append(f"| {choice} | {_iqm_with_interval(np.stack(returns))} | {means} |")
-    return "\n".join(lines)
+def returns_by_choice(run: Path) -> dict[str, list[float]]:
+    """[E] returns of HCPO's deployed agents by how they choose their instructions."""
+    returns: dict[str, list[float]] = {}
+    for choice in CHOICES:
+        make_team, name, arguments = load_team(run, checkpoint="last", instruction_choice=choice)
+        environment = make(name, 16, **arguments)
+        returns[choice] = evaluate(environment, make_team(environment.spec), 100, seed=0).returns.tolist()
+    return returns
 
 
-def section(comparison: Comparison, runs: Runs, out: Path) -> list[str]:
-    """Draws a comparison; returns its paragraphs."""
+def section(comparison: Comparison, runs: Records, out: Path) -> str:
+    """Draws a comparison; returns its part of the page, from the heading on."""
     draw(comparison, runs, out / f"{comparison.name}.png")
     paragraphs = [
         f"## {comparison.name}: {comparison.environment}, {comparison.steps:,} frames", comparison.remark,
@@ -261,11 +262,19 @@ def section(comparison: Comparison, runs: Runs, out: Path) -> list[str]:
     if comparison.instruction_choices:
         paragraphs += [
             "HCPO's policies, deterministic actions, instructions chosen by every agent in one of three ways:",
-            instruction_table(runs["hcpo"]),
+            returns_table(
+                "instruction choice", {name: [run.choices[name] for run in runs["hcpo"]] for name in CHOICES}
+            ),
         ]
     if "guided-hcpo" in runs:
         paragraphs += ["Guided HCPO under its four conductors:", conductor_table(runs["guided-hcpo"])]
-    return [paragraph for paragraph in paragraphs if paragraph]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def sections_of(page: Path) -> dict[str, str]:
+    """The parts of a page that was written before, by the name of their comparison."""
+    _, *parts = re.split(r"^## ", page.read_text() if page.exists() else "", flags=re.MULTILINE)
+    return {part.split(":")[0]: f"## {part.rstrip()}" for part in parts}
 
 
 def main(
@@ -277,20 +286,41 @@ def main(
     report: Annotated[bool, typer.Option(help="write the report")] = True,
     names: Annotated[bool, typer.Option("--list", help="list the comparisons and stop")] = False,
 ) -> None:
-    """Train what is missing, then write one Markdown page with plots of all comparisons that are done."""
+    """Train what is missing, then draw what is done into one Markdown page with plots.
+
+    What the page shows of a run is kept in its folder's records/, and a run that has a record there is not trained
+    again: delete the record, or choose another --out, to have it repeated. With --only the other comparisons stay on
+    the page as they are; so do those without a record.
+    """
     if names:
         for comparison in COMPARISONS:
             print(f"{comparison.name}: {', '.join(variant.label for variant in comparison.variants)}")
         return
-    chosen = [comparison for comparison in COMPARISONS if missing and (not only or comparison.name in only)]
-    with ThreadPoolExecutor(jobs) as pool:
-        started = [pool.submit(train, c, v, seed, runs) for c in chosen for v in c.variants for seed in seeds_of(v)]
-        for run in started:
-            run.result()
+    if unknown := set(only or ()) - {comparison.name for comparison in COMPARISONS}:
+        raise typer.BadParameter(f"no such comparison: {', '.join(sorted(unknown))}; --list shows all")
+    kept = out / "records"
+    chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
+    if missing:
+        with ThreadPoolExecutor(jobs) as pool:
+            started = [
+                pool.submit(train, comparison, variant, seed, runs)
+                for comparison in chosen
+                for variant in comparison.variants
+                for seed in seeds_of(variant)
+                if not record_path(run_directory(comparison, variant, seed, runs), kept).exists()
+            ]
+            for run in started:
+                run.result()
     if not report:
         return
     out.mkdir(parents=True, exist_ok=True)
-    sections = [
+    page = out / "README.md"
+    written = sections_of(page)
+    for comparison in chosen:
+        keep(comparison, runs, kept)
+        if done := records_of(comparison, kept):
+            written[comparison.name] = section(comparison, done, out)
+    introduction = [
         "# Learning results",
         f"Made by `python scripts/study.py`; seeds from {FIRST_SEED} on. Returns are those of the deployed (local, "
         "deterministic) policies over 100 episodes with fixed seeds (32 on large tasks, see scripts/comparisons.py); "
@@ -303,11 +333,9 @@ def main(
         "[what students keep](students.md); [which algorithm runs in which family of environments](families.md); "
         "[speed](speed.md).",
     ]
-    for comparison in COMPARISONS:
-        if done := runs_of(comparison, runs):
-            sections += section(comparison, done, out)
-    (out / "README.md").write_text("\n\n".join(sections) + "\n")
-    print(f"wrote {out / 'README.md'}")
+    ordered = [written[comparison.name] for comparison in COMPARISONS if comparison.name in written]
+    write_text(page, "\n\n".join([*introduction, *ordered]) + "\n")
+    print(f"wrote {page}")
 
 
 if __name__ == "__main__":
