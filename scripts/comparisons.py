@@ -46,6 +46,11 @@ class Comparison:
     instruction_choices: bool = False
     remark: str = ""
 
+    @property
+    def task(self) -> str:
+        """The environment, and in which settings it is another task."""
+        return " ".join((self.environment, *self.environment_settings))
+
 
 def algorithms(*names: str, seeds: int = 3) -> tuple[Variant, ...]:
     """Algorithms with their presets."""

@@ -154,7 +154,7 @@ def draw(comparison: Comparison, runs: Records, path: Path) -> None:
         axes.axhline(value, color="#777777", lw=0.8, ls="--")
         axes.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=7)
     measure = "return of the team" if comparison.measure == "return_mean" else "share of episodes won"
-    axes.set(xlabel="environment steps", ylabel=measure, title=f"{comparison.environment}, deployed policies")
+    axes.set(xlabel="environment steps", ylabel=measure, title=f"{comparison.task}, deployed policies")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
     figure.savefig(path, dpi=100)
@@ -250,7 +250,7 @@ def section(comparison: Comparison, runs: Records, out: Path) -> str:
     """Draws a comparison; returns its part of the page, from the heading on."""
     draw(comparison, runs, out / f"{comparison.name}.png")
     paragraphs = [
-        f"## {comparison.name}: {comparison.environment}, {comparison.steps:,} frames", comparison.remark,
+        f"## {comparison.name}: {comparison.task}, {comparison.steps:,} frames", comparison.remark,
         table(comparison, runs), f"![curves]({comparison.name}.png)",
     ]  # fmt: skip
     if "hcpo" in runs:
