@@ -315,7 +315,7 @@ def test_every_minibatch_is_compared_with_the_guider_that_collected(name: str, s
     for epoch in (seen[:3], seen[3:]):
         assert torch.cat(epoch).sort().values.tolist() == list(range(12 * BATCH))
     assert not torch.equal(seen[0], seen[3]), "minibatches are drawn anew"
-    assert moved[0] == 0.0
+    assert moved[0] < 1e-5
     assert min(moved[1:]) > 1e-3
 
 
