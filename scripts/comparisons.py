@@ -314,7 +314,8 @@ COMPARISONS = (
                 3, hierarchies_without(seeds=1),
                 "HiMPo stays a little behind MAPPO. Teams without a hierarchy, and workers who see the reward "
                 "themselves (FL), are ahead of it (one seed each): within this budget learning by way of goals costs "
-                "more than it brings. Local rewards and a graph that is redrawn help (NL and SG are without).",
+                "more than it brings. Local rewards and a graph that is redrawn help (NL and SG are without; "
+                "sampling-3-parts has three seeds, and SG is hardly behind there).",
             ),
             (7, (), "Level at the end; HiMPo is ahead on the way there."),
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from hmarl.sdk.files import write_text
 from hmarl.trainer.checkpoint import read_object
-from hmarl.trainer.recorder import read_metrics
+from hmarl.trainer.recorder import evaluation_path, read_metrics
 
 _PLAYERS = ("local", "guider", "hierarchy")
 
@@ -56,9 +56,10 @@ def record_of(run: Path) -> Record:
         CheckpointError: a file of the run is damaged.
     """
     rows = [{key: value for key, value in row.items() if _kept(key)} for row in read_metrics(run)]
-    evaluation = read_object(max((run / "eval").glob("step-*.json")))
+    summary = read_object(run / "summary.json")
+    evaluation = read_object(evaluation_path(run, summary["steps"]))
     return Record(
-        steps_per_s=read_object(run / "summary.json")["steps_per_s"],
+        steps_per_s=summary["steps_per_s"],
         metrics=[row for row in rows if any(key.startswith("evaluation/") for key in row)],
         returns={player: row["returns"] for player, row in evaluation.items()},
     )

@@ -47,13 +47,13 @@ CONDUCTORS = ("local", "central", "random", "none")
 FIRST_SEED = 100
 
 
-def run_directory(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> Path:
-    """Where a run lives; runs with the same settings are shared between comparisons."""
+def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
+    """What a run is called; runs with the same settings are shared between comparisons."""
     slug = "-".join([comparison.environment.replace("/", "-"), *comparison.environment_settings])
     name = variant.algorithm
     if variant.settings:
         name = "-".join([name, *(setting.removeprefix("algorithm.") for setting in variant.settings)])
-    return folder / f"{slug}-{comparison.steps}-{name}-seed{seed}"
+    return f"{slug}-{comparison.steps}-{name}-seed{seed}"
 
 
 def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> list[str]:
@@ -72,7 +72,7 @@ def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> l
 
 def train(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> None:
     """One run, or nothing when it is done; its output goes to a file beside it."""
-    run = run_directory(comparison, variant, seed, folder)
+    run = folder / run_name(comparison, variant, seed)
     if (run / "summary.json").exists():
         return
     words = command(comparison, variant, seed, run)
@@ -97,7 +97,7 @@ Records = dict[str, list[Record]]
 def runs_of(comparison: Comparison, folder: Path) -> Runs:
     """The directories of the runs that are done; variants without one are left out."""
     found = {
-        variant.label: [run_directory(comparison, variant, seed, folder) for seed in seeds_of(variant)]
+        variant.label: [folder / run_name(comparison, variant, seed) for seed in seeds_of(variant)]
         for variant in comparison.variants
     }
     done = {label: [run for run in runs if (run / "summary.json").exists()] for label, runs in found.items()}
@@ -112,19 +112,19 @@ def keep(comparison: Comparison, folder: Path, kept: Path) -> None:
             if comparison.instruction_choices and label == "hcpo":
                 record = replace(record, choices=returns_by_choice(run))
             kept.mkdir(exist_ok=True)
-            write_record(record, record_path(run, kept))
+            write_record(record, record_path(run.name, kept))
 
 
-def record_path(run: Path, kept: Path) -> Path:
-    """Where a run's record is kept."""
-    return kept / f"{run.name}.json"
+def record_path(name: str, kept: Path) -> Path:
+    """Where the record of a run of this name is kept."""
+    return kept / f"{name}.json"
 
 
 def records_of(comparison: Comparison, kept: Path) -> Records:
     """What is kept of a comparison's runs; variants without a record are left out."""
     found: Records = {}
     for variant in comparison.variants:
-        paths = [record_path(run_directory(comparison, variant, seed, kept), kept) for seed in seeds_of(variant)]
+        paths = [record_path(run_name(comparison, variant, seed), kept) for seed in seeds_of(variant)]
         if records := [read_record(path) for path in paths if path.exists()]:
             found[variant.label] = records
     return found
@@ -307,7 +307,7 @@ def main(
                 for comparison in chosen
                 for variant in comparison.variants
                 for seed in seeds_of(variant)
-                if not record_path(run_directory(comparison, variant, seed, runs), kept).exists()
+                if not record_path(run_name(comparison, variant, seed), kept).exists()
             ]
             for run in started:
                 run.result()

@@ -7,36 +7,53 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from training_runs import tiny_config, train
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "study.py"
-TASK = "lbf/6x6-2p-1f-coop"
 
 
-def report(runs: Path, out: Path) -> str:
+def report(comparison: str, runs: Path, out: Path) -> str:
     """The page that the study writes of the runs at hand."""
-    words = [sys.executable, str(SCRIPT), "--no-train", "--only", "lbf", "--runs", str(runs), "--out", str(out)]
+    words = [sys.executable, str(SCRIPT), "--no-train", "--only", comparison, "--runs", str(runs), "--out", str(out)]
     subprocess.run(words, check=True, timeout=240)
     return (out / "README.md").read_text()
 
 
-def test_page_outlives_its_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("comparison", "task", "run", "algorithm", "rows"),
+    [
+        ("lbf", "lbf/6x6-2p-1f-coop", "lbf-6x6-2p-1f-coop-300000", "mappo", ["mappo"]),
+        # With tables of its conductors and of how instructions are chosen.
+        (
+            "coordsum", "coordsum/3x10-30", "coordsum-3x10-30-1000000", "hcpo",
+            ["hcpo", "local", "central", "random", "none", "argmax", "sample", "common"],
+        ),
+    ],
+)  # fmt: skip
+def test_page_outlives_its_runs(
+    comparison: str, task: str, run: str, algorithm: str, rows: list[str], tmp_path: Path
+) -> None:
     """Drawn again without the run directories the page says the same; other sections stay as they were."""
     runs, out = tmp_path / "runs", tmp_path / "report"
     out.mkdir()
     (out / "README.md").write_text("# Old title\n\n## smax-2s3z-guided: smax/2s3z\n\nKept.\n")
     for seed in (100, 101):
-        name = f"lbf-6x6-2p-1f-coop-300000-mappo-seed{seed}"
-        train(tiny_config("mappo", TASK, run_settings={"seed": seed}), runs / name)
-    page = report(runs, out)
+        train(tiny_config(algorithm, task, run_settings={"seed": seed}), runs / f"{run}-{algorithm}-seed{seed}")
+    page = report(comparison, runs, out)
     assert page.startswith("# Learning results")
-    assert page.index("## lbf:") < page.index("## smax-2s3z-guided: smax/2s3z\n\nKept.\n")
-    (row,) = [line for line in page.splitlines() if line.startswith("| mappo")]
-    assert len(row.split("|")[3].split(",")) == 2  # a mean of each seed
-    curves = (out / "lbf.png").read_bytes()
+    assert page.index(f"## {comparison}:") < page.index("## smax-2s3z-guided: smax/2s3z\n\nKept.\n")
+    cells = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    of_name = {row[0].removeprefix("| "): row for row in cells}
+    assert [name for name in of_name if name in rows] == rows
+    for name in rows:
+        assert len(of_name[name][2].split(",")) == 2, "a mean of each seed"
+    pictures = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert f"{comparison}.png" in pictures
     shutil.rmtree(runs)
-    assert report(runs, out) == page
-    assert (out / "lbf.png").read_bytes() == curves
+    assert report(comparison, runs, out) == page
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == pictures
 
 
 def test_unknown_comparison_is_named(tmp_path: Path) -> None:
