@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz soak chaos lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,15 @@ test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the 
 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
+
+fuzz: $(INSTALLED)  ## 110,000 mutated messages on every method of a served agent
+	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+soak: $(INSTALLED)  ## Half a million acts, each compared with the policy in process
+	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+chaos: $(INSTALLED)  ## Kills, freezes, silent and flooding peers beside a healthy client
+	$(BIN)/python -m pytest tests/reliability/test_chaos.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
 	$(BIN)/ruff check .
