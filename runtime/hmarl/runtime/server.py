@@ -32,6 +32,7 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.errors import (
     DrainingError,
     HmarlError,
+    NonFiniteError,
     ObservationError,
     SessionError,
     SessionLimitError,
@@ -56,6 +57,8 @@ _STATUS: tuple[tuple[type[HmarlError], grpc.StatusCode], ...] = (
     (SessionError, grpc.StatusCode.FAILED_PRECONDITION),
     (ObservationError, grpc.StatusCode.INVALID_ARGUMENT),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
+    # The request is in order and so is the program: clients let their fallback decide, and go on.
+    (NonFiniteError, grpc.StatusCode.OUT_OF_RANGE),
 )
 _CHOICES: dict[int, InstructionChoice | None] = {
     agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED: None,
