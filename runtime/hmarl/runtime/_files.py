@@ -38,7 +38,7 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         write_synced(temporary, content)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def replace_directory(path: Path, files: Mapping[str, bytes]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     old = temporary.with_suffix(".old")
     try:
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         for name, content in files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             write_synced(temporary / name, content)
@@ -86,7 +86,8 @@ def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's mask of permissions that new files do not get."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
