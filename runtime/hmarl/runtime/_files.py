@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -38,7 +40,8 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         write_synced(temporary, content)
-        temporary.chmod(0o666 & ~umask())
+        temporary.chmod(0o666 & ~_umask())
+        _refuse_special(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -53,7 +56,7 @@ def replace_directory(path: Path, files: Mapping[str, bytes]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     old = temporary.with_suffix(".old")
     try:
-        temporary.chmod(0o777 & ~umask())
+        temporary.chmod(0o777 & ~_umask())
         for name, content in files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             write_synced(temporary / name, content)
@@ -74,6 +77,12 @@ def replace_directory(path: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _refuse_special(path: Path) -> None:
+    """Raise FileExistsError for a device, a pipe or a socket, which a rename would take away."""
+    if os.path.lexists(path) and not (stat.S_ISREG(mode := os.lstat(path).st_mode) or stat.S_ISLNK(mode)):
+        raise FileExistsError(errno.EEXIST, "exists and is no regular file", str(path))
+
+
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     """A zip of ``files``; equal content gives equal bytes."""
     buffer = io.BytesIO()
@@ -86,8 +95,7 @@ def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def umask() -> int:
-    """The process's mask of permissions that new files do not get."""
+def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -6,13 +6,13 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hmarl.runtime._files import sync_directory, umask
+from hmarl.runtime._files import sync_directory
 from hmarl.runtime.errors import UsageError
 
 FORMAT = "hmarl-fleet endpoints"  # how a file of ours is known
@@ -47,13 +47,13 @@ class EndpointsFile:
         Raises:
             UsageError: something has taken the path in the meantime.
         """
-        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
+        name = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             with open(descriptor, "wb", closefd=False) as stream:
                 stream.write((json.dumps(marked(description), indent=2) + "\n").encode())
             os.fsync(descriptor)
-            os.fchmod(descriptor, 0o666 & ~umask())
             self._remove_stale()
             os.link(name, self.path)  # unlike a rename, this replaces nothing
         except BaseException as error:
@@ -62,7 +62,7 @@ class EndpointsFile:
                 raise UsageError(f"--out: '{self.path}' has been taken in the meantime; choose another path") from error
             raise
         finally:
-            os.unlink(name)
+            name.unlink()
         self._descriptor = descriptor
         sync_directory(self.path.parent)
 
