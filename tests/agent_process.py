@@ -15,11 +15,18 @@ from typing import Self
 
 class AgentProcess:
     """One agent of a bundle, served at ``address``, which stays the same over restarts; ``before`` are words that the
-    command is put behind, of a program that becomes it.
+    command is put behind, of a program that becomes it; ``options`` are more of hmarl-agent's.
     """
 
-    def __init__(self, bundle: Path, agent_id: str, listen: str = "127.0.0.1:0", before: Sequence[str] = ()) -> None:
-        self._before = before
+    def __init__(
+        self,
+        bundle: Path,
+        agent_id: str,
+        listen: str = "127.0.0.1:0",
+        before: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> None:
+        self._before, self._options = before, options
         self._bundle = bundle
         self._agent_id = agent_id
         self.address = listen
@@ -35,7 +42,7 @@ class AgentProcess:
             "--agent",
             self._agent_id,
         ]
-        command += ["--listen", self.address, "--json", "--log-level", "warning"]
+        command += ["--listen", self.address, "--json", "--log-level", "warning", *self._options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.address = json.loads(self.process.stdout.readline())["address"]

@@ -9,9 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -26,16 +23,8 @@ from hmarl.runtime.cores import available_cores
 from hmarl.runtime.fleet import Fleet, FleetError
 from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import random_feeds, verify_agent
+from process_tree import LIMIT_S, alive, children, fleet_process, wait_for
 from toy_bundle import toy_agent, toy_graph, toy_manifest, write_toy_bundle
-
-LIMIT_S = 30.0
-
-
-def wait_for(condition, what: str) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} took more than {LIMIT_S} s"
-        time.sleep(0.02)
 
 
 def agent_id(address: str) -> str:
@@ -47,42 +36,9 @@ def agent_id(address: str) -> str:
         return str(info.agent_id)
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == pid:
-                found.append(int(entry.name))
-    return found
-
-
-@contextmanager
-def fleet_process(bundle: Bundle, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(bundle.path), "--out", str(out), "--json"]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            process.wait(LIMIT_S)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_fleet_serves_all_agents_and_one_signal_stops_all(toy_bundle: Bundle, tmp_path: Path, number: int) -> None:
     out = tmp_path / "endpoints.json"
-    out.write_text("stale")
     with fleet_process(toy_bundle, out) as process:
         assert process.stdout is not None
         printed = json.loads(process.stdout.readline())

@@ -151,7 +151,8 @@ BAD_OBSERVATIONS = {
     "shape": (np.zeros(7, np.float32), r"got f4 \(7,\), expected float32 \(6,\)"),
     "batched": (np.zeros((1, 6), np.float32), r"\(1, 6\)"),
     "float64": (np.zeros(6), r"got f8 .*cast it with \.astype\(np\.float32\)"),
-    "big-endian": (np.zeros(6, ">f4"), "got >f4"),
+    "big-endian float64": (np.zeros(6, ">f8"), "got >f8"),
+    "integers of the same width": (np.zeros(6, np.int32), "got i4"),
     "list": ([0.0] * 6, "got a list"),
     "nan": (np.array([0, 0, 0, np.nan, 0, 0], np.float32), r"observation\[3\]: got nan, expected finite"),
     "inf": (np.array([0, 0, 0, 0, 0, -np.inf], np.float32), r"observation\[5\]: got -inf"),
@@ -294,7 +295,9 @@ def test_without_sampling_the_seed_does_not_matter(policy: Policy) -> None:
     assert [each.action for each in play(session, range(20))] == actions(1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**64), ("first_step", -1), ("seed", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", -1), ("seed", 2**64), ("first_step", -1), ("seed", 1.5), ("seed", None)]
+)
 def test_arguments_of_reset_are_checked(session: PolicySession, name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{name}: got {value}"):
         session.reset(**{"seed": 1, name: value})

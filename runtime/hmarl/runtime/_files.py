@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -39,6 +41,7 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         write_synced(temporary, content)
         temporary.chmod(0o666 & ~_umask())
+        _refuse_special(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -72,6 +75,12 @@ def replace_directory(path: Path, files: Mapping[str, bytes]) -> None:
         raise
     sync_directory(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise FileExistsError for a device, a pipe or a socket, which a rename would take away."""
+    if os.path.lexists(path) and not (stat.S_ISREG(mode := os.lstat(path).st_mode) or stat.S_ISLNK(mode)):
+        raise FileExistsError(errno.EEXIST, "exists and is no regular file", str(path))
 
 
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:

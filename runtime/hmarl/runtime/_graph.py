@@ -179,10 +179,14 @@ def check_manifest(agent: AgentModel) -> None:
 
 
 class Buffers(Protocol):
-    """A graph with fixed buffers for one row. Write ``inputs``, call ``run``, read ``outputs``."""
+    """A graph with fixed buffers for one row. Write ``inputs``, call ``run``, read ``outputs``.
+
+    ``numbers`` [M] float32 is the memory of all float outputs, so that one look tells whether they are finite.
+    """
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
+    numbers: Array
 
     def run(self) -> None:
         """Compute ``outputs`` from ``inputs``."""
@@ -192,17 +196,36 @@ class Buffers(Protocol):
 def make_buffers(session: ort.InferenceSession, agent: AgentModel) -> Buffers:
     """Buffers for one row; every session has its own, so that sessions never share memory."""
     inputs = {tensor.name: np.zeros((1, *tensor.shape), DTYPES[tensor.dtype]) for tensor in graph_inputs(agent)}
-    outputs = {tensor.name: np.zeros((1, *tensor.shape), DTYPES[tensor.dtype]) for tensor in graph_outputs(agent)}
+    outputs, numbers = _output_rows(graph_outputs(agent))
     if session.get_providers()[0] == PROVIDERS["cpu"]:
-        return _BoundBuffers(session, inputs, outputs)
-    return _FedBuffers(session, inputs, outputs)
+        return _BoundBuffers(session, inputs, outputs, numbers)
+    return _FedBuffers(session, inputs, outputs, numbers)
+
+
+def _output_rows(tensors: list[TensorModel]) -> tuple[dict[str, Array], Array]:
+    """Zeros [1, *shape] by name, and the block [M] float32 that all float ones are parts of."""
+    floats = [tensor for tensor in tensors if tensor.dtype == "float32"]
+    # Each begins at a multiple of 64 bytes within the block.
+    sizes = [-(-math.prod(tensor.shape) // 16) * 16 for tensor in floats]
+    numbers = np.zeros(sum(sizes), DTYPES["float32"])
+    parts = dict(zip((tensor.name for tensor in floats), np.split(numbers, np.cumsum(sizes)[:-1]), strict=False))
+    rows = {}
+    for tensor in tensors:
+        shape = (1, *tensor.shape)
+        if tensor.name in parts:
+            rows[tensor.name] = parts[tensor.name][: math.prod(shape)].reshape(shape)
+        else:
+            rows[tensor.name] = np.zeros(shape, DTYPES[tensor.dtype])
+    return rows, numbers
 
 
 class _BoundBuffers:
     """CPU: the graph reads and writes the NumPy arrays in place, which saves a third of the time of ``run``."""
 
-    def __init__(self, session: ort.InferenceSession, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(
+        self, session: ort.InferenceSession, inputs: dict[str, Array], outputs: dict[str, Array], numbers: Array
+    ) -> None:
+        self.inputs, self.outputs, self.numbers = inputs, outputs, numbers
         self._binding = session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
@@ -217,8 +240,10 @@ class _BoundBuffers:
 class _FedBuffers:
     """Other providers copy bound inputs to the device when they are bound, so they are fed anew at every run."""
 
-    def __init__(self, session: ort.InferenceSession, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(
+        self, session: ort.InferenceSession, inputs: dict[str, Array], outputs: dict[str, Array], numbers: Array
+    ) -> None:
+        self.inputs, self.outputs, self.numbers = inputs, outputs, numbers
         self._session = session
         self._names = list(outputs)
 

@@ -31,6 +31,14 @@ class ObservationError(HmarlError):
     """An observation or action mask of wrong shape, dtype or content; the session's state has not changed."""
 
 
+class InferenceError(HmarlError):
+    """The policy could not compute an action; none was handed out, and the session's state has not changed."""
+
+
+class NonFiniteError(InferenceError):
+    """The policy computed NaN or infinity from an observation that is in order; the next one may be well again."""
+
+
 class SessionError(HmarlError):
     """A session was used in a way that its state does not allow; the state has not changed."""
 

@@ -3,8 +3,9 @@
     with Fleet(load_bundle(path)) as fleet:
         fleet.endpoints  # {"agent_0": "127.0.0.1:40123", ...}
 
-A member that dies is started again on the same address, after a pause that doubles from crash to crash. Members stop
-when the supervisor stops, and (on Linux) also when it is killed.
+A member that dies is started again on the same address, after a pause that doubles from crash to crash. One that is
+frozen, or says for long that it is not serving, is killed first. Members stop when the supervisor stops, and (on Linux)
+also when it is killed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -23,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hmarl.runtime._files import replace_file
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands.agent import PARENT_VARIABLE
 from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
 
 LOGGER = logging.getLogger("hmarl.fleet")
 START_LIMIT_S = 60.0
@@ -35,7 +37,11 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
 STABLE_S = 10.0  # a member that has served for this long starts with a clean record
 MAX_FAILURES = 6
+FROZEN_AFTER = 5  # questions about its health in a row that a member does not answer
+_KILL_GRACE_S = 0.5
+KILL_LIMIT_S = 5.0  # what the kernel gets to end a process that was killed
 _POLL_S = 0.02
+_ATTENTIVE_S = 10.0
 _HOPELESS = (2, 3)  # exit codes of wrong options and of a bad bundle: starting again cannot help
 
 
@@ -46,7 +52,15 @@ class FleetError(HmarlError):
 class _Member:
     """One agent's process. Used by the supervising thread only, but for the attributes that ``Fleet`` reads."""
 
-    def __init__(self, agent_id: str, like: str | None, listen: str, core: int | None, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        agent_id: str,
+        like: str | None,
+        listen: str,
+        core: int | None,
+        command: Sequence[str],
+        unwell_limit_s: float,
+    ) -> None:
         self.agent_id = agent_id
         self.address: str | None = None
         self.serving = False
@@ -54,6 +68,9 @@ class _Member:
         self._listen = listen
         own = {"agent": agent_id, "like": like, "core": core}
         self._command = [*command, *(f"--{name}={value}" for name, value in own.items() if value is not None)]
+        self._unwell_limit_s = unwell_limit_s
+        self._probe: HealthProbe | None = None
+        self._killed = False
         self._failures = 0
         self._started_at = 0.0
         self._start_at = 0.0
@@ -70,13 +87,22 @@ class _Member:
                 self._start(now)
             return
         code = self.process.poll()
-        if code is None and not self.serving:
-            self._read_address()
-            if not self.serving and now - self._started_at > START_LIMIT_S:
-                LOGGER.error("agent %s is not serving after %g s", self.agent_id, START_LIMIT_S)
-                self.process.kill()
-        elif code is not None:
+        if code is not None:
             self._crashed(code, now)
+        elif self._killed:
+            return
+        elif self._probe is not None:
+            self._check_health(self._probe, now)
+        else:
+            self._read_address(now)
+            if not self.serving and now - self._started_at > START_LIMIT_S:
+                self._kill(f"is not serving after {START_LIMIT_S:g} s")
+
+    def ask_to_stop(self) -> None:
+        """Ask the process to stop, also one that is stopped like a job in a terminal."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.send_signal(signal.SIGCONT)
 
     def stop(self, deadline: float) -> None:
         """Wait for a process that was asked to stop; kill it at the deadline."""
@@ -85,10 +111,25 @@ class _Member:
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            LOGGER.warning("agent %s does not stop, killing it", self.agent_id)
-            self.process.kill()
-            self.process.wait()
+            self._kill("does not stop")
+            try:
+                self.process.wait(KILL_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                LOGGER.error("agent %s cannot be killed, leaving process %d behind", self.agent_id, self.process.pid)
         self._close()
+
+    def _check_health(self, probe: HealthProbe, now: float) -> None:
+        probe.tend(now)
+        if probe.unanswered >= FROZEN_AFTER:
+            self._kill(f"has not answered {probe.unanswered} questions about its health in a row")
+        elif probe.unwell * CHECK_EVERY_S >= self._unwell_limit_s:  # longer than it takes to drain
+            self._kill(f"has said {probe.unwell} times in a row that it is not serving")
+
+    def _kill(self, reason: str) -> None:
+        assert self.process is not None
+        LOGGER.error("agent %s %s, killing it", self.agent_id, reason)
+        self._killed = True
+        self.process.kill()
 
     def _start(self, now: float) -> None:
         # After a crash the address stays, so that clients that know it find the agent again.
@@ -106,19 +147,20 @@ class _Member:
         )
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
-        self._started_at, self._output, self.serving = now, b"", False
+        self._started_at, self._output, self.serving, self._killed = now, b"", False, False
 
-    def _read_address(self) -> None:
+    def _read_address(self, now: float) -> None:
         """Take in the line that a member prints once it is serving."""
         assert self.process is not None and self.process.stdout is not None  # noqa: PT018
         self._output += self.process.stdout.read() or b""
         line, newline, _ = self._output.partition(b"\n")
         if newline:
             self.address = str(json.loads(line)["address"])
+            self._probe = HealthProbe(self.address, now)
             self.serving = True
 
     def _crashed(self, code: int, now: float) -> None:
-        stable = self.serving and now - self._started_at >= STABLE_S
+        stable = self._probe is not None and self._probe.well_at - self._started_at >= STABLE_S
         self._failures = 1 if stable else self._failures + 1
         self.serving = False
         self._close()
@@ -132,6 +174,9 @@ class _Member:
         self._start_at = now + pause
 
     def _close(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
         if self.process is not None and self.process.stdout is not None:
             self.process.stdout.close()
         self.process = None
@@ -146,7 +191,8 @@ class Fleet:
         socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
         pin: keep each member on one processor core, in turn.
         options: more options of hmarl-agent, for all members.
-        grace_s: seconds that members get to stop before they are killed.
+        grace_s: seconds that members get to stop before they are killed, and for which they may say that they are not
+            serving.
 
     Raises:
         UsageError: members cannot be pinned on this system.
@@ -167,12 +213,13 @@ class Fleet:
         self._grace_s = grace_s
         cores = cycle(available_cores() if pin else [None])
         self._members = [
-            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), command)
+            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), command, grace_s)
             for index, (agent_id, like) in enumerate((roster or dict.fromkeys(bundle.agent_ids)).items())
         ]
         self._stopping = threading.Event()
         self._failed = threading.Event()
         self._failure: Exception | None = None
+        self._looked_at = time.monotonic()
         # One thread starts all members: Linux signals a child when the thread that started it ends.
         self._thread = threading.Thread(target=self._supervise, name="fleet", daemon=True)
 
@@ -193,13 +240,14 @@ class Fleet:
         return all(member.serving for member in self._members)
 
     def description(self) -> dict[str, Any]:
-        """What the endpoints file holds."""
+        """Which bundle is served, and where."""
         bundle = str(self._bundle.path.absolute())
         return {"bundle": bundle, "bundle_sha256": self._bundle.sha256, "agents": self.endpoints}
 
-    def write_endpoints(self, path: Path) -> None:
-        """Write the endpoints file, whole or not at all."""
-        replace_file(path, (json.dumps(self.description(), indent=2) + "\n").encode())
+    @property
+    def attentive(self) -> bool:
+        """Whether the supervising thread has looked at all members lately."""
+        return time.monotonic() - self._looked_at < _ATTENTIVE_S
 
     def start(self, interrupted: threading.Event | None = None) -> None:
         """Start all members and wait until they are serving, or ``interrupted`` is set.
@@ -228,6 +276,19 @@ class Fleet:
         if self._thread.is_alive():
             self._thread.join()
 
+    def kill(self) -> None:
+        """End all members now, for a supervisor that has to go at once."""
+        self._stopping.set()
+        processes = [process for member in self._members if (process := member.process) is not None]
+        for process in processes:
+            process.terminate()  # the second time it is asked, a process ends at once, and takes away its socket
+        deadline = time.monotonic() + _KILL_GRACE_S
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
     def __enter__(self) -> Fleet:
         self.start()
         return self
@@ -242,12 +303,12 @@ class Fleet:
             while not self._stopping.wait(_POLL_S):
                 for member in self._members:
                     member.tend(time.monotonic())
+                self._looked_at = time.monotonic()
         except Exception as error:
             self._failure = error
         finally:
             for member in self._members:
-                if member.process is not None:
-                    member.process.terminate()
+                member.ask_to_stop()
             deadline = time.monotonic() + self._grace_s
             for member in self._members:
                 member.stop(deadline)

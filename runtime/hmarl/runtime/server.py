@@ -10,15 +10,13 @@ and health checks.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import ipaddress
 import logging
-import os
 import re
 import secrets
-import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.errors import (
     DrainingError,
     HmarlError,
+    NonFiniteError,
     ObservationError,
     SessionError,
     SessionLimitError,
@@ -41,11 +40,15 @@ from hmarl.runtime.errors import (
 from hmarl.runtime.manifest import to_json
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.session import Action, InstructionChoice, Policy
+from hmarl.runtime.shutdown import stop_server
+from hmarl.runtime.unix_sockets import BoundPath, claim
 from hmarl.runtime.wire import to_array, write_tensor
 
 LOGGER = logging.getLogger("hmarl.agent")
 SERVICE = "hmarl.agent.v1.AgentService"
 UNARY_THREADS = 16
+_POLL_S = 0.05
+_STOP_GRACE_S = 0.2  # for calls that are being answered, once all episodes have ended
 _QUIET_S = 1.0  # while draining, a session without a request for this long counts as finished
 
 # First match wins: subclasses before their bases.
@@ -56,6 +59,8 @@ _STATUS: tuple[tuple[type[HmarlError], grpc.StatusCode], ...] = (
     (SessionError, grpc.StatusCode.FAILED_PRECONDITION),
     (ObservationError, grpc.StatusCode.INVALID_ARGUMENT),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
+    # The request is in order and so is the program: clients let their fallback decide, and go on.
+    (NonFiniteError, grpc.StatusCode.OUT_OF_RANGE),
 )
 _CHOICES: dict[int, InstructionChoice | None] = {
     agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED: None,
@@ -273,6 +278,8 @@ class AgentServer:
         if settings.reflection:
             _add_reflection(self._server)
         self.address = _bind(self._server, settings.listen)
+        unix_path = self.address.removeprefix("unix:")
+        self._bound_path = BoundPath(unix_path) if unix_path != self.address else None
         self._server.start()
 
     def serve(self, policy: Policy) -> None:
@@ -280,26 +287,28 @@ class AgentServer:
         self._servicer.registry = SessionRegistry(policy, self._settings.max_sessions, self._settings.session_ttl_s)
         self._report(health_pb2.HealthCheckResponse.SERVING)
 
-    def stop(self, grace_s: float, hurry: threading.Event | None = None) -> None:
+    def stop(self, grace_s: float) -> None:
         """Start no more episodes, report NOT_SERVING, let those that are running go on for a while, then stop.
 
         Args:
             grace_s: seconds that running episodes get; without requests for a second it ends sooner.
-            hurry: ends the wait at once when set.
         """
-        hurry = hurry or threading.Event()
         registry = self._servicer._registry
         if registry is not None:
             registry.drain()  # first: whoever reads NOT_SERVING may rely on it
         self._health.enter_graceful_shutdown()
         if registry is not None:
             LOGGER.info("draining, %d sessions open", len(registry))
-            for _ in range(int(grace_s / 0.05)):
-                if registry.quiet(min(_QUIET_S, grace_s)) or hurry.wait(0.05):
-                    break
-        self._server.stop(0.2).wait()
-        if self.address.startswith("unix:"):
-            _unlink(self.address.removeprefix("unix:"))
+            deadline = time.monotonic() + grace_s
+            while time.monotonic() < deadline and not registry.quiet(min(_QUIET_S, grace_s)):
+                time.sleep(_POLL_S)
+        stop_server(self._server, _STOP_GRACE_S)
+        self.free_address()
+
+    def free_address(self) -> None:
+        """Remove the name of the Unix socket, if it is one."""
+        if self._bound_path is not None:
+            self._bound_path.remove()
 
     def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):
@@ -316,7 +325,7 @@ def _add_reflection(server: grpc.Server) -> None:
 def _bind(server: grpc.Server, listen: str) -> str:
     """Bind an address and return it with the real port."""
     if listen.startswith("unix:"):
-        _free_unix_path(listen.removeprefix("unix:"))
+        claim(listen.removeprefix("unix:"))
         host = ""
     else:
         host, port = parse_address(listen)
@@ -359,27 +368,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _free_unix_path(path: str) -> None:
-    """Make sure that nobody listens on a Unix socket: gRPC itself would take a socket in use away from its owner."""
-    if not path or len(os.fsencode(path)) > 100:
-        raise UsageError(f"listen: got a socket path of {len(path)} characters, expected 1 to 100: '{path}'")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise UsageError(f"listen: there is no directory '{os.path.dirname(path)}' for the socket '{path}'")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            _unlink(path)  # left behind by a process that was killed
-            return
-        except OSError as error:
-            raise HmarlError(f"cannot listen on unix:{path}: {error.strerror}") from error
-    raise HmarlError(f"cannot listen on unix:{path}: the address is in use; choose another with --listen")
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

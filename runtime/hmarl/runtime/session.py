@@ -22,7 +22,15 @@ import numpy.typing as npt
 
 from hmarl.runtime import _graph
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, SessionError, StepOrderError, UsageError
+from hmarl.runtime.errors import (
+    BundleError,
+    InferenceError,
+    NonFiniteError,
+    ObservationError,
+    SessionError,
+    StepOrderError,
+    UsageError,
+)
 from hmarl.runtime.manifest import DiscreteSpace, MultiDiscreteSpace
 from hmarl.runtime.noise import SEED_LIMIT, NoiseSource, noise_for
 from hmarl.runtime.parity import Comparison, compare_outputs
@@ -42,6 +50,10 @@ _CHOICES: Final = ("argmax", "sample", "common")
 _STEP_LIMIT: Final = 2**64
 _FLOAT32: Final = np.dtype(np.float32)
 _BOOL: Final = np.dtype(np.bool_)
+_ARRAY: Final = np.ndarray
+# Searching the bytes of an array of bools is several times faster than ndarray.all and any on arrays this small.
+_FALSE, _TRUE = b"\0", b"\1"
+_isfinite: Final = np.isfinite
 
 
 class Action:
@@ -193,6 +205,8 @@ class PolicySession:
         self._action = buffers.outputs[agent.action.name][0, ...]
         self._diagnostics = [(each.name, buffers.outputs[each.name][0, ...]) for each in agent.diagnostics]
         self._diagnostics_wanted = self._diagnostics
+        self._numbers = buffers.numbers
+        self._numbers_finite = np.ones(self._numbers.shape, np.bool_)
         self._noises: list[tuple[npt.NDArray[Any], NoiseSource]] = []
         self._seed: int | None = None
         self._next_step = 0
@@ -248,7 +262,8 @@ class PolicySession:
         """Choose the action of one step.
 
         Args:
-            observation: [observation_size] float32, finite.
+            observation: [observation_size] float32, finite. Subclasses of arrays, memory maps among them, and
+                big-endian float32 are taken as well.
             action_mask: [mask_size] bool, True where legal, when the policy has a mask input.
             step: None for the step after the last one. A gap is legal and counted; the last step again, with the same
                 content, returns the recorded action and does not advance the state.
@@ -257,15 +272,22 @@ class PolicySession:
             ObservationError: wrong shape, dtype or content.
             StepOrderError: an older step, or the last one with other content.
             SessionError: no episode was started.
+            NonFiniteError: the policy computed NaN or infinity; the step is not used up, the state has not changed.
+            InferenceError: the graph did not run; the same holds.
         """
         with self._lock:
             if self._seed is None:
                 raise SessionError("no episode has been started: call reset(seed) first")
-            self._check_inputs(observation, action_mask)
+            if type(observation) is not _ARRAY or observation.dtype != _FLOAT32 or observation.shape != self._shape:
+                observation = _plain("observation", observation, self._shape, _FLOAT32)
+            if _FALSE in _isfinite(observation, self._finite).tobytes():
+                raise _not_finite_observation(observation)
+            if self._mask is not None or action_mask is not None:
+                action_mask = self._checked_mask(action_mask)
             missed = 0
             if step is None:
                 step = self._next_step
-            elif step != self._next_step:
+            elif step != self._next_step or type(step) is not int:
                 step = _checked_integer("step", step, _STEP_LIMIT)
                 if step < self._next_step:
                     return self._replay(observation, action_mask, step)
@@ -279,7 +301,10 @@ class PolicySession:
             try:
                 self._run()
             except Exception as error:  # ONNX Runtime raises many unrelated types
-                raise HmarlError(f"agent '{self.policy.agent.id}': step {step}: inference failed: {error}") from error
+                agent_id = self.policy.agent.id
+                raise InferenceError(f"agent '{agent_id}': step {step}: inference failed: {error}") from error
+            if _FALSE in _isfinite(self._numbers, self._numbers_finite).tobytes():
+                raise self._not_finite(step)
             for current, following in self._states:
                 current[...] = following
             self._next_step, self._last_step, self._last_missed = step + 1, step, missed
@@ -293,6 +318,18 @@ class PolicySession:
         wanted = self._diagnostics_wanted
         diagnostics = {name: array.copy() for name, array in wanted} if wanted else {}
         return Action(action, step, missed, replayed, diagnostics)
+
+    def _not_finite(self, step: int) -> NonFiniteError:
+        """What is wrong with the output buffers: the first output that is not finite, and how large the input was."""
+        outputs = self._buffers.outputs
+        name = next(name for name, row in outputs.items() if not np.isfinite(row).all())
+        where = np.flatnonzero(~np.isfinite(outputs[name]))[0]
+        return NonFiniteError(
+            f"agent '{self.policy.agent.id}': step {step}: the policy computed {name}[{where}] = "
+            f"{outputs[name].flat[where]}, expected "
+            "finite numbers; no action is handed out and its state has not changed: go on with the next observation "
+            f"(the largest number of this one is {np.abs(self._observation).max(initial=0.0):g})"
+        )
 
     def _replay(
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None, step: int
@@ -310,31 +347,19 @@ class PolicySession:
             )
         return self._reply(step, self._last_missed, replayed=True)
 
-    def _check_inputs(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> None:
-        if type(observation) is not np.ndarray or observation.dtype != _FLOAT32 or observation.shape != self._shape:
-            raise ObservationError(self._wrong_array("observation", observation, self._shape, "float32"))
-        # Searching the bytes is several times faster than ndarray.all and any on arrays this small.
-        if b"\0" in np.isfinite(observation, self._finite).tobytes():
-            where = np.flatnonzero(~np.isfinite(observation))[0]
-            raise ObservationError(f"observation[{where}]: got {observation.flat[where]}, expected finite numbers")
+    def _checked_mask(self, action_mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+        """A mask of the right shape and dtype with a legal action in each branch."""
         if self._mask is None:
-            if action_mask is not None:
-                raise ObservationError("action_mask: got one, but this policy has no mask input: leave it out")
-            return
-        if type(action_mask) is not np.ndarray or action_mask.dtype != _BOOL or action_mask.shape != self._mask.shape:
-            raise ObservationError(self._wrong_array("action_mask", action_mask, self._mask.shape, "bool"))
+            raise ObservationError("action_mask: got one, but this policy has no mask input: leave it out")
+        shape = self._mask.shape
+        if type(action_mask) is not _ARRAY or action_mask.dtype != _BOOL or action_mask.shape != shape:
+            action_mask = _plain("action_mask", action_mask, shape, _BOOL)
         legal = action_mask.tobytes()
         for branch, part in enumerate(self._branches):
-            if b"\1" not in legal[part]:
+            if _TRUE not in legal[part]:
                 where = f" in branch {branch}" if len(self._branches) > 1 else ""
                 raise ObservationError(f"action_mask: got no legal action{where}, expected at least one True")
-
-    def _wrong_array(self, name: str, got: object, shape: tuple[int, ...], dtype: str) -> str:
-        if not isinstance(got, np.ndarray):
-            shown = "nothing" if got is None else f"a {type(got).__name__}"
-            return f"{name}: got {shown}, expected a NumPy array of {dtype} {shape}"
-        cast = f"; cast it with .astype(np.{dtype}{'_' if dtype == 'bool' else ''})" if got.dtype != dtype else ""
-        return f"{name}: got {got.dtype.str.lstrip('=<|')} {got.shape}, expected {dtype} {shape}{cast}"
+        return action_mask
 
     def _noise_sources(self, sample: bool, choice: str | None) -> list[NoiseSource]:
         """Sources of the noise inputs that are drawn; the others stay zero, which means deterministic."""
@@ -353,6 +378,27 @@ class PolicySession:
             elif noise.purpose == "action" and sample:
                 sources.append(NoiseSource(noise, agent.id))
         return sources
+
+
+def _plain(name: str, got: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A subclass of arrays, or one in another byte order, as a plain native array.
+
+    Raises:
+        ObservationError: no array of this shape, kind and width.
+    """
+    if not isinstance(got, np.ndarray):
+        shown = "nothing" if got is None else f"a {type(got).__name__}"
+        raise ObservationError(f"{name}: got {shown}, expected a NumPy array of {dtype} {shape}")
+    same_kind = (got.dtype.kind, got.itemsize) == (dtype.kind, dtype.itemsize)
+    if not same_kind or got.shape != shape:
+        cast = "" if same_kind else f"; cast it with .astype(np.{dtype}{'_' if dtype == _BOOL else ''})"
+        raise ObservationError(f"{name}: got {got.dtype.str.lstrip('=<|')} {got.shape}, expected {dtype} {shape}{cast}")
+    return np.asarray(got, dtype)
+
+
+def _not_finite_observation(observation: npt.NDArray[np.float32]) -> ObservationError:
+    where = np.flatnonzero(~np.isfinite(observation))[0]
+    return ObservationError(f"observation[{where}]: got {observation.flat[where]}, expected finite numbers")
 
 
 def _branch_slices(space: object) -> list[slice]:

@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 
+_LIMIT_S = 1.0
+
 
 def notify(message: str) -> None:
     """Send ``READY=1``, ``STOPPING=1`` or ``WATCHDOG=1`` to the service manager that started this process."""
@@ -15,8 +17,9 @@ def notify(message: str) -> None:
     if address.startswith("@"):  # Linux's abstract namespace
         address = "\0" + address[1:]
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-    # A manager that is gone is no reason to stop serving.
+    # A manager that is gone, or does not listen, is no reason to stop serving.
     with socket.socket(socket.AF_UNIX, kind) as channel, contextlib.suppress(OSError):
+        channel.settimeout(_LIMIT_S)
         channel.sendto(message.encode(), address)
 
 

@@ -1,19 +1,18 @@
-"""What the runtime's command-line programs share: options that the environment may set, errors, signals."""
+"""What the runtime's command-line programs share: options that the environment may set, and errors."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import signal
-import sys
-import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hmarl.runtime.commands._output import ERRORS
 from hmarl.runtime.errors import HmarlError
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_LAST_WORDS_S = 2.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +54,7 @@ def positive_integer(text: str) -> int:
 
 
 def run(program: str, command: Callable[[], int]) -> int:
-    """Run a command; an error is one line on standard error. HMARL_DEBUG=1 shows the traceback.
+    """Run a command; an error is one line on standard error, after the traceback when HMARL_DEBUG is 1.
 
     Returns:
         The exit code: 0 done, 2 bad usage, 3 bad bundle, 4 runtime failure, 130 interrupted.
@@ -66,29 +65,8 @@ def run(program: str, command: Callable[[], int]) -> int:
         return 130
     except Exception as error:
         if os.environ.get("HMARL_DEBUG") == "1":
-            raise
+            ERRORS.put(traceback.format_exc())
         message = str(error) if isinstance(error, HmarlError) else f"{type(error).__name__}: {error}"
-        print(f"{program}: error: {message}", file=sys.stderr)
+        ERRORS.put(f"{program}: error: {message}")
+        ERRORS.flush(_LAST_WORDS_S)
         return error.exit_code if isinstance(error, HmarlError) else HmarlError.exit_code
-
-
-def start_logging(level: str, name: str) -> None:
-    """Log to standard error, every line with the time and ``name``."""
-    logging.basicConfig(
-        level=level.upper(),
-        format=f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s",
-        stream=sys.stderr,
-    )
-
-
-class StopSignals:
-    """SIGTERM and SIGINT as events: the first asks to stop, the second to hurry. Made in the main thread."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.hurry = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._received)
-
-    def _received(self, *_: object) -> None:
-        (self.hurry if self.stop.is_set() else self.stop).set()

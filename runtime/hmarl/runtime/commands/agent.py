@@ -9,20 +9,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from hmarl.runtime.commands._common import (
-    LOG_LEVELS,
-    Parser,
-    StopSignals,
-    positive,
-    positive_integer,
-    run,
-    start_logging,
-)
+from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positive_integer, run
+from hmarl.runtime.commands._ending import StopSignals, at_end, leave
+from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.cores import stay_on
 
 PARENT_VARIABLE = "HMARL_PARENT_PID"  # set by hmarl-fleet: die with this process
 _PR_SET_PDEATHSIG = 1
+_MORE_THAN_GRACE_S = 5.0  # for an end that takes longer than the running episodes get
 
 
 def _parser() -> Parser:
@@ -59,14 +55,14 @@ def _die_with_parent(parent: str) -> None:
 
 
 def serve(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    """Serve until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
+    if options.core is not None:
+        stay_on(options.core)  # before any thread is started
     signals = StopSignals()
     if PARENT_VARIABLE in os.environ:
         _die_with_parent(os.environ[PARENT_VARIABLE])
     start_logging(options.log_level, f"hmarl-agent {options.agent}")
-    if options.core is not None:
-        stay_on(options.core)  # before any thread is started
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime import systemd  # noqa: PLC0415
     from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
@@ -80,6 +76,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     like = options.like or None
     bundle.agent(options.agent, like)
     server = AgentServer(settings)
+    at_end(server.free_address)
     try:
         policy = Policy(bundle, options.agent, options.provider, like)
         server.serve(policy)
@@ -89,21 +86,22 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}
-    print(json.dumps(ready) if options.json else f"{options.agent} is serving on {server.address}", flush=True)
+    signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
+    OUTPUT.put(json.dumps(ready) if options.json else f"{options.agent} is serving on {server.address}")
     LOGGER.info("serving %s on %s with %s", bundle.path, server.address, policy.execution_provider)
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):
         systemd.notify("WATCHDOG=1")
     systemd.notify("STOPPING=1")
-    server.stop(options.grace_s, signals.hurry)
+    server.stop(options.grace_s)
     LOGGER.info("stopped")
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run("hmarl-agent", lambda: serve(arguments))
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; ends the process."""
+    leave(run("hmarl-agent", lambda: serve(arguments)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

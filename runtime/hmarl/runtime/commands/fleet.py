@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.commands._common import (
-    LOG_LEVELS,
-    Parser,
-    StopSignals,
-    positive,
-    positive_integer,
-    run,
-    start_logging,
-)
-from hmarl.runtime.fleet import Fleet
+from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positive_integer, run
+from hmarl.runtime.commands._ending import StopSignals, at_end, leave
+from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.roster import counted_roster, named_roster
+
+if TYPE_CHECKING:
+    from hmarl.runtime.fleet import Fleet
+
+_MORE_THAN_GRACE_S = 10.0  # what members get beyond the time of their running episodes, to stop
 
 
 def _parser() -> Parser:
@@ -47,10 +46,12 @@ def _parser() -> Parser:
 
 
 def supervise(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
+    """Run until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
     signals = StopSignals()
     start_logging(options.log_level, "hmarl-fleet")
+    from hmarl.runtime.fleet import Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
+
     bundle = load_bundle(Path(options.bundle))
     roster = None
     if options.agents is not None:
@@ -59,44 +60,49 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
         roster = counted_roster(bundle, options.count)
     if options.socket_dir is not None:
         options.socket_dir.mkdir(parents=True, exist_ok=True)
+    out = None
     if options.out is not None:
-        options.out.unlink(missing_ok=True)  # nobody may take an old fleet's addresses for this one's
+        out = EndpointsFile(options.out)
+        at_end(out.remove)
     more = ["--provider", options.provider, "--grace-s", str(options.grace_s), "--log-level", options.log_level]
     fleet = Fleet(
         bundle, roster=roster, socket_dir=options.socket_dir, pin=options.pin, options=more,
-        grace_s=options.grace_s + 10.0,
+        grace_s=options.grace_s + _MORE_THAN_GRACE_S,
     )  # fmt: skip
+    at_end(fleet.kill)
+    signals.patience(options.grace_s + 2 * _MORE_THAN_GRACE_S)
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
-            _announce(fleet, options.out, options.json)
+            _announce(fleet, out, options.json)
         while not signals.stop.wait(0.1):
             fleet.check()
-            systemd.notify("WATCHDOG=1")
+            if fleet.attentive:
+                systemd.notify("WATCHDOG=1")
     finally:
         systemd.notify("STOPPING=1")
+        if out is not None:
+            out.remove()  # first: no one shall be sent to agents that are stopping
         fleet.stop()
-        if options.out is not None:
-            options.out.unlink(missing_ok=True)
     return 0
 
 
-def _announce(fleet: Fleet, out: Path | None, as_json: bool) -> None:
+def _announce(fleet: Fleet, out: EndpointsFile | None, as_json: bool) -> None:
     """Tell people, programs and the service manager that all agents are serving."""
     if out is not None:
-        fleet.write_endpoints(out)
+        out.write(fleet.description())
     if as_json:
-        print(json.dumps(fleet.description()), flush=True)
+        OUTPUT.put(json.dumps(marked(fleet.description())))
     else:
         for agent_id, address in fleet.endpoints.items():
-            print(f"{agent_id} is serving on {address}", flush=True)
+            OUTPUT.put(f"{agent_id} is serving on {address}")
     systemd.notify("READY=1")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run("hmarl-fleet", lambda: supervise(arguments))
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; ends the process."""
+    leave(run("hmarl-fleet", lambda: supervise(arguments)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,60 @@
+"""Whether an agent still serves, asked again and again without ever waiting for the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+CHECK_EVERY_S = 1.0
+CHECK_LIMIT_S = 2.0
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+
+class HealthProbe:
+    """Asks ``grpc.health.v1`` of one process.
+
+    Counts of questions, not times, so that a supervisor that was itself frozen for a while blames no one.
+
+    Attributes:
+        unanswered: questions in a row to which no answer came in time.
+        unwell: questions in a row that were not answered with SERVING, those without an answer among them.
+        well_at: when it was SERVING last, in the caller's seconds.
+    """
+
+    def __init__(self, address: str, now: float) -> None:
+        self.unanswered = self.unwell = 0
+        self.well_at = now
+        self._next_at = now + CHECK_EVERY_S
+        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._stub = health_pb2_grpc.HealthStub(self._channel)
+        self._question: Any = None
+
+    def tend(self, now: float) -> None:
+        """Ask when it is time to, and take in an answer that has come."""
+        if self._question is None and now >= self._next_at:
+            self._next_at = now + CHECK_EVERY_S
+            request = health_pb2.HealthCheckRequest()
+            self._question = self._stub.Check.future(request, timeout=CHECK_LIMIT_S, wait_for_ready=True)
+        elif self._question is not None and self._question.done():
+            self._count(now)
+            self._question = None
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._channel.close()
+
+    def _count(self, now: float) -> None:
+        answered = self._question.code() is grpc.StatusCode.OK
+        if answered and self._question.result().status == health_pb2.HealthCheckResponse.SERVING:
+            self.unanswered = self.unwell = 0
+            self.well_at = now
+            return
+        self.unanswered = 0 if answered else self.unanswered + 1
+        self.unwell += 1
