@@ -156,11 +156,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             first_step=request.first_step,
             diagnostics=request.diagnostics,
         )
-        session_id = self.registry.add(session)
-        if not context.is_active():
-            self.registry.remove(session_id)  # the caller has given up and will never know of it
         return agent_pb2.StartEpisodeResponse(
-            session_id=session_id,
+            session_id=self.registry.add(session),
             state_reset_mid_episode=request.first_step > 0 and session.policy.recurrent,
             agent_id=session.policy.agent.id,
             bundle_sha256=session.policy.bundle.sha256,

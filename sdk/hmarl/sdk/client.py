@@ -30,7 +30,7 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.act_stream import ActStream, AsyncActStream
 from hmarl.sdk.agent import Action
-from hmarl.sdk.client_base import END_TIMEOUT_S, METHODS, ClientBase, close_unless_forked, failed_call
+from hmarl.sdk.client_base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, close_unless_forked, failed_call
 from hmarl.sdk.errors import HmarlError, MisuseError
 from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, channel_options
 from hmarl.sdk.remote_episode import (
@@ -208,8 +208,7 @@ class AgentClient(ClientBase):
         """Wait for an episode to start; when that takes too long, the next call with the same request waits on."""
         if self._starting is None or self._starting[0] is not operation.request:
             self._abandon()
-            limit = self._connect_timeout_s
-            call = self._stub.StartEpisode.future(operation.request, timeout=limit, wait_for_ready=True)
+            call = self._stub.StartEpisode.future(operation.request, timeout=START_TIMEOUT_S, wait_for_ready=True)
             self._starting = (operation.request, call)
         call = self._starting[1]
         try:
@@ -229,12 +228,18 @@ class AgentClient(ClientBase):
         self._end(operation.session_id)
 
     def _abandon(self) -> None:
-        """Forget an episode that is being started; if it has started by now, it is ended."""
+        """Wait no longer for an episode that is being started; should it start nevertheless, it is ended."""
         if self._starting is None:
             return
         call, self._starting = self._starting[1], None
-        if not call.cancel() and call.done() and call.code() is grpc.StatusCode.OK:
-            self._end(call.result().session_id)
+        self._ends.append(call)
+        end = self._end
+
+        def started(call: Any) -> None:
+            if call.code() is grpc.StatusCode.OK:
+                end(call.result().session_id)
+
+        call.add_done_callback(started)
 
     def _end(self, session_id: str) -> None:
         request = agent_pb2.EndEpisodeRequest(session_id=session_id)
@@ -474,15 +479,17 @@ class AsyncAgentClient(ClientBase):
             raise failed_call(error) from error
 
     async def _start_call(self, request: agent_pb2.StartEpisodeRequest) -> Any:
-        return await self._stub.StartEpisode(request, timeout=self._connect_timeout_s, wait_for_ready=True)
+        return await self._stub.StartEpisode(request, timeout=START_TIMEOUT_S, wait_for_ready=True)
 
     def _abandon(self) -> None:
         """See ``AgentClient._abandon``."""
-        if self._starting is None:
-            return
-        task, self._starting = self._starting[1], None
-        if not task.cancel() and not task.cancelled() and task.exception() is None:
-            self._end(task.result().session_id)
+        if self._starting is not None:
+            self._aside(self._end_when_started(self._starting[1]))
+            self._starting = None
+
+    async def _end_when_started(self, task: asyncio.Task[Any]) -> None:
+        response = await task
+        await self._end_call(agent_pb2.EndEpisodeRequest(session_id=response.session_id))
 
     def _end(self, session_id: str) -> None:
         self._aside(self._end_call(agent_pb2.EndEpisodeRequest(session_id=session_id)))

@@ -20,6 +20,8 @@ from hmarl.sdk.spaces import AgentSpec
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
 END_TIMEOUT_S = 0.3
+# An episode that takes longer to start than anything waits for it is ended when it has started at last.
+START_TIMEOUT_S = 30.0
 
 # By which method a client does what a script asks for.
 METHODS: dict[type, str] = {

@@ -534,6 +534,7 @@ def take_reply(
         act = response.act
         if act.step == step:
             return act
+        statistics.missed_steps += act.missed_steps
     elif response.error.step == step:
         raise CallFailed(_status(response.error.code), response.error.message)
     statistics.late_replies += 1
