@@ -164,6 +164,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         return agent_pb2.StartEpisodeResponse(
             session_id=self.registry.add(session),
             state_reset_mid_episode=request.first_step > 0 and session.policy.recurrent,
+            agent_id=session.policy.agent.id,
+            bundle_sha256=session.policy.bundle.sha256,
         )
 
     @_mapped

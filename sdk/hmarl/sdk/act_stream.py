@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
-import time
+from collections import deque
 from collections.abc import AsyncIterator
 
 import grpc
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.sdk.agent import AgentStatistics
+from hmarl.sdk.clock import now_s
 from hmarl.sdk.remote_episode import Act, CallFailed, take_reply
 
 # Requests of a stream that are on their way; beyond that the server is not listening and further ones are left out.
 MAX_OUTSTANDING = 64
-_JOIN_TIMEOUT_S = 0.5
 _METHOD = "/hmarl.agent.v1.AgentService/StreamAct"
+# How a stream ends when its server dies, ends it because it was idle, or the connection breaks.
+_ENDED = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
 
 
 def broken_stream(error: grpc.RpcError) -> CallFailed:
-    """What ended a stream. A dying server shows itself in several ways; all mean that it is to be tried again."""
-    lost = error.code() in {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED}
-    return CallFailed(grpc.StatusCode.UNAVAILABLE if lost else error.code(), error.details() or "")
+    """What ended a stream. A server that dies or ends it shows itself in several ways; all mean: open it again."""
+    code = error.code()
+    return CallFailed(grpc.StatusCode.UNAVAILABLE if code in _ENDED else code, error.details() or "")
+
+
+def _no_reply() -> CallFailed:
+    return CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
 
 
 class ActStream:
@@ -40,8 +53,9 @@ class ActStream:
         self._statistics = statistics
         self._requests: queue.SimpleQueue[agent_pb2.StreamActRequest | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[agent_pb2.StreamActResponse | CallFailed] = queue.SimpleQueue()
-        self._outstanding = 0
-        self._broken = False
+        self._sent = 0
+        self._received = 0
+        self._ended = False
         method = channel.stream_stream(_METHOD, agent_pb2.StreamActRequest.SerializeToString, self._parse)
         self._call = method(iter(self._requests.get, None), wait_for_ready=True)
         self._reader = threading.Thread(target=self._read, name="hmarl-stream", daemon=True)
@@ -49,32 +63,33 @@ class ActStream:
 
     def serves(self, session_id: str) -> bool:
         """Whether the stream is whole and belongs to this session."""
-        return not self._broken and session_id == self._session_id
+        return not self._ended and session_id == self._session_id
 
     def exchange(self, operation: Act) -> agent_pb2.ActResponse:
         """Send a request and wait for its reply; late replies to older steps are counted and dropped.
 
         Raises:
-            CallFailed: the server answered with an error, the stream broke, or the time is over.
+            CallFailed: the server answered with an error, the stream ended, or the time is over.
         """
         left = operation.timeout_s
-        deadline = time.monotonic() + left
-        if self._outstanding < MAX_OUTSTANDING:
-            self._outstanding += 1
-            self._requests.put(operation.request)
+        deadline = now_s() + left
+        unsent = True
         while True:
+            if unsent and self._sent - self._received < MAX_OUTSTANDING:
+                unsent = False
+                self._sent += 1
+                self._requests.put(operation.request)
             try:
                 reply = self._replies.get(timeout=left)
             except queue.Empty:
-                raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time") from None
+                raise _no_reply() from None
             if isinstance(reply, CallFailed):
-                self._broken = True
                 raise reply
-            self._outstanding -= 1
+            self._received += 1
             response = take_reply(reply, operation.step, self._statistics)
             if response is not None:
                 return response
-            left = max(deadline - time.monotonic(), 0.0)
+            left = max(deadline - now_s(), 0.0)
 
     def _parse(self, data: bytes) -> agent_pb2.StreamActResponse:
         response: agent_pb2.StreamActResponse = agent_pb2.StreamActResponse.FromString(data)
@@ -88,13 +103,14 @@ class ActStream:
             failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
         except grpc.RpcError as error:
             failure = broken_stream(error)
+        self._ended = True  # first: whoever looks before sending opens another stream at once
         self._replies.put(failure)
 
     def close(self) -> None:
-        """Cancel the stream; whatever still comes over it is dropped."""
+        """Cancel the stream, without waiting for its threads; whatever still comes over it is dropped."""
+        self._ended = True
         self._requests.put(None)
         self._call.cancel()
-        self._reader.join(_JOIN_TIMEOUT_S)
 
 
 class AsyncActStream:
@@ -107,34 +123,53 @@ class AsyncActStream:
         self._session_id = session_id
         self._statistics = statistics
         self._requests: asyncio.Queue[agent_pb2.StreamActRequest] = asyncio.Queue()
-        self._replies: asyncio.Queue[agent_pb2.StreamActResponse | CallFailed] = asyncio.Queue()
-        self._outstanding = 0
-        self._broken = False
+        self._replies: deque[agent_pb2.StreamActResponse] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: CallFailed | None = None
+        self._sent = 0
+        self._received = 0
+        self._loop = asyncio.get_running_loop()
         self._call = stub.StreamAct(self._outgoing(), wait_for_ready=True)
         self._reader = asyncio.create_task(self._read())
 
     def serves(self, session_id: str) -> bool:
         """Whether the stream is whole and belongs to this session."""
-        return not self._broken and session_id == self._session_id
+        return self._failure is None and session_id == self._session_id
 
     async def exchange(self, operation: Act) -> agent_pb2.ActResponse:
         """Send a request and wait for its reply; see ``ActStream.exchange``."""
-        deadline = time.monotonic() + operation.timeout_s
-        if self._outstanding < MAX_OUTSTANDING:
-            self._outstanding += 1
-            self._requests.put_nowait(operation.request)
+        deadline = now_s() + operation.timeout_s
+        unsent = True
         while True:
-            try:
-                reply = await asyncio.wait_for(self._replies.get(), max(deadline - time.monotonic(), 0.0))
-            except TimeoutError:
-                raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time") from None
-            if isinstance(reply, CallFailed):
-                self._broken = True
-                raise reply
-            self._outstanding -= 1
-            response = take_reply(reply, operation.step, self._statistics)
+            if unsent and self._sent - self._received < MAX_OUTSTANDING:
+                unsent = False
+                self._sent += 1
+                self._requests.put_nowait(operation.request)
+            if not self._replies:
+                if self._failure is not None:
+                    raise self._failure
+                if not await self._arrival(max(deadline - now_s(), 0.0)):
+                    raise _no_reply()
+                continue
+            self._received += 1
+            response = take_reply(self._replies.popleft(), operation.step, self._statistics)
             if response is not None:
                 return response
+
+    async def _arrival(self, timeout_s: float) -> bool:
+        """Wait until there is a reply or the stream has ended; False when the time is over."""
+        self._waiter = waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return bool(self._replies) or self._failure is not None
+
+    def _arrived(self) -> None:
+        if self._waiter is not None:
+            _wake(self._waiter)
 
     async def _outgoing(self) -> AsyncIterator[agent_pb2.StreamActRequest]:
         while True:
@@ -143,15 +178,20 @@ class AsyncActStream:
     async def _read(self) -> None:
         try:
             async for response in self._call:
-                self._replies.put_nowait(response)
-            failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
+                self._replies.append(response)
+                self._arrived()
+            self._failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
         except grpc.RpcError as error:
-            failure = broken_stream(error)
-        self._replies.put_nowait(failure)
+            self._failure = broken_stream(error)
+        self._arrived()
 
-    async def close(self) -> None:
-        """Cancel the stream; whatever still comes over it is dropped."""
+    def close(self) -> None:
+        """Cancel the stream, without waiting for its tasks; whatever still comes over it is dropped."""
+        self._failure = CallFailed(grpc.StatusCode.CANCELLED, "the client closed the stream")
         self._call.cancel()
         self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

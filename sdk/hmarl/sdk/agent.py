@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from hmarl.runtime.bundle import AgentModel, BoxSpace, Bundle, DiscreteSpace
 from hmarl.runtime.session import InstructionChoice, Policy
-from hmarl.sdk.errors import HmarlError, UsageError
+from hmarl.sdk.errors import HmarlError, MisuseError, UsageError
 from hmarl.sdk.spaces import ActionSpace, AgentSpec
 
 
@@ -53,8 +53,9 @@ class AgentStatistics:
     Attributes:
         acts: actions asked for.
         fallbacks: acts without a fresh action, whether the fallback found one or raised.
-        late_replies: replies that arrived after their step was over and were dropped (streaming; a unary call that is
-            over its deadline is cancelled by gRPC, so that its reply is never seen).
+        late_replies: replies that were dropped because they were taken after the time allowed for their step was over.
+            (A unary call that is over its deadline is cancelled by gRPC, so that most of its late replies are never
+            seen.)
         missed_steps: steps that the policy reported as never received.
         rejoins: episodes that were rejoined because the server had forgotten the session.
         state_resets: rejoins that lost recurrent state.
@@ -134,6 +135,7 @@ class LocalAgent:
         self.spec = agent_spec(policy.agent)
         self.statistics = AgentStatistics()
         self._session = policy.session()
+        self._closed = False
 
     def reset(
         self,
@@ -144,11 +146,13 @@ class LocalAgent:
         first_step: int = 0,
     ) -> None:
         """Start an episode; see ``Agent.reset``."""
+        self._check_open()
         self._session.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
 
     def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step; see ``Agent.act``."""
         begin = time.perf_counter()
+        self._check_open()
         reply = self._session.act(observation, action_mask)
         self.statistics.acts += 1
         return Action(
@@ -162,15 +166,33 @@ class LocalAgent:
         )
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Nothing to free, but the agent acts no longer."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MisuseError(f"agent '{self.spec.id}': it is closed: make a new one")
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        refuse_copy(self, "make one from the bundle where it is needed")
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refuse_copy(thing: object, instead: str) -> NoReturn:
+    """What holds a connection or a session is neither copied nor pickled.
+
+    Raises:
+        MisuseError: always; says what to do instead.
+    """
+    raise MisuseError(f"{type(thing).__name__}: got an attempt to copy or pickle it, which is not possible: {instead}")
 
 
 def agent_spec(model: AgentModel) -> AgentSpec:

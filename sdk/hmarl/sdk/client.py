@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,11 +30,25 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.act_stream import ActStream, AsyncActStream
 from hmarl.sdk.agent import Action
-from hmarl.sdk.client_base import CHANNEL_OPTIONS, RETRY_PAUSE_S, ClientBase, worth_retrying
-from hmarl.sdk.errors import HmarlError
-from hmarl.sdk.remote_episode import Act, CallFailed, Operation, Pause, Start
+from hmarl.sdk.client_base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, close_unless_forked, failed_call
+from hmarl.sdk.errors import HmarlError, MisuseError
+from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, channel_options
+from hmarl.sdk.remote_episode import (
+    Abandon,
+    Act,
+    CallFailed,
+    Describe,
+    End,
+    Operation,
+    Pause,
+    Reconnect,
+    Script,
+    Start,
+    describe,
+)
 
-_END_TIMEOUT_S = 0.5
+# Ends of sessions that nobody waits for; a call that nothing refers to would be cancelled.
+_ENDS_KEPT = 8
 
 
 class AgentClient(ClientBase):
@@ -44,19 +61,53 @@ class AgentClient(ClientBase):
 
     def _open(self) -> None:
         """Connect, and see who is there."""
+        self._busy = threading.Lock()
         self._stream: ActStream | None = None
-        self._channel: grpc.Channel | None = (
-            grpc.insecure_channel(self.address, CHANNEL_OPTIONS)
-            if self._credentials is None
-            else grpc.secure_channel(self.address, self._credentials, CHANNEL_OPTIONS)
-        )
-        self._stub = agent_pb2_grpc.AgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        request = agent_pb2.GetAgentInfoRequest()
+        self._starting: tuple[agent_pb2.StartEpisodeRequest, Any] | None = None
+        self._ends: deque[Any] = deque(maxlen=_ENDS_KEPT)
+        self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
         try:
-            self._described(self._asked("connecting", self._stub.GetAgentInfo, request))
+            self._described(self._run(describe(self._watch, self._deadline())))
+        except CallFailed as failure:
+            self._disconnect()
+            raise self._error("connecting", failure) from failure
         except HmarlError:
-            self._channel.close()
+            self._disconnect()
             raise
+
+    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes)
+        self._channel = channel = (
+            grpc.insecure_channel(self.address, options)
+            if self._credentials is None
+            else grpc.secure_channel(self.address, self._credentials, options)
+        )
+        self._stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+        # A client that is forgotten must not leave its connection and the threads of its stream behind.
+        self._forgotten = weakref.finalize(self, close_unless_forked, channel, self._born)
+        self._forgotten.atexit = False
+
+    def _disconnect(self) -> None:
+        """Leave the connection, and whatever is on its way over it, without waiting."""
+        self._close_stream()
+        self._abandon()
+        self._forgotten.detach()
+        self._channel.close()
+
+    @contextlib.contextmanager
+    def _in_use(self, doing: str) -> Iterator[None]:
+        """One call at a time, by the process that made the client.
+
+        Raises:
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
+        """
+        self._check_usable()
+        if not self._busy.acquire(blocking=False):
+            raise self._used_twice(doing, "thread")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def reset(
         self,
@@ -70,22 +121,16 @@ class AgentClient(ClientBase):
 
         Raises:
             UsageError: an argument out of range.
-            AgentError: the server does not start it.
+            AgentError: the server does not start it, or serves another agent or bundle by now.
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
-        request = self._episode.starting(seed, sample, instruction_choice, first_step)
-        self._end_episode()
-        self._episode.started(request, self._asked("starting an episode", self._stub.StartEpisode, request))
-
-    def _asked(self, doing: str, method: Callable[..., Any], request: Any) -> Any:
-        """The response to a request that is not bound to a step, asked again while the server is not there yet."""
-        deadline = self._deadline()
-        while True:
+        with self._in_use("reset"):
+            request = self._episode.starting(seed, sample, instruction_choice, first_step)
+            self._end_episode()
             try:
-                return method(request, timeout=max(deadline - time.monotonic(), 0.0), wait_for_ready=True)
-            except grpc.RpcError as error:
-                if not worth_retrying(error, deadline):
-                    raise self._error(doing, error) from error
-            time.sleep(RETRY_PAUSE_S)
+                self._run(self._episode.start(request, self._deadline()))
+            except CallFailed as failure:
+                raise self._error("starting an episode", failure) from failure
 
     def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step, from the policy if it arrives in time, else from the fallback.
@@ -93,9 +138,22 @@ class AgentClient(ClientBase):
         Raises:
             ObservationError: wrong shape, dtype or content; the step is not used up.
             StaleActionError: no fresh action in time, and the fallback allows none instead.
-            AgentError: no episode was started, or the server refuses the request.
+            AgentError: no episode was started, the server refuses the request, or another agent or bundle is served
+                by now; the next act goes on with the next step.
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
-        script = self._episode.act(observation, action_mask)
+        # As _in_use, without its cost: this is what a control loop waits for.
+        self._check_usable()
+        if not self._busy.acquire(blocking=False):
+            raise self._used_twice("act", "thread")
+        try:
+            action: Action = self._run(self._episode.act(observation, action_mask))
+            return action
+        finally:
+            self._busy.release()
+
+    def _run(self, script: Script) -> Any:
+        """Do what a script asks for; returns what it returns."""
         try:
             operation = next(script)
             while True:
@@ -106,53 +164,121 @@ class AgentClient(ClientBase):
                 else:
                     operation = script.send(outcome)
         except StopIteration as stop:
-            action: Action = stop.value
-            return action
+            return stop.value
+        finally:
+            script.close()
 
     def _perform(self, operation: Operation) -> Any:
-        if isinstance(operation, Pause):
-            return time.sleep(operation.seconds)
+        return getattr(self, METHODS[type(operation)])(operation)
+
+    def _do_act(self, operation: Act) -> Any:
+        return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
+
+    def _do_pause(self, operation: Pause) -> None:
+        time.sleep(operation.seconds)
+
+    def _unary_act(self, operation: Act) -> Any:
         try:
-            if isinstance(operation, Start):
-                return self._stub.StartEpisode(operation.request, timeout=operation.timeout_s, wait_for_ready=True)
-            if not self._stream_wanted:
-                return self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+            return self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
-            raise CallFailed(error.code(), error.details() or "") from error
-        return self._exchange(operation)
+            raise failed_call(error) from error
+
+    def _do_describe(self, operation: Describe) -> Any:
+        request = agent_pb2.GetAgentInfoRequest()
+        try:
+            return self._stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
 
     def _exchange(self, operation: Act) -> agent_pb2.ActResponse:
-        """One act over the session's stream; a stream of an older session, or one that broke, is replaced."""
+        """One act over the session's stream; a stream of an older session, or one that ended, is replaced."""
         session_id = operation.request.act.session_id
-        if self._stream is not None and not self._stream.serves(session_id):
+        stream = self._stream
+        if stream is None or not stream.serves(session_id):
             self._close_stream()
-        if self._stream is None:
-            assert self._channel is not None
-            self._stream = ActStream(self._channel, session_id, self.statistics)
-        return self._stream.exchange(operation)
+            self._stream = stream = ActStream(self._channel, session_id, self.statistics)
+        return stream.exchange(operation)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
+    def _do_start(self, operation: Start) -> Any:
+        """Wait for an episode to start; when that takes too long, the next call with the same request waits on."""
+        if self._starting is None or self._starting[0] is not operation.request:
+            self._abandon()
+            call = self._stub.StartEpisode.future(operation.request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+            self._starting = (operation.request, call)
+        call = self._starting[1]
+        try:
+            response = call.result(timeout=operation.timeout_s)
+        except grpc.FutureTimeoutError:
+            raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time") from None
+        except (grpc.RpcError, grpc.FutureCancelledError):
+            self._starting = None
+            raise CallFailed(call.code(), call.details() or "") from None
+        self._starting = None
+        return response
+
+    def _do_abandon(self, operation: Abandon) -> None:
+        self._abandon()
+
+    def _do_end(self, operation: End) -> None:
+        self._end(operation.session_id)
+
+    def _abandon(self) -> None:
+        """Wait no longer for an episode that is being started; should it start nevertheless, it is ended."""
+        if self._starting is None:
+            return
+        call, self._starting = self._starting[1], None
+        self._ends.append(call)
+        end = self._end
+
+        def started(call: Any) -> None:
+            if call.code() is grpc.StatusCode.OK:
+                end(call.result().session_id)
+
+        call.add_done_callback(started)
+
+    def _end(self, session_id: str) -> None:
+        request = agent_pb2.EndEpisodeRequest(session_id=session_id)
+        self._ends.append(self._stub.EndEpisode.future(request, timeout=END_TIMEOUT_S))
+
+    def _do_reconnect(self, operation: Reconnect) -> None:
+        self._disconnect()
+        self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+
     def _end_episode(self) -> None:
         """Tell the server that the episode is over; if it does not hear it, it forgets the session by itself."""
         self._close_stream()
+        self._abandon()
         request = self._episode.ending()
         if request is not None:
             # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
             with contextlib.suppress(grpc.RpcError):
-                self._stub.EndEpisode(request, timeout=_END_TIMEOUT_S)
+                self._stub.EndEpisode(request, timeout=self._end_timeout_s())
 
     def close(self) -> None:
-        """End the episode and disconnect; a second call does nothing."""
-        if self._channel is not None:
+        """End the episode and disconnect; a second call does nothing.
+
+        Raises:
+            MisuseError: the client is in use.
+        """
+        if self._closed:
+            return
+        if self._inherited:
+            # Connection and episode are the parent's, which goes on with both.
+            self._closed = True
+            self._forgotten.detach()
+            return
+        with self._in_use("close"):
+            self._closed = True
             self._end_episode()
-            self._channel.close()
-            self._channel = None
+            self._disconnect()
 
     def __enter__(self) -> Self:
+        self._check_usable()
         return self
 
     def __exit__(
@@ -169,29 +295,84 @@ class AsyncAgentClient(ClientBase):
 
     def _open(self) -> None:
         """Nothing yet: connecting has to wait for ``connect``, which runs in the event loop."""
+        self._busy = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stream: AsyncActStream | None = None
+        self._starting: tuple[agent_pb2.StartEpisodeRequest, asyncio.Task[Any]] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
         self._channel: grpc.aio.Channel | None = None
 
     async def connect(self) -> Self:
-        """Connect, and see who is there.
+        """Connect, and see who is there; nothing when that is done.
 
         Raises:
             AgentError: nobody answers at the address.
             UsageError: the agent there is not the expected one.
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
+        async with self._in_use("connect"):
+            if self._channel is not None:
+                return self
+            self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
+            try:
+                self._described(await self._run(describe(self._watch, self._deadline())))
+            except BaseException as error:
+                self._disconnect()
+                self._channel = None
+                if isinstance(error, CallFailed):
+                    raise self._error("connecting", error) from error
+                raise
+        return self
+
+    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes)
         self._channel = (
-            grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
+            grpc.aio.insecure_channel(self.address, options)
             if self._credentials is None
-            else grpc.aio.secure_channel(self.address, self._credentials, CHANNEL_OPTIONS)
+            else grpc.aio.secure_channel(self.address, self._credentials, options)
         )
         self._stub = agent_pb2_grpc.AgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        request = agent_pb2.GetAgentInfoRequest()
+
+    def _disconnect(self) -> asyncio.Task[Any]:
+        """Leave the connection, and whatever is on its way over it; closing goes on aside."""
+        self._close_stream()
+        self._abandon()
+        assert self._channel is not None
+        return self._aside(self._channel.close())
+
+    def _aside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Let something go on that nothing waits for."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._done_aside)
+        return task
+
+    def _done_aside(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would report it: whatever goes on aside may fail
+
+    @contextlib.asynccontextmanager
+    async def _in_use(self, doing: str) -> AsyncIterator[None]:
+        """See ``AgentClient._in_use``."""
+        self._take(doing)
         try:
-            self._described(await self._asked("connecting", self._stub.GetAgentInfo, request))
-        except HmarlError:
-            await self._channel.close()
-            raise
-        return self
+            yield
+        finally:
+            self._busy = False
+
+    def _take(self, doing: str) -> None:
+        self._check_usable()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise MisuseError(
+                    f"{self.address}: {doing}: the client is connected in another event loop: make one in each"
+                )
+            self._loop = loop
+        if self._busy:
+            raise self._used_twice(doing, "task")
+        self._busy = True
 
     async def reset(
         self,
@@ -202,26 +383,27 @@ class AsyncAgentClient(ClientBase):
         first_step: int = 0,
     ) -> None:
         """Start an episode; the one before it, if any, is ended. See ``AgentClient.reset``."""
-        request = self._episode.starting(seed, sample, instruction_choice, first_step)
-        await self._end_episode()
-        self._episode.started(request, await self._asked("starting an episode", self._stub.StartEpisode, request))
-
-    async def _asked(self, doing: str, method: Callable[..., Any], request: Any) -> Any:
-        """See ``AgentClient._asked``."""
-        deadline = self._deadline()
-        while True:
+        async with self._in_use("reset"):
+            request = self._connected.starting(seed, sample, instruction_choice, first_step)
+            await self._end_episode()
             try:
-                return await method(request, timeout=max(deadline - time.monotonic(), 0.0), wait_for_ready=True)
-            except grpc.RpcError as error:
-                if not worth_retrying(error, deadline):
-                    raise self._error(doing, error) from error
-            await asyncio.sleep(RETRY_PAUSE_S)
+                await self._run(self._episode.start(request, self._deadline()))
+            except CallFailed as failure:
+                raise self._error("starting an episode", failure) from failure
 
     async def act(
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None
     ) -> Action:
         """The action for the next step; see ``AgentClient.act``."""
-        script = self._episode.act(observation, action_mask)
+        self._take("act")
+        try:
+            action: Action = await self._run(self._connected.act(observation, action_mask))
+            return action
+        finally:
+            self._busy = False
+
+    async def _run(self, script: Script) -> Any:
+        """See ``AgentClient._run``."""
         try:
             operation = next(script)
             while True:
@@ -232,49 +414,109 @@ class AsyncAgentClient(ClientBase):
                 else:
                     operation = script.send(outcome)
         except StopIteration as stop:
-            action: Action = stop.value
-            return action
+            return stop.value
+        finally:
+            script.close()
 
     async def _perform(self, operation: Operation) -> Any:
-        if isinstance(operation, Pause):
-            return await asyncio.sleep(operation.seconds)
+        return await getattr(self, METHODS[type(operation)])(operation)
+
+    async def _do_act(self, operation: Act) -> Any:
+        return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
+
+    async def _do_pause(self, operation: Pause) -> None:
+        await asyncio.sleep(operation.seconds)
+
+    async def _do_abandon(self, operation: Abandon) -> None:
+        self._abandon()
+
+    async def _do_end(self, operation: End) -> None:
+        self._end(operation.session_id)
+
+    async def _do_reconnect(self, operation: Reconnect) -> None:
+        self._disconnect()
+        self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+
+    async def _unary_act(self, operation: Act) -> Any:
         try:
-            if isinstance(operation, Start):
-                return await self._stub.StartEpisode(
-                    operation.request, timeout=operation.timeout_s, wait_for_ready=True
-                )
-            if not self._stream_wanted:
-                return await self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+            return await self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
-            raise CallFailed(error.code(), error.details() or "") from error
-        return await self._exchange(operation)
+            raise failed_call(error) from error
+
+    async def _do_describe(self, operation: Describe) -> Any:
+        request = agent_pb2.GetAgentInfoRequest()
+        try:
+            return await self._stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
 
     async def _exchange(self, operation: Act) -> agent_pb2.ActResponse:
         session_id = operation.request.act.session_id
-        if self._stream is not None and not self._stream.serves(session_id):
-            await self._close_stream()
-        if self._stream is None:
-            self._stream = AsyncActStream(self._stub, session_id, self.statistics)
-        return await self._stream.exchange(operation)
+        stream = self._stream
+        if stream is None or not stream.serves(session_id):
+            self._close_stream()
+            self._stream = stream = AsyncActStream(self._stub, session_id, self.statistics)
+        return await stream.exchange(operation)
 
-    async def _close_stream(self) -> None:
+    def _close_stream(self) -> None:
         if self._stream is not None:
-            await self._stream.close()
+            self._stream.close()
             self._stream = None
 
+    async def _do_start(self, operation: Start) -> Any:
+        """See ``AgentClient._do_start``."""
+        if self._starting is None or self._starting[0] is not operation.request:
+            self._abandon()
+            self._starting = (operation.request, self._aside(self._start_call(operation.request)))
+        task = self._starting[1]
+        done, _ = await asyncio.wait({task}, timeout=operation.timeout_s)
+        if not done:
+            raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+        self._starting = None
+        try:
+            return task.result()
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
+
+    async def _start_call(self, request: agent_pb2.StartEpisodeRequest) -> Any:
+        return await self._stub.StartEpisode(request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+
+    def _abandon(self) -> None:
+        """See ``AgentClient._abandon``."""
+        if self._starting is not None:
+            self._aside(self._end_when_started(self._starting[1]))
+            self._starting = None
+
+    async def _end_when_started(self, task: asyncio.Task[Any]) -> None:
+        response = await task
+        await self._end_call(agent_pb2.EndEpisodeRequest(session_id=response.session_id))
+
+    def _end(self, session_id: str) -> None:
+        self._aside(self._end_call(agent_pb2.EndEpisodeRequest(session_id=session_id)))
+
+    async def _end_call(self, request: agent_pb2.EndEpisodeRequest) -> None:
+        # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
+        with contextlib.suppress(grpc.RpcError):
+            await self._stub.EndEpisode(request, timeout=self._end_timeout_s())
+
     async def _end_episode(self) -> None:
-        await self._close_stream()
-        request = self._episode.ending()
+        self._close_stream()
+        self._abandon()
+        request = self._connected.ending()
         if request is not None:
-            with contextlib.suppress(grpc.RpcError):
-                await self._stub.EndEpisode(request, timeout=_END_TIMEOUT_S)
+            await self._end_call(request)
 
     async def close(self) -> None:
-        """End the episode and disconnect; a second call does nothing."""
-        if self._channel is not None:
+        """End the episode and disconnect; a second call does nothing. See ``AgentClient.close``."""
+        if self._closed:
+            return
+        if self._inherited or self._channel is None:
+            self._closed = True
+            return
+        async with self._in_use("close"):
+            self._closed = True
             await self._end_episode()
-            await self._channel.close()
-            self._channel = None
+            await asyncio.wait({self._disconnect(), *self._background}, timeout=END_TIMEOUT_S)
 
     async def __aenter__(self) -> Self:
         return await self.connect()

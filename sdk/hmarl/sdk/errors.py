@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hmarl.runtime.bundle import HmarlError, UsageError, unknown_name
 
-__all__ = ["EnvironmentFault", "HmarlError", "MissingExtraError", "UsageError", "unknown_name"]
+__all__ = ["EnvironmentFault", "HmarlError", "MissingExtraError", "MisuseError", "UsageError", "unknown_name"]
 
 
 class MissingExtraError(UsageError):
@@ -20,6 +20,10 @@ class MissingExtraError(UsageError):
         super().__init__(f"{purpose} needs the package '{package}': pip install 'hmarl[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class MisuseError(UsageError):
+    """An agent or a client of one was used as it must not be: closed, copied, after a fork, by two callers at once."""
 
 
 class EnvironmentFault(HmarlError):

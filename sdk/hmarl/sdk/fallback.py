@@ -23,6 +23,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.errors import HmarlError, UsageError
+from hmarl.sdk.inputs import mask_branches
 from hmarl.sdk.spaces import ActionSpace
 
 DiscreteSpaces = spaces.Discrete[Any] | spaces.MultiDiscrete
@@ -44,6 +45,9 @@ class Situation:
         age_s: seconds of a monotonic clock since the last fresh action arrived; infinite when there was none.
         age_steps: steps since then, at least 1; infinite when there was none.
         reason: why there is no fresh action, for messages.
+
+    Raises:
+        UsageError: the mask is not one of the action space.
     """
 
     step: int
@@ -53,6 +57,14 @@ class Situation:
     age_s: float = math.inf
     age_steps: float = math.inf
     reason: str = "no fresh action"
+
+    def __post_init__(self) -> None:
+        mask, branches = self.action_mask, mask_branches(self.action_space)
+        if mask is None or not branches:
+            return
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (branches[-1].stop,):
+            got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else f"a {type(mask).__name__}"
+            raise UsageError(f"action_mask: got {got}, expected a NumPy array of bool ({branches[-1].stop},)")
 
 
 class Fallback(ABC):
@@ -199,7 +211,7 @@ def nearest_legal(action: npt.NDArray[Any], space: ActionSpace, mask: npt.NDArra
     """The action, with every choice that the mask excludes replaced by the first legal one of its branch."""
     if mask is None or isinstance(space, spaces.Box):
         return action
-    branches = np.split(mask, _branch_starts(space)[1:])
+    branches = [mask[branch] for branch in mask_branches(space)]
     choices = np.atleast_1d(action)
     legal = [
         int(choice) if branch[choice] else int(branch.argmax())
@@ -208,13 +220,8 @@ def nearest_legal(action: npt.NDArray[Any], space: ActionSpace, mask: npt.NDArra
     return np.asarray(legal, np.int64).reshape(action.shape)
 
 
-def _branch_starts(space: DiscreteSpaces) -> npt.NDArray[np.int64]:
-    sizes = [space.n] if isinstance(space, spaces.Discrete) else space.nvec
-    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-
-
 def _mask_positions(action: npt.NDArray[Any], space: DiscreteSpaces) -> npt.NDArray[np.int64]:
-    return np.asarray(_branch_starts(space) + np.atleast_1d(action))
+    return np.asarray([branch.start for branch in mask_branches(space)] + np.atleast_1d(action))
 
 
 def _checked(action: Any, space: ActionSpace, name: str) -> npt.NDArray[Any]:

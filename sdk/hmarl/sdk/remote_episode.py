@@ -1,16 +1,17 @@
 """What an agent's client decides, without any input or output: steps, deadlines, retries, rejoining, fallbacks.
 
-``RemoteEpisode.act`` is a generator. It yields what is to be done over the network (``Act``, ``Start``, ``Pause``), is
-sent the response or thrown a ``CallFailed``, and returns the action. The synchronous and the asyncio client drive the
-same generator, so that both behave alike.
+``RemoteEpisode.act`` is a generator. It yields what is to be done over the network (an ``Operation``), is sent the
+outcome or thrown a ``CallFailed``, and returns the action; so are ``start`` and ``describe``. The synchronous and
+the asyncio client drive the same generators, so that both behave alike.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Generator
+import operator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
@@ -20,12 +21,15 @@ import numpy.typing as npt
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
 from hmarl.runtime.session import InstructionChoice
-from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec
+from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
+from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.fallback import Fallback, Situation
-from hmarl.sdk.spaces import AgentSpec
+from hmarl.sdk.inputs import InputCheck
+from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch, reply_limit_bytes
 
 _RETRY_PAUSE_S = 0.01
+_START_PAUSE_S = 0.02
 _WIRE_DTYPES: dict[agent_pb2.DataType, np.dtype[Any]] = {
     agent_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
@@ -62,10 +66,41 @@ class Act(NamedTuple):
 
 @dataclass(frozen=True)
 class Start:
-    """Start an episode."""
+    """Wait for the response to this request, which is sent unless it is on its way already.
+
+    When the time is over the request stays on its way, and the same operation waits on; sent again, it would open a
+    session each time, and a server that takes longer than an act may would never be joined.
+    """
 
     request: agent_pb2.StartEpisodeRequest
     timeout_s: float
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Nothing waits any longer for the ``Start`` on its way, if there is one."""
+
+
+@dataclass(frozen=True)
+class End:
+    """End a session without waiting for the response."""
+
+    session_id: str
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Ask the server who is served."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Reconnect:
+    """Leave the connection to itself and make a new one."""
+
+    connect_timeout_s: float
+    receive_limit_bytes: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +110,8 @@ class Pause:
     seconds: float
 
 
-Operation = Act | Start | Pause
+Operation = Act | Start | Abandon | End | Describe | Reconnect | Pause
+Script = Generator[Operation, Any, Any]
 
 
 class CallFailed(Exception):
@@ -87,30 +123,84 @@ class CallFailed(Exception):
         self.details = details
 
 
+def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, agent_pb2.GetAgentInfoResponse]:
+    """Ask who is served, again while the server is not there yet.
+
+    Raises:
+        CallFailed: no answer, or an unusual one.
+    """
+    while True:
+        begin = now_s()
+        try:
+            info: agent_pb2.GetAgentInfoResponse = yield Describe(max(deadline - begin, 0.0))
+        except CallFailed as failure:
+            if not _worth_retrying(failure, deadline):
+                raise
+        else:
+            watch.connected(now_s() - begin)
+            return info
+        yield Pause(_START_PAUSE_S)
+
+
+def _worth_retrying(failure: CallFailed, deadline: float) -> bool:
+    """Whether a server that is still loading its policy, or is about to be replaced, should be asked again."""
+    return failure.code is grpc.StatusCode.UNAVAILABLE and now_s() + _START_PAUSE_S < deadline
+
+
+@dataclass
+class _Rejoin:
+    """An episode that is to be joined again: how it is started, and why."""
+
+    request: agent_pb2.StartEpisodeRequest
+    reason: str
+
+
 class RemoteEpisode:
     """The state of one agent's episode as its client sees it.
 
     Args:
-        spec: the agent.
+        info: what the server said when the client connected: agent, bundle and spaces are those of every session.
+        watch: judges the connection.
         fallback: decides when no fresh action arrives in time.
         timeout_s: seconds an act may take, all retries included.
         rejoin: whether to start the episode again, at the current step, when the server has forgotten the session.
         diagnostics: whether to ask for the policy's further outputs.
+        allow_bundle_change: whether the agent may come back with another bundle, of the same spaces.
         source: the server's address, for messages.
+
+    Raises:
+        AgentError: the description is not one that this version understands.
     """
 
     def __init__(
-        self, spec: AgentSpec, *, fallback: Fallback, timeout_s: float, rejoin: bool, diagnostics: bool, source: str
+        self,
+        info: agent_pb2.GetAgentInfoResponse,
+        watch: LinkWatch,
+        *,
+        fallback: Fallback,
+        timeout_s: float,
+        rejoin: bool,
+        diagnostics: bool,
+        allow_bundle_change: bool,
+        source: str,
     ) -> None:
-        self.spec = spec
+        model = described_model(info, source)
+        self.info = info
+        self.spec = agent_spec(model)
         self.statistics = AgentStatistics()
         self.session_id: str | None = None
-        self._fallback = fallback
         self.timeout_s = timeout_s
+        self.watch = watch
+        self._receive_limit_bytes = LEAST_RECEIVE_LIMIT_BYTES
+        self._allow_replies_of(model)
+        self._inputs = InputCheck(self.spec)
+        self._fallback = fallback
         self._rejoin = rejoin
         self._diagnostics = diagnostics
+        self._allow_bundle_change = allow_bundle_change
         self._source = source
         self._start: agent_pb2.StartEpisodeRequest | None = None
+        self._rejoining: _Rejoin | None = None
         self._next_step = 0
         self._last_action: int | npt.NDArray[Any] | None = None
         self._last_step = 0
@@ -124,21 +214,37 @@ class RemoteEpisode:
         Raises:
             UsageError: an argument out of range.
         """
-        if instruction_choice not in _CHOICES:
-            raise UsageError(f"instruction_choice: got '{instruction_choice}', expected one of argmax, sample, common")
-        for name, value in (("seed", seed), ("first_step", first_step)):
-            if not 0 <= value < 2**64:
-                raise UsageError(f"{name}: got {value}, expected 0 <= {name} < 2**64")
+        if not isinstance(instruction_choice, str | None) or instruction_choice not in _CHOICES:
+            raise UsageError(f"instruction_choice: got {instruction_choice!r}, expected one of argmax, sample, common")
+        if not isinstance(sample, bool | np.bool_):
+            raise UsageError(f"sample: got {sample!r}, expected True or False")
         return agent_pb2.StartEpisodeRequest(
-            seed=int(seed),
-            sample=sample,
+            seed=_checked_integer("seed", seed),
+            sample=bool(sample),
             instruction_choice=_CHOICES[instruction_choice],
-            first_step=int(first_step),
+            first_step=_checked_integer("first_step", first_step),
             diagnostics=self._diagnostics,
         )
 
-    def started(self, request: agent_pb2.StartEpisodeRequest, response: agent_pb2.StartEpisodeResponse) -> None:
-        """A new episode has begun: nothing of an earlier one may be held on to."""
+    def start(self, request: agent_pb2.StartEpisodeRequest, deadline: float) -> Generator[Operation, Any, None]:
+        """Start an episode; nothing of an earlier one may be held on to.
+
+        Raises:
+            CallFailed: the server does not start it.
+            AgentError: another agent or bundle is served by now.
+        """
+        self._rejoining = None
+        while True:
+            try:
+                response = yield from self._begin(request, deadline)
+                break
+            except CallFailed as failure:
+                late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and now_s() < deadline
+                if not late and not _worth_retrying(failure, deadline):
+                    yield Abandon()
+                    raise
+            if not late:
+                yield Pause(_START_PAUSE_S)
         self._start = request
         self.session_id = response.session_id
         self._next_step = request.first_step
@@ -157,91 +263,227 @@ class RemoteEpisode:
         Raises:
             ObservationError: wrong shape, dtype or content; the step is not used up.
             StaleActionError: no fresh action in time, and the fallback allows none instead.
-            AgentError: no episode was started, or the server refuses the request.
+            AgentError: no episode was started, the server refuses the request, or another agent or bundle is served.
         """
-        begin = time.monotonic()
-        request = self._request(observation, action_mask)
+        begin = now_s()
+        session_id = self.session_id
+        if session_id is None:
+            raise AgentError(f"agent '{self.spec.id}': no episode has been started: call reset(seed) first")
+        observation, action_mask = self._inputs.checked(observation, action_mask)
+        message = self._request(session_id, observation, action_mask)
         step = self._next_step
         # Used up before anything is sent: whatever interrupts this call, the step is never sent with other content.
         self._next_step += 1
         self.statistics.acts += 1
+        deadline = begin + self.timeout_s
         try:
-            outcome = yield from self._attempts(request, action_mask, begin + self.timeout_s)
-        except (ObservationError, AgentError):
+            outcome = yield from self._attempts(message, action_mask, deadline)
+        except ObservationError:
             self._next_step = step
             raise
-        if isinstance(outcome, str):
-            return self._stand_in(self._situation(step, action_mask, outcome), begin)
-        return self._accept(outcome, begin)
+        if isinstance(outcome, agent_pb2.ActResponse):
+            action = self._accept(outcome, begin, deadline)
+            if action is not None:
+                return action
+            outcome = "the reply was taken after the time allowed was over"
+        return self._stand_in(self._situation(step, action_mask, outcome), begin)
 
     def _attempts(
         self, message: agent_pb2.StreamActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
     ) -> Generator[Operation, Any, agent_pb2.ActResponse | str]:
         """Ask until a fresh reply arrives or the time is over; then the reason is returned."""
-        reason, request = "the time allowed is over", message.act
-        step = request.step
-        while (left := deadline - time.monotonic()) > 0:
+        request, lost = message.act, 0
+        reason, step = "the time allowed is over", request.step
+        send = partial(Act, message, step)
+        while now_s() < deadline:
+            if self._rejoining is not None:
+                kept_from = yield from self._join_again(request, action_mask, deadline)
+                if kept_from is not None:
+                    return kept_from
+                continue
             try:
-                reply: agent_pb2.ActResponse = yield Act(message, step, left)
+                reply: agent_pb2.ActResponse = yield from self._call(send, deadline)
                 return reply
             except CallFailed as failure:
                 reason = f"agent '{self.spec.id}' at {self._source}: {failure}"
                 if failure.code is grpc.StatusCode.INVALID_ARGUMENT:
                     raise ObservationError(failure.details) from failure
                 if failure.code in _CALLERS_FAULT:
-                    raise AgentError(reason) from failure
+                    raise AgentError(f"{reason}; the next act goes on with step {step + 1}") from failure
                 if failure.code is grpc.StatusCode.NOT_FOUND:
-                    # Freshness first: what has gone stale must not be brought back by an automatic reconnection.
-                    if not self._rejoin or not self._fallback.may_rejoin(self._situation(step, action_mask, reason)):
-                        return f"{reason}; call reset(seed, first_step={step}) to join the episode again"
-                    yield from self._join_again(request, deadline)
+                    if not self._rejoin:
+                        return self._to_be_reset(reason, step)
+                    self._rejoining = _Rejoin(self._start_at(step), reason)
                 elif failure.code in _LOST:
-                    yield Pause(min(_RETRY_PAUSE_S, max(deadline - time.monotonic(), 0.0)))
-                else:
+                    lost += 1  # an idle stream or connection that was ended is seen only now: once more, at once
+                    if lost > 1:
+                        yield Pause(min(_RETRY_PAUSE_S, max(deadline - now_s(), 0.0)))
+                elif failure.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     return reason
-        return reason
+        return reason if self._rejoining is None else self._rejoining.reason
 
-    def _join_again(self, request: agent_pb2.ActRequest, deadline: float) -> Generator[Operation, Any, None]:
-        """Start the episode again at the request's step, and put the new session into the request."""
+    def _call(self, make: Callable[[float], Operation], deadline: float) -> Script:
+        """One request and its response, over a new connection where the old one does not answer any longer.
+
+        Args:
+            make: the operation, from the seconds that it may take.
+            deadline: when the time is over.
+
+        Raises:
+            CallFailed: whatever ended it; with DEADLINE_EXCEEDED there may be time left for another attempt.
+        """
+        watch = self.watch
+        if watch.given_up:
+            yield Reconnect(watch.connect_timeout_s, self._receive_limit_bytes)
+            watch.replaced()
+        begin = now_s()
+        allowed = min(max(deadline - begin, 0.0), watch.patience_left_s)
+        try:
+            response = yield make(allowed)
+        except CallFailed as failure:
+            if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                watch.unanswered(begin, allowed)
+            raise
+        watch.answered(now_s() - begin)
+        return response
+
+    def _start_at(self, step: int) -> agent_pb2.StartEpisodeRequest:
         assert self._start is not None
         start = agent_pb2.StartEpisodeRequest()
         start.CopyFrom(self._start)
-        start.first_step = request.step
+        start.first_step = step
+        return start
+
+    def _to_be_reset(self, reason: str, step: int) -> str:
+        return f"{reason}; call reset(seed, first_step={step}) to join the episode again"
+
+    def _join_again(
+        self, request: agent_pb2.ActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
+    ) -> Generator[Operation, Any, str | None]:
+        """Start the episode again, and put the new session into the request; returns what keeps it from that."""
+        rejoin = self._rejoining
+        assert rejoin is not None
+        # Freshness first, and asked each time: what has gone stale must not be brought back by a reconnection.
+        if not self._fallback.may_rejoin(self._situation(request.step, action_mask, rejoin.reason)):
+            self._rejoining = None
+            yield Abandon()
+            return self._to_be_reset(rejoin.reason, request.step)
         try:
-            response = yield Start(start, max(deadline - time.monotonic(), 0.0))
-        except CallFailed:
-            return  # the next attempt says what is wrong, as long as there is time for one
+            response = yield from self._begin(rejoin.request, deadline)
+        except CallFailed as failure:
+            if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return None  # it stays on its way; the next act waits on
+            self._rejoining = None
+            if failure.code not in _LOST:
+                return f"{rejoin.reason}; joining again: {failure}"
+            yield Pause(min(_RETRY_PAUSE_S, max(deadline - now_s(), 0.0)))
+            return None
+        except AgentError:
+            self._rejoining = None
+            raise
+        self._rejoining = None
         self.session_id = request.session_id = response.session_id
         self.statistics.rejoins += 1
         self.statistics.state_resets += response.state_reset_mid_episode
+        return None
+
+    def _begin(
+        self, request: agent_pb2.StartEpisodeRequest, deadline: float
+    ) -> Generator[Operation, Any, agent_pb2.StartEpisodeResponse]:
+        """A new session of the agent that this client is for.
+
+        Raises:
+            CallFailed: there is none yet.
+            AgentError: another agent or bundle answers.
+        """
+        response: agent_pb2.StartEpisodeResponse = yield from self._call(partial(Start, request), deadline)
+        try:
+            yield from self._identify(response, deadline)
+        except (CallFailed, AgentError):
+            yield End(response.session_id)
+            raise
+        return response
+
+    def _identify(self, response: agent_pb2.StartEpisodeResponse, deadline: float) -> Generator[Operation, Any, None]:
+        """Make sure that a session is one of the agent, bundle and spaces that this client is for.
+
+        A session is known to the process that started it only, so that nothing can change hands after this.
+        """
+        info, known = self.info, self.info
+        agent_id, sha256 = response.agent_id, response.bundle_sha256
+        if (agent_id, sha256) == (known.agent_id, known.bundle_sha256):
+            return
+        if not agent_id or (agent_id == known.agent_id and self._allow_bundle_change):
+            info = yield from self._call(Describe, deadline)
+            if agent_id and (agent_id, sha256) != (info.agent_id, info.bundle_sha256):
+                raise CallFailed(grpc.StatusCode.UNAVAILABLE, "the server changed while it was asked who is served")
+            agent_id, sha256 = info.agent_id, info.bundle_sha256
+        if agent_id != known.agent_id:
+            raise AgentError(
+                f"{self._source}: got agent '{agent_id}', expected '{known.agent_id}', which was served there before: "
+                "its actions are not taken; serve the right agent there, or make a new client"
+            )
+        if sha256 == known.bundle_sha256:
+            return
+        if not self._allow_bundle_change:
+            raise AgentError(
+                f"{self._source}: agent '{agent_id}': got bundle {sha256}, expected {known.bundle_sha256} "
+                f"('{known.bundle_name}'), which was served there before: make a new client, or one with "
+                "allow_bundle_change=True"
+            )
+        self._take_over(info)
+
+    def _take_over(self, info: agent_pb2.GetAgentInfoResponse) -> None:
+        """Go on with another bundle, whose spaces have to be the same."""
+        model = described_model(info, self._source)
+        spec = agent_spec(model)
+        problem = mismatch(spec, self.spec)
+        if problem is None and spec.has_action_mask != self.spec.has_action_mask:
+            problem = "action mask: got a policy with a mask input, the one before had none"
+        if problem is not None:
+            raise AgentError(
+                f"{self._source}: agent '{info.agent_id}' of bundle '{info.bundle_name}' does not fit: {problem}"
+            )
+        self._allow_replies_of(model)
+        self.info = info
+
+    def _allow_replies_of(self, model: AgentModel) -> None:
+        limit = reply_limit_bytes(model)
+        if limit > self._receive_limit_bytes:
+            self._receive_limit_bytes = limit
+            self.watch.given_up = True  # the limit of a connection is fixed when it is made
 
     def _request(
-        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
+        self, session_id: str, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
     ) -> agent_pb2.StreamActRequest:
-        if self.session_id is None:
-            raise AgentError(f"agent '{self.spec.id}': no episode has been started: call reset(seed) first")
         message = agent_pb2.StreamActRequest()
         request = message.act  # filled in place: nothing is copied into the message of a stream
-        request.session_id = self.session_id
+        request.session_id = session_id
         request.step = self._next_step
         encode(observation, "observation", request.observation)
         if action_mask is not None:
             encode(action_mask, "action_mask", request.action_mask)
         return message
 
-    def _accept(self, reply: agent_pb2.ActResponse, begin: float) -> Action:
-        now = time.monotonic()
+    def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
+        """The action of a reply, None when it is taken too late."""
         action, step, missed = decode_action(reply.action), reply.step, reply.missed_steps
-        self._last_action, self._last_step, self._last_time_s = action, step, now
         self.statistics.missed_steps += missed
         tensors = reply.diagnostics.items() if self._diagnostics else ()
+        diagnostics = {name: decode(tensor) for name, tensor in tensors}
+        now = now_s()
+        # The reply may have come in time and waited: this process was stopped, or had no processor, in between.
+        if now > deadline:
+            self.statistics.late_replies += 1
+            return None
+        self._last_action, self._last_step, self._last_time_s = action, step, now
         return Action(
             action=action,
             step=step,
             fresh=True,
             missed_steps=missed,
             replayed=reply.replayed,
-            diagnostics={name: decode(tensor) for name, tensor in tensors},
+            diagnostics=diagnostics,
             latency_s=now - begin,
         )
 
@@ -255,7 +497,7 @@ class RemoteEpisode:
             missed_steps=0,
             replayed=False,
             diagnostics={},
-            latency_s=time.monotonic() - begin,
+            latency_s=now_s() - begin,
         )
 
     def _situation(self, step: int, action_mask: npt.NDArray[np.bool_] | None, reason: str) -> Situation:
@@ -264,10 +506,20 @@ class RemoteEpisode:
             action_space=self.spec.action_space,
             action_mask=action_mask,
             last_action=None if self._last_action is None else np.asarray(self._last_action),
-            age_s=time.monotonic() - self._last_time_s,
+            age_s=now_s() - self._last_time_s,
             age_steps=math.inf if self._last_action is None else step - self._last_step,
             reason=reason,
         )
+
+
+def _checked_integer(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name}: got {value!r}, expected an integer") from None
+    if not 0 <= number < 2**64:
+        raise UsageError(f"{name}: got {number}, expected 0 <= {name} < 2**64")
+    return number
 
 
 def take_reply(
@@ -282,6 +534,7 @@ def take_reply(
         act = response.act
         if act.step == step:
             return act
+        statistics.missed_steps += act.missed_steps
     elif response.error.step == step:
         raise CallFailed(_status(response.error.code), response.error.message)
     statistics.late_replies += 1
@@ -295,14 +548,14 @@ def _status(number: int) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-def described_agent(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentSpec:
-    """The spec of the agent that a server describes.
+def described_model(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentModel:
+    """The manifest's entry of the agent that a server describes.
 
     Raises:
         AgentError: the description is not one that this version understands.
     """
     try:
-        return agent_spec(from_json(AgentModel, info.agent_manifest_json))
+        return from_json(AgentModel, info.agent_manifest_json)
     except ValueError as error:
         raise AgentError(
             f"{source}: agent '{info.agent_id}' (hmarl {info.hmarl_version}) describes itself in an unknown form: "

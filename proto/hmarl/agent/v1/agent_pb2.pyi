@@ -80,12 +80,16 @@ class StartEpisodeRequest(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., sample: _Optional[bool] = ..., instruction_choice: _Optional[_Union[InstructionChoice, str]] = ..., first_step: _Optional[int] = ..., diagnostics: _Optional[bool] = ...) -> None: ...
 
 class StartEpisodeResponse(_message.Message):
-    __slots__ = ("session_id", "state_reset_mid_episode")
+    __slots__ = ("session_id", "state_reset_mid_episode", "agent_id", "bundle_sha256")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_RESET_MID_EPISODE_FIELD_NUMBER: _ClassVar[int]
+    AGENT_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     state_reset_mid_episode: bool
-    def __init__(self, session_id: _Optional[str] = ..., state_reset_mid_episode: _Optional[bool] = ...) -> None: ...
+    agent_id: str
+    bundle_sha256: str
+    def __init__(self, session_id: _Optional[str] = ..., state_reset_mid_episode: _Optional[bool] = ..., agent_id: _Optional[str] = ..., bundle_sha256: _Optional[str] = ...) -> None: ...
 
 class ActRequest(_message.Message):
     __slots__ = ("session_id", "step", "observation", "action_mask")
