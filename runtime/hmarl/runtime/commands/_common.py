@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.output import print_anything
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -60,6 +61,7 @@ def run(program: str, command: Callable[[], int]) -> int:
     Returns:
         The exit code: 0 done, 2 bad usage, 3 bad bundle, 4 runtime failure, 130 interrupted.
     """
+    print_anything()
     try:
         return command()
     except KeyboardInterrupt:
