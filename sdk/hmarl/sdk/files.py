@@ -52,7 +52,7 @@ def check_writable(directory: Path, named: str) -> None:
             each.mkdir()
             made.append(each)
         if not directory.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is no directory")
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         with tempfile.TemporaryFile(dir=directory, prefix=".") as probe:
             probe.write(bytes(_PROBE_BYTES))
             probe.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from hmarl.sdk.errors import UsageError
@@ -14,7 +16,9 @@ def device_named(name: str) -> torch.device:
         UsageError: no device's name, none of this machine, or one that holds no numbers.
     """
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings():  # of names that torch will forget: the error says enough
+            warnings.simplefilter("ignore")
+            device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"run.device: got '{name}', expected e.g. cpu or cuda:0 (here: {_usable()})") from error
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):

@@ -261,7 +261,12 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         check_writable(options.out, f"--out {options.out}")  # not after hours of playing
     source = _source(options)
     with closing(_environment(options, source)) as environment, closing(source.make_team(environment.spec)) as team:
-        evaluation = _measure(options, environment, team, make_console(stderr=True))
+        progress = make_console(stderr=True)
+        progress.print(
+            f"playing {options.episodes} episodes of {environment.spec.name} with {team.name}, "
+            f"up to {environment.batch_size} side by side"
+        )
+        evaluation = _measure(options, environment, team, progress)
         _print_table(evaluation, console)
         written: list[Path] = []
         if options.out is not None:
