@@ -297,7 +297,7 @@ def main(
                     train(compared, variant, seed, runs)
             found = runs_of(compared, runs)
             sections += section(compared.environment, found, out, trained_by(compared), compared.remark)
-    (out / "exploration.md").write_text("\n\n".join(sections) + "\n")
+    (out / "exploration.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     print(f"wrote {out / 'exploration.md'}")
 
 

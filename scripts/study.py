@@ -78,7 +78,7 @@ def train(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> 
     words = command(comparison, variant, seed, run)
     print(" ".join(words), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{run.name}.log").open("a") as log:
+    with (folder / f"{run.name}.log").open("a", encoding="utf-8") as log:
         subprocess.run(words, check=True, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -273,7 +273,7 @@ def section(comparison: Comparison, runs: Records, out: Path) -> str:
 
 def sections_of(page: Path) -> dict[str, str]:
     """The parts of a page that was written before, by the name of their comparison."""
-    _, *parts = re.split(r"^## ", page.read_text() if page.exists() else "", flags=re.MULTILINE)
+    _, *parts = re.split(r"^## ", page.read_text(encoding="utf-8") if page.exists() else "", flags=re.MULTILINE)
     return {part.split(":")[0]: f"## {part.rstrip()}" for part in parts}
 
 

@@ -257,5 +257,7 @@ def test_the_real_program_leaves_with_the_same_codes() -> None:
     words = [sys.executable, "-c", program, *TRAIN, "--set", "algorithm.clipp=0.1"]
     result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: unknown setting 'algorithm.clipp'; did you mean 'algorithm.clip'?")
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: unknown setting 'algorithm.clipp'; did you mean 'algorithm.clip'?"
+    )
     assert result.stdout == ""

@@ -54,6 +54,26 @@ class StepResult:
     success: Array | None = None
 
 
+@dataclass(frozen=True)
+class CopyCost:
+    """What every further copy of an environment costs. A family's module says it once, as ``COPY_COST``.
+
+    Attributes:
+        memory_bytes: of this process and all others together.
+        processes: of its own (a simulator), each of which keeps a core busy while its copy is stepped. The worker
+            processes that copies are spread over do not count: there are no more of them than cores.
+        compiles: the first reset and steps are compiled, which takes a while.
+    """
+
+    memory_bytes: int = 0
+    processes: int = 0
+    compiles: bool = False
+
+
+# All copies are rows of the same arrays.
+VECTORISED = CopyCost()
+
+
 @runtime_checkable
 class VectorEnvironment(Protocol):
     """B independent copies of one task.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from hmarl.sdk.errors import UsageError
+
+# A full disk may still take a name.
+_PROBE_BYTES = 1 << 16
 
 
 @contextmanager
@@ -27,6 +33,36 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(directory: Path, named: str) -> None:
+    """Find out at once whether files can be written into a directory, which need not exist; nothing is left behind.
+
+    Args:
+        directory: into which somebody will write after minutes or hours of work.
+        named: how the user named it, e.g. ``--out runs/spread``.
+
+    Raises:
+        UsageError: something is in the way, or it cannot be made or written to.
+    """
+    missing = [each for each in (directory, *directory.parents) if not os.path.lexists(each)]
+    made: list[Path] = []
+    try:
+        for each in reversed(missing):
+            each.mkdir()
+            made.append(each)
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=directory, prefix=".") as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise UsageError(f"{named}: cannot write there ({error.strerror}); choose another directory") from error
+    finally:
+        for each in reversed(made):
+            with suppress(OSError):  # no longer empty: another process has moved in
+                each.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

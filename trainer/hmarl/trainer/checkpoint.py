@@ -135,7 +135,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         CheckpointError: unreadable, cut off, or not what was written.
     """
     try:
-        description = json.loads(path.with_suffix(".json").read_text())
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         content = path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         if description.pop("sha256") != sha256:
@@ -162,7 +162,7 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: damaged, or not to be read.
     """
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
 
@@ -213,7 +213,7 @@ def _best_name(folder: Path) -> str:
         CheckpointError: none is marked, or the mark is damaged.
     """
     try:
-        return str(json.loads((folder / "best.json").read_text())["file"])
+        return str(json.loads((folder / "best.json").read_text(encoding="utf-8"))["file"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"run directory {folder.parent}: no best checkpoint ({error}); use --checkpoint last"

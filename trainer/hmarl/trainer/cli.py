@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.sdk.commands._console import make_console, print_listing, print_table
 from hmarl.sdk.errors import MissingExtraError, UsageError
+from hmarl.sdk.files import check_writable
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import StudentsModel
+    from hmarl.trainer.training import Run, RunConfig
 
 _SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
 
@@ -31,16 +35,24 @@ _DISTILLATION_HELP = "distillation.KEY=VALUE, repeatable, with --distil; see hma
 
 
 def _need_torch(purpose: str) -> None:
-    """Raise the error that names the extra when the trainer's packages are not installed."""
+    """Load the trainer's packages; raise the error that names the extra when they are missing."""
     # OpenMP's threads spin while they wait: the default spins so long that a machine that is shared grinds to a halt,
     # none at all halves the speed of one that is not.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    console = make_console(stderr=True)
+    # A terminal is told at once; in a log that only matters when it takes long.
+    patience_s = 0.0 if console.is_terminal else 2.0
+    notice = threading.Timer(patience_s, console.print, [f"{purpose}: loading PyTorch"])
+    notice.daemon = True
+    notice.start()
     try:
         import onnx  # noqa: F401
         import safetensors  # noqa: F401
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "train", purpose) from error
+    finally:
+        notice.cancel()
 
 
 def train(
@@ -63,38 +75,29 @@ def train(
     --presets); --preset takes a named one instead. Ctrl-C saves and says how to resume; a killed run continues from
     its last checkpoint with --resume, bit for bit.
     """
+    console = make_console(stderr=True)
+    if resume is not None and (algorithm or env or settings or preset or out or seed is not None or device):
+        raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
+    if resume is None and (algorithm is None or env is None):
+        raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
     _need_torch("hmarl-train")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    from hmarl.trainer.training import Interrupted, Run, estimate_seconds, stop_on_signals
+    _log_to_standard_error()
+    from hmarl.trainer.training import Interrupted, stop_on_signals
 
-    console = Console(stderr=True)
     if resume is not None:
-        if algorithm or env or settings or preset or out or seed is not None or device:
-            raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
-        run = Run.resume(resume, steps)
-        console.print(
-            f"resuming {resume} at {run.counters.steps:,} of {run.settings.steps:,} steps",
-            highlight=False,
-            soft_wrap=True,
-        )
+        run = _resumed(console, resume, steps)
     else:
-        config, used = _configured(algorithm, env, steps, seed, device, settings, preset)
-        directory = out or _default_directory(config)
-        run = Run.create(config, directory)
-        expected = estimate_seconds(config)
-        console.print(
-            f"training {config.algorithm} on {config.environment} for {run.settings.steps:,} steps into {directory}"
-            f"{f' ({used})' if used else ''}; expected time {_duration(expected)}, evaluations not counted",
-            highlight=False,
-            soft_wrap=True,
-        )
+        assert algorithm is not None and env is not None  # noqa: PT018
+        flags = {"steps": steps, "seed": seed, "device": device}
+        config, used = _configured(console, algorithm, env, flags, settings, preset)
+        run = _created(console, config, used, out)
     try:
         with stop_on_signals() as stop:
             summary = run.train(stop)
     except Interrupted:
         last = max(run.directory.glob("checkpoints/step-*.json"), default=None)
         advice = f"saved {last.stem}. Continue with: {run.resume_command}" if last else "no checkpoint was written yet"
-        console.print(f"\nstopped; {advice}", highlight=False, soft_wrap=True)
+        console.print(f"\nstopped; {advice}")
         raise SystemExit(130) from None
     finally:
         run.close()
@@ -103,66 +106,102 @@ def train(
         print_json({"run": str(run.directory), **summary})
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Logs to what standard error is at the moment: while a progress bar is shown, lines go above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _log_to_standard_error() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StandardError()])
+
+
+def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
+    """The run in ``directory``, ready to go on."""
+    from hmarl.trainer.training import Run, RunConfig
+
+    config = RunConfig.read(directory)
+    check_writable(directory, f"--resume {directory}")
+    _announce_building(console, config)
+    run = Run.resume(directory, steps)
+    console.print(f"resuming {directory} at {run.counters.steps:,} of {run.settings.steps:,} steps")
+    return run
+
+
+def _created(console: Console, config: RunConfig, used: str, out: Path | None) -> Run:
+    """A new run in ``out``, or where runs go by default; ``used`` says on which preset it is based."""
+    from hmarl.trainer.training import Run
+
+    directory = out or _default_directory(config)
+    check_writable(directory, f"--out {directory}" if out else f"{directory} (--out chooses another)")
+    console.print(
+        f"training {config.algorithm} on {config.environment} for {config.run['steps']:,} steps into {directory}"
+        f"{f' ({used})' if used else ''}"
+    )
+    _announce_building(console, config)
+    return Run.create(config, directory)
+
+
+def _announce_building(console: Console, config: RunConfig) -> None:
+    console.print(f"building {config.run_settings().environments} copies of {config.environment}")
+
+
 def _configured(
-    algorithm: str | None,
-    env: str | None,
-    steps: int | None,
-    seed: int | None,
-    device: str | None,
+    console: Console,
+    algorithm: str,
+    env: str,
+    flags: dict[str, Any],
     settings: list[str] | None,
     preset_name: str | None,
-) -> tuple[Any, str]:
+) -> tuple[RunConfig, str]:
     """The run's config, and in words which preset it is based on; empty without one."""
+    from hmarl.trainer.environment_count import fitted_run
     from hmarl.trainer.presets import find_preset, named_preset
     from hmarl.trainer.training import make_config
 
-    if algorithm is None or env is None:
-        raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
     given = parse_settings(settings, ("algorithm", "env", "run"))
     preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
     base_algorithm = dict(preset.algorithm_settings) if preset else {}
     base_run = {**preset.run_settings, "steps": preset.steps} if preset else {}
     arguments = dict(preset.environment_arguments) if preset else {}
-    flags = {"steps": steps, "seed": seed, "device": device}
     run = {**base_run, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
-    config = make_config(algorithm, env, {**base_algorithm, **given["algorithm"]}, run, {**arguments, **given["env"]})
+    arguments = {**arguments, **given["env"]}
+    chosen = {**base_algorithm, **given["algorithm"]}
+    make_config(algorithm, env, chosen, run, arguments)  # what can be refused at once is, before anything is measured
+    config = make_config(algorithm, env, chosen, fitted_run(env, arguments, run, console.print), arguments)
     return config, f"preset {preset.name}" if preset_name and preset else "preset" if preset else ""
 
 
-def _default_directory(config: Any) -> Path:
+def _default_directory(config: RunConfig) -> Path:
     task = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.environment)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{config.algorithm}-{task}-seed{config.run['seed']}-{stamp}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     from hmarl.trainer.algorithms import find_algorithm
+    from hmarl.trainer.announcements import duration
 
-    table = Table(title=f"final evaluation of {summary['algorithm']} on {summary['environment']}", title_justify="left")
-    for column in ("policy", "return mean", "median", "IQM", "success"):
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for name, row in summary["final"].items():
-        success = row.get("success_rate")
-        table.add_row(
+    rows = [
+        (
             name, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
-            "" if success is None else f"{success:.0%}",
-        )  # fmt: skip
-    console.print(table)
+            "" if row.get("success_rate") is None else f"{row['success_rate']:.0%}",
+        )
+        for name, row in summary["final"].items()
+    ]  # fmt: skip
+    title = f"final evaluation of {summary['algorithm']} on {summary['environment']}"
+    print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)
     resumed_at, steps = summary["resumed_at"], summary["steps"]
     part = f", the last {steps - resumed_at:,}" if resumed_at else ""
     # What acts for the whole team at once has no local policies, and nothing to export.
     exports = "local" in summary["final"] or find_algorithm(summary["algorithm"]).distils
     following = f"hmarl-export {directory}" if exports else f"hmarl-eval --run {directory}"
     console.print(
-        f"{steps:,} steps{part} in {_duration(summary['wall_s'])}\n"
+        f"{steps:,} steps{part} in {duration(summary['wall_s'])}\n"
         f"next: {following}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -190,7 +229,8 @@ def export(
     from hmarl.runtime.bundle import to_plain
     from hmarl.trainer.export import export_run
 
-    distillation = _distillation(run, distil, settings, restart_students)
+    console = make_console(stderr=True)
+    distillation = _distillation(console, run, distil, settings, restart_students)
     if distillation is not None and distillation.told != "nothing":
         for option, given in (("--out", out), ("--name", name)):
             if given is not None:
@@ -198,11 +238,10 @@ def export(
                     f"{option}: got {given}, expected nothing with distillation.told={distillation.told}: students who "
                     "are told more than their agents see are reported on, and no bundle is written"
                 )
-        _diagnose(run, checkpoint, distillation, restart_students, as_json)
+        _diagnose(console, run, checkpoint, distillation, restart_students, as_json)
         return
     target = out or run / "bundle"
-    console = Console(stderr=True)
-    console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}", highlight=False, soft_wrap=True)
+    console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
     with _saying_what_is_kept(console, run, distillation, restart_students):
         bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
@@ -213,26 +252,30 @@ def export(
         f"largest error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, "
         f"{parity.near_ties} near ties\n"
         f"next: hmarl-verify {target}\n      hmarl-fleet {target} --out endpoints.json",
-        highlight=False,
-        soft_wrap=True,
     )
     if as_json:
         document = {"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)}
         print_json(document | ({} if students is None else {"students": to_plain(students)}))
 
 
-def _distillation(run: Path, distil: bool, settings: list[str] | None, restart: bool) -> Any:
+def _distillation(console: Console, run: Path, distil: bool, settings: list[str] | None, restart: bool) -> Any:
     """The settings of the distillation, checked; None where nothing is distilled."""
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.config import validate
+    from hmarl.trainer.environment_count import fitted_count
     from hmarl.trainer.students.settings import DistillationSettings
     from hmarl.trainer.training import RunConfig
 
     given = parse_settings(settings, ("distillation",))["distillation"]
     checked = validate(DistillationSettings, given, "distillation")
-    algorithm = RunConfig.read(run).algorithm
+    config = RunConfig.read(run)
+    algorithm = config.algorithm
     if distil or find_algorithm(algorithm).distils:
-        return checked
+        if "environments" in given:
+            return checked
+        name, arguments = config.environment, config.environment_arguments
+        count = fitted_count(name, arguments, checked.environments, console.print)
+        return checked.model_copy(update={"environments": count})
     if given or restart:
         option = "--set distillation.*" if given else "--restart-students"
         raise UsageError(
@@ -253,13 +296,13 @@ def _saying_what_is_kept(console: Console, run: Path, distillation: Any, restart
         raise
 
 
-def _diagnose(run: Path, checkpoint: str, distillation: Any, restart: bool, as_json: bool) -> None:
+def _diagnose(console: Console, run: Path, checkpoint: str, distillation: Any, restart: bool, as_json: bool) -> None:
     """Report on students that see more than their agents will; there is nothing to export."""
     from hmarl.runtime.bundle import to_plain
     from hmarl.trainer.export import load_run
     from hmarl.trainer.students.dagger import distil_run
 
-    console, loaded = Console(stderr=True), load_run(run, checkpoint)
+    loaded = load_run(run, checkpoint)
     with _saying_what_is_kept(console, run, distillation, restart):
         distilled = distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart)
     report = distilled.report
@@ -267,8 +310,6 @@ def _diagnose(run: Path, checkpoint: str, distillation: Any, restart: bool, as_j
     console.print(
         f"no bundle: these students saw more than their agents will (distillation.told={distillation.told}). If they "
         "keep clearly more of the return than local students do, it is information that those lack",
-        highlight=False,
-        soft_wrap=True,
     )
     if as_json:
         print_json({"students": to_plain(report)})
@@ -277,10 +318,7 @@ def _diagnose(run: Path, checkpoint: str, distillation: Any, restart: bool, as_j
 def _report_students(console: Console, students: StudentsModel) -> None:
     from hmarl.trainer.students.report import figures
 
-    table = Table(title=f"students of the {students.teacher}", title_justify="left", show_header=False)
-    for name, figure in figures(students):
-        table.add_row(name, figure)
-    console.print(table)
+    print_table(console, f"students of the {students.teacher}", ("", ""), figures(students))
 
 
 def algorithms(
@@ -296,34 +334,37 @@ def algorithms(
     from hmarl.trainer.presets import PRESETS
     from hmarl.trainer.students.settings import DistillationSettings
 
-    console = Console(markup=False)  # brackets in descriptions are brackets
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
     if presets:
-        table = Table("algorithm", "environment", "--preset", "steps", "about", title="presets")
-        for preset in PRESETS:
-            name_shown = preset.name or "by itself"
-            table.add_row(preset.algorithm, preset.environment, name_shown, f"{preset.steps:,}", preset.about)
+        title, columns = "presets", ("algorithm", "environment", "--preset", "steps", "about")
+        rows = [
+            (preset.algorithm, preset.environment, preset.name or "by itself", f"{preset.steps:,}", preset.about)
+            for preset in PRESETS
+        ]
         document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
     elif name is not None:
         algorithm = find_algorithm(name)
         classes: dict[str, type[Settings]] = {"algorithm": algorithm.settings_class, "run": RunSettings}
         if algorithm.teacher is not Algorithm.teacher:
             classes["distillation"] = DistillationSettings
-        table = Table("setting", "default", "meaning", title=f"settings of {name} (--set SETTING=VALUE)")
-        document = {}
+        title, columns = f"settings of {name} (--set SETTING=VALUE)", ("setting", "default", "meaning")
+        rows, document = [], {}
         for prefix, model in classes.items():
             for key, field in model.model_fields.items():
                 if prefix == "algorithm" and key in algorithm.settings_class.without_effect:
                     continue
-                table.add_row(f"{prefix}.{key}", json.dumps(field.default), field.description or "")
+                rows.append((f"{prefix}.{key}", json.dumps(field.default), field.description or ""))
                 document[f"{prefix}.{key}"] = field.default
     else:
-        table = Table("algorithm", "acts", "about", title="algorithms")
-        for key, each in ALGORITHMS.items():
-            acts = "agent by agent" if each.exportable else "centrally"
-            table.add_row(key, acts, (each.__doc__ or "").splitlines()[0])
+        title, columns = "algorithms", ("algorithm", "acts", "about")
+        rows = [
+            (key, "agent by agent" if each.exportable else "centrally", (each.__doc__ or "").splitlines()[0])
+            for key, each in ALGORITHMS.items()
+        ]
         central = [key for key, each in ALGORITHMS.items() if not each.exportable]
         document = {"algorithms": list(ALGORITHMS), "central": central}
-    console.print(table)
+    print_listing(make_console(), columns, rows, title)
     if as_json:
         print_json(document)
 

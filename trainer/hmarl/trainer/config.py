@@ -41,8 +41,10 @@ class RunSettings(Settings):
 
     steps: int = Field(1_000_000, ge=1, description="environment steps of the whole team, summed over the environments")
     seed: int = Field(0, ge=0, lt=2**31, description="seeds networks, action noise, permutations and environments")
-    environments: int = Field(256, ge=1, description="B, environments stepped together")
-    rollout_length: int = Field(25, ge=1, description="T, steps per environment between two updates")
+    environments: int = Field(256, ge=1, description="B, environments stepped together, by default no more than fit")
+    rollout_length: int = Field(
+        25, ge=1, description="T, steps per environment between two updates, by default more with fewer environments"
+    )
     device: str = Field("cpu", description="torch device, e.g. cpu or cuda:0")
     threads: int = Field(2, ge=1, description="torch's threads within one operation")
     evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")

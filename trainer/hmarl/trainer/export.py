@@ -36,8 +36,10 @@ from hmarl.runtime.bundle import (
     write_bundle,
 )
 from hmarl.runtime.session import Policy, compare_outputs
+from hmarl.sdk.copies import few_copies
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import as_numpy, episode_seeds
+from hmarl.sdk.files import check_writable
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.algorithm import Algorithm
@@ -183,6 +185,7 @@ def export_run(
     else:
         distillation.check_deployable()
     check_target(target)  # not after hours of distilling
+    check_writable(target.absolute().parent, f"--out {target}")
     loaded = load_run(run, checkpoint)
     if distillation is not None:
         distilled = distil_run(
@@ -319,7 +322,11 @@ def _random_masks(module: DeployablePolicy, rows: int, generator: np.random.Gene
 
 
 def rollout_observations(loaded: LoadedRun, steps: int = 64, batch: int = 16) -> list[dict[str, Tensor]]:
-    """Real inputs: per agent, what it saw (and its masks) while a random team played, [M, ...]."""
+    """Real inputs: per agent, what it saw (and its masks) while a random team played, [M, ...].
+
+    M is ``steps * batch``, in fewer environments where each costs much.
+    """
+    rows, batch = steps * batch, few_copies(loaded.config.environment, batch)
     environment = make(loaded.config.environment, batch, **loaded.config.environment_arguments)
     team = RandomTeam(environment.spec)
     seeds = episode_seeds(17, batch)
@@ -327,7 +334,7 @@ def rollout_observations(loaded: LoadedRun, steps: int = 64, batch: int = 16) ->
     observation = as_numpy(environment.reset(seeds))
     seen: list[list[npt.NDArray[Any]]] = [[] for _ in environment.spec.agents]
     masks: list[list[npt.NDArray[Any]]] = [[] for _ in environment.spec.agents]
-    for _ in range(steps):
+    for _ in range(-(-rows // batch)):
         for g, group in enumerate(environment.spec.groups):
             for member, agent in enumerate(group.agents):
                 seen[agent].append(np.array(observation.observations[g][:, member]))
@@ -337,13 +344,13 @@ def rollout_observations(loaded: LoadedRun, steps: int = 64, batch: int = 16) ->
         actions = team.act(observation, np.ones(batch, dtype=np.bool_))
         observation = as_numpy(environment.step(actions).observation)
     environment.close()
-    rows = []
+    samples = []
     for agent_seen, agent_masks in zip(seen, masks, strict=True):
         row = {"observation": torch.from_numpy(np.concatenate(agent_seen).astype(np.float32))}
         if agent_masks:
             row["action_mask"] = torch.from_numpy(np.concatenate(agent_masks))
-        rows.append(row)
-    return rows
+        samples.append(row)
+    return samples
 
 
 def check_all(

@@ -23,12 +23,14 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from hmarl.runtime.bundle import replace_file
+from hmarl.sdk.copies import evaluation_copies
 from hmarl.sdk.environment import VectorEnvironment
-from hmarl.sdk.environments import make
+from hmarl.sdk.environments import copy_cost, make
 from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.announcements import Announcements
 from hmarl.trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -41,6 +43,7 @@ from hmarl.trainer.checkpoint import (
     write_checkpoint,
 )
 from hmarl.trainer.config import AlgorithmSettings, RunSettings, validate
+from hmarl.trainer.devices import device_named
 from hmarl.trainer.recorder import LiveProgress, Recorder, evaluation_path, read_evaluation
 from hmarl.trainer.rollout import Collector, Rollout
 from hmarl.trainer.team import teams, variants
@@ -80,7 +83,7 @@ class RunConfig(BaseModel):
         """
         path = run / "config.json"
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); is it a run's?") from error
         except ValueError as error:
@@ -127,15 +130,7 @@ def device_of(run: RunSettings) -> torch.device:
     Raises:
         UsageError: no such device on this machine.
     """
-    try:
-        device = torch.device(run.device)
-    except RuntimeError as error:
-        raise UsageError(f"run.device: got '{run.device}', expected e.g. cpu or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise UsageError(
-            f"run.device: got '{run.device}', but this torch ({torch.__version__}) sees {count or 'no'} CUDA devices"
-        )
-    return device
+    return device_named(run.device)
 
 
 def build_algorithm(config: RunConfig, environment: VectorEnvironment) -> Algorithm:
@@ -267,8 +262,9 @@ class Run:
         title = f"{self.config.algorithm} · {self.config.environment}"
         try:
             with LiveProgress(title, self.settings.steps, self.counters.steps) as progress:
+                announcements = self._announcements(progress)
                 while self.counters.steps < self.settings.steps:
-                    metrics = self._iterate()
+                    metrics = self._iterate(announcements)
                     rollbacks = rollbacks + 1 if metrics.get("rolled_back") else 0
                     if rollbacks >= self.settings.max_rollbacks:
                         raise DivergedError(
@@ -294,10 +290,19 @@ class Run:
         finally:
             recorder.close()
 
-    def _iterate(self) -> dict[str, float]:
+    def _announcements(self, progress: LiveProgress) -> Announcements:
+        """What is said of the first updates."""
+        count, length = self.settings.environments, self.settings.rollout_length
+        updates = math.ceil((self.settings.steps - self.counters.steps) / (count * length))
+        cost = copy_cost(self.config.environment)
+        return Announcements(progress.say, updates, length, count, cost is not None and cost.compiles)
+
+    def _iterate(self, announcements: Announcements) -> dict[str, float]:
         """One rollout and one update; a diverged update is named and undone."""
         begin = time.monotonic()
+        announcements.collecting()
         statistics = self.collector.collect(self.algorithm)
+        announcements.updating()
         collected = time.monotonic()
         self._returns.extend(value for value in statistics.returns if math.isfinite(value))
         before = {name: tensor.clone() for name, tensor in flatten(self.algorithm.components()).items()}
@@ -327,6 +332,7 @@ class Run:
         if statistics.successes:
             metrics["success_rate"] = float(np.mean(statistics.successes))
         metrics["rollout_s"], metrics["update_s"] = collected - begin, time.monotonic() - collected
+        announcements.updated()
         return metrics
 
     def _evaluate_when_due(self, done: bool, progress: LiveProgress) -> dict[str, float]:
@@ -364,8 +370,9 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Deterministic episodes with the same seeds every time; for HCPO under all four conductors."""
         if self._evaluation_environment is None:
-            batch = min(self.settings.evaluation_episodes, 100)
-            self._evaluation_environment = make(self.config.environment, batch, **self.config.environment_arguments)
+            name, episodes = self.config.environment, self.settings.evaluation_episodes
+            batch = evaluation_copies(name, episodes, self.settings.environments)
+            self._evaluation_environment = make(name, batch, **self.config.environment_arguments)
         metrics, details = {}, {}
         for name, team in teams(self.algorithm, not self.algorithm.settings.deterministic_evaluation).items():
             result = evaluate(self._evaluation_environment, team, self.settings.evaluation_episodes, EVALUATION_SEED)
@@ -424,26 +431,6 @@ class Run:
     def resume_command(self) -> str:
         """What to type to continue."""
         return f"hmarl-train --resume {self.directory}"
-
-
-def estimate_seconds(config: RunConfig) -> float:
-    """Expected duration of a run: two updates of a throw-away copy, the second timed."""
-    environment = make(config.environment, config.run_settings().environments, **config.environment_arguments)
-    run = config.run_settings()
-    try:
-        torch.set_num_threads(run.threads)
-        algorithm = build_algorithm(config, environment)
-        rollout = Rollout(environment.spec, run.rollout_length, run.environments, device_of(run))
-        collector = Collector(environment, rollout, derived_seeds(run.seed, 0, run.environments))
-        seconds = 0.0
-        for _ in range(2):
-            begin = time.monotonic()
-            collector.collect(algorithm)
-            algorithm.update(rollout, 0.0)
-            seconds = time.monotonic() - begin
-    finally:
-        environment.close()
-    return seconds * math.ceil(run.steps / (run.environments * run.rollout_length))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from hmarl.runtime.commands._output import ERRORS
 from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.output import print_anything
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _LAST_WORDS_S = 2.0
@@ -59,6 +60,7 @@ def run(program: str, command: Callable[[], int]) -> int:
     Returns:
         The exit code: 0 done, 2 bad usage, 3 bad bundle, 4 runtime failure, 130 interrupted.
     """
+    print_anything()
     try:
         return command()
     except KeyboardInterrupt:

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 import numpy as np
 import typer
 
+from hmarl.runtime.output import print_anything
 from hmarl.sdk.errors import UsageError
 
+EXIT_USAGE = 2
 EXIT_FAILURE = 4
 EXIT_INTERRUPTED = 130
 
@@ -64,10 +66,17 @@ def _value(text: str) -> Any:
 def print_json(document: Any) -> None:
     """Print one JSON object as one line of standard output, NumPy values included.
 
-    Non-finite numbers, which JSON does not know, become null.
+    Non-finite numbers, which JSON does not know, become null; where standard output cannot hold a character, all that
+    are not ASCII are escaped.
     """
     sys.stdout.flush()
-    print(json.dumps(_plain(document), allow_nan=False, ensure_ascii=False), flush=True)
+    content = _plain(document)
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(content, allow_nan=False)
+    print(text, flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -98,11 +107,21 @@ def run_command(function: Callable[..., Any], arguments: Sequence[str] | None = 
     Raises:
         SystemExit: always.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    print_anything()
+    # Rich's markup mode would draw boxes around wrong usage, wrapped at 80 columns in a pipe as well.
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(_guarded(function))
-    # Typer itself turns wrong options into a message and exit code 2.
-    app(args=None if arguments is None else list(arguments))
-    sys.exit(0)
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except typer.Abort:
+        _leave("interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        # What Typer finds wrong with the command line; errors of the command itself are dealt with by now.
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        _leave(f"{describe().rstrip('.')}; see --help", EXIT_USAGE)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., None]:

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from hmarl.sdk.commands._common import EXIT_FAILURE, parse_settings, print_json, run_command
+from hmarl.sdk.commands._console import make_console, print_listing
 from hmarl.sdk.conformance import CheckResult, check_environment
 from hmarl.sdk.environments import make
 
@@ -44,24 +44,15 @@ def check(
         deterministic=deterministic,
     )
     passed = all(result.passed for result in results)
-    Console().print(_table(environment, results))
+    print_listing(make_console(), ("", "check", "found"), [_row(result) for result in results], environment)
     if as_json:
         print_json({"environment": environment, "passed": passed, "checks": [asdict(result) for result in results]})
     if not passed:
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _table(environment: str, results: list[CheckResult]) -> Table:
-    table = Table("", "check", "found", title=environment, title_justify="left")
-    for result in results:
-        mark = "[green]✓[/]" if result.passed else "[bold red]✗[/]"
-        table.add_row(mark, result.name, _escaped(result.detail))
-    return table
-
-
-def _escaped(text: str) -> str:
-    """Brackets as they are, not as rich's markup."""
-    return text.replace("[", "\\[")
+def _row(result: CheckResult) -> tuple[Text, str, str]:
+    return Text("✓", "green") if result.passed else Text("✗", "bold red"), result.name, result.detail
 
 
 def main() -> NoReturn:

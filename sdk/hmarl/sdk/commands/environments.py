@@ -6,10 +6,9 @@ import importlib.util
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from hmarl.sdk.commands._common import print_json, run_command
+from hmarl.sdk.commands._console import make_console, print_listing
 from hmarl.sdk.environments import FAMILY_EXTRAS, families, tasks
 from hmarl.sdk.errors import MissingExtraError
 
@@ -30,10 +29,8 @@ def _list_families(as_json: bool) -> None:
     if as_json:
         print_json({"families": {name: {"installed": not extra, "extra": extra} for name, extra in missing.items()}})
         return
-    table = Table("family", "state")
-    for name, extra in missing.items():
-        table.add_row(name, f"missing: pip install 'hmarl\\[{extra}]'" if extra else "installed")
-    Console().print(table)
+    states = (f"missing: pip install 'hmarl[{extra}]'" if extra else "installed" for extra in missing.values())
+    print_listing(make_console(), ("family", "state"), list(zip(missing, states, strict=True)))
 
 
 def _missing_extra(family: str) -> str | None:

@@ -18,17 +18,17 @@ from typing import Annotated, Any, Literal, NoReturn
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from hmarl.runtime.bundle import load_bundle
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.sdk.commands._console import make_console, print_table, progress_bar
+from hmarl.sdk.copies import few_copies
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.evaluation import Evaluation, evaluate, marl_eval_json
-from hmarl.sdk.files import write_text
+from hmarl.sdk.files import check_writable, write_text
 from hmarl.sdk.report import ReportContent, write_report
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam, Team
@@ -55,15 +55,15 @@ class Options:
     checkpoint: str
     provider: str
     stream: bool
-    batch_size: int
+    batch_size: int | None
     settings: tuple[str, ...]
     out: Path | None
     video: Literal["gif", "mp4"] | None
     report: bool
     json: bool
 
-    def command(self) -> str:
-        """A command line that repeats the evaluation."""
+    def command(self, batch_size: int) -> str:
+        """A command line that repeats the evaluation, with as many environments side by side."""
         words = ["hmarl-eval"]
         for name in ("bundle", "endpoints", "run", "env", "episodes", "seed", "instruction_choice", "variant", "out"):
             value = getattr(self, name)
@@ -73,7 +73,7 @@ class Options:
         words += ["--provider", self.provider] if self.bundle else []
         words += ["--stream"] if self.stream else []
         words += ["--sample"] if self.sample else []
-        words += ["--batch-size", str(self.batch_size)]
+        words += ["--batch-size", str(batch_size)]
         for setting in self.settings:
             words += ["--set", setting]
         return shlex.join(words)
@@ -155,11 +155,12 @@ def _environment(options: Options, source: Source) -> VectorEnvironment:
     name = options.env or source.environment
     arguments = dict(source.arguments) if name == source.environment else {}
     arguments.update(parse_settings(options.settings)["env"])
-    return make(name, batch_size=options.batch_size, **arguments)
+    batch_size = options.batch_size or few_copies(name, min(options.episodes, _DEFAULT_BATCH))
+    return make(name, batch_size=batch_size, **arguments)
 
 
 def _measure(options: Options, environment: VectorEnvironment, team: Team, console: Console) -> Evaluation:
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task(f"{team.name} on {environment.spec.name}", total=options.episodes)
         return evaluate(
             environment,
@@ -173,18 +174,19 @@ def _measure(options: Options, environment: VectorEnvironment, team: Team, conso
 def _print_table(evaluation: Evaluation, console: Console) -> None:
     summary = evaluation.summary()
     low, high = summary["return_ci95"]
-    table = Table(title=f"{evaluation.team} on {evaluation.environment}", show_header=False, title_justify="left")
-    table.add_row("episodes", str(summary["episodes"]))
-    table.add_row("return, IQM [95 % interval]", f"{summary['return_iqm']:.3f} [{low:.3f}, {high:.3f}]")
-    table.add_row("return, mean ± std", f"{summary['return_mean']:.3f} ± {summary['return_std']:.3f}")
-    table.add_row("return, median", f"{summary['return_median']:.3f}")
-    table.add_row("steps an episode", f"{summary['length_mean']:.1f}")
+    rows = [
+        ("episodes", str(summary["episodes"])),
+        ("return, IQM [95 % interval]", f"{summary['return_iqm']:.3f} [{low:.3f}, {high:.3f}]"),
+        ("return, mean ± std", f"{summary['return_mean']:.3f} ± {summary['return_std']:.3f}"),
+        ("return, median", f"{summary['return_median']:.3f}"),
+        ("steps an episode", f"{summary['length_mean']:.1f}"),
+    ]
     if summary["success_rate"] is not None:
-        table.add_row("success", f"{100 * summary['success_rate']:.1f} %")
+        rows.append(("success", f"{100 * summary['success_rate']:.1f} %"))
     if summary["latency_p50_us"] is not None:
         latency = f"{summary['latency_p50_us']:,.0f} / {summary['latency_p99_us']:,.0f} µs"
-        table.add_row(f"latency p50 / p99, {evaluation.latency_of}", latency)
-    console.print(table)
+        rows.append((f"latency p50 / p99, {evaluation.latency_of}", latency))
+    print_table(console, f"{evaluation.team} on {evaluation.environment}", ("", ""), rows)
 
 
 def _episodes_csv(evaluation: Evaluation, spec: EnvironmentSpec) -> str:
@@ -201,10 +203,7 @@ def _episodes_csv(evaluation: Evaluation, spec: EnvironmentSpec) -> str:
 
 
 def _write_results(out: Path, evaluation: Evaluation, spec: EnvironmentSpec) -> list[Path]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror}") from error
+    out.mkdir(parents=True, exist_ok=True)
     written = [out / "evaluation.json", out / "episodes.csv"]
     write_text(written[0], json.dumps(marl_eval_json([evaluation]), indent=1) + "\n")
     write_text(written[1], _episodes_csv(evaluation, spec))
@@ -244,7 +243,7 @@ def _write_pictures(
         baseline = evaluate(environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed)
         write_report(
             out / "report.html",
-            ReportContent(evaluation, options.command(), settings, baseline, recording, video),
+            ReportContent(evaluation, options.command(environment.batch_size), settings, baseline, recording, video),
         )
     return [path for path in (out / "report.html" if options.report else None, video) if path is not None]
 
@@ -257,10 +256,17 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         BundleError: a damaged bundle.
         AgentError: a fleet that does not answer.
     """
-    console = Console(stderr=options.json)
+    console = make_console(stderr=options.json)
+    if options.out is not None:
+        check_writable(options.out, f"--out {options.out}")  # not after hours of playing
     source = _source(options)
     with closing(_environment(options, source)) as environment, closing(source.make_team(environment.spec)) as team:
-        evaluation = _measure(options, environment, team, Console(stderr=True))
+        progress = make_console(stderr=True)
+        progress.print(
+            f"playing {options.episodes} episodes of {environment.spec.name} with {team.name}, "
+            f"up to {environment.batch_size} side by side"
+        )
+        evaluation = _measure(options, environment, team, progress)
         _print_table(evaluation, console)
         written: list[Path] = []
         if options.out is not None:
@@ -274,9 +280,9 @@ def run_evaluation(options: Options) -> dict[str, Any]:
                         "--set env.render_mode=rgb_array)"
                     )
             elif options.report or options.video is not None:
-                console.print(f"no report and video without {', '.join(missing)}: pip install 'hmarl\\[eval]'")
+                console.print(f"no report and video without {', '.join(missing)}: pip install 'hmarl[eval]'")
     for path in written:
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {path}")
     return {
         "environment": evaluation.environment,
         "team": evaluation.team,
@@ -307,7 +313,8 @@ def evaluate_command(
     provider: Annotated[str, typer.Option(help="With --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE].")] = "cpu",
     stream: Annotated[bool, typer.Option("--stream", help="With --endpoints: streams instead of unary calls.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help=f"Environments side by side; by default up to {_DEFAULT_BATCH}.")
+        int | None,
+        typer.Option(min=1, help=f"Environments side by side; as many as fit up to {_DEFAULT_BATCH} by default."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="env.KEY=VALUE", help="An argument of the environment.")
@@ -333,7 +340,7 @@ def evaluate_command(
             checkpoint=checkpoint,
             provider=provider,
             stream=stream,
-            batch_size=batch_size or min(episodes, _DEFAULT_BATCH),
+            batch_size=batch_size,
             settings=tuple(settings or ()),
             out=out,
             video=video_format if video else None,

@@ -2,17 +2,19 @@
 
 ``make("mpe/simple_spread", batch_size=64, N=5)`` looks the family up (i) in the table below, (ii) in the entry-point
 group ``hmarl.environments``; a name of the form ``package.module:function`` is called directly. A family is a function
-``make(task, batch_size, **arguments) -> VectorEnvironment``.
+``make(task, batch_size, **arguments) -> VectorEnvironment``; the module that it is in may say what a copy costs
+(``COPY_COST``, see ``CopyCost``).
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from hmarl.sdk.environment import VectorEnvironment
+from hmarl.sdk.environment import CopyCost, VectorEnvironment
 from hmarl.sdk.errors import MissingExtraError, UsageError, unknown_name
 
 BUILT_IN_FAMILIES: dict[str, str] = {
@@ -89,6 +91,19 @@ def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
     if task == name:
         return maker(batch_size=batch_size, **arguments)
     return maker(task, batch_size=batch_size, **arguments)
+
+
+def copy_cost(name: str) -> CopyCost | None:
+    """What every further copy of the environment ``name`` costs, as its module declares it; None when it does not.
+
+    Raises:
+        UsageError: unknown family.
+        MissingExtraError: the family needs a package that is not installed.
+    """
+    _, maker = _family_maker(name)
+    module = sys.modules.get(getattr(maker, "__module__", ""))
+    declared = getattr(module, "COPY_COST", None)
+    return declared if isinstance(declared, CopyCost) else None
 
 
 def tasks(family: str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
+from hmarl.sdk.environment import VECTORISED, Observation, StepResult, VectorEnvironment
 from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._random_streams import RandomStreams, checked_state
 from hmarl.sdk.errors import UsageError, unknown_name
@@ -24,6 +24,7 @@ from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 TASKS = ["3x10-30", "3x30-50", "5x20-80", "8x15-100", "sum-to-10", "sum-to-10-full"]
 EPISODE_STEPS = 100
 Record = Literal["own", "reference"]
+COPY_COST = VECTORISED
 
 _NAMES_OF_SUM_TO_TEN: dict[str, tuple[int, ...]] = {"sum-to-10": (4, 6), "sum-to-10-full": tuple(range(11))}
 

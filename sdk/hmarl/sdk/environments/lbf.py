@@ -20,6 +20,7 @@ from typing import Any
 
 from lbforaging.foraging import ForagingEnv
 
+from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments._gymnasium_team import GymnasiumTeam, build
 from hmarl.sdk.environments._lifted import LiftedVector, lift
 from hmarl.sdk.environments._worker_copy import ParallelCopy
@@ -27,6 +28,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 
 TASKS = ["[Ss-]NxN-Pp-Ff[-coop][-ind][-pen], e.g. 8x8-2p-2f-coop, 2s-10x10-3p-3f"]
+COPY_COST = CopyCost(memory_bytes=1 << 16)  # Python objects in a worker process
 
 _TASK = re.compile(
     r"(?:(?P<sight>\d+)s-)?(?P<rows>\d+)x(?P<columns>\d+)-(?P<players>\d+)p-(?P<food>\d+)f"

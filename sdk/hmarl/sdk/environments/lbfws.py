@@ -47,7 +47,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environment import Observation, StepResult
+from hmarl.sdk.environment import VECTORISED, Observation, StepResult
 from hmarl.sdk.environments import _lbfws_drawing, _lbfws_state
 from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._arguments import COUNT, Rule, at_least, is_integer, resolve
@@ -60,6 +60,7 @@ from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 # The levels of food, over again where there is more of it; the k-th is at most k, so that k agents can eat it.
 _LEVELS = {"easy": (1,), "hard": (1, 2, 2, 3, 3)}
 TASKS = list(_LEVELS)
+COPY_COST = VECTORISED
 
 _DEFAULTS: dict[str, Any] = {
     "agents": 5,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import Observation, StepResult
+from hmarl.sdk.environment import VECTORISED, Observation, StepResult
 from hmarl.sdk.environments import _mamujoco_drawing
 from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._arguments import COUNT, at_least, resolve
@@ -25,6 +25,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 
 TASKS = task_names()
+COPY_COST = VECTORISED
 
 _DEFAULTS: dict[str, int | None] = {"agent_obsk": 1, "horizon": 1000, "threads": None}
 _RULES = {"agent_obsk": at_least(0), "horizon": COUNT, "threads": COUNT}

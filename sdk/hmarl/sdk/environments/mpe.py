@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import Observation, StepResult
+from hmarl.sdk.environment import VECTORISED, Observation, StepResult
 from hmarl.sdk.environments import _mpe_drawing
 from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._arguments import COUNT, FLAG, PROPORTION, resolve
@@ -23,6 +23,7 @@ from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import EnvironmentSpec
 
 TASKS = list(SCENARIOS)
+COPY_COST = VECTORISED
 
 
 def make(task: str, batch_size: int = 1, **arguments: Any) -> MpeEnvironment:

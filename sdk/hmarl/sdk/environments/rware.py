@@ -23,6 +23,7 @@ from typing import Any
 
 from rware.warehouse import ImageLayer, ObservationType, RewardType, Warehouse
 
+from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments._gymnasium_team import GymnasiumTeam, build
 from hmarl.sdk.environments._lifted import LiftedVector, lift
 from hmarl.sdk.environments._worker_copy import ParallelCopy
@@ -30,6 +31,7 @@ from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 
 TASKS = ["[img-|imgdict-][Nd-][Rs-]SIZE-[Hh-]Aag[-easy|-hard], SIZE tiny, small, medium or large, e.g. tiny-2ag"]
+COPY_COST = CopyCost(memory_bytes=1 << 16)  # Python objects in a worker process
 
 _TASK = re.compile(
     r"(?:(?P<kind>img|imgdict)-(?P<upright>Nd-)?)?(?:(?P<range>\d+)s-)?(?P<size>tiny|small|medium|large)-"

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments._lifted import LiftedVector
 from hmarl.sdk.environments._multi_agent import Package, Request, make_multi_agent
 
 TASKS = ["MAP, e.g. 3m, 8m, 2s3z, 3s5z, 5m_vs_6m, MMM2, corridor; with env.entry=PACKAGE.MODULE:CLASS any name"]
+COPY_COST = CopyCost(memory_bytes=600 << 20, processes=1)  # a StarCraft II each
 
 PACKAGE = Package(
     family="smac",

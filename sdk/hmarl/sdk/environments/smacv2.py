@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments._lifted import LiftedVector
 from hmarl.sdk.environments._multi_agent import Package, Request, make_multi_agent
 from hmarl.sdk.errors import UsageError, unknown_name
 
 TASKS = ["10gen_terran", "10gen_protoss", "10gen_zerg", "any name, with env.entry=PACKAGE.MODULE:CLASS"]
+COPY_COST = CopyCost(memory_bytes=600 << 20, processes=1)  # a StarCraft II each
 
 PACKAGE = Package(
     family="smacv2",

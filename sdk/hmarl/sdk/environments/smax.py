@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environment import Observation, StepResult
+from hmarl.sdk.environment import CopyCost, Observation, StepResult
 from hmarl.sdk.environments import _smax_drawing
 from hmarl.sdk.environments._actions import checked_actions
 from hmarl.sdk.environments._arguments import COUNT, FLAG, NUMBER, POSITIVE, Rule, at_least, resolve
@@ -39,6 +39,7 @@ _MARINE = 0
 _OWN_SCENARIOS = {"8m_vs_9m": Scenario(np.full(17, _MARINE, np.uint8), 8, 9, False, False)}
 _SCENARIOS = {**SCENARIOS, **_OWN_SCENARIOS}
 TASKS = list(_SCENARIOS)
+COPY_COST = CopyCost(compiles=True)
 
 _DEFAULTS: dict[str, Any] = {
     "walls_cause_death": True,

@@ -31,7 +31,7 @@ import vmas
 from gymnasium import spaces
 from vmas.simulator.environment import Environment
 
-from hmarl.sdk.environment import Array, Observation, StepResult
+from hmarl.sdk.environment import VECTORISED, Array, Observation, StepResult
 from hmarl.sdk.environments import _vmas_drawing, _vmas_state
 from hmarl.sdk.errors import EnvironmentFault, UsageError, unknown_name
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
@@ -43,6 +43,7 @@ _FILES = {
     if path.stem != "__init__"
 }
 TASKS = list(_FILES)
+COPY_COST = VECTORISED
 
 # Parameters of vmas.make_env that are settled here and would not reach the scenario.
 _SETTLED = {"scenario", "num_envs", "wrapper", "seed", "dict_spaces", "clamp_actions", "grad_enabled"}

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hmarl.runtime.bundle import StudentsModel
+from hmarl.sdk.copies import evaluation_copies
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import Evaluation, evaluate
@@ -99,7 +100,10 @@ class Distillation:
         self._demonstrator = Demonstrator(algorithm, teacher, self.students, self.sample)
         self._environments = [
             make(environment, size, **arguments)
-            for size in (settings.environments, min(settings.evaluation_episodes, 100))
+            for size in (
+                settings.environments,
+                evaluation_copies(environment, settings.evaluation_episodes, settings.environments),
+            )
         ]
         self._collector = Collector(self._environments[0], self._rollout, self._seeds(0)[:-1])
 

@@ -1,0 +1,43 @@
+"""What commands print reaches every terminal, pipe and log file, whatever characters those can hold."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+
+_HANDLER = "hmarl-plain"
+_PLAIN = {
+    "±": "+-", "…": "...", "·": "|", "−": "-", "–": "-", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "×": "x",
+    "‖": "||", "µ": "u", "λ": "lambda", "✓": "v", "✗": "x",
+}  # fmt: skip
+
+
+def print_anything() -> None:
+    """Let standard output and standard error write what their encoding lacks in plain letters instead of failing."""
+    codecs.register_error(_HANDLER, _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None without a terminal, and tests put other things there
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """The error handler: ASCII for what could not be encoded."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_plain(each) for each in error.object[error.start : error.end]), error.end
+
+
+def _plain(character: str) -> str:
+    """The nearest in ASCII: é is e, λ is lambda; else the code point."""
+    if character in _PLAIN:
+        return _PLAIN[character]
+    import unicodedata  # noqa: PLC0415 - an agent that never needs its tables never loads them
+
+    plain = "".join(each for each in unicodedata.normalize("NFKD", character) if each.isascii())
+    if plain:
+        return plain
+    name = unicodedata.name(character, "").split()
+    if name[:1] == ["GREEK"]:
+        return name[-1].lower()
+    return character.encode("ascii", "backslashreplace").decode("ascii")

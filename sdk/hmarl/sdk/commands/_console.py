@@ -1,0 +1,97 @@
+"""What commands show: laid out for the terminal's width, in full in a pipe, and what users name is never markup."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+# A pipe has no width. (Rich would take 80 columns for it, and cut.)
+_UNLIMITED = 100_000
+_LEAST_PROSE = 30
+_INDENT = 4
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console whose messages are neither wrapped nor cut, nor searched for markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream is not None and stream.isatty()
+    return Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,  # a terminal wraps by itself, so that what is copied from it is one line
+        width=None if terminal else _UNLIMITED,
+    )
+
+
+def print_listing(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], title: str | None = None
+) -> None:
+    """Print rows whose last column is prose; the others hold names to be typed, and are never cut or folded.
+
+    Where the names leave too little room for the prose, it stands below them.
+
+    Args:
+        console: see ``make_console``.
+        columns: their headings.
+        rows: one cell per column each.
+        title: stands above.
+    """
+    if title is not None:
+        console.print(title, style="italic")
+    texts = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    names = [max([cell_len(heading), *(row[i].cell_len for row in texts)]) for i, heading in enumerate(columns[:-1])]
+    borders = 3 * len(columns) + 1
+    if console.width - sum(names) - borders >= _LEAST_PROSE:
+        typed = (Column(heading, no_wrap=True) for heading in columns[:-1])
+        table = Table(*typed, Column(columns[-1], overflow="fold"))
+        for row in texts:
+            table.add_row(*row)
+        console.print(table, soft_wrap=False)
+        return
+    for row in [[Text(heading, "bold") for heading in columns], *texts]:
+        padded = (Text.assemble(cell, " " * (width - cell.cell_len)) for cell, width in zip(row, names, strict=False))
+        line = Text("  ").join(padded)
+        line.rstrip()
+        console.print(line)
+        console.print(Padding(row[-1], (0, 0, 0, _INDENT), expand=False), soft_wrap=False)
+
+
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print figures: names to the left, everything else to the right."""
+    console.print(title, style="italic")
+    table = Table(show_header=any(columns))
+    for i, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if i and any(columns) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, soft_wrap=False)
+
+
+def progress_bar(console: Console, remaining: ProgressColumn | None = None) -> Progress:
+    """A bar that fills what its title, the share and the time that remains leave of a line; gone once it is stopped.
+
+    Args:
+        console: see ``make_console``; nothing is shown where it is no terminal.
+        remaining: shows the time that remains; rich's own where None.
+    """
+    return Progress(
+        TextColumn("{task.description}", style="bold", markup=False,
+                   table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=10)),
+        TextColumn("{task.percentage:5.1f}%", table_column=Column(no_wrap=True)),
+        TextColumn("ETA"),
+        remaining or TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        console=console,
+        expand=True,
+        transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip

@@ -1,0 +1,191 @@
+"""A run says at once what it is busy with, throws nothing away, and refuses first what would fail later."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_lines import command, run_in_pipes, surroundings
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.files import check_writable
+from hmarl.trainer.devices import device_named
+from training_runs import tiny_config, train
+
+Call = Callable[..., tuple[int, str, str]]
+FAST = ("--set", "run.environments=4", "--set", "run.rollout_length=12", "--set", "run.evaluation_episodes=4",
+        "--set", "run.threads=1")  # fmt: skip
+# Waits at every gate until a file of that name appears in GATES, and notes in the file "made" what it does.
+GATED = """
+import os
+import time
+from pathlib import Path
+
+from hmarl.sdk.environment import CopyCost
+from hmarl.sdk.environments import make as make_other
+
+COPY_COST = CopyCost(compiles=True)
+GATES = Path(os.environ["GATES"])
+
+
+def note(line):
+    with (GATES / "made").open("a") as file:
+        print(line, file=file)
+
+
+def wait(gate):
+    while not (GATES / gate).exists():
+        time.sleep(0.01)
+
+
+class Gated:
+    def __init__(self, batch_size):
+        self._inner = make_other("mpe/simple_spread", batch_size)
+        self.spec, self.batch_size = self._inner.spec, batch_size
+
+    def step(self, actions):
+        wait("step")
+        note("step")
+        return self._inner.step(actions)
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+def make(batch_size):
+    note(f"make {batch_size}")
+    wait("make")
+    return Gated(batch_size)
+"""
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Path:
+    """The folder of the gates; the module ``gated`` lies beside it."""
+    (tmp_path / "gated.py").write_text(GATED)
+    folder = tmp_path / "gates"
+    folder.mkdir()
+    return folder
+
+
+def test_every_stage_is_announced_as_it_begins_and_nothing_is_thrown_away(gates: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command("hmarl-train", "happo", "--env", "gated:make", "--steps", 144, "--out", run, *FAST, "--json")
+    process = subprocess.Popen(
+        words, env=surroundings(tmp_path, GATES=str(gates)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+
+    def read_until(text: str) -> None:
+        """The gates are closed: what is not said by now never will be."""
+        assert process.stderr is not None
+        for line in process.stderr:
+            if text in line:
+                return
+        raise AssertionError(f"'{text}' was never said")
+
+    read_until(f"training happo on gated:make for 144 steps into {run}")
+    read_until("building 4 copies of gated:make")
+    (gates / "make").touch()
+    read_until("first rollout: 12 steps in each of 4 environments, which are compiled first")
+    (gates / "step").touch()
+    read_until("first update; the rollout took ")
+    read_until("expected time ")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert json.loads(output)["updates"] == 3, "nothing but the summary in standard output"
+    done = (gates / "made").read_text().splitlines()
+    assert [line for line in done if line != "step"] == ["make 4", "make 4"], "one to train in, one to evaluate in"
+    assert done.count("step") == 3 * 12 + 25
+
+
+def _refused(call: Call, out: Path, gates: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said of a run into ``out``; no environment is made for it."""
+    monkeypatch.setenv("GATES", str(gates))
+    monkeypatch.syspath_prepend(str(gates.parent))
+    code, output, error = call("train", "happo", "--env", "gated:make", "--steps", "48", "--out", str(out), *FAST)
+    assert (code, output) == (2, ""), error
+    assert not (gates / "made").exists(), "an environment was made"
+    (line,) = error.splitlines()[-1:]
+    assert line.startswith(f"error: --out {out}: cannot write there ("), line
+    return line
+
+
+def test_a_directory_that_cannot_be_written_is_refused_at_once(
+    call: Call, gates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "Not a directory" in _refused(call, file, gates, monkeypatch)
+    assert "Not a directory" in _refused(call, file / "run", gates, monkeypatch)
+    assert file.read_text() == "mine"
+    # Superusers may write into any directory, but not into the kernel's.
+    _refused(call, Path("/proc/1/nothing/run"), gates, monkeypatch)
+    assert "File name too long" in _refused(call, tmp_path / "new" / ("x" * 300), gates, monkeypatch)
+    assert not (tmp_path / "new").exists(), "nothing is left behind"
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert "Permission denied" in _refused(call, tmp_path / "locked" / "run", gates, monkeypatch)
+
+
+def test_a_disk_without_room_is_found_at_once(gates: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: names can still be made there."""
+    out = tmp_path / "run"
+    words = command("hmarl-train", "happo", "--env", "gated:make", "--out", out, *FAST)
+    done = subprocess.run(
+        words, env=surroundings(tmp_path, GATES=str(gates)), capture_output=True, text=True, check=False, timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: --out {out}: cannot write there (File too large)")
+    assert not (gates / "made").exists()
+    assert not out.exists()
+
+
+def test_what_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("mine")
+    check_writable(tmp_path / "run", "--out")
+    check_writable(tmp_path / "run" / "deeper" / "still", "--out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "mine"]
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="--out: cannot write there"):
+        check_writable(tmp_path / "link", "--out")
+
+
+def test_evaluation_and_export_find_it_out_before_they_begin(call: Call, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_config("happo", "mpe/simple_spread", run_settings={"steps": 40}), run)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    code, output, error = run_in_pipes("hmarl-eval", "--run", run, "--episodes", 2, "--out", file / "results")
+    assert (code, output) == (2, ""), "nothing was played"
+    assert f"error: --out {file}/results: cannot write there (Not a directory)" in error
+    code, _, error = call("export", str(run), "--out", str(file / "bundle"))
+    assert code == 2
+    assert f"error: --out {file}/bundle: cannot write there (Not a directory)" in error
+
+
+@pytest.mark.parametrize("name", ["meta", "mkldnn", "vulkan", "xla", "hpu"])
+def test_a_device_that_cannot_train_is_refused_by_name(call: Call, name: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, _, error = call("train", "happo", "--env", "mpe/simple_spread", "--device", name, "--out", str(out), *FAST)
+    assert code == 2
+    line = error.splitlines()[-1]
+    assert line.startswith(f"error: run.device: got '{name}', on which this torch ({torch.__version__}) cannot train")
+    assert "expected one of cpu" in line
+    assert not out.exists()
+
+
+def test_devices_that_are_there_are_taken() -> None:
+    assert device_named("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match=r"got 'gpu', expected e.g. cpu or cuda:0 \(here: cpu"):
+        device_named("gpu")
+    with pytest.raises(UsageError, match=r"sees .* CUDA devices"):
+        device_named("cuda:99")
