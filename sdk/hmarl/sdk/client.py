@@ -143,7 +143,8 @@ class AgentClient(ClientBase):
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
         # As _in_use, without its cost: this is what a control loop waits for.
-        self._check_usable()
+        if self._closed or self._born != ClientBase.forks:
+            self._check_usable()
         if not self._busy.acquire(blocking=False):
             raise self._used_twice("act", "thread")
         try:
@@ -169,10 +170,9 @@ class AgentClient(ClientBase):
             script.close()
 
     def _perform(self, operation: Operation) -> Any:
+        if isinstance(operation, Act):
+            return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
         return getattr(self, METHODS[type(operation)])(operation)
-
-    def _do_act(self, operation: Act) -> Any:
-        return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
 
     def _do_pause(self, operation: Pause) -> None:
         time.sleep(operation.seconds)
@@ -419,10 +419,9 @@ class AsyncAgentClient(ClientBase):
             script.close()
 
     async def _perform(self, operation: Operation) -> Any:
+        if isinstance(operation, Act):
+            return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
         return await getattr(self, METHODS[type(operation)])(operation)
-
-    async def _do_act(self, operation: Act) -> Any:
-        return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
 
     async def _do_pause(self, operation: Pause) -> None:
         await asyncio.sleep(operation.seconds)
