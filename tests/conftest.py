@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 # Pytest's importlib mode leaves sys.path alone; the helper modules beside this file are imported by name.
 sys.path.insert(0, str(Path(__file__).parent))
+# The channels that tests make by themselves reach agents on this machine, whatever proxy the machine has.
+os.environ["no_grpc_proxy"] = "localhost,127.0.0.1"  # noqa: SIM112 - gRPC reads it so
 
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.commands._common import run_command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import grpc
 import pytest
 
 from hmarl.sdk.clock import now_s
@@ -52,7 +53,7 @@ def silence(watch: LinkWatch, seconds: float, requests: int = 1) -> None:
     """Requests that took ``seconds`` altogether, just now, and were not answered."""
     each = seconds / requests
     for number in range(requests):
-        watch.unanswered(now_s() - seconds + number * each, each)
+        watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, now_s() - seconds + number * each, each)
 
 
 def test_a_connection_is_given_up_after_half_a_second_of_silence() -> None:
@@ -90,7 +91,7 @@ def test_a_slow_policy_is_given_time() -> None:
 def test_a_stop_of_this_process_says_nothing_about_the_link() -> None:
     watch = LinkWatch()
     watch.answered(0.001)
-    watch.unanswered(now_s() - 60.0, 0.05)
+    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, now_s() - 60.0, 0.05)
     assert (watch.silent, watch.given_up) == (False, False)
 
 
@@ -110,3 +111,11 @@ def test_attempts_to_connect_are_short_but_longer_than_the_link_needs() -> None:
 def test_the_time_that_a_machine_is_suspended_counts() -> None:
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert before <= now_s() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_late_answers_and_refusals_are_answers() -> None:
+    watch = LinkWatch()
+    for _ in range(20):
+        watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, now_s() - 0.1, 0.1, heard=True)
+        watch.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, now_s() - 0.1, 0.1)
+    assert (watch.silent, watch.given_up) == (False, False)

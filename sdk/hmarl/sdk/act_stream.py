@@ -36,8 +36,8 @@ def broken_stream(error: grpc.RpcError) -> CallFailed:
     return CallFailed(grpc.StatusCode.UNAVAILABLE if code in _ENDED else code, error.details() or "")
 
 
-def _no_reply() -> CallFailed:
-    return CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+def _no_reply(*, heard: bool) -> CallFailed:
+    return CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time", heard=heard)
 
 
 class ActStream:
@@ -73,7 +73,7 @@ class ActStream:
         """
         left = operation.timeout_s
         deadline = now_s() + left
-        unsent = True
+        unsent, before = True, self._received
         while True:
             if unsent and self._sent - self._received < MAX_OUTSTANDING:
                 unsent = False
@@ -82,7 +82,7 @@ class ActStream:
             try:
                 reply = self._replies.get(timeout=left)
             except queue.Empty:
-                raise _no_reply() from None
+                raise _no_reply(heard=self._received > before) from None
             if isinstance(reply, CallFailed):
                 raise reply
             self._received += 1
@@ -139,7 +139,7 @@ class AsyncActStream:
     async def exchange(self, operation: Act) -> agent_pb2.ActResponse:
         """Send a request and wait for its reply; see ``ActStream.exchange``."""
         deadline = now_s() + operation.timeout_s
-        unsent = True
+        unsent, before = True, self._received
         while True:
             if unsent and self._sent - self._received < MAX_OUTSTANDING:
                 unsent = False
@@ -149,7 +149,7 @@ class AsyncActStream:
                 if self._failure is not None:
                     raise self._failure
                 if not await self._arrival(max(deadline - now_s(), 0.0)):
-                    raise _no_reply()
+                    raise _no_reply(heard=self._received > before)
                 continue
             self._received += 1
             response = take_reply(self._replies.popleft(), operation.step, self._statistics)

@@ -77,6 +77,7 @@ class AgentClient(ClientBase):
 
     def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
         options = channel_options(self.address, connect_timeout_s, receive_limit_bytes)
+        self._channel: grpc.Channel | None
         self._channel = channel = (
             grpc.insecure_channel(self.address, options)
             if self._credentials is None
@@ -92,7 +93,9 @@ class AgentClient(ClientBase):
         self._close_stream()
         self._abandon()
         self._forgotten.detach()
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     @contextlib.contextmanager
     def _in_use(self, doing: str) -> Iterator[None]:
@@ -143,7 +146,8 @@ class AgentClient(ClientBase):
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
         # As _in_use, without its cost: this is what a control loop waits for.
-        self._check_usable()
+        if self._closed or self._born != ClientBase.forks:
+            self._check_usable()
         if not self._busy.acquire(blocking=False):
             raise self._used_twice("act", "thread")
         try:
@@ -169,10 +173,9 @@ class AgentClient(ClientBase):
             script.close()
 
     def _perform(self, operation: Operation) -> Any:
+        if isinstance(operation, Act):
+            return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
         return getattr(self, METHODS[type(operation)])(operation)
-
-    def _do_act(self, operation: Act) -> Any:
-        return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
 
     def _do_pause(self, operation: Pause) -> None:
         time.sleep(operation.seconds)
@@ -196,6 +199,7 @@ class AgentClient(ClientBase):
         stream = self._stream
         if stream is None or not stream.serves(session_id):
             self._close_stream()
+            assert self._channel is not None
             self._stream = stream = ActStream(self._channel, session_id, self.statistics)
         return stream.exchange(operation)
 
@@ -318,7 +322,6 @@ class AsyncAgentClient(ClientBase):
                 self._described(await self._run(describe(self._watch, self._deadline())))
             except BaseException as error:
                 self._disconnect()
-                self._channel = None
                 if isinstance(error, CallFailed):
                     raise self._error("connecting", error) from error
                 raise
@@ -338,7 +341,8 @@ class AsyncAgentClient(ClientBase):
         self._close_stream()
         self._abandon()
         assert self._channel is not None
-        return self._aside(self._channel.close())
+        channel, self._channel = self._channel, None
+        return self._aside(channel.close())
 
     def _aside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Let something go on that nothing waits for."""
@@ -419,10 +423,9 @@ class AsyncAgentClient(ClientBase):
             script.close()
 
     async def _perform(self, operation: Operation) -> Any:
+        if isinstance(operation, Act):
+            return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
         return await getattr(self, METHODS[type(operation)])(operation)
-
-    async def _do_act(self, operation: Act) -> Any:
-        return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
 
     async def _do_pause(self, operation: Pause) -> None:
         await asyncio.sleep(operation.seconds)

@@ -15,7 +15,7 @@ from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.link import LinkWatch
-from hmarl.sdk.remote_episode import Abandon, Act, CallFailed, Describe, End, Pause, Reconnect, RemoteEpisode, Start
+from hmarl.sdk.remote_episode import Abandon, CallFailed, Describe, End, Pause, Reconnect, RemoteEpisode, Start
 from hmarl.sdk.spaces import AgentSpec
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
@@ -23,9 +23,8 @@ END_TIMEOUT_S = 0.3
 # An episode that takes longer to start than anything waits for it is ended when it has started at last.
 START_TIMEOUT_S = 30.0
 
-# By which method a client does what a script asks for.
+# By which method a client does what a script asks for, acts excepted, which are done at once.
 METHODS: dict[type, str] = {
-    Act: "_do_act",
     Start: "_do_start",
     Abandon: "_do_abandon",
     End: "_do_end",

@@ -6,6 +6,7 @@ import ipaddress
 import math
 from collections.abc import Sequence
 
+import grpc
 import numpy as np
 
 from hmarl.runtime.bundle import AgentModel
@@ -124,17 +125,27 @@ class LinkWatch:
 
     def answered(self, latency_s: float) -> None:
         """A request was answered."""
-        self._slow_s = slow = max(latency_s, 0.7 * self._slow_s)
-        self._patience_s = max(_LEAST_PATIENCE_S, 4.0 * slow)
-        self._fastest_s = min(self._fastest_s, latency_s)
+        slow_s = 0.7 * self._slow_s
+        self._slow_s = slow_s = max(latency_s, slow_s)
+        self._patience_s = max(_LEAST_PATIENCE_S, 4.0 * slow_s)
+        self._fastest_s = min(latency_s, self._fastest_s)
         if self._since_s is not None:
             self._restart()
 
-    def unanswered(self, begin_s: float, allowed_s: float) -> None:
-        """A request, sent at ``begin_s``, was not answered in the time allowed for it."""
+    def failed(self, code: grpc.StatusCode, begin_s: float, allowed_s: float, heard: bool = False) -> None:
+        """A request, sent at ``begin_s``, failed; without an answer in the time allowed when the code says so.
+
+        Args:
+            code: how it ended.
+            begin_s: when it was sent.
+            allowed_s: seconds that it was given.
+            heard: whether something else was answered meanwhile.
+        """
+        if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            return
         now = now_s()
-        if now - begin_s > allowed_s + _HELD_UP_S:
-            self._restart()  # this process was stopped meanwhile, which tells nothing about the link
+        if heard or now - begin_s > allowed_s + _HELD_UP_S:
+            self._restart()  # slow but there; or this process was stopped, which tells nothing about the link
             return
         if self._since_s is None:
             self._since_s = begin_s

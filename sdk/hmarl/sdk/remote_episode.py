@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +36,6 @@ _WIRE_DTYPES: dict[agent_pb2.DataType, np.dtype[Any]] = {
     agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
     agent_pb2.DATA_TYPE_BOOL: np.dtype("?"),
 }
-_WIRE_TYPES: dict[np.dtype[Any], agent_pb2.DataType] = {dtype: code for code, dtype in _WIRE_DTYPES.items()}
 _INT64 = agent_pb2.DATA_TYPE_INT64
 _CHOICES = {
     None: agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED,
@@ -115,12 +115,13 @@ Script = Generator[Operation, Any, Any]
 
 
 class CallFailed(Exception):
-    """A remote call ended with a status other than OK."""
+    """A remote call ended with a status other than OK; ``heard``: the peer has shown meanwhile that it is there."""
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, *, heard: bool = False) -> None:
         super().__init__(f"{code.name}: {details}")
         self.code = code
         self.details = details
+        self.heard = heard
 
 
 def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, agent_pb2.GetAgentInfoResponse]:
@@ -273,15 +274,15 @@ class RemoteEpisode:
         message = self._request(session_id, observation, action_mask)
         step = self._next_step
         # Used up before anything is sent: whatever interrupts this call, the step is never sent with other content.
-        self._next_step += 1
+        self._next_step = step + 1
         self.statistics.acts += 1
         deadline = begin + self.timeout_s
         try:
-            outcome = yield from self._attempts(message, action_mask, deadline)
+            outcome = yield from self._attempts(message, step, action_mask, begin, deadline)
         except ObservationError:
             self._next_step = step
             raise
-        if isinstance(outcome, agent_pb2.ActResponse):
+        if not isinstance(outcome, str):
             action = self._accept(outcome, begin, deadline)
             if action is not None:
                 return action
@@ -289,41 +290,67 @@ class RemoteEpisode:
         return self._stand_in(self._situation(step, action_mask, outcome), begin)
 
     def _attempts(
-        self, message: agent_pb2.StreamActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
+        self,
+        message: agent_pb2.StreamActRequest,
+        step: int,
+        action_mask: npt.NDArray[np.bool_] | None,
+        begin: float,
+        deadline: float,
     ) -> Generator[Operation, Any, agent_pb2.ActResponse | str]:
         """Ask until a fresh reply arrives or the time is over; then the reason is returned."""
-        request, lost = message.act, 0
-        reason, step = "the time allowed is over", request.step
-        send = partial(Act, message, step)
-        while now_s() < deadline:
+        reason, lost, watch = "the time allowed is over", 0, self.watch
+        while begin < deadline:
             if self._rejoining is not None:
-                kept_from = yield from self._join_again(request, action_mask, deadline)
+                kept_from = yield from self._join_again(message.act, action_mask, deadline)
                 if kept_from is not None:
                     return kept_from
+                begin = now_s()
                 continue
+            if watch.given_up:
+                yield from self._reconnect()
+            allowed = min(deadline - begin, watch.patience_left_s)
             try:
-                reply: agent_pb2.ActResponse = yield from self._call(send, deadline)
-                return reply
+                reply: agent_pb2.ActResponse = yield Act(message, step, allowed)
             except CallFailed as failure:
+                watch.failed(failure.code, begin, allowed, failure.heard)
                 reason = f"agent '{self.spec.id}' at {self._source}: {failure}"
-                if failure.code is grpc.StatusCode.INVALID_ARGUMENT:
-                    raise ObservationError(failure.details) from failure
-                if failure.code in _CALLERS_FAULT:
-                    raise AgentError(f"{reason}; the next act goes on with step {step + 1}") from failure
-                if failure.code is grpc.StatusCode.NOT_FOUND:
-                    if not self._rejoin:
-                        return self._to_be_reset(reason, step)
-                    self._rejoining = _Rejoin(self._start_at(step), reason)
-                elif failure.code in _LOST:
+                if failure.code in _LOST:
                     lost += 1  # an idle stream or connection that was ended is seen only now: once more, at once
                     if lost > 1:
                         yield Pause(min(_RETRY_PAUSE_S, max(deadline - now_s(), 0.0)))
-                elif failure.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                elif self._is_final(failure, reason, step):
                     return reason
+                begin = now_s()
+            else:
+                watch.answered(now_s() - begin)
+                return reply
         return reason if self._rejoining is None else self._rejoining.reason
 
+    def _is_final(self, failure: CallFailed, reason: str, step: int) -> bool:
+        """Whether the fallback has to decide, whatever time is left, because of what the server answered.
+
+        Raises:
+            ObservationError: the server refuses the observation or mask.
+            AgentError: the server refuses the request.
+        """
+        if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return False
+        if failure.code is grpc.StatusCode.INVALID_ARGUMENT:
+            raise ObservationError(failure.details) from failure
+        if failure.code in _CALLERS_FAULT:
+            raise AgentError(f"{reason}; the next act goes on with step {step + 1}") from failure
+        if failure.code is grpc.StatusCode.NOT_FOUND:
+            self._rejoining = _Rejoin(self._start_at(step), reason)
+            return False
+        return True
+
+    def _reconnect(self) -> Generator[Operation, Any, None]:
+        """Go on over a new connection; the old one does not answer any longer."""
+        yield Reconnect(self.watch.connect_timeout_s, self._receive_limit_bytes)
+        self.watch.replaced()
+
     def _call(self, make: Callable[[float], Operation], deadline: float) -> Script:
-        """One request and its response, over a new connection where the old one does not answer any longer.
+        """One request and its response, other than an act's.
 
         Args:
             make: the operation, from the seconds that it may take.
@@ -334,15 +361,13 @@ class RemoteEpisode:
         """
         watch = self.watch
         if watch.given_up:
-            yield Reconnect(watch.connect_timeout_s, self._receive_limit_bytes)
-            watch.replaced()
+            yield from self._reconnect()
         begin = now_s()
         allowed = min(max(deadline - begin, 0.0), watch.patience_left_s)
         try:
             response = yield make(allowed)
         except CallFailed as failure:
-            if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                watch.unanswered(begin, allowed)
+            watch.failed(failure.code, begin, allowed, failure.heard)
             raise
         watch.answered(now_s() - begin)
         return response
@@ -354,9 +379,6 @@ class RemoteEpisode:
         start.first_step = step
         return start
 
-    def _to_be_reset(self, reason: str, step: int) -> str:
-        return f"{reason}; call reset(seed, first_step={step}) to join the episode again"
-
     def _join_again(
         self, request: agent_pb2.ActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
     ) -> Generator[Operation, Any, str | None]:
@@ -364,10 +386,10 @@ class RemoteEpisode:
         rejoin = self._rejoining
         assert rejoin is not None
         # Freshness first, and asked each time: what has gone stale must not be brought back by a reconnection.
-        if not self._fallback.may_rejoin(self._situation(request.step, action_mask, rejoin.reason)):
+        if not self._rejoin or not self._fallback.may_rejoin(self._situation(request.step, action_mask, rejoin.reason)):
             self._rejoining = None
             yield Abandon()
-            return self._to_be_reset(rejoin.reason, request.step)
+            return f"{rejoin.reason}; call reset(seed, first_step={request.step}) to join the episode again"
         try:
             response = yield from self._begin(rejoin.request, deadline)
         except CallFailed as failure:
@@ -460,9 +482,15 @@ class RemoteEpisode:
         request = message.act  # filled in place: nothing is copied into the message of a stream
         request.session_id = session_id
         request.step = self._next_step
-        encode(observation, "observation", request.observation)
+        tensor = request.observation
+        tensor.data_type = agent_pb2.DATA_TYPE_FLOAT32
+        tensor.shape.append(len(observation))
+        tensor.data = _little_endian(observation)
         if action_mask is not None:
-            encode(action_mask, "action_mask", request.action_mask)
+            tensor = request.action_mask
+            tensor.data_type = agent_pb2.DATA_TYPE_BOOL
+            tensor.shape.append(len(action_mask))
+            tensor.data = action_mask.tobytes()
         return message
 
     def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
@@ -563,20 +591,8 @@ def described_model(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentM
         ) from error
 
 
-def encode(array: npt.NDArray[Any], name: str, tensor: agent_pb2.Tensor) -> None:
-    """Fill an empty message with an array.
-
-    Raises:
-        ObservationError: not an array of a dtype that can be sent.
-    """
-    data_type = _WIRE_TYPES.get(array.dtype) if isinstance(array, np.ndarray) else None
-    if data_type is not None:
-        tensor.data_type = data_type
-        tensor.shape.extend(array.shape)
-        tensor.data = array.tobytes()
-        return
-    got = array.dtype if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
-    raise ObservationError(f"{name}: got {got}, expected a NumPy array of float32, int64 or bool")
+def _little_endian(array: npt.NDArray[np.float32]) -> bytes:
+    return array.tobytes() if sys.byteorder == "little" else array.astype("<f4").tobytes()
 
 
 def decode_action(tensor: agent_pb2.Tensor) -> int | npt.NDArray[Any]:
