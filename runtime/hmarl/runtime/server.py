@@ -72,7 +72,7 @@ _STATUS: tuple[tuple[type[HmarlError], grpc.StatusCode], ...] = (
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
 )
-_FORESEEN = tuple(kind for kind, _ in _STATUS)
+_OF_THE_REQUEST = (SessionError, ObservationError, UsageError)  # whatever else an act raises is the policy's failure
 _CHOICES: dict[int, InstructionChoice | None] = {
     agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED: None,
     agent_pb2.INSTRUCTION_CHOICE_ARGMAX: "argmax",
@@ -225,7 +225,7 @@ class AgentServicer:
         try:
             action = session.act(observation, mask, step=request.step)
         except Exception as error:
-            if not own and not isinstance(error, _FORESEEN):
+            if not own and not isinstance(error, _OF_THE_REQUEST):
                 self._pulse.failed()
             raise
         if not own:
