@@ -55,6 +55,18 @@ class SessionLimitError(SessionError):
     """As many sessions are open as the process may hold."""
 
 
+class RequestError(HmarlError):
+    """A request that cannot be read; nothing has changed."""
+
+
+class UnknownServiceError(HmarlError):
+    """The health of a service was asked for that is not served."""
+
+
+class TakenError(HmarlError):
+    """As many calls are open as the process, or one peer, may hold."""
+
+
 class DrainingError(SessionError):
     """The process is stopping and starts no more episodes."""
 

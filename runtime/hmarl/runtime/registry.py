@@ -1,23 +1,27 @@
-"""The open sessions of a process: found by unguessable ids, bounded in number, forgotten when idle."""
+"""The open sessions of a process: found by unguessable ids, bounded in number and by peer, forgotten when idle."""
 
 from __future__ import annotations
 
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from hmarl.runtime.errors import DrainingError, SessionLimitError, UnknownSessionError
+from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
 from hmarl.runtime.session import Policy, PolicySession
+
+# When all are taken, a session that has been idle for so long gives way to another peer's.
+GIVES_WAY_AFTER_S = 5.0
 
 
 class _Entry:
-    __slots__ = ("session", "used_at")
+    __slots__ = ("place", "session", "session_id")
 
-    def __init__(self, session: PolicySession, used_at: float) -> None:
+    def __init__(self, session_id: str, session: PolicySession) -> None:
+        self.session_id = session_id
         self.session = session
-        self.used_at = used_at
+        self.place: Place[_Entry] | None = None
 
 
 class SessionRegistry:
@@ -28,6 +32,10 @@ class SessionRegistry:
         max_sessions: how many may be open at once.
         idle_limit_s: seconds without a request after which a session may be forgotten.
         clock: monotonic seconds.
+
+    Attributes:
+        policy: whose sessions.
+        own_id: of a session in which the process itself acts, to see whether acts get through.
     """
 
     def __init__(
@@ -38,36 +46,52 @@ class SessionRegistry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
-        self._max_sessions = max_sessions
         self._idle_limit_s = idle_limit_s
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
+        self._entries: dict[str, _Entry] = {}
+        self._gives_way_after_s = min(GIVES_WAY_AFTER_S, idle_limit_s)
+        self._places: Places[_Entry] = Places(max_sessions, self._gives_way_after_s, self._forget, clock=clock)
         self._draining = False
+        self.own_id = secrets.token_urlsafe(16)
+        self._own: PolicySession | None = None
+        self._own_lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._places)
 
-    def add(self, session: PolicySession) -> str:
+    def add(self, session: PolicySession, peer: str = UNKNOWN_PEER) -> str:
         """Register a session and return its new id.
+
+        Args:
+            session: the session.
+            peer: who asks; any name that tells one from another.
 
         Raises:
             DrainingError: the process is stopping.
-            SessionLimitError: too many sessions are open and none of them is idle for long enough.
+            SessionLimitError: the peer holds its share, or too many sessions are open and none of them is idle for long
+                enough.
         """
-        with self._lock:
-            if self._draining:
-                raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
-            now = self._clock()
-            self._forget_idle(now)
-            if len(self._entries) >= self._max_sessions:
-                raise SessionLimitError(
-                    f"{len(self._entries)} sessions are open, the limit is {self._max_sessions} (--max-sessions): "
-                    f"end episodes with EndEpisode, or wait until one has been idle for {self._idle_limit_s:g} s"
-                )
-            session_id = secrets.token_urlsafe(16)
-            self._entries[session_id] = _Entry(session, now)
-            return session_id
+        if self._draining:
+            raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
+        self._places.sweep(self._idle_limit_s)
+        entry = _Entry(secrets.token_urlsafe(16), session)
+        self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once
+        entry.place = self._places.take(peer, entry)
+        if entry.place is None:
+            self._forget(entry)
+            raise SessionLimitError(
+                f"{len(self)} sessions are open, the limit is {self._places.count} (--max-sessions), and one peer may "
+                f"hold {self._places.share}: end episodes with EndEpisode, or wait until one has been idle for "
+                f"{self._gives_way_after_s:g} s"
+            )
+        return entry.session_id
+
+    def own(self) -> PolicySession:
+        """The process's own session, started anew; for ``own_id``, takes no place and is never forgotten."""
+        with self._own_lock:
+            if self._own is None:
+                self._own = self.policy.session()
+        self._own.reset(0)
+        return self._own
 
     def get(self, session_id: str) -> PolicySession:
         """The session of an id.
@@ -75,13 +99,10 @@ class SessionRegistry:
         Raises:
             UnknownSessionError: not open; the message says how to go on.
         """
-        with self._lock:
-            entry = self._entries.get(session_id)
-            if entry is None:
-                raise self._unknown(session_id)
-            entry.used_at = self._clock()
-            self._entries.move_to_end(session_id)
-            return entry.session
+        entry = self._entries.get(session_id)
+        if entry is None or entry.place is None or not self._places.use(entry.place):
+            raise _unknown(session_id)
+        return entry.session
 
     def remove(self, session_id: str) -> PolicySession:
         """End a session and return it.
@@ -89,32 +110,25 @@ class SessionRegistry:
         Raises:
             UnknownSessionError: not open.
         """
-        with self._lock:
-            entry = self._entries.pop(session_id, None)
-            if entry is None:
-                raise self._unknown(session_id)
-            return entry.session
+        entry = self._entries.pop(session_id, None)
+        if entry is None or entry.place is None or not self._places.free(entry.place):
+            raise _unknown(session_id)
+        return entry.session
 
     def drain(self) -> None:
         """Refuse new sessions from now on; open ones go on."""
-        with self._lock:
-            self._draining = True
+        self._draining = True
 
     def quiet(self, for_s: float) -> bool:
         """Whether no session has been used for ``for_s`` seconds (those that nobody ended do not count as work)."""
-        with self._lock:
-            newest = next(reversed(self._entries.values()), None)
-            return newest is None or self._clock() - newest.used_at >= for_s
+        return self._places.quiet(for_s)
 
-    def _forget_idle(self, now: float) -> None:
-        while self._entries:
-            session_id, entry = next(iter(self._entries.items()))
-            if now - entry.used_at < self._idle_limit_s:
-                return
-            del self._entries[session_id]
+    def _forget(self, entry: _Entry) -> None:
+        self._entries.pop(entry.session_id, None)
 
-    def _unknown(self, session_id: str) -> UnknownSessionError:
-        return UnknownSessionError(
-            f"session '{session_id[:40]}' is not open: it has ended, has been idle for too long, or the process has "
-            "restarted; go on with StartEpisode, first_step set to the next step"
-        )
+
+def _unknown(session_id: str) -> UnknownSessionError:
+    return UnknownSessionError(
+        f"session '{session_id[:40]}' is not open: it has ended, has been idle for too long, or the process has "
+        "restarted; go on with StartEpisode, first_step set to the next step"
+    )

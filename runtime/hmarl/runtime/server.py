@@ -1,11 +1,11 @@
 """The gRPC server of one agent: ``hmarl.agent.v1``, health and reflection.
 
-The servicer converts, calls the session and converts back; what happens in between lives in modules that know no
-transport.
+The servicer calls the session with what a request says and converts what comes back; what happens in between lives in
+modules that know no transport, and what gRPC needs in ``door``.
 
-A synchronous server with a thread pool: on one machine its round trips are about a tenth shorter than those of
-``grpc.aio``. A stream occupies a thread while it is open, so streams are limited in number and never starve unary calls
-and health checks.
+A synchronous server with thread pools: on one machine its round trips are about a tenth shorter than those of
+``grpc.aio``. A call occupies a thread while it is open, so each kind of call has threads and limits of its own: acts
+and health checks are served whatever else is open.
 """
 
 from __future__ import annotations
@@ -15,60 +15,74 @@ import ipaddress
 import logging
 import re
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime.door import Context, Line, Sweeper, cut, decoded, peer_of, server_options
 from hmarl.runtime.errors import (
     DrainingError,
     HmarlError,
     NonFiniteError,
     ObservationError,
+    RequestError,
     SessionError,
     SessionLimitError,
+    TakenError,
+    UnknownServiceError,
     UnknownSessionError,
     UsageError,
 )
+from hmarl.runtime.health import SERVICE_NAME as HEALTH_SERVICE
+from hmarl.runtime.health import Health
+from hmarl.runtime.limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.manifest import to_json
+from hmarl.runtime.pulse import Pulse
 from hmarl.runtime.registry import SessionRegistry
+from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.session import Action, InstructionChoice, Policy
 from hmarl.runtime.shutdown import stop_server
 from hmarl.runtime.unix_sockets import BoundPath, claim
+from hmarl.runtime.watchman import Watchman
 from hmarl.runtime.wire import to_array, write_tensor
 
 LOGGER = logging.getLogger("hmarl.agent")
 SERVICE = "hmarl.agent.v1.AgentService"
-UNARY_THREADS = 16
+UNARY_THREADS = 128
 _POLL_S = 0.05
 _STOP_GRACE_S = 0.2  # for calls that are being answered, once all episodes have ended
 _QUIET_S = 1.0  # while draining, a session without a request for this long counts as finished
+_STREAM_IDLE_S = 60.0
+_REFLECTION_IDLE_S = 10.0
+_REFLECTIONS, _WATCHES, _CHECK_THREADS = 4, 32, 32
 
 # First match wins: subclasses before their bases.
 _STATUS: tuple[tuple[type[HmarlError], grpc.StatusCode], ...] = (
     (UnknownSessionError, grpc.StatusCode.NOT_FOUND),
+    (UnknownServiceError, grpc.StatusCode.NOT_FOUND),
     (SessionLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TakenError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DrainingError, grpc.StatusCode.UNAVAILABLE),
     (SessionError, grpc.StatusCode.FAILED_PRECONDITION),
     (ObservationError, grpc.StatusCode.INVALID_ARGUMENT),
+    (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
     # The request is in order and so is the program: clients let their fallback decide, and go on.
     (NonFiniteError, grpc.StatusCode.OUT_OF_RANGE),
 )
+_OF_THE_REQUEST = (SessionError, ObservationError, UsageError)  # whatever else an act raises is the policy's failure
 _CHOICES: dict[int, InstructionChoice | None] = {
     agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED: None,
     agent_pb2.INSTRUCTION_CHOICE_ARGMAX: "argmax",
     agent_pb2.INSTRUCTION_CHOICE_SAMPLE: "sample",
     agent_pb2.INSTRUCTION_CHOICE_COMMON: "common",
 }
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class ServerSettings:
         session_ttl_s: seconds after which an idle session may be forgotten.
         max_streams: StreamAct calls open at once.
         reflection: whether clients may ask for the protocol.
+        max_request_bytes: the largest message that is taken; see ``limits.request_limit_bytes``.
     """
 
     listen: str = "127.0.0.1:50051"
@@ -88,39 +103,23 @@ class ServerSettings:
     session_ttl_s: float = 600.0
     max_streams: int = 64
     reflection: bool = True
+    max_request_bytes: int = 4 * 2**20
 
 
-def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """The status code and message of an error; what nobody foresaw is logged and told by a correlation id only."""
-    for kind, code in _STATUS:
-        if isinstance(error, kind):
-            return code, str(error)
-    correlation_id = secrets.token_hex(8)
-    LOGGER.error("internal error %s", correlation_id, exc_info=error)
-    return grpc.StatusCode.INTERNAL, f"internal error {correlation_id}; the details are in the agent's log"
+class AgentServicer:
+    """Takes requests, calls the session, makes replies.
 
+    Args:
+        pulse: told how acts go.
+        log: for what peers can cause.
+    """
 
-def _mapped(method: Method) -> Method:
-    """Turn every error of a unary method into a gRPC status."""
-
-    @functools.wraps(method)
-    def call(self: AgentServicer, request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return method(self, request, context)
-        except Exception as error:
-            code, message = status_of(error)
-        context.abort(code, message)
-
-    return call  # type: ignore[return-value]
-
-
-class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
-    """Converts requests, calls the session, converts replies."""
-
-    def __init__(self, max_streams: int) -> None:
+    def __init__(self, pulse: Pulse, log: RepeatLog) -> None:
         self._registry: SessionRegistry | None = None
-        self._streams = threading.BoundedSemaphore(max_streams)
-        self._max_streams = max_streams
+        self._shapes: tuple[list[int], list[int] | None] = ([], None)
+        self._pulse = pulse
+        self._log = log
+        self._logged_ids: dict[str, str] = {}
 
     @property
     def registry(self) -> SessionRegistry:
@@ -135,19 +134,17 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 
     @registry.setter
     def registry(self, registry: SessionRegistry) -> None:
+        agent = registry.policy.agent
+        self._shapes = agent.observation.shape, agent.action_mask.shape if agent.action_mask is not None else None
         self._registry = registry
 
-    @_mapped
-    def GetAgentInfo(
-        self, request: agent_pb2.GetAgentInfoRequest, context: grpc.ServicerContext
+    def get_agent_info(
+        self, request: agent_pb2.GetAgentInfoRequest, context: Context
     ) -> agent_pb2.GetAgentInfoResponse:
         """Who is served."""
         return agent_info(self.registry.policy)
 
-    @_mapped
-    def StartEpisode(
-        self, request: agent_pb2.StartEpisodeRequest, context: grpc.ServicerContext
-    ) -> agent_pb2.StartEpisodeResponse:
+    def start_episode(self, request: agent_pb2.StartEpisodeRequest, context: Context) -> agent_pb2.StartEpisodeResponse:
         """Start an episode and return its session."""
         if request.instruction_choice not in _CHOICES:
             raise UsageError(
@@ -162,59 +159,84 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             diagnostics=request.diagnostics,
         )
         return agent_pb2.StartEpisodeResponse(
-            session_id=self.registry.add(session),
+            session_id=self.registry.add(session, peer_of(context)),
             state_reset_mid_episode=request.first_step > 0 and session.policy.recurrent,
             agent_id=session.policy.agent.id,
             bundle_sha256=session.policy.bundle.sha256,
         )
 
-    @_mapped
-    def Act(self, request: agent_pb2.ActRequest, context: grpc.ServicerContext) -> agent_pb2.ActResponse:
+    def act(self, request: agent_pb2.ActRequest, context: Context) -> agent_pb2.ActResponse:
         """One action for one step."""
         response = agent_pb2.ActResponse()
         self._act(request, response)
         return response
 
-    def StreamAct(
-        self, request_iterator: Iterator[agent_pb2.StreamActRequest], context: grpc.ServicerContext
+    def stream_act(
+        self, line: Line, bodies: Iterator[bytes], context: Context
     ) -> Iterator[agent_pb2.StreamActResponse]:
         """One response per request, in order; a wrong request is answered in-band and the stream goes on."""
-        if not self._streams.acquire(blocking=False):
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._max_streams} streams are open, which is the limit (--max-streams): close one, or use Act",
-            )
+        place = line.place(context, "streams (--max-streams)")
         try:
-            for request in request_iterator:
-                yield self._stream_reply(request)
+            for body in bodies:
+                line.places.use(place)
+                yield self._stream_reply(body)
         finally:
-            self._streams.release()
+            line.places.free(place)
 
-    @_mapped
-    def EndEpisode(
-        self, request: agent_pb2.EndEpisodeRequest, context: grpc.ServicerContext
-    ) -> agent_pb2.EndEpisodeResponse:
+    def end_episode(self, request: agent_pb2.EndEpisodeRequest, context: Context) -> agent_pb2.EndEpisodeResponse:
         """End an episode and forget its session."""
         session = self.registry.remove(request.session_id)
         return agent_pb2.EndEpisodeResponse(steps=session.steps, missed_steps=session.missed_steps)
 
-    def _stream_reply(self, request: agent_pb2.StreamActRequest) -> agent_pb2.StreamActResponse:
+    def status_of(self, error: Exception) -> tuple[grpc.StatusCode, str]:
+        """The status code and message of an error; what nobody foresaw is logged and told by a correlation id only.
+
+        An error of one kind that comes again and again is logged now and then, and told by the id of the one logged.
+        """
+        for kind, code in _STATUS:
+            if isinstance(error, kind):
+                if isinstance(error, RequestError):
+                    self._log.say("unreadable", logging.WARNING, f"refused: {error}")
+                return code, cut(str(error))
+        kind_name = type(error).__name__
+        correlation_id = secrets.token_hex(8)
+        if self._log.say(kind_name, logging.ERROR, f"internal error {correlation_id}", error):
+            self._logged_ids[kind_name] = correlation_id
+        correlation_id = self._logged_ids.get(kind_name, correlation_id)
+        return grpc.StatusCode.INTERNAL, f"internal error {correlation_id}; the details are in the agent's log"
+
+    def _stream_reply(self, body: bytes) -> agent_pb2.StreamActResponse:
         """The reply to one request of a stream; an error belongs to the request, not to the stream."""
         response = agent_pb2.StreamActResponse()
+        step = 0
         try:
-            self._act(request.act, response.act)
+            request = decoded(agent_pb2.StreamActRequest, body).act
+            step = request.step
+            self._act(request, response.act)
             return response
         except Exception as error:
-            code, message = status_of(error)
-        refusal = agent_pb2.StreamActError(step=request.act.step, code=code.value[0], message=message)
+            code, message = self.status_of(error)
+        refusal = agent_pb2.StreamActError(step=step, code=code.value[0], message=message)
         return agent_pb2.StreamActResponse(error=refusal)
 
     def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse) -> None:
         """Fill an empty response, in place: nothing is copied into the reply of a stream."""
-        session = self.registry.get(request.session_id)
-        observation = to_array(request.observation, "observation")
-        mask = to_array(request.action_mask, "action_mask") if request.HasField("action_mask") else None
-        write_action(response, session.act(observation, mask, step=request.step))
+        registry = self.registry
+        own = request.session_id == registry.own_id
+        session = registry.own() if own else registry.get(request.session_id)
+        observation = to_array(request.observation, "observation", self._shapes[0])
+        mask = None
+        if request.HasField("action_mask"):
+            mask = to_array(request.action_mask, "action_mask", self._shapes[1])
+        try:
+            action = session.act(observation, mask, step=request.step)
+        except Exception as error:
+            if not own and not isinstance(error, _OF_THE_REQUEST):
+                self._pulse.failed()
+            raise
+        if not own:
+            self._pulse.acted()
+        write_action(response, action)
 
 
 def write_action(response: agent_pb2.ActResponse, action: Action) -> None:
@@ -268,26 +290,102 @@ class AgentServer:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._servicer = AgentServicer(settings.max_streams)
-        self._health = health.HealthServicer(experimental_non_blocking=True)
-        self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._log = RepeatLog(LOGGER)
+        self._pulse = Pulse()
+        self._servicer = AgentServicer(self._pulse, self._log)
+        self._health = Health(("", SERVICE))
+        self._lines = self._open_lines()
         self._server = grpc.server(
-            ThreadPoolExecutor(settings.max_streams + UNARY_THREADS, thread_name_prefix="grpc"),
-            options=[("grpc.so_reuseport", 0)],
+            self._lines["acts"].pool,
+            # Beyond what is worked on, as many requests may wait as there may be sessions.
+            maximum_concurrent_rpcs=sum(line.capacity for line in self._lines.values()) + settings.max_sessions,
+            options=server_options(settings.max_streams, settings.max_sessions, settings.max_request_bytes),
         )
-        agent_pb2_grpc.add_AgentServiceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if settings.reflection:
-            _add_reflection(self._server)
+        for service, methods in self._methods().items():
+            self._server.add_registered_method_handlers(service, methods)
         self.address = _bind(self._server, settings.listen)
         unix_path = self.address.removeprefix("unix:")
         self._bound_path = BoundPath(unix_path) if unix_path != self.address else None
         self._server.start()
+        Sweeper(self._lines.values(), self._log).start(self._health.closing)
+
+    @property
+    def alive(self) -> bool:
+        """Whether acts get through, seen by a probe that goes the way they go; what a watchdog should be told."""
+        return self._pulse.alive
 
     def serve(self, policy: Policy) -> None:
-        """Accept episodes of a policy, which is loaded and warm, and report SERVING."""
-        self._servicer.registry = SessionRegistry(policy, self._settings.max_sessions, self._settings.session_ttl_s)
-        self._report(health_pb2.HealthCheckResponse.SERVING)
+        """Accept episodes of a policy, which is loaded and warm, and report SERVING.
+
+        Raises:
+            UsageError: its requests are larger than ``max_request_bytes``.
+        """
+        wanted = request_limit_bytes(policy.agent) - ROOM_BYTES
+        if wanted > self._settings.max_request_bytes:
+            raise UsageError(
+                f"max_request_bytes: got {self._settings.max_request_bytes}, but agent '{policy.agent.id}' needs more "
+                f"than {wanted}; take request_limit_bytes(bundle.agent(...))"
+            )
+        registry = SessionRegistry(policy, self._settings.max_sessions, self._settings.session_ttl_s)
+        self._servicer.registry = registry
+        watchman = Watchman(self.address, policy.agent, registry.own_id, self._pulse, self._tell_health)
+        self._health.report(serving=True)
+        watchman.start(self._health.closing)
+
+    def _tell_health(self) -> None:
+        """After a probe: the truth about acts."""
+        well = self._pulse.well
+        if self._health.report(serving=well) and not self._health.closing.is_set():
+            LOGGER.warning("SERVING again" if well else f"NOT_SERVING: {self._pulse.trouble}")
+
+    def _open_lines(self) -> dict[str, Line]:
+        """What shares threads: acts and episodes; streams; health checks; watches of health; reflection."""
+        status_of = self._servicer.status_of
+        return {
+            "acts": Line("acts", status_of, threads=UNARY_THREADS),
+            "streams": Line("streams", status_of, places=self._settings.max_streams, idle_limit_s=_STREAM_IDLE_S),
+            "checks": Line("checks", status_of, threads=_CHECK_THREADS),
+            "watches": Line("watches", status_of, places=_WATCHES),
+            "reflection": Line(
+                "reflection", status_of, places=_REFLECTIONS, gives_way_after_s=1.0, idle_limit_s=_REFLECTION_IDLE_S
+            ),
+        }
+
+    def _methods(self) -> dict[str, dict[str, grpc.RpcMethodHandler]]:
+        """All methods by service."""
+        servicer, lines = self._servicer, self._lines
+        acts, streams, watches = lines["acts"], lines["streams"], lines["watches"]
+        methods = {
+            SERVICE: {
+                "GetAgentInfo": acts.unary(agent_pb2.GetAgentInfoRequest, servicer.get_agent_info),
+                "StartEpisode": acts.unary(agent_pb2.StartEpisodeRequest, servicer.start_episode),
+                "Act": acts.unary(agent_pb2.ActRequest, servicer.act),
+                "EndEpisode": acts.unary(agent_pb2.EndEpisodeRequest, servicer.end_episode),
+                "StreamAct": streams.stream(functools.partial(servicer.stream_act, streams)),
+            },
+            HEALTH_SERVICE: {
+                "Check": lines["checks"].unary(health_pb2.HealthCheckRequest, self._health.check),
+                "Watch": watches.stream(functools.partial(self._watch, watches)),
+            },
+        }
+        if self._settings.reflection:
+            from hmarl.runtime.reflection import REFLECTION_SERVICE, describe  # noqa: PLC0415 - not always needed
+
+            services = (SERVICE, HEALTH_SERVICE, REFLECTION_SERVICE)
+            line = lines["reflection"]
+            methods[REFLECTION_SERVICE] = {
+                "ServerReflectionInfo": line.stream(functools.partial(describe, services, line))
+            }
+        return methods
+
+    def _watch(self, line: Line, bodies: Iterator[bytes], context: Context) -> Iterator[Any]:
+        """Health as a stream, which stays open."""
+        request = decoded(health_pb2.HealthCheckRequest, line.body(bodies, context))
+        place = line.place(context, "watches of health")
+        try:
+            yield from self._health.watch(request, context)
+        finally:
+            line.places.free(place)
 
     def stop(self, grace_s: float) -> None:
         """Start no more episodes, report NOT_SERVING, let those that are running go on for a while, then stop.
@@ -311,17 +409,6 @@ class AgentServer:
         """Remove the name of the Unix socket, if it is one."""
         if self._bound_path is not None:
             self._bound_path.remove()
-
-    def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", SERVICE):
-            self._health.set(service, status)
-
-
-def _add_reflection(server: grpc.Server) -> None:
-    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - not needed with --no-reflection
-
-    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
 
 
 def _bind(server: grpc.Server, listen: str) -> str:

@@ -66,16 +66,22 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime import systemd  # noqa: PLC0415
     from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
+    from hmarl.runtime.limits import request_limit_bytes  # noqa: PLC0415
     from hmarl.runtime.server import LOGGER, AgentServer, ServerSettings  # noqa: PLC0415
     from hmarl.runtime.session import Policy  # noqa: PLC0415
 
-    settings = ServerSettings(
-        options.listen, options.max_sessions, options.session_ttl_s, options.max_streams, not options.no_reflection
-    )
     bundle = load_bundle(Path(options.bundle))
     like = options.like or None
-    bundle.agent(options.agent, like)
-    server = AgentServer(settings)
+    server = AgentServer(
+        ServerSettings(
+            options.listen,
+            options.max_sessions,
+            options.session_ttl_s,
+            options.max_streams,
+            not options.no_reflection,
+            request_limit_bytes(bundle.agent(options.agent, like)),
+        )
+    )
     at_end(server.free_address)
     try:
         policy = Policy(bundle, options.agent, options.provider, like)
@@ -91,7 +97,8 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     LOGGER.info("serving %s on %s with %s", bundle.path, server.address, policy.execution_provider)
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):
-        systemd.notify("WATCHDOG=1")
+        if server.alive:
+            systemd.notify("WATCHDOG=1")
     systemd.notify("STOPPING=1")
     server.stop(options.grace_s)
     LOGGER.info("stopped")

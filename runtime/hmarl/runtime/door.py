@@ -1,0 +1,252 @@
+"""What stands between gRPC and the services: threads, limits on what waits, raw bytes in, statuses out.
+
+Every method takes a stream of bytes on this side, which is the same on the wire: a handler then starts before the body
+of its request has come, so that calls whose body never comes can be counted and ended; and a body that is no message is
+refused here, not in gRPC, which leaks what it cannot decode.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from hmarl.runtime.errors import RequestError, TakenError
+from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
+from hmarl.runtime.repeats import RepeatLog
+
+Context: TypeAlias = grpc.ServicerContext
+StatusOf = Callable[[Exception], tuple[grpc.StatusCode, str]]
+# A call whose body has not come within this is ended; sooner, when many wait.
+SILENT_FOR_S = 10.0
+_CROWDED_SILENT_FOR_S = 0.1
+_SWEEP_EVERY_S = 1.0
+_SPARE_THREADS = 8  # that refuse calls while all places are taken
+_TEXT_LIMIT = 400  # characters of an error's text; longer ones do not fit into HTTP/2's headers
+_KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S = 10, 10
+_IDLE_CONNECTION_S = 30
+_UNARY_PER_CONNECTION = 32
+_SPARE_FILES = 100  # descriptors that connections leave to everything else
+_MAX_CONNECTIONS = 4096
+
+
+def server_options(max_streams: int, max_sessions: int, max_request_bytes: int) -> list[tuple[str, int]]:
+    """Options of a server, as gRPC takes them.
+
+    Peers that have vanished or are frozen are noticed by pings that they do not answer; clients may ping as well.
+    ``ping_timeout_ms`` is what ends a connection whose pings are swallowed; the timeout of keepalive alone does not.
+    """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    connections = _MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(files - _SPARE_FILES, _MAX_CONNECTIONS)
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", max_request_bytes),
+        # Windows that grow with the traffic would take in megabytes of what is refused for its size.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_S * 1000),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_S * 1000),
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_S * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.max_ping_strikes", 0),  # cut off for its pings, a client would come back at once
+        ("grpc.http2.settings_timeout", 5000),
+        ("grpc.server_handshake_timeout_ms", 5000),
+        ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_S * 1000),
+        ("grpc.max_allowed_incoming_connections", max(connections, 16)),
+        # Counts calls that were reset but not yet done with, too: what bounds the cost of calls that are reset at once.
+        ("grpc.max_concurrent_streams", max_streams + _UNARY_PER_CONNECTION),
+        ("grpc.server.max_pending_requests", max_sessions),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * max_sessions),
+    ]
+
+
+def peer_of(context: Context) -> str:
+    """Who calls: the connection on this machine, the host elsewhere; Unix sockets do not tell their peers apart."""
+    peer: str = context.peer()
+    if peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")):
+        return peer
+    return UNKNOWN_PEER if peer.startswith("unix") else peer.rpartition(":")[0]
+
+
+def _end(context: Context) -> None:
+    """End a call from another thread; its client sees CANCELLED."""
+    context.cancel()
+
+
+class Line:
+    """Methods with threads of their own, so that they never wait for the calls of other lines.
+
+    Args:
+        name: of its threads.
+        status_of: the status of an error.
+        threads: how many requests are worked on at once; 0 for as many as there are places, and some more.
+        places: calls that may stay open at once, for methods that stream; 0 when none of its methods does.
+        gives_way_after_s: seconds after which an open call that is not used is ended when all places are taken.
+        idle_limit_s: seconds after which it is ended in any case.
+
+    Attributes:
+        name: of its threads.
+        pool: its threads.
+        capacity: how many there are.
+        places: the calls that stay open.
+        crowded: set when many calls wait for their bodies.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        status_of: StatusOf,
+        *,
+        threads: int = 0,
+        places: int = 0,
+        gives_way_after_s: float = 5.0,
+        idle_limit_s: float = float("inf"),
+    ) -> None:
+        self.name = name
+        self.capacity = threads = threads or places + _SPARE_THREADS
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"grpc-{name}")
+        self.places: Places[Context] = Places(places, gives_way_after_s, _end)
+        self.crowded = threading.Event()
+        self._idle_limit_s = idle_limit_s
+        self._status_of = status_of
+        # Calls that wait for their bodies, the oldest first, and since when. A quarter of the threads is for others.
+        # Without a lock: adding, removing and copying a dictionary are one step each.
+        self._silent: dict[Context, float] = {}
+        self._may_be_silent = (threads - places) * 3 // 4
+
+    def sweep(self) -> int:
+        """End the calls that have been silent or idle for too long; returns how many."""
+        waiting = list(self._silent.items())
+        crowd = max(len(waiting) - self._may_be_silent, 0)
+        if crowd:
+            self.crowded.set()  # look again soon
+        now = time.monotonic()
+        ended = 0
+        for position, (context, since) in enumerate(waiting):
+            if now - since < (_CROWDED_SILENT_FOR_S if position < crowd else SILENT_FOR_S):
+                break
+            context.cancel()
+            ended += 1
+        return ended + self.places.sweep(self._idle_limit_s)
+
+    def unary(self, request_type: Any, behave: Callable[[Any, Context], Any]) -> grpc.RpcMethodHandler:
+        """One reply to one request; ``behave`` takes the request and the call."""
+
+        def handle(bodies: Iterator[bytes], context: Context) -> Any:
+            try:
+                return behave(decoded(request_type, self.body(bodies, context)), context).SerializeToString()
+            except grpc.RpcError:  # the call has ended
+                raise
+            except Exception as error:
+                code, text = self._status_of(error)
+            return context.abort(code, cut(text))
+
+        handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    def stream(self, behave: Callable[[Iterator[bytes], Context], Iterator[Any]]) -> grpc.RpcMethodHandler:
+        """Any number of replies; ``behave`` takes the requests and the call."""
+
+        def handle(bodies: Iterator[bytes], context: Context) -> Iterator[bytes]:
+            try:
+                for reply in behave(bodies, context):
+                    yield reply.SerializeToString()
+                return
+            except grpc.RpcError:  # the call has ended
+                raise
+            except Exception as error:
+                code, text = self._status_of(error)
+            context.abort(code, cut(text))
+
+        handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def body(self, bodies: Iterator[bytes], context: Context) -> bytes:
+        """The body of a call, for which it waits no longer than others allow.
+
+        Raises:
+            RequestError: the call ended without any.
+            grpc.RpcError: it was cancelled, by the peer or because it was silent for too long.
+        """
+        self._silent[context] = time.monotonic()
+        if len(self._silent) > self._may_be_silent:
+            self.crowded.set()
+        try:
+            return next(bodies)
+        except StopIteration:
+            raise RequestError("request: got none, expected one message") from None
+        finally:
+            del self._silent[context]
+
+    def place(self, context: Context, what: str) -> Place[Context]:
+        """A place for a call that stays open.
+
+        Raises:
+            TakenError: none is left.
+        """
+        place = self.places.take(peer_of(context), context)
+        if place is None:
+            raise TakenError(
+                f"{len(self.places)} {what} are open; the limit is {self.places.count}, and {self.places.share} for "
+                "one peer"
+            )
+        return place
+
+
+def decoded(request_type: Any, body: bytes) -> Any:
+    """A message of what came.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        return request_type.FromString(body)
+    except DecodeError:
+        raise RequestError(
+            f"request: got {len(body)} bytes that are no {request_type.DESCRIPTOR.full_name}; encode it with the "
+            "service's own agent.proto"
+        ) from None
+
+
+def cut(text: str) -> str:
+    """An error's text, short enough to be sent."""
+    return text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}…"
+
+
+class Sweeper:
+    """A thread that ends silent and idle calls, and says so now and then.
+
+    Args:
+        lines: whose calls.
+        log: for what peers can cause.
+    """
+
+    def __init__(self, lines: Iterable[Line], log: RepeatLog) -> None:
+        self._lines = list(lines)
+        self._log = log
+        self._crowded = threading.Event()
+        for line in self._lines:
+            line.crowded = self._crowded
+
+    def start(self, closing: threading.Event) -> None:
+        """Sweep until ``closing`` is set."""
+        threading.Thread(target=self._run, args=(closing,), name="hmarl-sweeper", daemon=True).start()
+
+    def _run(self, closing: threading.Event) -> None:
+        while not closing.is_set():
+            if self._crowded.wait(_SWEEP_EVERY_S):
+                self._crowded.clear()
+                closing.wait(_CROWDED_SILENT_FOR_S / 2)
+            for line in self._lines:
+                ended = line.sweep()
+                if ended:
+                    text = f"{line.name}: ended {ended} calls that were silent or idle for too long"
+                    self._log.say(f"ended {line.name}", logging.WARNING, text)
+            self._log.flush()

@@ -1,0 +1,143 @@
+"""A bounded number of places that peers share: sessions, streams, calls that wait for their body.
+
+A peer is any string that tells one from another; this module knows no transport. Peers that cannot be told apart have
+the empty name.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Held = TypeVar("Held")
+UNKNOWN_PEER = ""
+_RESERVED_SHARE = 8  # a peer may hold all places but one in so many
+
+
+class Place(Generic[Held]):
+    """One place that is taken.
+
+    Attributes:
+        peer: who holds it.
+        held: what it is held for.
+        used_at: when it was used last, in seconds of the clock.
+    """
+
+    __slots__ = ("held", "peer", "used_at")
+
+    def __init__(self, peer: str, held: Held, used_at: float) -> None:
+        self.peer = peer
+        self.held = held
+        self.used_at = used_at
+
+
+class Places(Generic[Held]):
+    """Gives out places, and takes them back from who no longer uses them; safe to use from several threads.
+
+    No peer can take all of them: an eighth is kept for others. When no place is left, the one that has been idle for
+    longest among those of the peer that holds most gives way, once it has been idle for a while.
+
+    Args:
+        count: how many there are.
+        gives_way_after_s: seconds without use after which a place may be taken away when all are taken.
+        leave: told what a place was held for when it is taken away; called without any lock.
+        clock: monotonic seconds.
+
+    Attributes:
+        count: how many there are.
+        share: how many one peer may hold.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        gives_way_after_s: float,
+        leave: Callable[[Held], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.count = count
+        self.share = count - count // _RESERVED_SHARE
+        self._gives_way_after_s = gives_way_after_s
+        self._leave = leave
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._taken: OrderedDict[Place[Held], None] = OrderedDict()  # least recently used first
+        self._by_peer: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def take(self, peer: str, held: Held) -> Place[Held] | None:
+        """A place for a peer, or None when the peer has its share or none is left."""
+        victim = None
+        with self._lock:
+            now = self._clock()
+            if self._full_for(peer):
+                victim = self._who_gives_way(peer, now)
+                if victim is None:
+                    return None
+                self._remove(victim)
+            place = Place(peer, held, now)
+            self._taken[place] = None
+            self._by_peer[peer] += 1
+        if victim is not None:
+            self._leave(victim.held)
+        return place
+
+    def use(self, place: Place[Held]) -> bool:
+        """Note that a place is used now; False when it has been taken away."""
+        with self._lock:
+            if place not in self._taken:
+                return False
+            place.used_at = self._clock()
+            self._taken.move_to_end(place)
+            return True
+
+    def free(self, place: Place[Held]) -> bool:
+        """Give a place back; False when it has been taken away before."""
+        with self._lock:
+            if place not in self._taken:
+                return False
+            self._remove(place)
+            return True
+
+    def sweep(self, idle_s: float) -> int:
+        """Take away all places that have not been used for ``idle_s`` seconds; returns how many."""
+        gone = []
+        with self._lock:
+            before = self._clock() - idle_s
+            while self._taken:
+                place = next(iter(self._taken))
+                if place.used_at > before:
+                    break
+                self._remove(place)
+                gone.append(place)
+        for place in gone:
+            self._leave(place.held)
+        return len(gone)
+
+    def quiet(self, for_s: float) -> bool:
+        """Whether no place has been used for ``for_s`` seconds."""
+        with self._lock:
+            newest = next(reversed(self._taken), None)
+            return newest is None or self._clock() - newest.used_at >= for_s
+
+    def _full_for(self, peer: str) -> bool:
+        return len(self._taken) >= self.count or (peer != UNKNOWN_PEER and self._by_peer[peer] >= self.share)
+
+    def _who_gives_way(self, peer: str, now: float) -> Place[Held] | None:
+        """The one that gives way to ``peer``: within its own share of its own, else of the peer that holds most."""
+        most = peer
+        if len(self._taken) >= self.count:
+            most = max(self._by_peer, key=self._by_peer.__getitem__)
+        place = next(place for place in self._taken if place.peer == most)
+        return place if now - place.used_at >= self._gives_way_after_s else None
+
+    def _remove(self, place: Place[Held]) -> None:
+        del self._taken[place]
+        self._by_peer[place.peer] -= 1
+        if not self._by_peer[place.peer]:
+            del self._by_peer[place.peer]

@@ -1,0 +1,160 @@
+"""Health and the watchdog tell whether acts get through: real servers whose policy fails, or hangs, and recovers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from grpc_health.v1 import health_pb2
+from onnx import TensorProto, helper, numpy_helper
+
+from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime import watchman
+from hmarl.runtime.bundle import Bundle, write_bundle
+from hmarl.runtime.server import AgentServer, ServerSettings
+from hmarl.runtime.session import Policy
+from hmarl.runtime.wire import to_array, to_tensor
+from served import Peer, peer
+from toy_bundle import toy_manifest
+
+ACTIONS = [2, 0, 1]
+
+
+def picky_bundle(path: Path) -> Bundle:
+    """A policy that looks its action up at the place that it observes, and fails where there is none."""
+    nodes = [
+        helper.make_node("Cast", ["observation"], ["places"], to=TensorProto.INT64),
+        helper.make_node("Squeeze", ["places", "axis"], ["place"]),
+        helper.make_node("Gather", ["actions", "place"], ["action"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array(ACTIONS), "actions"),
+        numpy_helper.from_array(np.array([1]), "axis"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "picky",
+        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["batch", 1])],
+        [helper.make_tensor_value_info("action", TensorProto.INT64, ["batch"])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    agent = {
+        "id": "agent_0",
+        "file": "agents/agent_0.onnx",
+        "kind": "toy",
+        "action_space": {"type": "discrete", "n": 3},
+        "observation": {"name": "observation", "shape": [1], "dtype": "float32", "meaning": "a place"},
+        "action": {"name": "action", "shape": [], "dtype": "int64", "meaning": "what is there"},
+    }
+    return write_bundle(path, toy_manifest([agent]), {"agents/agent_0.onnx": model.SerializeToString()})
+
+
+@pytest.fixture
+def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AgentServer, Peer]]:
+    """A server of that policy, which looks after itself more often than usual, and a client."""
+    monkeypatch.setattr(watchman, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(watchman, "TIMEOUT_S", 0.5)
+    server = AgentServer(ServerSettings("127.0.0.1:0"))
+    server.serve(Policy(picky_bundle(tmp_path / "b"), "agent_0"))
+    with peer(server.address, 1, mask=False) as client:
+        yield server, client
+    server.stop(0.0)
+
+
+def becomes(client: Peer, serving: bool) -> bool:
+    """Whether health says so within a while."""
+    deadline = time.monotonic() + 20
+    while client.healthy() != serving:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def look_up(client: Peer, session: str, step: int, place: float) -> int:
+    reply = client.act(session, step, observation=to_tensor(np.array([place], np.float32)))
+    return int(to_array(reply.action, "action"))
+
+
+def test_a_policy_that_keeps_failing_is_not_serving(
+    picky: tuple[AgentServer, Peer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, client = picky
+    session = client.start()
+    assert [look_up(client, session, step, step) for step in range(3)] == ACTIONS
+    assert client.healthy()
+    time.sleep(1.1)  # an act that succeeded a moment ago speaks for the policy
+    texts = set()
+    for _ in range(20):
+        with pytest.raises(grpc.RpcError) as failed:
+            look_up(client, session, 3, 9)
+        assert failed.value.code() == grpc.StatusCode.INTERNAL
+        texts.add(failed.value.details())
+    assert becomes(client, serving=False)
+    assert server.alive  # the probe gets its actions: a client's observations restart no process
+    assert len(texts) == 1
+    tracebacks = [record for record in caplog.records if record.exc_info]
+    assert len(tracebacks) == 1
+    assert tracebacks[0].getMessage().split()[-1] in texts.pop()
+    assert look_up(client, session, 3, 1) == ACTIONS[1]
+    assert becomes(client, serving=True)
+
+
+def test_one_clients_failures_are_not_the_others(picky: tuple[AgentServer, Peer]) -> None:
+    server, client = picky
+    session, other = client.start(), client.start()
+    for step in range(30):
+        for _ in range(10):
+            with pytest.raises(grpc.RpcError):
+                look_up(client, other, 0, 9)
+        assert look_up(client, session, step, 2) == ACTIONS[2]
+        assert client.healthy()
+    assert server.alive
+
+
+def test_acts_that_hang_turn_health_and_watchdog_until_they_go_on(
+    picky: tuple[AgentServer, Peer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, client = picky
+    caplog.set_level(logging.WARNING)
+    watch = client.health.Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    probed = server._servicer.registry.own()
+    with probed._lock:  # as while the graph runs, and does not come back
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert not server.alive
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    assert server.alive
+    watch.cancel()
+    deadline = time.monotonic() + 10
+    while len(caplog.records) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert caplog.messages == ["NOT_SERVING: 3 probes in a row got no action", "SERVING again"]
+
+
+def test_the_probe_takes_no_session_and_does_not_keep_a_stopping_process(picky: tuple[AgentServer, Peer]) -> None:
+    server, client = picky
+    time.sleep(0.5)
+    registry = server._servicer.registry
+    assert len(registry) == 0
+    assert registry.quiet(3600.0)
+    with pytest.raises(grpc.RpcError) as unknown:
+        client.stub.EndEpisode(agent_pb2.EndEpisodeRequest(session_id=registry.own_id))
+    assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_watching_unknown_services_remembers_nothing(picky: tuple[AgentServer, Peer]) -> None:
+    _, client = picky
+    for number in range(100):
+        watch = client.health.Watch(health_pb2.HealthCheckRequest(service=f"no.such.Service{number}"))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        watch.cancel()
+    assert becomes(client, serving=True)

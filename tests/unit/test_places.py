@@ -1,0 +1,80 @@
+"""Bounded places that peers share: nobody takes them all, and who does not use a place gives way."""
+
+from __future__ import annotations
+
+from hmarl.runtime.places import UNKNOWN_PEER, Places
+from told_clock import Clock
+
+
+def places(count: int) -> tuple[Places[str], Clock, list[str]]:
+    clock, left = Clock(), []
+    return Places(count, 5.0, left.append, clock), clock, left
+
+
+def test_one_peer_cannot_take_all_places() -> None:
+    some, _, _ = places(16)
+    taken = [some.take("a", str(number)) for number in range(20)]
+    assert [place is not None for place in taken] == [True] * 14 + [False] * 6
+    assert some.take("b", "its own") is not None
+    assert len(some) == 15
+
+
+def test_peers_that_cannot_be_told_apart_share_all_places() -> None:
+    some, _, _ = places(16)
+    assert all(some.take(UNKNOWN_PEER, str(number)) for number in range(16))
+    assert some.take(UNKNOWN_PEER, "one more") is None
+
+
+def test_few_places_may_go_to_one_peer() -> None:
+    some, _, _ = places(2)
+    assert some.take("a", "1")
+    assert some.take("a", "2")
+    assert some.take("a", "3") is None
+
+
+def test_the_longest_idle_of_the_peer_that_holds_most_gives_way() -> None:
+    some, clock, left = places(4)
+    few = some.take("few", "few 1")
+    clock.now += 1
+    many = [some.take("many", f"many {number}") for number in range(3)]
+    assert few is not None
+    assert many[0] is not None
+    clock.now += 4.5
+    assert some.take("new", "too early") is None
+    clock.now += 1
+    some.use(many[0])
+    assert some.take("new", "new 1") is not None
+    assert left == ["many 1"]  # neither the oldest of all nor the one just used
+    assert many[1] is not None
+    assert not some.use(many[1])
+    assert not some.free(many[1])
+    assert some.use(few)
+    assert len(some) == 4
+
+
+def test_a_peer_with_its_share_gives_way_to_itself_only() -> None:
+    some, clock, left = places(8)
+    some.take("other", "other 1")
+    for number in range(7):
+        some.take("a", f"a {number}")
+    clock.now += 6
+    some.free(some.take("a", "a 7"))  # type: ignore[arg-type]
+    assert left == ["a 0"]
+    assert len(some) == 7
+
+
+def test_what_is_idle_is_swept_and_what_is_free_is_free() -> None:
+    some, clock, left = places(4)
+    old = some.take("a", "old")
+    clock.now += 2
+    some.take("a", "young")
+    clock.now += 1
+    assert some.sweep(3.0) == 1
+    assert left == ["old"]
+    assert old is not None
+    assert not some.free(old)
+    assert not some.quiet(2.0)
+    clock.now += 2
+    assert some.quiet(2.0)
+    assert some.sweep(1.0) == 1
+    assert len(some) == 0

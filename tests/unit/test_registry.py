@@ -1,0 +1,72 @@
+"""The open sessions of a process, shared among peers; and tensors that are refused before anything is worked out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.errors import DrainingError, ObservationError, SessionLimitError, UnknownSessionError
+from hmarl.runtime.registry import SessionRegistry
+from hmarl.runtime.session import Policy
+from hmarl.runtime.wire import to_array
+from told_clock import Clock
+
+
+@pytest.fixture
+def policy(toy_bundle: Bundle) -> Policy:
+    return Policy(toy_bundle, "agent_0")
+
+
+def test_a_peer_that_opens_all_it_can_locks_nobody_out(policy: Policy) -> None:
+    clock = Clock()
+    registry = SessionRegistry(policy, 16, 600.0, clock)
+    greedy = [registry.add(policy.session(), "greedy") for _ in range(14)]
+    with pytest.raises(SessionLimitError, match="one peer may hold 14"):
+        registry.add(policy.session(), "greedy")
+    others = [registry.add(policy.session(), f"other {number}") for number in range(2)]
+    with pytest.raises(SessionLimitError, match="until one has been idle for 5 s"):
+        registry.add(policy.session(), "too early")
+    clock.now += 6
+    registry.get(greedy[0])
+    registry.add(policy.session(), "late")
+    with pytest.raises(UnknownSessionError):
+        registry.get(greedy[1])
+    for kept in (greedy[0], *greedy[2:], *others):
+        registry.get(kept)
+    assert len(registry) == 16
+
+
+def test_ended_and_idle_sessions_are_unknown(policy: Policy) -> None:
+    clock = Clock()
+    registry = SessionRegistry(policy, 4, 10.0, clock)
+    session = policy.session()
+    ended, idle = registry.add(session, "a"), registry.add(policy.session(), "a")
+    assert registry.remove(ended) is session
+    clock.now += 11
+    registry.add(policy.session(), "a")
+    for gone in (ended, idle, "x" * 100_000):
+        for method in (registry.get, registry.remove):
+            with pytest.raises(UnknownSessionError) as unknown:
+                method(gone)
+            assert len(str(unknown.value)) < 400
+    registry.drain()
+    with pytest.raises(DrainingError):
+        registry.add(policy.session(), "a")
+
+
+@pytest.mark.parametrize("shape", [[2**62] * 1000, [1] * 65, [0, 2**62], [2**62], [-1], [2**62, 0], [3, -2]])
+@pytest.mark.parametrize("expected", [None, [6], [2, 3]])
+def test_impossible_shapes_are_refused(shape: list[int], expected: list[int] | None) -> None:
+    tensor = agent_pb2.Tensor(data_type=agent_pb2.DATA_TYPE_INT64, shape=shape)
+    with pytest.raises(ObservationError, match="x"):
+        to_array(tensor, "x", expected)
+
+
+def test_a_tensor_of_the_expected_shape_is_taken() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensor = agent_pb2.Tensor(data_type=agent_pb2.DATA_TYPE_FLOAT32, shape=[2, 3], data=array.tobytes())
+    np.testing.assert_array_equal(to_array(tensor, "x", [2, 3]), array)
+    with pytest.raises(ObservationError, match=r"got f4 \(2, 3\), expected the shape \(3, 2\)"):
+        to_array(tensor, "x", [3, 2])
