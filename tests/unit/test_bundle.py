@@ -208,6 +208,6 @@ def test_the_hash_file_is_what_sha256sum_reads(toy_bundle: Bundle) -> None:
 def test_a_zip_that_unpacks_to_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_bundle(tmp_path / "b.zip", small_manifest(), {"agents/a.onnx": bytes(100_000)})
     assert bundle.path.stat().st_size < 50_000
-    monkeypatch.setattr("hmarl.runtime.bundle._ZIP_LIMIT_BYTES", 50_000)
-    with pytest.raises(BundleError, match=r"unpacks to 10\d,\d{3} bytes, expected at most 50,000"):
+    monkeypatch.setattr("hmarl.runtime._source.TOTAL_LIMIT_BYTES", 50_000)
+    with pytest.raises(BundleError, match=r"unpack to 10\d,\d{3} bytes or more, expected at most 50,000"):
         load_bundle(bundle.path)

@@ -22,7 +22,15 @@ import numpy.typing as npt
 
 from hmarl.runtime import _graph
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, SessionError, StepOrderError, UsageError
+from hmarl.runtime.errors import (
+    BundleError,
+    HmarlError,
+    ObservationError,
+    SessionError,
+    StepOrderError,
+    UsageError,
+    one_line,
+)
 from hmarl.runtime.manifest import DiscreteSpace, MultiDiscreteSpace
 from hmarl.runtime.noise import SEED_LIMIT, NoiseSource, noise_for
 from hmarl.runtime.parity import Comparison, compare_outputs
@@ -172,7 +180,7 @@ class Policy:
             for _ in range(3):
                 buffers.run()
         except Exception as error:  # ONNX Runtime raises many unrelated types
-            raise BundleError(f"{self.agent.file}: the graph does not run: {error}") from error
+            raise BundleError(f"{self.agent.file}: the graph does not run: {one_line(error)}") from error
 
 
 class PolicySession:

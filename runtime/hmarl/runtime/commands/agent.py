@@ -70,22 +70,28 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime import systemd  # noqa: PLC0415
     from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
-    from hmarl.runtime.server import LOGGER, AgentServer, ServerSettings  # noqa: PLC0415
-    from hmarl.runtime.session import Policy  # noqa: PLC0415
+    from hmarl.runtime.trial import Trial  # noqa: PLC0415
 
-    settings = ServerSettings(
-        options.listen, options.max_sessions, options.session_ttl_s, options.max_streams, not options.no_reflection
-    )
     bundle = load_bundle(Path(options.bundle))
     like = options.like or None
     bundle.agent(options.agent, like)
-    server = AgentServer(settings)
-    try:
-        policy = Policy(bundle, options.agent, options.provider, like)
-        server.serve(policy)
-    except BaseException:
-        server.stop(grace_s=0.0)
-        raise
+    with Trial(bundle, {options.agent: like}) as trial:  # in another process, while this one imports the rest
+        from hmarl.runtime.server import LOGGER, AgentServer, ServerSettings  # noqa: PLC0415
+        from hmarl.runtime.session import Policy  # noqa: PLC0415
+
+        settings = ServerSettings(
+            options.listen, options.max_sessions, options.session_ttl_s, options.max_streams, not options.no_reflection
+        )
+        server = AgentServer(settings)
+        try:
+            if not trial.result(signals.stop):
+                server.stop(grace_s=0.0)
+                return 0
+            policy = Policy(bundle, options.agent, options.provider, like)
+            server.serve(policy)
+        except BaseException:
+            server.stop(grace_s=0.0)
+            raise
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}
