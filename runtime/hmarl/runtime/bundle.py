@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hmarl.runtime._files import replace_directory, replace_file, zip_bytes
+from hmarl.runtime._limits import check_printable
 from hmarl.runtime._source import MANIFEST_LIMIT_BYTES, REPAIR, Source, check_name, check_sizes, open_source
 from hmarl.runtime.errors import (
     BundleError,
@@ -134,6 +135,10 @@ class Bundle:
         """The entry of an agent that was not trained and acts by another one's graph."""
         if not agent_id:
             raise UsageError("agent: got an empty name")
+        try:
+            check_printable("agent", agent_id)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         if agent_id in self.agent_ids:
             raise UsageError(
                 f"agent '{agent_id}' like '{model.id}': '{agent_id}' was trained itself; leave out whom it is like"
