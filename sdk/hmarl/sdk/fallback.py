@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from gymnasium import spaces
 from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.sdk.spaces import ActionSpace
 
-DiscreteSpaces = spaces.Discrete[Any] | spaces.MultiDiscrete
+DiscreteSpaces: TypeAlias = "spaces.Discrete[Any] | spaces.MultiDiscrete"  # old releases have no generic Discrete
 
 
 class StaleActionError(HmarlError):
