@@ -278,6 +278,16 @@ def test_sizes_of_the_batch_and_of_constants_are_allowed() -> None:
     checked_graph("agents/a.onnx", changed(resized(*nodes)))
 
 
+@pytest.mark.parametrize(("ir_version", "opset"), [(99, 18), (10, 999), (10, 0)])
+def test_versions_that_onnx_runtime_does_not_know_are_refused(tmp_path: Path, ir_version: int, opset: int) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.ir_version = ir_version
+        model.opset_import[0].version = opset
+
+    with pytest.raises(BundleError, match=r"agents/a\.onnx: ONNX Runtime cannot open"):
+        Policy(load_bundle(raw_graph(tmp_path / "b", changed(change))), "a")
+
+
 @pytest.mark.parametrize("action", ["discrete", "multi_discrete", "box"])
 def test_the_graphs_that_policies_have_are_allowed(action: Any) -> None:
     graph = toy_graph(action=action)

@@ -4,7 +4,7 @@ A bundle is a directory (or the same in one zip)::
 
     manifest.json          this schema
     manifest.sha256        "<hex>  manifest.json": the manifest's own hash (sha256sum's format)
-    agents/<id>.onnx       one graph per agent, or per group of interchangeable agents: the whole policy
+    agents/<name>.onnx     one graph per agent, or per group of interchangeable agents: the whole policy
     README.md, plots/...   the model card
 
 The graph of an agent is one pure function of what that agent alone can know::

@@ -202,15 +202,14 @@ def _limit(memory_bytes: int, processor_s: int) -> None:
     import resource  # noqa: PLC0415 - not on all systems
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    used = {words[0]: int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
-    now = {
-        resource.RLIMIT_CPU: math.ceil(usage.ru_utime + usage.ru_stime) + processor_s,
-        resource.RLIMIT_DATA: used["VmData:"] + memory_bytes,
-        resource.RLIMIT_AS: used["VmSize:"] + memory_bytes + _ADDRESSES_BYTES,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, limit in now.items():
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: math.ceil(usage.ru_utime + usage.ru_stime) + processor_s}
+    status = Path("/proc/self/status")
+    if status.exists():  # not in every container
+        lines = (line.split() for line in status.read_text().splitlines())
+        used = {words[0]: int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
+        limits[resource.RLIMIT_DATA] = used["VmData:"] + memory_bytes
+        limits[resource.RLIMIT_AS] = used["VmSize:"] + memory_bytes + _ADDRESSES_BYTES
+    for kind, limit in limits.items():
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 

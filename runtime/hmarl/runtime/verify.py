@@ -86,17 +86,18 @@ def verify_bundle(bundle: Bundle, provider: str = "cpu") -> list[AgentReport]:
 
 def _refused(bundle: Bundle, agents: dict[str, str]) -> dict[str, str]:
     """The graphs that do not pass their trial, and why; ``agents`` has an agent for each graph."""
+    refused = {}
     try:
         try_graphs(bundle, dict.fromkeys(agents.values()), rows=BATCH_SIZES)
-    except BundleError:  # of the first of them
-        refused = {}
+    except BundleError as problem:  # of the first of them; the others are not known yet
         for file, agent_id in agents.items():
             try:
+                if len(agents) == 1:
+                    raise problem
                 try_graphs(bundle, {agent_id: None}, rows=BATCH_SIZES)
             except BundleError as error:
                 refused[file] = str(error)
-        return refused
-    return {}
+    return refused
 
 
 def verify_agent(bundle: Bundle, agent_id: str, provider: str = "cpu") -> AgentReport:
