@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -125,6 +127,28 @@ def test_a_trial_is_left_when_its_program_is_to_stop(tmp_path: Path) -> None:
         assert not running.result(stop)
         assert time.monotonic() - begin < 5
     assert running._process.returncode is not None
+
+
+def test_an_agent_that_is_stopped_during_its_trial_stops_and_leaves_no_process(tmp_path: Path) -> None:
+    path = raw_graph(tmp_path / "b", long_computation())
+    command = [
+        sys.executable,
+        "-m",
+        "hmarl.runtime.commands.agent",
+        str(path),
+        "--agent",
+        "a",
+        "--listen",
+        "127.0.0.1:0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as agent:
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+        while not (trials := children.read_text().split()):
+            assert agent.poll() is None
+            time.sleep(0.01)
+        agent.terminate()
+        assert agent.wait(60) == 0  # 3 if the trial had gone on to its limit
+    assert not any(Path(f"/proc/{trial_id}").exists() for trial_id in trials)
 
 
 def test_a_bundle_that_was_replaced_meanwhile_is_refused(tmp_path: Path) -> None:
