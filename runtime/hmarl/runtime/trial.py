@@ -44,7 +44,14 @@ _BYTES_PER_ELEMENT = 256
 _ADDRESSES_BYTES = 2**29  # address space that is reserved and never used
 _REPORT_LIMIT_BYTES = 2**16
 _POLL_S = 0.05
-_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate", "annot allocate memory", "std::length_error")
+_NO_MEMORY = (
+    "bad_alloc",
+    "Failed to serialize",
+    "bad allocation",
+    "Failed to allocate",
+    "annot allocate memory",
+    "std::length_error",
+)
 
 
 class Trial:
