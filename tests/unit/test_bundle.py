@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hmarl.runtime import _files
-from hmarl.runtime.bundle import Bundle, BundleError, UsageError, load_bundle, write_bundle
+from hmarl.runtime.bundle import Bundle, BundleError, HmarlError, UsageError, load_bundle, write_bundle
 from toy_bundle import toy_agent, toy_manifest, write_toy_bundle
 
 FILES = ["manifest.json", "manifest.sha256", "README.md", "agents/agent_0.onnx", "agents/agent_1.onnx"]
@@ -208,6 +208,61 @@ def test_the_hash_file_is_what_sha256sum_reads(toy_bundle: Bundle) -> None:
 def test_a_zip_that_unpacks_to_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_bundle(tmp_path / "b.zip", small_manifest(), {"agents/a.onnx": bytes(100_000)})
     assert bundle.path.stat().st_size < 50_000
-    monkeypatch.setattr("hmarl.runtime.bundle._ZIP_LIMIT_BYTES", 50_000)
-    with pytest.raises(BundleError, match=r"unpacks to 10\d,\d{3} bytes, expected at most 50,000"):
+    monkeypatch.setattr("hmarl.runtime._source.TOTAL_LIMIT_BYTES", 50_000)
+    with pytest.raises(BundleError, match=r"unpack to 10\d,\d{3} bytes or more, expected at most 50,000"):
         load_bundle(bundle.path)
+
+
+# Targets that a bundle must not be written over.
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    for name, link in (("b", "current"), ("b.zip", "current.zip")):
+        write_small(tmp_path / name, b"old")
+        (tmp_path / link).symlink_to(name)
+        assert write_small(tmp_path / link, b"new").read("agents/a.onnx") == b"new"
+        assert (tmp_path / link).is_symlink()
+        assert load_bundle(tmp_path / name).read("agents/a.onnx") == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "b.zip", "current", "current.zip"]
+
+
+@pytest.mark.parametrize("name", ["b", "b.zip"])
+def test_what_is_no_file_is_not_written_over(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="exists and is not a"):
+        write_small(tmp_path / name)
+    (tmp_path / f"loop-{name}").symlink_to(f"loop-{name}")
+    with pytest.raises(HmarlError, match="cannot write"):
+        write_small(tmp_path / f"loop-{name}")
+
+
+def test_what_lies_in_a_bundle_without_being_part_of_it_is_not_deleted(tmp_path: Path) -> None:
+    write_small(tmp_path / "b", b"old")
+    (tmp_path / "b" / "notes").mkdir()
+    (tmp_path / "b" / "notes" / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match=r"'notes/thesis\.tex' is no part of it and would be deleted"):
+        write_small(tmp_path / "b", b"new")
+    assert (tmp_path / "b" / "notes" / "thesis.tex").read_text() == "x"
+    (tmp_path / "b" / "notes" / "thesis.tex").unlink()
+    assert write_small(tmp_path / "b", b"new").read("agents/a.onnx") == b"new"
+
+
+def test_a_damaged_bundle_may_be_replaced_and_another_zip_may_not(tmp_path: Path) -> None:
+    write_small(tmp_path / "b", b"old")
+    (tmp_path / "b" / "agents" / "a.onnx").write_bytes(b"damaged")
+    assert write_small(tmp_path / "b", b"new").read("agents/a.onnx") == b"new"
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("1.jpg", b"x")
+    with pytest.raises(UsageError, match="exists and is not a bundle"):
+        write_small(tmp_path / "photos.zip")
+
+
+@pytest.mark.parametrize("name", ["b", "b.zip"])
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_small(tmp_path / name, b"old")
+    monkeypatch.setattr("hmarl.runtime._source.FILE_LIMIT_BYTES", 50_000)
+    with pytest.raises(BundleError, match=r"'agents/a\.onnx' has 60,000 bytes, expected at most 50,000"):
+        write_small(tmp_path / name, bytes(60_000))
+    assert load_bundle(tmp_path / name).read("agents/a.onnx") == b"old"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -11,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from hmarl.runtime.errors import BundleError, HmarlError, UsageError, unknown_name
+from hmarl.runtime._onnx import checked_graph
+from hmarl.runtime.errors import BundleError, HmarlError, UsageError, one_line, unknown_name
 from hmarl.runtime.manifest import AgentModel, BoxSpace, DataType, DiscreteSpace, TensorModel
 
 Array = npt.NDArray[Any]
@@ -52,11 +52,6 @@ def graph_outputs(agent: AgentModel) -> list[TensorModel]:
     return [agent.action, *states, *agent.diagnostics]
 
 
-# How ONNX says where external weights lie: a string entry with the key "location", whose length takes one byte or,
-# padded, more.
-_EXTERNAL_LOCATION = re.compile(rb"\n(?:\x08|\x88\x80*\x00)location")
-
-
 def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceSession:
     """Open a graph with one thread that does not spin, and check its tensors against the manifest.
 
@@ -70,26 +65,25 @@ def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceS
         BundleError: the graph cannot be opened or is not what the manifest says.
     """
     name, device = parse_provider(provider)
-    if _EXTERNAL_LOCATION.search(model):
-        raise BundleError(
-            f"{agent.file}: the graph keeps weights in another file, which no hash covers; export it with its weights "
-            "inside (external_data=False)"
-        )
+    checked = checked_graph(agent.file, model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never guessed from the first bytes
     options.log_severity_level = 3
     wanted: list[Any] = [PROVIDERS[name]]
     if name != "cpu":
         chain = ("tensorrt", "cuda") if name == "tensorrt" else ("cuda",)
         wanted = [(PROVIDERS[each], {"device_id": str(device)}) for each in chain]
     try:
-        session = ort.InferenceSession(model, options, providers=wanted)
+        session = ort.InferenceSession(checked, options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises many unrelated types
-        raise BundleError(f"{agent.file}: ONNX Runtime cannot open the graph with '{provider}': {error}") from error
+        raise BundleError(
+            f"{agent.file}: ONNX Runtime cannot open the graph with '{provider}': {one_line(error)}"
+        ) from error
     if session.get_providers()[0] != PROVIDERS[name]:
         raise UsageError(
             f"provider '{provider}': ONNX Runtime could not start {PROVIDERS[name]} (it would run on "
@@ -126,7 +120,9 @@ def _check_tensors(agent: AgentModel, kind: str, expected: list[TensorModel], go
     by_name = {tensor.name: tensor for tensor in got}
     names = [tensor.name for tensor in expected]
     if sorted(by_name) != sorted(names):
-        raise BundleError(f"{agent.file}: got {kind}s {sorted(by_name)}, the manifest expects {sorted(names)}")
+        raise BundleError(
+            f"{agent.file}: got {kind}s {one_line(sorted(by_name))}, the manifest expects {one_line(sorted(names))}"
+        )
     for tensor in expected:
         node = by_name[tensor.name]
         if node.type != _ORT_TYPES[tensor.dtype]:
@@ -140,7 +136,7 @@ def _check_tensors(agent: AgentModel, kind: str, expected: list[TensorModel], go
         ]
         if isinstance(batch, int) or known != tensor.shape:
             raise BundleError(
-                f"{agent.file}: {kind} '{tensor.name}': got shape {node.shape}, the manifest expects "
+                f"{agent.file}: {kind} '{tensor.name}': got shape {one_line(node.shape)}, the manifest expects "
                 f"[batch, {', '.join(map(str, tensor.shape))}] with a dynamic batch"
             )
 
@@ -175,7 +171,9 @@ def check_manifest(agent: AgentModel) -> None:
         expectations.append((f"states.{state.input}.reset: length", len(state.reset), math.prod(state.shape)))
     for field, got, expected in expectations:
         if got != expected:
-            raise BundleError(f"manifest: agent '{agent.id}': {field}: got {got}, expected {expected}")
+            raise BundleError(
+                f"manifest: agent '{agent.id}': {field}: got {one_line(got)}, expected {one_line(expected)}"
+            )
 
 
 class Buffers(Protocol):

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from hmarl.runtime._files import replace_directory, replace_file, zip_bytes
+from hmarl.runtime._limits import check_printable
+from hmarl.runtime._source import MANIFEST_LIMIT_BYTES, REPAIR, Source, check_name, check_sizes, open_source
 from hmarl.runtime.errors import (
     BundleError,
     DrainingError,
@@ -27,6 +27,7 @@ from hmarl.runtime.errors import (
     StepOrderError,
     UnknownSessionError,
     UsageError,
+    one_line,
     unknown_name,
 )
 from hmarl.runtime.manifest import (
@@ -45,6 +46,7 @@ from hmarl.runtime.manifest import (
     TensorModel,
     from_json,
     from_plain,
+    listed_files,
     to_json,
     to_plain,
 )
@@ -86,9 +88,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
-_REPAIR = "copy or export the bundle again"
-# Policies take megabytes; a zip that claims more would only fill the memory.
-_ZIP_LIMIT_BYTES = 2**30
+_HASH_LIMIT_BYTES = 1000
 
 
 class Bundle:
@@ -135,6 +135,10 @@ class Bundle:
         """The entry of an agent that was not trained and acts by another one's graph."""
         if not agent_id:
             raise UsageError("agent: got an empty name")
+        try:
+            check_printable("agent", agent_id)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         if agent_id in self.agent_ids:
             raise UsageError(
                 f"agent '{agent_id}' like '{model.id}': '{agent_id}' was trained itself; leave out whom it is like"
@@ -154,112 +158,18 @@ class Bundle:
         """
         if file not in self.manifest.files:
             raise BundleError(f"bundle {self.path}: file '{file}' is not listed in {MANIFEST}")
-        with _open_source(self.path) as source:
+        with open_source(self.path) as source:
             return _read_checked(source, self.path, file, self.manifest.files[file])
 
 
-class _Source:
-    """The files of a bundle, by name; the same interface for a directory and a zip."""
-
-    def __enter__(self) -> _Source:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close what is open."""
-
-    def names(self) -> list[str]:
-        """Relative POSIX names of all files."""
-        raise NotImplementedError
-
-    def read(self, name: str) -> bytes:
-        """Content of a file; KeyError when it is not there."""
-        raise NotImplementedError
-
-
-class _DirectorySource(_Source):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def names(self) -> list[str]:
-        found = []
-        for entry in sorted(self._path.rglob("*")):
-            name = entry.relative_to(self._path).as_posix()
-            if entry.is_symlink():
-                raise BundleError(f"bundle {self._path}: '{name}' is a symbolic link; a bundle holds plain files only")
-            if not entry.is_dir():
-                found.append(name)
-        return found
-
-    def read(self, name: str) -> bytes:
-        try:
-            return (self._path / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise KeyError(name) from error
-        except OSError as error:
-            raise BundleError(f"bundle {self._path}: cannot read '{name}': {error.strerror}") from error
-
-
-class _ZipSource(_Source):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise BundleError(
-                f"bundle {path}: got a file that is not a readable zip ({error}), expected a bundle directory or zip; "
-                f"{_REPAIR}"
-            ) from error
-        self._check_size()
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
-
-    def names(self) -> list[str]:
-        found = [entry.filename for entry in self._zip.infolist() if not entry.is_dir()]
-        for name in found:
-            _check_name(self._path, name)
-            if found.count(name) > 1:
-                raise BundleError(f"bundle {self._path}: '{name}' is in the zip more than once; {_REPAIR}")
-        return found
-
-    def _check_size(self) -> None:
-        unpacked = sum(entry.file_size for entry in self._zip.infolist())
-        if unpacked > _ZIP_LIMIT_BYTES:
-            raise BundleError(
-                f"bundle {self._path}: the zip unpacks to {unpacked:,} bytes, expected at most {_ZIP_LIMIT_BYTES:,}; "
-                "unpack it into a directory if you trust it"
-            )
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise BundleError(f"bundle {self._path}: cannot read '{name}': {error}; {_REPAIR}") from error
-
-
-def _open_source(path: Path) -> _Source:
-    if path.is_dir():
-        return _DirectorySource(path)
-    if path.is_file():
-        return _ZipSource(path)
-    raise BundleError(f"bundle {path}: no such directory or zip file")
-
-
-def _check_name(path: Path, name: str) -> None:
-    """Refuse names that could lead out of the bundle or mean different files on different systems."""
-    parts = PurePosixPath(name).parts
-    if not name or name.startswith("/") or "\\" in name or ":" in name or ".." in parts or "/".join(parts) != name:
-        raise BundleError(f"bundle {path}: file name '{name}' is not a plain relative path inside the bundle")
-
-
-def _read_checked(source: _Source, path: Path, name: str, expected: str) -> bytes:
+def _read_checked(source: Source, path: Path, name: str, expected: str) -> bytes:
     try:
         content = source.read(name)
     except KeyError:
-        raise BundleError(f"bundle {path}: file '{name}' is missing; {_REPAIR}") from None
+        raise BundleError(f"bundle {path}: file '{name}' is missing; {REPAIR}") from None
     got = hashlib.sha256(content).hexdigest()
     if got != expected:
-        raise BundleError(f"bundle {path}: file '{name}' has SHA-256 {got}, expected {expected}; {_REPAIR}")
+        raise BundleError(f"bundle {path}: file '{name}' has SHA-256 {got}, expected {expected}; {REPAIR}")
     return content
 
 
@@ -267,19 +177,20 @@ def _hash_line(sha256: str) -> bytes:
     return f"{sha256}  {MANIFEST}\n".encode()
 
 
-def _read_manifest(source: _Source, path: Path) -> tuple[Manifest, str]:
+def _read_manifest(source: Source, path: Path) -> tuple[Manifest, str]:
     """Read manifest.json, checked against manifest.sha256 byte for byte."""
     try:
-        content, recorded = source.read(MANIFEST), source.read(MANIFEST_HASH)
+        content = source.read(MANIFEST, MANIFEST_LIMIT_BYTES)
+        recorded = source.read(MANIFEST_HASH, _HASH_LIMIT_BYTES)
     except KeyError as error:
         raise BundleError(
-            f"bundle {path}: file '{error.args[0]}' is missing; is this a bundle? If so, {_REPAIR}"
+            f"bundle {path}: file '{error.args[0]}' is missing; is this a bundle? If so, {REPAIR}"
         ) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if recorded != _hash_line(sha256):
-        shown = recorded[:100].decode(errors="replace").strip()
+        shown = ascii(recorded[:100].decode(errors="replace").strip())
         raise BundleError(
-            f"bundle {path}: file '{MANIFEST}' has SHA-256 {sha256}, but '{MANIFEST_HASH}' holds '{shown}'; {_REPAIR}"
+            f"bundle {path}: file '{MANIFEST}' has SHA-256 {sha256}, but '{MANIFEST_HASH}' holds {shown}; {REPAIR}"
         )
     return _parse_manifest(path, content), sha256
 
@@ -288,9 +199,11 @@ def _parse_manifest(path: Path, content: bytes | Mapping[str, Any]) -> Manifest:
     try:
         manifest = from_json(Manifest, content) if isinstance(content, bytes) else from_plain(Manifest, content)
     except ValueError as error:
-        raise BundleError(f"bundle {path}: {MANIFEST} does not fit schema version {SCHEMA_VERSION}: {error}") from error
+        raise BundleError(
+            f"bundle {path}: {MANIFEST} does not fit schema version {SCHEMA_VERSION}: {one_line(error)}"
+        ) from error
     for name in manifest.files:
-        _check_name(path, name)
+        check_name(path, name)
         if name in (MANIFEST, MANIFEST_HASH):
             raise BundleError(f"bundle {path}: files: '{name}' must not list itself")
     return manifest
@@ -299,6 +212,8 @@ def _parse_manifest(path: Path, content: bytes | Mapping[str, Any]) -> Manifest:
 def load_bundle(path: Path | str) -> Bundle:
     """Open a bundle and verify all of it: the manifest's hash and schema, every file's hash, nothing missing or added.
 
+    Names, kinds and sizes are checked before anything is read; see ``hmarl.runtime._source``.
+
     Args:
         path: a bundle directory or zip.
 
@@ -306,16 +221,29 @@ def load_bundle(path: Path | str) -> Bundle:
         BundleError: anything is wrong; the message names the file, what was got and what was expected.
     """
     path = Path(path)
-    with _open_source(path) as source:
+    with open_source(path) as source:
         manifest, sha256 = _read_manifest(source, path)
-        for name, expected in manifest.files.items():
-            _read_checked(source, path, name, expected)
         for name in source.names():
             if name not in manifest.files and name not in (MANIFEST, MANIFEST_HASH):
                 raise BundleError(
-                    f"bundle {path}: file '{name}' is not listed in {MANIFEST}; remove it if nobody needs it, "
-                    f"otherwise {_REPAIR}"
+                    f"bundle {path}: file '{name}' is not listed in {MANIFEST}; remove it if it is not needed, "
+                    f"otherwise {REPAIR}"
                 )
+        for name, expected in manifest.files.items():
+            _read_checked(source, path, name, expected)
+    return Bundle(path, manifest, sha256)
+
+
+def open_bundle(path: Path, sha256: str) -> Bundle:
+    """A bundle that another process has verified: each file is checked when it is read, and no other is looked at.
+
+    Raises:
+        BundleError: it is not that bundle any more.
+    """
+    with open_source(path) as source:
+        manifest, found = _read_manifest(source, path)
+    if found != sha256:
+        raise BundleError(f"bundle {path}: it was replaced while it was being opened; start again")
     return Bundle(path, manifest, sha256)
 
 
@@ -324,6 +252,7 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
 
     Args:
         path: the directory to make, or the zip when it ends with ``.zip``.
+            A symbolic link stays; what it points to is replaced.
         manifest: the manifest's fields; ``files`` is filled in here.
         files: content of every file, by its relative POSIX name.
 
@@ -331,7 +260,8 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
         The written bundle, loaded and verified again.
 
     Raises:
-        BundleError: the fields do not fit the schema, or a name is not a plain relative path.
+        BundleError: the fields do not fit the schema, a name is not a plain relative path, or a file is so large that
+            it would not be read again.
         UsageError: something that is not a bundle is in the way.
     """
     path = Path(path)
@@ -341,25 +271,38 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
     content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
     _parse_manifest(path, content)  # a number that must not be null is found here, before anything is replaced
     everything = {**files, MANIFEST: content, MANIFEST_HASH: _hash_line(hashlib.sha256(content).hexdigest())}
+    check_sizes(path, {name: len(content) for name, content in everything.items()}, {MANIFEST: MANIFEST_LIMIT_BYTES})
     check_target(path)
     try:
         if path.suffix == ".zip":
-            replace_file(path, zip_bytes(everything))
+            replace_file(path.resolve(), zip_bytes(everything))
         else:
-            replace_directory(path, everything)
-    except OSError as error:
+            replace_directory(path.resolve(), everything)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise HmarlError(f"bundle {path}: cannot write: {error}") from error
     return load_bundle(path)
 
 
 def check_target(path: Path) -> None:
-    """Refuse to replace anything but a bundle: nobody's other files are ever deleted.
+    """Refuse to replace anything but a bundle: no other files are ever deleted.
 
     Raises:
         UsageError: something that is not a bundle is in the way.
     """
-    if path.suffix == ".zip":
-        if path.exists() and not zipfile.is_zipfile(path):
-            raise UsageError(f"{path} exists and is not a zip file; choose another path or remove it")
-    elif path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / MANIFEST_HASH).is_file())):
-        raise UsageError(f"{path} exists and is not a bundle; choose another path or remove it")
+    if not path.exists():
+        return
+    advice = "choose another path or remove it"
+    if path.is_dir() == (path.suffix == ".zip"):
+        raise UsageError(f"{path} exists and is not a {'zip file' if path.is_dir() else 'bundle'}; {advice}")
+    try:
+        with open_source(path) as source:
+            names = source.names()
+            listed = listed_files(source.read(MANIFEST, MANIFEST_LIMIT_BYTES)) if names else set()
+    except (BundleError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} exists and is not a bundle; {advice}") from error
+    strangers = [name for name in names if name not in listed and name not in (MANIFEST, MANIFEST_HASH)]
+    if strangers:
+        raise UsageError(
+            f"{path} exists and is not a bundle alone: '{strangers[0]}' is no part of it and would be deleted; "
+            "move that away or choose another path"
+        )

@@ -77,3 +77,10 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(got, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown {what} '{got}'{hint} (known: {', '.join(names)})"
+
+
+def one_line(said: object, limit: int = 500) -> str:
+    """What another library says, for a message: on one line, escaped where not printable, cut where long."""
+    text = " ".join(str(said)[: 2 * limit].split())
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -4,7 +4,7 @@ A bundle is a directory (or the same in one zip)::
 
     manifest.json          this schema
     manifest.sha256        "<hex>  manifest.json": the manifest's own hash (sha256sum's format)
-    agents/<id>.onnx       one graph per agent, or per group of interchangeable agents: the whole policy
+    agents/<name>.onnx     one graph per agent, or per group of interchangeable agents: the whole policy
     README.md, plots/...   the model card
 
 The graph of an agent is one pure function of what that agent alone can know::
@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+
+from hmarl.runtime._limits import check_manifest
 
 SCHEMA_VERSION = 1
 DataType = Literal["float32", "int64", "bool"]
@@ -187,12 +189,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version: got {self.schema_version}, this hmarl reads version {SCHEMA_VERSION}")
-        ids = [agent.id for agent in self.agents]
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"agents: got duplicate ids in {ids}")
-        for agent in self.agents:
-            if agent.file not in self.files:
-                raise ValueError(f"agents.{agent.id}.file: '{agent.file}' is not listed in files")
+        check_manifest(self)
 
 
 M = TypeVar("M", bound=_Strict)
@@ -219,6 +216,28 @@ def from_json(model: type[M], content: str | bytes) -> M:
         return msgspec.json.decode(content, type=model)
     except msgspec.DecodeError as error:  # also what does not fit the model
         raise ValueError(_problem(error)) from error
+    except RecursionError as error:
+        raise ValueError("lists or objects lie too deep in each other") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error}") from error
+
+
+class _Listing(msgspec.Struct):
+    """Of a manifest of any schema: its files."""
+
+    files: dict[str, Any]
+
+
+def listed_files(content: bytes) -> set[str]:
+    """The files that a manifest lists, whatever else is wrong with it.
+
+    Raises:
+        ValueError: it lists none.
+    """
+    try:
+        return set(msgspec.json.decode(content, type=_Listing).files)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"no list of files: {error}") from error
 
 
 def from_plain(model: type[M], fields: Mapping[str, Any]) -> M:

@@ -30,6 +30,7 @@ from hmarl.runtime.errors import (
     SessionError,
     StepOrderError,
     UsageError,
+    one_line,
 )
 from hmarl.runtime.manifest import DiscreteSpace, MultiDiscreteSpace
 from hmarl.runtime.noise import SEED_LIMIT, NoiseSource, noise_for
@@ -184,7 +185,7 @@ class Policy:
             for _ in range(3):
                 buffers.run()
         except Exception as error:  # ONNX Runtime raises many unrelated types
-            raise BundleError(f"{self.agent.file}: the graph does not run: {error}") from error
+            raise BundleError(f"{self.agent.file}: the graph does not run: {one_line(error)}") from error
 
 
 class PolicySession:

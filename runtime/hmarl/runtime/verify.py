@@ -9,6 +9,7 @@ ONNX Runtime is run on the inputs and the outputs compared by ``hmarl.runtime.pa
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,16 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.runtime._graph import DTYPES, graph_inputs, graph_outputs
+from hmarl.runtime._graph import DTYPES, graph_inputs, graph_outputs, parse_provider
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.errors import BundleError
+from hmarl.runtime.errors import BundleError, UsageError, one_line
 from hmarl.runtime.manifest import AgentModel, TensorModel
 from hmarl.runtime.parity import compare_outputs, first_of_branches
 from hmarl.runtime.session import Policy
+from hmarl.runtime.trial import try_graphs
 
 Array = npt.NDArray[Any]
 BATCH_SIZES = (1, 3, 17)
 DEFAULT_TOLERANCE = 1e-5
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass
@@ -53,14 +56,24 @@ class AgentReport:
 def verify_bundle(bundle: Bundle, provider: str = "cpu") -> list[AgentReport]:
     """Check all agents, every graph once; of a graph that several share, the others' entries are held against it.
 
+    Graphs that do not pass their trial (``hmarl.runtime.trial``) are not opened in this process.
+
     Raises:
         UsageError: the provider is not available.
     """
+    parse_provider(provider)
     first: dict[str, str] = {}
+    for agent in bundle.manifest.agents:
+        first.setdefault(agent.file, agent.id)
+    refused = _refused(bundle, first)
     reports = []
     for agent in bundle.manifest.agents:
-        if first.setdefault(agent.file, agent.id) == agent.id:
-            reports.append(verify_agent(bundle, agent.id, provider))
+        if agent.file in refused:
+            shared = None if first[agent.file] == agent.id else first[agent.file]
+            reports.append(AgentReport(agent.id, same_graph_as=shared, problems=[refused[agent.file]]))
+            continue
+        if first[agent.file] == agent.id:
+            reports.append(_check_agent(bundle, agent.id, provider))
             continue
         report = AgentReport(agent.id, same_graph_as=first[agent.file])
         try:
@@ -71,12 +84,38 @@ def verify_bundle(bundle: Bundle, provider: str = "cpu") -> list[AgentReport]:
     return reports
 
 
+def _refused(bundle: Bundle, agents: dict[str, str]) -> dict[str, str]:
+    """The graphs that do not pass their trial, and why; ``agents`` has an agent for each graph."""
+    refused = {}
+    try:
+        try_graphs(bundle, dict.fromkeys(agents.values()), rows=BATCH_SIZES)
+    except BundleError as problem:  # of the first of them; the others are not known yet
+        for file, agent_id in agents.items():
+            try:
+                if len(agents) == 1:
+                    raise problem
+                try_graphs(bundle, {agent_id: None}, rows=BATCH_SIZES)
+            except BundleError as error:
+                refused[file] = str(error)
+    return refused
+
+
 def verify_agent(bundle: Bundle, agent_id: str, provider: str = "cpu") -> AgentReport:
-    """Load one agent's graph and run all checks on it.
+    """Try one agent's graph, load it and run all checks on it.
 
     Raises:
         UsageError: unknown agent, or the provider is not available.
     """
+    parse_provider(provider)
+    try:
+        try_graphs(bundle, {agent_id: None}, rows=BATCH_SIZES)
+    except BundleError as error:
+        return AgentReport(agent_id, problems=[str(error)])
+    return _check_agent(bundle, agent_id, provider)
+
+
+def _check_agent(bundle: Bundle, agent_id: str, provider: str) -> AgentReport:
+    """All checks of one agent whose graph has passed its trial."""
     report = AgentReport(agent_id)
     try:
         policy = Policy(bundle, agent_id, provider)
@@ -85,6 +124,10 @@ def verify_agent(bundle: Bundle, agent_id: str, provider: str = "cpu") -> AgentR
         _check_parity(policy, tolerance, report)
     except BundleError as error:
         report.problems.append(str(error))
+    except UsageError:
+        raise
+    except Exception as error:  # ONNX Runtime raises many unrelated types
+        report.problems.append(f"the graph does not run: {one_line(error)}")
     return report
 
 
@@ -136,11 +179,14 @@ def _check_parity(policy: Policy, tolerance: float, report: AgentReport) -> None
     if missing or not expected:
         raise BundleError(f"parity samples of agent '{agent.id}': got no {sorted(missing) or 'expected outputs'}")
     lengths = {len(rows) for rows in (*inputs.values(), *expected.values())}
-    if len(lengths) != 1:
-        raise BundleError(f"parity samples of agent '{agent.id}': got {sorted(lengths)} rows, expected equal numbers")
-    outputs = policy.run_batch(inputs)
+    rows = lengths.pop()
+    if lengths or not rows:
+        raise BundleError(
+            f"parity samples of agent '{agent.id}': got {sorted({*lengths, rows})} rows, expected equal numbers above 0"
+        )
+    outputs = _run_in_parts(policy, inputs, rows)
     found = compare_outputs(agent, inputs, {name: outputs[name] for name in expected}, expected, tolerance)
-    report.parity_samples = lengths.pop()
+    report.parity_samples = rows
     report.parity_error = found.error
     report.near_ties = found.near_ties
     report.problems += [f"parity with the trainer: {problem}" for problem in found.problems]
@@ -153,12 +199,33 @@ def _recorded(bundle: Bundle, prefix: str, tensors: list[TensorModel]) -> dict[s
         file = f"{prefix}{tensor.name}.npy"
         if file not in bundle.manifest.files:
             continue
-        try:
-            array = np.load(io.BytesIO(bundle.read(file)), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise BundleError(f"{file}: not a plain .npy file: {error}") from error
+        array = _read_npy(file, bundle.read(file))
         if array.dtype != DTYPES[tensor.dtype] or list(array.shape[1:]) != tensor.shape or not array.ndim:
             sizes = ", ".join(["rows", *map(str, tensor.shape)])
             raise BundleError(f"{file}: got {array.dtype} {array.shape}, expected {tensor.dtype} [{sizes}]")
         arrays[tensor.name] = array
     return arrays
+
+
+def _read_npy(file: str, content: bytes) -> Array:
+    """The array of a .npy file. What its header says is believed only where the content is there."""
+    stream = io.BytesIO(content)
+    try:
+        read_header = _NPY_HEADERS[np.lib.format.read_magic(stream)]
+        shape, by_columns, dtype = read_header(stream)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+            raise ValueError(f"got {len(content) - stream.tell():,} bytes for {dtype} {shape}")
+        flat = np.frombuffer(content, dtype, offset=stream.tell())
+        return np.ascontiguousarray(flat.reshape(shape, order="F" if by_columns else "C"))
+    except Exception as error:  # NumPy evaluates the header, which raises many unrelated types
+        raise BundleError(f"{file}: not a plain .npy file: {one_line(error, 200)}") from error
+
+
+def _run_in_parts(policy: Policy, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
+    """Outputs of any number of rows, of which no more are computed at once than have been tried."""
+    size = max(BATCH_SIZES)
+    parts = [
+        policy.run_batch({name: array[start : start + size] for name, array in inputs.items()})
+        for start in range(0, rows, size)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

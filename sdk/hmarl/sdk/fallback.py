@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.sdk.inputs import mask_branches
 from hmarl.sdk.spaces import ActionSpace
 
-DiscreteSpaces = spaces.Discrete[Any] | spaces.MultiDiscrete
+DiscreteSpaces: TypeAlias = "spaces.Discrete[Any] | spaces.MultiDiscrete"  # old releases have no generic Discrete
 
 
 class StaleActionError(HmarlError):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,9 +13,9 @@ from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positiv
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.cores import stay_on
+from hmarl.runtime.orphans import die_with_parent
 
 PARENT_VARIABLE = "HMARL_PARENT_PID"  # set by hmarl-fleet: die with this process
-_PR_SET_PDEATHSIG = 1
 _MORE_THAN_GRACE_S = 5.0  # for an end that takes longer than the running episodes get
 
 
@@ -43,17 +41,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _die_with_parent(parent: str) -> None:
-    """Let the kernel stop this process when the supervisor is gone, even if that was killed (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes  # noqa: PLC0415 - only members of a fleet need it
-
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it died before the line above
-        raise SystemExit(0)
-
-
 def serve(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -61,34 +48,40 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         stay_on(options.core)  # before any thread is started
     signals = StopSignals()
     if PARENT_VARIABLE in os.environ:
-        _die_with_parent(os.environ[PARENT_VARIABLE])
+        die_with_parent(int(os.environ[PARENT_VARIABLE]))
     start_logging(options.log_level, f"hmarl-agent {options.agent}")
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime import systemd  # noqa: PLC0415
     from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
     from hmarl.runtime.limits import request_limit_bytes  # noqa: PLC0415
-    from hmarl.runtime.server import LOGGER, AgentServer, ServerSettings  # noqa: PLC0415
-    from hmarl.runtime.session import Policy  # noqa: PLC0415
+    from hmarl.runtime.trial import Trial  # noqa: PLC0415
 
     bundle = load_bundle(Path(options.bundle))
     like = options.like or None
-    server = AgentServer(
-        ServerSettings(
-            options.listen,
-            options.max_sessions,
-            options.session_ttl_s,
-            options.max_streams,
-            not options.no_reflection,
-            request_limit_bytes(bundle.agent(options.agent, like)),
+    agent = bundle.agent(options.agent, like)
+    with Trial(bundle, {options.agent: like}) as trial:  # in another process, while this one imports the rest
+        at_end(trial.close)
+        from hmarl.runtime.server import LOGGER, AgentServer, ServerSettings  # noqa: PLC0415
+        from hmarl.runtime.session import Policy  # noqa: PLC0415
+
+        server = AgentServer(
+            ServerSettings(
+                options.listen,
+                options.max_sessions,
+                options.session_ttl_s,
+                options.max_streams,
+                not options.no_reflection,
+                request_limit_bytes(agent),
+            )
         )
-    )
-    at_end(server.free_address)
-    try:
-        policy = Policy(bundle, options.agent, options.provider, like)
-        server.serve(policy)
-    except BaseException:
-        server.stop(grace_s=0.0)
-        raise
+        at_end(server.free_address)
+        try:
+            trial.result()
+            policy = Policy(bundle, options.agent, options.provider, like)
+            server.serve(policy)
+        except BaseException:
+            server.stop(grace_s=0.0)
+            raise
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}

@@ -6,9 +6,10 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -20,6 +21,7 @@ import typer
 from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
@@ -37,6 +39,7 @@ from hmarl.sdk.video import Recording, record_episode, write_video
 
 _EXTRA_PACKAGES = ("jinja2", "matplotlib", "imageio", "rliable")
 _DEFAULT_BATCH = 16
+_IMPORT_PATH = re.compile(r'"\w[\w.]*:\w[\w.]*"')  # in JSON
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Source:
 
 def _bundle_source(options: Options, path: Path) -> Source:
     bundle = load_bundle(path)
+    try_graphs(bundle, rows=(1, options.batch_size or min(options.episodes, _DEFAULT_BATCH)))
 
     def make_team(spec: EnvironmentSpec) -> Team:
         return BundleTeam(
@@ -154,9 +158,28 @@ def _environment(options: Options, source: Source) -> VectorEnvironment:
     """The environment asked for; the source's arguments are the defaults where it is the source's environment."""
     name = options.env or source.environment
     arguments = dict(source.arguments) if name == source.environment else {}
-    arguments.update(parse_settings(options.settings)["env"])
+    own = parse_settings(options.settings)["env"]
+    if options.run is None:
+        _refuse_code(
+            name if options.env is None else "", {key: arguments[key] for key in arguments.keys() - own.keys()}
+        )
+    arguments.update(own)
     batch_size = options.batch_size or few_copies(name, min(options.episodes, _DEFAULT_BATCH))
     return make(name, batch_size=batch_size, **arguments)
+
+
+def _refuse_code(name: str, arguments: Mapping[str, Any]) -> None:
+    """A bundle, or a process that serves one, must not choose what is imported and called here; its user may.
+
+    Raises:
+        UsageError: the environment's name, or an argument, is the path of a function or class.
+    """
+    advice = "which would be imported and called here; if you trust it, say so with"
+    if ":" in name:
+        raise UsageError(f"the team was trained in '{name[:200]}', {advice} --env {name[:200]}")
+    for key, value in arguments.items():
+        if _IMPORT_PATH.search(json.dumps(value)):
+            raise UsageError(f"the team's environment has env.{key}={str(value)[:200]}, {advice} --set env.{key}=...")
 
 
 def _measure(options: Options, environment: VectorEnvironment, team: Team, console: Console) -> Evaluation:

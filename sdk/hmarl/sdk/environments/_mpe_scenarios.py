@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from hmarl.sdk.environments._random_streams import RandomStreams
 from hmarl.sdk.spaces import AgentSpec
 
 MOVE_COUNT = 5
-MpeSpace = spaces.Discrete[np.int64] | spaces.Box
+MpeSpace: TypeAlias = "spaces.Discrete[np.int64] | spaces.Box"  # old releases have no generic Discrete
 
 
 class Scenario(ABC):

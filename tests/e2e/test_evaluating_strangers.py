@@ -1,0 +1,71 @@
+"""hmarl-eval with a bundle or a process of a stranger: neither chooses what is imported, nor fills the memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_process import AgentProcess
+from raw_bundle import GRAPH, manifest_bytes, plain_agent, plain_graph, write_raw
+from toy_bundle import write_toy_bundle
+
+
+def hmarl_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hmarl.sdk.commands.evaluate", *map(str, arguments), "--episodes", "1", "--json"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def trap(kind: str, victim: Path) -> dict[str, Any]:
+    """An environment that would write a file when it is made."""
+    code = f"open({str(victim)!r}, 'w')"
+    return {
+        "family": {"name": "pettingzoo/timeit:timeit", "arguments": {"stmt": code, "number": 1}},
+        "path": {"name": "timeit:timeit", "arguments": {"stmt": code, "number": 1}},
+        "argument": {"name": "smac/3m", "arguments": {"entry": "timeit:timeit", "stmt": code, "number": 1}},
+    }[kind] | {"team_reward": "sum"}
+
+
+@pytest.mark.parametrize("kind", ["family", "path", "argument"])
+def test_a_bundle_does_not_choose_what_is_imported(tmp_path: Path, kind: str) -> None:
+    victim = tmp_path / "victim"
+    files = {GRAPH: plain_graph()}
+    bundle = write_raw(tmp_path / "b", files, manifest_bytes(files, environment=trap(kind, victim)))
+    done = hmarl_eval("--bundle", bundle)
+    assert done.returncode == 2, done.stderr
+    assert "which would be imported and called here; if you trust it, say so with" in " ".join(done.stderr.split())
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("kind", ["family", "argument"])
+def test_a_served_agent_does_not_choose_what_is_imported(tmp_path: Path, kind: str) -> None:
+    victim = tmp_path / "victim"
+    bundle = write_toy_bundle(tmp_path / "b", agents=("a",), plain=True, environment=trap(kind, victim))
+    with AgentProcess(bundle.path, "a") as process:
+        endpoints = tmp_path / "endpoints.json"
+        endpoints.write_text(json.dumps({"agents": {"a": process.address}}))
+        done = hmarl_eval("--endpoints", endpoints)
+    assert done.returncode == 2, done.stderr
+    assert not victim.exists()
+
+
+def test_whoever_names_the_environment_gets_it(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    files = {GRAPH: plain_graph()}
+    bundle = write_raw(tmp_path / "b", files, manifest_bytes(files, environment=trap("family", victim)))
+    done = hmarl_eval("--bundle", bundle, "--env", "pettingzoo/timeit:timeit")
+    assert "got a float without possible_agents" in done.stderr
+    assert victim.exists()
+
+
+def test_a_graph_that_fills_the_memory_is_not_opened(tmp_path: Path) -> None:
+    files = {GRAPH: b"junk"}
+    environment = {"name": "mpe/simple_spread", "team_reward": "sum"}
+    bundle = write_raw(tmp_path / "b", files, manifest_bytes(files, plain_agent(), environment=environment))
+    done = hmarl_eval("--bundle", bundle)
+    assert done.returncode == 3
+    assert "agents/a.onnx: not an ONNX file" in done.stderr
