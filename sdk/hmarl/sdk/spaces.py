@@ -19,6 +19,7 @@ from hmarl.sdk.errors import UsageError
 # Discrete is generic in newer versions of Gymnasium only.
 ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box  # type: ignore[type-arg]
 TeamReward = Literal["sum", "mean", "shared"]
+NAME_LIMIT = 256
 # Larger bounds stand for no bounds (numpy.finfo(numpy.float32).max, 1e39): the width between them is not a float32.
 LARGEST_BOUND = float(np.finfo(np.float32).max) / 2
 
@@ -70,12 +71,22 @@ def float32_box(agent: str, space: spaces.Box) -> spaces.Box:
     return spaces.Box(low, high, dtype=np.float32)
 
 
+def _check_name(field: str, name: str) -> None:
+    """Names may be of any alphabet, without what a terminal or a log would obey instead of showing.
+
+    Raises:
+        UsageError: nothing, too much, or a character that is not printable.
+    """
+    if not 1 <= len(name) <= NAME_LIMIT or not name.isprintable():
+        raise UsageError(f"{field}: got {ascii(name)[:100]}, expected 1 to {NAME_LIMIT} printable characters")
+
+
 @dataclass(frozen=True)
 class AgentSpec:
     """One agent as a policy sees it.
 
     Attributes:
-        id: unique name, e.g. ``"agent_0"``.
+        id: unique name, e.g. ``"agent_0"``; printable characters of any alphabet.
         observation_size: length of the flat float32 observation vector.
         action_space: Discrete(A) (starting at 0), MultiDiscrete (1-D) or a bounded 1-D float32 Box.
         has_action_mask: whether the environment hands out a mask of legal actions (Discrete: bool [A];
@@ -152,6 +163,10 @@ class EnvironmentSpec:
         ids = [agent.id for agent in self.agents]
         if not ids or len(set(ids)) != len(ids):
             raise ValueError(f"agents: got ids {ids}, expected at least one and no duplicates")
+        for index, agent in enumerate(self.agents):
+            _check_name(f"agents[{index}].id", agent.id)
+            for name, _ in agent.observation_layout:
+                _check_name(f"agents[{index}].observation_layout", name)
 
     @property
     def agent_ids(self) -> tuple[str, ...]:
