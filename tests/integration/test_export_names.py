@@ -27,12 +27,13 @@ from training_runs import tiny_config, train
 
 TEAM = "pettingzoo/named_teams:make"
 NAMES = ["a,b=c", "../up", "[red]агент[/]: 2 $x", "Up", "up"]
+RUN = "[bold]my team: $x$"
 FILES = ["0-a_b_c", "1-up", "2-red_2_x", "Up", "4-up"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("named") / "run"
+    folder = tmp_path_factory.mktemp("named") / RUN
     config = tiny_config("happo", TEAM, None, None, {"workers": 0, "names": NAMES})
     train(config, folder)
     return folder
@@ -40,7 +41,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle_path(run: Path) -> Path:
-    return export.export_run(run, run.parent / "bundle", name="[bold]my team[/]: $x$").path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run)
+        return export.export_run(Path(), run.parent / "bundle").path
 
 
 def test_graphs_and_samples_have_names_of_our_own(bundle_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_a_fleet_serves_them_by_name(bundle_path: Path, tmp_path: Path) -> None:
 
 def test_what_is_written_holds_names_as_they_are(run: Path, bundle_path: Path) -> None:
     card = load_bundle(bundle_path).read("README.md").decode()
-    assert "# [bold]my team[/]: $x$" in card
+    assert f"# {RUN}\n" in card
     command = next(line for line in card.splitlines() if line.startswith("hmarl-train "))
     given = [word for word in shlex.split(command) if word.startswith("env.")]
     assert parse_settings(given)["env"] == {"workers": 0, "names": NAMES}
@@ -113,3 +116,9 @@ def test_names_that_cannot_be_shown_are_refused_before_training(name: str, tmp_p
     config = tiny_config("happo", TEAM, None, None, {"workers": 0, "names": ["a", name]})
     with pytest.raises(UsageError, match=r"agents\[1\].id: got '.*expected 1 to 256 printable characters"):
         train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines"])
+def test_a_bundles_name_that_cannot_be_shown_is_refused_before_any_work(name: str, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--name: got .* expected printable characters"):
+        export.export_run(run, tmp_path / "bundle", name=name)

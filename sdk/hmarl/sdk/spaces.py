@@ -81,6 +81,15 @@ def _check_name(field: str, name: str) -> None:
         raise UsageError(f"{field}: got {ascii(name)[:100]}, expected 1 to {NAME_LIMIT} printable characters")
 
 
+def _content(space: ActionSpace) -> tuple[object, ...]:
+    """All of a space; its text leaves the middle of many bounds out."""
+    if isinstance(space, spaces.Box):
+        return "box", space.shape, space.low.tobytes(), space.high.tobytes()
+    if isinstance(space, spaces.MultiDiscrete):
+        return "multi-discrete", tuple(space.nvec.reshape(-1).tolist())
+    return "discrete", int(space.n)
+
+
 @dataclass(frozen=True)
 class AgentSpec:
     """One agent as a policy sees it.
@@ -176,9 +185,9 @@ class EnvironmentSpec:
     @cached_property
     def groups(self) -> tuple[AgentGroup, ...]:
         """Agents with equal observation size, action space and mask, grouped in order of first appearance."""
-        members: dict[str, list[int]] = {}
+        members: dict[tuple[object, ...], list[int]] = {}
         for index, agent in enumerate(self.agents):
-            key = f"{agent.observation_size} {agent.action_space!r} {agent.has_action_mask}"
+            key = (agent.observation_size, agent.has_action_mask, *_content(agent.action_space))
             members.setdefault(key, []).append(index)
         return tuple(AgentGroup(tuple(group), self.agents[group[0]]) for group in members.values())
 

@@ -24,6 +24,7 @@ from hmarl.runtime.bundle import (
     BundleError,
     EnvironmentModel,
     ParityModel,
+    UsageError,
     check_target,
     to_plain,
     write_bundle,
@@ -143,11 +144,13 @@ def export_run(
 
     Raises:
         UsageError: the run's algorithm acts for the whole team at once and is not to be distilled, or has no teacher to
-            distil, or RUN/students were distilled otherwise, or a policy is too large; nothing is written.
+            distil, or RUN/students were distilled otherwise, or a policy is too large, or the name cannot be shown;
+            nothing is written.
         DivergedError: the distillation diverged.
         ParityError: ONNX Runtime and torch disagree; nothing is written.
         CheckpointError: see ``load_run``.
     """
+    name = _bundle_name(run, name)
     config = RunConfig.read(run)
     algorithm = find_algorithm(config.algorithm)
     if distillation is None and algorithm.distils:
@@ -170,13 +173,21 @@ def export_run(
     students = loaded.distilled.report if loaded.distilled else None
     card, plots = model_card(
         run, loaded.config, loaded.checkpoint, loaded.summary, loaded.evaluation, _parity_row(parity),
-        name or run.name, students,
+        name, students,
     )  # fmt: skip
-    manifest = {**_manifest(loaded, graphs, parity, name or run.name), "evaluation": loaded.evaluation}
+    manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
     if loaded.distilled:
         manifest["students"] = to_plain(loaded.distilled.report)
         manifest["evaluation"] = {**manifest["evaluation"], "students": loaded.distilled.evaluation}
     return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()})
+
+
+def _bundle_name(run: Path, name: str | None) -> str:
+    """What the bundle is called: as the run's directory, unless told otherwise."""
+    called = (run.name if run.name not in ("", "..") else run.resolve().name) if name is None else name
+    if not called or not called.isprintable():
+        raise UsageError(f"--name: got {called!a}, expected printable characters, e.g. --name my-team")
+    return called
 
 
 def graphs_of(loaded: LoadedRun) -> list[Graph]:
