@@ -62,3 +62,16 @@ def test_a_policy_too_large_for_a_file_is_refused_before_any_work(
     assert "agent 'a': its policy has 1,6" in errors
     assert "expected at most 1,000,000, which an ONNX file holds; it observes 100,000 numbers" in errors
     assert not (tmp_path / "bundle").exists()
+
+
+def test_students_too_large_for_a_file_are_refused_before_they_are_distilled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    config = tiny_config("magpo", TEAM, {"embedding_size": 8}, None, {"workers": 0, "observation_size": 1000})
+    train(config, tmp_path / "run")
+    monkeypatch.setattr(graph_file, "LARGEST_GRAPH_BYTES", 100_000)
+    code, _, errors = call("export", str(tmp_path / "run"), "--distil", "--set", "distillation.hidden_sizes=[64]")
+    assert code == 2
+    assert "agent 'a': its policy has " in errors
+    assert "make distillation.hidden_sizes smaller" in errors
+    assert not list((tmp_path / "run").glob("students/*.safetensors"))

@@ -205,8 +205,9 @@ def graphs_of(loaded: LoadedRun) -> list[Graph]:
         file = f"agents/{stem}.onnx"
         modules = [loaded.policies.deployable(agent).eval() for agent in agents]
         entries = tuple(module.describe(file, interchangeable) for module in modules)
+        tensors = (*modules[0].parameters(), *modules[0].buffers())
+        check_size(modules[0].agent, sum(tensor.nbytes for tensor in tensors), "algorithm.hidden_sizes")
         graphs.append(Graph(file, modules[0], agents, entries))
-        check_size(graphs[-1])
     return graphs
 
 

@@ -17,6 +17,7 @@ import torch
 
 from hmarl.runtime.bundle import AgentModel, to_json
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.samples import example_inputs
 
@@ -64,20 +65,22 @@ def file_stems(names: Iterable[str]) -> list[str]:
     return stems
 
 
-def check_size(graph: Graph) -> None:
-    """Refuse a graph that no ONNX file can hold, before any work on it.
+def check_size(agent: AgentSpec, weights: int, setting: str) -> None:
+    """Refuse a policy that no ONNX file can hold, before any work on it.
+
+    Args:
+        agent: whose policy.
+        weights: bytes of them.
+        setting: the name of what makes them fewer, for the message.
 
     Raises:
         UsageError: names the agent, the size, and what it comes from.
     """
-    module = graph.module
-    size = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
-    if size > LARGEST_GRAPH_BYTES:
-        agent = module.agent
+    if weights > LARGEST_GRAPH_BYTES:
         raise UsageError(
-            f"agent '{agent.id}': its policy has {size:,} bytes of weights, expected at most {LARGEST_GRAPH_BYTES:,}, "
-            f"which an ONNX file holds; it observes {agent.observation_size:,} numbers: let it observe fewer, or train "
-            "with smaller algorithm.hidden_sizes"
+            f"agent '{agent.id}': its policy has {weights:,} bytes of weights, expected at most "
+            f"{LARGEST_GRAPH_BYTES:,}, which an ONNX file holds; it observes {agent.observation_size:,} numbers: let "
+            f"it observe fewer, or make {setting} smaller"
         )
 
 
