@@ -106,7 +106,7 @@ def test_an_action_without_a_range_is_exact() -> None:
 def test_a_near_tie_is_as_wide_as_scores_of_that_size_are_sure(size: float) -> None:
     agent = choosing_agent()
     scores = np.tile(np.array([[0.0, -size, size, size, 0.0]]), (2, 1))
-    scores[0, 3] -= 1e-6 * size  # nobody can tell these apart, summed in another order
+    scores[0, 3] -= 1e-6 * size  # not to be told apart, summed in another order
     scores[1, 3] -= 1e-3 * size
     expected = {"action": np.array([2, 2]), "action_logits": scores.astype(np.float32)}
     got = {"action": np.array([3, 2]), "action_logits": scores.astype(np.float32)}

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, check_bounds, float32_box
 
-FLOAT64 = np.random.default_rng(0)
+RANDOM = np.random.default_rng(0)
 
 
 def spec_of(*actions: spaces.Space) -> EnvironmentSpec:
@@ -31,8 +31,8 @@ def test_agents_with_unlike_bounds_are_no_group() -> None:
 
 
 def test_float32_bounds_lie_within_the_environments_own() -> None:
-    low = FLOAT64.uniform(-5.0, 0.0, (20, 50))
-    high = low + FLOAT64.uniform(0.1, 5.0, (20, 50))
+    low = RANDOM.uniform(-5.0, 0.0, (20, 50))
+    high = low + RANDOM.uniform(0.1, 5.0, (20, 50))
     box = float32_box("a", spaces.Box(low, high, dtype=np.float64))
     assert (box.dtype, box.shape) == (np.float32, (1000,))
     assert (box.low >= low.reshape(-1)).all()
