@@ -30,8 +30,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hmarl.runtime.bundle import Bundle, load_bundle
-from hmarl.runtime.parity import NEAR_TIE
+from hmarl.runtime.bundle import AgentModel, Bundle, load_bundle
+from hmarl.runtime.parity import tie_gap
 from hmarl.sdk.agent import LocalAgent
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
@@ -49,6 +49,7 @@ FLEET_START_LIMIT_S = 60.0
 FLEET_STOP_LIMIT_S = 30.0
 FRAMES_PER_SECOND = 10.0
 EXIT_DIFFERENT = 1
+NEAR_TIE = 1.0  # in what two scores of that size may be apart at a near tie
 
 
 class StepFailed(Exception):
@@ -68,7 +69,7 @@ class Comparison:
         actions: compared actions, of one agent at one step each; after the first near tie of an episode the two teams
             see different worlds, so that its further actions are not compared.
         differences: actions that differ although their scores are apart.
-        near_ties: actions that differ and whose two best scores are within ``NEAR_TIE``.
+        near_ties: actions that differ at a near tie (see ``hmarl.runtime.parity``).
     """
 
     episodes: int
@@ -261,11 +262,14 @@ def _all_agents(environment: VectorEnvironment, evaluation: Evaluation) -> npt.N
 def _smallest_gaps(
     environment: VectorEnvironment, bundle: Bundle, seed: int, actions: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Per agent, how far its two best scores were apart where the last of the actions [T, N] was decided.
+    """Per agent, how far its two best scores were apart where the last of the actions [T, N] was decided, in units
+    of what they may be apart at a near tie.
 
     With an instruction that is held for several steps, the decision may lie at any earlier step.
     """
     agents = [LocalAgent(bundle, each.id) for each in environment.spec.agents]
+    models = [bundle.agent(each.id) for each in environment.spec.agents]
+    tolerance = bundle.manifest.parity_tolerance["cpu"]
     gaps = np.full((len(actions), len(agents)), np.inf)
     observation = as_numpy(environment.reset(np.asarray([seed])))
     for agent in agents:
@@ -274,16 +278,18 @@ def _smallest_gaps(
         for group, block in zip(environment.spec.groups, observation.observations, strict=True):
             for member, index in enumerate(group.agents):
                 diagnostics = agents[index].act(np.ascontiguousarray(block[0, member])).diagnostics
-                gaps[step, index] = min(_gap(scores) for name, scores in diagnostics.items() if name.endswith("logits"))
+                scores = [each for name, each in diagnostics.items() if name.endswith("logits")]
+                gaps[step, index] = min(_gap(each, models[index], tolerance) for each in scores)
         blocks = tuple(chosen[None, list(group.agents)] for group in environment.spec.groups)
         observation = as_numpy(environment.step(blocks).observation)
-    recurrent = np.array([bool(bundle.agent(each.id).states) for each in environment.spec.agents])
+    recurrent = np.array([bool(model.states) for model in models])
     return np.asarray(np.where(recurrent, gaps.min(axis=0), gaps[-1]))
 
 
-def _gap(scores: npt.NDArray[Any]) -> float:
+def _gap(scores: npt.NDArray[Any], agent: AgentModel, tolerance: float) -> float:
     best = np.sort(scores)[-2:]
-    return float(best[-1] - best[0]) if len(scores) > 1 else float("inf")
+    near = tie_gap(agent, np.abs(best).max(), tolerance)
+    return float((best[-1] - best[0]) / near) if len(scores) > 1 else float("inf")
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hmarl.runtime.bundle import Bundle, UsageError
-from hmarl.runtime.roster import counted_roster, named_roster
+from hmarl.runtime.roster import counted_roster, named_roster, split_names
 from hmarl.runtime.session import Policy, noise_for
 from toy_bundle import write_toy_bundle
 
@@ -100,3 +100,30 @@ def test_a_count_takes_the_first_or_goes_on_numbering(
     ):
         with pytest.raises(UsageError, match=message):
             counted_roster(bundle, len(bundle.agent_ids) + 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("agent_0, carl ,eve=agent_2", ["agent_0", "carl", "eve=agent_2"]),
+        ('"a,b=c",x', ["a,b=c", "x"]),
+        ('"a ""big"" one, or two",b', ['a "big" one, or two', "b"]),
+        ('"eve=a,b"', ["eve=a,b"]),
+        ("", [""]),
+        ("a,,b", ["a", "", "b"]),
+    ],
+)
+def test_a_list_of_names_may_hold_names_with_commas(text: str, names: list[str]) -> None:
+    assert split_names(text) == names
+
+
+def test_a_quote_that_is_not_closed_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r'agents: got "a,b: .*names that contain a comma as "NAME"'):
+        split_names('"a,b')
+
+
+def test_names_with_equals_signs_are_parted_where_an_agent_is_meant(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle", agents=("red_x", "red_b"), interchangeable=("red",))
+    assert named_roster(bundle, ["red_x", "a=b=red_x", "c=red_b"]) == {"red_x": None, "a=b": "red_x", "c": "red_b"}
+    with pytest.raises(UsageError, match="unknown agent 'b=c'"):
+        named_roster(bundle, ["a=b=c"])

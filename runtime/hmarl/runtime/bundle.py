@@ -77,6 +77,7 @@ __all__ = [
     "TensorModel",
     "UnknownSessionError",
     "UsageError",
+    "check_printable",
     "from_json",
     "load_bundle",
     "replace_file",

@@ -5,6 +5,7 @@ A roster names every agent and, for one that was not trained, the interchangeabl
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable
 
@@ -12,6 +13,21 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import UsageError
 
 Roster = dict[str, str | None]
+
+
+def split_names(text: str) -> list[str]:
+    """The entries of ``NAME[=LIKE],...``; one with a comma in it stands in double quotes, its own quotes doubled.
+
+    Raises:
+        UsageError: a quote that is not closed.
+    """
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise UsageError(
+            f'agents: got {text}: {error}, expected NAME[=LIKE],... with names that contain a comma as "NAME"'
+        ) from error
+    return [entry.strip() for row in rows for entry in row] or [""]
 
 
 def named_roster(bundle: Bundle, names: Iterable[str]) -> Roster:
@@ -25,14 +41,22 @@ def named_roster(bundle: Bundle, names: Iterable[str]) -> Roster:
     """
     roster: Roster = {}
     for word in names:
-        name, equals, after = (word, "", "") if word in bundle.agent_ids else word.partition("=")
-        like = after if equals else None
+        name, like = _parted(bundle, word)
         if name in roster:
             raise UsageError(f"agents: got '{name}' twice, expected every name once")
         if like is None and name not in bundle.agent_ids:
             like = _only_kind(bundle, f"agents: '{name}' was not trained", name)[0]
         roster[bundle.agent(name, like).id] = like
     return roster
+
+
+def _parted(bundle: Bundle, word: str) -> tuple[str, str | None]:
+    """``NAME`` or ``NAME=LIKE``; names may contain the sign: a trained agent's is not parted, and LIKE is one."""
+    if word in bundle.agent_ids:
+        return word, None
+    parts = word.split("=")
+    ways = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(1, len(parts))]
+    return next((way for way in ways if way[1] in bundle.agent_ids), ways[0] if ways else (word, None))
 
 
 def counted_roster(bundle: Bundle, count: int) -> Roster:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.environment import LocatesAgents, Observation, StepResult, VectorEnvironment
-from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, TeamReward
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, TeamReward, check_bounds
 from hmarl.sdk.team import sample_actions
 
 _TOLERANCE = 1e-5
@@ -248,8 +249,10 @@ def _check_agent(agent: AgentSpec) -> None:
     elif isinstance(space, spaces.MultiDiscrete):
         _require(space.nvec.ndim == 1, f"{where}: MultiDiscrete of shape {space.nvec.shape}, expected one dimension")
     elif isinstance(space, spaces.Box):
-        bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
-        _require(bounded, f"{where}: the action Box is unbounded, expected finite bounds")
+        try:
+            check_bounds(agent.id, space)
+        except UsageError as error:
+            raise Violation(str(error)) from error
         _require(len(space.shape) == 1, f"{where}: action Box of shape {space.shape}, expected one dimension")
         _require(space.dtype == np.float32, f"{where}: action Box of dtype {space.dtype}, expected float32")
         _require(not agent.has_action_mask, f"{where}: has an action mask, but its actions are continuous")

@@ -14,9 +14,82 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
+from hmarl.runtime.bundle import check_printable
+from hmarl.sdk.errors import UsageError
+
 # Discrete is generic in newer versions of Gymnasium only.
 ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box  # type: ignore[type-arg]
 TeamReward = Literal["sum", "mean", "shared"]
+# Larger bounds stand for no bounds (numpy.finfo(numpy.float32).max, 1e39): the width between them is not a float32.
+LARGEST_BOUND = float(np.finfo(np.float32).max) / 2
+
+
+def check_bounds(agent: str, space: spaces.Box) -> None:
+    """Refuse a Box between whose bounds no policy can be scaled.
+
+    Args:
+        agent: the agent's id, for the message.
+        space: a Box of actions, of any shape and floating-point type.
+
+    Raises:
+        UsageError: a bound is infinite, NaN or beyond ``LARGEST_BOUND`` (float32 then has no number for it, or for the
+            range), or the lower one is above the upper one.
+    """
+    low, high = (np.asarray(bound, np.float64).reshape(-1) for bound in (space.low, space.high))
+    for name, bound in (("low", low), ("high", high)):
+        bad = np.flatnonzero(~(np.abs(bound) <= LARGEST_BOUND))
+        if bad.size:
+            raise UsageError(
+                f"agent '{agent}': got the unbounded action space {space}: {name}[{bad[0]}] is {bound[bad[0]]:g}, "
+                f"expected bounds within ±{LARGEST_BOUND:.2g}; give the range that the actuator has"
+            )
+    crossed = np.flatnonzero(low > high)
+    if crossed.size:
+        where = crossed[0]
+        raise UsageError(
+            f"agent '{agent}': got the action space {space}: low[{where}] is {low[where]:g} and high[{where}] "
+            f"{high[where]:g}, expected low <= high"
+        )
+
+
+def float32_box(agent: str, space: spaces.Box) -> spaces.Box:
+    """A Box as policies have it, one-dimensional and of float32, rounded inwards: what lies within lies within
+    ``space``.
+
+    Where no float32 lies between a component's bounds, both become the nearest one.
+
+    Raises:
+        UsageError: as ``check_bounds``.
+    """
+    check_bounds(agent, space)
+    exact = [np.asarray(bound, np.float64).reshape(-1) for bound in (space.low, space.high)]
+    near = [bound.astype(np.float32) for bound in exact]
+    low = np.where(near[0] < exact[0], np.nextafter(near[0], np.float32(np.inf)), near[0])
+    high = np.where(near[1] > exact[1], np.nextafter(near[1], np.float32(-np.inf)), near[1])
+    empty = low > high
+    low, high = (np.where(empty, nearest, bound) for nearest, bound in zip(near, (low, high), strict=True))
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _check_name(field: str, name: str) -> None:
+    """Names that a manifest can hold.
+
+    Raises:
+        UsageError: it cannot hold this one.
+    """
+    try:
+        check_printable(field, name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _content(space: ActionSpace) -> tuple[object, ...]:
+    """All of a space; its text leaves the middle of many bounds out."""
+    if isinstance(space, spaces.Box):
+        return "box", space.shape, space.low.tobytes(), space.high.tobytes()
+    if isinstance(space, spaces.MultiDiscrete):
+        return "multi-discrete", tuple(space.nvec.reshape(-1).tolist())
+    return "discrete", int(space.n)
 
 
 @dataclass(frozen=True)
@@ -24,7 +97,7 @@ class AgentSpec:
     """One agent as a policy sees it.
 
     Attributes:
-        id: unique name, e.g. ``"agent_0"``.
+        id: unique name, e.g. ``"agent_0"``; printable characters of any alphabet.
         observation_size: length of the flat float32 observation vector.
         action_space: Discrete(A) (starting at 0), MultiDiscrete (1-D) or a bounded 1-D float32 Box.
         has_action_mask: whether the environment hands out a mask of legal actions (Discrete: bool [A];
@@ -101,6 +174,10 @@ class EnvironmentSpec:
         ids = [agent.id for agent in self.agents]
         if not ids or len(set(ids)) != len(ids):
             raise ValueError(f"agents: got ids {ids}, expected at least one and no duplicates")
+        for index, agent in enumerate(self.agents):
+            _check_name(f"agents[{index}].id", agent.id)
+            for name, _ in agent.observation_layout:
+                _check_name(f"agents[{index}].observation_layout", name)
 
     @property
     def agent_ids(self) -> tuple[str, ...]:
@@ -110,9 +187,9 @@ class EnvironmentSpec:
     @cached_property
     def groups(self) -> tuple[AgentGroup, ...]:
         """Agents with equal observation size, action space and mask, grouped in order of first appearance."""
-        members: dict[str, list[int]] = {}
+        members: dict[tuple[object, ...], list[int]] = {}
         for index, agent in enumerate(self.agents):
-            key = f"{agent.observation_size} {agent.action_space!r} {agent.has_action_mask}"
+            key = (agent.observation_size, agent.has_action_mask, *_content(agent.action_space))
             members.setdefault(key, []).append(index)
         return tuple(AgentGroup(tuple(group), self.agents[group[0]]) for group in members.values())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
+from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec, check_bounds
 from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distributions import ActionHead
@@ -78,8 +78,10 @@ class Algorithm:
         Raises:
             UsageError: it cannot; names the algorithm, the agent, what it has and what is expected.
         """
-        for agent in spec.agents if cls.discrete_only else ():
-            if not isinstance(agent.action_space, spaces.Discrete):
+        for agent in spec.agents:
+            if isinstance(agent.action_space, spaces.Box):
+                check_bounds(agent.id, agent.action_space)
+            if cls.discrete_only and not isinstance(agent.action_space, spaces.Discrete):
                 raise UsageError(
                     f"{cls.__name__.lower()}: agent '{agent.id}' of {spec.name} has the action space "
                     f"{agent.action_space}, expected Discrete (the algorithm learns one value per choice)"

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -273,11 +274,21 @@ class ActionHead:
         return DiagonalGaussian(output, extra.clamp(-5.0, 1.0))
 
     def to_environment(self, raw_action: Tensor) -> Tensor:
-        """Raw actions in the environment's units; continuous ones scaled from [-1, 1] to [low, high]."""
+        """Raw actions in the environment's units; continuous ones scaled from [-1, 1] to [low, high] and within them.
+
+        The middle of the range is where raw actions are 0, so that small ones keep their digits; rounding errs by units
+        in the last place of the range, and the bounds cut off what it carries past them.
+        """
         if not isinstance(self.space, spaces.Box):
             return raw_action
         bounded = torch.tanh(raw_action) if self.squash == "tanh" else raw_action.clamp(-1.0, 1.0)
-        low = torch.as_tensor(self.space.low, dtype=torch.float32, device=raw_action.device)
-        high = torch.as_tensor(self.space.high, dtype=torch.float32, device=raw_action.device)
-        # Rounding may carry the sum past the upper bound by one unit in the last place.
-        return torch.minimum(low + (bounded + 1.0) * (0.5 * (high - low)), high)
+        middle, half, low, high = (torch.from_numpy(each).to(raw_action.device) for each in self._range)
+        return torch.minimum(torch.maximum(middle + half * bounded, low), high)
+
+    @cached_property
+    def _range(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """Middle, half width, low and high of a Box, [D] float32 each."""
+        assert isinstance(self.space, spaces.Box)
+        # In float64, where neither sum nor difference of two float32 overflows or cancels.
+        low, high = self.space.low.astype(np.float64), self.space.high.astype(np.float64)
+        return tuple(each.astype(np.float32) for each in ((low + high) / 2, (high - low) / 2, low, high))

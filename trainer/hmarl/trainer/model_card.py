@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import ParityModel, StudentsModel
+from hmarl.sdk.commands._common import parse_settings
 from hmarl.trainer.plots import run_plots
 from hmarl.trainer.recorder import read_metrics
 from hmarl.trainer.students.report import figures
@@ -52,7 +55,7 @@ def model_card(
         f"A team trained with **{config.algorithm}** on `{config.environment}`, one local policy per agent: each sees "
         "its own observation only and exchanges no message.",
         "## Use\n\n```\nhmarl-verify .\nhmarl-fleet . --out endpoints.json\n"
-        f"hmarl-eval --endpoints endpoints.json --env {config.environment} --episodes 100 --seed 0\n```",
+        f"hmarl-eval --endpoints endpoints.json --env {shlex.quote(config.environment)} --episodes 100 --seed 0\n```",
         f"## Evaluation\n\nReturns of {_acting(config)}, undiscounted episode sums of the team reward, fixed seeds, by "
         f"which the best checkpoint was chosen; after {checkpoint.counters.steps:,} steps.\n\n"
         f"| policies | mean | median | IQM | episodes |\n|---|---|---|---|---|\n{table}"
@@ -81,7 +84,8 @@ def _front_matter(config: RunConfig, deployed: float | None) -> str:
         lines += [
             "model-index:", f"- name: {config.algorithm}", "  results:", "  - task:",
             "      type: reinforcement-learning",
-            "    dataset:", f"      name: {config.environment}", f"      type: {config.environment}", "    metrics:",
+            "    dataset:", f"      name: {_yaml(config.environment)}", f"      type: {_yaml(config.environment)}",
+            "    metrics:",
             "    - type: mean_return", f"      value: {deployed:.2f}",
         ]  # fmt: skip
     return "\n".join([*lines, "---"])
@@ -100,19 +104,14 @@ def _distillation(students: StudentsModel) -> str:
 
 
 def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any]) -> str:
-    settings = " ".join(
-        [f"--set algorithm.{key}={_value(value)}" for key, value in config.algorithm_settings.items()]
-        + [
-            f"--set run.{key}={_value(value)}"
-            for key, value in config.run.items()
-            if key not in ("steps", "seed", "device")
-        ]
-        + [f"--set env.{key}={_value(value)}" for key, value in config.environment_arguments.items()]
-    )
-    command = (
-        f"hmarl-train {config.algorithm} --env {config.environment} --steps {config.run['steps']} "
-        f"--seed {config.run['seed']} {settings}"
-    )
+    settings = {f"algorithm.{key}": value for key, value in config.algorithm_settings.items()}
+    settings |= {f"run.{key}": value for key, value in config.run.items() if key not in ("steps", "seed", "device")}
+    settings |= {f"env.{key}": value for key, value in config.environment_arguments.items()}
+    words = ["hmarl-train", config.algorithm, "--env", config.environment, "--steps", str(config.run["steps"])]
+    words += ["--seed", str(config.run["seed"])]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={_value(value)}"]
+    command = shlex.join(words)
     whole = summary.get("wall_s") and not summary.get("resumed_at")  # else the time of the last part alone is known
     duration = f", {summary['wall_s']:.0f} s on {summary['machine']['cores']} cores" if whole else ""
     return (
@@ -123,6 +122,12 @@ def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, An
 
 
 def _value(value: Any) -> str:
-    """A value as ``--set`` reads it, without characters that a shell would take apart."""
-    text = json.dumps(value, separators=(",", ":"))
-    return text.strip('"') if isinstance(value, str) else text
+    """A value as ``--set`` reads it: text as it is, but for text that would be read as something else."""
+    if isinstance(value, str) and parse_settings([f"env.x={value}"])["env"]["x"] == value:
+        return value
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _yaml(text: str) -> str:
+    """Text as a value of the front matter, in quotes where YAML would read something else."""
+    return text if re.fullmatch(r"[A-Za-z](?:[\w./-]|:\w)*", text, re.ASCII) else json.dumps(text, ensure_ascii=False)

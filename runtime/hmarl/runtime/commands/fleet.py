@@ -13,7 +13,7 @@ from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positiv
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
-from hmarl.runtime.roster import counted_roster, named_roster
+from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
     from hmarl.runtime.fleet import Fleet
@@ -31,7 +31,8 @@ def _parser() -> Parser:
     who.add_argument(
         "--agents",
         metavar="NAME[=LIKE],...",
-        help="serve these; LIKE is the agent by whose graph one acts that was not trained (default: all trained)",
+        help="serve these; LIKE is the agent by whose graph one acts that was not trained (default: all trained); an "
+        "entry with a comma in a name stands in double quotes",
     )
     who.add_argument("--count", type=positive_integer, metavar="N", help="serve N agents, fewer or more than trained")
     where = parser.add_mutually_exclusive_group()
@@ -55,7 +56,7 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
     bundle = load_bundle(Path(options.bundle))
     roster = None
     if options.agents is not None:
-        roster = named_roster(bundle, [name.strip() for name in options.agents.split(",")])
+        roster = named_roster(bundle, split_names(options.agents))
     elif options.count is not None:
         roster = counted_roster(bundle, options.count)
     if options.socket_dir is not None:

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
 
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import ActionSpace
+from hmarl.sdk.spaces import ActionSpace, float32_box
 
 MASK_KEY = "action_mask"
 
@@ -112,13 +112,10 @@ def _convert_branches(
 def _convert_box(agent: str, space: spaces.Box) -> tuple[ActionSpace, Callable[[npt.NDArray[Any]], Any]]:
     if not np.issubdtype(space.dtype, np.floating):
         raise UsageError(f"agent '{agent}': got an action Box of dtype {space.dtype}, expected a floating-point one")
-    if not space.is_bounded():
-        raise UsageError(f"agent '{agent}': got the unbounded action space {space}, expected finite bounds")
-    low, high = space.low, space.high
-    flat = spaces.Box(low.reshape(-1).astype(np.float32), high.reshape(-1).astype(np.float32), dtype=np.float32)
+    flat, low, high = float32_box(agent, space), space.low, space.high
 
     def restore(action: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        # float32 can round a float64 bound outwards.
+        # Where no float32 lies between the bounds, the nearest one lies outside.
         return np.asarray(np.clip(action.reshape(low.shape).astype(space.dtype), low, high))
 
     return flat, restore

@@ -13,6 +13,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.distributions import Distribution
+from hmarl.trainer.graph_file import check_size
 from hmarl.trainer.networks import Memory, RecurrentNetwork, linear
 from hmarl.trainer.policies import GroupPolicy, fresh_rows, no_memories, select_all, step_all
 from hmarl.trainer.students.settings import DistillationSettings
@@ -103,7 +104,8 @@ class Students:
         generator: CPU generator of the first weights.
 
     Raises:
-        UsageError: the run's agents are interchangeable, and the settings would tell them apart.
+        UsageError: the run's agents are interchangeable, and the settings would tell them apart; or a student would be
+            too large for an ONNX file.
     """
 
     def __init__(
@@ -135,6 +137,8 @@ class Students:
                 head.output_size, run.activation, normalise_layers=run.normalise_layers,
                 memory=settings.memory_size, goal=goal, decision_sizes=settings.decision_sizes,
             )  # fmt: skip
+            if settings.told == "nothing":  # else they are not exported
+                check_size(group.example, 4 * network.size, "distillation.hidden_sizes")
             theta = fresh_rows(1 if shared else members, network, head, generator).to(algorithm.device)
             self.policies.append(StudentPolicy(network, head, theta, members, told_apart))
 
