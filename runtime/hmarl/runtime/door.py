@@ -114,6 +114,7 @@ class Line:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"grpc-{name}")
         self.places: Places[Context] = Places(places, gives_way_after_s, _end)
         self.crowded = threading.Event()
+        self._gives_way_after_s = gives_way_after_s
         self._idle_limit_s = idle_limit_s
         self._status_of = status_of
         # Calls that wait for their bodies, the oldest first, and since when. A quarter of the threads is for others.
@@ -194,8 +195,8 @@ class Line:
         place = self.places.take(peer_of(context), context)
         if place is None:
             raise TakenError(
-                f"{len(self.places)} {what} are open; the limit is {self.places.count}, and {self.places.share} for "
-                "one peer"
+                f"{len(self.places)} {what} are open, which is the limit: close one, or wait until one has been idle "
+                f"for {self._gives_way_after_s:g} s"
             )
         return place
 
