@@ -62,9 +62,14 @@ def server_options(max_streams: int, max_sessions: int, max_request_bytes: int) 
         ("grpc.max_allowed_incoming_connections", max(connections, 16)),
         # Counts calls that were reset but not yet done with, too: what bounds the cost of calls that are reset at once.
         ("grpc.max_concurrent_streams", max_streams + _UNARY_PER_CONNECTION),
-        ("grpc.server.max_pending_requests", max_sessions),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * max_sessions),
+        ("grpc.server.max_pending_requests", queue_limit(max_sessions)),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * queue_limit(max_sessions)),
     ]
+
+
+def queue_limit(max_sessions: int) -> int:
+    """How many requests may wait for a thread: one of each session, and some of who only looks."""
+    return max(max_sessions, 256)
 
 
 def peer_of(context: Context) -> str:
