@@ -100,7 +100,8 @@ class RawConnection:
 
     def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
         """What comes: kind, flags, stream and content of each frame, until the connection is closed."""
-        self.socket.setblocking(True)
+        if not self.socket.gettimeout():
+            self.socket.settimeout(20)
         stream = self.socket.makefile("rb")
         while len(head := stream.read(9)) == 9:
             kind, flags, number = struct.unpack(">BBI", head[3:])

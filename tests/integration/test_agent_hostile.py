@@ -200,8 +200,8 @@ def test_silent_calls_are_ended(in_process: InProcess, monkeypatch: pytest.Monke
     monkeypatch.setattr(server, "_REFLECTION_IDLE_S", 0.3)
     running = in_process()
     with raw_connections(running.address, 1) as [connection]:
-        connection.send(headers(OPEN[kind], 1))
-        connection.socket.settimeout(20)
+        connection.send(acknowledge_settings() + headers(OPEN[kind], 1))
+        connection.socket.settimeout(12)  # sooner than the pings, which it does not answer, end the connection
         assert connection.ended_stream() == 1
 
 
@@ -225,14 +225,16 @@ def test_one_peer_cannot_take_all_sessions_or_streams(toy_bundle: Bundle, tmp_pa
         peer(running.address) as greedy,
         peer(running.address) as modest,
     ):
-        sessions = [greedy.start() for _ in range(14)]
+        sessions = [greedy.start() for _ in range(16)]
         code, details = refused(greedy.start)
         assert (code, "--max-sessions" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
         other = modest.start()
-        assert [first_reply(greedy, sessions[0], step) for step in range(7)] == list(range(7))
-        code, details = refused(lambda: first_reply(greedy, sessions[0], 7))
+        assert refused(lambda: greedy.act(sessions[0], 0))[0] == grpc.StatusCode.NOT_FOUND  # it gave way
+        assert [first_reply(greedy, sessions[1], step) for step in range(8)] == list(range(8))
+        code, details = refused(lambda: first_reply(greedy, sessions[1], 8))
         assert (code, "--max-streams" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
         assert first_reply(modest, other, 0) == 0
+        assert refused(lambda: next(streams[0]))[0] == grpc.StatusCode.CANCELLED
         over.set()
 
 

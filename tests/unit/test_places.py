@@ -11,25 +11,31 @@ def places(count: int) -> tuple[Places[str], Clock, list[str]]:
     return Places(count, 5.0, left.append, clock), clock, left
 
 
-def test_one_peer_cannot_take_all_places() -> None:
-    some, _, _ = places(16)
+def test_one_peer_may_take_all_places_until_another_asks() -> None:
+    some, _, left = places(16)
     taken = [some.take("a", str(number)) for number in range(20)]
-    assert [place is not None for place in taken] == [True] * 14 + [False] * 6
-    assert some.take("b", "its own") is not None
-    assert len(some) == 15
+    assert [place is not None for place in taken] == [True] * 16 + [False] * 4
+    assert some.take("b", "b 0") is not None
+    assert some.take("c", "c 0") is not None
+    assert left == ["0", "1"]
+    assert some.take("d", "d 0") is None  # a keeps its share, seven eighths, as long as it uses it
+    assert len(some) == 16
 
 
-def test_peers_that_cannot_be_told_apart_share_all_places() -> None:
-    some, _, _ = places(16)
+def test_peers_that_cannot_be_told_apart_take_nothing_from_one_another() -> None:
+    some, clock, left = places(16)
     assert all(some.take(UNKNOWN_PEER, str(number)) for number in range(16))
     assert some.take(UNKNOWN_PEER, "one more") is None
+    clock.now += 5
+    assert some.take(UNKNOWN_PEER, "one more") is not None
+    assert left == ["0"]
 
 
 def test_few_places_may_go_to_one_peer() -> None:
     some, _, _ = places(2)
     assert some.take("a", "1")
     assert some.take("a", "2")
-    assert some.take("a", "3") is None
+    assert some.take("b", "3") is None
 
 
 def test_the_longest_idle_of_the_peer_that_holds_most_gives_way() -> None:
@@ -50,17 +56,6 @@ def test_the_longest_idle_of_the_peer_that_holds_most_gives_way() -> None:
     assert not some.free(many[1])
     assert some.use(few)
     assert len(some) == 4
-
-
-def test_a_peer_with_its_share_gives_way_to_itself_only() -> None:
-    some, clock, left = places(8)
-    some.take("other", "other 1")
-    for number in range(7):
-        some.take("a", f"a {number}")
-    clock.now += 6
-    some.free(some.take("a", "a 7"))  # type: ignore[arg-type]
-    assert left == ["a 0"]
-    assert len(some) == 7
 
 
 def test_what_is_idle_is_swept_and_what_is_free_is_free() -> None:

@@ -22,18 +22,21 @@ def policy(toy_bundle: Bundle) -> Policy:
 def test_a_peer_that_opens_all_it_can_locks_nobody_out(policy: Policy) -> None:
     clock = Clock()
     registry = SessionRegistry(policy, 16, 600.0, clock)
-    greedy = [registry.add(policy.session(), "greedy") for _ in range(14)]
-    with pytest.raises(SessionLimitError, match="one peer may hold 14"):
+    greedy = [registry.add(policy.session(), "greedy") for _ in range(16)]
+    with pytest.raises(SessionLimitError, match="16 sessions are open"):
         registry.add(policy.session(), "greedy")
     others = [registry.add(policy.session(), f"other {number}") for number in range(2)]
+    for gone in greedy[:2]:
+        with pytest.raises(UnknownSessionError):
+            registry.get(gone)
     with pytest.raises(SessionLimitError, match="until one has been idle for 5 s"):
         registry.add(policy.session(), "too early")
     clock.now += 6
-    registry.get(greedy[0])
+    registry.get(greedy[2])
     registry.add(policy.session(), "late")
     with pytest.raises(UnknownSessionError):
-        registry.get(greedy[1])
-    for kept in (greedy[0], *greedy[2:], *others):
+        registry.get(greedy[3])
+    for kept in (greedy[2], *greedy[4:], *others):
         registry.get(kept)
     assert len(registry) == 16
 

@@ -62,9 +62,14 @@ def server_options(max_streams: int, max_sessions: int, max_request_bytes: int) 
         ("grpc.max_allowed_incoming_connections", max(connections, 16)),
         # Counts calls that were reset but not yet done with, too: what bounds the cost of calls that are reset at once.
         ("grpc.max_concurrent_streams", max_streams + _UNARY_PER_CONNECTION),
-        ("grpc.server.max_pending_requests", max_sessions),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * max_sessions),
+        ("grpc.server.max_pending_requests", queue_limit(max_sessions)),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * queue_limit(max_sessions)),
     ]
+
+
+def queue_limit(max_sessions: int) -> int:
+    """How many requests may wait for a thread: one of each session, and some of who only looks."""
+    return max(max_sessions, 256)
 
 
 def peer_of(context: Context) -> str:
@@ -114,6 +119,7 @@ class Line:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"grpc-{name}")
         self.places: Places[Context] = Places(places, gives_way_after_s, _end)
         self.crowded = threading.Event()
+        self._gives_way_after_s = gives_way_after_s
         self._idle_limit_s = idle_limit_s
         self._status_of = status_of
         # Calls that wait for their bodies, the oldest first, and since when. A quarter of the threads is for others.
@@ -194,8 +200,8 @@ class Line:
         place = self.places.take(peer_of(context), context)
         if place is None:
             raise TakenError(
-                f"{len(self.places)} {what} are open; the limit is {self.places.count}, and {self.places.share} for "
-                "one peer"
+                f"{len(self.places)} {what} are open, which is the limit: close one, or wait until one has been idle "
+                f"for {self._gives_way_after_s:g} s"
             )
         return place
 

@@ -1,7 +1,7 @@
 """A bounded number of places that peers share: sessions, streams, calls that wait for their body.
 
 A peer is any string that tells one from another; this module knows no transport. Peers that cannot be told apart have
-the empty name.
+the same name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 Held = TypeVar("Held")
 UNKNOWN_PEER = ""
-_RESERVED_SHARE = 8  # a peer may hold all places but one in so many
+_LENT_SHARE = 8  # of one peer's places, one in so many of all is only lent
 
 
 class Place(Generic[Held]):
@@ -37,8 +37,9 @@ class Place(Generic[Held]):
 class Places(Generic[Held]):
     """Gives out places, and takes them back from who no longer uses them; safe to use from several threads.
 
-    No peer can take all of them: an eighth is kept for others. When no place is left, the one that has been idle for
-    longest among those of the peer that holds most gives way, once it has been idle for a while.
+    When no place is left, the one that has been idle for longest among those of the peer that holds most gives way:
+    once it has been idle for a while, or at once when that peer holds more than its share, seven eighths, and another
+    asks.
 
     Args:
         count: how many there are.
@@ -48,7 +49,7 @@ class Places(Generic[Held]):
 
     Attributes:
         count: how many there are.
-        share: how many one peer may hold.
+        share: how many one peer may keep when others ask.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Places(Generic[Held]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.count = count
-        self.share = count - count // _RESERVED_SHARE
+        self.share = count - count // _LENT_SHARE
         self._gives_way_after_s = gives_way_after_s
         self._leave = leave
         self._clock = clock
@@ -71,11 +72,11 @@ class Places(Generic[Held]):
         return len(self._taken)
 
     def take(self, peer: str, held: Held) -> Place[Held] | None:
-        """A place for a peer, or None when the peer has its share or none is left."""
+        """A place for a peer, or None when none is left."""
         victim = None
         with self._lock:
             now = self._clock()
-            if self._full_for(peer):
+            if len(self._taken) >= self.count:
                 victim = self._who_gives_way(peer, now)
                 if victim is None:
                     return None
@@ -125,16 +126,12 @@ class Places(Generic[Held]):
             newest = next(reversed(self._taken), None)
             return newest is None or self._clock() - newest.used_at >= for_s
 
-    def _full_for(self, peer: str) -> bool:
-        return len(self._taken) >= self.count or (peer != UNKNOWN_PEER and self._by_peer[peer] >= self.share)
-
     def _who_gives_way(self, peer: str, now: float) -> Place[Held] | None:
-        """The one that gives way to ``peer``: within its own share of its own, else of the peer that holds most."""
-        most = peer
-        if len(self._taken) >= self.count:
-            most = max(self._by_peer, key=self._by_peer.__getitem__)
+        """The place that is given up for ``peer`` while all are taken, if any is."""
+        most = max(self._by_peer, key=self._by_peer.__getitem__)
         place = next(place for place in self._taken if place.peer == most)
-        return place if now - place.used_at >= self._gives_way_after_s else None
+        lent = peer != most and self._by_peer[most] > self.share
+        return place if lent or now - place.used_at >= self._gives_way_after_s else None
 
     def _remove(self, place: Place[Held]) -> None:
         del self._taken[place]

@@ -67,8 +67,7 @@ class SessionRegistry:
 
         Raises:
             DrainingError: the process is stopping.
-            SessionLimitError: the peer holds its share, or too many sessions are open and none of them is idle for long
-                enough.
+            SessionLimitError: too many sessions are open and none of them is idle for long enough.
         """
         if self._draining:
             raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
@@ -79,9 +78,8 @@ class SessionRegistry:
         if entry.place is None:
             self._forget(entry)
             raise SessionLimitError(
-                f"{len(self)} sessions are open, the limit is {self._places.count} (--max-sessions), and one peer may "
-                f"hold {self._places.share}: end episodes with EndEpisode, or wait until one has been idle for "
-                f"{self._gives_way_after_s:g} s"
+                f"{len(self)} sessions are open, the limit is {self._places.count} (--max-sessions): "
+                f"end episodes with EndEpisode, or wait until one has been idle for {self._gives_way_after_s:g} s"
             )
         return entry.session_id
 

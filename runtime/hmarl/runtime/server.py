@@ -25,7 +25,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from hmarl.agent.v1 import agent_pb2
-from hmarl.runtime.door import Context, Line, Sweeper, cut, decoded, peer_of, server_options
+from hmarl.runtime.door import Context, Line, Sweeper, cut, decoded, peer_of, queue_limit, server_options
 from hmarl.runtime.errors import (
     DrainingError,
     HmarlError,
@@ -297,8 +297,8 @@ class AgentServer:
         self._lines = self._open_lines()
         self._server = grpc.server(
             self._lines["acts"].pool,
-            # Beyond what is worked on, as many requests may wait as there may be sessions.
-            maximum_concurrent_rpcs=sum(line.capacity for line in self._lines.values()) + settings.max_sessions,
+            maximum_concurrent_rpcs=sum(line.capacity for line in self._lines.values())
+            + queue_limit(settings.max_sessions),
             options=server_options(settings.max_streams, settings.max_sessions, settings.max_request_bytes),
         )
         for service, methods in self._methods().items():
