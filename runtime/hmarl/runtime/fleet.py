@@ -94,7 +94,7 @@ class _Member:
         elif self._probe is not None:
             self._check_health(self._probe, now)
         else:
-            self._read_address(now)
+            self._read_address()
             if not self.serving and now - self._started_at > START_LIMIT_S:
                 self._kill(f"is not serving after {START_LIMIT_S:g} s")
 
@@ -149,18 +149,18 @@ class _Member:
         os.set_blocking(self.process.stdout.fileno(), False)
         self._started_at, self._output, self.serving, self._killed = now, b"", False, False
 
-    def _read_address(self, now: float) -> None:
+    def _read_address(self) -> None:
         """Take in the line that a member prints once it is serving."""
         assert self.process is not None and self.process.stdout is not None  # noqa: PT018
         self._output += self.process.stdout.read() or b""
         line, newline, _ = self._output.partition(b"\n")
         if newline:
             self.address = str(json.loads(line)["address"])
-            self._probe = HealthProbe(self.address, now)
+            self._probe = HealthProbe(self.address)
             self.serving = True
 
     def _crashed(self, code: int, now: float) -> None:
-        stable = self._probe is not None and self._probe.well_at - self._started_at >= STABLE_S
+        stable = self.serving and now - self._started_at >= STABLE_S
         self._failures = 1 if stable else self._failures + 1
         self.serving = False
         self._close()

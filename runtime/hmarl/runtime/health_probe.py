@@ -25,13 +25,11 @@ class HealthProbe:
     Attributes:
         unanswered: questions in a row to which no answer came in time.
         unwell: questions in a row that were not answered with SERVING, those without an answer among them.
-        well_at: when it was SERVING last, in the caller's seconds.
     """
 
-    def __init__(self, address: str, now: float) -> None:
+    def __init__(self, address: str) -> None:
         self.unanswered = self.unwell = 0
-        self.well_at = now
-        self._next_at = now + CHECK_EVERY_S
+        self._next_at = 0.0
         self._channel = grpc.insecure_channel(address, _OPTIONS)
         self._stub = health_pb2_grpc.HealthStub(self._channel)
         self._question: Any = None
@@ -43,18 +41,17 @@ class HealthProbe:
             request = health_pb2.HealthCheckRequest()
             self._question = self._stub.Check.future(request, timeout=CHECK_LIMIT_S, wait_for_ready=True)
         elif self._question is not None and self._question.done():
-            self._count(now)
+            self._count()
             self._question = None
 
     def close(self) -> None:
         """Ask no more."""
         self._channel.close()
 
-    def _count(self, now: float) -> None:
+    def _count(self) -> None:
         answered = self._question.code() is grpc.StatusCode.OK
         if answered and self._question.result().status == health_pb2.HealthCheckResponse.SERVING:
             self.unanswered = self.unwell = 0
-            self.well_at = now
             return
         self.unanswered = 0 if answered else self.unanswered + 1
         self.unwell += 1

@@ -11,6 +11,7 @@ knows a transport.
 
 from __future__ import annotations
 
+import math
 import operator
 import threading
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ _FLOAT32: Final = np.dtype(np.float32)
 _BOOL: Final = np.dtype(np.bool_)
 _ARRAY: Final = np.ndarray
 # Searching the bytes of an array of bools is several times faster than ndarray.all and any on arrays this small.
-_FALSE, _TRUE = b"\0", b"\1"
+_TRUE: Final = b"\1"
 _isfinite: Final = np.isfinite
 
 
@@ -199,7 +200,7 @@ class PolicySession:
         self._run = buffers.run
         self._observation = buffers.inputs[agent.observation.name][0, ...]
         self._shape = self._observation.shape
-        self._finite = np.ones(self._shape, np.bool_)
+        self._finite, self._finite_bytes = _flags(self._shape)
         self._mask = buffers.inputs[agent.action_mask.name][0, ...] if agent.action_mask is not None else None
         self._branches = _branch_slices(agent.action_space) if agent.action_mask is not None else []
         self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
@@ -207,7 +208,7 @@ class PolicySession:
         self._diagnostics = [(each.name, buffers.outputs[each.name][0, ...]) for each in agent.diagnostics]
         self._diagnostics_wanted = self._diagnostics
         self._numbers = buffers.numbers
-        self._numbers_finite = np.ones(self._numbers.shape, np.bool_)
+        self._numbers_finite, self._numbers_finite_bytes = _flags(self._numbers.shape)
         self._noises: list[tuple[npt.NDArray[Any], NoiseSource]] = []
         self._seed: int | None = None
         self._next_step = 0
@@ -281,7 +282,8 @@ class PolicySession:
                 raise SessionError("no episode has been started: call reset(seed) first")
             if type(observation) is not _ARRAY or observation.dtype != _FLOAT32 or observation.shape != self._shape:
                 observation = _plain("observation", observation, self._shape, _FLOAT32)
-            if _FALSE in _isfinite(observation, self._finite).tobytes():
+            _isfinite(observation, self._finite)
+            if 0 in self._finite_bytes:
                 raise _not_finite_observation(observation)
             if self._mask is not None or action_mask is not None:
                 action_mask = self._checked_mask(action_mask)
@@ -304,7 +306,8 @@ class PolicySession:
             except Exception as error:  # ONNX Runtime raises many unrelated types
                 agent_id = self.policy.agent.id
                 raise InferenceError(f"agent '{agent_id}': step {step}: inference failed: {error}") from error
-            if _FALSE in _isfinite(self._numbers, self._numbers_finite).tobytes():
+            _isfinite(self._numbers, self._numbers_finite)
+            if 0 in self._numbers_finite_bytes:
                 raise self._not_finite(step)
             for current, following in self._states:
                 current[...] = following
@@ -379,6 +382,13 @@ class PolicySession:
             elif noise.purpose == "action" and sample:
                 sources.append(NoiseSource(noise, agent.id))
         return sources
+
+
+def _flags(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.bool_], bytearray]:
+    """An array of bools to be written, and its bytes to be searched."""
+    size = math.prod(shape)
+    content = bytearray(b"\1" * max(size, 1))  # some versions of NumPy take no empty buffer
+    return np.frombuffer(content, np.bool_)[:size].reshape(shape), content
 
 
 def _plain(name: str, got: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
