@@ -47,6 +47,8 @@ def channel_options(
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
+        # What is tried again, and how long, is decided by RemoteEpisode; the core's own retries only cost time.
+        ("grpc.enable_retries", 0),
         # A new channel means a new connection; the process' pool would hand the dead one out again.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0 if stays_on_this_machine(address) else 1),

@@ -496,9 +496,9 @@ class RemoteEpisode:
     def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
         """The action of a reply, None when it is taken too late."""
         action, step, missed = decode_action(reply.action), reply.step, reply.missed_steps
-        self.statistics.missed_steps += missed
-        tensors = reply.diagnostics.items() if self._diagnostics else ()
-        diagnostics = {name: decode(tensor) for name, tensor in tensors}
+        if missed:
+            self.statistics.missed_steps += missed
+        diagnostics = {name: decode(tensor) for name, tensor in reply.diagnostics.items()} if self._diagnostics else {}
         now = now_s()
         # The reply may have come in time and waited: this process was stopped, or had no processor, in between.
         if now > deadline:
