@@ -15,7 +15,8 @@ from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.link import LinkWatch
-from hmarl.sdk.remote_episode import Abandon, CallFailed, Describe, End, Pause, Reconnect, RemoteEpisode, Start
+from hmarl.sdk.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
+from hmarl.sdk.remote_episode import RemoteEpisode
 from hmarl.sdk.spaces import AgentSpec
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.

@@ -88,8 +88,8 @@ class LinkWatch:
 
     Packets that are lost without a word are repeated by TCP after pauses that double, so that a dead connection needs
     as long again as it was dead before it works. Therefore a connection is given up, and another one made, when nothing
-    has been answered over it for a while. Whoever does not answer may as well be slow: the patience grows with the
-    answers that do come, and doubles with each connection that was given up in vain.
+    has been answered over it for a while. An agent that does not answer may as well be slow: the patience grows with
+    the answers that do come, and doubles with each connection that was given up in vain.
     """
 
     def __init__(self) -> None:
