@@ -66,7 +66,7 @@ class AgentClient(ClientBase):
             raise
 
     def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
-        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes)
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
         self._channel: grpc.Channel | None
         self._channel = channel = (
             grpc.insecure_channel(self.address, options)
@@ -318,7 +318,7 @@ class AsyncAgentClient(ClientBase):
         return self
 
     def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
-        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes)
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
         self._channel = (
             grpc.aio.insecure_channel(self.address, options)
             if self._credentials is None

@@ -77,7 +77,7 @@ class ClientBase:
         self.address = address
         self._timeout_s = _checked_seconds("timeout_s", timeout_s)
         self._fallback = fallback if fallback is not None else Fail()
-        self._stream_wanted = stream
+        self._stream_wanted = bool(stream)
         self._rejoin = rejoin
         self._diagnostics = diagnostics
         self._expected = expected
