@@ -52,8 +52,8 @@ def channel_options(
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
-        # What is tried again is decided by RemoteEpisode. Without the core's own retries a call is a bit quicker, and an
-        # exchange over a stream slower.
+        # What is tried again is decided by RemoteEpisode. Without the core's own retries a call is a bit quicker, an
+        # exchange over a stream is not.
         ("grpc.enable_retries", 1 if streaming else 0),
         # A new channel means a new connection; the process' pool would hand the dead one out again.
         ("grpc.use_local_subchannel_pool", 1),
