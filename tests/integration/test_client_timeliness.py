@@ -125,7 +125,7 @@ def test_a_stream_takes_acts_again_as_soon_as_the_server_listens(toy_bundle: Bun
         assert agent.act(SEEN[70], MASK).fresh
 
 
-def test_a_frozen_agent_holds_nobody_up(toy_bundle: Bundle) -> None:
+def test_closing_and_connecting_do_not_wait_for_a_frozen_agent(toy_bundle: Bundle) -> None:
     with AgentProcess(toy_bundle.path, "agent_0") as process:
         with AgentClient(process.address) as client:
             spec = EnvironmentSpec("toy", (client.spec,), 6, None, "sum")

@@ -13,7 +13,8 @@ import grpc
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.sdk.agent import AgentStatistics
 from hmarl.sdk.clock import now_s
-from hmarl.sdk.remote_episode import Act, CallFailed, take_reply
+from hmarl.sdk.operations import Act, CallFailed
+from hmarl.sdk.remote_episode import take_reply
 
 # Requests of a stream that are on their way; beyond that the server is not listening and further ones are left out.
 MAX_OUTSTANDING = 64

@@ -4,9 +4,10 @@
         agent.reset(seed=1)
         action = agent.act(observation)
 
-Every act has a deadline. When no fresh action arrives in time the fallback decides; a late reply is never taken for
+Every act has a deadline. When no fresh action is taken by then the fallback decides; a late reply is never taken for
 that of a newer step. When the server has restarted, the client joins the episode again at the current step
-(``rejoin``), unless the fallback says that the last action is too old for that.
+(``rejoin``), unless the fallback says that the last action is too old for that, or another agent or bundle answers. A
+connection over which nothing is answered any longer is left for a new one.
 """
 
 from __future__ import annotations
@@ -33,21 +34,10 @@ from hmarl.sdk.agent import Action
 from hmarl.sdk.client_base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, close_unless_forked, failed_call
 from hmarl.sdk.errors import HmarlError, MisuseError
 from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, channel_options
-from hmarl.sdk.remote_episode import (
-    Abandon,
-    Act,
-    CallFailed,
-    Describe,
-    End,
-    Operation,
-    Pause,
-    Reconnect,
-    Script,
-    Start,
-    describe,
-)
+from hmarl.sdk.operations import Abandon, Act, CallFailed, Describe, End, Operation, Pause, Reconnect, Script, Start
+from hmarl.sdk.remote_episode import describe
 
-# Ends of sessions that nobody waits for; a call that nothing refers to would be cancelled.
+# Ends of sessions that nothing waits for; a call that nothing refers to would be cancelled.
 _ENDS_KEPT = 8
 
 
@@ -55,7 +45,7 @@ class AgentClient(ClientBase):
     """One agent, served by another process; for its arguments see ``ClientBase``.
 
     Raises:
-        AgentError: nobody answers at the address.
+        AgentError: no agent answers at the address.
         UsageError: the agent there is not the expected one, or an argument is out of range.
     """
 
@@ -76,7 +66,7 @@ class AgentClient(ClientBase):
             raise
 
     def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
-        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes)
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
         self._channel: grpc.Channel | None
         self._channel = channel = (
             grpc.insecure_channel(self.address, options)
@@ -310,7 +300,7 @@ class AsyncAgentClient(ClientBase):
         """Connect, and see who is there; nothing when that is done.
 
         Raises:
-            AgentError: nobody answers at the address.
+            AgentError: no agent answers at the address.
             UsageError: the agent there is not the expected one.
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
@@ -328,7 +318,7 @@ class AsyncAgentClient(ClientBase):
         return self
 
     def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
-        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes)
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
         self._channel = (
             grpc.aio.insecure_channel(self.address, options)
             if self._credentials is None

@@ -15,7 +15,8 @@ from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.link import LinkWatch
-from hmarl.sdk.remote_episode import Abandon, CallFailed, Describe, End, Pause, Reconnect, RemoteEpisode, Start
+from hmarl.sdk.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
+from hmarl.sdk.remote_episode import RemoteEpisode
 from hmarl.sdk.spaces import AgentSpec
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
@@ -76,7 +77,7 @@ class ClientBase:
         self.address = address
         self._timeout_s = _checked_seconds("timeout_s", timeout_s)
         self._fallback = fallback if fallback is not None else Fail()
-        self._stream_wanted = stream
+        self._stream_wanted = bool(stream)
         self._rejoin = rejoin
         self._diagnostics = diagnostics
         self._expected = expected

@@ -29,7 +29,11 @@ _HELD_UP_S = 0.25
 
 
 def channel_options(
-    address: str, connect_timeout_s: float, receive_limit_bytes: int = LEAST_RECEIVE_LIMIT_BYTES
+    address: str,
+    connect_timeout_s: float,
+    receive_limit_bytes: int = LEAST_RECEIVE_LIMIT_BYTES,
+    *,
+    streaming: bool = False,
 ) -> Sequence[tuple[str, int]]:
     """The channel arguments of gRPC.
 
@@ -37,6 +41,7 @@ def channel_options(
         address: of the agent.
         connect_timeout_s: how long one attempt to connect may take, from the first packet to the peer's greeting.
         receive_limit_bytes: the largest message that is taken.
+        streaming: whether acts go over streams.
     """
     return (
         # gRPC waits up to two minutes between attempts to reconnect unless told otherwise: too long for a control loop.
@@ -47,6 +52,9 @@ def channel_options(
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
+        # What is tried again is decided by RemoteEpisode. Without the core's own retries a call is a bit quicker, an
+        # exchange over a stream is not.
+        ("grpc.enable_retries", 1 if streaming else 0),
         # A new channel means a new connection; the process' pool would hand the dead one out again.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0 if stays_on_this_machine(address) else 1),
@@ -86,8 +94,8 @@ class LinkWatch:
 
     Packets that are lost without a word are repeated by TCP after pauses that double, so that a dead connection needs
     as long again as it was dead before it works. Therefore a connection is given up, and another one made, when nothing
-    has been answered over it for a while. Whoever does not answer may as well be slow: the patience grows with the
-    answers that do come, and doubles with each connection that was given up in vain.
+    has been answered over it for a while. An agent that does not answer may as well be slow: the patience grows with
+    the answers that do come, and doubles with each connection that was given up in vain.
     """
 
     def __init__(self) -> None:

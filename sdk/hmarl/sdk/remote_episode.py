@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
@@ -28,6 +28,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.fallback import Fallback, Situation
 from hmarl.sdk.inputs import InputCheck
 from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch, reply_limit_bytes
+from hmarl.sdk.operations import Abandon, Act, CallFailed, Describe, End, Operation, Pause, Reconnect, Script, Start
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
@@ -54,74 +55,6 @@ _CALLERS_FAULT = frozenset(
         grpc.StatusCode.PERMISSION_DENIED,
     }
 )
-
-
-class Act(NamedTuple):
-    """Send this request, over a stream as it is or its ``act`` in a call, and wait for the response to its step."""
-
-    request: agent_pb2.StreamActRequest
-    step: int
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Start:
-    """Wait for the response to this request, which is sent unless it is on its way already.
-
-    When the time is over the request stays on its way, and the same operation waits on; sent again, it would open a
-    session each time, and a server that takes longer than an act may would never be joined.
-    """
-
-    request: agent_pb2.StartEpisodeRequest
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Abandon:
-    """Nothing waits any longer for the ``Start`` on its way, if there is one."""
-
-
-@dataclass(frozen=True)
-class End:
-    """End a session without waiting for the response."""
-
-    session_id: str
-
-
-@dataclass(frozen=True)
-class Describe:
-    """Ask the server who is served."""
-
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Reconnect:
-    """Leave the connection to itself and make a new one."""
-
-    connect_timeout_s: float
-    receive_limit_bytes: int
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Do nothing for a while."""
-
-    seconds: float
-
-
-Operation = Act | Start | Abandon | End | Describe | Reconnect | Pause
-Script = Generator[Operation, Any, Any]
-
-
-class CallFailed(Exception):
-    """A remote call ended with a status other than OK; ``heard``: the peer has shown meanwhile that it is there."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, *, heard: bool = False) -> None:
-        super().__init__(f"{code.name}: {details}")
-        self.code = code
-        self.details = details
-        self.heard = heard
 
 
 def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, agent_pb2.GetAgentInfoResponse]:
@@ -496,9 +429,9 @@ class RemoteEpisode:
     def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
         """The action of a reply, None when it is taken too late."""
         action, step, missed = decode_action(reply.action), reply.step, reply.missed_steps
-        self.statistics.missed_steps += missed
-        tensors = reply.diagnostics.items() if self._diagnostics else ()
-        diagnostics = {name: decode(tensor) for name, tensor in tensors}
+        if missed:
+            self.statistics.missed_steps += missed
+        diagnostics = {name: decode(tensor) for name, tensor in reply.diagnostics.items()} if self._diagnostics else {}
         now = now_s()
         # The reply may have come in time and waited: this process was stopped, or had no processor, in between.
         if now > deadline:

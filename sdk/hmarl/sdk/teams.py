@@ -181,7 +181,7 @@ class FleetTeam:
 
     Raises:
         UsageError: an agent is missing or does not fit the environment.
-        AgentError: nobody answers at an address.
+        AgentError: no agent answers at an address.
     """
 
     latency_of = "one agent's act over gRPC"
@@ -216,7 +216,7 @@ class FleetTeam:
             raise
 
     def _assign(self) -> dict[str, str]:
-        """Who acts for whom: everybody for itself, or an interchangeable agent for one that has no endpoint."""
+        """Who acts for whom: each agent for itself, or an interchangeable agent for one that has no endpoint."""
         if self._addresses.keys() >= set(self._spec.agent_ids):
             return {name: name for name in self._spec.agent_ids}
         models = {}
