@@ -43,7 +43,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a directory",
 }
-# Without blocking: a FIFO that nobody writes to would hold up whoever opens it.
+# Without blocking: a FIFO that has no writer would hold up whoever opens it.
 _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _DIRECTORY = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 
