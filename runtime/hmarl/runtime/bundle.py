@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hmarl.runtime._files import replace_directory, replace_file, zip_bytes
+from hmarl.runtime._files import remove_temporaries, replace_directory, replace_file, zip_bytes
 from hmarl.runtime.errors import (
     BundleError,
     DrainingError,
@@ -77,6 +77,7 @@ __all__ = [
     "UsageError",
     "from_json",
     "load_bundle",
+    "remove_temporaries",
     "replace_file",
     "to_json",
     "to_plain",

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.errors import MissingExtraError, UsageError
+from hmarl.trainer.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import StudentsModel
@@ -43,6 +44,7 @@ def _need_torch(purpose: str) -> None:
         raise MissingExtraError(error.name or "torch", "train", purpose) from error
 
 
+@answering_signals
 def train(
     algorithm: Annotated[str | None, typer.Argument(help="what to train with; see hmarl-algorithms")] = None,
     env: Annotated[str | None, typer.Option(help="FAMILY/TASK, see hmarl-envs; or package.module:function")] = None,
@@ -65,15 +67,16 @@ def train(
     """
     _need_torch("hmarl-train")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    from hmarl.trainer.training import Interrupted, Run, estimate_seconds, stop_on_signals
+    from hmarl.trainer.training import Interrupted, Run, estimate_seconds
 
     console = Console(stderr=True)
     if resume is not None:
         if algorithm or env or settings or preset or out or seed is not None or device:
             raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
         run = Run.resume(resume, steps)
+        anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
         console.print(
-            f"resuming {resume} at {run.counters.steps:,} of {run.settings.steps:,} steps",
+            f"resuming {resume} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}",
             highlight=False,
             soft_wrap=True,
         )
@@ -91,16 +94,19 @@ def train(
     try:
         with stop_on_signals() as stop:
             summary = run.train(stop)
-    except Interrupted:
-        last = max(run.directory.glob("checkpoints/step-*.json"), default=None)
-        advice = f"saved {last.stem}. Continue with: {run.resume_command}" if last else "no checkpoint was written yet"
-        console.print(f"\nstopped; {advice}", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt as interruption:
+        told = run.stopped(saved=isinstance(interruption, Interrupted))
+        console.print(f"\nstopped; {told}", highlight=False, soft_wrap=True)
         raise SystemExit(130) from None
     finally:
         run.close()
     _report(console, summary, run.directory)
     if as_json:
         print_json({"run": str(run.directory), **summary})
+    if summary["problems"]:
+        from hmarl.trainer.problems import IncompleteError
+
+        raise IncompleteError(f"trained and saved in {run.directory}, but {'; '.join(summary['problems'])}")
 
 
 def _configured(
@@ -152,7 +158,8 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
             name, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
             "" if success is None else f"{success:.0%}",
         )  # fmt: skip
-    console.print(table)
+    if summary["final"]:
+        console.print(table)
     resumed_at, steps = summary["resumed_at"], summary["steps"]
     part = f", the last {steps - resumed_at:,}" if resumed_at else ""
     # What acts for the whole team at once has no local policies, and nothing to export.
@@ -249,7 +256,10 @@ def _saying_what_is_kept(console: Console, run: Path, distillation: Any, restart
     except KeyboardInterrupt:
         if distillation is not None:
             folder, command = run / distillation.folder, "the same command" + " without --restart-students" * restart
-            console.print(f"\nstopped; the rounds that are done are kept in {folder}: {command} goes on")
+            kept = f"the rounds that are done are kept in {folder}: {command} goes on"
+            if not any(folder.glob("checkpoints/step-*.json")):
+                kept = f"no round is done yet: {command} begins again"
+            console.print(f"\nstopped; {kept}", highlight=False, soft_wrap=True)
         raise
 
 

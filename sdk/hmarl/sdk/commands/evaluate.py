@@ -27,7 +27,7 @@ from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import MissingExtraError, UsageError
-from hmarl.sdk.evaluation import Evaluation, evaluate, marl_eval_json
+from hmarl.sdk.evaluation import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
 from hmarl.sdk.files import write_text
 from hmarl.sdk.report import ReportContent, write_report
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -56,6 +56,7 @@ class Options:
     provider: str
     stream: bool
     batch_size: int
+    step_limit: int | None
     settings: tuple[str, ...]
     out: Path | None
     video: Literal["gif", "mp4"] | None
@@ -74,6 +75,7 @@ class Options:
         words += ["--stream"] if self.stream else []
         words += ["--sample"] if self.sample else []
         words += ["--batch-size", str(self.batch_size)]
+        words += ["--step-limit", str(self.step_limit)] if self.step_limit else []
         for setting in self.settings:
             words += ["--set", setting]
         return shlex.join(words)
@@ -167,6 +169,7 @@ def _measure(options: Options, environment: VectorEnvironment, team: Team, conso
             options.episodes,
             options.seed,
             progress=lambda done, _: progress.update(task, completed=done),
+            step_limit=options.step_limit,
         )
 
 
@@ -179,12 +182,17 @@ def _print_table(evaluation: Evaluation, console: Console) -> None:
     table.add_row("return, mean ± std", f"{summary['return_mean']:.3f} ± {summary['return_std']:.3f}")
     table.add_row("return, median", f"{summary['return_median']:.3f}")
     table.add_row("steps an episode", f"{summary['length_mean']:.1f}")
+    if evaluation.unfinished:
+        table.add_row("unfinished episodes", str(evaluation.unfinished))
     if summary["success_rate"] is not None:
         table.add_row("success", f"{100 * summary['success_rate']:.1f} %")
     if summary["latency_p50_us"] is not None:
         latency = f"{summary['latency_p50_us']:,.0f} / {summary['latency_p99_us']:,.0f} µs"
         table.add_row(f"latency p50 / p99, {evaluation.latency_of}", latency)
     console.print(table)
+    remark = unfinished_remark(evaluation, "--step-limit")
+    if remark is not None:
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def _episodes_csv(evaluation: Evaluation, spec: EnvironmentSpec) -> str:
@@ -216,7 +224,8 @@ def _record(
 ) -> tuple[Recording, Path | None]:
     """Play the episode nearest to the median once more, and film it."""
     typical = int(np.abs(evaluation.returns - np.median(evaluation.returns)).argmin())
-    recording = record_episode(environment, team, int(evaluation.seeds[typical]))
+    seed = int(evaluation.seeds[typical])
+    recording = record_episode(environment, team, seed, step_limit=evaluation.step_limit)
     if not recording.frames:
         return recording, None
     period_s = environment.spec.control_period_s or 0.1
@@ -241,7 +250,10 @@ def _write_pictures(
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
             "environments side by side": environment.batch_size,
         }
-        baseline = evaluate(environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed)
+        baseline = evaluate(
+            environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed,
+            step_limit=options.step_limit,
+        )  # fmt: skip
         write_report(
             out / "report.html",
             ReportContent(evaluation, options.command(), settings, baseline, recording, video),
@@ -309,6 +321,9 @@ def evaluate_command(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help=f"Environments side by side; by default up to {_DEFAULT_BATCH}.")
     ] = None,
+    step_limit: Annotated[
+        int | None, typer.Option(min=1, help=f"Steps of an episode; by default the horizon, {STEP_LIMIT:,} without.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="env.KEY=VALUE", help="An argument of the environment.")
     ] = None,
@@ -334,6 +349,7 @@ def evaluate_command(
             provider=provider,
             stream=stream,
             batch_size=batch_size or min(episodes, _DEFAULT_BATCH),
+            step_limit=step_limit,
             settings=tuple(settings or ()),
             out=out,
             video=video_format if video else None,
