@@ -27,7 +27,7 @@ class Troubled(ToyEnvironment):
     Args:
         batch_size: B.
         evaluation: what goes wrong there.
-        armed: a file: for ``kill``, and made before it hangs.
+        armed: a file: for ``kill``, and made before a step that hangs or is of an endless episode.
         nan_at: step, over all episodes, at which agent ``chooser_1`` of environment 1 sees NaN as its number 2.
         hang_at: step, over all episodes, that hangs.
         forks_at: step at which a child is forked that does nothing for a minute.
@@ -52,9 +52,10 @@ class Troubled(ToyEnvironment):
     def step(self, actions: tuple[Any, ...]) -> StepResult:
         if self._trouble == "KeyError":
             raise KeyError("fuel")
-        if self._trouble == "hang" or self._steps_in_all + 1 == self._hang_at:
-            if self._armed:
-                Path(self._armed).touch()
+        hangs = self._trouble == "hang" or self._steps_in_all + 1 == self._hang_at
+        if self._armed and (hangs or self._trouble == "endless"):
+            Path(self._armed).touch()
+        if hangs:
             time.sleep(600)
         if self._steps_in_all + 1 == self._forks_at and os.fork() == 0:
             time.sleep(60)

@@ -121,11 +121,12 @@ def test_ctrl_c_saves_also_what_begins_anew(saves: bool, begin: Any, tmp_path: P
 
 @pytest.mark.parametrize("evaluation", ["endless", "hang"])
 def test_ctrl_c_in_an_evaluation_loses_nothing(evaluation: str, begin: Any, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run, evaluates = tmp_path / "run", tmp_path / "evaluates"
     settings = {"evaluation_interval": 80, "evaluation_step_limit": 10**9}
-    config = tiny_config("happo", TROUBLED, {}, settings, {"evaluation": evaluation})
+    arguments = {"evaluation": evaluation, "armed": str(evaluates)}
+    config = tiny_config("happo", TROUBLED, {}, settings, arguments)
     training = begin(*command_line(config, run))
-    training.until(lambda: bool(list(run.glob("checkpoints/step-*.json"))))
+    training.until(evaluates.exists)
     training.process.send_signal(signal.SIGINT)
     assert training.ended() == 130, training.output
     assert f"stopped; the last good checkpoint is in {run / 'checkpoints'} (step-000000000080)" in training.output

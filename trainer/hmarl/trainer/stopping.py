@@ -19,7 +19,7 @@ from typing import Any, ParamSpec
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # From the second signal to the end by force: time for closing what closes in time.
-_GRACE_S = 2.0
+_GRACE_S = 1.0
 _INTERRUPTED = 130
 
 P = ParamSpec("P")
@@ -44,7 +44,7 @@ class StopRequest:
             KeyboardInterrupt: nothing is going on that is worth ending first, or this was asked for before.
         """
         self._asked += 1
-        if self._asked > 1 or not self._postponed:
+        if self.insisted or not self._postponed:
             raise KeyboardInterrupt
 
     @contextmanager
@@ -55,6 +55,11 @@ class StopRequest:
             yield
         finally:
             self._postponed = False
+
+    @property
+    def insisted(self) -> bool:
+        """True once it has been asked for again."""
+        return self._asked > 1
 
     @property
     def answer(self) -> str:
@@ -100,8 +105,13 @@ def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*positional: P.args, **named: P.kwargs) -> None:
-        with stop_on_signals():
-            command(*positional, **named)
+        with stop_on_signals() as stop:
+            try:
+                command(*positional, **named)
+            finally:
+                if stop.insisted:  # the interpreter's own end may wait for what hangs
+                    sys.stderr.flush()
+                    _leave(0.0)
 
     return run
 
