@@ -18,12 +18,14 @@ class Trio(ParallelEnv):
 
     metadata = {"render_fps": 4}  # noqa: RUF012 - as PettingZoo declares it
 
-    def __init__(self, length=4, ends="truncation", fail_at=None, die_at=None, unbounded=False, render_mode=None):
+    def __init__(
+        self, length=4, ends="truncation", fail_at=None, die_at=None, unbounded=False, render_mode=None, cut_late=False
+    ):
         self.possible_agents = ["scout", "carrier", "signaller"]
         self.agents = []
         self.max_cycles = length
         self.render_mode = render_mode
-        self._ends, self._fail_at, self._die_at = ends, fail_at, die_at
+        self._ends, self._fail_at, self._die_at, self._cut_late = ends, fail_at, die_at, cut_late
         self._box = spaces.Box(-np.inf, np.inf, (2,), np.float32) if unbounded else BOX
         self._random = np.random.default_rng()
 
@@ -57,7 +59,7 @@ class Trio(ParallelEnv):
             os._exit(7)
         self._last.update({agent: action for agent, action in actions.items() if agent != "scout"})
         rewards = {agent: float(self._step) for agent in self.agents}
-        over = self._step >= self.max_cycles
+        over = self._step >= self.max_cycles + self._cut_late  # one step later, as many a loop has it
         terminated = dict.fromkeys(self.agents, over and self._ends == "termination")
         truncated = dict.fromkeys(self.agents, over and self._ends == "truncation")
         if self._step == 2:

@@ -164,10 +164,12 @@ def test_a_run_can_be_prolonged_and_a_passed_goal_is_summarised_at_once(tmp_path
     train(tiny_config("happo", "mpe/simple_spread", {}, {"evaluation_interval": 10**6}), run)
     longer = Run.resume(run, steps=240)
     assert longer.train()["steps"] == 240
+    longer.close()
     assert RunConfig.read(run).run_settings().steps == 240, "the next --resume would stop short of the new goal"
     for file in (run / "eval").iterdir():
         file.unlink()
     passed = Run.resume(run, steps=80)
     summary = passed.train()
     assert summary["steps"] == 240
+    passed.close()
     assert summary["final"]["local"]["episodes"] == 2

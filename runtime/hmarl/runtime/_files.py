@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+_TEMPORARY = ".tmp"
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal content gives equal zips
 
 
@@ -34,19 +35,33 @@ def write_synced(path: Path, content: bytes) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Create or replace a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
         write_synced(temporary, content)
         temporary.chmod(0o666 & ~_umask())
         _refuse_special(path)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk names no file, and the temporary one's name tells the user nothing
         raise
     sync_directory(path.parent)
+
+
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what ``replace_file`` left in a folder when it was killed, of files called ``name`` (a glob pattern).
+
+    For whoever alone writes these files: a temporary file of a process that still runs is not told from a left one.
+    """
+    for path in folder.glob(f".{name}.*{_TEMPORARY}"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def replace_directory(path: Path, files: Mapping[str, bytes]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hmarl.runtime._files import replace_directory, replace_file, zip_bytes
+from hmarl.runtime._files import remove_temporaries, replace_directory, replace_file, zip_bytes
 from hmarl.runtime._limits import check_printable
 from hmarl.runtime._source import MANIFEST_LIMIT_BYTES, REPAIR, Source, check_name, check_sizes, open_source
 from hmarl.runtime.errors import (
@@ -80,6 +80,7 @@ __all__ = [
     "check_printable",
     "from_json",
     "load_bundle",
+    "remove_temporaries",
     "replace_file",
     "to_json",
     "to_plain",

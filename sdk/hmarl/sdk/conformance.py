@@ -400,8 +400,9 @@ def _check_auto_reset(context: _Context) -> str:
         episodes += int(ended.sum())
         changed |= _difference(_row(result.final, ended), _row(result.observation, ended)) is not None
     if episodes == 0:
-        known = context.spec.horizon is not None and context.spec.horizon <= context.steps
-        _require(not known, f"no episode ended in {context.steps} steps, the horizon is {context.spec.horizon}")
+        horizon = context.spec.declared_horizon
+        known = horizon is not None and horizon <= context.steps
+        _require(not known, f"no episode ended in {context.steps} steps, the horizon is {horizon}")
         return f"no episode ended in {context.steps} steps; give more steps"
     moves = any(_difference(context.trace.first, result.observation) for result in context.trace.results)
     kept = changed or not moves
@@ -419,9 +420,10 @@ def _check_flags(context: _Context) -> str:
 
 
 def _check_horizon(context: _Context) -> str:
-    horizon = context.spec.horizon
+    horizon = context.spec.declared_horizon
     if horizon is None:
-        return "the horizon is unknown"
+        guess = context.spec.horizon
+        return "the horizon is unknown" if guess is None else f"the horizon of {guess} steps is a guess"
     lengths = np.zeros(context.batch_size, dtype=np.int64)
     for number, result in enumerate(context.trace.results, 1):
         lengths += 1

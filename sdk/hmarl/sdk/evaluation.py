@@ -1,6 +1,9 @@
 """Closed-loop evaluation: a team plays episodes with fixed seeds, and the figures of what came out.
 
 Return means the undiscounted sum over one episode of the team reward, which the environment's spec defines.
+
+No evaluation goes on for ever: an episode that still runs after ``step_limit`` steps is cut off there, counts with what
+it has earned so far, and is reported as ``unfinished``.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.sdk.team import Team
 
 Progress = Callable[[int, int], None]
+
+# Steps of an episode at most where the environment declares no horizon.
+STEP_LIMIT = 5_000
 
 
 @runtime_checkable
@@ -54,6 +60,8 @@ class Evaluation:
         latency_of: what one latency is of.
         actions: when recorded, one array per group, [E, max length, N_group, *action_shape]; zero after the episode's
             end and for agents that had left.
+        unfinished: episodes that still ran after ``step_limit`` steps and were cut off there.
+        step_limit: steps of an episode at most.
     """
 
     environment: str
@@ -67,6 +75,8 @@ class Evaluation:
     latencies_s: npt.NDArray[np.float64]
     latency_of: str
     actions: tuple[npt.NDArray[Any], ...] | None = None
+    unfinished: int = 0
+    step_limit: int = STEP_LIMIT
 
     @property
     def episodes(self) -> int:
@@ -88,10 +98,32 @@ class Evaluation:
             "return_ci95": list(iqm_interval(self.returns)),
             "return_std": float(self.returns.std()),
             "length_mean": float(self.lengths.mean()),
+            "unfinished": self.unfinished,
             "success_rate": None if self.successes is None else float(self.successes.mean()),
             "latency_p50_us": float(np.quantile(self.latencies_s, 0.50)) * 1e6 if timed else None,
             "latency_p99_us": float(np.quantile(self.latencies_s, 0.99)) * 1e6 if timed else None,
         }
+
+
+def unfinished_remark(evaluation: Evaluation, setting: str) -> str | None:
+    """What to say of episodes that were cut off, and by which ``setting``; None where there are none."""
+    if not evaluation.unfinished:
+        return None
+    return (
+        f"{evaluation.unfinished} of {evaluation.episodes} episodes still ran after {evaluation.step_limit:,} steps, "
+        f"were cut off and count as far as they went; {setting} sets the limit"
+    )
+
+
+def limit_of(spec: EnvironmentSpec, step_limit: int | None) -> int:
+    """Steps after which an episode is cut off: as given, else the declared horizon, else ``STEP_LIMIT``.
+
+    Raises:
+        UsageError: a limit below 1.
+    """
+    if step_limit is not None and step_limit < 1:
+        raise UsageError(f"step_limit: got {step_limit}, expected at least 1")
+    return step_limit or spec.declared_horizon or STEP_LIMIT
 
 
 def episode_seeds(seed: int, episodes: int) -> npt.NDArray[np.int64]:
@@ -120,6 +152,7 @@ def evaluate(
     *,
     progress: Progress | None = None,
     record: bool = False,
+    step_limit: int | None = None,
 ) -> Evaluation:
     """Play ``episodes`` episodes, B at a time, and collect what they came to.
 
@@ -133,19 +166,21 @@ def evaluate(
         seed: see ``episode_seeds``.
         progress: called with (episodes done, E) whenever an episode has ended.
         record: keep every action, for comparisons action by action.
+        step_limit: see ``limit_of``.
 
     Raises:
-        UsageError: no episodes, or a negative seed.
-        EnvironmentFault: an episode goes on beyond the environment's own horizon.
+        UsageError: no episodes, a negative seed, or no steps.
+        EnvironmentFault: an episode goes on beyond the horizon that the environment declares.
     """
     if episodes < 1:
         raise UsageError(f"episodes: got {episodes}, expected at least 1")
     batch = environment.batch_size
     seeds = episode_seeds(seed, -(-episodes // batch) * batch)
+    limit = limit_of(environment.spec, step_limit)
     tally = _Tally(environment.spec, episodes, record, progress)
     clock = _Clock(team)
     for first in range(0, episodes, batch):
-        _play_wave(environment, clock, tally, first, seeds[first : first + batch])
+        _play_wave(environment, clock, tally, first, seeds[first : first + batch], limit)
     return Evaluation(
         environment=environment.spec.name,
         team=team.name,
@@ -158,6 +193,8 @@ def evaluate(
         latencies_s=clock.latencies_s(),
         latency_of=clock.latency_of,
         actions=tally.recorded() if record else None,
+        unfinished=tally.unfinished,
+        step_limit=limit,
     )
 
 
@@ -167,20 +204,24 @@ def _play_wave(
     tally: _Tally,
     first: int,
     seeds: npt.NDArray[np.int64],
+    limit: int,
 ) -> None:
     """Play episodes ``first`` … ``first + B - 1``, as far as they are wanted."""
     wanted_until = min(first + len(seeds), tally.episodes)
     running = np.arange(first, first + len(seeds)) < wanted_until
     observation = as_numpy(environment.reset(seeds))
     clock.team.reset(seeds)
-    horizon = environment.spec.horizon
+    horizon = environment.spec.declared_horizon
     step = 0
     while running.any():
         if horizon is not None and step >= horizon:
             raise EnvironmentFault(
                 f"{environment.spec.name}: the episode of seed {seeds[running][0]} goes on after its horizon "
-                f"of {horizon} steps"
+                f"of {horizon} steps; where the horizon is an argument (env.horizon), null says that there is none"
             )
+        if step >= limit:
+            tally.cut_off(first + np.flatnonzero(running))
+            break
         actions = clock.act(observation, running)
         result = environment.step(actions)
         tally.add(first=first, running=running, step=step, actions=actions, observation=observation, result=result)
@@ -237,6 +278,7 @@ class _Tally:
         self.agent_returns = np.zeros((episodes, len(spec.agents)))
         self.lengths = np.zeros(episodes, np.int64)
         self.successes = np.zeros(episodes, np.bool_)
+        self.unfinished = 0
         self._spec = spec
         self._record = record
         self._progress = progress
@@ -267,6 +309,12 @@ class _Tally:
             self.successes[episodes] = as_array(result.success)[rows]
         if self._record:
             self._steps.append((step, episodes, self._kept(actions, observation.active, rows)))
+
+    def cut_off(self, episodes: npt.NDArray[np.int64]) -> None:
+        """These will not be played to their end, which is no success."""
+        self.unfinished += len(episodes)
+        self.successes[episodes] = False
+        self.report(int(episodes[-1]) + 1)
 
     def _kept(
         self, actions: tuple[npt.NDArray[Any], ...], active: npt.NDArray[np.bool_], rows: npt.NDArray[np.int64]

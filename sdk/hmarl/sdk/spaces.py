@@ -159,6 +159,8 @@ class EnvironmentSpec:
         control_period_s: seconds between two steps in the simulated or real world, None when unknown.
         arguments: the keyword arguments that the environment was made with.
         has_success: whether ``StepResult.success`` is reported.
+        horizon_guessed: the horizon was not declared, it was read off an attribute that looks like one. A guess only
+            describes, and episodes may last longer.
     """
 
     name: str
@@ -169,6 +171,7 @@ class EnvironmentSpec:
     control_period_s: float | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     has_success: bool = False
+    horizon_guessed: bool = False
 
     def __post_init__(self) -> None:
         ids = [agent.id for agent in self.agents]
@@ -178,6 +181,11 @@ class EnvironmentSpec:
             _check_name(f"agents[{index}].id", agent.id)
             for name, _ in agent.observation_layout:
                 _check_name(f"agents[{index}].observation_layout", name)
+
+    @property
+    def declared_horizon(self) -> int | None:
+        """The horizon that episodes are held to; None when it is unknown or guessed."""
+        return None if self.horizon_guessed else self.horizon
 
     @property
     def agent_ids(self) -> tuple[str, ...]:

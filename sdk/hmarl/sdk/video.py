@@ -13,7 +13,7 @@ from hmarl.sdk.annotation import TeamAnnotation, explanation
 from hmarl.sdk.canvas import Frame
 from hmarl.sdk.environment import LocatesAgents, VectorEnvironment
 from hmarl.sdk.errors import MissingExtraError, UsageError
-from hmarl.sdk.evaluation import as_array, as_numpy
+from hmarl.sdk.evaluation import as_array, as_numpy, limit_of
 from hmarl.sdk.files import replacing
 from hmarl.sdk.overlay import draw_over
 from hmarl.sdk.team import Team
@@ -40,7 +40,9 @@ class Recording:
     drawn_over: bool = False
 
 
-def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_frames: int = 1000) -> Recording:
+def record_episode(
+    environment: VectorEnvironment, team: Team, seed: int, max_frames: int = 1000, step_limit: int | None = None
+) -> Recording:
     """Play one episode in row 0 and draw it.
 
     Args:
@@ -48,6 +50,7 @@ def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_fr
         team: who acts.
         seed: the episode's seed (not that of an evaluation).
         max_frames: pictures kept at most, the first ones.
+        step_limit: steps after which the episode is cut off, as in an evaluation: see ``limit_of``.
     """
     batch = environment.batch_size
     seeds = np.full(batch, seed, np.int64)
@@ -58,7 +61,7 @@ def record_episode(environment: VectorEnvironment, team: Team, seed: int, max_fr
     places: list[npt.NDArray[np.float64]] = []
     rewards: list[float] = []
     annotations: list[TeamAnnotation] = []
-    while True:
+    for _ in range(limit_of(environment.spec, step_limit)):
         # Drawn before the step: after the last one the environment has already started its next episode.
         picture = environment.render(0) if len(frames) < max_frames else None
         if picture is not None:

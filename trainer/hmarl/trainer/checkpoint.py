@@ -3,6 +3,9 @@
 A checkpoint is a pair ``step-N.safetensors`` and ``step-N.json``. The JSON is written last and holds the tensors'
 SHA-256, so a checkpoint that was cut off or damaged is recognised and the one before it is used. ``best.json`` names
 the best one.
+
+Where an evaluation is due the checkpoint comes first, so that nothing is lost when the evaluation fails or never ends.
+Until that is done the JSON also holds the update's metrics (``pending``), and a resumed run begins with the evaluation.
 """
 
 from __future__ import annotations
@@ -49,12 +52,17 @@ class Counters:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in memory."""
+    """A verified checkpoint in memory.
+
+    Attributes:
+        pending: the update's metrics where its evaluation is still to be done, else None.
+    """
 
     path: Path
     counters: Counters
     tensors: dict[str, Tensor]
     sha256: str
+    pending: dict[str, float] | None = None
 
 
 def flatten(components: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -117,15 +125,48 @@ def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return nested
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], counters: Counters) -> Path:
-    """Write one checkpoint; returns the path of its tensors."""
+def checkpoint_path(folder: Path, steps: int) -> Path:
+    """Where the tensors after so many steps are kept."""
+    return folder / f"step-{steps:012d}.safetensors"
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    counters: Counters,
+    pending: Mapping[str, float] | None = None,
+) -> Path:
+    """Write one checkpoint; returns the path of its tensors.
+
+    Args:
+        folder: where to.
+        tensors: its tensors.
+        counters: everything else.
+        pending: the update's metrics where its evaluation is still to be done.
+    """
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    path = folder / f"step-{counters.steps:012d}.safetensors"
+    path = checkpoint_path(folder, counters.steps)
     sha256 = hashlib.sha256(content).hexdigest()
-    description = {"format": FORMAT, "sha256": sha256, **asdict(counters)}
     replace_file(path, content)
-    replace_file(path.with_suffix(".json"), (json.dumps(description, indent=1) + "\n").encode())
+    _describe(path, sha256, counters, pending)
     return path
+
+
+def settle_checkpoint(path: Path, counters: Counters) -> None:
+    """Nothing is pending any more: write what the evaluation changed, beside tensors that stay as they are.
+
+    Raises:
+        CheckpointError: the checkpoint's description is damaged.
+    """
+    description = read_object(path.with_suffix(".json"))
+    _describe(path, str(description.get("sha256")), counters, None)
+
+
+def _describe(path: Path, sha256: str, counters: Counters, pending: Mapping[str, float] | None) -> None:
+    description: dict[str, Any] = {"format": FORMAT, "sha256": sha256, **asdict(counters)}
+    if pending is not None:
+        description["pending"] = dict(pending)
+    replace_file(path.with_suffix(".json"), (json.dumps(description, indent=1) + "\n").encode())
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -144,14 +185,15 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             )
         if (version := description.pop("format")) != FORMAT:
             raise CheckpointError(f"checkpoint {path}: got format {version}, this hmarl reads format {FORMAT}")
+        pending = description.pop("pending", None)
         tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
-        return Checkpoint(path, Counters(**description), tensors, sha256)
+        return Checkpoint(path, Counters(**description), tensors, sha256, pending)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path}: unreadable ({error})") from error
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The tensors' files of all checkpoints, damaged or not, oldest first; other files are nobody's business."""
+    """The tensors' files of all checkpoints, damaged or not, oldest first; other files do not count."""
     return sorted(path for path in folder.glob("step-*.safetensors") if path.stem.removeprefix("step-").isdecimal())
 
 
@@ -165,6 +207,21 @@ def read_object(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
+
+
+def any_written(folder: Path) -> bool:
+    """Whether a checkpoint was ever finished in a folder: its description is written last."""
+    return any(path.with_suffix(".json").exists() for path in checkpoints_in(folder))
+
+
+def last_good(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole, None when there is none."""
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            return read_checkpoint(path).path
+        except CheckpointError:
+            continue
+    return None
 
 
 def newest_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -197,7 +254,7 @@ def find_checkpoint(run: Path, which: str, device: torch.device | str = "cpu") -
     steps = [int(path.stem.removeprefix("step-")) for path in checkpoints_in(folder)]
     if not which.isdecimal() or int(which) not in steps:
         raise CheckpointError(f"--checkpoint: got '{which}', expected best, last or one of {steps}")
-    return read_checkpoint(folder / f"step-{int(which):012d}.safetensors", device)
+    return read_checkpoint(checkpoint_path(folder, int(which)), device)
 
 
 def mark_best(folder: Path, path: Path, evaluation_return: float) -> None:

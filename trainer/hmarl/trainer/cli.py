@@ -24,6 +24,7 @@ from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_listing, print_table
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.files import check_writable
+from hmarl.trainer.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import StudentsModel
@@ -55,6 +56,7 @@ def _need_torch(purpose: str) -> None:
         notice.cancel()
 
 
+@answering_signals
 def train(
     algorithm: Annotated[str | None, typer.Argument(help="what to train with; see hmarl-algorithms")] = None,
     env: Annotated[str | None, typer.Option(help="FAMILY/TASK, see hmarl-envs; or package.module:function")] = None,
@@ -82,7 +84,7 @@ def train(
         raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
     _need_torch("hmarl-train")
     _log_to_standard_error()
-    from hmarl.trainer.training import Interrupted, stop_on_signals
+    from hmarl.trainer.training import Interrupted
 
     if resume is not None:
         run = _resumed(console, resume, steps)
@@ -94,16 +96,18 @@ def train(
     try:
         with stop_on_signals() as stop:
             summary = run.train(stop)
-    except Interrupted:
-        last = max(run.directory.glob("checkpoints/step-*.json"), default=None)
-        advice = f"saved {last.stem}. Continue with: {run.resume_command}" if last else "no checkpoint was written yet"
-        console.print(f"\nstopped; {advice}")
+    except KeyboardInterrupt as interruption:
+        console.print(f"\nstopped; {run.stopped(saved=isinstance(interruption, Interrupted))}")
         raise SystemExit(130) from None
     finally:
         run.close()
     _report(console, summary, run.directory)
     if as_json:
         print_json({"run": str(run.directory), **summary})
+    if summary["problems"]:
+        from hmarl.trainer.problems import IncompleteError
+
+        raise IncompleteError(f"trained and saved in {run.directory}, but {'; '.join(summary['problems'])}")
 
 
 class _StandardError(logging.StreamHandler[Any]):
@@ -127,7 +131,8 @@ def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
     check_writable(directory, f"--resume {directory}")
     _announce_building(console, config)
     run = Run.resume(directory, steps)
-    console.print(f"resuming {directory} at {run.counters.steps:,} of {run.settings.steps:,} steps")
+    anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
+    console.print(f"resuming {directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
     return run
 
 
@@ -193,7 +198,8 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
         for name, row in summary["final"].items()
     ]  # fmt: skip
     title = f"final evaluation of {summary['algorithm']} on {summary['environment']}"
-    print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)
+    if rows:
+        print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)
     resumed_at, steps = summary["resumed_at"], summary["steps"]
     part = f", the last {steps - resumed_at:,}" if resumed_at else ""
     # What acts for the whole team at once has no local policies, and nothing to export.
@@ -292,7 +298,10 @@ def _saying_what_is_kept(console: Console, run: Path, distillation: Any, restart
     except KeyboardInterrupt:
         if distillation is not None:
             folder, command = run / distillation.folder, "the same command" + " without --restart-students" * restart
-            console.print(f"\nstopped; the rounds that are done are kept in {folder}: {command} goes on")
+            kept = f"the rounds that are done are kept in {folder}: {command} goes on"
+            if not any(folder.glob("checkpoints/step-*.json")):
+                kept = f"no round is done yet: {command} begins again"
+            console.print(f"\nstopped; {kept}", highlight=False, soft_wrap=True)
         raise
 
 

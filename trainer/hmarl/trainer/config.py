@@ -49,6 +49,9 @@ class RunSettings(Settings):
     threads: int = Field(2, ge=1, description="torch's threads within one operation")
     evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
     evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")
+    evaluation_step_limit: int | None = Field(
+        None, ge=1, description="steps after which an evaluation's episode is cut off; the declared horizon, else 5,000"
+    )
     checkpoint_interval: int = Field(20, ge=1, description="updates between two checkpoints")
     checkpoints_kept: int = Field(3, ge=1, description="newest checkpoints kept beside the best one")
     max_rollbacks: int = Field(5, ge=1, description="consecutive diverged updates after which training stops")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +17,10 @@ from rich.console import Console, ConsoleOptions, Group
 from rich.live import Live
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.sdk.commands._console import make_console, progress_bar
+from hmarl.trainer.board import Board
 from hmarl.trainer.checkpoint import read_object
 
 Rows = list[dict[str, Any]]
@@ -55,28 +57,65 @@ class Recorder:
     Args:
         run: the run directory.
         resumed_update: lines after this update are dropped first: the resumed run writes them again.
+        resumed_steps: steps of that update; TensorBoard's figures of later ones are dropped.
+
+    Raises:
+        OSError: metrics.jsonl cannot be written.
     """
 
     def __init__(self, run: Path, resumed_update: int, resumed_steps: int) -> None:
-        path = run / "metrics.jsonl"
-        if path.exists():
+        self._path = run / "metrics.jsonl"
+        resuming = self._path.exists()
+        if resuming:
             kept = (row for row in read_metrics(run) if row.get("update", math.inf) <= resumed_update)
-            replace_file(path, "".join(f"{json.dumps(row)}\n" for row in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_steps + 1 if resumed_steps else None)
+            content = "".join(f"{json.dumps(row)}\n" for row in kept).encode()
+            if content != self._path.read_bytes():
+                replace_file(self._path, content)
+        self._file = self._path.open("ab", buffering=0)
+        self._board = Board(run / "tensorboard", resumed_steps + 1 if resuming else None)
 
     def write(self, update: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """Append one update's metrics; values that are not finite become null."""
+        """Append one update's metrics; values that are not finite become null.
+
+        Raises:
+            OSError: the line could not be written; what was begun of it is left out when the run is resumed.
+        """
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self._file.write(json.dumps({"update": update, "steps": steps, **finite}) + "\n")
-        self._file.flush()
+        line = memoryview((json.dumps({"update": update, "steps": steps, **finite}) + "\n").encode())
+        with _named(self._path):
+            while line:
+                line = line[self._file.write(line) :]
         for key, value in metrics.items():
-            self._board.add_scalar(key if "/" in key else f"train/{key}", value, steps)
+            self._board.add(key if "/" in key else f"train/{key}", value, steps)
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: a checkpoint must not outlive the lines before it.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        with _named(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
         self._board.close()
+
+    @property
+    def problem(self) -> str | None:
+        """What came between, when TensorBoard's files could not be written; None when all is well."""
+        return self._board.problem
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of open files, which do not know their name, told with it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 class LiveProgress:

@@ -231,6 +231,11 @@ class Rollout:
             return self.states.new_zeros(0, self.spec.state_size)
         return torch.cat([final.states for final in self._finals])
 
+    @property
+    def final_places(self) -> list[tuple[int, int]]:
+        """Step and environment of each of the ``final_states``."""
+        return [(final.step, int(row)) for final in self._finals for row in final.rows]
+
     def final_observations(self, group: int) -> Tensor:
         """[F, N_group, observation_size] what a group saw last in episodes that ended inside the rollout."""
         if not self._finals:

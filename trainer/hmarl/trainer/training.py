@@ -7,11 +7,10 @@ import logging
 import math
 import os
 import platform
-import signal
+import shlex
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +21,12 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from hmarl.runtime.bundle import replace_file
+from hmarl.runtime.bundle import remove_temporaries, replace_file
 from hmarl.sdk.copies import evaluation_copies
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import copy_cost, make
 from hmarl.sdk.errors import HmarlError, UsageError
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation import evaluate, unfinished_remark
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.announcements import Announcements
@@ -35,17 +34,25 @@ from hmarl.trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
     Counters,
+    any_written,
+    checkpoint_path,
     flatten,
+    last_good,
     mark_best,
     newest_checkpoint,
     prune,
     restore,
+    settle_checkpoint,
     write_checkpoint,
 )
 from hmarl.trainer.config import AlgorithmSettings, RunSettings, validate
 from hmarl.trainer.devices import device_named
+from hmarl.trainer.finite import broken_observation, broken_rollout, first_non_finite
+from hmarl.trainer.problems import Problems, StorageError, storing
 from hmarl.trainer.recorder import LiveProgress, Recorder, evaluation_path, read_evaluation
-from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.rollout import Collector, EpisodeStatistics, Rollout
+from hmarl.trainer.run_lock import RunLock
+from hmarl.trainer.stopping import StopRequest
 from hmarl.trainer.team import teams, variants
 
 EVALUATION_SEED = 1_000_003
@@ -57,7 +64,7 @@ class DivergedError(HmarlError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked to stop; everything has been saved."""
+    """The user asked to stop; everything up to the last update has been saved."""
 
 
 class RunConfig(BaseModel):
@@ -152,14 +159,12 @@ class Run:
     Args:
         config: what to run.
         directory: where it writes; created when needed.
+        lock: of the directory; released by ``close``.
         checkpoint: where to continue, None for a fresh start.
-
-    Raises:
-        UsageError: a fresh start into a directory that already holds a run.
     """
 
-    def __init__(self, config: RunConfig, directory: Path, checkpoint: Checkpoint | None = None) -> None:
-        self.config, self.directory = config, directory
+    def __init__(self, config: RunConfig, directory: Path, lock: RunLock, checkpoint: Checkpoint | None = None) -> None:
+        self.config, self.directory, self._lock = config, directory, lock
         self.settings = config.run_settings()
         torch.set_num_threads(self.settings.threads)
         device = device_of(self.settings)
@@ -171,7 +176,10 @@ class Run:
         self._stateful = self.collector.get_state() is not None
         self._evaluation_environment: VectorEnvironment | None = None
         self.counters = Counters()
-        self._divergence: str | None = None
+        self._divergence, self._rollbacks = "", 0
+        self._pending: dict[str, float] | None = None
+        self._problems = Problems()
+        self._started, self._first_steps = time.monotonic(), 0
         self._advice_given: set[str] = set()
         self._returns: deque[float] = deque(maxlen=max(100, self.settings.environments))
         if checkpoint is not None:
@@ -179,23 +187,59 @@ class Run:
 
     @classmethod
     def create(cls, config: RunConfig, directory: Path) -> Run:
-        """A fresh run; writes config.json."""
-        if (directory / "config.json").exists():
-            raise UsageError(f"--out: {directory} already holds a run; choose another, or use --resume {directory}")
-        run = cls(config, directory)
-        config.write(directory)
+        """A fresh run; writes config.json, from when on it can be resumed.
+
+        Raises:
+            UsageError: the directory holds a run, belongs to a process that runs, or cannot be written.
+            StorageError: there is no space for config.json.
+        """
+        lock = RunLock(directory)
+        try:
+            if (directory / "config.json").exists():
+                resume = f"--resume {shlex.quote(str(directory))}"
+                raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
+            run = cls(config, directory, lock)
+            try:
+                with storing("then type the same command again"):
+                    _remove_leftovers(directory)
+                    config.write(directory)
+            except BaseException:
+                run.environment.close()
+                raise
+        except BaseException:
+            lock.discard()
+            raise
         return run
 
     @classmethod
     def resume(cls, directory: Path, steps: int | None = None) -> Run:
-        """Continue from the newest good checkpoint; ``steps`` raises or lowers the goal, in config.json as well."""
-        config = RunConfig.read(directory)
-        if steps is not None:
-            config = config.model_copy(update={"run": {**config.run, "steps": steps}})
-        device = device_of(config.run_settings())
-        run = cls(config, directory, newest_checkpoint(directory / "checkpoints", device))
-        if steps is not None:
-            config.write(directory)
+        """Continue from the newest good checkpoint; a run that was stopped before its first one begins again.
+
+        Args:
+            directory: the run's.
+            steps: raises or lowers the goal, in config.json as well.
+
+        Raises:
+            CheckpointError: no run, or all of its checkpoints are damaged.
+            UsageError: the directory belongs to a process that runs, or cannot be written.
+        """
+        RunConfig.read(directory)  # what is no run is left as it is
+        lock = RunLock(directory)
+        try:
+            config = RunConfig.read(directory)
+            if steps is not None:
+                config = config.model_copy(update={"run": {**config.run, "steps": steps}})
+            checkpoint = None
+            if _ever_saved(directory):
+                checkpoint = newest_checkpoint(directory / "checkpoints", device_of(config.run_settings()))
+            run = cls(config, directory, lock, checkpoint)
+            with storing():
+                _remove_leftovers(directory)
+                if steps is not None:
+                    config.write(directory)
+        except BaseException:
+            lock.release()
+            raise
         return run
 
     # --- what a checkpoint holds ------------------------------------------------------------------------------------
@@ -221,7 +265,7 @@ class Run:
         return tensors
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        tensors, self.counters = checkpoint.tensors, checkpoint.counters
+        tensors, self.counters, self._pending = checkpoint.tensors, checkpoint.counters, checkpoint.pending
         restore({"algorithm": self.algorithm.components(), "experience": self.algorithm.experience()}, tensors)
         self.algorithm.generator.set_state(tensors["generators.order"].cpu())
         self.algorithm.noise_generator.set_state(tensors["generators.noise"].cpu())
@@ -244,51 +288,84 @@ class Run:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def train(self, stop: Any = lambda: False) -> dict[str, Any]:
+    def train(self, stop: StopRequest | None = None) -> dict[str, Any]:
         """Train until the run's steps are done.
 
         Args:
-            stop: asked after every update; true ends the run with a checkpoint where that does not change its course.
+            stop: once asked, the run ends with a checkpoint after the update that is going on; while it evaluates it
+                ends at once, and evaluates when it is resumed.
 
         Returns:
             The summary, also written to summary.json.
 
         Raises:
-            Interrupted: ``stop`` returned true.
+            Interrupted: ``stop`` was asked for.
             DivergedError: too many updates diverged in a row.
+            StorageError: what was to be kept could not be written.
         """
-        recorder = Recorder(self.directory, self.counters.update, self.counters.steps)
-        started, first_steps, rollbacks = time.monotonic(), self.counters.steps, 0
+        try:
+            return self._train(stop or StopRequest())
+        except Exception as error:
+            error.add_note(self.standing())
+            raise
+
+    def _train(self, stop: StopRequest) -> dict[str, Any]:
+        self._started, self._first_steps = time.monotonic(), self.counters.steps
         title = f"{self.config.algorithm} · {self.config.environment}"
+        # The line of an update whose evaluation is pending is written again, with the evaluation.
+        again = self._pending is not None
+        with storing():
+            recorder = Recorder(self.directory, self.counters.update - again, self.counters.steps - again)
         try:
             with LiveProgress(title, self.settings.steps, self.counters.steps) as progress:
+                if self._pending is not None:
+                    self._evaluate_due(recorder, progress)
                 announcements = self._announcements(progress)
                 while self.counters.steps < self.settings.steps:
-                    metrics = self._iterate(announcements)
-                    rollbacks = rollbacks + 1 if metrics.get("rolled_back") else 0
-                    if rollbacks >= self.settings.max_rollbacks:
-                        raise DivergedError(
-                            f"training: {rollbacks} updates in a row diverged ({self._divergence}); the last good "
-                            f"checkpoint is in {self.directory / 'checkpoints'}; try a smaller step size"
-                        )
-                    done = self.counters.steps >= self.settings.steps
-                    evaluation = self._evaluate_when_due(done, progress)
-                    metrics |= evaluation
-                    metrics["steps_per_s"] = (self.counters.steps - first_steps) / (time.monotonic() - started)
-                    saving = bool(evaluation) or self.counters.update % self.settings.checkpoint_interval == 0
-                    if saving and not self._stateful:
-                        metrics["environments_truncated"] = float(self.settings.environments)
-                    # Before the checkpoint: a line too many is dropped on resuming, one too few would be missing.
-                    recorder.write(self.counters.update, self.counters.steps, metrics)
-                    if saving:
-                        self._checkpoint(evaluation)
-                    progress.update(self.counters.steps, metrics)
-                    if not done and stop():
-                        self._save_if_harmless()
-                        raise Interrupted
-            return self._summarise(time.monotonic() - started, first_steps)
+                    self._advance(recorder, progress, stop, announcements)
         finally:
             recorder.close()
+        if recorder.problem:
+            self._problems.add("TensorBoard", recorder.problem)
+        return self._summarise()
+
+    def _advance(
+        self, recorder: Recorder, progress: LiveProgress, stop: StopRequest, announcements: Announcements
+    ) -> None:
+        """One update, with what is due after it; the checkpoint first."""
+        with stop.postponed():
+            metrics = self._iterate(announcements)
+            self._stop_when_diverging(metrics)
+            done = self.counters.steps >= self.settings.steps
+            due = done or self.counters.steps - self.counters.last_evaluation >= self.settings.evaluation_interval
+            saving = due or stop() or self.counters.update % self.settings.checkpoint_interval == 0
+            elapsed_s = time.monotonic() - self._started
+            metrics["steps_per_s"] = (self.counters.steps - self._first_steps) / elapsed_s
+            if saving and not self._stateful:
+                metrics["environments_truncated"] = float(self.settings.environments)
+            if due:
+                self._pending = metrics
+            else:
+                self._record(recorder, metrics, durably=saving)
+            if saving:
+                self._checkpoint()
+            progress.update(self.counters.steps, metrics)
+        if stop():
+            raise Interrupted
+        if due:
+            self._evaluate_due(recorder, progress)
+
+    def _stop_when_diverging(self, metrics: dict[str, float]) -> None:
+        self._rollbacks = self._rollbacks + 1 if metrics.get("rolled_back") else 0
+        if self._rollbacks >= self.settings.max_rollbacks:
+            raise DivergedError(f"training: {self._rollbacks} updates in a row diverged ({self._divergence}")
+
+    def _record(self, recorder: Recorder, metrics: dict[str, float], durably: bool) -> None:
+        """Write an update's line, before its checkpoint: one too many is dropped on resuming, none may lack."""
+        with storing():
+            recorder.write(self.counters.update, self.counters.steps, metrics)
+            if durably:
+                recorder.sync()
 
     def _announcements(self, progress: LiveProgress) -> Announcements:
         """What is said of the first updates."""
@@ -301,19 +378,11 @@ class Run:
         """One rollout and one update; a diverged update is named and undone."""
         begin = time.monotonic()
         announcements.collecting()
-        statistics = self.collector.collect(self.algorithm)
+        statistics = self._collect()
         announcements.updating()
         collected = time.monotonic()
         self._returns.extend(value for value in statistics.returns if math.isfinite(value))
-        before = {name: tensor.clone() for name, tensor in flatten(self.algorithm.components()).items()}
-        metrics = self.algorithm.update(self.rollout, self.counters.steps / self.settings.steps)
-        self._divergence = _broken_reward(self.rollout) or _first_non_finite(
-            flatten(self.algorithm.components()), metrics
-        )
-        if self._divergence:
-            _log.warning("update %d diverged: %s; rolled back", self.counters.update + 1, self._divergence)
-            restore(self.algorithm.components(), before)
-            metrics = {"rolled_back": 1.0}
+        metrics = self._update()
         frames = self.settings.environments * self.settings.rollout_length
         self.counters = replace(
             self.counters,
@@ -335,37 +404,88 @@ class Run:
         announcements.updated()
         return metrics
 
-    def _evaluate_when_due(self, done: bool, progress: LiveProgress) -> dict[str, float]:
-        """The evaluation's metrics; empty when it is not time."""
-        if not done and self.counters.steps - self.counters.last_evaluation < self.settings.evaluation_interval:
-            return {}
-        metrics = self.evaluate()
-        self.counters = replace(self.counters, last_evaluation=self.counters.steps)
-        shown = [f"{key.split('/')[1]} {value:.2f}" for key, value in metrics.items() if key.endswith("return_mean")]
-        progress.say(f"evaluation at {self.counters.steps:,} steps: return " + ", ".join(shown))
+    def _collect(self) -> EpisodeStatistics:
+        """One rollout."""
+        try:
+            return self.collector.collect(self.algorithm)
+        except Exception as error:
+            # Actions made of such numbers may be what an environment has choked on.
+            if broken := broken_observation(self.environment.spec, self.collector.observation):
+                error.add_note(broken)
+            raise
+
+    def _update(self) -> dict[str, float]:
+        """One update; a diverged one is named and undone. Nothing is learnt from a rollout that is not finite."""
+        if broken := broken_rollout(self.rollout):
+            return self._roll_back(broken, "look for it in the environment")
+        before = {name: tensor.clone() for name, tensor in flatten(self.algorithm.components()).items()}
+        metrics = self.algorithm.update(self.rollout, self.counters.steps / self.settings.steps)
+        if broken := first_non_finite(flatten(self.algorithm.components()), metrics):
+            restore(self.algorithm.components(), before)
+            return self._roll_back(broken, "try a smaller step size")
         return metrics
 
-    def _checkpoint(self, evaluation: dict[str, float]) -> None:
-        """Save, also after every evaluation, so that the best one is kept."""
-        score = evaluation.get(f"evaluation/{variants(self.algorithm)[0]}/return_mean")
-        best = score is not None and (self.counters.best_return is None or score > self.counters.best_return)
-        if best:
-            self.counters = replace(self.counters, best_return=score)
+    def _roll_back(self, why: str, advice: str) -> dict[str, float]:
+        self._divergence = f"{why}); {advice}"
+        _log.warning("update %d diverged: %s; rolled back", self.counters.update + 1, why)
+        return {"rolled_back": 1.0}
+
+    def _checkpoint(self) -> None:
+        """Save, with the environments begun anew where their state cannot be saved: the unbroken run goes on alike."""
         if not self._stateful:
             self._restart_environments()
         path = self.save()
-        if score is not None and best:
-            mark_best(path.parent, path, score)
-        prune(path.parent, self.settings.checkpoints_kept)
+        if self._pending is None:
+            prune(path.parent, self.settings.checkpoints_kept)
 
     def save(self) -> Path:
         """Write a checkpoint now."""
-        return write_checkpoint(self.directory / "checkpoints", self.tensors(), self.counters)
+        with storing():
+            return write_checkpoint(self.directory / "checkpoints", self.tensors(), self.counters, self._pending)
 
-    def _save_if_harmless(self) -> None:
-        """Save, unless that changes the run's course (environments that restart at every checkpoint)."""
-        if self._stateful:
-            self.save()
+    def _evaluate_due(self, recorder: Recorder, progress: LiveProgress) -> None:
+        """Evaluate the checkpoint that has just been written, and complete it by what came of it."""
+        evaluation = self._try_to_evaluate()
+        shown = [f"{key.split('/')[1]} {value:.2f}" for key, value in evaluation.items() if key.endswith("return_mean")]
+        if shown:
+            progress.say(f"evaluation at {self.counters.steps:,} steps: return " + ", ".join(shown))
+        self._record(recorder, {**(self._pending or {}), **evaluation}, durably=True)
+        self._pending = None
+        score = evaluation.get(f"evaluation/{variants(self.algorithm)[0]}/return_mean", math.nan)
+        best = math.isfinite(score) and (self.counters.best_return is None or score > self.counters.best_return)
+        self.counters = replace(
+            self.counters,
+            last_evaluation=self.counters.steps,
+            best_return=score if best else self.counters.best_return,
+        )
+        folder = self.directory / "checkpoints"
+        path = checkpoint_path(folder, self.counters.steps)
+        with storing():
+            # This one last: until then a resumed run does all of it again.
+            if best:
+                mark_best(folder, path, score)
+            settle_checkpoint(path, self.counters)
+            prune(folder, self.settings.checkpoints_kept)
+
+    def _try_to_evaluate(self) -> dict[str, float]:
+        """The evaluation's metrics; one that fails is reported, and ends nothing."""
+        try:
+            return self.evaluate()
+        except StorageError:
+            raise
+        except (Exception, SystemExit) as error:
+            steps = self.counters.steps
+            self._problems.add(
+                "evaluation", f"evaluation at {steps:,} steps failed: {type(error).__name__}: {error}",
+                "training goes on and evaluates again when it is time; by hand: "
+                f"hmarl-eval --run {shlex.quote(str(self.directory))} --checkpoint {steps}",
+            )  # fmt: skip
+            with suppress(Exception):  # it was not made, or is what has failed
+                self._evaluation_path().unlink(missing_ok=True)
+                if self._evaluation_environment is not None:
+                    self._evaluation_environment.close()
+            self._evaluation_environment = None
+            return {"evaluation_failed": 1.0}
 
     def evaluate(self) -> dict[str, float]:
         """Deterministic episodes with the same seeds every time; for HCPO under all four conductors."""
@@ -375,13 +495,19 @@ class Run:
             self._evaluation_environment = make(name, batch, **self.config.environment_arguments)
         metrics, details = {}, {}
         for name, team in teams(self.algorithm, not self.algorithm.settings.deterministic_evaluation).items():
-            result = evaluate(self._evaluation_environment, team, self.settings.evaluation_episodes, EVALUATION_SEED)
+            result = evaluate(
+                self._evaluation_environment, team, self.settings.evaluation_episodes, EVALUATION_SEED,
+                step_limit=self.settings.evaluation_step_limit,
+            )  # fmt: skip
+            if remark := unfinished_remark(result, "run.evaluation_step_limit"):
+                _log.warning("evaluation at %s steps, %s: %s", f"{self.counters.steps:,}", name, remark)
             summary = result.summary()
             details[name] = {"returns": result.returns.tolist(), **summary}
             for key in ("return_mean", "return_median", "return_iqm", "success_rate"):
                 if summary.get(key) is not None:
                     metrics[f"evaluation/{name}/{key}"] = float(summary[key])
-        replace_file(self._evaluation_path(), (json.dumps(details, default=str) + "\n").encode())
+        with storing():
+            replace_file(self._evaluation_path(), (json.dumps(details, default=str) + "\n").encode())
         if {"local", "guider"} <= set(details):
             gap = details["guider"]["return_mean"] - details["local"]["return_mean"]
             metrics["evaluation/imitation_gap"] = float(gap)
@@ -390,12 +516,16 @@ class Run:
     def _evaluation_path(self) -> Path:
         return evaluation_path(self.directory, self.counters.steps)
 
-    def _summarise(self, wall_s: float, first_steps: int) -> dict[str, Any]:
-        """Write the summary; ``wall_s`` is the time since training was started, or resumed at ``first_steps``."""
+    def _summarise(self) -> dict[str, Any]:
+        """Write the summary, whose times are those since training was started, or resumed."""
+        wall_s, first_steps = time.monotonic() - self._started, self._first_steps
         steps = self.counters.steps - first_steps
         final = self._evaluation_path()
-        if not final.exists():  # resumed with a goal that had been passed already
-            self.evaluate()
+        if (
+            not final.exists() and "evaluation" not in self._problems
+        ):  # resumed with a goal that had been passed already
+            self._try_to_evaluate()
+        self._draw()
         summary = {
             "algorithm": self.config.algorithm,
             "environment": self.config.environment,
@@ -404,71 +534,69 @@ class Run:
             "updates": self.counters.update,
             "episodes": self.counters.episodes,
             "best_return": self.counters.best_return,
-            "final": read_evaluation(final),
+            "final": read_evaluation(final) if final.exists() else {},
+            "problems": self._problems.told(),
             "resumed_at": first_steps,
             "wall_s": wall_s,
             "steps_per_s": steps / wall_s if wall_s > 0 and steps else None,
             "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
             "torch": torch.__version__,
         }
-        replace_file(self.directory / "summary.json", (json.dumps(summary, indent=1, default=str) + "\n").encode())
-        self._draw()
+        with storing():
+            replace_file(self.directory / "summary.json", (json.dumps(summary, indent=1, default=str) + "\n").encode())
         return summary
 
     def _draw(self) -> None:
-        """Write plots/."""
-        from hmarl.trainer.plots import write_run_plots  # noqa: PLC0415 - matplotlib takes long to import
+        """Write plots/; what keeps them from being drawn is reported."""
+        try:
+            from hmarl.trainer.plots import write_run_plots  # noqa: PLC0415 - matplotlib takes long to import
 
-        write_run_plots(self.directory, f"{self.config.algorithm} on {self.config.environment}")
+            write_run_plots(self.directory, f"{self.config.algorithm} on {self.config.environment}")
+        except Exception as error:
+            self._problems.add(
+                "plots",
+                f"plots: not drawn ({type(error).__name__}: {error})",
+                f"{self.resume_command} draws them again",
+            )
+
+    def standing(self) -> str:
+        """Which checkpoint there is, and how to go on."""
+        folder = self.directory / "checkpoints"
+        if (newest := last_good(folder)) is None:
+            return f"no checkpoint was written yet; begin again with: {self.resume_command}"
+        return f"the last good checkpoint is in {folder} ({newest.stem}); continue with: {self.resume_command}"
+
+    def stopped(self, saved: bool) -> str:
+        """What to tell who has stopped the run: whether it was saved just now, and how to go on."""
+        newest = last_good(self.directory / "checkpoints")
+        if newest is None or not saved:
+            return self.standing()
+        again = "" if self._stateful else "; the environments, which cannot be saved, then begin new episodes"
+        return f"saved {newest.stem}. Continue with: {self.resume_command}{again}"
 
     def close(self) -> None:
-        """Free the environments."""
-        self.environment.close()
-        if self._evaluation_environment is not None:
-            self._evaluation_environment.close()
+        """Free the environments, and the directory for another run."""
+        try:
+            self.environment.close()
+            if self._evaluation_environment is not None:
+                self._evaluation_environment.close()
+        finally:
+            self._lock.release()
 
     @property
     def resume_command(self) -> str:
         """What to type to continue."""
-        return f"hmarl-train --resume {self.directory}"
+        return f"hmarl-train --resume {shlex.quote(str(self.directory))}"
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[Any]:
-    """Turn the first SIGINT or SIGTERM into a polite request to stop; a second SIGINT stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _ever_saved(directory: Path) -> bool:
+    """Whether a run has had a checkpoint, there still or not: evaluations and summary come after the first."""
+    return any_written(directory / "checkpoints") or any(directory.glob("eval/*.json"))
 
 
-def _broken_reward(rollout: Rollout) -> str | None:
-    """Names the first reward that is NaN or infinite, which is the environment's fault, or None."""
-    broken = (~torch.isfinite(rollout.rewards)).nonzero()
-    if not len(broken):
-        return None
-    step, row, agent = broken[0].tolist()
-    return (
-        f"the environment's reward of agent '{rollout.spec.agents[agent].id}' is "
-        f"{float(rollout.rewards[step, row, agent])} (step {step} of the rollout, environment {row})"
-    )
-
-
-def _first_non_finite(tensors: dict[str, Tensor], metrics: dict[str, float]) -> str | None:
-    """Name of the first thing that is NaN or infinite, or None."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return f"'{name}' is not finite"
-    for key, value in metrics.items():
-        if not math.isfinite(value):
-            return f"the metric '{key}' is {value}"
-    return None
+def _remove_leftovers(directory: Path) -> None:
+    """Temporary files of a run that was killed; of the directory itself only those that are the run's own."""
+    for name in ("config.json", "metrics.jsonl", "summary.json"):
+        remove_temporaries(directory, name)
+    for folder in ("checkpoints", "eval", "plots"):
+        remove_temporaries(directory / folder)

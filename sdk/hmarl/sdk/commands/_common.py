@@ -144,7 +144,12 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """Message and exit code of an error."""
+    """Message and exit code of an error; what was noted on its way (``add_note``) follows its own words."""
+    message, code = _own_words(error)
+    return "; ".join((message, *getattr(error, "__notes__", ()))), code
+
+
+def _own_words(error: Exception) -> tuple[str, int]:
     # The runtime's own errors carry their exit code too, but share no base class with the SDK's.
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):

@@ -29,7 +29,7 @@ from hmarl.sdk.copies import few_copies
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import MissingExtraError, UsageError
-from hmarl.sdk.evaluation import Evaluation, evaluate, marl_eval_json
+from hmarl.sdk.evaluation import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
 from hmarl.sdk.files import check_writable, write_text
 from hmarl.sdk.report import ReportContent, write_report
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -59,6 +59,7 @@ class Options:
     provider: str
     stream: bool
     batch_size: int | None
+    step_limit: int | None
     settings: tuple[str, ...]
     out: Path | None
     video: Literal["gif", "mp4"] | None
@@ -77,6 +78,7 @@ class Options:
         words += ["--stream"] if self.stream else []
         words += ["--sample"] if self.sample else []
         words += ["--batch-size", str(batch_size)]
+        words += ["--step-limit", str(self.step_limit)] if self.step_limit else []
         for setting in self.settings:
             words += ["--set", setting]
         return shlex.join(words)
@@ -191,6 +193,7 @@ def _measure(options: Options, environment: VectorEnvironment, team: Team, conso
             options.episodes,
             options.seed,
             progress=lambda done, _: progress.update(task, completed=done),
+            step_limit=options.step_limit,
         )
 
 
@@ -204,12 +207,17 @@ def _print_table(evaluation: Evaluation, console: Console) -> None:
         ("return, median", f"{summary['return_median']:.3f}"),
         ("steps an episode", f"{summary['length_mean']:.1f}"),
     ]
+    if evaluation.unfinished:
+        rows.append(("unfinished episodes", str(evaluation.unfinished)))
     if summary["success_rate"] is not None:
         rows.append(("success", f"{100 * summary['success_rate']:.1f} %"))
     if summary["latency_p50_us"] is not None:
         latency = f"{summary['latency_p50_us']:,.0f} / {summary['latency_p99_us']:,.0f} µs"
         rows.append((f"latency p50 / p99, {evaluation.latency_of}", latency))
     print_table(console, f"{evaluation.team} on {evaluation.environment}", ("", ""), rows)
+    remark = unfinished_remark(evaluation, "--step-limit")
+    if remark is not None:
+        console.print(remark)
 
 
 def _episodes_csv(evaluation: Evaluation, spec: EnvironmentSpec) -> str:
@@ -238,7 +246,8 @@ def _record(
 ) -> tuple[Recording, Path | None]:
     """Play the episode nearest to the median once more, and film it."""
     typical = int(np.abs(evaluation.returns - np.median(evaluation.returns)).argmin())
-    recording = record_episode(environment, team, int(evaluation.seeds[typical]))
+    seed = int(evaluation.seeds[typical])
+    recording = record_episode(environment, team, seed, step_limit=evaluation.step_limit)
     if not recording.frames:
         return recording, None
     period_s = environment.spec.control_period_s or 0.1
@@ -263,7 +272,10 @@ def _write_pictures(
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
             "environments side by side": environment.batch_size,
         }
-        baseline = evaluate(environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed)
+        baseline = evaluate(
+            environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed,
+            step_limit=options.step_limit,
+        )  # fmt: skip
         write_report(
             out / "report.html",
             ReportContent(evaluation, options.command(environment.batch_size), settings, baseline, recording, video),
@@ -339,6 +351,9 @@ def evaluate_command(
         int | None,
         typer.Option(min=1, help=f"Environments side by side; as many as fit up to {_DEFAULT_BATCH} by default."),
     ] = None,
+    step_limit: Annotated[
+        int | None, typer.Option(min=1, help=f"Steps of an episode; by default the horizon, {STEP_LIMIT:,} without.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="env.KEY=VALUE", help="An argument of the environment.")
     ] = None,
@@ -364,6 +379,7 @@ def evaluate_command(
             provider=provider,
             stream=stream,
             batch_size=batch_size,
+            step_limit=step_limit,
             settings=tuple(settings or ()),
             out=out,
             video=video_format if video else None,

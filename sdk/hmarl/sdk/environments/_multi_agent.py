@@ -117,7 +117,8 @@ def make_multi_agent(package: Package, request: Request) -> LiftedVector:
     if request.entry is None:
         _check_game(name, package)
     make_copy = partial(_make_copy, settings)
-    return LiftedVector(_spec(name, description, request.given), request.batch_size, workers, make_copy, source, first)
+    spec = _spec(name, description, request)
+    return LiftedVector(spec, request.batch_size, workers, make_copy, source, first)
 
 
 def _make_copy(settings: Mapping[str, Any]) -> Copy:
@@ -150,7 +151,7 @@ def _check_game(name: str, package: Package) -> None:
         raise UsageError(f"{name}: there is no folder {folder}. {package.game}")
 
 
-def _spec(name: str, description: Mapping[str, int], given: Mapping[str, Any]) -> EnvironmentSpec:
+def _spec(name: str, description: Mapping[str, int], request: Request) -> EnvironmentSpec:
     agent = partial(
         AgentSpec,
         observation_size=description["observation_size"],
@@ -163,6 +164,8 @@ def _spec(name: str, description: Mapping[str, int], given: Mapping[str, Any]) -
         state_size=description["state_size"],
         horizon=description["episode_limit"] or None,
         team_reward="sum",
-        arguments=dict(given),
+        arguments=dict(request.given),
         has_success=True,
+        # Of the packages it is known that they keep to it.
+        horizon_guessed=request.entry is not None,
     )

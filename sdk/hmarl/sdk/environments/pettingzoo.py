@@ -5,8 +5,8 @@ Arguments of ours, all others go to the function:
 - ``workers``: processes that the B copies are spread over, 0 for this process; min(B, CPUs) by default, 0 for B = 1.
 - ``timeout_s``: seconds within which a worker has to make a step (300); one that takes longer is taken for hung.
 - ``team_reward``: "sum" (default), "mean" or "shared".
-- ``horizon``: steps after which an episode is cut off; by default looked for in the environment (``max_cycles`` and the
-  like). It only describes: the environment itself ends the episode.
+- ``horizon``: steps after which the environment itself cuts an episode off, which is then held to it; null for unknown.
+  By default an attribute of the environment (``max_cycles`` and the like) is taken for it, a guess that only describes.
 - ``control_period_s``: seconds between two steps; by default 1 / ``metadata["render_fps"]``.
 
 Of these, what the function itself names as a parameter is passed to it as well.
@@ -146,6 +146,7 @@ def _complete_spec(copy: ParallelCopy, task: str, arguments: Mapping[str, Any]) 
         name=f"pettingzoo/{task}",
         team_reward=team_reward,
         horizon=horizon,
+        horizon_guessed="horizon" not in arguments and horizon is not None,
         control_period_s=period,
         arguments=dict(arguments),
     )

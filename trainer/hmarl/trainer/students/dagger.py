@@ -30,8 +30,10 @@ from hmarl.sdk.evaluation import Evaluation, evaluate
 from hmarl.sdk.team import Team
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.checkpoint import Checkpoint, Counters, flatten, restore
+from hmarl.trainer.problems import storing
 from hmarl.trainer.recorder import LiveProgress, Recorder
 from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.run_lock import RunLock
 from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.learner import Learner
@@ -136,14 +138,17 @@ class Distillation:
     # --- the rounds -------------------------------------------------------------------------------------------------
 
     def _rounds(self, kept: KeptDistillation, progress: LiveProgress) -> None:
-        recorder = Recorder(kept.folder, self._counters.update, self._counters.steps)
+        with storing("then the same command goes on"):
+            recorder = Recorder(kept.folder, self._counters.update, self._counters.steps)
         try:
             if math.isnan(self._teacher_return):
                 self._standing[0] = self._play(self._teachers_team(), _CHOICE_SEED).returns.mean()
             while (stopped := self._stopped()) is None:
                 metrics = self._round()
                 # Before the rest: a line too many is dropped on resuming, one too few would be missing.
-                recorder.write(self._counters.update, self._counters.steps, metrics)
+                with storing("then the same command goes on"):
+                    recorder.write(self._counters.update, self._counters.steps, metrics)
+                    recorder.sync()
                 kept.save(self._tensors(), self._data[-1], self._counters)
                 progress.update(self._counters.steps, metrics)
             progress.say(f"distillation: rounds {self._counters.update}, ended by: {stopped}")
@@ -285,7 +290,8 @@ def distil_run(
         restart: discard students that were distilled before.
 
     Raises:
-        UsageError: the algorithm has no teacher to distil, or RUN/students were distilled otherwise.
+        UsageError: the algorithm has no teacher to distil, RUN/students were distilled otherwise, or another process
+            trains or distils the run.
         CheckpointError: RUN/students are damaged.
         DivergedError: the distillation diverged.
     """
@@ -301,9 +307,12 @@ def distil_run(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.run_settings().threads)
     try:
-        with closing(
-            Distillation(algorithm, teacher, config.environment, config.environment_arguments, settings)
-        ) as distillation:
+        with (
+            RunLock(run),
+            closing(
+                Distillation(algorithm, teacher, config.environment, config.environment_arguments, settings)
+            ) as distillation,
+        ):
             return distillation.run(kept)
     finally:
         torch.set_num_threads(threads)

@@ -16,12 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hmarl.runtime.bundle import replace_file
+from hmarl.runtime.bundle import remove_temporaries, replace_file
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
     Counters,
+    any_written,
     checkpoints_in,
     newest_checkpoint,
     prune,
@@ -29,6 +30,7 @@ from hmarl.trainer.checkpoint import (
     read_object,
     write_checkpoint,
 )
+from hmarl.trainer.problems import storing
 from hmarl.trainer.students.demonstrations import Demonstrations
 
 # One round may turn out to be damaged.
@@ -57,14 +59,17 @@ class KeptDistillation:
             UsageError: the folder holds a distillation of something else, and is not to be discarded.
             CheckpointError: what is there is damaged.
         """
-        if self._restart and self.folder.exists():
-            shutil.rmtree(self.folder)
+        if self._restart:
+            _delete(self.folder)
         description = self.folder / "distillation.json"
         if description.exists():
             self._check(description)
         else:
-            replace_file(description, (json.dumps(self._origin, indent=1) + "\n").encode())
-        if not checkpoints_in(self._states):
+            with storing("then type the same command again"):
+                replace_file(description, (json.dumps(self._origin, indent=1) + "\n").encode())
+        for folder in (self.folder, self._states, self._data):
+            remove_temporaries(folder)
+        if not any_written(self._states):
             return None
         try:
             return self._read()
@@ -103,14 +108,22 @@ class KeptDistillation:
 
     def save(self, state: Mapping[str, Tensor], newest: Demonstrations, counters: Counters) -> None:
         """Write a round: first what was demonstrated in it, then what was learnt."""
-        write_checkpoint(self._data, newest.tensors, counters)
-        write_checkpoint(self._states, state, counters)
-        prune(self._states, _STATES)
-        prune(self._data, self._kept_rounds + _STATES - 1)
+        with storing("then the same command goes on"):
+            write_checkpoint(self._data, newest.tensors, counters)
+            write_checkpoint(self._states, state, counters)
+            prune(self._states, _STATES)
+            prune(self._data, self._kept_rounds + _STATES - 1)
 
     def finish(self) -> None:
         """Delete the data, all at once: nothing more will be learnt."""
-        deleted = self.folder / ".data"
-        if self._data.exists():
-            self._data.replace(deleted)
+        _delete(self._data)
+
+
+def _delete(folder: Path) -> None:
+    """All at once, as far as can be seen under its name: half a folder would be taken for something else."""
+    deleted = folder.with_name(f".{folder.name}")
+    if deleted.exists():  # left by a kill
+        shutil.rmtree(deleted, ignore_errors=True)
+    if folder.exists():
+        folder.replace(deleted)
         shutil.rmtree(deleted, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""What fails beside training (evaluation, plots, TensorBoard) loses none of it, ends none of it, and is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmarl.trainer.training import Run
+from training_runs import command_line, final_hash, tiny_config, train
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+TROUBLED = "troubled_environment:make"
+Call = Callable[..., tuple[int, str, str]]
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """What was recorded, but for wall times and evaluations."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith("_s") and "evaluation" not in k} for row in rows]
+
+
+def test_a_failing_evaluation_loses_no_training_and_is_told(
+    call: Call, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = {"evaluation_interval": 80}
+    code, output, error = call(
+        "train", *command_line(tiny_config("happo", TROUBLED, {}, settings, {"evaluation": "KeyError"}), run), "--json"
+    )
+    assert code == 4, error
+    assert "evaluation at 80 steps failed: KeyError: 'fuel'; training goes on" in caplog.text
+    assert f"by hand: hmarl-eval --run {run} --checkpoint 80" in caplog.text
+    assert f"error: trained and saved in {run}, but evaluation at 160 steps failed: KeyError: 'fuel'" in error
+    assert "failed 2 times" in error
+    summary = json.loads(output.splitlines()[-1])
+    assert (summary["steps"], summary["final"], len(summary["problems"])) == (160, {}, 1)
+    train(tiny_config("happo", TROUBLED, {}, settings), tmp_path / "well")
+    assert final_hash(run) == final_hash(tmp_path / "well")
+    assert figures(run) == figures(tmp_path / "well")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("evaluation_failed") for row in rows] == [None, 1.0, None, 1.0]
+
+
+def test_an_endless_evaluation_ends_at_its_limit_and_says_so(
+    call: Call, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = tiny_config("happo", TROUBLED, {}, {"evaluation_step_limit": 30}, {"evaluation": "endless"})
+    code, _, error = call("train", *command_line(config, run))
+    assert code == 0, error
+    told = "2 of 2 episodes still ran after 30 steps, were cut off and count as far as they went"
+    assert f"evaluation at 160 steps, local: {told}; run.evaluation_step_limit sets the limit" in caplog.text
+    (row,) = json.loads((run / "summary.json").read_text())["final"].values()
+    assert (row["unfinished"], row["length_mean"]) == (2, 30.0)
+
+
+@pytest.mark.parametrize(("name", "told"), [("plots", "plots: not drawn"), ("tensorboard", "TensorBoard: ")])
+def test_what_cannot_be_written_beside_training_is_told(call: Call, name: str, told: str, tmp_path: Path) -> None:
+    config, run = tiny_config("happo", TROUBLED), tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text("in the way")
+    code, _, error = call("train", *command_line(config, run))
+    assert code == 4, error
+    assert f"error: trained and saved in {run}, but {told}" in error
+    assert "Traceback" not in error
+    train(config, tmp_path / "well")
+    assert final_hash(run) == final_hash(tmp_path / "well")
+    assert json.loads((run / "summary.json").read_text())["final"]
+    (run / name).unlink()
+    again = Run.resume(run)
+    assert again.train()["problems"] == []
+    again.close()
+    assert list((run / name).iterdir())
+
+
+def test_a_broken_observation_is_named_and_learnt_from_by_none(
+    call: Call, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    # What is seen after step 14, that is at step 4 of the second rollout.
+    code, _, error = call("train", *command_line(tiny_config("happo", TROUBLED, {}, {}, {"nan_at": 14}), run))
+    assert code == 0, error
+    named = (
+        "the environment's observation of agent 'chooser_1' is nan at index 2 (step 4 of the rollout, environment 1)"
+    )
+    assert f"update 2 diverged: {named}; rolled back" in caplog.text
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("rolled_back") for row in rows] == [None, 1.0, None, None]
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_claims_none(call: Call, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = {"checkpoint_interval": 100, "max_rollbacks": 1}
+    code, _, error = call("train", *command_line(tiny_config("happo", TROUBLED, {}, settings, {"nan_at": 14}), run))
+    assert code == 4, error
+    assert "1 updates in a row diverged" in error
+    assert "look for it in the environment" in error
+    assert "the last good checkpoint" not in error
+    assert f"no checkpoint was written yet; begin again with: hmarl-train --resume {run}" in error

@@ -1,0 +1,183 @@
+"""A run can be stopped at any moment, and gone on with or begun again as it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmarl.trainer.training import Run, RunConfig
+from training_process import Training
+from training_runs import command_line, final_hash, tiny_config, train
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+TROUBLED = "troubled_environment:make"
+Call = Callable[..., tuple[int, str, str]]
+ENDLESS: dict[str, Any] = {"steps": 10**8, "checkpoint_interval": 10**6, "evaluation_interval": 10**8}
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Any]:
+    """Starts hmarl-train; what still runs at the end is killed."""
+    started: list[Training] = []
+
+    def start(*words: str) -> Training:
+        started.append(Training(*words))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+def resumed(run: Path, steps: int | None = None) -> dict[str, Any]:
+    again = Run.resume(run, steps)
+    try:
+        return again.train()
+    finally:
+        again.close()
+
+
+def updates(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_begins_again(begin: Any, call: Call, tmp_path: Path) -> None:
+    run, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    config = tiny_config("happo", "toy_environments:masked_discrete", {}, ENDLESS)
+    training = begin(*command_line(config, run))
+    training.until(lambda: updates(run) >= 3)
+    training.kill()
+    assert not list(run.glob("checkpoints/step-*.json"))
+    code, _, error = call("train", "--resume", str(run), "--steps", "160")
+    assert code == 0, error
+    assert f"resuming {run} at 0 of 160 steps (no checkpoint had been written: it begins again)" in error
+    finished = RunConfig.read(run)
+    train(finished, unbroken)
+    assert final_hash(run) == final_hash(unbroken)
+    assert updates(run) == updates(unbroken) == 4, "lines of the run that was killed are still there"
+
+
+@pytest.mark.parametrize("state", ["not yet a run", "no checkpoint", "not described"])
+def test_whatever_a_kill_leaves_can_be_gone_on_with_as_it_says(state: str, call: Call, tmp_path: Path) -> None:
+    config, run = tiny_config("happo", "toy_environments:masked_discrete"), tmp_path / "run"
+    train(config, tmp_path / "unbroken")
+    run.mkdir()
+    (run / ".lock").write_text('{"pid": 1, "host": "gone"}\n')
+    (run / ".config.json.ab12.tmp").write_text('{"hmarl_ver')
+    words = command_line(config, run)
+    if state != "not yet a run":
+        words = ["--resume", str(run)]
+        config.write(run)
+        folder = run / "checkpoints"
+        folder.mkdir()
+        (folder / ".step-000000000080.safetensors.xyz1.tmp").write_bytes(b"\0" * 99)
+        if state == "not described":
+            first = sorted((tmp_path / "unbroken" / "checkpoints").glob("step-*.safetensors"))[0]
+            shutil.copy(first, folder)
+    code, _, error = call("train", *words)
+    assert code == 0, error
+    assert final_hash(run) == final_hash(tmp_path / "unbroken")
+    assert not list(run.rglob("*.tmp")), "left by the kill"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_environments_are_built(number: signal.Signals, begin: Any, tmp_path: Path) -> None:
+    run = tmp_path / "new" / "run"
+    config = tiny_config("happo", TROUBLED, {}, {}, {"build_s": 300})
+    training = begin(*command_line(config, run))
+    training.until((run / ".lock").exists)
+    training.process.send_signal(number)
+    assert training.ended() == 130, training.output
+    assert "stopping; Ctrl-C again leaves at once" in training.output
+    assert "Traceback" not in training.output
+    assert not run.parent.exists(), "the same command cannot be typed again"
+
+
+def test_ctrl_c_saves_also_what_begins_anew(begin: Any, tmp_path: Path) -> None:
+    """Environments whose state can be saved: test_resume.py."""
+    run = tmp_path / "run"
+    training = begin(*command_line(tiny_config("happo", TROUBLED, {}, ENDLESS, {"saves": False}), run))
+    training.until(lambda: updates(run) >= 3)
+    training.process.send_signal(signal.SIGINT)
+    assert training.ended() == 130, training.output
+    (saved,) = run.glob("checkpoints/step-*.json")
+    told = f"stopped; saved {saved.stem}. Continue with: hmarl-train --resume {run}"
+    assert f"{told}; the environments, which cannot be saved, then begin new episodes" in training.output
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    update = json.loads(saved.read_text())["update"]
+    assert last["update"] == update, "the last update was not saved"
+    assert "environments_truncated" in last
+    summary = resumed(run, steps=40 * (update + 2))
+    assert (summary["updates"], summary["resumed_at"]) == (update + 2, 40 * update)
+
+
+@pytest.mark.parametrize("evaluation", ["endless", "hang"])
+def test_ctrl_c_in_an_evaluation_loses_nothing(evaluation: str, begin: Any, tmp_path: Path) -> None:
+    run, evaluates = tmp_path / "run", tmp_path / "evaluates"
+    settings = {"evaluation_interval": 80, "evaluation_step_limit": 10**9}
+    arguments = {"evaluation": evaluation, "armed": str(evaluates)}
+    config = tiny_config("happo", TROUBLED, {}, settings, arguments)
+    training = begin(*command_line(config, run))
+    training.until(evaluates.exists)
+    training.process.send_signal(signal.SIGINT)
+    assert training.ended() == 130, training.output
+    assert f"stopped; the last good checkpoint is in {run / 'checkpoints'} (step-000000000080)" in training.output
+    assert f"continue with: hmarl-train --resume {run}" in training.output
+    healed = RunConfig.read(run).model_copy(update={"environment_arguments": {"evaluation": ""}})
+    healed.write(run)
+    resumed(run)
+    train(healed, tmp_path / "unbroken")
+    assert final_hash(run) == final_hash(tmp_path / "unbroken")
+    assert figures(run) == figures(tmp_path / "unbroken")
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
+
+
+def test_a_second_ctrl_c_leaves_what_hangs(begin: Any, tmp_path: Path) -> None:
+    run, hangs = tmp_path / "run", tmp_path / "hangs"
+    arguments = {"hang_at": 35, "armed": str(hangs)}
+    config = tiny_config("happo", TROUBLED, {}, {**ENDLESS, "checkpoint_interval": 1}, arguments)
+    training = begin(*command_line(config, run))
+    training.until(hangs.exists)
+    training.process.send_signal(signal.SIGINT)
+    training.until_printed("stopping after this update, which is saved; Ctrl-C again leaves at once")
+    assert training.process.poll() is None
+    training.process.send_signal(signal.SIGINT)
+    assert training.ended() == 130, training.output
+    assert f"(step-000000000120); continue with: hmarl-train --resume {run}" in training.output
+    assert "saved step" not in training.output
+
+
+def test_a_run_that_is_killed_while_it_evaluates_equals_one_that_was_not(begin: Any, tmp_path: Path) -> None:
+    armed, run, unbroken = tmp_path / "armed", tmp_path / "run", tmp_path / "unbroken"
+    arguments = {"evaluation": "kill", "armed": str(armed)}
+    config = tiny_config("happo", TROUBLED, {}, {"steps": 240, "evaluation_interval": 80}, arguments)
+    expected = train(config, unbroken)
+    armed.touch()
+    training = begin(*command_line(config, run))
+    assert training.ended() == -signal.SIGKILL
+    assert updates(run) == 1, "the line of an update comes with its evaluation"
+    again = begin("--resume", str(run))
+    assert again.ended() == -signal.SIGKILL, "it does not begin with the evaluation"
+    assert updates(run) == 1
+    armed.unlink()
+    summary = resumed(run)
+    assert final_hash(run) == final_hash(unbroken)
+    assert figures(run) == figures(unbroken)
+    assert sum("evaluation/local/return_mean" in row for row in figures(run)) == 3
+    for file in ("best.json", "step-000000000080.json"):
+        ours, theirs = (run / "checkpoints" / file, unbroken / "checkpoints" / file)
+        assert ours.exists() == theirs.exists()
+        assert not ours.exists() or ours.read_text() == theirs.read_text()
+    assert summary["best_return"] == expected["best_return"]

@@ -1,0 +1,147 @@
+"""How a run is asked to stop: the first Ctrl-C or SIGTERM is answered at once and obeyed as soon as that costs nothing.
+
+Outside of ``postponed`` that is at once: nothing is lost, for what is on the disk can be gone on from at any moment. A
+second signal leaves whatever is going on, by force if need be.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# From the second signal to the end by force: time for closing what closes in time.
+_GRACE_S = 1.0
+_INTERRUPTED = 130
+
+P = ParamSpec("P")
+_active: StopRequest | None = None
+
+
+class StopRequest:
+    """Whether a run has been asked to stop."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._postponed = False
+
+    def __call__(self) -> bool:
+        """True once it has been asked for."""
+        return self._asked > 0
+
+    def ask(self) -> None:
+        """Ask to stop.
+
+        Raises:
+            KeyboardInterrupt: nothing is going on that is worth ending first, or this was asked for before.
+        """
+        self._asked += 1
+        if self.insisted or not self._postponed:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def postponed(self) -> Iterator[None]:
+        """What is done in here is ended before a first request is obeyed; ask for it thereafter."""
+        self._postponed = True
+        try:
+            yield
+        finally:
+            self._postponed = False
+
+    @property
+    def insisted(self) -> bool:
+        """True once it has been asked for again."""
+        return self._asked > 1
+
+    @property
+    def answer(self) -> str:
+        """What to tell whoever asks."""
+        what = "stopping after this update, which is saved" if self._postponed else "stopping"
+        return f"{what}; Ctrl-C again leaves at once"
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """A request that SIGINT and SIGTERM make while the block runs; within another such block it is that one's.
+
+    A thread answers, woken by the signal itself: the main thread may be deep in a computation for a long time before it
+    gets to see it.
+    """
+    global _active  # noqa: PLW0603 - signals belong to the process
+    if _active is not None:
+        yield _active
+        return
+    stop = _active = StopRequest()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    threading.Thread(target=_answer, args=(reader, stop), name="signals", daemon=True).start()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.ask()
+
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        _active = None
+        for number, handler in previous.items():
+            # Whoever asks again while the interpreter ends need not see where it was.
+            signal.signal(number, _end if stop() else handler)
+        signal.set_wakeup_fd(before)
+        writer.close()
+
+
+def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
+    """The same command with signals answered from its first moment on."""
+
+    @functools.wraps(command)
+    def run(*positional: P.args, **named: P.kwargs) -> None:
+        with stop_on_signals() as stop:
+            try:
+                command(*positional, **named)
+            finally:
+                if stop.insisted:  # the interpreter's own end may wait for what hangs
+                    sys.stderr.flush()
+                    _leave(0.0)
+
+    return run
+
+
+def _answer(reader: socket.socket, stop: StopRequest) -> None:
+    """Say so at the first signal; see to it at the second that the process ends; end it at the third."""
+    asked = 0
+    with reader:
+        while received := reader.recv(64):
+            for _ in range(sum(number in SIGNALS for number in received)):
+                asked += 1
+                if asked == 1:
+                    threading.Thread(target=_say, args=(stop.answer,), daemon=True).start()
+                elif asked == 2:
+                    threading.Thread(target=_leave, args=(_GRACE_S,), daemon=True).start()
+                else:
+                    _leave(0.0)
+
+
+def _say(text: str) -> None:
+    """In a thread of its own: a standard error that is not read must not keep the next signal from being seen."""
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _end(number: int, frame: Any) -> None:
+    _leave(0.0)
+
+
+def _leave(grace_s: float) -> None:
+    time.sleep(grace_s)
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h")  # the live display hides the cursor
+    os._exit(_INTERRUPTED)
