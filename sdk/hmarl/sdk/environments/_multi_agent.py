@@ -13,7 +13,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from hmarl.sdk.environments._lifted import Copy, LiftedVector, checked_seconds, checked_workers
+from hmarl.sdk.environments._lifted import CopyNumbers, LiftedVector, checked_seconds, checked_workers, made
 from hmarl.sdk.environments._worker_pool import CopySource, describe
 from hmarl.sdk.environments._worker_process import ContractError, EntryError, MultiAgentCopy
 from hmarl.sdk.errors import EnvironmentFault, UsageError
@@ -104,11 +104,12 @@ def make_multi_agent(package: Package, request: Request) -> LiftedVector:
         "offered": dict(request.offered),
     }
     source = CopySource(_MAKER, settings, python, checked_seconds("timeout_s", request.timeout_s))
+    numbers, make_copy = CopyNumbers(request.batch_size), partial(MultiAgentCopy, **settings)
     first = None
     try:
         if workers == 0:
-            first = MultiAgentCopy(**settings)
-        description = describe(source) if first is None else first.description
+            first = made(make_copy, numbers.numbers[0])
+        description = describe(source, numbers.numbers[0]) if first is None else first.description
     except EntryError as error:
         where = f"{name}: '{settings['entry']}' could not be imported by {python or sys.executable}: {error}"
         raise UsageError(where if request.entry else f"{where}; {package.instructions}") from error
@@ -116,12 +117,8 @@ def make_multi_agent(package: Package, request: Request) -> LiftedVector:
         raise UsageError(f"{name}: {error}{_needs(python)}") from error
     if request.entry is None:
         _check_game(name, package)
-    make_copy = partial(_make_copy, settings)
-    return LiftedVector(_spec(name, description, request.given), request.batch_size, workers, make_copy, source, first)
-
-
-def _make_copy(settings: Mapping[str, Any]) -> Copy:
-    return MultiAgentCopy(**settings)
+    spec = _spec(name, description, request.given)
+    return LiftedVector(spec, request.batch_size, workers, make_copy, source, numbers, first)
 
 
 def _check(request: Request) -> None:
