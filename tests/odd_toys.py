@@ -243,6 +243,10 @@ class Failing(Pair):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "sleep":
             time.sleep(10_000)
+        if self.how == "spin":  # until the interrupt that it asks for itself has come
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                pass
         if self.how == "native":  # holds the interpreter's lock all the while
             re.match("(a+)+$", "a" * 64 + "b")
         raise KeyError("wheel_left")
@@ -294,6 +298,9 @@ class Painter(Pair):
     def __init__(self, kind="sound", render_mode=None):
         super().__init__(render_mode=render_mode)
         self.kind = kind
+
+    def action_space(self, agent):
+        return spaces.Discrete(5)  # as the toy bundle's
 
     def render(self):
         picture = np.zeros((20, 30, 3), np.uint8)

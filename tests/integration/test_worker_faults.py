@@ -53,10 +53,18 @@ def test_an_exit_while_it_is_made_is_refused_and_one_while_it_is_closed_passed_o
     environment.close()
 
 
-def test_an_interrupt_in_a_worker_is_the_environments_own():
-    environment = make(FAILING, 2, workers=2, how="interrupt")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_that_an_environment_raises_is_its_own(workers):
+    environment = make(FAILING, 2, workers=workers, how="interrupt")
     with pytest.raises(EnvironmentFault, match=rf"environment 0: KeyboardInterrupt {PLACE}"):
         step_twice(environment)
+
+
+def test_ctrl_c_in_this_process_stays_an_interrupt():
+    environment = make(FAILING, 1, workers=0, how="spin")
+    with pytest.raises(KeyboardInterrupt):
+        step_twice(environment)
+    environment.close()
 
 
 @pytest.mark.parametrize(

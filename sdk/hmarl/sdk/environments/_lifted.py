@@ -18,13 +18,13 @@ from hmarl.sdk.environment import Array, Finding, Observation, StepResult
 from hmarl.sdk.environments._worker_copy import ParallelCopy, buffer_layout
 from hmarl.sdk.environments._worker_pool import CopySource, WorkerPool
 from hmarl.sdk.environments._worker_process import (
-    FAILURES,
     Buffers,
     ContractError,
     EntryError,
     Moment,
     explained,
     failure_message,
+    is_failure,
     numbered,
 )
 from hmarl.sdk.errors import EnvironmentFault, HmarlError, UsageError
@@ -207,7 +207,9 @@ class LiftedVector:
         else:
             try:
                 picture = self._copies[index].render()
-            except FAILURES as error:
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 raise EnvironmentFault(f"environment {index}: render: {explained(error)}") from error
         try:
             return as_frame(picture)
@@ -241,7 +243,9 @@ class LiftedVector:
         for row, copy in enumerate(self._copies):
             try:
                 act(copy, row)
-            except FAILURES as error:
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 self.close()
                 raise EnvironmentFault(failure_message(row, error)) from error
 
@@ -297,7 +301,9 @@ def made(make_copy: Callable[[], _Made], number: int) -> _Made:
             return make_copy()
     except (HmarlError, ContractError, EntryError):
         raise
-    except FAILURES as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise EnvironmentFault(f"the environment could not be made: {explained(error)}") from error
 
 

@@ -14,8 +14,17 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.environment import Finding
-from hmarl.sdk.environments._worker_process import COPY_INDEX, FAILURES, Buffers, Moment, episode_seed, numbered
-from hmarl.sdk.environments._worker_spaces import MASK_KEY, ObservationFlattener, convert_action_space, shown
+from hmarl.sdk.environments._worker_process import (
+    COPY_INDEX,
+    FAILURES,
+    Buffers,
+    Moment,
+    episode_seed,
+    numbered,
+    one_number,
+    shown,
+)
+from hmarl.sdk.environments._worker_spaces import MASK_KEY, ObservationFlattener, convert_action_space
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 
@@ -78,7 +87,6 @@ class ParallelCopy:
             id_: ObservationFlattener(str(id_), _space(environment, "observation", id_)) for id_ in self._ids
         }
         converted = {id_: convert_action_space(str(id_), _space(environment, "action", id_)) for id_ in self._ids}
-        self._restore = {id_: restore for id_, (_, restore) in converted.items()}
         _check_takes_seed(environment, name)
         _, infos = _observations_and_infos(environment.reset(seed=0))
         masked = {
@@ -87,7 +95,7 @@ class ParallelCopy:
             for id_ in self._ids
         }
         # Those of whom no mask is expected, but who could bring one.
-        self._maskless = {
+        maskless = {
             id_
             for id_ in self._ids
             if masks is None and not masked[id_] and not isinstance(converted[id_][0], spaces.Box)
@@ -108,12 +116,14 @@ class ParallelCopy:
         self._success = getattr(environment, "episode_success", None)
         has_success = self._success is not None
         self.spec = EnvironmentSpec(name, agents, state_size, None, "sum", has_success=has_success)
-        self._places = {
+        places = {
             self._ids[agent]: (group, position)
             for group, members in enumerate(self.spec.groups)
             for position, agent in enumerate(members.agents)
         }
-        self._branches = {id_: _branch_starts(converted[id_][0]) for id_ in self._ids}
+        self._actors = [(id_, *places[id_], converted[id_][1]) for id_ in self._ids]
+        self._rows = [(id_, *places[id_], id_ in maskless) for id_ in self._ids]
+        self._masks = {id_: _MaskReader(agent) for id_, agent in zip(self._ids, agents, strict=True) if masked[id_]}
         self._seed, self._episode, self._steps = 0, 0, 0
         self._present: set[Any] = set()
         # Those who have left and are still in the environment's list.
@@ -130,9 +140,14 @@ class ParallelCopy:
         """Advance by one step with the actions of ``row``; start anew when the episode has ended."""
         before = self._present
         self._steps += 1
-        actions = {id_: self._restore[id_](self._action(buffers, row, id_)) for id_ in self._ids if id_ in before}
+        chosen = buffers.actions
+        actions = {
+            id_: restore(chosen[group][row, position])
+            for id_, group, position, restore in self._actors
+            if id_ in before
+        }
         observations, rewards, terminations, truncations, infos = self._stepped(actions)
-        buffers.rewards[row] = [_number(id_, rewards.get(id_, 0.0)) if id_ in before else 0.0 for id_ in self._ids]
+        buffers.rewards[row] = [self._reward(id_, rewards) if id_ in before else 0.0 for id_ in self._ids]
         if self._findings is not None and self._lingering:
             self._note_lingering(rewards)
         listed = self._listed()
@@ -193,9 +208,14 @@ class ParallelCopy:
             raise EnvironmentFault(f"step: got {got}, expected ({', '.join(_STEP)})")
         *parts, infos = result
         for name, part in zip(_STEP, parts, strict=False):
-            if not isinstance(part, Mapping):
+            # Most are plain dictionaries, and to ask an abstract class takes long.
+            if type(part) is not dict and not isinstance(part, Mapping):
                 raise EnvironmentFault(f"step: got {shown(part)} as {name}, expected a dictionary by agent")
         return *parts, infos or {}
+
+    def _reward(self, id_: Any, rewards: Mapping[Any, Any]) -> float:
+        reward = rewards.get(id_, 0.0)
+        return reward if type(reward) is float else one_number(f"agent '{id_}'", reward)
 
     def _listed(self) -> set[Any]:
         """Who is in the environment's list."""
@@ -206,10 +226,6 @@ class ParallelCopy:
             raise EnvironmentFault(f"agent '{stranger}' is in env.agents, but not in env.possible_agents ({known})")
         return listed
 
-    def _action(self, buffers: Buffers, row: int, id_: Any) -> npt.NDArray[Any]:
-        group, position = self._places[id_]
-        return np.asarray(buffers.actions[group][row, position])
-
     def _show(
         self,
         target: Moment,
@@ -219,28 +235,26 @@ class ParallelCopy:
         visible: Collection[Any],
     ) -> None:
         """Write one row of ``target``: the visible agents as they are, the others as having left."""
-        for index, id_ in enumerate(self._ids):
-            group, position = self._places[id_]
-            vector, mask = target.observations[group][row, position], target.action_masks[group]
-            shown_ = id_ in visible
-            target.active[row, index] = shown_
-            vector[:] = self._vector(id_, observations) if shown_ else 0.0
+        target.active[row] = [id_ in visible for id_ in self._ids]
+        for id_, group, position, maskless in self._rows:
+            shown_, mask = id_ in visible, target.action_masks[group]
+            target.observations[group][row, position] = self._vector(id_, observations) if shown_ else 0.0
             if mask is not None:
                 mask[row, position] = self._mask(id_, observations, infos) if shown_ else True
-            elif shown_ and id_ in self._maskless and MASK_KEY in (infos.get(id_) or ()):
+            elif maskless and shown_ and MASK_KEY in (infos.get(id_) or ()):
                 raise EnvironmentFault(
                     f"agent '{id_}': got an action mask in its info at step {self._steps}, but none at the first "
                     "reset; hand one out at reset too, or say with --set env.action_masks=true that masks will come"
                 )
         target.state[row] = self._state(target, row)
 
-    def _vector(self, id_: Any, observations: Mapping[Any, Any]) -> npt.NDArray[np.float32] | float:
+    def _vector(self, id_: Any, observations: Mapping[Any, Any]) -> npt.NDArray[Any] | float:
         if id_ not in observations:
             return 0.0
         observation, flatten = observations[id_], self._flatten[id_]
         try:
             vector = flatten(observation)
-        except Exception as error:
+        except ValueError as error:
             raise EnvironmentFault(f"agent '{id_}': {error} (step {self._steps} of the episode)") from error
         if self._findings is not None:
             found = flatten.misfit(observation, bounds=True)
@@ -254,18 +268,10 @@ class ParallelCopy:
         source = observations.get(id_) if self._flatten[id_].mask_inside else infos.get(id_)
         if source is None or MASK_KEY not in source:
             return True
-        mask = source[MASK_KEY]
-        parts = mask if isinstance(mask, list | tuple) else [mask]
-        legal = np.concatenate([np.asarray(part).reshape(-1) for part in parts]).astype(np.bool_)
-        expected = self.spec.agents[self._ids.index(id_)].mask_size
-        if legal.size != expected:
-            raise EnvironmentFault(f"agent '{id_}': got an action mask of {legal.size} entries, expected {expected}")
-        if not np.logical_or.reduceat(legal, self._branches[id_]).all():
-            raise EnvironmentFault(
-                f"agent '{id_}': its action mask allows no action at all (step {self._steps} of the episode); allow "
-                "one that does nothing, or end the agent by a termination"
-            )
-        return legal
+        try:
+            return self._masks[id_](source[MASK_KEY])
+        except ValueError as error:
+            raise EnvironmentFault(f"agent '{id_}': {error} (step {self._steps} of the episode)") from error
 
     def _note_lingering(self, rewards: Mapping[Any, Any]) -> None:
         """Note who is still in the list after the end, and what the environment would pay for it."""
@@ -273,7 +279,7 @@ class ParallelCopy:
             # What to do stands with the fault, for it is easily done.
             advice = "take it off the list in the step that sets its flag"
             self._note("active agents", f"agent '{id_}' stays in env.agents after its end; {advice}")
-            if paid := _number(id_, rewards.get(id_, 0.0)):
+            if paid := self._reward(id_, rewards):
                 self._note("active agents", f"agent '{id_}' is paid after its end, which is dropped", f"{paid:g}")
 
     def _note(self, check: str, what: str, example: str = "") -> None:
@@ -286,8 +292,8 @@ class ParallelCopy:
 
     def _state(self, target: Moment, row: int) -> npt.NDArray[np.float32]:
         if not self._has_own_state:
-            places = [self._places[id_] for id_ in self._ids]
-            return np.concatenate([target.observations[group][row, position] for group, position in places])
+            seen = target.observations
+            return np.concatenate([seen[group][row, position] for _, group, position, _ in self._rows])
         state = np.asarray(self.environment.state(), dtype=np.float32).reshape(-1)
         if state.size != self.spec.state_size:
             raise EnvironmentFault(f"state(): got {state.size} numbers, expected {self.spec.state_size}")
@@ -312,22 +318,25 @@ def _observations_and_infos(result: Any) -> tuple[Mapping[Any, Any], Mapping[Any
     return result[0], result[1] or {}
 
 
-def _number(id_: Any, reward: Any) -> float:
-    """An agent's reward as a number; arrays of one element are one too."""
-    if type(reward) is float:
-        return reward
-    array = np.asarray(reward)
-    if array.size == 1 and array.dtype.kind in "fiub":
-        return float(array.reshape(()))
-    hint = "; of several objectives, add up a weighted sum" if array.size > 1 else ""
-    raise EnvironmentFault(f"agent '{id_}': got the reward {shown(reward)}, expected one number{hint}")
+class _MaskReader:
+    """Turns one agent's mask, an array or one for each branch, into bools, each branch with a legal action."""
 
+    def __init__(self, agent: AgentSpec) -> None:
+        self._size = agent.mask_size
+        branches = agent.action_space.nvec if isinstance(agent.action_space, spaces.MultiDiscrete) else [self._size]
+        self._starts = [0, *(int(end) for end in np.cumsum(branches)[:-1])]
 
-def _branch_starts(space: spaces.Space[Any]) -> list[int]:
-    """Where the parts of a mask begin that each need a legal action."""
-    if isinstance(space, spaces.MultiDiscrete):
-        return [0, *(int(end) for end in np.cumsum(space.nvec)[:-1])]
-    return [0]
+    def __call__(self, mask: Any) -> npt.NDArray[np.bool_]:
+        if isinstance(mask, list | tuple):
+            mask = np.concatenate([np.reshape(part, -1) for part in mask])
+        legal = np.asarray(mask, np.bool_).reshape(-1)
+        if legal.size != self._size:
+            raise ValueError(f"got an action mask of {legal.size} entries, expected {self._size}")
+        if not (legal.any() if len(self._starts) == 1 else np.logical_or.reduceat(legal, self._starts).all()):
+            raise ValueError(
+                "its action mask allows no action at all; allow one that does nothing, or terminate the agent"
+            )
+        return legal
 
 
 def _checked_ids(environment: Any, name: str) -> list[Any]:

@@ -10,10 +10,12 @@ beside it ends it when it does not, because the environment hangs.
 
 from __future__ import annotations
 
+import dis
 import faulthandler
 import inspect
 import json
 import os
+import reprlib
 import select
 import signal
 import struct
@@ -164,6 +166,9 @@ def _aligned_bytes(shape: Sequence[int], dtype: str) -> int:
 def numbered(number: str | None) -> Iterator[None]:
     """Tell the code that runs meanwhile, and what it starts, the number of its copy: by ``HMARL_COPY_INDEX``."""
     before = os.environ.get(COPY_INDEX)
+    if before == number:
+        yield
+        return
     _set_number(number)
     try:
         yield
@@ -220,6 +225,9 @@ class MultiAgentCopy:
             kind = type(self.environment).__name__
             raise ContractError(f"{entry}: got a {kind} without {', '.join(missing)}, expected SMAC's MultiAgentEnv")
         info = self.environment.get_env_info()
+        absent = [key for key in ("n_agents", "n_actions", "obs_shape", "state_shape") if key not in info]
+        if absent:
+            raise ContractError(f"{entry}: get_env_info: got no {', '.join(absent)}, expected SMAC's")
         self._agents, self._choices = int(info["n_agents"]), int(info["n_actions"])
         self._sizes = {name: int(np.prod(info[f"{name}_shape"])) for name in ("obs", "state")}
         self._limit = int(info.get("episode_limit") or 0)
@@ -256,8 +264,9 @@ class MultiAgentCopy:
         if len(result) != 3:
             raise ContractError(f"step: got {len(result)} values, expected (reward, terminated, info)")
         reward, ended, info = result
+        info = info or {}
         cut_off = bool(ended and info.get("episode_limit"))
-        buffers.rewards[row] = np.where(before, float(reward) / before.sum(), 0.0)
+        buffers.rewards[row] = np.where(before, one_number("step", reward) / before.sum(), 0.0)
         buffers.truncated[row] = cut_off
         buffers.terminated[row] = bool(ended) and not cut_off
         buffers.success[row] = self._won(info)
@@ -323,10 +332,12 @@ class MultiAgentCopy:
         target.active[row] = active
 
     def _array(self, method: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        array = np.asarray(getattr(self.environment, method)(), dtype=np.float32)
+        array = np.asarray(getattr(self.environment, method)())
+        if array.dtype.kind not in "fiub":
+            raise ContractError(f"{method}: got {shown(array)}, expected an array of numbers of shape {shape}")
         if array.size != np.prod(shape):
             raise ContractError(f"{method}: got an array of shape {array.shape}, expected {shape}")
-        return array.reshape(shape)
+        return array.astype(np.float32).reshape(shape)
 
     def _won(self, info: Mapping[str, Any]) -> bool:
         won = info.get("battle_won", getattr(self.environment, "battle_won", False))
@@ -367,6 +378,43 @@ def make_multi_agent_copy(**settings: Any) -> MultiAgentCopy:
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether the code of an environment failed, and nobody pressed Ctrl-C.
+
+    A KeyboardInterrupt that a ``raise`` of other code than hmarl's has raised is a failure too.
+    """
+    if not isinstance(error, KeyboardInterrupt):
+        return isinstance(error, FAILURES)
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or (last.tb_frame.f_globals.get("__package__") or "").split(".")[0] == "hmarl":
+        return False
+    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+
+
+def one_number(where: str, value: Any) -> float:
+    """A reward as a number; an array of one element is one too.
+
+    Raises:
+        ContractError: it is none.
+    """
+    if type(value) is float:
+        return value
+    array = np.asarray(value)
+    if array.size == 1 and array.dtype.kind in "fiub":
+        return float(array.reshape(()))
+    hint = "; of several objectives, add up a weighted sum" if array.size > 1 else ""
+    raise ContractError(f"{where}: got the reward {shown(value)}, expected one number{hint}")
+
+
+def shown(value: Any) -> str:
+    """A value in a few words, for messages."""
+    if isinstance(value, np.ndarray) and value.size > 1:
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return " ".join(reprlib.repr(value).split())
 
 
 def failure_message(row: int, error: BaseException) -> str:
@@ -482,6 +530,8 @@ def _serve(commands: IO[bytes], replies: IO[bytes]) -> None:
     memory: SharedMemory | None = None
     buffers: Buffers | None = None
     try:
+        # The only one's, where there is but one copy here.
+        _set_number(start["numbers"][0])
         make_copy = import_object(start["maker"])
         for index, row in enumerate(rows):
             with numbered(start["numbers"][index]):

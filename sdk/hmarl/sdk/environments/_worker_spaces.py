@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
 
+from hmarl.sdk.environments._worker_process import shown
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import ActionSpace
 
@@ -46,31 +46,34 @@ class ObservationFlattener:
         self._is_array = isinstance(space, spaces.Box | spaces.MultiBinary)
         try:
             self.size = flatdim(space)
-            self.layout = tuple(_layout(space, ""))
+            self._leaves = tuple(_leaves(space))
         except (NotImplementedError, ValueError) as error:
             raise UsageError(f"agent '{agent}': observation space {space} has no fixed length: {error}") from error
+        self.layout = tuple((leaf.name or "observation", leaf.end - leaf.start) for leaf in self._leaves)
         if self.size == 0:
             raise UsageError(
                 f"agent '{agent}': observation space {space} holds no numbers, expected at least one (may be constant)"
             )
 
-    def __call__(self, observation: Any) -> npt.NDArray[np.float32]:
-        """Observation -> [size] float32.
+    def __call__(self, observation: Any) -> npt.NDArray[Any]:
+        """Observation -> [size] numbers that float32 is made of.
 
         Raises:
             ValueError: no such vector can be made of it.
         """
-        if not self._is_array:
+        try:
+            if self._is_array:
+                return _numbers(observation, self.size)
+            vector = np.zeros(self.size, np.float32)
+            for leaf in self._leaves:
+                part = observation
+                for key in leaf.path:
+                    part = part[key]
+                leaf.write(part, vector)
+            return vector
+        except Exception as error:
             found = self.misfit(observation, bounds=False)
-            if found is not None:
-                raise ValueError(f"{found.what}: got {found.got}")
-            observation = flatten(self._space, observation)
-        vector = np.asarray(observation)
-        if vector.dtype.kind not in "fiub":
-            raise ValueError(f"observation is no array of numbers: got {shown(observation)}")
-        if vector.size != self.size:
-            raise ValueError(f"got an observation of {vector.size} numbers, expected {self.size}")
-        return vector.astype(np.float32, copy=False).reshape(-1)
+            raise ValueError(str(error) if found is None else f"{found.what}: got {found.got}") from error
 
     def misfit(self, observation: Any, *, bounds: bool) -> Misfit | None:
         """What keeps an observation, its mask apart, from being one of the space; see ``misfit``."""
@@ -96,7 +99,7 @@ def misfit(space: spaces.Space[Any], value: Any, name: str, *, bounds: bool) -> 
         bounds: look at the bounds and shapes of arrays too; what lies outside can still be made a vector of.
     """
     if value is None:
-        return Misfit(f"{name} is None", "None")
+        return Misfit(f"{name} is missing", "None")
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return _part_misfit(space, value, name, bounds)
     limits = _limits(space)
@@ -159,22 +162,67 @@ def _range_misfit(
     )
 
 
-def shown(value: Any) -> str:
-    """A value in a few words, for messages."""
-    if isinstance(value, np.ndarray) and value.size > 1:
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return " ".join(reprlib.repr(value).split())
+class _Leaf(NamedTuple):
+    """A part of an observation that has no parts.
+
+    Attributes:
+        name: where it is, for people; empty when it is all of the observation.
+        path: keys and positions that lead to it.
+        space: its own.
+        start, end: its place in the vector.
+    """
+
+    name: str
+    path: tuple[Any, ...]
+    space: spaces.Space[Any]
+    start: int
+    end: int
+
+    def write(self, value: Any, vector: npt.NDArray[np.float32]) -> None:
+        """Write a value to its place in the vector, which is all zero there, as ``gymnasium.spaces.flatten`` does."""
+        space = self.space
+        if isinstance(space, spaces.Box | spaces.MultiBinary):
+            vector[self.start : self.end] = _numbers(value, self.end - self.start)
+        elif isinstance(space, spaces.Discrete):
+            choice = int(value.reshape(()) if isinstance(value, np.ndarray) else value) - int(space.start)
+            _require_choices(0 <= choice < int(space.n))
+            vector[self.start + choice] = 1.0
+        elif isinstance(space, spaces.MultiDiscrete):
+            choices = _numbers(value, space.nvec.size) - np.reshape(space.start, -1)
+            sizes = np.reshape(space.nvec, -1)
+            _require_choices(((choices >= 0) & (choices < sizes)).all())
+            vector[self.start + np.cumsum(sizes) - sizes + choices.astype(np.int64)] = 1.0
+        else:
+            vector[self.start : self.end] = flatten(space, value)
 
 
-def _layout(space: spaces.Space[Any], prefix: str) -> Iterator[tuple[str, int]]:
+def _leaves(space: spaces.Space[Any], name: str = "", path: tuple[Any, ...] = (), start: int = 0) -> Iterator[_Leaf]:
+    parts: list[tuple[Any, spaces.Space[Any], str]]
     if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            yield from _layout(part, f"{prefix}.{key}" if prefix else str(key))
+        parts = [(key, part, f"{name}.{key}" if name else str(key)) for key, part in space.spaces.items()]
     elif isinstance(space, spaces.Tuple):
-        for position, part in enumerate(space.spaces):
-            yield from _layout(part, f"{prefix}[{position}]")
+        parts = [(position, part, f"{name}[{position}]") for position, part in enumerate(space.spaces)]
     else:
-        yield prefix or "observation", flatdim(space)
+        yield _Leaf(name, path, space, start, start + flatdim(space))
+        return
+    for key, part, its_name in parts:
+        yield from _leaves(part, its_name, (*path, key), start)
+        start += flatdim(part)
+
+
+def _numbers(value: Any, size: int) -> npt.NDArray[Any]:
+    """``value`` as [size] numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"observation is no array of numbers: got {shown(value)}")
+    if array.size != size:
+        raise ValueError(f"got an observation of {array.size} numbers, expected {size}")
+    return array if array.ndim == 1 else array.reshape(-1)
+
+
+def _require_choices(fits: Any) -> None:
+    if not fits:
+        raise ValueError("observation is outside its space's bounds")
 
 
 def convert_action_space(agent: str, space: spaces.Space[Any]) -> tuple[ActionSpace, Callable[[npt.NDArray[Any]], Any]]:
