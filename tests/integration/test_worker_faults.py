@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from hmarl.sdk.environments import make
+from hmarl.sdk.environments._lifted import CopyNumbers
+from hmarl.sdk.environments._worker_process import STEP
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 
 TESTS = Path(__file__).parent.parent
@@ -19,10 +21,20 @@ FAILING, NUMBERED = "pettingzoo/odd_toys:Failing", "pettingzoo/odd_toys:Numbered
 PLACE = r"\(.*odd_toys.py:\d+\)"
 
 
+@pytest.fixture(autouse=True)
+def _fresh_numbers(monkeypatch):
+    """As in a process of its own: what other tests have left open takes no numbers."""
+    monkeypatch.setattr(CopyNumbers, "_taken", set())
+
+
 def step_twice(environment):
     environment.reset(np.arange(environment.batch_size))
     for _ in range(2):
         environment.step((np.zeros((environment.batch_size, 2), np.int64),))
+
+
+def make_and_play(where, workers):
+    play_twice(make(FAILING, 2, where=where, at=1, workers=workers))
 
 
 def play_twice(environment):
@@ -160,12 +172,14 @@ def processes_of(session):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_closing_hung_workers_takes_as_long_as_closing_one_and_leaves_no_process():
-    environment = make(FAILING, 6, workers=6, how="sleep", timeout_s=1)
+    environment = make(FAILING, 6, workers=6, how="sleep")
     pids = [worker.process.pid for worker in environment._pool._workers]
     environment.reset(np.arange(6))
+    environment.step((np.zeros((6, 2), np.int64),))
+    for worker in environment._pool._workers:
+        worker.send(STEP)
     begin = time.monotonic()
-    with pytest.raises(EnvironmentFault, match=r"environment 0: no reply within 1 s"):
-        step_twice(environment)
+    environment.close()
     # One deadline of 3 s for all, not one each: 18 s.
     assert time.monotonic() - begin < 15
     deadline = time.monotonic() + 20
@@ -253,10 +267,12 @@ def test_a_number_that_is_given_counts_and_functions_without_the_parameter_get_n
     make("pettingzoo/odd_toys:any_number", 1).close()
 
 
-def test_an_environment_that_could_not_be_made_keeps_no_numbers():
-    for _ in range(2):
-        with pytest.raises(UsageError):
-            make(FAILING, 2, where="make")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_that_could_not_be_made_or_has_failed_keeps_no_numbers(workers):
+    for where in ("make", "reset"):
+        with pytest.raises((UsageError, EnvironmentFault)) as kept:  # its traceback keeps all of them alive
+            make_and_play(where, workers)
+    assert kept.value is not None
     environment = make(NUMBERED, 1)
     assert numbers(environment)[0][0] == 0
     environment.close()

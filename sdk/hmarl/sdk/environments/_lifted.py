@@ -73,6 +73,14 @@ class CopyNumbers:
         self._taken.update(self.numbers)
         self.release = weakref.finalize(self, self._taken.difference_update, list(self.numbers))
 
+    def __enter__(self) -> CopyNumbers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave them taken by what was made meanwhile, unless that failed."""
+        if kind is not None:
+            self.release()
+
 
 def checked_workers(workers: int | None, batch_size: int, fewest: int = 0) -> int:
     """Number of worker processes for ``batch_size`` environments.
@@ -134,8 +142,12 @@ class LiftedVector:
         layout = buffer_layout(spec, batch_size)
         if workers == 0:
             self._copies = [] if first is None else [first]
-            for number in numbers.numbers[len(self._copies) :]:
-                self._copies.append(made(make_copy, number))
+            try:
+                for number in numbers.numbers[len(self._copies) :]:
+                    self._copies.append(made(make_copy, number))
+            except BaseException:
+                self.close()
+                raise
             self._buffers = Buffers(layout)
             return
         if first is not None:
@@ -149,7 +161,7 @@ class LiftedVector:
         self._check_open()
         self._buffers.seeds[:] = np.asarray(seeds).reshape(self.batch_size)
         if self._pool is not None:
-            self._pool.reset()
+            self._in_workers(self._pool.reset)
         else:
             self._each(lambda copy, row: copy.reset(self._buffers, row))
         return _copied(self._buffers.now)
@@ -168,7 +180,7 @@ class LiftedVector:
                 raise UsageError(f"actions[{index}]: got shape {array.shape}, expected {target.shape}")
             target[...] = array
         if self._pool is not None:
-            self._pool.step()
+            self._in_workers(self._pool.step)
         else:
             self._each(lambda copy, row: copy.step(self._buffers, row))
         buffers = self._buffers
@@ -203,7 +215,7 @@ class LiftedVector:
         if self.spec.arguments.get("render_mode") != "rgb_array":
             return None
         if self._pool is not None:
-            picture = self._pool.render(index)
+            picture = self._in_workers(partial(self._pool.render, index))
         else:
             try:
                 picture = self._copies[index].render()
@@ -220,7 +232,7 @@ class LiftedVector:
         """What the copies have done against their own interface; see ``FindsFaults``."""
         self._check_open()
         found: dict[tuple[str, str], Finding] = {}
-        each = self._pool.findings() if self._pool is not None else self._findings_here()
+        each = self._in_workers(self._pool.findings) if self._pool is not None else self._findings_here()
         for one in (Finding(**fields) for fields in each):
             known = found.setdefault((one.check, one.what), one)
             if known is not one:
@@ -238,6 +250,15 @@ class LiftedVector:
 
     def _findings_here(self) -> list[dict[str, Any]]:
         return [finding for copy in self._copies for finding in copy.findings()]
+
+    def _in_workers(self, act: Callable[[], _Made]) -> _Made:
+        """Let the workers act; when one of them fails, all are closed."""
+        try:
+            return act()
+        except BaseException:
+            if self._pool is not None and self._pool.closed:
+                self.close()
+            raise
 
     def _each(self, act: Callable[[Copy, int], None]) -> None:
         for row, copy in enumerate(self._copies):
@@ -279,14 +300,15 @@ def lift(
     workers = checked_workers(workers, batch_size)
     maker = f"{make_copy.__module__}:{make_copy.__qualname__}"
     source = CopySource(maker, settings, timeout_s=checked_seconds("timeout_s", timeout_s))
-    numbers, make_one = CopyNumbers(batch_size), partial(make_copy, **settings)
-    first = made(make_one, numbers.numbers[0])
-    try:
-        spec = complete(first)
-    except BaseException:
-        first.close()
-        raise
-    return LiftedVector(spec, batch_size, workers, make_one, source, numbers, first)
+    make_one = partial(make_copy, **settings)
+    with CopyNumbers(batch_size) as numbers:
+        first = made(make_one, numbers.numbers[0])
+        try:
+            spec = complete(first)
+        except BaseException:
+            first.close()
+            raise
+        return LiftedVector(spec, batch_size, workers, make_one, source, numbers, first)
 
 
 def made(make_copy: Callable[[], _Made], number: int) -> _Made:

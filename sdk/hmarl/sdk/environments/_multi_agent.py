@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,14 +104,28 @@ def make_multi_agent(package: Package, request: Request) -> LiftedVector:
         "offered": dict(request.offered),
     }
     source = CopySource(_MAKER, settings, python, checked_seconds("timeout_s", request.timeout_s))
-    numbers, make_copy = CopyNumbers(request.batch_size), partial(MultiAgentCopy, **settings)
-    first = None
+    make_copy = partial(MultiAgentCopy, **settings)
+    with CopyNumbers(request.batch_size) as numbers:
+        return _lifted(name, package, request, make_copy, source, numbers, workers)
+
+
+def _lifted(
+    name: str,
+    package: Package,
+    request: Request,
+    make_copy: Callable[[], MultiAgentCopy],
+    source: CopySource,
+    numbers: CopyNumbers,
+    workers: int,
+) -> LiftedVector:
+    """The copies, once all settings have been checked."""
+    python, first = source.python, None
     try:
         if workers == 0:
             first = made(make_copy, numbers.numbers[0])
         description = describe(source, numbers.numbers[0]) if first is None else first.description
     except EntryError as error:
-        where = f"{name}: '{settings['entry']}' could not be imported by {python or sys.executable}: {error}"
+        where = f"{name}: '{source.settings['entry']}' could not be imported by {python or sys.executable}: {error}"
         raise UsageError(where if request.entry else f"{where}; {package.instructions}") from error
     except (ContractError, EnvironmentFault) as error:
         raise UsageError(f"{name}: {error}{_needs(python)}") from error
