@@ -23,6 +23,7 @@ from hmarl.sdk.team import sample_actions
 _TOLERANCE = 1e-5
 _MOST_STEPS = 250
 _STEPS_WITHOUT_HORIZON = 100
+_MOST_FINDINGS = 3  # told in one line
 
 Maker = Callable[[int], VectorEnvironment]
 
@@ -144,8 +145,9 @@ def _require(condition: Any, message: str) -> None:
 def _require_no_findings(context: _Context, check: str) -> None:
     """Fail with what the environment has found in the code that it wraps, as far as it belongs to a check."""
     found = [each for each in context.findings if each.check == check]
-    told = "; ".join(f"{each.what} ({each.count} times, first {each.example})" for each in found)
-    _require(not found, told)
+    told = "; ".join(f"{each.what} ({each.count} times, first {each.example})" for each in found[:_MOST_FINDINGS])
+    rest = len(found) - _MOST_FINDINGS
+    _require(not found, f"{told}; and {rest} more of this kind" if rest > 0 else told)
 
 
 # --- playing ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from hmarl.sdk.environments._worker_process import (
 )
 from hmarl.sdk.environments._worker_spaces import MASK_KEY, ObservationFlattener, convert_action_space
 from hmarl.sdk.errors import EnvironmentFault, UsageError
-from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
+from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
 
 def buffer_layout(spec: EnvironmentSpec, batch: int) -> list[tuple[str, tuple[int, ...], str]]:
@@ -89,23 +89,13 @@ class ParallelCopy:
         converted = {id_: convert_action_space(str(id_), _space(environment, "action", id_)) for id_ in self._ids}
         _check_takes_seed(environment, name)
         _, infos = _observations_and_infos(environment.reset(seed=0))
-        masked = {
-            id_: not isinstance(converted[id_][0], spaces.Box)
-            and (self._flatten[id_].mask_inside or MASK_KEY in (infos.get(id_) or ()) if masks is None else masks)
-            for id_ in self._ids
-        }
-        # Those of whom no mask is expected, but who could bring one.
-        maskless = {
-            id_
-            for id_ in self._ids
-            if masks is None and not masked[id_] and not isinstance(converted[id_][0], spaces.Box)
-        }
+        masked, maskless = self._masked(infos, {id_: space for id_, (space, _) in converted.items()}, masks)
         agents = tuple(
             AgentSpec(
                 id=str(id_),
                 observation_size=self._flatten[id_].size,
                 action_space=converted[id_][0],
-                has_action_mask=masked[id_],
+                has_action_mask=id_ in masked,
                 observation_layout=self._flatten[id_].layout,
             )
             for id_ in self._ids
@@ -123,7 +113,7 @@ class ParallelCopy:
         }
         self._actors = [(id_, *places[id_], converted[id_][1]) for id_ in self._ids]
         self._rows = [(id_, *places[id_], id_ in maskless) for id_ in self._ids]
-        self._masks = {id_: _MaskReader(agent) for id_, agent in zip(self._ids, agents, strict=True) if masked[id_]}
+        self._masks = {id_: _MaskReader(agent) for id_, agent in zip(self._ids, agents, strict=True) if id_ in masked}
         self._seed, self._episode, self._steps = 0, 0, 0
         self._present: set[Any] = set()
         # Those who have left and are still in the environment's list.
@@ -193,6 +183,16 @@ class ParallelCopy:
         if not self._present:
             raise EnvironmentFault("reset: env.agents is empty, expected at least one agent to begin with")
         self._show(buffers.now, row, observations, infos, self._present)
+
+    def _masked(
+        self, infos: Mapping[Any, Any], actions: Mapping[Any, ActionSpace], masks: bool | None
+    ) -> tuple[set[Any], set[Any]]:
+        """Who has a mask, and of whom none is expected although they could bring one."""
+        able = {id_ for id_ in self._ids if not isinstance(actions[id_], spaces.Box)}
+        if masks is not None:
+            return (able if masks else set()), set()
+        found = {id_ for id_ in able if self._flatten[id_].mask_inside or MASK_KEY in (infos.get(id_) or ())}
+        return found, able - found
 
     def _stepped(self, actions: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], ...]:
         """Observations, rewards, terminations, truncations and infos of one step."""

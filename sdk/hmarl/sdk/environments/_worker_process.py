@@ -412,6 +412,8 @@ def one_number(where: str, value: Any) -> float:
 
 def shown(value: Any) -> str:
     """A value in a few words, for messages."""
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        value = value.tolist()
     if isinstance(value, np.ndarray) and value.size > 1:
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     return " ".join(reprlib.repr(value).split())
