@@ -121,6 +121,19 @@ class Masked(Pair):
         return super().step(actions)
 
 
+class MaskedUndeclared(Masked):
+    """The masks in the observations, of which their space knows nothing."""
+
+    def observation_space(self, agent):
+        return spaces.Dict({"view": BOX})
+
+    def infos(self):
+        return {agent: {} for agent in self.agents}
+
+    def view(self, agent):
+        return {"view": super().view(agent), "action_mask": self.legal}
+
+
 class Paid(Pair):
     """Rewards of another kind than a float, by name; numbers they are but for the last ones."""
 
@@ -188,7 +201,8 @@ class Contrary(Pair):
         result = super().reset(seed)
         if self.how == "nobody":
             self.agents = []
-        return {"one_value": result[0], "no_infos": (result[0], None)}.get(self.how, result)
+        odd = {"one_value": result[0], "no_infos": [result[0], None], "list_of_infos": (result[0], [1, 2])}
+        return odd.get(self.how, result)
 
     def step(self, actions):
         seen, rewards, ended, cut, infos = super().step(actions)
@@ -196,6 +210,8 @@ class Contrary(Pair):
             self.agents.append("newcomer")
         if self.how == "four":
             return seen, rewards, cut, infos
+        if self.how == "blind" and self.t == 3:
+            del seen["b"]
         if self.how == "list":
             return seen, list(rewards.values()), ended, cut, infos
         return seen, rewards, ended, cut, None if self.how == "no_infos" else infos

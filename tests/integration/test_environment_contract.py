@@ -31,9 +31,16 @@ def play(toy, steps=4, actions=None, workers=0, **arguments):
 
 
 def test_masks_that_begin_after_the_reset_are_an_error_that_says_what_to_do():
-    message = r"environment 0: agent 'a': got an action mask in its info at step 1, .*--set env.action_masks=true"
+    message = r"environment 0: agent 'a': got an action mask at step 1, but none in its .*--set env.action_masks=true"
     with pytest.raises(EnvironmentFault, match=message):
         play("Masked", when="step")
+
+
+def test_so_are_masks_in_observations_whose_space_has_none_until_they_are_declared():
+    with pytest.raises(EnvironmentFault, match=r"environment 0: agent 'a': got an action mask at step 0"):
+        play("MaskedUndeclared")
+    _, observations, _ = play("MaskedUndeclared", action_masks=True)
+    assert observations[1].action_masks[0][0].tolist() == [[False, True, True]] * 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -164,6 +171,7 @@ def test_so_it_is_in_an_environment_of_ones_own():
         ("same_names", UsageError, "env.possible_agents has two agents called '1'"),
         ("no_seed", UsageError, r"reset\(\) takes no seed, expected reset\(seed=None, options=None\)"),
         ("one_value", EnvironmentFault, r"reset: got a dict, expected \(observations, infos\)"),
+        ("list_of_infos", EnvironmentFault, r"reset: got \[1, 2\] as infos, expected a dictionary by agent"),
         ("nobody", EnvironmentFault, "environment 0: reset: env.agents is empty"),
         (
             "stranger",
@@ -181,6 +189,15 @@ def test_so_it_is_in_an_environment_of_ones_own():
 def test_what_breaks_the_interface_is_named(how, kind, message):
     with pytest.raises(kind, match=message):
         play("Contrary", how=how)
+
+
+def test_an_agent_without_an_observation_is_found_by_the_checks():
+    results = check_environment(
+        lambda batch: make(f"{TOYS}:Contrary", batch, workers=0, how="blind"), batch_size=2, steps=10
+    )
+    (failed,) = [result for result in results if not result.passed]
+    told = "agent 'b' is in env.agents, but has no observation (4 times, first at step 3 of an episode)"
+    assert (failed.name, failed.detail) == ("active agents", told)
 
 
 def test_infos_that_are_none_and_spaces_in_dictionaries_are_taken():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -88,7 +88,7 @@ class ParallelCopy:
         }
         converted = {id_: convert_action_space(str(id_), _space(environment, "action", id_)) for id_ in self._ids}
         _check_takes_seed(environment, name)
-        _, infos = _observations_and_infos(environment.reset(seed=0))
+        _, infos = _checked_parts("reset", environment.reset(seed=0), _RESET)
         masked, maskless = self._masked(infos, {id_: space for id_, (space, _) in converted.items()}, masks)
         agents = tuple(
             AgentSpec(
@@ -142,11 +142,13 @@ class ParallelCopy:
             self._note_lingering(rewards)
         listed = self._listed()
         over = {id_ for id_ in before | listed if terminations.get(id_) or truncations.get(id_)}
-        gone = {id_ for id_ in before if id_ in over or id_ not in listed}
-        cut_off = {id_ for id_ in gone if truncations.get(id_) and not terminations.get(id_)}
-        self._anyone_cut_off |= bool(cut_off)
-        self._lingering = (self._lingering | over) & listed
-        self._present = listed - self._lingering
+        cut_off: set[Any] = set()
+        if over or self._lingering or listed != before:
+            gone = {id_ for id_ in before if id_ in over or id_ not in listed}
+            cut_off = {id_ for id_ in gone if truncations.get(id_) and not terminations.get(id_)}
+            self._anyone_cut_off |= bool(cut_off)
+            self._lingering = (self._lingering | over) & listed
+            self._present = listed - self._lingering
         ended = not self._present
         buffers.success[row] = self._success is not None and self._success()
         buffers.truncated[row] = ended and self._anyone_cut_off
@@ -176,7 +178,7 @@ class ParallelCopy:
 
     def _begin(self, buffers: Buffers, row: int, seed: int) -> None:
         with numbered(self._number):
-            observations, infos = _observations_and_infos(self.environment.reset(seed=seed))
+            observations, infos = _checked_parts("reset", self.environment.reset(seed=seed), _RESET)
         self._present, self._lingering = self._listed(), set()
         self._anyone_cut_off = False
         self._steps = 0
@@ -194,7 +196,7 @@ class ParallelCopy:
         found = {id_ for id_ in able if self._flatten[id_].mask_inside or MASK_KEY in (infos.get(id_) or ())}
         return found, able - found
 
-    def _stepped(self, actions: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], ...]:
+    def _stepped(self, actions: Mapping[Any, Any]) -> Sequence[Mapping[Any, Any]]:
         """Observations, rewards, terminations, truncations and infos of one step."""
         try:
             result = self.environment.step(actions)
@@ -203,15 +205,7 @@ class ParallelCopy:
                 names = ", ".join(f"'{id_}'" for id_ in sorted(self._lingering, key=str))
                 error.add_note(f"no action was sent for {names}: ended, but still in env.agents")
             raise
-        if not isinstance(result, tuple) or len(result) != len(_STEP):
-            got = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
-            raise EnvironmentFault(f"step: got {got}, expected ({', '.join(_STEP)})")
-        *parts, infos = result
-        for name, part in zip(_STEP, parts, strict=False):
-            # Most are plain dictionaries, and to ask an abstract class takes long.
-            if type(part) is not dict and not isinstance(part, Mapping):
-                raise EnvironmentFault(f"step: got {shown(part)} as {name}, expected a dictionary by agent")
-        return *parts, infos or {}
+        return _checked_parts("step", result, _STEP)
 
     def _reward(self, id_: Any, rewards: Mapping[Any, Any]) -> float:
         reward = rewards.get(id_, 0.0)
@@ -241,15 +235,17 @@ class ParallelCopy:
             target.observations[group][row, position] = self._vector(id_, observations) if shown_ else 0.0
             if mask is not None:
                 mask[row, position] = self._mask(id_, observations, infos) if shown_ else True
-            elif maskless and shown_ and MASK_KEY in (infos.get(id_) or ()):
+            elif maskless and shown_ and _mask_of(id_, observations, infos) is not None:
                 raise EnvironmentFault(
-                    f"agent '{id_}': got an action mask in its info at step {self._steps}, but none at the first "
-                    "reset; hand one out at reset too, or say with --set env.action_masks=true that masks will come"
+                    f"agent '{id_}': got an action mask at step {self._steps}, but none in its observation space or in "
+                    "the infos of the first reset; hand one out there, or declare it with --set env.action_masks=true"
                 )
         target.state[row] = self._state(target, row)
 
     def _vector(self, id_: Any, observations: Mapping[Any, Any]) -> npt.NDArray[Any] | float:
         if id_ not in observations:
+            if self._findings is not None and id_ in self._present:
+                self._note("active agents", f"agent '{id_}' is in env.agents, but has no observation")
             return 0.0
         observation, flatten = observations[id_], self._flatten[id_]
         try:
@@ -265,11 +261,11 @@ class ParallelCopy:
     def _mask(
         self, id_: Any, observations: Mapping[Any, Any], infos: Mapping[Any, Any]
     ) -> npt.NDArray[np.bool_] | bool:
-        source = observations.get(id_) if self._flatten[id_].mask_inside else infos.get(id_)
-        if source is None or MASK_KEY not in source:
+        mask = _mask_of(id_, observations, infos)
+        if mask is None:
             return True
         try:
-            return self._masks[id_](source[MASK_KEY])
+            return self._masks[id_](mask)
         except ValueError as error:
             raise EnvironmentFault(f"agent '{id_}': {error} (step {self._steps} of the episode)") from error
 
@@ -307,15 +303,30 @@ class ParallelCopy:
             return None
 
 
+_RESET = ("observations", "infos")
 _STEP = ("observations", "rewards", "terminations", "truncations", "infos")
 
 
-def _observations_and_infos(result: Any) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
-    """What ``reset`` returns; infos that are None are empty."""
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
-        got = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
-        raise EnvironmentFault(f"reset: got {got}, expected (observations, infos), both dictionaries by agent")
-    return result[0], result[1] or {}
+def _checked_parts(where: str, result: Any, names: Sequence[str]) -> list[Mapping[Any, Any]]:
+    """What ``reset`` or ``step`` returned, all of it dictionaries by agent; infos that are None are empty."""
+    if not isinstance(result, tuple | list) or len(result) != len(names):
+        got = f"{len(result)} values" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+        raise EnvironmentFault(f"{where}: got {got}, expected ({', '.join(names)})")
+    *parts, infos = result
+    parts.append({} if infos is None else infos)
+    for name, part in zip(names, parts, strict=True):
+        # Most are plain dictionaries, and to ask an abstract class takes long.
+        if type(part) is not dict and not isinstance(part, Mapping):
+            raise EnvironmentFault(f"{where}: got {shown(part)} as {name}, expected a dictionary by agent")
+    return parts
+
+
+def _mask_of(id_: Any, observations: Mapping[Any, Any], infos: Mapping[Any, Any]) -> Any:
+    """The mask in an agent's observation, else the one in its info, else None."""
+    observation, info = observations.get(id_), infos.get(id_)
+    if isinstance(observation, dict) and observation.get(MASK_KEY) is not None:
+        return observation[MASK_KEY]
+    return info.get(MASK_KEY) if info else None
 
 
 class _MaskReader:

@@ -6,6 +6,7 @@ imported again, and so that it can be another interpreter.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _CLOSE_TIMEOUT_S = 3.0
 _SHARED_MEMORY = Path("/dev/shm")
+# What a file system says that knows no reservation.
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 # What usually is behind the signals that end a worker.
 _CAUSES = {
     signal.SIGBUS: "memory that it had mapped went away: is a disk or /dev/shm full?",
@@ -303,6 +306,9 @@ def _reserved(size_bytes: int, batch: int) -> SharedMemory:
             descriptor = os.open(file, os.O_RDWR)
             try:
                 os.posix_fallocate(descriptor, 0, size_bytes)
+            except OSError as error:
+                if error.errno not in _CANNOT_RESERVE:
+                    raise
             finally:
                 os.close(descriptor)
     except OSError as error:

@@ -49,7 +49,7 @@ FAILURES = (Exception, SystemExit)
 # The environment variable by which copies know their number.
 COPY_INDEX = "HMARL_COPY_INDEX"
 # Errors that tell all there is to tell without the name of their class.
-_SELF_EXPLAINING = ("ContractError", "EnvironmentFault")
+_SELF_EXPLAINING = ("ContractError", "EnvironmentFault", "UsageError", "MissingExtraError")
 
 
 class ContractError(Exception):
