@@ -489,6 +489,7 @@ def _start_guardian() -> int:
     Returns:
         A file descriptor; the guardian leaves when it is closed, at the latest at this process's end.
     """
+    worker = os.getpid()
     gone, alive = os.pipe()
     with warnings.catch_warnings():
         # Threads of a BLAS do no harm: the child does nothing but wait.
@@ -503,13 +504,13 @@ def _start_guardian() -> int:
         os.close(alive)
         os.close(1)
         if os.fork() == 0:
-            _guard(0, gone)
+            _guard(worker, 0, gone)
     finally:
         os._exit(0)
 
 
-def _guard(commands: int, gone: int) -> None:
-    """Wait for the end of the worker; some time after that of the parent, end the worker's whole process group."""
+def _guard(worker: int, commands: int, gone: int) -> None:
+    """Wait for the end of the worker; some time after that of the parent, end it and what it has started."""
     poll = select.poll()
     # Told of nothing but that the other side has closed its end.
     poll.register(commands, 0)
@@ -518,7 +519,11 @@ def _guard(commands: int, gone: int) -> None:
     if gone not in ended:
         poll.unregister(commands)
         if not poll.poll(1000 * _GRACE_S):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+            # The group is the worker's own, unless somebody has started it by hand.
+            if os.getpgrp() == worker:
+                os.killpg(worker, signal.SIGKILL)
+            else:
+                os.kill(worker, signal.SIGKILL)
 
 
 def _serve(commands: IO[bytes], replies: IO[bytes]) -> None:
