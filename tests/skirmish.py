@@ -116,6 +116,53 @@ class Gymnast(Skirmish):
         return self.get_obs(), reward, ended, False, info
 
 
+class Spread(Skirmish):
+    """A reward for each soldier instead of one for all."""
+
+    def step(self, actions):
+        reward, ended, info = super().step(actions)
+        return np.full(self.n_agents, reward), ended, info
+
+
+class Plain(Skirmish):
+    """The reward in an array, and no info."""
+
+    def step(self, actions):
+        reward, ended, _ = super().step(actions)
+        return np.array([reward]), ended, None
+
+
+class Lost(Skirmish):
+    """A soldier whose sight is None."""
+
+    def get_obs(self):
+        return [None, *super().get_obs()[1:]]
+
+
+class Nameless(Skirmish):
+    """A description without the number of agents."""
+
+    def get_env_info(self):
+        info = super().get_env_info()
+        del info["n_agents"]
+        return info
+
+
+class Numbered(Skirmish):
+    """The state's last number is that of the copy, as argument and, times 100, as environment variable at reset."""
+
+    def __init__(self, map_name="3m", seed=None, copy_index=None):
+        super().__init__(map_name, seed)
+        self._number = copy_index
+
+    def reset(self):
+        self._variable = int(os.environ["HMARL_COPY_INDEX"])
+        return super().reset()
+
+    def get_state(self):
+        return np.concatenate([self._lives, self._weapons, [self._number + 100 * self._variable]])
+
+
 class Blind(Skirmish):
     """Observations that are shorter than promised."""
 

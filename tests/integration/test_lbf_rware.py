@@ -1,5 +1,7 @@
 """Foraging and warehouses, against the real packages."""
 
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -126,6 +128,34 @@ def test_names_of_warehouses_mean_what_the_package_registers(task):
     assert {name: parsed[name] for name in registered} == registered
 
 
+@pytest.mark.parametrize(
+    ("own", "short"),
+    [
+        ("lbf/Foraging-2s-8x8-2p-2f-coop-v3", "lbf/2s-8x8-2p-2f-coop"),
+        ("lbf/Foraging-8x8-2p-2f", "lbf/8x8-2p-2f"),
+        ("lbf/5x5-1p-1f-pen-v3", "lbf/5x5-1p-1f-pen"),
+        ("rware/rware-tiny-2ag-v2", "rware/tiny-2ag"),
+        ("rware/rware-img-small-4ag-hard-v2", "rware/img-small-4ag-hard"),
+    ],
+)
+def test_the_packages_own_ids_mean_the_same(own, short):
+    module = lbf if own.startswith("lbf/") else warehouses
+    assert module._parsed(own.partition("/")[2]) == module._parsed(short.partition("/")[2])
+    environment = make(own, 1)
+    assert environment.spec.name == own
+    environment.close()
+
+
+def test_every_id_that_the_packages_register_is_taken():
+    if "rware-img-tiny-2ag-v2" not in gymnasium.registry:
+        rware.image_registration()
+    taken = {"Foraging": lbf, "rware": warehouses}
+    ids = [id_ for id_ in gymnasium.registry if id_.split("-")[0] in taken and not re.search("grid|-1ag-hard", id_)]
+    assert len(ids) > 1000
+    for id_ in ids:
+        taken[id_.split("-")[0]]._parsed(id_)
+
+
 def test_combinations_that_no_one_registered_work_too():
     environment = make("lbf/3s-21x21-11p-6f-coop-ind-pen", 1)
     foraging = environment._copies[0].environment.environment
@@ -146,6 +176,8 @@ def test_the_families_list_their_patterns():
     ("name", "arguments", "message"),
     [
         ("lbf/8x8-2p", {}, "lbf/8x8-2p: expected a name like 8x8-2p-2f-coop"),
+        ("lbf/Foraging-8x8-2p-2f-v2", {}, "expected a name like 8x8-2p-2f-coop"),
+        ("rware/rware-tiny-2ag-v1", {}, "expected a name like tiny-2ag"),
         ("lbf/8x9-2p-2f", {}, "expected a square field"),
         ("lbf/4x4-2p-2f", {}, "at least 5x5"),
         (FORAGING, {"penality": 1.0}, "unknown argument of lbf/8x8-2p-2f-coop 'penality'; did you mean 'penalty'"),

@@ -156,6 +156,25 @@ def test_happo_trains_beside_a_protobuf_that_hmarl_cannot_use(old_protobuf, tmp_
     assert summary["steps"] == 160
 
 
+@pytest.mark.parametrize("where", [HERE, THERE])
+def test_a_reward_in_an_array_and_no_info_are_taken(where):
+    environment = make("smac/3m", 1, entry="skirmish:Plain", **where)
+    seen = environment.reset(np.array([3]))
+    result = environment.step((weapons(environment, seen),))
+    np.testing.assert_allclose(result.rewards[0], [0.5] * 3)
+    environment.close()
+
+
+@pytest.mark.parametrize("where", [HERE, THERE])
+def test_copies_know_their_numbers(where):
+    environment = make("smac/3m", 2, entry="skirmish:Numbered", **where)
+    states = [environment.reset(np.arange(2)).state]
+    states += [environment.step((np.full((2, 3), WAIT),)).observation.state for _ in range(2)]
+    numbers = [state[:, -1].astype(int).tolist() for state in states]
+    assert all(row[1] - row[0] == 101 and row[0] % 101 == 0 for row in numbers)
+    environment.close()
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +184,12 @@ def test_happo_trains_beside_a_protobuf_that_hmarl_cannot_use(old_protobuf, tmp_
     [
         (SKIRMISH, {"fail_at": 2}, "environment 0: ValueError: the bridge is out"),
         ("skirmish:Gymnast", {}, r"environment 0: step: got 5 values, expected \(reward, terminated, info\)"),
+        ("skirmish:Spread", {}, r"environment 0: step: got the reward an array of shape \(3,\).*expected one number"),
+        (
+            "skirmish:Lost",
+            {},
+            r"environment 0: (get_obs: got .*None.*expected an array|ValueError: setting)",
+        ),
         ("skirmish:Blind", {}, r"environment 0: get_obs: got an array of shape \(3, 2\), expected \(3, 3\)"),
     ],
 )
@@ -202,6 +227,7 @@ def test_a_worker_that_dies_or_hangs_is_an_error_and_leaves_no_process(entry, ar
         ({"entry": "skirmish:Skirmash"}, "module 'skirmish' has no attribute 'Skirmash'"),
         ({"entry": "skirmish:NOOP"}, "skirmish:NOOP: got a int, expected a class or function"),
         ({"entry": "skirmish"}, "entry: got 'skirmish', expected an import path PACKAGE.MODULE:CLASS"),
+        ({"entry": "skirmish:Nameless"}, "skirmish:Nameless: get_env_info: got no n_agents, expected SMAC's"),
         ({"entry": "builtins:dict"}, "builtins:dict: got a dict without get_obs"),
         ({"entry": SKIRMISH, "lenght": 3}, "unexpected keyword argument 'lenght'; it takes: map_name, seed, n_agents"),
         ({"entry": SKIRMISH, "seed": 3}, "seed: every copy is given its own"),

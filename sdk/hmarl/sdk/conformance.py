@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environment import LocatesAgents, Observation, StepResult, VectorEnvironment
+from hmarl.sdk.environment import Finding, FindsFaults, LocatesAgents, Observation, StepResult, VectorEnvironment
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, TeamReward, check_bounds
 from hmarl.sdk.team import sample_actions
@@ -24,6 +24,7 @@ from hmarl.sdk.team import sample_actions
 _TOLERANCE = 1e-5
 _MOST_STEPS = 250
 _STEPS_WITHOUT_HORIZON = 100
+_MOST_FINDINGS = 3  # told in one line
 
 Maker = Callable[[int], VectorEnvironment]
 
@@ -70,6 +71,8 @@ class _Context:
     spec: EnvironmentSpec
     independent: bool
     trace: _Trace
+    # What the environment itself has found during the play.
+    findings: list[Finding]
 
     def play(self, seeds: npt.NDArray[np.int64], action_keys: Sequence[int]) -> _Trace:
         """Play in a fresh batch of ``len(seeds)`` environments; row b's actions follow from ``action_keys[b]``."""
@@ -107,15 +110,20 @@ def check_environment(
         steps = steps or min(2 * spec.horizon + 1 if spec.horizon else _STEPS_WITHOUT_HORIZON, _MOST_STEPS)
         seeds = np.random.default_rng(seed).choice(2**31 - 1, size=batch_size, replace=False).astype(np.int64)
         played: list[_Trace] = []
+        findings: list[Finding] = []
 
         def random_play() -> str:
+            if isinstance(environment, FindsFaults):
+                environment.findings()  # from here on it watches
             played.append(_play(environment, environment.reset(seeds), range(batch_size), steps))
+            if isinstance(environment, FindsFaults):
+                findings.extend(environment.findings())
             return f"{steps} steps of {batch_size} environments with random legal actions"
 
         results.append(_outcome("random play", random_play))
     if not played:
         return results
-    context = _Context(make, batch_size, steps, seeds, deterministic, spec, independent, played[0])
+    context = _Context(make, batch_size, steps, seeds, deterministic, spec, independent, played[0], findings)
     return results + [_outcome(name, partial(check, context)) for name, check in _CHECKS]
 
 
@@ -124,6 +132,8 @@ def _outcome(name: str, check: Callable[[], str]) -> CheckResult:
         return CheckResult(name, True, check())
     except Violation as violation:
         return CheckResult(name, False, str(violation))
+    except SystemExit as error:
+        return CheckResult(name, False, f"the environment called sys.exit({error.code!r})")
     except Exception as error:
         return CheckResult(name, False, f"{type(error).__name__}: {error}")
 
@@ -131,6 +141,14 @@ def _outcome(name: str, check: Callable[[], str]) -> CheckResult:
 def _require(condition: Any, message: str) -> None:
     if not bool(condition):
         raise Violation(message)
+
+
+def _require_no_findings(context: _Context, check: str) -> None:
+    """Fail with what the environment has found in the code that it wraps, as far as it belongs to a check."""
+    found = [each for each in context.findings if each.check == check]
+    told = "; ".join(f"{each.what} ({each.count} times, first {each.example})" for each in found[:_MOST_FINDINGS])
+    rest = len(found) - _MOST_FINDINGS
+    _require(not found, f"{told}; and {rest} more of this kind" if rest > 0 else told)
 
 
 # --- playing ---------------------------------------------------------------------------------------------------------
@@ -291,6 +309,7 @@ def _check_shapes(context: _Context) -> str:
         _expect_array(f"step {number}: truncated", result.truncated, (batch,), np.bool_)
         if spec.has_success:
             _expect_array(f"step {number}: success", result.success, (batch,), np.bool_)
+    _require_no_findings(context, "shapes and dtypes")
     return "observations, masks, state, active, rewards and flags"
 
 
@@ -334,6 +353,7 @@ def _check_active(context: _Context) -> str:
         _require(unpaid, f"step {number}: an agent that had left before got a reward")
         before = result.observation.active
         left += int((~before).sum())
+    _require_no_findings(context, "active agents")
     return "agents leave and stay silent" if left else "no agent left during the play"
 
 

@@ -131,3 +131,29 @@ class LocatesAgents(Protocol):
             there.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that an environment does against its own interface; play goes on all the same.
+
+    Attributes:
+        check: the check of ``hmarl-check-env`` that it belongs to.
+        what: what it does.
+        count: how often.
+        example: the first case.
+    """
+
+    check: str
+    what: str
+    count: int
+    example: str
+
+
+@runtime_checkable
+class FindsFaults(Protocol):
+    """An environment that looks at the code it wraps, and tells what it puts right or passes over; optional."""
+
+    def findings(self) -> list[Finding]:
+        """What has been found since the first call, which begins the watch (it costs time) and finds nothing."""
+        ...

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from hmarl.sdk.annotation import TeamAnnotation, explanation
 from hmarl.sdk.canvas import Frame
 from hmarl.sdk.environment import LocatesAgents, VectorEnvironment
-from hmarl.sdk.errors import MissingExtraError, UsageError
+from hmarl.sdk.errors import HmarlError, MissingExtraError, UsageError
 from hmarl.sdk.evaluation import as_array, as_numpy, limit_of
 from hmarl.sdk.files import replacing
+from hmarl.sdk.frames import as_frame
 from hmarl.sdk.overlay import draw_over
 from hmarl.sdk.team import Team
 
@@ -27,10 +28,12 @@ class Recording:
 
     Attributes:
         seed: the episode's seed.
-        frames: pictures [height, width, 3], one before each step; empty when the task cannot be drawn.
+        frames: pictures [height, width, 3], one before each step; empty when the task cannot be drawn, cut short when
+            its renderer fails.
         rewards: [T] float64, the team reward of every step.
         annotations: what the team told of itself at every step, T of them; empty when it tells nothing.
         drawn_over: the frames show the annotations, see ``draw_over``: the environment knows where its agents are.
+        problem: why there are no pictures from some step on; None where the renderer did what it should.
     """
 
     seed: int
@@ -38,12 +41,13 @@ class Recording:
     rewards: npt.NDArray[np.float64]
     annotations: list[TeamAnnotation] = field(default_factory=list)
     drawn_over: bool = False
+    problem: str | None = None
 
 
 def record_episode(
     environment: VectorEnvironment, team: Team, seed: int, max_frames: int = 1000, step_limit: int | None = None
 ) -> Recording:
-    """Play one episode in row 0 and draw it.
+    """Play one episode in row 0 and draw it. A renderer that fails costs the pictures, not the episode.
 
     Args:
         environment: any batch size; the other rows play along and are ignored.
@@ -61,11 +65,14 @@ def record_episode(
     places: list[npt.NDArray[np.float64]] = []
     rewards: list[float] = []
     annotations: list[TeamAnnotation] = []
+    problem: str | None = None
     for _ in range(limit_of(environment.spec, step_limit)):
         # Drawn before the step: after the last one the environment has already started its next episode.
-        picture = environment.render(0) if len(frames) < max_frames else None
+        picture = None
+        if len(frames) < max_frames and problem is None:
+            picture, problem = _drawn(environment)
         if picture is not None:
-            frames.append(np.asarray(picture, np.uint8))
+            frames.append(picture)
             if isinstance(environment, LocatesAgents):
                 places.append(environment.agent_pixels(0))
         actions = team.act(observation, running)
@@ -81,7 +88,18 @@ def record_episode(
     if drawn_over:
         # Only now, because the goals' colours depend on all of them.
         frames = draw_over(frames, annotations, places)
-    return Recording(seed, frames, np.asarray(rewards), annotations, drawn_over)
+    return Recording(seed, frames, np.asarray(rewards), annotations, drawn_over, problem)
+
+
+def _drawn(environment: VectorEnvironment) -> tuple[Frame | None, str | None]:
+    """The picture of row 0, and what went wrong."""
+    try:
+        return as_frame(environment.render(0)), None
+    except HmarlError as error:
+        return None, str(error)
+    # The renderer of somebody else's environment may do anything, sys.exit included.
+    except (Exception, SystemExit) as error:
+        return None, f"render: {type(error).__name__}: {error}"
 
 
 def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> None:
@@ -89,7 +107,7 @@ def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> No
 
     Args:
         path: ending in ``.gif`` or ``.mp4``.
-        frames: pictures of equal size, at least one.
+        frames: pictures, at least one; smaller ones lie in the upper left corner of a white ground.
         frames_per_second: speed of playing.
 
     Raises:
@@ -105,16 +123,18 @@ def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> No
     except ImportError as error:
         raise MissingExtraError("imageio", "eval", "writing a video") from error
     options: dict[str, Any] = {"duration": 1000.0 / frames_per_second, "loop": 0}
+    height, width = (max(frame.shape[side] for frame in frames) for side in (0, 1))
     if path.suffix == ".mp4":
-        frames = [_even(frame) for frame in frames]
+        height, width = (-(-size // _MP4_BLOCK) * _MP4_BLOCK for size in (height, width))
         options = {"fps": frames_per_second, "codec": "libx264", "plugin": "FFMPEG", "macro_block_size": _MP4_BLOCK}
     with replacing(path) as temporary:
-        imageio.imwrite(temporary, np.stack(frames), **options)
+        imageio.imwrite(temporary, np.stack([_on_ground(frame, height, width) for frame in frames]), **options)
 
 
-def _even(frame: Frame) -> Frame:
-    """The picture on a white ground whose sides H.264 can code."""
-    height, width = (-(-size // _MP4_BLOCK) * _MP4_BLOCK for size in frame.shape[:2])
+def _on_ground(frame: Frame, height: int, width: int) -> Frame:
+    """The picture in the corner of a white ground of that size."""
+    if frame.shape[:2] == (height, width):
+        return frame
     ground = np.full((height, width, 3), 255, np.uint8)
     ground[: frame.shape[0], : frame.shape[1]] = frame
     return ground

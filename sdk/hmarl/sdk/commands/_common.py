@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -135,12 +136,24 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., None]:
             _leave("interrupted", EXIT_INTERRUPTED)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
+        except SystemExit as error:
+            place = _foreign_exit(error)
+            if place is None:
+                raise
+            _leave(f"the environment called sys.exit({error.code!r}) ({place})", EXIT_FAILURE)
         except Exception as error:
             if os.environ.get("HMARL_DEBUG") == "1":
                 raise
             _leave(*_explained(error))
 
     return run
+
+
+def _foreign_exit(error: SystemExit) -> str | None:
+    """FILE:LINE where code that is not hmarl's called ``sys.exit``; None where it was our own."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    package = frame.f_globals.get("__package__") or ""
+    return None if package.split(".")[0] == "hmarl" else f"{frame.f_code.co_filename}:{line}"
 
 
 def _explained(error: Exception) -> tuple[str, int]:

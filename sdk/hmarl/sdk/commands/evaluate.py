@@ -28,7 +28,7 @@ from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.copies import few_copies
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
-from hmarl.sdk.errors import MissingExtraError, UsageError
+from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
 from hmarl.sdk.files import check_writable, write_text
 from hmarl.sdk.report import ReportContent, write_report
@@ -242,12 +242,23 @@ def _write_results(out: Path, evaluation: Evaluation, spec: EnvironmentSpec) -> 
 
 
 def _record(
-    out: Path, kind: str, environment: VectorEnvironment, team: Team, evaluation: Evaluation
-) -> tuple[Recording, Path | None]:
-    """Play the episode nearest to the median once more, and film it."""
+    out: Path, kind: str, environment: VectorEnvironment, team: Team, evaluation: Evaluation, console: Console
+) -> tuple[Recording | None, Path | None]:
+    """Play the episode nearest to the median once more, and film it; says why there is no film."""
     typical = int(np.abs(evaluation.returns - np.median(evaluation.returns)).argmin())
     seed = int(evaluation.seeds[typical])
-    recording = record_episode(environment, team, seed, step_limit=evaluation.step_limit)
+    try:
+        recording = record_episode(environment, team, seed, step_limit=evaluation.step_limit)
+    except EnvironmentFault as error:  # a renderer that takes its process with it
+        console.print(f"no video: {error}")
+        return None, None
+    if recording.problem is not None:
+        kept = f"the video ends after {len(recording.frames)} pictures" if recording.frames else "no video"
+        console.print(f"{kept}: {recording.problem}")
+    elif not recording.frames:
+        console.print(
+            "no video: the environment hands out no pictures (one of PettingZoo needs --set env.render_mode=rgb_array)"
+        )
     if not recording.frames:
         return recording, None
     period_s = environment.spec.control_period_s or 0.1
@@ -257,12 +268,17 @@ def _record(
 
 
 def _write_pictures(
-    options: Options, out: Path, environment: VectorEnvironment, team: Team, evaluation: Evaluation
+    options: Options, out: Path, environment: VectorEnvironment, team: Team, evaluation: Evaluation, console: Console
 ) -> list[Path]:
     """Video and report, as far as they are wanted."""
-    recording, video = None, None
+    recording, video, baseline = None, None, None
+    if options.report:  # before the film: a renderer may take the environment with it
+        baseline = evaluate(
+            environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed,
+            step_limit=options.step_limit,
+        )  # fmt: skip
     if options.video is not None:
-        recording, video = _record(out, options.video, environment, team, evaluation)
+        recording, video = _record(out, options.video, environment, team, evaluation, console)
     if options.report:
         settings = {
             "environment": evaluation.environment,
@@ -272,10 +288,6 @@ def _write_pictures(
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
             "environments side by side": environment.batch_size,
         }
-        baseline = evaluate(
-            environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed,
-            step_limit=options.step_limit,
-        )  # fmt: skip
         write_report(
             out / "report.html",
             ReportContent(evaluation, options.command(environment.batch_size), settings, baseline, recording, video),
@@ -308,12 +320,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
             written = _write_results(options.out, evaluation, environment.spec)
             missing = [name for name in _EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
             if not missing:
-                written += _write_pictures(options, options.out, environment, team, evaluation)
-                if options.video is not None and not any(path.suffix == f".{options.video}" for path in written):
-                    console.print(
-                        "no video: the environment hands out no pictures (one of PettingZoo needs "
-                        "--set env.render_mode=rgb_array)"
-                    )
+                written += _write_pictures(options, options.out, environment, team, evaluation, console)
             elif options.report or options.video is not None:
                 console.print(f"no report and video without {', '.join(missing)}: pip install 'hmarl[eval]'")
     for path in written:

@@ -15,7 +15,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from hmarl.sdk.environment import CopyCost, VectorEnvironment
+from hmarl.sdk.environments._arguments import check_keys
 from hmarl.sdk.errors import MissingExtraError, UsageError, unknown_name
+from hmarl.sdk.spaces import EnvironmentSpec
 
 BUILT_IN_FAMILIES: dict[str, str] = {
     "mpe": "hmarl.sdk.environments.mpe",
@@ -88,9 +90,27 @@ def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
     if batch_size < 1:
         raise UsageError(f"batch_size: got {batch_size}, expected at least 1")
     task, maker = _family_maker(name)
+    check_keys(f"environment '{name}'", maker, arguments, ours=("task", "batch_size"))
     if task == name:
-        return maker(batch_size=batch_size, **arguments)
-    return maker(task, batch_size=batch_size, **arguments)
+        environment = maker(batch_size=batch_size, **arguments)
+    else:
+        environment = maker(task, batch_size=batch_size, **arguments)
+    _check(name, environment)
+    return environment
+
+
+def _check(name: str, environment: Any) -> None:
+    """Refuse what no network could be built for; ``hmarl-check-env`` looks at the rest."""
+    spec = getattr(environment, "spec", None)
+    if not isinstance(spec, EnvironmentSpec):
+        if hasattr(environment, "possible_agents"):
+            raise UsageError(f"environment '{name}': got one of PettingZoo's API, which is called pettingzoo/{name}")
+        return
+    sizes = {f"agent '{agent.id}': observation_size": agent.observation_size for agent in spec.agents}
+    for where, size in {**sizes, "state_size": spec.state_size}.items():
+        if size < 1:
+            environment.close()
+            raise UsageError(f"environment '{name}': {where}: got {size}, expected at least 1 (may be constant)")
 
 
 def copy_cost(name: str) -> CopyCost | None:

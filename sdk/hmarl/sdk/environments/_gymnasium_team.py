@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from gymnasium import Env, spaces
 
+from hmarl.sdk.environments._worker_process import FAILURES, explained
 from hmarl.sdk.errors import UsageError, unknown_name
 
 
@@ -62,11 +61,10 @@ class GymnasiumTeam:
         truncations = dict.fromkeys(self.possible_agents, cut_off)
         return self._by_agent(observations), self._by_agent(rewards), terminations, truncations, {}  # type: ignore[arg-type]
 
-    def render(self) -> npt.NDArray[np.uint8] | None:
+    def render(self) -> Any:
         """A picture, where the package can draw (it needs a display)."""
         # Both packages take the mode here rather than from the constructor.
-        picture = self.environment.render(mode="rgb_array")  # type: ignore[call-arg]
-        return np.asarray(picture, dtype=np.uint8)
+        return self.environment.render(mode="rgb_array")  # type: ignore[call-arg]
 
     def close(self) -> None:
         """Close the environment."""
@@ -88,6 +86,6 @@ def build(name: str, kind: Callable[..., Env[Any, Any]], arguments: Mapping[str,
             raise UsageError(unknown_name(f"argument of {name}", argument, takes))
     try:
         return kind(**arguments)
-    except Exception as error:
+    except FAILURES as error:
         given = ", ".join(f"{argument}={value!r}" for argument, value in arguments.items())
-        raise UsageError(f"{name} with {given}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{name} with {given}: {explained(error)}") from error

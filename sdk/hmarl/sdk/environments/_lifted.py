@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import Array, Observation, StepResult
+from hmarl.sdk.environment import Array, Finding, Observation, StepResult
 from hmarl.sdk.environments._worker_copy import ParallelCopy, buffer_layout
 from hmarl.sdk.environments._worker_pool import CopySource, WorkerPool
-from hmarl.sdk.environments._worker_process import Buffers, Moment, failure_message
-from hmarl.sdk.errors import EnvironmentFault, UsageError
+from hmarl.sdk.environments._worker_process import (
+    Buffers,
+    ContractError,
+    EntryError,
+    Moment,
+    explained,
+    failure_message,
+    is_failure,
+    numbered,
+)
+from hmarl.sdk.errors import EnvironmentFault, HmarlError, UsageError
+from hmarl.sdk.frames import as_frame
 from hmarl.sdk.spaces import EnvironmentSpec
+
+_Made = TypeVar("_Made")
 
 
 class Copy(Protocol):
@@ -28,11 +43,43 @@ class Copy(Protocol):
     def step(self, buffers: Buffers, row: int) -> None:
         """Advance by one step with the actions of ``row``; start anew when the episode has ended."""
 
-    def render(self) -> npt.NDArray[np.uint8] | None:
-        """A picture, None when there is none."""
+    def render(self) -> Any:
+        """What the environment's renderer makes, None when there is nothing."""
+
+    def findings(self) -> list[dict[str, Any]]:
+        """What the environment has done against its own interface, as fields of ``Finding``; watched from now on."""
 
     def close(self) -> None:
         """Close the environment."""
+
+
+class CopyNumbers:
+    """Numbers for B copies, the lowest ones that no other copy of this process has while it lives.
+
+    Training and evaluation environments live side by side, and their simulators must not take the same ports.
+
+    Args:
+        batch_size: B.
+
+    Attributes:
+        numbers: [B], each 0 or more. They are free again when this object is gone, or ``release`` was called.
+    """
+
+    _taken: set[int] = set()  # noqa: RUF012 - shared by all on purpose
+
+    def __init__(self, batch_size: int) -> None:
+        free = (number for number in itertools.count() if number not in self._taken)
+        self.numbers = list(itertools.islice(free, batch_size))
+        self._taken.update(self.numbers)
+        self.release = weakref.finalize(self, self._taken.difference_update, list(self.numbers))
+
+    def __enter__(self) -> CopyNumbers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave them taken by what was made meanwhile, unless that failed."""
+        if kind is not None:
+            self.release()
 
 
 def checked_workers(workers: int | None, batch_size: int, fewest: int = 0) -> int:
@@ -73,7 +120,8 @@ class LiftedVector:
         workers: number of worker processes, at most B; 0 for none.
         make_copy: makes one copy, for use in this process.
         source: where worker processes get theirs from.
-        first: a copy made before, to find out the spec; it is used or closed.
+        numbers: by which the copies know themselves; released by ``close``.
+        first: a copy made before, with the first number, to find out the spec; it is used or closed.
     """
 
     def __init__(
@@ -83,23 +131,29 @@ class LiftedVector:
         workers: int,
         make_copy: Callable[[], Copy],
         source: CopySource,
+        numbers: CopyNumbers,
         first: Copy | None = None,
     ) -> None:
         self.spec, self.batch_size = spec, batch_size
+        self._numbers = numbers
         self._pool: WorkerPool | None = None
         self._copies: list[Copy] = []
         self._closed = False
         layout = buffer_layout(spec, batch_size)
         if workers == 0:
             self._copies = [] if first is None else [first]
-            while len(self._copies) < batch_size:
-                self._copies.append(make_copy())
+            try:
+                for number in numbers.numbers[len(self._copies) :]:
+                    self._copies.append(made(make_copy, number))
+            except BaseException:
+                self.close()
+                raise
             self._buffers = Buffers(layout)
             return
         if first is not None:
             first.close()
         _check_json(spec.arguments)
-        self._pool = WorkerPool(layout, batch_size, workers, source)
+        self._pool = WorkerPool(layout, batch_size, workers, source, numbers.numbers)
         self._buffers = self._pool.buffers
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
@@ -107,7 +161,7 @@ class LiftedVector:
         self._check_open()
         self._buffers.seeds[:] = np.asarray(seeds).reshape(self.batch_size)
         if self._pool is not None:
-            self._pool.reset()
+            self._in_workers(self._pool.reset)
         else:
             self._each(lambda copy, row: copy.reset(self._buffers, row))
         return _copied(self._buffers.now)
@@ -126,7 +180,7 @@ class LiftedVector:
                 raise UsageError(f"actions[{index}]: got shape {array.shape}, expected {target.shape}")
             target[...] = array
         if self._pool is not None:
-            self._pool.step()
+            self._in_workers(self._pool.step)
         else:
             self._each(lambda copy, row: copy.step(self._buffers, row))
         buffers = self._buffers
@@ -152,13 +206,38 @@ class LiftedVector:
         raise UsageError(f"{self.spec.name}: environments of this kind can be neither saved nor restored")
 
     def render(self, index: int = 0) -> npt.NDArray[np.uint8] | None:
-        """Picture of one copy; None unless made with ``render_mode="rgb_array"``."""
+        """Picture of one copy; None unless made with ``render_mode="rgb_array"``.
+
+        Raises:
+            EnvironmentFault: the renderer failed, or made something else than a picture; the environments go on.
+        """
         self._check_open()
         if self.spec.arguments.get("render_mode") != "rgb_array":
             return None
         if self._pool is not None:
-            return self._pool.render(index)
-        return self._copies[index].render()
+            picture = self._in_workers(partial(self._pool.render, index))
+        else:
+            try:
+                picture = self._copies[index].render()
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
+                raise EnvironmentFault(f"environment {index}: render: {explained(error)}") from error
+        try:
+            return as_frame(picture)
+        except ValueError as error:
+            raise EnvironmentFault(f"environment {index}: render: {error}") from error
+
+    def findings(self) -> list[Finding]:
+        """What the copies have done against their own interface; see ``FindsFaults``."""
+        self._check_open()
+        found: dict[tuple[str, str], Finding] = {}
+        each = self._in_workers(self._pool.findings) if self._pool is not None else self._findings_here()
+        for one in (Finding(**fields) for fields in each):
+            known = found.setdefault((one.check, one.what), one)
+            if known is not one:
+                found[one.check, one.what] = dataclasses.replace(known, count=known.count + one.count)
+        return list(found.values())
 
     def close(self) -> None:
         """Close the environments, stop the workers, free the shared memory; a second call does nothing."""
@@ -167,12 +246,27 @@ class LiftedVector:
             self._pool.close()
         while self._copies:
             self._copies.pop().close()
+        self._numbers.release()
+
+    def _findings_here(self) -> list[dict[str, Any]]:
+        return [finding for copy in self._copies for finding in copy.findings()]
+
+    def _in_workers(self, act: Callable[[], _Made]) -> _Made:
+        """Let the workers act; when one of them fails, all are closed."""
+        try:
+            return act()
+        except BaseException:
+            if self._pool is not None and self._pool.closed:
+                self.close()
+            raise
 
     def _each(self, act: Callable[[Copy, int], None]) -> None:
         for row, copy in enumerate(self._copies):
             try:
                 act(copy, row)
-            except Exception as error:
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 self.close()
                 raise EnvironmentFault(failure_message(row, error)) from error
 
@@ -201,12 +295,38 @@ def lift(
 
     Raises:
         UsageError: ``workers`` or ``timeout_s`` out of range; whatever ``make_copy`` and ``complete`` raise.
+        EnvironmentFault: the environment failed while it was looked at.
     """
     workers = checked_workers(workers, batch_size)
     maker = f"{make_copy.__module__}:{make_copy.__qualname__}"
     source = CopySource(maker, settings, timeout_s=checked_seconds("timeout_s", timeout_s))
-    first = make_copy(**settings)
-    return LiftedVector(complete(first), batch_size, workers, partial(make_copy, **settings), source, first)
+    make_one = partial(make_copy, **settings)
+    with CopyNumbers(batch_size) as numbers:
+        first = made(make_one, numbers.numbers[0])
+        try:
+            spec = complete(first)
+        except BaseException:
+            first.close()
+            raise
+        return LiftedVector(spec, batch_size, workers, make_one, source, numbers, first)
+
+
+def made(make_copy: Callable[[], _Made], number: int) -> _Made:
+    """A copy that knows its number.
+
+    Raises:
+        HmarlError, ContractError, EntryError: as ``make_copy``.
+        EnvironmentFault: it failed in another way.
+    """
+    try:
+        with numbered(str(number)):
+            return make_copy()
+    except (HmarlError, ContractError, EntryError):
+        raise
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise EnvironmentFault(f"the environment could not be made: {explained(error)}") from error
 
 
 def _copied(seen: Moment) -> Observation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from hmarl.sdk.environments._lifted import Copy, LiftedVector, checked_seconds, checked_workers
+from hmarl.sdk.environments._lifted import CopyNumbers, LiftedVector, checked_seconds, checked_workers, made
 from hmarl.sdk.environments._worker_pool import CopySource, describe
 from hmarl.sdk.environments._worker_process import ContractError, EntryError, MultiAgentCopy
 from hmarl.sdk.errors import EnvironmentFault, UsageError
@@ -104,25 +104,35 @@ def make_multi_agent(package: Package, request: Request) -> LiftedVector:
         "offered": dict(request.offered),
     }
     source = CopySource(_MAKER, settings, python, checked_seconds("timeout_s", request.timeout_s))
-    first = None
+    make_copy = partial(MultiAgentCopy, **settings)
+    with CopyNumbers(request.batch_size) as numbers:
+        return _lifted(name, package, request, make_copy, source, numbers, workers)
+
+
+def _lifted(
+    name: str,
+    package: Package,
+    request: Request,
+    make_copy: Callable[[], MultiAgentCopy],
+    source: CopySource,
+    numbers: CopyNumbers,
+    workers: int,
+) -> LiftedVector:
+    """The copies, once all settings have been checked."""
+    python, first = source.python, None
     try:
         if workers == 0:
-            first = MultiAgentCopy(**settings)
-        description = describe(source) if first is None else first.description
+            first = made(make_copy, numbers.numbers[0])
+        description = describe(source, numbers.numbers[0]) if first is None else first.description
     except EntryError as error:
-        where = f"{name}: '{settings['entry']}' could not be imported by {python or sys.executable}: {error}"
+        where = f"{name}: '{source.settings['entry']}' could not be imported by {python or sys.executable}: {error}"
         raise UsageError(where if request.entry else f"{where}; {package.instructions}") from error
     except (ContractError, EnvironmentFault) as error:
         raise UsageError(f"{name}: {error}{_needs(python)}") from error
     if request.entry is None:
         _check_game(name, package)
-    make_copy = partial(_make_copy, settings)
     spec = _spec(name, description, request)
-    return LiftedVector(spec, request.batch_size, workers, make_copy, source, first)
-
-
-def _make_copy(settings: Mapping[str, Any]) -> Copy:
-    return MultiAgentCopy(**settings)
+    return LiftedVector(spec, request.batch_size, workers, make_copy, source, numbers, first)
 
 
 def _check(request: Request) -> None:

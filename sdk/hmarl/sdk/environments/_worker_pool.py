@@ -6,6 +6,7 @@ imported again, and so that it can be another interpreter.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -14,10 +15,11 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,16 @@ if TYPE_CHECKING:
     from hmarl.sdk.environments._worker_process import Layout
 
 _CLOSE_TIMEOUT_S = 3.0
+_SHARED_MEMORY = Path("/dev/shm")
+# What a file system says that knows no reservation.
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+# What usually is behind the signals that end a worker.
+_CAUSES = {
+    signal.SIGBUS: "memory that it had mapped went away: is a disk or /dev/shm full?",
+    signal.SIGKILL: "probably by the kernel's out-of-memory killer: fewer environments need less",
+    signal.SIGSEGV: "a crash in native code; its output above shows where",
+    signal.SIGABRT: "native code gave up; its output above shows where",
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,12 @@ class CopySource:
     timeout_s: float = 300.0
 
 
-def describe(source: CopySource) -> dict[str, Any]:
+def describe(source: CopySource, number: int) -> dict[str, Any]:
     """What a copy says of itself (``description``), asked in a worker process that ends thereafter.
+
+    Args:
+        source: where the copy comes from.
+        number: the copy's.
 
     Raises:
         EntryError: the environment could not be imported.
@@ -60,11 +76,11 @@ def describe(source: CopySource) -> dict[str, Any]:
     """
     worker = _Worker([0], source)
     try:
-        worker.start(source, memory=None, layout=[])
+        worker.start(source, [number], memory=None, layout=[])
         description: dict[str, Any] = json.loads(worker.receive(time.monotonic() + source.timeout_s))
         return description
     finally:
-        worker.stop()
+        worker.stop(time.monotonic() + _CLOSE_TIMEOUT_S)
 
 
 class WorkerPool:
@@ -75,16 +91,17 @@ class WorkerPool:
         batch: B.
         workers: number of processes, at most B.
         source: where the environments come from.
+        numbers: [B] by which the copies know themselves.
 
     Attributes:
         buffers: the arrays shared with the workers.
 
     Raises:
-        EnvironmentFault: a worker could not start.
+        EnvironmentFault: there is not enough shared memory, or a worker could not start.
     """
 
-    def __init__(self, layout: Layout, batch: int, workers: int, source: CopySource) -> None:
-        memory = SharedMemory(create=True, size=Buffers.size_bytes(layout))
+    def __init__(self, layout: Layout, batch: int, workers: int, source: CopySource, numbers: Sequence[int]) -> None:
+        memory = _reserved(Buffers.size_bytes(layout), batch)
         self.buffers = Buffers(layout, memory.buf)
         self._timeout_s = source.timeout_s
         self._workers: list[_Worker] = []
@@ -94,7 +111,7 @@ class WorkerPool:
         try:
             for rows in np.array_split(np.arange(batch), workers):
                 self._workers.append(_Worker([int(row) for row in rows], source))
-                self._workers[-1].start(source, memory.name, layout)
+                self._workers[-1].start(source, [numbers[row] for row in rows], memory.name, layout)
             self._collect(self._workers)
         except BaseException:
             memory.unlink()
@@ -116,22 +133,35 @@ class WorkerPool:
         """Advance every environment by ``buffers.actions``."""
         self._all(_worker_process.STEP)
 
-    def render(self, row: int) -> npt.NDArray[np.uint8] | None:
-        """Picture of one environment."""
+    def render(self, row: int) -> npt.NDArray[Any] | None:
+        """What the renderer of one environment makes.
+
+        Raises:
+            EnvironmentFault: the renderer failed; the environments go on unless ``closed`` says otherwise.
+        """
         worker = next(worker for worker in self._workers if row in worker.rows)
         worker.send(_worker_process.RENDER, str(row).encode())
         (payload,) = self._collect([worker])
-        shape, _, pixels = payload.partition(b"\n")
-        return np.frombuffer(pixels, np.uint8).reshape(json.loads(shape)).copy() if pixels else None
+        text, _, pixels = payload.partition(b"\n")
+        header = json.loads(text)
+        if "error" in header:
+            raise EnvironmentFault(f"environment {row}: render: {header['error']}")
+        if not header:
+            return None
+        return np.frombuffer(pixels, header["dtype"]).reshape(header["shape"]).copy()
+
+    def findings(self) -> list[dict[str, Any]]:
+        """What all copies have found so far, see ``FindsFaults``."""
+        return [finding for reply in self._all(_worker_process.FINDINGS) for finding in json.loads(reply)]
 
     def close(self) -> None:
         """Stop the workers and free the memory; a second call does nothing."""
         self._finalizer()
 
-    def _all(self, command: bytes) -> None:
+    def _all(self, command: bytes) -> list[bytes]:
         for worker in self._workers:
             worker.send(command)
-        self._collect(self._workers)
+        return self._collect(self._workers)
 
     def _collect(self, workers: list[_Worker]) -> list[bytes]:
         """One reply of each; the first failure closes the pool."""
@@ -170,13 +200,14 @@ class _Worker:
         assert self.process.stdout is not None
         self._selector.register(self.process.stdout, selectors.EVENT_READ)
 
-    def start(self, source: CopySource, memory: str | None, layout: Layout) -> None:
+    def start(self, source: CopySource, numbers: Sequence[int], memory: str | None, layout: Layout) -> None:
         """Tell what to make, and the name of the shared block; without one the reply is a description."""
         start = {
             "path": sys.path if source.python is None else None,
             "maker": source.maker,
             "settings": dict(source.settings),
             "rows": self.rows,
+            "numbers": [str(number) for number in numbers],
             "memory": memory,
             "layout": list(layout),
         }
@@ -208,8 +239,7 @@ class _Worker:
         if message is None:
             code = self.process.wait()
             self._kill()
-            problem = f"the worker process died (exit code {code}); see its output above"
-            raise EnvironmentFault(f"{self._place(buffers)}: {problem}")
+            raise EnvironmentFault(f"{self._place(buffers)}: the worker process died {_reason(code)}")
         code_, payload = message
         if code_ == _worker_process.NO_ENTRY:
             raise EntryError(payload.decode())
@@ -217,17 +247,19 @@ class _Worker:
             raise EnvironmentFault(payload.decode())
         return payload
 
-    def stop(self) -> None:
-        """Close the pipes, which ends the process; kill it when it does not end by itself."""
+    def stop(self, deadline: float) -> None:
+        """Close the pipes, which ends the process; kill it when it has not ended by itself at ``deadline``."""
         self._selector.close()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
         try:
-            self.process.wait(_CLOSE_TIMEOUT_S)
+            self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._kill()
-            self.process.wait()
+            # Even SIGKILL does not end a process at once that waits for a device.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_CLOSE_TIMEOUT_S)
 
     def _read(self, length: int, deadline: float) -> bytes:
         assert self.process.stdout is not None
@@ -252,7 +284,60 @@ def _shut_down(workers: list[_Worker], buffers: Buffers, memory: SharedMemory) -
     for worker in workers:
         if worker.process.stdin is not None:
             worker.process.stdin.close()
+    # One deadline for all: many that hang take no longer than one.
+    deadline = time.monotonic() + _CLOSE_TIMEOUT_S
     for worker in workers:
-        worker.stop()
+        worker.stop(deadline)
     buffers.release()
     memory.close()
+
+
+def _reserved(size_bytes: int, batch: int) -> SharedMemory:
+    """A shared block that has its memory already: one promised only would kill whoever first writes to it.
+
+    Raises:
+        EnvironmentFault: there is not so much.
+    """
+    memory = None
+    try:
+        memory = SharedMemory(create=True, size=size_bytes)
+        file = _SHARED_MEMORY / memory.name
+        if file.exists():  # elsewhere than on Linux it lies in no file system
+            descriptor = os.open(file, os.O_RDWR)
+            try:
+                os.posix_fallocate(descriptor, 0, size_bytes)
+            except OSError as error:
+                if error.errno not in _CANNOT_RESERVE:
+                    raise
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        if memory is not None:
+            memory.close()
+            memory.unlink()
+        raise EnvironmentFault(
+            f"shared memory: {batch} environments in worker processes need {size_bytes / 2**20:.1f} MiB, and "
+            f"{_free_space()} ({error.strerror}); enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g "
+            f"{_SHARED_MEMORY}), take fewer environments, or run them in this process (env.workers=0)"
+        ) from error
+    return memory
+
+
+def _free_space() -> str:
+    try:
+        found = os.statvfs(_SHARED_MEMORY)
+    except OSError as error:
+        return f"{_SHARED_MEMORY}: {error.strerror}"
+    return f"{_SHARED_MEMORY} has {found.f_bavail * found.f_frsize / 2**20:.1f} MiB free"
+
+
+def _reason(code: int) -> str:
+    """How a process ended, from its exit code, and what is usually behind it."""
+    if code >= 0:
+        return f"(exit code {code}); see its output above"
+    try:
+        number = signal.Signals(-code)
+    except ValueError:
+        return f"(killed by signal {-code})"
+    cause = f": {_CAUSES[number]}" if number in _CAUSES else ""
+    return f"(killed by {number.name}){cause}"

@@ -1,10 +1,11 @@
 """Level-based foraging, from the ``lbforaging`` package: ``lbf/8x8-2p-2f-coop``.
 
-A task's name is that of the package's Gymnasium id without ``Foraging-`` and ``-v3``: size of the square field, players
-and food, before them ``2s-`` for a sight of 2 cells (default: the whole field), after them ``-coop`` (all players are
-needed for every food), ``-ind`` (every food has level 1) and ``-pen`` (a penalty of 0.1 for failed loading). Any
-combination works, registered by the package or not. Arguments are those of the package's ``ForagingEnv``, and
-``workers`` and ``timeout_s`` as in the family ``pettingzoo``. (Grid observations fail in lbforaging 2.0.0 itself.)
+A task's name is that of the package's Gymnasium id without ``Foraging-`` and ``-v3``, which may stand there too: size
+of the square field, players and food, before them ``2s-`` for a sight of 2 cells (default: the whole field), after them
+``-coop`` (all players are needed for every food), ``-ind`` (every food has level 1) and ``-pen`` (a penalty of 0.1 for
+failed loading). Any combination works, registered by the package or not. Arguments are those of the package's
+``ForagingEnv``, and ``workers`` and ``timeout_s`` as in the family ``pettingzoo``. (Grid observations fail in
+lbforaging 2.0.0 itself.)
 
 The team reward is the sum over the agents; the package scales rewards so that all the food of an episode makes 1. An
 episode is terminated, and a success, when no food is left, and truncated after ``max_episode_steps`` (50).
@@ -31,8 +32,8 @@ TASKS = ["[Ss-]NxN-Pp-Ff[-coop][-ind][-pen], e.g. 8x8-2p-2f-coop, 2s-10x10-3p-3f
 COPY_COST = CopyCost(memory_bytes=1 << 16)  # Python objects in a worker process
 
 _TASK = re.compile(
-    r"(?:(?P<sight>\d+)s-)?(?P<rows>\d+)x(?P<columns>\d+)-(?P<players>\d+)p-(?P<food>\d+)f"
-    r"(?P<coop>-coop)?(?P<ind>-ind)?(?P<pen>-pen)?"
+    r"(?:Foraging-)?(?:(?P<sight>\d+)s-)?(?P<rows>\d+)x(?P<columns>\d+)-(?P<players>\d+)p-(?P<food>\d+)f"
+    r"(?P<coop>-coop)?(?P<ind>-ind)?(?P<pen>-pen)?(?:-v3)?"
 )
 _SMALLEST_FIELD = 5
 

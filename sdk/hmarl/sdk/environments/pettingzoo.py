@@ -8,8 +8,12 @@ Arguments of ours, all others go to the function:
 - ``horizon``: steps after which the environment itself cuts an episode off, which is then held to it; null for unknown.
   By default an attribute of the environment (``max_cycles`` and the like) is taken for it, a guess that only describes.
 - ``control_period_s``: seconds between two steps; by default 1 / ``metadata["render_fps"]``.
+- ``action_masks``: true where agents with discrete actions bring masks that are not there at the first reset yet,
+  false to pass over all; by default those have masks who bring one at the first reset, and one that appears later is
+  an error.
 
-Of these, what the function itself names as a parameter is passed to it as well.
+Of these, what the function itself names as a parameter is passed to it as well. A parameter ``copy_index`` that is not
+given is the copy's number, from 0, which no other copy of this process has at that time.
 
 Copy b starts its first episode with ``reset(seed=seeds[b])`` and its n-th auto-reset with the first 31 bits of
 ``SeedSequence([seeds[b], n])``, so that a whole run is reproducible from its seeds, whatever B and ``workers``.
@@ -20,15 +24,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 
+from hmarl.sdk.environments._arguments import check_keys, parameters_of, what_it_takes
 from hmarl.sdk.environments._lifted import LiftedVector, lift
 from hmarl.sdk.environments._worker_copy import ParallelCopy, check_is_parallel
+from hmarl.sdk.environments._worker_process import COPY_INDEX, FAILURES, explained
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 
@@ -37,7 +43,7 @@ TASKS = ["PACKAGE.MODULE:FUNCTION, e.g. mpe2.simple_spread_v3:parallel_env"]
 # Packages that an extra of ours installs: import name -> extra.
 _EXTRAS = {"mpe2": "mpe", "pettingzoo": "pettingzoo"}
 _HORIZON_NAMES = ("max_cycles", "max_steps", "horizon", "max_episode_steps", "_max_episode_steps", "episode_limit")
-_OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s")
+_OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s", "action_masks")
 
 
 def make(
@@ -67,18 +73,23 @@ def make_copy(task: str, arguments: Mapping[str, Any]) -> ParallelCopy:
         UsageError: as ``make``.
         MissingExtraError: as ``make``.
     """
-    function = _import_function(task)
-    parameters = _parameters(function)
-    passed = {name: value for name, value in arguments.items() if name not in _OWN_ARGUMENTS or name in parameters}
+    name, function = f"pettingzoo/{task}", _import_function(task)
+    parameters = parameters_of(function)
+    passed = {key: value for key, value in arguments.items() if key not in _OWN_ARGUMENTS or key in parameters}
+    number = os.environ.get(COPY_INDEX)
+    if "copy_index" in parameters and number is not None:
+        passed = {"copy_index": int(number), **passed}
+    check_keys(name, function, passed, others=(*_OWN_ARGUMENTS, "workers", "timeout_s"))
+    masks = arguments.get("action_masks")
+    if masks is not None and not isinstance(masks, bool):
+        raise UsageError(f"action_masks: got {masks!r}, expected true or false")
     try:
         environment = function(**passed)
-    except Exception as error:
-        takes = ", ".join(f"{name}{default}" for name, default in parameters.items()) or "no arguments"
-        given = ", ".join(f"{name}={value!r}" for name, value in passed.items()) or "no arguments"
-        raise UsageError(f"pettingzoo/{task} with {given}: {error}; it takes: {takes}") from error
-    name = f"pettingzoo/{task}"
+    except FAILURES as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in passed.items()) or "no arguments"
+        raise UsageError(f"{name} with {given}: {explained(error)}; {what_it_takes(function)}") from error
     check_is_parallel(environment, name)
-    return ParallelCopy(environment, name)
+    return ParallelCopy(environment, name, masks)
 
 
 def _import_function(task: str) -> Callable[..., Any]:
@@ -94,8 +105,8 @@ def _import_function(task: str) -> Callable[..., Any]:
         tried = f"tried to import '{module_name}': {error}"
         hint = "" if error.name != package else f"; is the package that provides '{package}' installed?"
         raise UsageError(f"pettingzoo/{task}: {tried}{hint}") from error
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"pettingzoo/{task}: tried to import '{module_name}': {error}") from error
+    except FAILURES as error:
+        raise UsageError(f"pettingzoo/{task}: tried to import '{module_name}': {explained(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         known = [name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")]
@@ -104,29 +115,6 @@ def _import_function(task: str) -> Callable[..., Any]:
         raise UsageError(f"pettingzoo/{task}: module '{module_name}' has no function '{function_name}'{hint}")
     found: Callable[..., Any] = function
     return found
-
-
-def _parameters(function: Callable[..., Any]) -> dict[str, str]:
-    """Names of the parameters that a function takes, with their defaults as ``=value`` ('' where there is none).
-
-    PettingZoo wraps its classes in functions that only take ``**kwargs``; what these close over is followed.
-    """
-    for callable_ in _with_wrapped(function):
-        try:
-            parameters = inspect.signature(callable_).parameters.values()
-        except (TypeError, ValueError):
-            continue
-        named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-        if named:
-            return {each.name: "" if each.default is each.empty else f"={each.default!r}" for each in named}
-    return {}
-
-
-def _with_wrapped(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    yield function
-    for cell in getattr(function, "__closure__", None) or ():
-        if callable(cell.cell_contents):
-            yield from _with_wrapped(cell.cell_contents)
 
 
 def _complete_spec(copy: ParallelCopy, task: str, arguments: Mapping[str, Any]) -> EnvironmentSpec:

@@ -1,11 +1,11 @@
 """Robotic warehouses, from the ``rware`` package: ``rware/tiny-2ag``.
 
-A task's name is that of the package's Gymnasium id without ``rware-`` and ``-v2``: size, agents and difficulty
-(``-easy``: twice as many requested shelves, ``-hard``: half as many), before the size ``img-`` or ``imgdict-`` (and
-``Nd-`` for pictures that do not turn with the agent) and ``3s-`` for a sensor range of 3 cells (default 1), after it
-``10h-`` for shelf columns of height 10 (default 8). Any combination works, registered by the package or not. Arguments
-are those of the package's ``Warehouse``, its enumerations by name (``reward_type=global``), and ``workers`` and
-``timeout_s`` as in the family ``pettingzoo``.
+A task's name is that of the package's Gymnasium id without ``rware-`` and ``-v2``, which may stand there too: size,
+agents and difficulty (``-easy``: twice as many requested shelves, ``-hard``: half as many), before the size ``img-`` or
+``imgdict-`` (and ``Nd-`` for pictures that do not turn with the agent) and ``3s-`` for a sensor range of 3 cells
+(default 1), after it ``10h-`` for shelf columns of height 10 (default 8). Any combination works, registered by the
+package or not. Arguments are those of the package's ``Warehouse``, its enumerations by name (``reward_type=global``),
+and ``workers`` and ``timeout_s`` as in the family ``pettingzoo``.
 
 The team reward is the sum over the agents: 1 for every shelf that is delivered; with ``reward_type=global`` every agent
 gets that sum, which is then the team reward. An episode is truncated after ``max_steps`` (500), and terminated after
@@ -34,8 +34,8 @@ TASKS = ["[img-|imgdict-][Nd-][Rs-]SIZE-[Hh-]Aag[-easy|-hard], SIZE tiny, small,
 COPY_COST = CopyCost(memory_bytes=1 << 16)  # Python objects in a worker process
 
 _TASK = re.compile(
-    r"(?:(?P<kind>img|imgdict)-(?P<upright>Nd-)?)?(?:(?P<range>\d+)s-)?(?P<size>tiny|small|medium|large)-"
-    r"(?:(?P<height>\d+)h-)?(?P<agents>\d+)ag(?:-(?P<difficulty>easy|hard))?"
+    r"(?:rware-)?(?:(?P<kind>img|imgdict)-(?P<upright>Nd-)?)?(?:(?P<range>\d+)s-)?(?P<size>tiny|small|medium|large)-"
+    r"(?:(?P<height>\d+)h-)?(?P<agents>\d+)ag(?:-(?P<difficulty>easy|hard))?(?:-v2)?"
 )
 _SHELF_ROWS_COLUMNS = {"tiny": (1, 3), "small": (2, 3), "medium": (2, 5), "large": (3, 5)}
 _REQUESTS_PER_AGENT = {"easy": 2.0, None: 1.0, "hard": 0.5}
