@@ -167,7 +167,7 @@ def test_a_family_of_ones_own_declares_what_a_copy_costs(counted: Path, tmp_path
     assert run["environments"] == Machine.this().fitting(declared, 256)
     assert run["rollout_length"] == 5, "what was asked for is kept"
     assert "measuring" not in error
-    assert f"first rollout: 5 steps in each of {run['environments']} environments, which are compiled first" in error
+    assert f"first rollout: 5 steps in each of {run['environments']} environments, compiling" in error
 
 
 def test_vectorised_families_keep_their_defaults() -> None:

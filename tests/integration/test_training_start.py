@@ -91,9 +91,9 @@ def test_every_stage_is_announced_as_it_begins_and_nothing_is_thrown_away(gates:
         raise AssertionError(f"'{text}' was never said")
 
     read_until(f"training happo on gated:make for 144 steps into {run}")
-    read_until("building 4 copies of gated:make")
+    read_until("building 4 copies of gated:make, compiling")
     (gates / "make").touch()
-    read_until("first rollout: 12 steps in each of 4 environments, which are compiled first")
+    read_until("first rollout: 12 steps in each of 4 environments, compiling")
     (gates / "step").touch()
     read_until("first update; the rollout took ")
     read_until("expected time ")

@@ -44,7 +44,7 @@ class Announcements:
         """A rollout begins."""
         self._begun = time.monotonic()
         if self._done == 0:
-            self._say(f"first rollout: {self._size}" + (", which are compiled first" if self._compiles else ""))
+            self._say(f"first rollout: {self._size}" + (", compiling what steps them" if self._compiles else ""))
 
     def updating(self) -> None:
         """Its update begins."""

@@ -151,7 +151,11 @@ def _created(console: Console, config: RunConfig, used: str, out: Path | None) -
 
 
 def _announce_building(console: Console, config: RunConfig) -> None:
-    console.print(f"building {config.run_settings().environments} copies of {config.environment}")
+    from hmarl.sdk.environments import copy_cost
+
+    cost = copy_cost(config.environment)
+    compiling = ", compiling what resets them" if cost is not None and cost.compiles else ""
+    console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
 def _configured(
