@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -69,30 +67,32 @@ class Finished:
     peak_mib: float
 
 
+# The kernel counts what a process was before it became a program into its peak: a small one starts it and asks.
+_MEASURED = """
+import resource, subprocess, sys
+process = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+try:
+    output, errors = process.communicate(timeout=float(sys.argv[1]))
+except subprocess.TimeoutExpired:
+    process.kill()
+    output, errors = process.communicate()
+sys.stdout.buffer.write(output)
+sys.stderr.buffer.write(errors)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+sys.stdout.buffer.write(f"\\n{process.returncode} {peak}".encode())
+"""
+
+
 def run_module(module: str, *arguments: object, limit_s: float = 60.0) -> Finished:
     """A program of the runtime as a real process; killed, with code -9, at the limit."""
     begin = time.monotonic()
     command = [sys.executable, "-m", f"hmarl.runtime.commands.{module}", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    output, errors = _outputs(process, limit_s)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return Finished(process.returncode, output, errors, time.monotonic() - begin, usage.ru_maxrss / 1024)
-
-
-def _outputs(process: subprocess.Popen[str], limit_s: float) -> tuple[str, str]:
-    """All that a process writes, which is little, until it closes its outputs or the limit is over."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            break
-        time.sleep(0.01)
-    else:
-        os.kill(process.pid, signal.SIGKILL)  # not by Popen, which would take its ending before wait4 does
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with process.stdout as output, process.stderr as errors:
-        return output.read(), errors.read()
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURED, str(limit_s), *command], capture_output=True, text=True, check=True
+    )
+    output, _, measured = done.stdout.rpartition("\n")
+    code, peak = map(int, measured.split())
+    return Finished(code, output, done.stderr, time.monotonic() - begin, peak / 1024)
 
 
 def refusal(path: Path) -> str:

@@ -73,7 +73,17 @@ def test_an_evaluation_keeps_all_but_the_film(kind, told, tmp_path):
     arguments = {"kind": kind, "render_mode": "rgb_array", "workers": 1}
     environment = {"name": PAINTER, "arguments": arguments, "team_reward": "sum", "control_period_s": 0.1}
     bundle = write_toy_bundle(tmp_path / "bundle", agents=("a", "b"), observation_size=2, environment=environment)
-    command = ["hmarl.sdk.commands.evaluate", "--bundle", bundle.path, "--episodes", "2", "--out", tmp_path / "out"]
+    command = [
+        "hmarl.sdk.commands.evaluate",
+        "--bundle",
+        bundle.path,
+        "--env",
+        PAINTER,
+        "--episodes",
+        "2",
+        "--out",
+        tmp_path / "out",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)],
         check=False,

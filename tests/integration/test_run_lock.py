@@ -114,4 +114,4 @@ def test_an_unwritable_directory_is_named_at_once(call: Call, tmp_path: Path) ->
     (tmp_path / "file").touch()
     words: Any = command_line(tiny_config("happo", "toy_environments:masked_discrete"), tmp_path / "file" / "run")
     code, _, error = call("train", *words)
-    assert (code, "cannot be written (Not a directory)" in error) == (2, True), error
+    assert (code, "cannot write there (Not a directory)" in error) == (2, True), error

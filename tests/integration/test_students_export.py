@@ -64,7 +64,7 @@ def run(mat: Path, tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
 
 
 def distilled(run: Path, settings: dict[str, Any]) -> Distilled:

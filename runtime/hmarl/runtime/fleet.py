@@ -30,6 +30,7 @@ from hmarl.runtime.commands.agent import PARENT_VARIABLE
 from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import HmarlError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
+from hmarl.runtime.unix_sockets import LONGEST_PATH
 
 LOGGER = logging.getLogger("hmarl.fleet")
 START_LIMIT_S = 60.0
@@ -320,5 +321,7 @@ def _listen(socket_dir: Path | None, index: int, agent_id: str) -> str:
     """Where a member listens first: a free port, or a socket named after the agent."""
     if socket_dir is None:
         return "127.0.0.1:0"
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent_id)[:32]
-    return f"unix:{socket_dir.absolute()}/{index}-{name}.sock"
+    folder = f"{socket_dir.absolute()}/"
+    room = max(0, LONGEST_PATH - len(os.fsencode(folder)) - len(f"{index}-.sock"))
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent_id)[: min(32, room)]
+    return f"unix:{folder}{index}-{name}.sock"

@@ -6,7 +6,7 @@ import codecs
 import io
 import sys
 
-_HANDLER = "hmarl-plain"
+PLAIN_LETTERS = "hmarl-plain"  # an error handler for str.encode
 _PLAIN = {
     "±": "+-", "…": "...", "·": "|", "−": "-", "–": "-", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "×": "x",
     "‖": "||", "µ": "u", "λ": "lambda", "✓": "v", "✗": "x",
@@ -15,10 +15,9 @@ _PLAIN = {
 
 def print_anything() -> None:
     """Let standard output and standard error write what their encoding lacks in plain letters instead of failing."""
-    codecs.register_error(_HANDLER, _plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None without a terminal, and tests put other things there
-            stream.reconfigure(errors=_HANDLER)
+            stream.reconfigure(errors=PLAIN_LETTERS)
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
@@ -41,3 +40,6 @@ def _plain(character: str) -> str:
     if name[:1] == ["GREEK"]:
         return name[-1].lower()
     return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+codecs.register_error(PLAIN_LETTERS, _plainly)

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # From the second signal to the end by force: time for closing what closes in time.
 _GRACE_S = 1.0
+_ANSWER_S = 0.5  # at the end, for an answer that standard error does not take at once
 _INTERRUPTED = 130
 
 P = ParamSpec("P")
@@ -82,7 +83,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     stop = _active = StopRequest()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    threading.Thread(target=_answer, args=(reader, stop), name="signals", daemon=True).start()
+    answering = threading.Thread(target=_answer, args=(reader, stop), name="signals", daemon=True)
+    answering.start()
 
     def ask(number: int, frame: Any) -> None:
         stop.ask()
@@ -98,6 +100,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, _end if stop() else handler)
         signal.set_wakeup_fd(before)
         writer.close()
+        answering.join(_ANSWER_S)  # the main thread may get here before the answer is out
 
 
 def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
@@ -118,17 +121,19 @@ def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
 
 def _answer(reader: socket.socket, stop: StopRequest) -> None:
     """Say so at the first signal; see to it at the second that the process ends; end it at the third."""
-    asked = 0
+    asked, saying = 0, threading.Thread(target=lambda: _say(stop.answer), daemon=True)
     with reader:
         while received := reader.recv(64):
             for _ in range(sum(number in SIGNALS for number in received)):
                 asked += 1
                 if asked == 1:
-                    threading.Thread(target=_say, args=(stop.answer,), daemon=True).start()
+                    saying.start()
                 elif asked == 2:
                     threading.Thread(target=_leave, args=(_GRACE_S,), daemon=True).start()
                 else:
                     _leave(0.0)
+    if asked:
+        saying.join(_ANSWER_S)
 
 
 def _say(text: str) -> None:

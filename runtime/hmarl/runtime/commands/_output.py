@@ -13,6 +13,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from hmarl.runtime.output import PLAIN_LETTERS
+
 LINES = 1000  # that wait for a reader at most; further ones are lost
 
 
@@ -28,7 +30,7 @@ class Writer:
 
     Args:
         descriptor: where to; None discards everything.
-        encoding: of the text; what it cannot express is escaped.
+        encoding: of the text; what it lacks is written in plain letters.
         lost: the line that says how many are missing; None says nothing.
     """
 
@@ -77,7 +79,7 @@ class Writer:
 
     def _write(self, line: str) -> None:
         assert self._descriptor is not None
-        rest = (line + "\n").encode(self._encoding, "backslashreplace")
+        rest = (line + "\n").encode(self._encoding, PLAIN_LETTERS)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
