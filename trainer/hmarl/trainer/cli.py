@@ -91,7 +91,7 @@ def train(
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
         flags = {"steps": steps, "seed": seed, "device": device}
-        config, used = _configured(console, algorithm, env, flags, settings, preset)
+        config, used = _configured(console, algorithm, env, flags, settings, preset, out)
         run = _created(console, config, used, out)
     try:
         with stop_on_signals() as stop:
@@ -128,7 +128,7 @@ def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
     from hmarl.trainer.training import Run, RunConfig
 
     config = RunConfig.read(directory)
-    check_writable(directory, f"--resume {directory}")
+    check_writable(directory, f"--resume {directory}", "copy the run to where it can be written, and resume it there")
     _announce_building(console, config)
     run = Run.resume(directory, steps)
     anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
@@ -141,7 +141,8 @@ def _created(console: Console, config: RunConfig, used: str, out: Path | None) -
     from hmarl.trainer.training import Run
 
     directory = out or _default_directory(config)
-    check_writable(directory, f"--out {directory}" if out else f"{directory} (--out chooses another)")
+    if out is None:
+        check_writable(directory, f"{directory} (--out chooses another)")
     console.print(
         f"training {config.algorithm} on {config.environment} for {config.run['steps']:,} steps into {directory}"
         f"{f' ({used})' if used else ''}"
@@ -165,11 +166,12 @@ def _configured(
     flags: dict[str, Any],
     settings: list[str] | None,
     preset_name: str | None,
+    out: Path | None,
 ) -> tuple[RunConfig, str]:
     """The run's config, and in words which preset it is based on; empty without one."""
     from hmarl.trainer.environment_count import fitted_run
     from hmarl.trainer.presets import find_preset, named_preset
-    from hmarl.trainer.training import make_config
+    from hmarl.trainer.training import make_config, refuse_other_run
 
     given = parse_settings(settings, ("algorithm", "env", "run"))
     preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
@@ -180,6 +182,9 @@ def _configured(
     arguments = {**arguments, **given["env"]}
     chosen = {**base_algorithm, **given["algorithm"]}
     make_config(algorithm, env, chosen, run, arguments)  # what can be refused at once is, before anything is measured
+    if out is not None:
+        refuse_other_run(out)
+        check_writable(out, f"--out {out}")
     config = make_config(algorithm, env, chosen, fitted_run(env, arguments, run, console.print), arguments)
     return config, f"preset {preset.name}" if preset_name and preset else "preset" if preset else ""
 

@@ -195,9 +195,7 @@ class Run:
         """
         lock = RunLock(directory)
         try:
-            if (directory / "config.json").exists():
-                resume = f"--resume {shlex.quote(str(directory))}"
-                raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
+            refuse_other_run(directory)
             run = cls(config, directory, lock)
             try:
                 with storing("then type the same command again"):
@@ -587,6 +585,17 @@ class Run:
     def resume_command(self) -> str:
         """What to type to continue."""
         return f"hmarl-train --resume {shlex.quote(str(self.directory))}"
+
+
+def refuse_other_run(directory: Path) -> None:
+    """Refuse to begin a run where there is one.
+
+    Raises:
+        UsageError: there is.
+    """
+    if (directory / "config.json").exists():
+        resume = f"--resume {shlex.quote(str(directory))}"
+        raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
 
 
 def _ever_saved(directory: Path) -> bool:
