@@ -278,6 +278,7 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.config import validate
     from hmarl.trainer.environment_count import fitted_count
+    from hmarl.trainer.students.kept import begun_with
     from hmarl.trainer.students.settings import DistillationSettings
     from hmarl.trainer.training import RunConfig
 
@@ -288,6 +289,9 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
     if distil or find_algorithm(algorithm).distils:
         if "environments" in given:
             return checked
+        begun = None if restart else begun_with(run / checked.folder, "environments")
+        if begun is not None:  # the same command goes on, whatever this machine has room for now
+            return validate(DistillationSettings, {**given, "environments": begun}, "distillation")
         name, arguments = config.environment, config.environment_arguments
         count = fitted_count(name, arguments, checked.environments, console.print)
         return checked.model_copy(update={"environments": count})
