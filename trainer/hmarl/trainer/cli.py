@@ -97,6 +97,7 @@ def train(
         with stop_on_signals() as stop:
             summary = run.train(stop)
     except KeyboardInterrupt as interruption:
+        stop.wait_until_said()
         console.print(f"\nstopped; {run.stopped(saved=isinstance(interruption, Interrupted))}")
         raise SystemExit(130) from None
     finally:
@@ -210,7 +211,7 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     if rows:
         print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)
     resumed_at, steps = summary["resumed_at"], summary["steps"]
-    part = f", the last {steps - resumed_at:,}" if resumed_at else ""
+    part = f", the last {steps - resumed_at:,}" if 0 < resumed_at < steps else ""
     # What acts for the whole team at once has no local policies, and nothing to export.
     exports = "local" in summary["final"] or find_algorithm(summary["algorithm"]).distils
     following = f"hmarl-export {directory}" if exports else f"hmarl-eval --run {directory}"

@@ -317,6 +317,7 @@ class Run:
         try:
             with LiveProgress(title, self.settings.steps, self.counters.steps) as progress:
                 if self._pending is not None:
+                    progress.say(f"evaluating what was saved at {self.counters.steps:,} steps")
                     self._evaluate_due(recorder, progress)
                 announcements = self._announcements(progress)
                 while self.counters.steps < self.settings.steps:
