@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,27 +16,35 @@ from raw_bundle import GRAPH, manifest_bytes, plain_agent, plain_graph, write_ra
 from toy_bundle import write_toy_bundle
 
 
-def hmarl_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
+def hmarl_eval(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hmarl.sdk.commands.evaluate", *map(str, arguments), "--episodes", "1", "--json"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    environment = os.environ if path is None else {**os.environ, "PYTHONPATH": str(path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 def trap(kind: str, victim: Path) -> dict[str, Any]:
     """An environment that would write a file when it is made."""
     code = f"open({str(victim)!r}, 'w')"
+    (victim.parent / "time-it.py").write_text("from timeit import timeit")
+    interpreter = victim.parent / "interpreter"
+    interpreter.write_text(f"#!/bin/sh\ntouch {victim}\n")
+    interpreter.chmod(0o755)
+    call = {"stmt": code, "number": 1}
     return {
-        "family": {"name": "pettingzoo/timeit:timeit", "arguments": {"stmt": code, "number": 1}},
-        "path": {"name": "timeit:timeit", "arguments": {"stmt": code, "number": 1}},
-        "argument": {"name": "smac/3m", "arguments": {"entry": "timeit:timeit", "stmt": code, "number": 1}},
+        "family": {"name": "pettingzoo/timeit:timeit", "arguments": call},
+        "path": {"name": "timeit:timeit", "arguments": call},
+        "argument": {"name": "smac/3m", "arguments": {"entry": "timeit:timeit", **call}},
+        "no identifier": {"name": "smac/3m", "arguments": {"entry": "time-it:timeit", **call}},
+        "interpreter": {"name": "smac/3m", "arguments": {"python": str(interpreter)}},
     }[kind] | {"team_reward": "sum"}
 
 
-@pytest.mark.parametrize("kind", ["family", "path", "argument"])
+@pytest.mark.parametrize("kind", ["family", "path", "argument", "no identifier", "interpreter"])
 def test_a_bundle_does_not_choose_what_is_imported(tmp_path: Path, kind: str) -> None:
     victim = tmp_path / "victim"
     files = {GRAPH: plain_graph()}
     bundle = write_raw(tmp_path / "b", files, manifest_bytes(files, environment=trap(kind, victim)))
-    done = hmarl_eval("--bundle", bundle)
+    done = hmarl_eval("--bundle", bundle, path=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "which would be imported and called here; if you trust it, say so with" in " ".join(done.stderr.split())
     assert not victim.exists()
@@ -69,3 +78,12 @@ def test_a_graph_that_fills_the_memory_is_not_opened(tmp_path: Path) -> None:
     done = hmarl_eval("--bundle", bundle)
     assert done.returncode == 3
     assert "agents/a.onnx: not an ONNX file" in done.stderr
+
+
+def test_the_advice_can_be_typed_as_it_is(tmp_path: Path) -> None:
+    files = {GRAPH: plain_graph()}
+    environment = {"name": "smac/3m", "arguments": {"entry": "timeit:timeit", "stmt": "1"}, "team_reward": "sum"}
+    bundle = write_raw(tmp_path / "b", files, manifest_bytes(files, environment=environment))
+    advice = hmarl_eval("--bundle", bundle).stderr.strip().rpartition(" with ")[2]
+    assert advice == "--set env.entry=timeit:timeit"
+    assert "got a float without" in hmarl_eval("--bundle", bundle, *advice.split()).stderr

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hmarl.trainer.stopping import StopRequest
 from hmarl.trainer.training import Run, RunConfig
 from training_process import Training
 from training_runs import command_line, final_hash, tiny_config, train
@@ -120,7 +123,7 @@ def test_ctrl_c_saves_also_what_begins_anew(begin: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("evaluation", ["endless", "hang"])
-def test_ctrl_c_in_an_evaluation_loses_nothing(evaluation: str, begin: Any, tmp_path: Path) -> None:
+def test_ctrl_c_in_an_evaluation_loses_nothing(evaluation: str, begin: Any, call: Call, tmp_path: Path) -> None:
     run, evaluates = tmp_path / "run", tmp_path / "evaluates"
     settings = {"evaluation_interval": 80, "evaluation_step_limit": 10**9}
     arguments = {"evaluation": evaluation, "armed": str(evaluates)}
@@ -133,10 +136,35 @@ def test_ctrl_c_in_an_evaluation_loses_nothing(evaluation: str, begin: Any, tmp_
     assert f"continue with: hmarl-train --resume {run}" in training.output
     healed = RunConfig.read(run).model_copy(update={"environment_arguments": {"evaluation": ""}})
     healed.write(run)
-    resumed(run)
+    code, _, error = call("train", "--resume", str(run))
+    assert code == 0, error
+    said = [line for line in error.splitlines() if line.startswith("evaluat")]
+    assert said[0] == "evaluating what was saved at 80 steps", "it may take long, and nothing else is said meanwhile"
+    assert said[1].startswith("evaluation at 80 steps: ")
     train(healed, tmp_path / "unbroken")
     assert final_hash(run) == final_hash(tmp_path / "unbroken")
     assert figures(run) == figures(tmp_path / "unbroken")
+
+
+def test_stopping_is_said_before_stopped(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that answers may be late, on a machine that is busy."""
+    say = StopRequest.say
+
+    def say_late(stop: StopRequest) -> None:
+        time.sleep(0.2)
+        say(stop)
+
+    def asked(run: Run, stop: StopRequest) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+        return {}
+
+    monkeypatch.setattr(StopRequest, "say", say_late)
+    monkeypatch.setattr(Run, "train", asked)
+    words = command_line(tiny_config("happo", "toy_environments:masked_discrete"), tmp_path / "run")
+    code, _, error = call("train", *words)
+    assert code == 130
+    assert 0 < error.index("stopping; Ctrl-C again leaves at once") < error.index("stopped; no checkpoint")
 
 
 def figures(run: Path) -> list[dict[str, Any]]:

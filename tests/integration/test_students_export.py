@@ -270,6 +270,33 @@ def test_students_of_another_checkpoint_or_with_other_settings_are_not_gone_on_w
     assert not target.exists()
 
 
+def test_a_number_of_environments_that_is_not_given_is_the_one_begun_with(
+    run: Path, call: Call, tmp_path: Path
+) -> None:
+    """By default it follows the machine, and the same command has to go on in a smaller container too."""
+    distilled(run, SETTINGS)
+    before = files(run / "students")
+    others = {key: value for key, value in SETTINGS.items() if key != "environments"}
+    again = ["export", str(run), "--distil", "--out", str(tmp_path / "bundle"), "--checkpoint", "last"]
+    code, _, said = call(*again, *words(others))
+    assert code == 0, said
+    assert files(run / "students") == before
+    code, _, said = call(*again, *words({**SETTINGS, "environments": 4}))
+    assert code == 2
+    assert "distillation.environments: got 4, begun with 8" in said
+
+
+def test_the_runs_step_limit_holds_for_students_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where episodes do not end by themselves, every round would play 5,000 steps of each otherwise."""
+    run = tmp_path / "run"
+    train(tiny_config("mat", LEAVING, GUIDED, {"evaluation_step_limit": 2}), run)
+    caplog.clear()
+    found = distilled(run, {**SETTINGS, "rounds": 1})
+    assert (found.evaluation["length_mean"], found.evaluation["unfinished"]) == (2, 6)
+    assert "6 of 6 episodes still ran after 2 steps" in caplog.text
+    assert "run.evaluation_step_limit" in caplog.text
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(
     run: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -170,6 +171,40 @@ def test_evaluation_and_export_find_it_out_before_they_begin(call: Call, tmp_pat
     code, _, error = call("export", str(run), "--out", str(file / "bundle"))
     assert code == 2
     assert f"error: --out {file}/bundle: cannot write there (Not a directory)" in error
+
+
+def test_a_directory_is_refused_before_anything_is_measured(
+    call: Call, gates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a number of environments, what one costs is measured: that takes long, and is for nothing here."""
+    (gates.parent / "undeclared.py").write_text(GATED.replace("COPY_COST =", "OTHER ="))
+    monkeypatch.setenv("GATES", str(gates))
+    monkeypatch.syspath_prepend(str(gates.parent))
+    run, file = tmp_path / "run", tmp_path / "file"
+    run.mkdir()
+    (run / "config.json").touch()
+    file.touch()
+    for out, said in ((run, f"{run} already holds a run"), (file, f"{file}: cannot write there (Not a directory)")):
+        code, _, error = call("train", "happo", "--env", "undeclared:make", "--out", str(out))
+        assert code == 2
+        assert said in error
+        assert "measuring" not in error
+    assert not (gates / "made").exists(), "an environment was made"
+
+
+def test_what_to_do_is_something_that_helps(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is resumed has but one directory, and a full disk has room again when something is deleted."""
+    run = tmp_path / "run"
+    train(tiny_config("happo", "mpe/simple_spread", run_settings={"steps": 40}), run)
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    code, _, error = call("train", "--resume", str(run))
+    assert (code, error.strip().rpartition("; ")[2]) == (
+        2, "free some space, or copy the run to where it can be written, and resume it there",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["meta", "mkldnn", "vulkan", "xla", "hpu"])

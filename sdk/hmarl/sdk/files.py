@@ -35,12 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(directory: Path, named: str) -> None:
+def check_writable(directory: Path, named: str, advice: str = "choose another directory") -> None:
     """Find out at once whether files can be written into a directory, which need not exist; nothing is left behind.
 
     Args:
         directory: into which somebody will write after minutes or hours of work.
         named: how the user named it, e.g. ``--out runs/spread``.
+        advice: what to do where it cannot be written; where it is full, that comes after freeing some space.
 
     Raises:
         UsageError: something is in the way, or it cannot be made or written to.
@@ -58,7 +59,8 @@ def check_writable(directory: Path, named: str) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise UsageError(f"{named}: cannot write there ({error.strerror}); choose another directory") from error
+        told = f"free some space, or {advice}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else advice
+        raise UsageError(f"{named}: cannot write there ({error.strerror}); {told}") from error
     finally:
         for each in reversed(made):
             with suppress(OSError):  # no longer empty: another process has moved in

@@ -91,12 +91,13 @@ def train(
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
         flags = {"steps": steps, "seed": seed, "device": device}
-        config, used = _configured(console, algorithm, env, flags, settings, preset)
+        config, used = _configured(console, algorithm, env, flags, settings, preset, out)
         run = _created(console, config, used, out)
     try:
         with stop_on_signals() as stop:
             summary = run.train(stop)
     except KeyboardInterrupt as interruption:
+        stop.wait_until_said()
         console.print(f"\nstopped; {run.stopped(saved=isinstance(interruption, Interrupted))}")
         raise SystemExit(130) from None
     finally:
@@ -128,7 +129,7 @@ def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
     from hmarl.trainer.training import Run, RunConfig
 
     config = RunConfig.read(directory)
-    check_writable(directory, f"--resume {directory}")
+    check_writable(directory, f"--resume {directory}", "copy the run to where it can be written, and resume it there")
     _announce_building(console, config)
     run = Run.resume(directory, steps)
     anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
@@ -141,7 +142,8 @@ def _created(console: Console, config: RunConfig, used: str, out: Path | None) -
     from hmarl.trainer.training import Run
 
     directory = out or _default_directory(config)
-    check_writable(directory, f"--out {directory}" if out else f"{directory} (--out chooses another)")
+    if out is None:
+        check_writable(directory, f"{directory} (--out chooses another)")
     console.print(
         f"training {config.algorithm} on {config.environment} for {config.run['steps']:,} steps into {directory}"
         f"{f' ({used})' if used else ''}"
@@ -165,11 +167,12 @@ def _configured(
     flags: dict[str, Any],
     settings: list[str] | None,
     preset_name: str | None,
+    out: Path | None,
 ) -> tuple[RunConfig, str]:
     """The run's config, and in words which preset it is based on; empty without one."""
     from hmarl.trainer.environment_count import fitted_run
     from hmarl.trainer.presets import find_preset, named_preset
-    from hmarl.trainer.training import make_config
+    from hmarl.trainer.training import make_config, refuse_other_run
 
     given = parse_settings(settings, ("algorithm", "env", "run"))
     preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
@@ -180,6 +183,9 @@ def _configured(
     arguments = {**arguments, **given["env"]}
     chosen = {**base_algorithm, **given["algorithm"]}
     make_config(algorithm, env, chosen, run, arguments)  # what can be refused at once is, before anything is measured
+    if out is not None:
+        refuse_other_run(out)
+        check_writable(out, f"--out {out}")
     config = make_config(algorithm, env, chosen, fitted_run(env, arguments, run, console.print), arguments)
     return config, f"preset {preset.name}" if preset_name and preset else "preset" if preset else ""
 
@@ -205,7 +211,7 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     if rows:
         print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)
     resumed_at, steps = summary["resumed_at"], summary["steps"]
-    part = f", the last {steps - resumed_at:,}" if resumed_at else ""
+    part = f", the last {steps - resumed_at:,}" if 0 < resumed_at < steps else ""
     # What acts for the whole team at once has no local policies, and nothing to export.
     exports = "local" in summary["final"] or find_algorithm(summary["algorithm"]).distils
     following = f"hmarl-export {directory}" if exports else f"hmarl-eval --run {directory}"
@@ -273,6 +279,7 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.config import validate
     from hmarl.trainer.environment_count import fitted_count
+    from hmarl.trainer.students.kept import begun_with
     from hmarl.trainer.students.settings import DistillationSettings
     from hmarl.trainer.training import RunConfig
 
@@ -283,6 +290,9 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
     if distil or find_algorithm(algorithm).distils:
         if "environments" in given:
             return checked
+        begun = None if restart else begun_with(run / checked.folder, "environments")
+        if begun is not None:  # the same command goes on, whatever this machine has room for now
+            return validate(DistillationSettings, {**given, "environments": begun}, "distillation")
         name, arguments = config.environment, config.environment_arguments
         count = fitted_count(name, arguments, checked.environments, console.print)
         return checked.model_copy(update={"environments": count})

@@ -33,6 +33,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked = 0
         self._postponed = False
+        self._answered = threading.Event()
 
     def __call__(self) -> bool:
         """True once it has been asked for."""
@@ -62,11 +63,16 @@ class StopRequest:
         """True once it has been asked for again."""
         return self._asked > 1
 
-    @property
-    def answer(self) -> str:
-        """What to tell whoever asks."""
+    def say(self) -> None:
+        """Tell whoever asks what happens now."""
         what = "stopping after this update, which is saved" if self._postponed else "stopping"
-        return f"{what}; Ctrl-C again leaves at once"
+        print(f"\n{what}; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+        self._answered.set()
+
+    def wait_until_said(self) -> None:
+        """Before anything is said that follows: the thread that answers may come later. Not for long."""
+        if self():
+            self._answered.wait(_ANSWER_S)
 
 
 @contextmanager
@@ -121,7 +127,8 @@ def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
 
 def _answer(reader: socket.socket, stop: StopRequest) -> None:
     """Say so at the first signal; see to it at the second that the process ends; end it at the third."""
-    asked, saying = 0, threading.Thread(target=lambda: _say(stop.answer), daemon=True)
+    # In a thread of its own: a standard error that is not read must not keep the next signal from being seen.
+    asked, saying = 0, threading.Thread(target=stop.say, daemon=True)
     with reader:
         while received := reader.recv(64):
             for _ in range(sum(number in SIGNALS for number in received)):
@@ -134,11 +141,6 @@ def _answer(reader: socket.socket, stop: StopRequest) -> None:
                     _leave(0.0)
     if asked:
         saying.join(_ANSWER_S)
-
-
-def _say(text: str) -> None:
-    """In a thread of its own: a standard error that is not read must not keep the next signal from being seen."""
-    print(f"\n{text}", file=sys.stderr, flush=True)
 
 
 def _end(number: int, frame: Any) -> None:

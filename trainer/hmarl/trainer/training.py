@@ -195,9 +195,7 @@ class Run:
         """
         lock = RunLock(directory)
         try:
-            if (directory / "config.json").exists():
-                resume = f"--resume {shlex.quote(str(directory))}"
-                raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
+            refuse_other_run(directory)
             run = cls(config, directory, lock)
             try:
                 with storing("then type the same command again"):
@@ -319,6 +317,7 @@ class Run:
         try:
             with LiveProgress(title, self.settings.steps, self.counters.steps) as progress:
                 if self._pending is not None:
+                    progress.say(f"evaluating what was saved at {self.counters.steps:,} steps")
                     self._evaluate_due(recorder, progress)
                 announcements = self._announcements(progress)
                 while self.counters.steps < self.settings.steps:
@@ -587,6 +586,17 @@ class Run:
     def resume_command(self) -> str:
         """What to type to continue."""
         return f"hmarl-train --resume {shlex.quote(str(self.directory))}"
+
+
+def refuse_other_run(directory: Path) -> None:
+    """Refuse to begin a run where there is one.
+
+    Raises:
+        UsageError: there is.
+    """
+    if (directory / "config.json").exists():
+        resume = f"--resume {shlex.quote(str(directory))}"
+        raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
 
 
 def _ever_saved(directory: Path) -> bool:

@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -39,7 +39,9 @@ from hmarl.sdk.video import Recording, record_episode, write_video
 
 _EXTRA_PACKAGES = ("jinja2", "matplotlib", "imageio", "rliable")
 _DEFAULT_BATCH = 16
-_IMPORT_PATH = re.compile(r'"\w[\w.]*:\w[\w.]*"')  # in JSON
+# Any text with a colon inside may be an import path: Python takes almost anything for a module's name.
+_IMPORT_PATH = re.compile(r".+:.+", re.DOTALL)
+_INTERPRETER = "python"  # the argument that names a program to run the environment
 
 
 @dataclass(frozen=True)
@@ -174,14 +176,27 @@ def _refuse_code(name: str, arguments: Mapping[str, Any]) -> None:
     """A bundle, or a process that serves one, must not choose what is imported and called here; its user may.
 
     Raises:
-        UsageError: the environment's name, or an argument, is the path of a function or class.
+        UsageError: the environment's name, or an argument, is the path of a function or class, or of a program.
     """
     advice = "which would be imported and called here; if you trust it, say so with"
     if ":" in name:
-        raise UsageError(f"the team was trained in '{name[:200]}', {advice} --env {name[:200]}")
+        raise UsageError(f"the team was trained in '{name[:200]}', {advice} --env {shlex.quote(name[:200])}")
     for key, value in arguments.items():
-        if _IMPORT_PATH.search(json.dumps(value)):
-            raise UsageError(f"the team's environment has env.{key}={str(value)[:200]}, {advice} --set env.{key}=...")
+        if key == _INTERPRETER or any(map(_IMPORT_PATH.fullmatch, _texts(value))):
+            same = shlex.quote(f"env.{key}={value if isinstance(value, str) else json.dumps(value)}"[:200])
+            raise UsageError(f"the team's environment has env.{key}={str(value)[:200]}, {advice} --set {same}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in an argument, in JSON's lists and objects too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from (str(key), *_texts(part))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 def _measure(options: Options, environment: VectorEnvironment, team: Team, console: Console) -> Evaluation:

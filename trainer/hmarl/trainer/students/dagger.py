@@ -11,6 +11,7 @@ Differs: the newest rounds are kept instead of all; whole distributions are imit
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from hmarl.runtime.bundle import StudentsModel
 from hmarl.sdk.copies import evaluation_copies
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import Evaluation, evaluate
+from hmarl.sdk.evaluation import Evaluation, evaluate, unfinished_remark
 from hmarl.sdk.team import Team
 from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.checkpoint import Checkpoint, Counters, flatten, restore
@@ -46,6 +47,8 @@ from hmarl.trainer.training import EVALUATION_SEED, DivergedError, RunConfig, de
 
 # The best round is chosen by the episodes of the one, and reported are those of the other.
 _CHOICE_SEED, REPORT_SEED = EVALUATION_SEED, EVALUATION_SEED + 1
+
+_log = logging.getLogger(__name__)
 
 Stopped = Literal["teacher reached", "patience", "rounds"]
 
@@ -74,6 +77,7 @@ class Distillation:
         environment: name of the one it was trained in.
         arguments: of that environment.
         settings: of the distillation.
+        step_limit: steps of an evaluation's episode, as in the run's own evaluations: see ``limit_of``.
 
     Raises:
         UsageError: the settings do not fit the team.
@@ -86,8 +90,9 @@ class Distillation:
         environment: str,
         arguments: Mapping[str, Any],
         settings: DistillationSettings,
+        step_limit: int | None = None,
     ) -> None:
-        self.algorithm, self.teacher, self.settings = algorithm, teacher, settings
+        self.algorithm, self.teacher, self.settings, self._step_limit = algorithm, teacher, settings, step_limit
         self.students = Students(algorithm, teacher.goal_kinds, settings, torch.Generator().manual_seed(settings.seed))
         self.sample = not algorithm.settings.deterministic_evaluation
         self._generator = torch.Generator(algorithm.device).manual_seed(settings.seed)
@@ -224,7 +229,11 @@ class Distillation:
         return InformedTeam(self.algorithm, self.students, self.sample)
 
     def _play(self, team: Team, seed: int) -> Evaluation:
-        return evaluate(self._environments[1], team, self.settings.evaluation_episodes, seed)
+        episodes = self.settings.evaluation_episodes
+        result = evaluate(self._environments[1], team, episodes, seed, step_limit=self._step_limit)
+        if remark := unfinished_remark(result, "run.evaluation_step_limit of the run's config.json"):
+            _log.warning("%s: %s", team.name, remark)
+        return result
 
     def _seeds(self, number: int) -> Any:
         """[B + 1] int64 of one round: of the environments, and of the action noise."""
@@ -304,14 +313,13 @@ def distil_run(
     origin = {"checkpoint": checkpoint.path.name, "checkpoint_sha256": checkpoint.sha256}
     origin |= {f"distillation.{key}": value for key, value in settings.model_dump(mode="json").items()}
     kept = KeptDistillation(run / settings.folder, origin, settings.kept_rounds, restart)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.run_settings().threads)
+    threads, of_run = torch.get_num_threads(), config.run_settings()
+    name, arguments, step_limit = config.environment, config.environment_arguments, of_run.evaluation_step_limit
+    torch.set_num_threads(of_run.threads)
     try:
         with (
             RunLock(run),
-            closing(
-                Distillation(algorithm, teacher, config.environment, config.environment_arguments, settings)
-            ) as distillation,
+            closing(Distillation(algorithm, teacher, name, arguments, settings, step_limit)) as distillation,
         ):
             return distillation.run(kept)
     finally:

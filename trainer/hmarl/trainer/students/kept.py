@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ class KeptDistillation:
     def finish(self) -> None:
         """Delete the data, all at once: nothing more will be learnt."""
         _delete(self._data)
+
+
+def begun_with(folder: Path, setting: str) -> Any:
+    """A setting of the distillation that a folder holds; None where there is none, or it cannot be read."""
+    with suppress(CheckpointError):
+        return read_object(folder / "distillation.json").get(f"distillation.{setting}")
+    return None
 
 
 def _delete(folder: Path) -> None:
