@@ -15,6 +15,7 @@ import ipaddress
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -308,7 +309,8 @@ class AgentServer:
         unix_path = self.address.removeprefix("unix:")
         self._bound_path = BoundPath(unix_path) if unix_path != self.address else None
         self._server.start()
-        Sweeper(self._lines.values(), self._log).start(self._health.closing)
+        self._stopped = threading.Event()
+        Sweeper(self._lines.values(), self._log).start(self._stopped)  # also while running episodes go on to their ends
 
     @property
     def alive(self) -> bool:
@@ -406,6 +408,7 @@ class AgentServer:
             while time.monotonic() < deadline and not registry.quiet(min(_QUIET_S, grace_s)):
                 time.sleep(_POLL_S)
         stop_server(self._server, _STOP_GRACE_S)
+        self._stopped.set()
         self.free_address()
 
     def free_address(self) -> None:
