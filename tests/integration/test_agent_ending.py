@@ -20,6 +20,7 @@ import pytest
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.client import AgentClient
+from raw_http2 import ACT, headers, raw_connections
 
 LIMIT_S = 30.0  # of an end that takes a second or two on a quiet machine
 LEGAL = np.ones(5, np.bool_)
@@ -113,6 +114,25 @@ def test_a_second_signal_ends_running_episodes(toy_bundle: Bundle) -> None:
         for _ in range(10):  # the episode goes on
             assert agent.act(np.zeros(6, np.float32), LEGAL).fresh
             time.sleep(0.05)
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(LIMIT_S) == 0
+
+
+def test_silent_calls_do_not_end_running_episodes_early(toy_bundle: Bundle) -> None:
+    with (
+        AgentProcess(toy_bundle.path, "agent_0", options=["--grace-s", "1000"]) as served,
+        AgentClient(served.address, timeout_s=LIMIT_S) as agent,
+    ):
+        agent.reset(seed=1)
+        agent.act(np.zeros(6, np.float32), LEGAL)
+        served.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        with raw_connections(served.address, 8) as connections:
+            for number in range(8 * 30):
+                connections[number % 8].send(headers(ACT, 1 + 2 * (number // 8)))
+            for _ in range(30):
+                assert agent.act(np.zeros(6, np.float32), LEGAL).fresh
+                time.sleep(0.05)
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(LIMIT_S) == 0
 

@@ -25,6 +25,7 @@ from hmarl.runtime import door, server
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.limits import reply_limit_bytes, request_limit_bytes
+from hmarl.runtime.registry import GIVES_WAY_AFTER_S
 from hmarl.runtime.server import AgentServer, ServerSettings
 from hmarl.runtime.session import Policy
 from hmarl.runtime.wire import to_tensor
@@ -236,6 +237,21 @@ def test_one_peer_cannot_take_all_sessions_or_streams(toy_bundle: Bundle, tmp_pa
         assert first_reply(modest, other, 0) == 0
         assert refused(lambda: next(streams[0]))[0] == grpc.StatusCode.CANCELLED
         over.set()
+
+
+def test_sessions_that_peers_left_behind_give_way_while_another_acts(toy_bundle: Bundle, tmp_path: Path) -> None:
+    with served(toy_bundle.path, tmp_path / "log", "--max-sessions", "4") as agent, peer(agent.address) as active:
+        session = active.start()
+        for _ in range(3):
+            with peer(agent.address) as gone:
+                gone.start()
+        with peer(agent.address) as fresh:
+            assert refused(fresh.start)[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+            for step in range(int((GIVES_WAY_AFTER_S + 0.5) / 0.1)):
+                active.act(session, step)
+                time.sleep(0.1)
+            fresh.act(fresh.start(), 0)
+        active.act(session, 1000)
 
 
 def test_clients_may_ping_as_often_as_they_like(agent: Served) -> None:

@@ -19,6 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from full_pipe import FullPipe
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.client import AgentClient
+from hmarl.sdk.fallback import NoOp
+from picky import picky_bundle
 from process_tree import LIMIT_S, children, wait_for
 
 LEGAL = np.ones(5, np.bool_)
@@ -52,6 +54,20 @@ def test_an_agent_serves_and_stops_though_nothing_reads_it(toy_bundle: Bundle, t
                 assert process.wait(LIMIT_S) == 0
             finally:
                 process.kill()
+
+
+def test_failures_of_onnx_runtime_are_told_by_nothing_that_waits_for_a_reader(tmp_path: Path) -> None:
+    bundle = picky_bundle(tmp_path / "bundle")
+    options = ["--agent", "agent_0", "--listen", f"unix:{tmp_path}/s", "--log-level", "debug"]
+    with FullPipe() as pipe, subprocess.Popen([*AGENT, str(bundle.path), *options], stderr=pipe.writer) as process:
+        try:
+            with AgentClient(f"unix:{tmp_path}/s", timeout_s=5.0, connect_timeout_s=LIMIT_S, fallback=NoOp(2)) as agent:
+                agent.reset(seed=1)
+                for _ in range(3):
+                    agent.act(np.array([9], np.float32))  # there is no such place
+                assert agent.act(np.array([1], np.float32)).fresh
+        finally:
+            process.kill()
 
 
 def test_an_error_ends_an_agent_though_nothing_reads_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -19,10 +20,13 @@ from hmarl.runtime import fleet as fleet_module
 from hmarl.runtime import health_probe
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.fleet import Fleet
+from hmarl.runtime.wire import to_tensor
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.errors import HmarlError
 from hmarl.sdk.fallback import NoOp
+from picky import picky_bundle
 from process_tree import LIMIT_S, alive, children, fleet_process, wait_for
+from served import peer
 
 LEGAL = np.ones(5, np.bool_)
 
@@ -86,6 +90,23 @@ def test_a_member_that_keeps_saying_that_it_does_not_serve_is_started_again(toy_
             count = len(fresh)
             wait_for(lambda: any(fresh[count:]), "a fresh act")
         assert not alive(draining)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_client_at_whose_observations_the_policy_fails_restarts_nothing(tmp_path: Path) -> None:
+    with Fleet(picky_bundle(tmp_path / "bundle"), options=["--log-level", "error"], grace_s=2.0) as fleet:
+        address, process = fleet.endpoints["agent_0"], fleet.process_ids["agent_0"]
+        with peer(address, 1, mask=False) as client, peer(address, 1, mask=False) as idle:
+            mine, others = client.start(), idle.start()
+            idle.act(others, 0)
+            failing_until = time.monotonic() + 8.0
+            while time.monotonic() < failing_until:
+                with pytest.raises(grpc.RpcError):
+                    client.act(mine, 0, observation=to_tensor(np.array([9], np.float32)))
+                time.sleep(0.05)
+            assert not client.healthy()
+            idle.act(others, 1)
+        assert fleet.process_ids["agent_0"] == process
 
 
 def test_a_supervisor_that_was_frozen_itself_blames_no_one(toy_bundle: Bundle) -> None:

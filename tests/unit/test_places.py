@@ -41,7 +41,7 @@ def test_few_places_may_go_to_one_peer() -> None:
 def test_the_longest_idle_of_the_peer_that_holds_most_gives_way() -> None:
     some, clock, left = places(4)
     few = some.take("few", "few 1")
-    clock.now += 1
+    clock.now += 0.2
     many = [some.take("many", f"many {number}") for number in range(3)]
     assert few is not None
     assert many[0] is not None
@@ -73,3 +73,30 @@ def test_what_is_idle_is_swept_and_what_is_free_is_free() -> None:
     assert some.quiet(2.0)
     assert some.sweep(1.0) == 1
     assert len(some) == 0
+
+
+def test_places_left_behind_give_way_also_where_the_largest_holder_uses_its_own() -> None:
+    some, clock, left = places(4)
+    active = [some.take("active", f"active {number}") for number in range(2)]
+    some.take("gone", "gone 1")
+    some.take("gone too", "gone 2")
+    clock.now += 6
+    for place in active:
+        assert place is not None
+        some.use(place)
+    assert some.take("new", "new 1") is not None
+    assert some.take("newer", "new 2") is not None
+    assert left == ["gone 1", "gone 2"]
+    assert some.take("newest", "new 3") is None
+
+
+def test_who_holds_many_takes_nothing_from_who_holds_few() -> None:
+    some, clock, left = places(4)
+    many = [some.take("many", f"many {number}") for number in range(3)]
+    some.take("few", "few 1")
+    clock.now += 6
+    for place in many:
+        assert place is not None
+        some.use(place)
+    assert some.take("many", "many 3") is None
+    assert left == []

@@ -73,7 +73,7 @@ def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # never guessed from the first bytes
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails raises anyway; a line on standard error would wait for its reader
     wanted: list[Any] = [PROVIDERS[name]]
     if name != "cpu":
         chain = ("tensorrt", "cuda") if name == "tensorrt" else ("cuda",)

@@ -241,15 +241,15 @@ class Sweeper:
         for line in self._lines:
             line.crowded = self._crowded
 
-    def start(self, closing: threading.Event) -> None:
-        """Sweep until ``closing`` is set."""
-        threading.Thread(target=self._run, args=(closing,), name="hmarl-sweeper", daemon=True).start()
+    def start(self, stopped: threading.Event) -> None:
+        """Sweep until ``stopped`` is set."""
+        threading.Thread(target=self._run, args=(stopped,), name="hmarl-sweeper", daemon=True).start()
 
-    def _run(self, closing: threading.Event) -> None:
-        while not closing.is_set():
+    def _run(self, stopped: threading.Event) -> None:
+        while not stopped.is_set():
             if self._crowded.wait(_SWEEP_EVERY_S):
                 self._crowded.clear()
-                closing.wait(_CROWDED_SILENT_FOR_S / 2)
+                stopped.wait(_CROWDED_SILENT_FOR_S / 2)
             for line in self._lines:
                 ended = line.sweep()
                 if ended:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -11,13 +11,15 @@ from grpc_health.v1 import health_pb2
 from hmarl.runtime.errors import UnknownServiceError
 
 SERVICE_NAME = "grpc.health.v1.Health"
+# Whether the process itself works, by its own probe; what no client can change by what it sends. For supervisors.
+PROCESS = "hmarl.agent.v1.Process"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """One status for all services of a process, NOT_SERVING at first.
+    """The status of each of a process's services, NOT_SERVING at first.
 
     Args:
         services: the names that are known.
@@ -28,23 +30,20 @@ class Health:
 
     def __init__(self, services: Iterable[str]) -> None:
         self.closing = threading.Event()
-        self._services = frozenset(services)
         self._changed = threading.Condition()
-        self._status = NOT_SERVING
+        self._statuses = dict.fromkeys(services, NOT_SERVING)
 
-    def report(self, serving: bool) -> bool:
-        """Set the status, unless the process is about to stop; returns whether it is another one now."""
+    def report(self, serving: Mapping[str, bool]) -> None:
+        """Set statuses, unless the process is about to stop."""
         with self._changed:
-            status = SERVING if serving and not self.closing.is_set() else NOT_SERVING
-            changed: bool = status != self._status
-            self._status = status
+            for name, well in serving.items():
+                self._statuses[name] = SERVING if well and not self.closing.is_set() else NOT_SERVING
             self._changed.notify_all()
-            return changed
 
     def enter_graceful_shutdown(self) -> None:
         """NOT_SERVING from now on, whatever is reported."""
         self.closing.set()
-        self.report(serving=False)
+        self.report(dict.fromkeys(self._statuses, False))
 
     def check(self, request: health_pb2.HealthCheckRequest, _: object = None) -> health_pb2.HealthCheckResponse:
         """The status of a service.
@@ -52,28 +51,28 @@ class Health:
         Raises:
             UnknownServiceError: there is no such service.
         """
-        if request.service not in self._services:
+        status = self._statuses.get(request.service)
+        if status is None:
             raise UnknownServiceError(
-                f"service: got '{request.service[:100]}', expected one of {sorted(self._services)}"
+                f"service: got '{request.service[:100]}', expected one of {sorted(self._statuses)}"
             )
-        return health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthCheckResponse(status=status)
 
     def watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[health_pb2.HealthCheckResponse]:
         """The status of a service, now and whenever it changes, until the client goes."""
-        known = request.service in self._services
         said = None
         if not context.add_callback(self._wake):
             return
         while context.is_active():
-            status = self._status if known else _UNKNOWN
+            status = self._statuses.get(request.service, _UNKNOWN)
             if status != said:
                 said = status
                 yield health_pb2.HealthCheckResponse(status=status)
                 continue
             with self._changed:
-                if context.is_active() and (not known or self._status == said):
+                if context.is_active() and self._statuses.get(request.service, _UNKNOWN) == said:
                     self._changed.wait()
 
     def _wake(self) -> None:

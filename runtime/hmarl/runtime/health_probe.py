@@ -7,6 +7,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from hmarl.runtime.health import PROCESS
+
 CHECK_EVERY_S = 1.0
 CHECK_LIMIT_S = 2.0
 _OPTIONS = (
@@ -18,7 +20,7 @@ _OPTIONS = (
 
 
 class HealthProbe:
-    """Asks ``grpc.health.v1`` of one process.
+    """Asks ``grpc.health.v1`` of one process: not whether acts succeed, which clients can spoil, but whether it works.
 
     Counts of questions, not times, so that a supervisor that was itself frozen for a while blames no one.
 
@@ -38,7 +40,7 @@ class HealthProbe:
         """Ask when it is time to, and take in an answer that has come."""
         if self._question is None and now >= self._next_at:
             self._next_at = now + CHECK_EVERY_S
-            request = health_pb2.HealthCheckRequest()
+            request = health_pb2.HealthCheckRequest(service=PROCESS)
             self._question = self._stub.Check.future(request, timeout=CHECK_LIMIT_S, wait_for_ready=True)
         elif self._question is not None and self._question.done():
             self._count()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 Held = TypeVar("Held")
@@ -37,9 +38,9 @@ class Place(Generic[Held]):
 class Places(Generic[Held]):
     """Gives out places, and takes them back from who no longer uses them; safe to use from several threads.
 
-    When no place is left, the one that has been idle for longest among those of the peer that holds most gives way:
-    once it has been idle for a while, or at once when that peer holds more than its share, seven eighths, and another
-    asks.
+    When no place is left and a peer holds more than its share, seven eighths, the one that it has not used for longest
+    gives way to another peer at once. Otherwise it is one that has been idle for a while, held by a peer that holds no
+    less than the one that asks: of those that hold most, the one that has been idle for longest.
 
     Args:
         count: how many there are.
@@ -129,9 +130,13 @@ class Places(Generic[Held]):
     def _who_gives_way(self, peer: str, now: float) -> Place[Held] | None:
         """The place that is given up for ``peer`` while all are taken, if any is."""
         most = max(self._by_peer, key=self._by_peer.__getitem__)
-        place = next(place for place in self._taken if place.peer == most)
-        lent = peer != most and self._by_peer[most] > self.share
-        return place if lent or now - place.used_at >= self._gives_way_after_s else None
+        if peer != most and self._by_peer[most] > self.share:
+            return next(place for place in self._taken if place.peer == most)
+        # Not only of the one that holds most, which may use all of its places while others were left behind.
+        before, own = now - self._gives_way_after_s, self._by_peer[peer]
+        idle = takewhile(lambda place: place.used_at <= before, self._taken)
+        free = (place for place in idle if self._by_peer[place.peer] >= own)
+        return max(free, key=lambda place: self._by_peer[place.peer], default=None)
 
     def _remove(self, place: Place[Held]) -> None:
         del self._taken[place]

@@ -15,6 +15,7 @@ import ipaddress
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ from hmarl.runtime.errors import (
     UnknownSessionError,
     UsageError,
 )
+from hmarl.runtime.health import PROCESS, Health
 from hmarl.runtime.health import SERVICE_NAME as HEALTH_SERVICE
-from hmarl.runtime.health import Health
 from hmarl.runtime.limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.manifest import to_json
 from hmarl.runtime.pulse import Pulse
@@ -292,8 +293,9 @@ class AgentServer:
         self._settings = settings
         self._log = RepeatLog(LOGGER)
         self._pulse = Pulse()
+        self._well = True  # as health was told last
         self._servicer = AgentServicer(self._pulse, self._log)
-        self._health = Health(("", SERVICE))
+        self._health = Health(("", SERVICE, PROCESS))
         self._lines = self._open_lines()
         self._server = grpc.server(
             self._lines["acts"].pool,
@@ -307,7 +309,8 @@ class AgentServer:
         unix_path = self.address.removeprefix("unix:")
         self._bound_path = BoundPath(unix_path) if unix_path != self.address else None
         self._server.start()
-        Sweeper(self._lines.values(), self._log).start(self._health.closing)
+        self._stopped = threading.Event()
+        Sweeper(self._lines.values(), self._log).start(self._stopped)  # also while running episodes go on to their ends
 
     @property
     def alive(self) -> bool:
@@ -329,13 +332,15 @@ class AgentServer:
         registry = SessionRegistry(policy, self._settings.max_sessions, self._settings.session_ttl_s)
         self._servicer.registry = registry
         watchman = Watchman(self.address, policy.agent, registry.own_id, self._pulse, self._tell_health)
-        self._health.report(serving=True)
+        self._tell_health()
         watchman.start(self._health.closing)
 
     def _tell_health(self) -> None:
-        """After a probe: the truth about acts."""
-        well = self._pulse.well
-        if self._health.report(serving=well) and not self._health.closing.is_set():
+        """The truth about acts, after a probe, and while there has been none yet."""
+        well, before = self._pulse.well, self._well
+        self._well = well
+        self._health.report({"": well, SERVICE: well, PROCESS: self._pulse.alive})
+        if well != before and not self._health.closing.is_set():
             LOGGER.warning("SERVING again" if well else f"NOT_SERVING: {self._pulse.trouble}")
 
     def _open_lines(self) -> dict[str, Line]:
@@ -403,6 +408,7 @@ class AgentServer:
             while time.monotonic() < deadline and not registry.quiet(min(_QUIET_S, grace_s)):
                 time.sleep(_POLL_S)
         stop_server(self._server, _STOP_GRACE_S)
+        self._stopped.set()
         self.free_address()
 
     def free_address(self) -> None:
