@@ -1,14 +1,14 @@
-"""Files and directories that appear whole or not at all: temporary sibling, fsync, rename."""
+"""Files and directories that appear whole or not at all: temporary sibling, fsync, rename.
+
+Whoever only reads bundles, as an agent does, does not pay for the modules that write: they are imported when needed.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
-import shutil
 import stat
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +35,8 @@ def write_synced(path: Path, content: bytes) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Create or replace a file atomically."""
+    import tempfile  # noqa: PLC0415
+
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,9 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
 
 def replace_directory(path: Path, files: Mapping[str, bytes]) -> None:
     """Create a directory with ``files``, or swap it for the one at ``path``, which stays when anything fails."""
+    import shutil  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
+
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -100,6 +105,8 @@ def _refuse_special(path: Path) -> None:
 
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     """A zip of ``files``; equal content gives equal bytes."""
+    import zipfile  # noqa: PLC0415
+
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):

@@ -5,7 +5,6 @@ Each message says what was got, what was expected and, where it helps, what to d
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -73,6 +72,8 @@ class DrainingError(SessionError):
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     """A message for a name that is not known, with the closest known one suggested."""
+    import difflib  # noqa: PLC0415 - memory that programs without a mistake do without
+
     names = sorted(set(known))
     close = difflib.get_close_matches(got, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""

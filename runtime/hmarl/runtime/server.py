@@ -19,13 +19,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime import __version__
 from hmarl.runtime.door import Context, Line, Sweeper, cut, decoded, peer_of, queue_limit, server_options
 from hmarl.runtime.errors import (
     DrainingError,
@@ -262,17 +262,10 @@ def agent_info(policy: Policy) -> agent_pb2.GetAgentInfoResponse:
         bundle_sha256=policy.bundle.sha256,
         algorithm=manifest.algorithm,
         execution_provider=policy.execution_provider,
-        hmarl_version=_version(),
+        hmarl_version=__version__,
         control_period_seconds=manifest.environment.control_period_s or 0.0,
         environment_json=to_json(manifest.environment),
     )
-
-
-def _version() -> str:
-    try:
-        return version("hmarl")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class AgentServer:

@@ -1,6 +1,7 @@
 """A bundle's graphs are opened and run in a process of their own first, which may take only so much memory and time.
 
-    with Trial(bundle) as trial:
+    with TrialProcess() as process:  # imports what graphs need, while this one reads the bundle
+        trial = Trial(load_bundle(path), process=process)
         ...  # imports and the like, meanwhile
         trial.result()
 
@@ -13,6 +14,7 @@ The limits are the operating system's, of Linux; elsewhere only the time is limi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,13 +26,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, NoReturn, Self
 
-from hmarl.runtime.bundle import Bundle, open_bundle
 from hmarl.runtime.errors import BundleError, HmarlError, one_line
 from hmarl.runtime.orphans import die_with_parent
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the process is started before anything else is imported
+    from hmarl.runtime.bundle import Bundle
     from hmarl.runtime.manifest import AgentModel
 
 PROCESSOR_LIMIT_S = 10
@@ -54,6 +56,41 @@ _NO_MEMORY = (
 )
 
 
+class TrialProcess:
+    """The other process, which imports what graphs need and waits for its order; a context manager, which ends it.
+
+    Raises:
+        HmarlError: it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", "-m", "hmarl.runtime.trial", str(os.getpid())]
+        try:
+            self.popen = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except OSError as error:
+            raise HmarlError(f"cannot start a process to try a bundle's graphs in: {error}") from error
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        with contextlib.suppress(OSError):
+            self.popen.stdin.close()
+        self.popen.stdout.close()
+
+
 class Trial:
     """Opens and runs graphs in another process; a context manager, which ends that process.
 
@@ -62,6 +99,7 @@ class Trial:
         agents: whose graphs, and for agents that were not trained, like whom they act; None: all that were trained.
         rows: the batch sizes to run.
         processor_s: processor time that one graph may take, in whole seconds.
+        process: where, if it has been started already.
 
     Raises:
         HmarlError: the process cannot be started.
@@ -74,6 +112,7 @@ class Trial:
         *,
         rows: Sequence[int] = (1,),
         processor_s: int = PROCESSOR_LIMIT_S,
+        process: TrialProcess | None = None,
     ) -> None:
         self._bundle = bundle
         models = (
@@ -82,7 +121,7 @@ class Trial:
         graphs = {model.file: model for model in models}  # agents that share a graph share the trial
         ids = {model.id: (agents or {}).get(model.id) for model in graphs.values()}
         order = {
-            "parent": os.getpid(),
+            "bundle": str(bundle.path.absolute()),
             "sha256": bundle.sha256,
             "agents": ids,
             "rows": list(rows),
@@ -90,13 +129,8 @@ class Trial:
         }
         self._deadline = time.monotonic() + START_LIMIT_S + WALL_LIMIT_S * len(graphs)
         self._output = b""
-        command = [sys.executable, "-P", "-m", "hmarl.runtime.trial", str(bundle.path.absolute())]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-        except OSError as error:
-            raise HmarlError(f"bundle {bundle.path}: cannot start a process to try its graphs in: {error}") from error
+        self._owner = process or TrialProcess()
+        self._process = self._owner.popen
         try:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(order).encode())
@@ -125,8 +159,7 @@ class Trial:
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
+        self._owner.close()
 
     def __enter__(self) -> Self:
         return self
@@ -134,9 +167,7 @@ class Trial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._owner.__exit__(kind, error, traceback)
 
     def _judge(self, code: int) -> None:
         """Make an error of what the process said, or of how it ended."""
@@ -173,13 +204,15 @@ def _say(**what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
-def _run_trial(path: Path, order: dict[str, Any]) -> None:
+def _run_trial(orders: IO[str]) -> None:
     """In the other process: open and run graph after graph, each within its limits."""
     import numpy as np  # noqa: PLC0415 - what is imported is not limited
 
+    from hmarl.runtime.bundle import open_bundle  # noqa: PLC0415
     from hmarl.runtime.session import Policy  # noqa: PLC0415
 
-    bundle = open_bundle(path, order["sha256"])
+    order = json.load(orders)
+    bundle = open_bundle(Path(order["bundle"]), order["sha256"])
     for agent_id, like in order["agents"].items():
         model = bundle.agent(agent_id, like)
         memory_bytes = _budget(bundle, model, max(order["rows"]))
@@ -229,20 +262,19 @@ def _limit(memory_bytes: int, processor_s: int) -> None:
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def main(arguments: Sequence[str], orders: IO[str]) -> int:
-    """The other process; returns the exit code."""
+def main(arguments: Sequence[str], orders: IO[str]) -> NoReturn:
+    """The other process."""
     try:
-        order = json.load(orders)
-        die_with_parent(order["parent"], signal.SIGKILL)
-        _run_trial(Path(arguments[0]), order)
+        die_with_parent(int(arguments[0]), signal.SIGKILL)
+        _run_trial(orders)
     except BundleError as error:
         _say(problem=str(error)[:4000])
     except Exception as error:
         _say(failed=f"{type(error).__name__}: {one_line(error)}")
     else:
         _say(done=True)
-    return 0
+    os._exit(0)  # all is said: who waits for it need not wait for the interpreter's end as well
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], sys.stdin))
+    main(sys.argv[1:], sys.stdin)

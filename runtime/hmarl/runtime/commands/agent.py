@@ -51,16 +51,18 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     start_logging(options.log_level, f"hmarl-agent {options.agent}")
     # Imported here, so that --help and wrong options answer at once.
-    from hmarl.runtime import systemd  # noqa: PLC0415
-    from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
-    from hmarl.runtime.limits import request_limit_bytes  # noqa: PLC0415
-    from hmarl.runtime.trial import Trial  # noqa: PLC0415
+    from hmarl.runtime.trial import Trial, TrialProcess  # noqa: PLC0415
 
-    bundle = load_bundle(Path(options.bundle))
-    like = options.like or None
-    agent = bundle.agent(options.agent, like)
-    with Trial(bundle, {options.agent: like}) as trial:  # in another process, while this one imports the rest
-        at_end(trial.close)
+    with TrialProcess() as process:  # imports what graphs need, while this one imports what serving needs
+        at_end(process.close)
+        from hmarl.runtime import systemd  # noqa: PLC0415
+        from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
+        from hmarl.runtime.limits import request_limit_bytes  # noqa: PLC0415
+
+        bundle = load_bundle(Path(options.bundle))
+        like = options.like or None
+        agent = bundle.agent(options.agent, like)
+        trial = Trial(bundle, {options.agent: like}, process=process)
         from hmarl.runtime.server import LOGGER, AgentServer, ServerSettings  # noqa: PLC0415
         from hmarl.runtime.session import Policy  # noqa: PLC0415
 

@@ -1,0 +1,31 @@
+"""What an agent imports is memory that every agent of a team takes: nothing that serving can do without."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+
+from hmarl.runtime import __version__
+
+DONE_WITHOUT = {"difflib", "email", "grpc_reflection", "importlib.metadata", "shutil", "tempfile", "zipfile"}
+PROGRAM = """
+import json, sys
+import google.protobuf.descriptor_pb2, grpc, grpc_health.v1.health_pb2, msgspec, numpy, onnxruntime
+before = set(sys.modules)
+import hmarl.runtime.bundle, hmarl.runtime.commands.agent, hmarl.runtime.server, hmarl.runtime.session
+import hmarl.runtime.systemd, hmarl.runtime.trial
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_an_agent_imports_nothing_that_serving_can_do_without() -> None:
+    output = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True, timeout=120)
+    imported = json.loads(output.stdout)
+    assert "hmarl.runtime.server" in imported
+    assert not DONE_WITHOUT.intersection(imported)
+
+
+def test_the_code_knows_the_version_that_is_installed() -> None:
+    assert __version__ == version("hmarl")
