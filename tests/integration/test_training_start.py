@@ -224,3 +224,14 @@ def test_devices_that_are_there_are_taken() -> None:
         device_named("gpu")
     with pytest.raises(UsageError, match=r"sees .* CUDA devices"):
         device_named("cuda:99")
+
+
+def test_a_run_goes_on_when_the_reader_of_its_messages_has_gone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command("hmarl-train", "happo", "--env", "mpe/simple_spread", "--steps", 96, "--out", run, *FAST)
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(words, env=surroundings(), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.close(ours)  # as in "hmarl-train ... 2>&1 | head"
+    assert process.wait(200) == 0
+    assert json.loads((run / "summary.json").read_text())["steps"] == 96

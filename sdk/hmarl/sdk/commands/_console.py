@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -18,11 +20,24 @@ _LEAST_PROSE = 30
 _INDENT = 4
 
 
+class _Console(Console):
+    """A console that goes silent when its reader has gone: work that goes on is worth more than what is said of it."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich's own ends the program."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            # What still lies in the stream's buffer is an error at the program's end otherwise.
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(descriptor, self.file.fileno())
+            os.close(descriptor)
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console whose messages are neither wrapped nor cut, nor searched for markup."""
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream is not None and stream.isatty()
-    return Console(
+    return _Console(
         stderr=stderr,
         markup=False,
         emoji=False,

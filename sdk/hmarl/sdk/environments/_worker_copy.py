@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from hmarl.sdk.environments._worker_process import (
 from hmarl.sdk.environments._worker_spaces import MASK_KEY, ObservationFlattener, convert_action_space
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
+
+# Numbers beyond float32 become infinite, which is found and named later on; NumPy need not warn of it as well.
+_NARROWING = partial(np.errstate, over="ignore")
 
 
 def buffer_layout(spec: EnvironmentSpec, batch: int) -> list[tuple[str, tuple[int, ...], str]]:
@@ -137,7 +141,8 @@ class ParallelCopy:
             if id_ in before
         }
         observations, rewards, terminations, truncations, infos = self._stepped(actions)
-        buffers.rewards[row] = [self._reward(id_, rewards) if id_ in before else 0.0 for id_ in self._ids]
+        with _NARROWING():
+            buffers.rewards[row] = [self._reward(id_, rewards) if id_ in before else 0.0 for id_ in self._ids]
         if self._findings is not None and self._lingering:
             self._note_lingering(rewards)
         listed = self._listed()
@@ -232,7 +237,8 @@ class ParallelCopy:
         target.active[row] = [id_ in visible for id_ in self._ids]
         for id_, group, position, maskless in self._rows:
             shown_, mask = id_ in visible, target.action_masks[group]
-            target.observations[group][row, position] = self._vector(id_, observations) if shown_ else 0.0
+            with _NARROWING():
+                target.observations[group][row, position] = self._vector(id_, observations) if shown_ else 0.0
             if mask is not None:
                 mask[row, position] = self._mask(id_, observations, infos) if shown_ else True
             elif maskless and shown_ and _mask_of(id_, observations, infos) is not None:
