@@ -12,7 +12,6 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import grpc
@@ -21,6 +20,7 @@ from google.protobuf.message import DecodeError
 from hmarl.runtime.errors import RequestError, TakenError
 from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
 from hmarl.runtime.repeats import RepeatLog
+from hmarl.runtime.threads import Threads
 
 Context: TypeAlias = grpc.ServicerContext
 StatusOf = Callable[[Exception], tuple[grpc.StatusCode, str]]
@@ -116,7 +116,7 @@ class Line:
     ) -> None:
         self.name = name
         self.capacity = threads = threads or places + _SPARE_THREADS
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"grpc-{name}")
+        self.pool = Threads(threads, f"grpc-{name}")
         self.places: Places[Context] = Places(places, gives_way_after_s, _end)
         self.crowded = threading.Event()
         self._gives_way_after_s = gives_way_after_s

@@ -133,10 +133,12 @@ class LinkWatch:
 
     def answered(self, latency_s: float) -> None:
         """A request was answered."""
-        slow_s = 0.7 * self._slow_s
-        self._slow_s = slow_s = max(latency_s, slow_s)
-        self._patience_s = max(_LEAST_PATIENCE_S, 4.0 * slow_s)
-        self._fastest_s = min(latency_s, self._fastest_s)
+        # Comparisons are several times quicker than min and max, and this is done at every act.
+        slow_s, fastest_s = 0.7 * self._slow_s, self._fastest_s
+        self._slow_s = slow_s = latency_s if latency_s > slow_s else slow_s
+        patience_s = 4.0 * slow_s
+        self._patience_s = patience_s if patience_s > _LEAST_PATIENCE_S else _LEAST_PATIENCE_S
+        self._fastest_s = latency_s if latency_s < fastest_s else fastest_s
         if self._since_s is not None:
             self._restart()
 

@@ -241,7 +241,8 @@ class RemoteEpisode:
                 continue
             if watch.given_up:
                 yield from self._reconnect()
-            allowed = min(deadline - begin, watch.patience_left_s)
+            left, patience_s = deadline - begin, watch.patience_left_s
+            allowed = patience_s if patience_s < left else left
             try:
                 reply: agent_pb2.ActResponse = yield Act(message, step, allowed)
             except CallFailed as failure:
