@@ -333,3 +333,40 @@ def test_an_interrupted_act_leaves_the_client_usable(served: AgentProcess, froze
             assert (action.step, action.fresh) == (1, True)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_close_that_is_cancelled_leaves_no_connection(toy_bundle: Bundle) -> None:
+    async def open_and_cancel(process: AgentProcess) -> AsyncAgentClient:
+        agent = await AsyncAgentClient(process.address, stream=True).connect()
+        await agent.reset(1)
+        await agent.act(SEEN[0], MASK)
+        process.freeze()  # so that the end of the episode has to be waited for
+        closing = asyncio.create_task(agent.close())
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        process.thaw()
+        return agent
+
+    async def scenario(process: AgentProcess) -> None:
+        await becomes(process, 1)  # the agent's own probe
+        kept = [await open_and_cancel(process) for _ in range(3)]
+        await becomes(process, 1)
+        assert kept
+
+    async def becomes(process: AgentProcess, number: int) -> None:
+        deadline = time.monotonic() + 20
+        while connections(process) != number and time.monotonic() < deadline:
+            gc.collect()  # grpc.aio's calls refer to each other, and keep a connection until they are collected
+            await asyncio.sleep(0.05)
+        assert connections(process) == number
+
+    def connections(process: AgentProcess) -> int:
+        port = int(process.address.rpartition(":")[2])
+        tables = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+        rows = (line.split() for line in tables.splitlines())
+        return sum(local.endswith(f":{port:04X}") and state == "01" for _, local, _, state, *_ in rows)
+
+    with AgentProcess(toy_bundle.path, "agent_0") as process:
+        asyncio.run(scenario(process))

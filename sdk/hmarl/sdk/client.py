@@ -268,8 +268,10 @@ class AgentClient(ClientBase):
             return
         with self._in_use("close"):
             self._closed = True
-            self._end_episode()
-            self._disconnect()
+            try:
+                self._end_episode()
+            finally:  # also when Ctrl-C interrupts it: a second call would do nothing
+                self._disconnect()
 
     def __enter__(self) -> Self:
         self._check_usable()
@@ -508,8 +510,11 @@ class AsyncAgentClient(ClientBase):
             return
         async with self._in_use("close"):
             self._closed = True
-            await self._end_episode()
-            await asyncio.wait({self._disconnect(), *self._background}, timeout=END_TIMEOUT_S)
+            try:
+                await self._end_episode()
+            finally:  # also when it is cancelled: a second call would do nothing
+                closing = self._disconnect()
+            await asyncio.wait({closing, *self._background}, timeout=END_TIMEOUT_S)
 
     async def __aenter__(self) -> Self:
         return await self.connect()
