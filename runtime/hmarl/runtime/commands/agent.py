@@ -16,6 +16,7 @@ from hmarl.runtime.cores import stay_on
 from hmarl.runtime.orphans import die_with_parent
 
 PARENT_VARIABLE = "HMARL_PARENT_PID"  # set by hmarl-fleet: die with this process
+SHA256_VARIABLE = "HMARL_BUNDLE_SHA256"  # set by hmarl-fleet: the bundle that the other members serve
 _MORE_THAN_GRACE_S = 5.0  # for an end that takes longer than the running episodes get
 
 
@@ -52,11 +53,17 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     start_logging(options.log_level, f"hmarl-agent {options.agent}")
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime import systemd  # noqa: PLC0415
-    from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
+    from hmarl.runtime.bundle import BundleError, load_bundle  # noqa: PLC0415
     from hmarl.runtime.limits import request_limit_bytes  # noqa: PLC0415
     from hmarl.runtime.trial import Trial  # noqa: PLC0415
 
     bundle = load_bundle(Path(options.bundle))
+    expected = os.environ.get(SHA256_VARIABLE, bundle.sha256)
+    if bundle.sha256 != expected:
+        raise BundleError(
+            f"bundle {bundle.path}: got another one, {bundle.sha256}, expected {expected}, which the fleet was started "
+            "with and its other agents serve: start the fleet again"
+        )
     like = options.like or None
     agent = bundle.agent(options.agent, like)
     with Trial(bundle, {options.agent: like}) as trial:  # in another process, while this one imports the rest
