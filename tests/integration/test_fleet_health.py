@@ -27,6 +27,7 @@ from hmarl.sdk.fallback import NoOp
 from picky import picky_bundle
 from process_tree import LIMIT_S, alive, children, fleet_process, wait_for
 from served import peer
+from toy_bundle import write_toy_bundle
 
 LEGAL = np.ones(5, np.bool_)
 
@@ -107,6 +108,22 @@ def test_a_client_at_whose_observations_the_policy_fails_restarts_nothing(tmp_pa
             assert not client.healthy()
             idle.act(others, 1)
         assert fleet.process_ids["agent_0"] == process
+
+
+def test_a_member_that_finds_another_bundle_in_the_place_of_its_own_does_not_join(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(bundle.path), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()
+            other = write_toy_bundle(tmp_path / "bundle", observation_size=7)
+            os.kill(min(children(process.pid)), signal.SIGKILL)
+            assert process.wait(LIMIT_S) == 4
+            assert f"got another one, {other.sha256}, expected {bundle.sha256}" in process.stderr.read()
+        finally:
+            process.kill()
 
 
 def test_a_supervisor_that_was_frozen_itself_blames_no_one(toy_bundle: Bundle) -> None:

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.commands.agent import PARENT_VARIABLE
+from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
 from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import HmarlError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
@@ -60,6 +60,7 @@ class _Member:
         listen: str,
         core: int | None,
         command: Sequence[str],
+        bundle_sha256: str,
         unwell_limit_s: float,
     ) -> None:
         self.agent_id = agent_id
@@ -69,6 +70,7 @@ class _Member:
         self._listen = listen
         own = {"agent": agent_id, "like": like, "core": core}
         self._command = [*command, *(f"--{name}={value}" for name, value in own.items() if value is not None)]
+        self._bundle_sha256 = bundle_sha256
         self._unwell_limit_s = unwell_limit_s
         self._probe: HealthProbe | None = None
         self._killed = False
@@ -135,7 +137,11 @@ class _Member:
     def _start(self, now: float) -> None:
         # After a crash the address stays, so that clients that know it find the agent again.
         listen = self.address or self._listen
-        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        environment = {
+            **os.environ,
+            PARENT_VARIABLE: str(os.getpid()),
+            SHA256_VARIABLE: self._bundle_sha256,  # it may have been replaced since
+        }
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
         environment.pop("HMARL_CORE", None)  # and the fleet, who runs where
@@ -214,7 +220,7 @@ class Fleet:
         self._grace_s = grace_s
         cores = cycle(available_cores() if pin else [None])
         self._members = [
-            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), command, grace_s)
+            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), command, bundle.sha256, grace_s)
             for index, (agent_id, like) in enumerate((roster or dict.fromkeys(bundle.agent_ids)).items())
         ]
         self._stopping = threading.Event()

@@ -7,15 +7,20 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positive_integer, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.cores import stay_on
+from hmarl.runtime.errors import BundleError
 from hmarl.runtime.orphans import die_with_parent
 
+if TYPE_CHECKING:
+    from hmarl.runtime.bundle import Bundle
+
 PARENT_VARIABLE = "HMARL_PARENT_PID"  # set by hmarl-fleet: die with this process
+SHA256_VARIABLE = "HMARL_BUNDLE_SHA256"  # set by hmarl-fleet: the bundle that the other members serve
 _MORE_THAN_GRACE_S = 5.0  # for an end that takes longer than the running episodes get
 
 
@@ -41,6 +46,19 @@ def _parser() -> Parser:
     return parser
 
 
+def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
+    """The members of a fleet serve one bundle, also when another one has been put in its place meanwhile.
+
+    Raises:
+        BundleError: it is another one than the fleet was started with.
+    """
+    if expected is not None and bundle.sha256 != expected:
+        raise BundleError(
+            f"bundle {bundle.path}: got another one, {bundle.sha256}, expected {expected}, which the fleet was started "
+            "with and its other agents serve: start the fleet again"
+        )
+
+
 def serve(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -60,6 +78,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         from hmarl.runtime.limits import request_limit_bytes  # noqa: PLC0415
 
         bundle = load_bundle(Path(options.bundle))
+        _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         like = options.like or None
         agent = bundle.agent(options.agent, like)
         trial = Trial(bundle, {options.agent: like}, process=process)
