@@ -55,6 +55,13 @@ class BoxSpace(_Strict, frozen=True, kw_only=True, tag_field="type", tag="box"):
 ActionSpaceModel = DiscreteSpace | MultiDiscreteSpace | BoxSpace
 
 
+def branch_sizes(space: ActionSpaceModel) -> list[int]:
+    """The number of choices in each branch, of which an action mask has one part each; none for continuous actions."""
+    if isinstance(space, MultiDiscreteSpace):
+        return space.n
+    return [space.n] if isinstance(space, DiscreteSpace) else []
+
+
 class TensorModel(_Strict, frozen=True, kw_only=True):
     """One tensor of a graph. ``shape`` leaves the leading batch dimension out."""
 

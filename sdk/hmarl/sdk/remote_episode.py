@@ -8,7 +8,6 @@ the asyncio client drive the same generators, so that both behave alike.
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -21,14 +20,15 @@ import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
+from hmarl.runtime.inputs import InputCheck, checked_integer
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.fallback import Fallback, Situation
-from hmarl.sdk.inputs import InputCheck
 from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch, reply_limit_bytes
 from hmarl.sdk.operations import Abandon, Act, CallFailed, Describe, End, Operation, Pause, Reconnect, Script, Start
+from hmarl.sdk.spaces import branch_sizes
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
@@ -127,7 +127,9 @@ class RemoteEpisode:
         self.watch = watch
         self._receive_limit_bytes = LEAST_RECEIVE_LIMIT_BYTES
         self._allow_replies_of(model)
-        self._inputs = InputCheck(self.spec)
+        self._inputs = InputCheck(
+            self.spec.observation_size, branch_sizes(self.spec.action_space) if self.spec.has_action_mask else None
+        )
         self._fallback = fallback
         self._rejoin = rejoin
         self._diagnostics = diagnostics
@@ -153,10 +155,10 @@ class RemoteEpisode:
         if not isinstance(sample, bool | np.bool_):
             raise UsageError(f"sample: got {sample!r}, expected True or False")
         return agent_pb2.StartEpisodeRequest(
-            seed=_checked_integer("seed", seed),
+            seed=checked_integer("seed", seed),
             sample=bool(sample),
             instruction_choice=_CHOICES[instruction_choice],
-            first_step=_checked_integer("first_step", first_step),
+            first_step=checked_integer("first_step", first_step),
             diagnostics=self._diagnostics,
         )
 
@@ -471,16 +473,6 @@ class RemoteEpisode:
             age_steps=math.inf if self._last_action is None else step - self._last_step,
             reason=reason,
         )
-
-
-def _checked_integer(name: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name}: got {value!r}, expected an integer") from None
-    if not 0 <= number < 2**64:
-        raise UsageError(f"{name}: got {number}, expected 0 <= {name} < 2**64")
-    return number
 
 
 def take_reply(
