@@ -8,7 +8,6 @@ the asyncio client drive the same generators, so that both behave alike.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -21,23 +20,19 @@ import numpy.typing as npt
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
 from hmarl.runtime.inputs import InputCheck, checked_integer
+from hmarl.runtime.limits import reply_limit_bytes
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.fallback import Fallback, Situation
-from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch, reply_limit_bytes
+from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.operations import Abandon, Act, CallFailed, Describe, End, Operation, Pause, Reconnect, Script, Start
 from hmarl.sdk.spaces import branch_sizes
+from hmarl.sdk.tensors import decode, decode_action, write_mask, write_observation
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
-_WIRE_DTYPES: dict[agent_pb2.DataType, np.dtype[Any]] = {
-    agent_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
-    agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
-    agent_pb2.DATA_TYPE_BOOL: np.dtype("?"),
-}
-_INT64 = agent_pb2.DATA_TYPE_INT64
 _CHOICES = {
     None: agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED,
     "argmax": agent_pb2.INSTRUCTION_CHOICE_ARGMAX,
@@ -417,15 +412,9 @@ class RemoteEpisode:
         request = message.act  # filled in place: nothing is copied into the message of a stream
         request.session_id = session_id
         request.step = self._next_step
-        tensor = request.observation
-        tensor.data_type = agent_pb2.DATA_TYPE_FLOAT32
-        tensor.shape.append(len(observation))
-        tensor.data = _little_endian(observation)
+        write_observation(request.observation, observation)
         if action_mask is not None:
-            tensor = request.action_mask
-            tensor.data_type = agent_pb2.DATA_TYPE_BOOL
-            tensor.shape.append(len(action_mask))
-            tensor.data = action_mask.tobytes()
+            write_mask(request.action_mask, action_mask)
         return message
 
     def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
@@ -475,32 +464,6 @@ class RemoteEpisode:
         )
 
 
-def take_reply(
-    response: agent_pb2.StreamActResponse, step: int, statistics: AgentStatistics
-) -> agent_pb2.ActResponse | None:
-    """A stream's response when it belongs to ``step``; None for a late one, which is counted and dropped.
-
-    Raises:
-        CallFailed: the server answered this step with an error.
-    """
-    if response.WhichOneof("result") == "act":
-        act = response.act
-        if act.step == step:
-            return act
-        statistics.missed_steps += act.missed_steps
-    elif response.error.step == step:
-        raise CallFailed(_status(response.error.code), response.error.message)
-    statistics.late_replies += 1
-    return None
-
-
-def _status(number: int) -> grpc.StatusCode:
-    for code in grpc.StatusCode:
-        if code.value[0] == number:
-            return code
-    return grpc.StatusCode.UNKNOWN
-
-
 def described_model(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentModel:
     """The manifest's entry of the agent that a server describes.
 
@@ -514,34 +477,3 @@ def described_model(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentM
             f"{source}: agent '{info.agent_id}' (hmarl {info.hmarl_version}) describes itself in an unknown form: "
             f"{error}"
         ) from error
-
-
-def _little_endian(array: npt.NDArray[np.float32]) -> bytes:
-    return array.tobytes() if sys.byteorder == "little" else array.astype("<f4").tobytes()
-
-
-def decode_action(tensor: agent_pb2.Tensor) -> int | npt.NDArray[Any]:
-    """The action of a message: an int when it is a scalar, else an array.
-
-    Raises:
-        AgentError: the message does not fit its own description.
-    """
-    data = tensor.data
-    # Most actions; the way is short because a client that wakes up for one reply has cold caches.
-    if tensor.data_type == _INT64 and len(data) == 8 and not tensor.shape:
-        return int.from_bytes(data, "little", signed=True)
-    array = decode(tensor)
-    return array if array.ndim else array.item()
-
-
-def decode(tensor: agent_pb2.Tensor) -> npt.NDArray[Any]:
-    """The array of a message, in native byte order.
-
-    Raises:
-        AgentError: the message does not fit its own description.
-    """
-    dtype = _WIRE_DTYPES.get(tensor.data_type)
-    shape = tuple(tensor.shape)
-    if dtype is None or len(tensor.data) != dtype.itemsize * math.prod(shape):
-        raise AgentError(f"got a tensor of type {tensor.data_type}, shape {shape} and {len(tensor.data)} bytes")
-    return np.frombuffer(tensor.data, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
