@@ -20,7 +20,7 @@ from hmarl.runtime.bundle import Bundle, write_bundle
 from hmarl.runtime.server import AgentServer, ServerSettings
 from hmarl.runtime.session import Policy
 from hmarl.runtime.wire import to_array, to_tensor
-from served import Peer, peer
+from peers import Peer, peer
 from toy_bundle import toy_manifest
 
 ACTIONS = [2, 0, 1]

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from full_pipe import FullPipe
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.client import AgentClient
-from process_tree import LIMIT_S, children, wait_for
+from processes import LIMIT_S, children, wait_for
 
 LEGAL = np.ones(5, np.bool_)
 AGENT = [sys.executable, "-m", "hmarl.runtime.commands.agent"]

@@ -22,7 +22,7 @@ from hmarl.runtime.fleet import Fleet
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.errors import HmarlError
 from hmarl.sdk.fallback import NoOp
-from process_tree import LIMIT_S, alive, children, fleet_process, wait_for
+from processes import LIMIT_S, alive, children, fleet_process, wait_for
 
 LEGAL = np.ones(5, np.bool_)
 
