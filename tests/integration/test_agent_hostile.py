@@ -25,7 +25,7 @@ from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime import door, server
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import UsageError
-from hmarl.runtime.limits import reply_limit_bytes, request_limit_bytes
+from hmarl.runtime.message_limits import reply_limit_bytes, request_limit_bytes
 from hmarl.runtime.server import AgentServer, ServerSettings
 from hmarl.runtime.session import Policy
 from hmarl.runtime.wire import to_tensor

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from hmarl.runtime._limits import FILES_LIMIT
+from hmarl.runtime._manifest_checks import FILES_LIMIT
 from hmarl.runtime.errors import BundleError, one_line
 
 REPAIR = "copy or export the bundle again"

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from hmarl.runtime._limits import check_manifest
+from hmarl.runtime._manifest_checks import check_manifest
 
 SCHEMA_VERSION = 1
 DataType = Literal["float32", "int64", "bool"]

@@ -41,9 +41,9 @@ from hmarl.runtime.errors import (
 )
 from hmarl.runtime.health_service import SERVICE_NAME as HEALTH_SERVICE
 from hmarl.runtime.health_service import HealthService
-from hmarl.runtime.limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.liveness import Liveness
 from hmarl.runtime.manifest import to_json
+from hmarl.runtime.message_limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.self_probe import SelfProbe
@@ -95,7 +95,7 @@ class ServerSettings:
         session_ttl_s: seconds after which an idle session may be forgotten.
         max_streams: StreamAct calls open at once.
         reflection: whether clients may ask for the protocol.
-        max_request_bytes: the largest message that is taken; see ``limits.request_limit_bytes``.
+        max_request_bytes: the largest message that is taken; see ``message_limits.request_limit_bytes``.
     """
 
     listen: str = "127.0.0.1:50051"

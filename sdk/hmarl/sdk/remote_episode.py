@@ -20,7 +20,7 @@ import numpy.typing as npt
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
 from hmarl.runtime.inputs import InputCheck, checked_integer
-from hmarl.runtime.limits import reply_limit_bytes
+from hmarl.runtime.message_limits import reply_limit_bytes
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clock import now_s
