@@ -32,7 +32,8 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import episode_seeds
 from hmarl.trainer.checkpoint import checkpoints_in, find_checkpoint, restore
 from hmarl.trainer.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states
-from hmarl.trainer.training import RunConfig, build_algorithm
+from hmarl.trainer.run_config import RunConfig
+from hmarl.trainer.training import build_algorithm
 
 EPISODE_SEED = 2_000_003
 STATES = 2_000  # M, per checkpoint

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hmarl.trainer.training import Run, RunConfig, make_config
+from hmarl.trainer.run_config import RunConfig, make_config
+from hmarl.trainer.training import Run
 
 RUN: dict[str, Any] = {
     "steps": 40 * 4 * 9, "environments": 4, "rollout_length": 9, "threads": 1, "checkpoint_interval": 2,

@@ -14,8 +14,15 @@ from typing import Self
 
 
 class AgentProcess:
-    """One agent of a bundle, served at ``address``, which stays the same over restarts; ``before`` are words that the
-    command is put behind, of a program that becomes it; ``options`` are more of hmarl-agent's.
+    """One agent of a bundle, served at ``address``, which stays the same over restarts.
+
+    Args:
+        bundle: whose agent.
+        agent_id: which agent of it.
+        listen: where it listens first.
+        before: words that the command is put behind, of a program that becomes it.
+        options: more of hmarl-agent's.
+        log: a file for what it says on standard error; None lets it through, from warnings on.
     """
 
     def __init__(
@@ -25,27 +32,32 @@ class AgentProcess:
         listen: str = "127.0.0.1:0",
         before: Sequence[str] = (),
         options: Sequence[str] = (),
+        log: Path | None = None,
     ) -> None:
-        self._before, self._options = before, options
+        self._before, self._log = before, log
+        self._options = [*([] if log else ["--log-level", "warning"]), *options]
         self._bundle = bundle
         self._agent_id = agent_id
         self.address = listen
         self.start()
 
     def start(self) -> None:
-        command = [
-            *self._before,
-            sys.executable,
-            "-m",
-            "hmarl.runtime.commands.agent",
-            str(self._bundle),
-            "--agent",
-            self._agent_id,
-        ]
-        command += ["--listen", self.address, "--json", "--log-level", "warning", *self._options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [*self._before, sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._bundle)]
+        command += ["--agent", self._agent_id, "--listen", self.address, "--json", *self._options]
+        errors = None if self._log is None else self._log.open("ab")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        if errors is not None:
+            errors.close()
         assert self.process.stdout is not None
-        self.address = json.loads(self.process.stdout.readline())["address"]
+        line = self.process.stdout.readline()
+        assert line, "it did not start" if self._log is None else self.log
+        self.address = json.loads(line)["address"]
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        assert self._log is not None
+        return self._log.read_text()
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)

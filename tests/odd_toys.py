@@ -199,7 +199,7 @@ class Contrary(Pair):
 
     def reset(self, seed=None, options=None):
         result = super().reset(seed)
-        if self.how == "nobody":
+        if self.how == "no agents":
             self.agents = []
         odd = {"one_value": result[0], "no_infos": [result[0], None], "list_of_infos": (result[0], [1, 2])}
         return odd.get(self.how, result)

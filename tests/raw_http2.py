@@ -43,13 +43,25 @@ def acknowledge_settings() -> bytes:
     return frame(SETTINGS, _ACK, 0)
 
 
+GREETING = _PREFACE + frame(SETTINGS, 0, 0)
+
+
+def connected(address: str) -> socket.socket:
+    """A socket that is connected to ``HOST:PORT`` or ``unix:PATH``."""
+    if address.startswith("unix:"):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(address.removeprefix("unix:"))
+        return connection
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
 class RawConnection:
-    """A connection to ``host:port`` that says only what it is told to; stream ids are the odd numbers."""
+    """A connection that says only what it is told to; stream ids are the odd numbers."""
 
     def __init__(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
-        self.socket.sendall(_PREFACE + frame(SETTINGS, 0, 0))
+        self.socket = connected(address)
+        self.socket.sendall(GREETING)
 
     def send(self, content: bytes) -> bool:
         """Send, reading meanwhile what comes so that neither side waits for the other; False when cut off."""

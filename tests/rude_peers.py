@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 import grpc
 
 from hmarl.agent.v1 import agent_pb2 as pb
+from raw_http2 import ACT, GREETING, connected, headers, reset
 
 SERVICE = "/hmarl.agent.v1.AgentService/"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -159,15 +159,6 @@ def frozen_streams(address: str, number: int = 64, before: tuple[str, ...] = ())
         process.stdout.close()
 
 
-def _connected(address: str) -> socket.socket:
-    if address.startswith("unix:"):
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(address.removeprefix("unix:"))
-        return connection
-    host, port = address.rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=5)
-
-
 @contextmanager
 def idle_connections(address: str, number: int = 1100) -> Iterator[None]:
     """Connections over which nothing is said."""
@@ -175,7 +166,7 @@ def idle_connections(address: str, number: int = 1100) -> Iterator[None]:
     try:
         for _ in range(number):
             try:
-                connections.append(_connected(address))
+                connections.append(connected(address))
             except OSError:
                 break
         yield
@@ -183,31 +174,6 @@ def idle_connections(address: str, number: int = 1100) -> Iterator[None]:
         for connection in connections:
             connection.close()
 
-
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One HTTP/2 frame."""
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def _literal(name: bytes, value: bytes) -> bytes:
-    """A header field without indexing and without Huffman coding (RFC 7541, 6.2.2); both below 127 bytes."""
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
-REQUEST_HEADERS = b"".join(
-    _literal(name, value)
-    for name, value in (
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", (SERVICE + "Act").encode()),
-        (b":authority", b"localhost"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-    )
-)
 
 _RESETS = """
 import sys, time
@@ -221,15 +187,12 @@ def send_resets(address: str, seconds: float) -> None:
     """Open streams and reset each at once, as fast as the connection takes them; again when it is cut."""
     deadline, sent = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), _connected(address) as connection:
+        with contextlib.suppress(OSError), connected(address) as connection:
             connection.settimeout(1.0)
-            connection.sendall(_PREFACE + frame(4, 0, 0))
+            connection.sendall(GREETING)
             stream = 1
             while time.monotonic() < deadline and stream < 2**31 - 1000:
-                batch = b"".join(
-                    frame(1, 4, number, REQUEST_HEADERS) + frame(3, 0, number, struct.pack(">I", 8))
-                    for number in range(stream, stream + 400, 2)
-                )
+                batch = b"".join(headers(ACT, each) + reset(each) for each in range(stream, stream + 400, 2))
                 connection.sendall(batch)
                 stream += 400
                 sent += 200

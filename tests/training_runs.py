@@ -16,7 +16,8 @@ from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.config import validate
 from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.training import Run, RunConfig, make_config
+from hmarl.trainer.run_config import RunConfig, make_config
+from hmarl.trainer.training import Run
 
 CPU = torch.device("cpu")
 TINY_NETWORKS: dict[str, Any] = {"hidden_sizes": (8,), "critic_hidden_sizes": (8,)}

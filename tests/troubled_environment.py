@@ -64,8 +64,8 @@ class Troubled(ToyEnvironment):
         if self._steps_in_all == self._nan_at:
             result.observation.observations[0][1, 1, 2] = np.nan
         if self._trouble == "endless":
-            nobody = np.zeros(self.batch_size, np.bool_)
-            return replace(result, terminated=nobody, truncated=nobody, final=None)
+            none = np.zeros(self.batch_size, np.bool_)
+            return replace(result, terminated=none, truncated=none, final=None)
         return result
 
 

@@ -23,6 +23,7 @@ from hmarl.runtime.cores import available_cores
 from hmarl.runtime.session import Policy
 from hmarl.runtime.wire import to_tensor
 from hmarl.sdk.client import AgentClient
+from processes import rss_mib
 from toy_bundle import write_toy_bundle
 
 pytestmark = pytest.mark.benchmark
@@ -210,11 +211,6 @@ server.wait_for_termination()
 """
 
 
-def resident_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
-
-
 def test_starting_and_memory(tmp_path: Path) -> None:
     write_toy_bundle(tmp_path / "b", observation_size=18, sizes=(64, 64), plain=True)
     agent = ("-m", "hmarl.runtime.commands.agent", str(tmp_path / "b"), "--agent", "agent_0", "--listen", "127.0.0.1:0")
@@ -227,7 +223,7 @@ def test_starting_and_memory(tmp_path: Path) -> None:
             with process(*command) as (running, ready):
                 assert "ready" in ready or "127.0.0.1" in ready
                 times[name].append(time.perf_counter() - started)
-                sizes[name].append(resident_mib(running.pid))
+                sizes[name].append(rss_mib(running.pid))
     for name in commands:
         seconds, mib = statistics.median(times[name]), statistics.median(sizes[name])
         print(f"\n{name}: from exec to serving {seconds:.2f} s, resident {mib:.1f} MiB")

@@ -45,8 +45,8 @@ grpc._server._Server.stop = lambda self, grace: threading.Event().wait()
 """
 STUCK_IN_HEALTH = """
 import threading
-from hmarl.runtime import health
-health.Health.enter_graceful_shutdown = lambda self: threading.Event().wait()
+from hmarl.runtime import health_service
+health_service.HealthService.enter_graceful_shutdown = lambda self: threading.Event().wait()
 """
 THREAD_THAT_NEVER_ENDS = """
 import threading

@@ -13,19 +13,19 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from hmarl.agent.v1 import agent_pb2
-from hmarl.runtime import watchman
+from hmarl.runtime import self_probe
 from hmarl.runtime.server import AgentServer, ServerSettings
 from hmarl.runtime.session import Policy
 from hmarl.runtime.wire import to_array, to_tensor
+from peers import Peer, peer
 from picky import ACTIONS, picky_bundle
-from served import Peer, peer
 
 
 @pytest.fixture
 def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AgentServer, Peer]]:
     """A server of that policy, which looks after itself more often than usual, and a client."""
-    monkeypatch.setattr(watchman, "INTERVAL_S", 0.1)
-    monkeypatch.setattr(watchman, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(self_probe, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(self_probe, "TIMEOUT_S", 0.5)
     server = AgentServer(ServerSettings("127.0.0.1:0"))
     server.serve(Policy(picky_bundle(tmp_path / "b"), "agent_0"))
     with peer(server.address, 1, mask=False) as client:

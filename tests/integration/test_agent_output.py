@@ -21,7 +21,7 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.fallback import NoOp
 from picky import picky_bundle
-from process_tree import LIMIT_S, children, wait_for
+from processes import LIMIT_S, children, wait_for
 
 LEGAL = np.ones(5, np.bool_)
 AGENT = [sys.executable, "-m", "hmarl.runtime.commands.agent"]

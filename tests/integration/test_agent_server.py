@@ -178,8 +178,8 @@ def test_a_stream_answers_in_order_and_survives_wrong_requests(agent: Agent, toy
 
 FLOAT32 = agent_pb2.DATA_TYPE_FLOAT32
 BAD_TENSORS: dict[str, tuple[dict[str, agent_pb2.Tensor], str]] = {
-    "shape": ({"observation": to_tensor(np.zeros(7, np.float32))}, r"got f4 (7,), expected float32 (6,)"),
-    "dtype": ({"observation": to_tensor(np.zeros(6, np.int64))}, "got i8 (6,)"),
+    "shape": ({"observation": to_tensor(np.zeros(7, np.float32))}, r"got float32 (7,), expected float32 (6,)"),
+    "dtype": ({"observation": to_tensor(np.zeros(6, np.int64))}, "got int64, expected float32 (6,)"),
     "nan": ({"observation": to_tensor(np.full(6, np.nan, np.float32))}, "observation[0]: got nan"),
     "inf": ({"observation": to_tensor(np.full(6, np.inf, np.float32))}, "observation[0]: got inf"),
     "empty": ({"observation": agent_pb2.Tensor()}, "observation.data_type: got 0"),

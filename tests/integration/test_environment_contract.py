@@ -172,7 +172,7 @@ def test_so_it_is_in_an_environment_of_ones_own():
         ("no_seed", UsageError, r"reset\(\) takes no seed, expected reset\(seed=None, options=None\)"),
         ("one_value", EnvironmentFault, r"reset: got a dict, expected \(observations, infos\)"),
         ("list_of_infos", EnvironmentFault, r"reset: got \[1, 2\] as infos, expected a dictionary by agent"),
-        ("nobody", EnvironmentFault, "environment 0: reset: env.agents is empty"),
+        ("no agents", EnvironmentFault, "environment 0: reset: env.agents is empty"),
         (
             "stranger",
             EnvironmentFault,

@@ -120,5 +120,5 @@ def test_names_that_cannot_be_shown_are_refused_before_training(name: str, tmp_p
 
 @pytest.mark.parametrize("name", ["", "two\nlines"])
 def test_a_bundles_name_that_cannot_be_shown_is_refused_before_any_work(name: str, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--name: got .* expected printable characters"):
+    with pytest.raises(UsageError, match=r"--name: got .* expected 1 to 256 printable characters, e.g. --name"):
         export.export_run(run, tmp_path / "bundle", name=name)

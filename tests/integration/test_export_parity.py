@@ -19,7 +19,8 @@ from hmarl.trainer import export
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.checkpoint import CheckpointError
 from hmarl.trainer.policy_source import load_team
-from hmarl.trainer.training import Run, make_config
+from hmarl.trainer.run_config import make_config
+from hmarl.trainer.training import Run
 
 ENVIRONMENTS = {
     "discrete": ("mpe/simple_spread", {}),

@@ -23,7 +23,7 @@ from hmarl.runtime.cores import available_cores
 from hmarl.runtime.fleet import Fleet, FleetError
 from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import random_feeds, verify_agent
-from process_tree import LIMIT_S, alive, children, fleet_process, wait_for
+from processes import LIMIT_S, alive, children, fleet_process, wait_for
 from toy_bundle import toy_agent, toy_graph, toy_manifest, write_toy_bundle
 
 

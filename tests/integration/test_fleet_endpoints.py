@@ -14,7 +14,7 @@ import pytest
 
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.teams import load_endpoints
-from process_tree import LIMIT_S, alive, children, fleet_process, wait_for
+from processes import LIMIT_S, alive, children, fleet_process, wait_for
 
 FOREIGN = {
     "text": b"precious",

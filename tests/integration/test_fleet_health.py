@@ -24,9 +24,9 @@ from hmarl.runtime.wire import to_tensor
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.errors import HmarlError
 from hmarl.sdk.fallback import NoOp
+from peers import peer
 from picky import picky_bundle
-from process_tree import LIMIT_S, alive, children, fleet_process, wait_for
-from served import peer
+from processes import LIMIT_S, alive, children, fleet_process, wait_for
 from toy_bundle import write_toy_bundle
 
 LEGAL = np.ones(5, np.bool_)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from hmarl.trainer.training import Run, RunConfig
+from hmarl.trainer.run_config import RunConfig
+from hmarl.trainer.training import Run
 from training_runs import command_line, final_hash, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from hmarl.trainer.run_config import RunConfig
 from hmarl.trainer.stopping import StopRequest
-from hmarl.trainer.training import Run, RunConfig
+from hmarl.trainer.training import Run
 from training_process import Training
 from training_runs import command_line, final_hash, tiny_config, train
 

@@ -16,8 +16,9 @@ from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export import export_run
 from hmarl.trainer.guided import GuidedTeam
 from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.run_config import make_config
 from hmarl.trainer.team import variants
-from hmarl.trainer.training import Run, make_config
+from hmarl.trainer.training import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

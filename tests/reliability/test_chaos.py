@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 
 from agent_process import AgentProcess
+from healthy_client import AGENT, BUNDLE, HealthyClient, Tally
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.runtime.session import Policy, PolicySession
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.fallback import Zero
+from processes import rss_mib
 from rude_peers import (
     REFLECTION,
     SERVICE,
@@ -36,7 +38,6 @@ from rude_peers import (
     silent_calls,
     undecodable,
 )
-from served_agent import AGENT, BUNDLE, HealthyClient, Tally, rss_mib
 
 pytestmark = pytest.mark.reliability
 SECONDS = float(os.environ.get("HMARL_CHAOS_SECONDS", "15"))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from agent_process import AgentProcess
+from healthy_client import AGENT, BUNDLE, HealthyClient
 from hmarl.agent.v1 import agent_pb2 as pb
 from hmarl.runtime.wire import to_tensor
-from served_agent import AGENT, BUNDLE, HealthyClient, rss_mib
+from processes import rss_mib
 
 pytestmark = pytest.mark.reliability
 MESSAGES = int(os.environ.get("HMARL_FUZZ_MESSAGES", "110000"))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from agent_process import AgentProcess
+from healthy_client import AGENT, BUNDLE, Reference
 from hmarl.sdk.client import AgentClient
-from served_agent import AGENT, BUNDLE, Reference, descriptors, rss_mib, threads
+from processes import descriptors, rss_mib, threads
 
 pytestmark = pytest.mark.reliability
 ACTS = int(os.environ.get("HMARL_SOAK_ACTS", "500000"))

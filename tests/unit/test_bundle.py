@@ -163,7 +163,7 @@ def test_equal_content_gives_equal_zips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b", "b.zip"])
-@pytest.mark.parametrize("broken", ["write_synced", "sync_directory"])
+@pytest.mark.parametrize("broken", ["sync_file", "sync_directory"])
 def test_the_old_bundle_stays_when_writing_fails(
     tmp_path: Path, name: str, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

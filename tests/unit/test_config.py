@@ -15,7 +15,7 @@ from hmarl.trainer.algorithms.hcpo import HcpoSettings
 from hmarl.trainer.config import ActorCriticSettings, RunSettings, Settings, validate
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.presets import PRESETS, find_preset, named_preset
-from hmarl.trainer.training import RunConfig, make_config
+from hmarl.trainer.run_config import RunConfig, make_config
 
 
 @pytest.mark.parametrize(

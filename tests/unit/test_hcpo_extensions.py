@@ -24,8 +24,8 @@ from hmarl.trainer.optimiser import FlatAdam
 from hmarl.trainer.policies import GroupPolicy
 from hmarl.trainer.rollout import Rollout
 from hmarl.trainer.rollout_replay import Replayed, RolloutReplay
+from hmarl.trainer.run_config import make_config
 from hmarl.trainer.team import ConductedTeam, LocalTeam
-from hmarl.trainer.training import make_config
 from training_runs import new_hcpo, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

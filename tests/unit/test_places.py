@@ -1,4 +1,4 @@
-"""Bounded places that peers share: nobody takes them all, and who does not use a place gives way."""
+"""Bounded places that peers share: no peer takes them all, and one that does not use its place gives way."""
 
 from __future__ import annotations
 

@@ -71,5 +71,5 @@ def test_a_tensor_of_the_expected_shape_is_taken() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     tensor = agent_pb2.Tensor(data_type=agent_pb2.DATA_TYPE_FLOAT32, shape=[2, 3], data=array.tobytes())
     np.testing.assert_array_equal(to_array(tensor, "x", [2, 3]), array)
-    with pytest.raises(ObservationError, match=r"got f4 \(2, 3\), expected the shape \(3, 2\)"):
+    with pytest.raises(ObservationError, match=r"got float32 \(2, 3\), expected the shape \(3, 2\)"):
         to_array(tensor, "x", [3, 2])

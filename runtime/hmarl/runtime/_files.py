@@ -9,7 +9,8 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 _TEMPORARY = ".tmp"
@@ -25,25 +26,39 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until it is on the disk."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
+def sync_file(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with path.open("rb+") as stream:
         os.fsync(stream.fileno())
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Create or replace a file atomically."""
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file and wait until it is on the disk."""
+    path.write_bytes(content)
+    sync_file(path)
+
+
+@contextmanager
+def replacing(path: Path, ending: str = "") -> Iterator[Path]:
+    """A temporary file to be written, which takes the name ``path`` once the block has ended well.
+
+    Args:
+        path: the final name; its directory is made where it is not there. A file that is there is replaced.
+        ending: of the temporary file's name, for writers that go by it.
+
+    Raises:
+        FileExistsError: ``path`` is a device, a pipe or a socket.
+    """
     import tempfile  # noqa: PLC0415
 
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY + ending, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
-        write_synced(temporary, content)
+        yield temporary
+        sync_file(temporary)
         temporary.chmod(0o666 & ~_umask())
         _refuse_special(path)
         temporary.replace(path)
@@ -54,6 +69,12 @@ def replace_file(path: Path, content: bytes) -> None:
             error.filename = str(path)  # a full disk names no file, and the temporary one's name tells the user nothing
         raise
     sync_directory(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Create or replace a file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def remove_temporaries(folder: Path, name: str = "*") -> None:

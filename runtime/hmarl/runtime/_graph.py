@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from hmarl.runtime._onnx import checked_graph
 from hmarl.runtime.errors import BundleError, HmarlError, UsageError, one_line, unknown_name
-from hmarl.runtime.manifest import AgentModel, BoxSpace, DataType, DiscreteSpace, TensorModel
+from hmarl.runtime.manifest import AgentModel, BoxSpace, DataType, DiscreteSpace, TensorModel, branch_sizes
 
 Array = npt.NDArray[Any]
 
@@ -154,18 +154,18 @@ def check_manifest(agent: AgentModel) -> None:
     """
     space = agent.action_space
     if isinstance(space, BoxSpace):
-        want_shape, want_dtype, mask_size = [len(space.low)], "float32", 0
+        want_shape, want_dtype = [len(space.low)], "float32"
     elif isinstance(space, DiscreteSpace):
-        want_shape, want_dtype, mask_size = [], "int64", space.n
+        want_shape, want_dtype = [], "int64"
     else:
-        want_shape, want_dtype, mask_size = [len(space.n)], "int64", sum(space.n)
+        want_shape, want_dtype = [len(space.n)], "int64"
     expectations: list[tuple[str, object, object]] = [
         ("action.shape", agent.action.shape, want_shape),
         ("action.dtype", agent.action.dtype, want_dtype),
         ("observation.dtype", agent.observation.dtype, "float32"),
     ]
     if agent.action_mask is not None:
-        expectations.append(("action_mask.shape", agent.action_mask.shape, [mask_size]))
+        expectations.append(("action_mask.shape", agent.action_mask.shape, [sum(branch_sizes(space))]))
         expectations.append(("action_mask.dtype", agent.action_mask.dtype, "bool"))
     for state in agent.states:
         expectations.append((f"states.{state.input}.reset: length", len(state.reset), math.prod(state.shape)))

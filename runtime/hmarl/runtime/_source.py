@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from hmarl.runtime._limits import FILES_LIMIT
+from hmarl.runtime._manifest_checks import FILES_LIMIT
 from hmarl.runtime.errors import BundleError
 
 REPAIR = "copy or export the bundle again"

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hmarl.runtime._files import remove_temporaries, replace_directory, replace_file, zip_bytes
-from hmarl.runtime._limits import check_printable
+from hmarl.runtime._files import remove_temporaries, replace_directory, replace_file, replacing, zip_bytes
+from hmarl.runtime._manifest_checks import check_printable
 from hmarl.runtime._source import MANIFEST_LIMIT_BYTES, REPAIR, Source, check_name, check_sizes, open_source
 from hmarl.runtime.errors import (
     BundleError,
@@ -82,6 +82,7 @@ __all__ = [
     "load_bundle",
     "remove_temporaries",
     "replace_file",
+    "replacing",
     "to_json",
     "to_plain",
     "unknown_name",

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hmarl.runtime.health import PROCESS
+from hmarl.runtime.health_service import PROCESS
 
 CHECK_EVERY_S = 1.0
 CHECK_LIMIT_S = 2.0

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from hmarl.runtime._limits import check_manifest
+from hmarl.runtime._manifest_checks import check_manifest
 
 SCHEMA_VERSION = 1
 DataType = Literal["float32", "int64", "bool"]
@@ -53,6 +53,13 @@ class BoxSpace(_Strict, frozen=True, kw_only=True, tag_field="type", tag="box"):
 
 
 ActionSpaceModel = DiscreteSpace | MultiDiscreteSpace | BoxSpace
+
+
+def branch_sizes(space: ActionSpaceModel) -> list[int]:
+    """The number of choices in each branch, of which an action mask has one part each; none for continuous actions."""
+    if isinstance(space, MultiDiscreteSpace):
+        return space.n
+    return [space.n] if isinstance(space, DiscreteSpace) else []
 
 
 class TensorModel(_Strict, frozen=True, kw_only=True):

@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from hmarl.runtime.manifest import NoiseModel
 
-SEED_LIMIT = 2**64
-
 
 def _hash64(text: str) -> int:
     """A stable 64-bit hash (Python's own differs from process to process)."""

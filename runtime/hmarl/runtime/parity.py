@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.runtime.manifest import AgentModel, BoxSpace, MultiDiscreteSpace
+from hmarl.runtime.inputs import branch_slices
+from hmarl.runtime.manifest import AgentModel, BoxSpace, branch_sizes
 
 Array = npt.NDArray[Any]
 # Eight units in the last place of float32: logits of size 40 cannot agree to 1e-5 when summed in another order.
@@ -156,7 +157,4 @@ def _near_tie(
 
 def first_of_branches(agent: AgentModel) -> list[int]:
     """Where each branch of the action's logits (and mask) begins."""
-    space = agent.action_space
-    if isinstance(space, MultiDiscreteSpace):
-        return [int(start) for start in np.cumsum([0, *space.n[:-1]])]
-    return [0]
+    return [part.start for part in branch_slices(branch_sizes(agent.action_space))]

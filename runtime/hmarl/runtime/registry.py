@@ -118,7 +118,7 @@ class SessionRegistry:
         self._draining = True
 
     def quiet(self, for_s: float) -> bool:
-        """Whether no session has been used for ``for_s`` seconds (those that nobody ended do not count as work)."""
+        """Whether no session has been used for ``for_s`` seconds (those that were left open do not count as work)."""
         return self._places.quiet(for_s)
 
     def _forget(self, entry: _Entry) -> None:

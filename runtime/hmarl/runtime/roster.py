@@ -37,7 +37,7 @@ def named_roster(bundle: Bundle, names: Iterable[str]) -> Roster:
     kind.
 
     Raises:
-        UsageError: a name is empty or comes twice, or nobody, or several kinds of agents, could act for it.
+        UsageError: a name is empty or comes twice, or no agent, or several kinds of them, could act for it.
     """
     roster: Roster = {}
     for word in names:

@@ -40,17 +40,17 @@ from hmarl.runtime.errors import (
     UnknownSessionError,
     UsageError,
 )
-from hmarl.runtime.health import PROCESS, Health
-from hmarl.runtime.health import SERVICE_NAME as HEALTH_SERVICE
-from hmarl.runtime.limits import ROOM_BYTES, request_limit_bytes
+from hmarl.runtime.health_service import PROCESS, HealthService
+from hmarl.runtime.health_service import SERVICE_NAME as HEALTH_SERVICE
+from hmarl.runtime.liveness import Liveness
 from hmarl.runtime.manifest import to_json
-from hmarl.runtime.pulse import Pulse
+from hmarl.runtime.message_limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.repeats import RepeatLog
+from hmarl.runtime.self_probe import SelfProbe
 from hmarl.runtime.session import Action, InstructionChoice, Policy
 from hmarl.runtime.shutdown import stop_server
 from hmarl.runtime.unix_sockets import BoundPath, claim
-from hmarl.runtime.watchman import Watchman
 from hmarl.runtime.wire import to_array, write_tensor
 
 LOGGER = logging.getLogger("hmarl.agent")
@@ -96,7 +96,7 @@ class ServerSettings:
         session_ttl_s: seconds after which an idle session may be forgotten.
         max_streams: StreamAct calls open at once.
         reflection: whether clients may ask for the protocol.
-        max_request_bytes: the largest message that is taken; see ``limits.request_limit_bytes``.
+        max_request_bytes: the largest message that is taken; see ``message_limits.request_limit_bytes``.
     """
 
     listen: str = "127.0.0.1:50051"
@@ -111,14 +111,14 @@ class AgentServicer:
     """Takes requests, calls the session, makes replies.
 
     Args:
-        pulse: told how acts go.
+        liveness: told how acts go.
         log: for what peers can cause.
     """
 
-    def __init__(self, pulse: Pulse, log: RepeatLog) -> None:
+    def __init__(self, liveness: Liveness, log: RepeatLog) -> None:
         self._registry: SessionRegistry | None = None
         self._shapes: tuple[list[int], list[int] | None] = ([], None)
-        self._pulse = pulse
+        self._liveness = liveness
         self._log = log
         self._logged_ids: dict[str, str] = {}
 
@@ -190,7 +190,7 @@ class AgentServicer:
         return agent_pb2.EndEpisodeResponse(steps=session.steps, missed_steps=session.missed_steps)
 
     def status_of(self, error: Exception) -> tuple[grpc.StatusCode, str]:
-        """The status code and message of an error; what nobody foresaw is logged and told by a correlation id only.
+        """The status code and message of an error; any other error is logged and told by a correlation id only.
 
         An error of one kind that comes again and again is logged now and then, and told by the id of the one logged.
         """
@@ -233,10 +233,10 @@ class AgentServicer:
             action = session.act(observation, mask, step=request.step)
         except Exception as error:
             if not own and not isinstance(error, _OF_THE_REQUEST):
-                self._pulse.failed()
+                self._liveness.failed()
             raise
         if not own:
-            self._pulse.acted()
+            self._liveness.acted()
         write_action(response, action)
 
 
@@ -285,10 +285,10 @@ class AgentServer:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._log = RepeatLog(LOGGER)
-        self._pulse = Pulse()
+        self._liveness = Liveness()
         self._well = True  # as health was told last
-        self._servicer = AgentServicer(self._pulse, self._log)
-        self._health = Health(("", SERVICE, PROCESS))
+        self._servicer = AgentServicer(self._liveness, self._log)
+        self._health = HealthService(("", SERVICE, PROCESS))
         self._lines = self._open_lines()
         self._server = grpc.server(
             self._lines["acts"].pool,
@@ -308,7 +308,7 @@ class AgentServer:
     @property
     def alive(self) -> bool:
         """Whether acts get through, seen by a probe that goes the way they go; what a watchdog should be told."""
-        return self._pulse.alive
+        return self._liveness.alive
 
     def serve(self, policy: Policy) -> None:
         """Accept episodes of a policy, which is loaded and warm, and report SERVING.
@@ -324,17 +324,17 @@ class AgentServer:
             )
         registry = SessionRegistry(policy, self._settings.max_sessions, self._settings.session_ttl_s)
         self._servicer.registry = registry
-        watchman = Watchman(self.address, policy.agent, registry.own_id, self._pulse, self._tell_health)
+        probe = SelfProbe(self.address, policy.agent, registry.own_id, self._liveness, self._tell_health)
         self._tell_health()
-        watchman.start(self._health.closing)
+        probe.start(self._health.closing)
 
     def _tell_health(self) -> None:
         """The truth about acts, after a probe, and while there has been none yet."""
-        well, before = self._pulse.well, self._well
+        well, before = self._liveness.well, self._well
         self._well = well
-        self._health.report({"": well, SERVICE: well, PROCESS: self._pulse.alive})
+        self._health.report({"": well, SERVICE: well, PROCESS: self._liveness.alive})
         if well != before and not self._health.closing.is_set():
-            LOGGER.warning("SERVING again" if well else f"NOT_SERVING: {self._pulse.trouble}")
+            LOGGER.warning("SERVING again" if well else f"NOT_SERVING: {self._liveness.trouble}")
 
     def _open_lines(self) -> dict[str, Line]:
         """What shares threads: acts and episodes; streams; health checks; watches of health; reflection."""

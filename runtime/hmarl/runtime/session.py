@@ -11,11 +11,8 @@ knows a transport.
 
 from __future__ import annotations
 
-import math
-import operator
 import threading
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -33,8 +30,9 @@ from hmarl.runtime.errors import (
     UsageError,
     one_line,
 )
-from hmarl.runtime.manifest import DiscreteSpace, MultiDiscreteSpace
-from hmarl.runtime.noise import SEED_LIMIT, NoiseSource, noise_for
+from hmarl.runtime.inputs import InputCheck, checked_integer, flags
+from hmarl.runtime.manifest import branch_sizes
+from hmarl.runtime.noise import NoiseSource, noise_for
 from hmarl.runtime.parity import Comparison, compare_outputs
 
 __all__ = [
@@ -49,12 +47,6 @@ __all__ = [
 
 InstructionChoice = Literal["argmax", "sample", "common"]
 _CHOICES: Final = ("argmax", "sample", "common")
-_STEP_LIMIT: Final = 2**64
-_FLOAT32: Final = np.dtype(np.float32)
-_BOOL: Final = np.dtype(np.bool_)
-_ARRAY: Final = np.ndarray
-# Searching the bytes of an array of bools is several times faster than ndarray.all and any on arrays this small.
-_TRUE: Final = b"\1"
 _isfinite: Final = np.isfinite
 
 
@@ -199,16 +191,15 @@ class PolicySession:
         self._buffers = buffers = policy.make_buffers()
         self._run = buffers.run
         self._observation = buffers.inputs[agent.observation.name][0, ...]
-        self._shape = self._observation.shape
-        self._finite, self._finite_bytes = _flags(self._shape)
         self._mask = buffers.inputs[agent.action_mask.name][0, ...] if agent.action_mask is not None else None
-        self._branches = _branch_slices(agent.action_space) if agent.action_mask is not None else []
+        branches = branch_sizes(agent.action_space) if agent.action_mask is not None else None
+        self._checked = InputCheck(len(self._observation), branches).checked
         self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
         self._action = buffers.outputs[agent.action.name][0, ...]
         self._diagnostics = [(each.name, buffers.outputs[each.name][0, ...]) for each in agent.diagnostics]
         self._diagnostics_wanted = self._diagnostics
         self._numbers = buffers.numbers
-        self._numbers_finite, self._numbers_finite_bytes = _flags(self._numbers.shape)
+        self._numbers_finite, self._numbers_finite_bytes = flags(self._numbers.shape)
         self._noises: list[tuple[npt.NDArray[Any], NoiseSource]] = []
         self._seed: int | None = None
         self._next_step = 0
@@ -240,8 +231,8 @@ class PolicySession:
         Raises:
             UsageError: an argument out of range, or an instruction choice for a policy without instructions.
         """
-        seed = _checked_integer("seed", seed, SEED_LIMIT)
-        first_step = _checked_integer("first_step", first_step, _STEP_LIMIT)
+        seed = checked_integer("seed", seed)
+        first_step = checked_integer("first_step", first_step)
         sources = self._noise_sources(sample, instruction_choice)
         with self._lock:
             self._seed = seed
@@ -280,18 +271,12 @@ class PolicySession:
         with self._lock:
             if self._seed is None:
                 raise SessionError("no episode has been started: call reset(seed) first")
-            if type(observation) is not _ARRAY or observation.dtype != _FLOAT32 or observation.shape != self._shape:
-                observation = _plain("observation", observation, self._shape, _FLOAT32)
-            _isfinite(observation, self._finite)
-            if 0 in self._finite_bytes:
-                raise _not_finite_observation(observation)
-            if self._mask is not None or action_mask is not None:
-                action_mask = self._checked_mask(action_mask)
+            observation, action_mask = self._checked(observation, action_mask)
             missed = 0
             if step is None:
                 step = self._next_step
             elif step != self._next_step or type(step) is not int:
-                step = _checked_integer("step", step, _STEP_LIMIT)
+                step = checked_integer("step", step)
                 if step < self._next_step:
                     return self._replay(observation, action_mask, step)
                 missed = step - self._next_step
@@ -351,20 +336,6 @@ class PolicySession:
             )
         return self._reply(step, self._last_missed, replayed=True)
 
-    def _checked_mask(self, action_mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
-        """A mask of the right shape and dtype with a legal action in each branch."""
-        if self._mask is None:
-            raise ObservationError("action_mask: got one, but this policy has no mask input: leave it out")
-        shape = self._mask.shape
-        if type(action_mask) is not _ARRAY or action_mask.dtype != _BOOL or action_mask.shape != shape:
-            action_mask = _plain("action_mask", action_mask, shape, _BOOL)
-        legal = action_mask.tobytes()
-        for branch, part in enumerate(self._branches):
-            if _TRUE not in legal[part]:
-                where = f" in branch {branch}" if len(self._branches) > 1 else ""
-                raise ObservationError(f"action_mask: got no legal action{where}, expected at least one True")
-        return action_mask
-
     def _noise_sources(self, sample: bool, choice: str | None) -> list[NoiseSource]:
         """Sources of the noise inputs that are drawn; the others stay zero, which means deterministic."""
         agent = self.policy.agent
@@ -382,49 +353,3 @@ class PolicySession:
             elif noise.purpose == "action" and sample:
                 sources.append(NoiseSource(noise, agent.id))
         return sources
-
-
-def _flags(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.bool_], bytearray]:
-    """An array of bools to be written, and its bytes to be searched."""
-    size = math.prod(shape)
-    content = bytearray(b"\1" * max(size, 1))  # some versions of NumPy take no empty buffer
-    return np.frombuffer(content, np.bool_)[:size].reshape(shape), content
-
-
-def _plain(name: str, got: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A subclass of arrays, or one in another byte order, as a plain native array.
-
-    Raises:
-        ObservationError: no array of this shape, kind and width.
-    """
-    if not isinstance(got, np.ndarray):
-        shown = "nothing" if got is None else f"a {type(got).__name__}"
-        raise ObservationError(f"{name}: got {shown}, expected a NumPy array of {dtype} {shape}")
-    same_kind = (got.dtype.kind, got.itemsize) == (dtype.kind, dtype.itemsize)
-    if not same_kind or got.shape != shape:
-        cast = "" if same_kind else f"; cast it with .astype(np.{dtype}{'_' if dtype == _BOOL else ''})"
-        raise ObservationError(f"{name}: got {got.dtype.str.lstrip('=<|')} {got.shape}, expected {dtype} {shape}{cast}")
-    return np.asarray(got, dtype)
-
-
-def _not_finite_observation(observation: npt.NDArray[np.float32]) -> ObservationError:
-    where = np.flatnonzero(~np.isfinite(observation))[0]
-    return ObservationError(f"observation[{where}]: got {observation.flat[where]}, expected finite numbers")
-
-
-def _branch_slices(space: object) -> list[slice]:
-    """Where each branch of a mask lies: all of it for Discrete, one part per branch for MultiDiscrete."""
-    if isinstance(space, MultiDiscreteSpace):
-        ends = np.cumsum([0, *space.n]).tolist()
-        return [slice(start, end) for start, end in pairwise(ends)]
-    return [slice(0, space.n)] if isinstance(space, DiscreteSpace) else []
-
-
-def _checked_integer(name: str, value: int, limit: int) -> int:
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name}: got {value!r}, expected an integer") from None
-    if not 0 <= value < limit:
-        raise UsageError(f"{name}: got {value}, expected 0 <= {name} < 2**64")
-    return value

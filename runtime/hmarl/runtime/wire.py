@@ -54,7 +54,7 @@ def to_array(tensor: agent_pb2.Tensor, name: str, shape: Sequence[int] | None = 
             f"{name}.data: got {len(data)} bytes for {dtype.name} {got}, expected {_expected(shape)}"
         )
     if shape is not None and got != tuple(shape):
-        raise ObservationError(f"{name}.shape: got {dtype.str.lstrip('=<|')} {got}, expected {_expected(shape)}")
+        raise ObservationError(f"{name}.shape: got {dtype.name} {got}, expected {_expected(shape)}")
     if dtype == np.bool_ and data.translate(None, b"\0\1"):
         raise ObservationError(f"{name}.data: got a byte that is neither 0 nor 1, expected one byte 0 or 1 an element")
     try:

@@ -14,7 +14,6 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.sdk.agent import AgentStatistics
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.operations import Act, CallFailed
-from hmarl.sdk.remote_episode import take_reply
 
 # Requests of a stream that are on their way; beyond that the server is not listening and further ones are left out.
 MAX_OUTSTANDING = 64
@@ -35,6 +34,32 @@ def broken_stream(error: grpc.RpcError) -> CallFailed:
     """What ended a stream. A server that dies or ends it shows itself in several ways; all mean: open it again."""
     code = error.code()
     return CallFailed(grpc.StatusCode.UNAVAILABLE if code in _ENDED else code, error.details() or "")
+
+
+def take_reply(
+    response: agent_pb2.StreamActResponse, step: int, statistics: AgentStatistics
+) -> agent_pb2.ActResponse | None:
+    """A stream's response when it belongs to ``step``; None for a late one, which is counted and dropped.
+
+    Raises:
+        CallFailed: the server answered this step with an error.
+    """
+    if response.WhichOneof("result") == "act":
+        act = response.act
+        if act.step == step:
+            return act
+        statistics.missed_steps += act.missed_steps
+    elif response.error.step == step:
+        raise CallFailed(_status(response.error.code), response.error.message)
+    statistics.late_replies += 1
+    return None
+
+
+def _status(number: int) -> grpc.StatusCode:
+    for code in grpc.StatusCode:
+        if code.value[0] == number:
+            return code
+    return grpc.StatusCode.UNKNOWN
 
 
 def _no_reply(*, heard: bool) -> CallFailed:

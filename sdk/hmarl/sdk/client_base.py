@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
-from typing import Any, ClassVar, NoReturn, SupportsIndex
+from typing import ClassVar, NoReturn, SupportsIndex
 
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.sdk.agent import AgentError, AgentStatistics, check_spec, refuse_copy
-from hmarl.sdk.clock import now_s
+from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.link import LinkWatch
@@ -75,13 +73,13 @@ class ClientBase:
         if not isinstance(address, str) or not address:
             raise UsageError(f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051) or unix:PATH")
         self.address = address
-        self._timeout_s = _checked_seconds("timeout_s", timeout_s)
+        self._timeout_s = checked_seconds("timeout_s", timeout_s)
         self._fallback = fallback if fallback is not None else Fail()
         self._stream_wanted = bool(stream)
         self._rejoin = rejoin
         self._diagnostics = diagnostics
         self._expected = expected
-        self._connect_timeout_s = _checked_seconds("connect_timeout_s", connect_timeout_s)
+        self._connect_timeout_s = checked_seconds("connect_timeout_s", connect_timeout_s)
         self._credentials = credentials
         self._allow_bundle_change = allow_bundle_change
         self._watch = LinkWatch()
@@ -115,7 +113,7 @@ class ClientBase:
 
     @timeout_s.setter
     def timeout_s(self, seconds: float) -> None:
-        self._timeout_s = _checked_seconds("timeout_s", seconds)
+        self._timeout_s = checked_seconds("timeout_s", seconds)
         if hasattr(self, "_episode"):
             self._episode.timeout_s = self._timeout_s
 
@@ -203,16 +201,3 @@ def close_unless_forked(channel: grpc.Channel, born: int) -> None:
 def failed_call(error: grpc.RpcError) -> CallFailed:
     """What ended a call."""
     return CallFailed(error.code(), error.details() or "")
-
-
-def _checked_seconds(name: str, value: Any) -> float:
-    """A positive, finite number of seconds.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        seconds = float(value)
-        if 0.0 < seconds < math.inf:
-            return seconds
-    raise UsageError(f"{name}: got {value!r}, expected a positive number of seconds")

@@ -23,8 +23,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.errors import HmarlError, UsageError
-from hmarl.sdk.inputs import mask_branches
-from hmarl.sdk.spaces import ActionSpace
+from hmarl.sdk.spaces import ActionSpace, mask_branches
 
 DiscreteSpaces: TypeAlias = "spaces.Discrete[Any] | spaces.MultiDiscrete"  # old releases have no generic Discrete
 

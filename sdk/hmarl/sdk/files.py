@@ -1,45 +1,25 @@
-"""Files that are written whole or not at all."""
+"""Files of results: whether they can be written is asked before the work, and they are written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+from hmarl.runtime.bundle import replace_file
 from hmarl.sdk.errors import UsageError
 
 # A full disk may still take a name.
 _PROBE_BYTES = 1 << 16
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to be written, which takes the name ``path`` once the block has ended well.
-
-    Args:
-        path: the final name; its directory must exist. A file that is there is replaced.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def check_writable(directory: Path, named: str, advice: str = "choose another directory") -> None:
     """Find out at once whether files can be written into a directory, which need not exist; nothing is left behind.
 
     Args:
-        directory: into which somebody will write after minutes or hours of work.
+        directory: into which results are written after minutes or hours of work.
         named: how the user named it, e.g. ``--out runs/spread``.
         advice: what to do where it cannot be written; where it is full, that comes after freeing some space.
 
@@ -69,5 +49,4 @@ def check_writable(directory: Path, named: str, advice: str = "choose another di
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    replace_file(path, text.encode())

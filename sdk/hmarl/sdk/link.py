@@ -7,9 +7,7 @@ import math
 from collections.abc import Sequence
 
 import grpc
-import numpy as np
 
-from hmarl.runtime.bundle import AgentModel
 from hmarl.sdk.clock import now_s
 
 # Pings while a call or stream is open: without a reply for this long the connection is closed. gRPC passes the limit on
@@ -18,7 +16,6 @@ _KEEPALIVE_MS = 2000
 _PING_TIMEOUT_MS = 2000
 # Descriptions of agents grow with their spaces; replies may be larger still, which the description then says.
 LEAST_RECEIVE_LIMIT_BYTES = 64 * 2**20
-_OVERHEAD_BYTES = 64 * 1024
 
 _LEAST_PATIENCE_S = 0.5
 _MOST_PATIENCE_S = 8.0
@@ -80,13 +77,6 @@ def stays_on_this_machine(address: str) -> bool:
     mapped = getattr(ip, "ipv4_mapped", None)
     # Connecting to 0.0.0.0 or [::] reaches this machine.
     return ip.is_loopback or ip.is_unspecified or (mapped is not None and mapped.is_loopback)
-
-
-def reply_limit_bytes(model: AgentModel) -> int:
-    """The size of the largest reply that an agent gives, an action with all diagnostics, or a bit more."""
-    tensors = (model.action, *model.diagnostics)
-    sizes = (math.prod(each.shape) * np.dtype(each.dtype).itemsize + 10 * len(each.shape) for each in tensors)
-    return sum(sizes) + sum(len(each.name.encode()) + 64 for each in tensors) + _OVERHEAD_BYTES
 
 
 class LinkWatch:

@@ -8,8 +8,6 @@ the asyncio client drive the same generators, so that both behave alike.
 from __future__ import annotations
 
 import math
-import operator
-import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -21,23 +19,20 @@ import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
+from hmarl.runtime.inputs import InputCheck, checked_integer
+from hmarl.runtime.message_limits import reply_limit_bytes
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.fallback import Fallback, Situation
-from hmarl.sdk.inputs import InputCheck
-from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch, reply_limit_bytes
+from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.operations import Abandon, Act, CallFailed, Describe, End, Operation, Pause, Reconnect, Script, Start
+from hmarl.sdk.spaces import branch_sizes
+from hmarl.sdk.tensors import decode, decode_action, write_mask, write_observation
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
-_WIRE_DTYPES: dict[agent_pb2.DataType, np.dtype[Any]] = {
-    agent_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
-    agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
-    agent_pb2.DATA_TYPE_BOOL: np.dtype("?"),
-}
-_INT64 = agent_pb2.DATA_TYPE_INT64
 _CHOICES = {
     None: agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED,
     "argmax": agent_pb2.INSTRUCTION_CHOICE_ARGMAX,
@@ -127,7 +122,9 @@ class RemoteEpisode:
         self.watch = watch
         self._receive_limit_bytes = LEAST_RECEIVE_LIMIT_BYTES
         self._allow_replies_of(model)
-        self._inputs = InputCheck(self.spec)
+        self._inputs = InputCheck(
+            self.spec.observation_size, branch_sizes(self.spec.action_space) if self.spec.has_action_mask else None
+        )
         self._fallback = fallback
         self._rejoin = rejoin
         self._diagnostics = diagnostics
@@ -153,10 +150,10 @@ class RemoteEpisode:
         if not isinstance(sample, bool | np.bool_):
             raise UsageError(f"sample: got {sample!r}, expected True or False")
         return agent_pb2.StartEpisodeRequest(
-            seed=_checked_integer("seed", seed),
+            seed=checked_integer("seed", seed),
             sample=bool(sample),
             instruction_choice=_CHOICES[instruction_choice],
-            first_step=_checked_integer("first_step", first_step),
+            first_step=checked_integer("first_step", first_step),
             diagnostics=self._diagnostics,
         )
 
@@ -416,15 +413,9 @@ class RemoteEpisode:
         request = message.act  # filled in place: nothing is copied into the message of a stream
         request.session_id = session_id
         request.step = self._next_step
-        tensor = request.observation
-        tensor.data_type = agent_pb2.DATA_TYPE_FLOAT32
-        tensor.shape.append(len(observation))
-        tensor.data = _little_endian(observation)
+        write_observation(request.observation, observation)
         if action_mask is not None:
-            tensor = request.action_mask
-            tensor.data_type = agent_pb2.DATA_TYPE_BOOL
-            tensor.shape.append(len(action_mask))
-            tensor.data = action_mask.tobytes()
+            write_mask(request.action_mask, action_mask)
         return message
 
     def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
@@ -474,42 +465,6 @@ class RemoteEpisode:
         )
 
 
-def _checked_integer(name: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name}: got {value!r}, expected an integer") from None
-    if not 0 <= number < 2**64:
-        raise UsageError(f"{name}: got {number}, expected 0 <= {name} < 2**64")
-    return number
-
-
-def take_reply(
-    response: agent_pb2.StreamActResponse, step: int, statistics: AgentStatistics
-) -> agent_pb2.ActResponse | None:
-    """A stream's response when it belongs to ``step``; None for a late one, which is counted and dropped.
-
-    Raises:
-        CallFailed: the server answered this step with an error.
-    """
-    if response.WhichOneof("result") == "act":
-        act = response.act
-        if act.step == step:
-            return act
-        statistics.missed_steps += act.missed_steps
-    elif response.error.step == step:
-        raise CallFailed(_status(response.error.code), response.error.message)
-    statistics.late_replies += 1
-    return None
-
-
-def _status(number: int) -> grpc.StatusCode:
-    for code in grpc.StatusCode:
-        if code.value[0] == number:
-            return code
-    return grpc.StatusCode.UNKNOWN
-
-
 def described_model(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentModel:
     """The manifest's entry of the agent that a server describes.
 
@@ -523,34 +478,3 @@ def described_model(info: agent_pb2.GetAgentInfoResponse, source: str) -> AgentM
             f"{source}: agent '{info.agent_id}' (hmarl {info.hmarl_version}) describes itself in an unknown form: "
             f"{error}"
         ) from error
-
-
-def _little_endian(array: npt.NDArray[np.float32]) -> bytes:
-    return array.tobytes() if sys.byteorder == "little" else array.astype("<f4").tobytes()
-
-
-def decode_action(tensor: agent_pb2.Tensor) -> int | npt.NDArray[Any]:
-    """The action of a message: an int when it is a scalar, else an array.
-
-    Raises:
-        AgentError: the message does not fit its own description.
-    """
-    data = tensor.data
-    # Most actions; the way is short because a client that wakes up for one reply has cold caches.
-    if tensor.data_type == _INT64 and len(data) == 8 and not tensor.shape:
-        return int.from_bytes(data, "little", signed=True)
-    array = decode(tensor)
-    return array if array.ndim else array.item()
-
-
-def decode(tensor: agent_pb2.Tensor) -> npt.NDArray[Any]:
-    """The array of a message, in native byte order.
-
-    Raises:
-        AgentError: the message does not fit its own description.
-    """
-    dtype = _WIRE_DTYPES.get(tensor.data_type)
-    shape = tuple(tensor.shape)
-    if dtype is None or len(tensor.data) != dtype.itemsize * math.prod(shape):
-        raise AgentError(f"got a tensor of type {tensor.data_type}, shape {shape} and {len(tensor.data)} bytes")
-    return np.frombuffer(tensor.data, dtype).astype(dtype.newbyteorder("=")).reshape(shape)

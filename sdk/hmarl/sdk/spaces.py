@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from hmarl.runtime.bundle import check_printable
+from hmarl.runtime.inputs import branch_slices
 from hmarl.sdk.errors import UsageError
 
 # Discrete is generic in newer versions of Gymnasium only.
@@ -71,6 +72,18 @@ def float32_box(agent: str, space: spaces.Box) -> spaces.Box:
     return spaces.Box(low, high, dtype=np.float32)
 
 
+def mask_branches(space: ActionSpace) -> list[slice]:
+    """Where each branch of a mask lies: all of it for Discrete, one part per branch for MultiDiscrete."""
+    return branch_slices(branch_sizes(space))
+
+
+def branch_sizes(space: ActionSpace) -> list[int]:
+    """The number of choices in each branch; none for continuous actions."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(size) for size in space.nvec]
+    return [int(space.n)] if isinstance(space, spaces.Discrete) else []
+
+
 def _check_name(field: str, name: str) -> None:
     """Names that a manifest can hold.
 
@@ -125,11 +138,7 @@ class AgentSpec:
     @property
     def mask_size(self) -> int:
         """Length of the action mask: A, or the sum over branches; 0 for continuous actions."""
-        if isinstance(self.action_space, spaces.Discrete):
-            return int(self.action_space.n)
-        if isinstance(self.action_space, spaces.MultiDiscrete):
-            return int(self.action_space.nvec.sum())
-        return 0
+        return sum(branch_sizes(self.action_space))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.runtime.bundle import replacing
 from hmarl.sdk.annotation import TeamAnnotation, explanation
 from hmarl.sdk.canvas import Frame
 from hmarl.sdk.environment import LocatesAgents, VectorEnvironment
 from hmarl.sdk.errors import HmarlError, MissingExtraError, UsageError
 from hmarl.sdk.evaluation import as_array, as_numpy, limit_of
-from hmarl.sdk.files import replacing
 from hmarl.sdk.frames import as_frame
 from hmarl.sdk.overlay import draw_over
 from hmarl.sdk.team import Team
@@ -97,7 +97,7 @@ def _drawn(environment: VectorEnvironment) -> tuple[Frame | None, str | None]:
         return as_frame(environment.render(0)), None
     except HmarlError as error:
         return None, str(error)
-    # The renderer of somebody else's environment may do anything, sys.exit included.
+    # The renderer of a foreign environment may do anything, sys.exit included.
     except (Exception, SystemExit) as error:
         return None, f"render: {type(error).__name__}: {error}"
 
@@ -127,7 +127,7 @@ def write_video(path: Path, frames: list[Frame], frames_per_second: float) -> No
     if path.suffix == ".mp4":
         height, width = (-(-size // _MP4_BLOCK) * _MP4_BLOCK for size in (height, width))
         options = {"fps": frames_per_second, "codec": "libx264", "plugin": "FFMPEG", "macro_block_size": _MP4_BLOCK}
-    with replacing(path) as temporary:
+    with replacing(path, path.suffix) as temporary:
         imageio.imwrite(temporary, np.stack([_on_ground(frame, height, width) for frame in frames]), **options)
 
 

@@ -132,7 +132,7 @@ class Algorithm:
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
-        """Sample everybody's action, a group at a time."""
+        """Sample all agents' actions, a group at a time."""
         return self.act_in_context(observation, step, None)
 
     def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
@@ -151,7 +151,7 @@ class Algorithm:
         perturbations: list[Tensor] | None,
         memories: list[Tensor],
     ) -> tuple[Decision, list[Tensor]]:
-        """Everybody's action, and what everybody remembers after it.
+        """All agents' actions, and what they remember after them.
 
         Args:
             observation: tensors on the training device.
@@ -234,7 +234,7 @@ class Algorithm:
         """
 
     def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """Who chooses a group's instructions when deployed, and for how many steps each holds; nobody here."""
+        """Who chooses a group's instructions when deployed, and for how many steps each holds; none here."""
         return None, 1
 
     @property

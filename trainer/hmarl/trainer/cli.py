@@ -28,7 +28,8 @@ from hmarl.trainer.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import StudentsModel
-    from hmarl.trainer.training import Run, RunConfig
+    from hmarl.trainer.run_config import RunConfig
+    from hmarl.trainer.training import Run
 
 _SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
 
@@ -126,7 +127,8 @@ def _log_to_standard_error() -> None:
 
 def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
     """The run in ``directory``, ready to go on."""
-    from hmarl.trainer.training import Run, RunConfig
+    from hmarl.trainer.run_config import RunConfig
+    from hmarl.trainer.training import Run
 
     config = RunConfig.read(directory)
     check_writable(directory, f"--resume {directory}", "copy the run to where it can be written, and resume it there")
@@ -172,7 +174,8 @@ def _configured(
     """The run's config, and in words which preset it is based on; empty without one."""
     from hmarl.trainer.environment_count import fitted_run
     from hmarl.trainer.presets import find_preset, named_preset
-    from hmarl.trainer.training import make_config, refuse_other_run
+    from hmarl.trainer.run_config import make_config
+    from hmarl.trainer.training import refuse_other_run
 
     given = parse_settings(settings, ("algorithm", "env", "run"))
     preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
@@ -279,9 +282,9 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.config import validate
     from hmarl.trainer.environment_count import fitted_count
+    from hmarl.trainer.run_config import RunConfig
     from hmarl.trainer.students.kept import begun_with
     from hmarl.trainer.students.settings import DistillationSettings
-    from hmarl.trainer.training import RunConfig
 
     given = parse_settings(settings, ("distillation",))["distillation"]
     checked = validate(DistillationSettings, given, "distillation")
@@ -306,7 +309,7 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
 
 @contextmanager
 def _saying_what_is_kept(console: Console, run: Path, distillation: Any, restart: bool) -> Iterator[None]:
-    """When somebody stops a distillation."""
+    """When a distillation is stopped."""
     try:
         yield
     except KeyboardInterrupt:
@@ -315,7 +318,7 @@ def _saying_what_is_kept(console: Console, run: Path, distillation: Any, restart
             kept = f"the rounds that are done are kept in {folder}: {command} goes on"
             if not any(folder.glob("checkpoints/step-*.json")):
                 kept = f"no round is done yet: {command} begins again"
-            console.print(f"\nstopped; {kept}", highlight=False, soft_wrap=True)
+            console.print(f"\nstopped; {kept}")
         raise
 
 

@@ -103,7 +103,7 @@ class AlgorithmSettings(Settings):
 
     @model_validator(mode="after")
     def _what_has_an_effect(self) -> Self:
-        """Nobody should wonder why a setting changes nothing."""
+        """A setting that would change nothing is refused."""
         for name in sorted(self.without_effect):
             value, default = getattr(self, name), type(self).model_fields[name].default
             if value != default:
@@ -180,7 +180,7 @@ def validate(model: type[S], values: dict[str, Any], prefix: str) -> S:
         return model(**values)
     except ValidationError as error:
         problem = error.errors()[0]
-        # Words after the first are a union's branches, which nobody has typed.
+        # Words after the first are a union's branches, which no user has typed.
         place = (str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int))
         key = ".".join(place)
         raise UsageError(f"{prefix}.{key}: got {problem['input']!r}, expected: {problem['msg']}") from error

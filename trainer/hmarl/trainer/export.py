@@ -25,6 +25,7 @@ from hmarl.runtime.bundle import (
     EnvironmentModel,
     ParityModel,
     UsageError,
+    check_printable,
     check_target,
     to_plain,
     write_bundle,
@@ -41,11 +42,12 @@ from hmarl.trainer.deployable import DeployablePolicy
 from hmarl.trainer.graph_file import OPSET, Graph, check_size, file_stems, onnx_bytes
 from hmarl.trainer.model_card import model_card
 from hmarl.trainer.recorder import evaluation_path, read_evaluation
+from hmarl.trainer.run_config import RunConfig
 from hmarl.trainer.samples import batch_sizes, example_inputs, recorded_rows, rollout_observations
 from hmarl.trainer.students.dagger import Distilled, distil_run
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.team import LocalPolicies
-from hmarl.trainer.training import RunConfig, build_algorithm
+from hmarl.trainer.training import build_algorithm
 
 # The largest allowed difference in logits and means, per execution provider; GPUs sum in another order.
 TOLERANCES = {"cpu": 1e-5, "cuda": 1e-4, "tensorrt": 1e-3}
@@ -187,8 +189,10 @@ def export_run(
 def _bundle_name(run: Path, name: str | None) -> str:
     """What the bundle is called: as the run's directory, unless told otherwise."""
     called = (run.name if run.name not in ("", "..") else run.resolve().name) if name is None else name
-    if not called or not called.isprintable():
-        raise UsageError(f"--name: got {called!a}, expected printable characters, e.g. --name my-team")
+    try:
+        check_printable("--name", called)
+    except ValueError as error:
+        raise UsageError(f"{error}, e.g. --name my-team") from error
     return called
 
 

@@ -16,7 +16,7 @@ from hmarl.trainer.students.report import figures
 
 if TYPE_CHECKING:
     from hmarl.trainer.checkpoint import Checkpoint
-    from hmarl.trainer.training import RunConfig
+    from hmarl.trainer.run_config import RunConfig
 
 
 def model_card(

@@ -43,7 +43,7 @@ class Actor(Protocol):
         ...
 
     def act(self, observation: Observation, step: int) -> Decision:
-        """Choose everybody's action; ``observation`` holds tensors on the training device, ``step`` counts from 0."""
+        """Choose all agents' actions; ``observation`` holds tensors on the training device, ``step`` counts from 0."""
         ...
 
     def episodes_ended(self, ended: Tensor) -> None:
@@ -181,7 +181,7 @@ class Rollout:
         return following.masked_fill(terminated, 0.0)
 
     def next_values_of_agents(self, values: Tensor, final_values: Tensor) -> tuple[Tensor, Tensor]:
-        """The same where everybody has a value of its own, and where an agent's part ends: to leave is to terminate.
+        """The same where each agent has a value of its own, and where an agent's part ends: to leave is to terminate.
 
         Args:
             values: [T + 1, B, N].

@@ -89,7 +89,7 @@ def _locked(path: Path) -> int:
     """Descriptor of the file at ``path``, locked, with this process named in it.
 
     Raises:
-        UsageError: somebody else has locked it.
+        UsageError: another process, or another run in this one, has locked it.
         OSError: it cannot be opened or written.
     """
     while True:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.spaces import MultiDiscrete
 from torch import Tensor
 
 from hmarl.sdk.copies import few_copies
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import as_numpy, episode_seeds
-from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
+from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, mask_branches
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.instructions import random_instructions
 
@@ -98,11 +97,8 @@ def _random_observations(
 
 def _random_masks(module: DeployablePolicy, rows: int, generator: np.random.Generator) -> npt.NDArray[np.bool_]:
     mask = generator.random((rows, module.agent.mask_size)) < 0.6
-    start = 0
-    space = module.agent.action_space
-    for size in space.nvec if isinstance(space, MultiDiscrete) else [module.agent.mask_size]:
-        mask[np.arange(rows), start + generator.integers(size, size=rows)] = True
-        start += int(size)
+    for part in mask_branches(module.agent.action_space):
+        mask[np.arange(rows), generator.integers(part.start, part.stop, size=rows)] = True
     return mask
 
 

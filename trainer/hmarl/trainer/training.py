@@ -12,13 +12,11 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from hmarl.runtime.bundle import remove_temporaries, replace_file
@@ -32,7 +30,6 @@ from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.announcements import Announcements
 from hmarl.trainer.checkpoint import (
     Checkpoint,
-    CheckpointError,
     Counters,
     any_written,
     checkpoint_path,
@@ -45,12 +42,11 @@ from hmarl.trainer.checkpoint import (
     settle_checkpoint,
     write_checkpoint,
 )
-from hmarl.trainer.config import AlgorithmSettings, RunSettings, validate
-from hmarl.trainer.devices import device_named
 from hmarl.trainer.finite import broken_observation, broken_rollout, first_non_finite
 from hmarl.trainer.problems import Problems, StorageError, storing
 from hmarl.trainer.recorder import LiveProgress, Recorder, evaluation_path, read_evaluation
 from hmarl.trainer.rollout import Collector, EpisodeStatistics, Rollout
+from hmarl.trainer.run_config import RunConfig, device_of
 from hmarl.trainer.run_lock import RunLock
 from hmarl.trainer.stopping import StopRequest
 from hmarl.trainer.team import teams, variants
@@ -65,79 +61,6 @@ class DivergedError(HmarlError):
 
 class Interrupted(KeyboardInterrupt):
     """The user asked to stop; everything up to the last update has been saved."""
-
-
-class RunConfig(BaseModel):
-    """config.json of a run directory: everything that determines the run, defaults included."""
-
-    hmarl_version: str
-    algorithm: str
-    environment: str
-    environment_arguments: dict[str, Any]
-    run: dict[str, Any]
-    algorithm_settings: dict[str, Any]
-
-    def write(self, run: Path) -> None:
-        """Into a run directory."""
-        replace_file(run / "config.json", (self.model_dump_json(indent=1) + "\n").encode())
-
-    @classmethod
-    def read(cls, run: Path) -> RunConfig:
-        """Of a run directory.
-
-        Raises:
-            CheckpointError: there is none, or it is damaged.
-        """
-        path = run / "config.json"
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); is it a run's?") from error
-        except ValueError as error:
-            raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
-
-    def settings(self) -> AlgorithmSettings:
-        """The algorithm's settings, checked."""
-        return validate(find_algorithm(self.algorithm).settings_class, self.algorithm_settings, "algorithm")
-
-    def run_settings(self) -> RunSettings:
-        """The run's settings, checked."""
-        return validate(RunSettings, self.run, "run")
-
-
-def make_config(
-    algorithm: str,
-    environment: str,
-    algorithm_settings: dict[str, Any],
-    run_settings: dict[str, Any],
-    environment_arguments: dict[str, Any],
-) -> RunConfig:
-    """Check everything that can be checked without starting, and fill in the defaults.
-
-    Raises:
-        UsageError: unknown algorithm or setting, value out of range, unknown device.
-    """
-    settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm")
-    run = validate(RunSettings, run_settings, "run")
-    device_of(run)
-    settings.check_rollouts(run.rollout_length)
-    return RunConfig(
-        hmarl_version=version("hmarl"),
-        algorithm=algorithm,
-        environment=environment,
-        environment_arguments=environment_arguments,
-        run=run.model_dump(),
-        algorithm_settings=settings.model_dump(),
-    )
-
-
-def device_of(run: RunSettings) -> torch.device:
-    """The torch device.
-
-    Raises:
-        UsageError: no such device on this machine.
-    """
-    return device_named(run.device)
 
 
 def build_algorithm(config: RunConfig, environment: VectorEnvironment) -> Algorithm:
@@ -357,7 +280,7 @@ class Run:
     def _stop_when_diverging(self, metrics: dict[str, float]) -> None:
         self._rollbacks = self._rollbacks + 1 if metrics.get("rolled_back") else 0
         if self._rollbacks >= self.settings.max_rollbacks:
-            raise DivergedError(f"training: {self._rollbacks} updates in a row diverged ({self._divergence}")
+            raise DivergedError(f"training: {self._rollbacks} updates in a row diverged {self._divergence}")
 
     def _record(self, recorder: Recorder, metrics: dict[str, float], durably: bool) -> None:
         """Write an update's line, before its checkpoint: one too many is dropped on resuming, none may lack."""
@@ -425,7 +348,7 @@ class Run:
         return metrics
 
     def _roll_back(self, why: str, advice: str) -> dict[str, float]:
-        self._divergence = f"{why}); {advice}"
+        self._divergence = f"({why}); {advice}"
         _log.warning("update %d diverged: %s; rolled back", self.counters.update + 1, why)
         return {"rolled_back": 1.0}
 

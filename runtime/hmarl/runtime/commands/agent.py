@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from hmarl.runtime import systemd
 from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positive_integer, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
@@ -18,7 +21,10 @@ from hmarl.runtime.orphans import die_with_parent
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
+    from hmarl.runtime.server import AgentServer
+    from hmarl.runtime.session import Policy
 
+LOGGER = logging.getLogger("hmarl.agent")
 PARENT_VARIABLE = "HMARL_PARENT_PID"  # set by hmarl-fleet: die with this process
 SHA256_VARIABLE = "HMARL_BUNDLE_SHA256"  # set by hmarl-fleet: the bundle that the other members serve
 _MORE_THAN_GRACE_S = 5.0  # for an end that takes longer than the running episodes get
@@ -59,30 +65,22 @@ def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
         )
 
 
-def serve(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    if options.core is not None:
-        stay_on(options.core)  # before any thread is started
-    signals = StopSignals()
-    if PARENT_VARIABLE in os.environ:
-        die_with_parent(int(os.environ[PARENT_VARIABLE]))
-    start_logging(options.log_level, f"hmarl-agent {options.agent}")
+def _loaded(options: argparse.Namespace) -> tuple[AgentServer, Policy]:
+    """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime.trial import Trial, TrialProcess  # noqa: PLC0415
 
     with TrialProcess() as process:  # imports what graphs need, while this one imports what serving needs
         at_end(process.close)
-        from hmarl.runtime import systemd  # noqa: PLC0415
         from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
-        from hmarl.runtime.limits import request_limit_bytes  # noqa: PLC0415
+        from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
         bundle = load_bundle(Path(options.bundle))
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         like = options.like or None
         agent = bundle.agent(options.agent, like)
         trial = Trial(bundle, {options.agent: like}, process=process)
-        from hmarl.runtime.server import LOGGER, AgentServer, ServerSettings  # noqa: PLC0415
+        from hmarl.runtime.server import AgentServer, ServerSettings  # noqa: PLC0415
         from hmarl.runtime.session import Policy  # noqa: PLC0415
 
         server = AgentServer(
@@ -103,12 +101,25 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         except BaseException:
             server.stop(grace_s=0.0)
             raise
+    return server, policy
+
+
+def serve(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.core is not None:
+        stay_on(options.core)  # before any thread is started
+    signals = StopSignals()
+    if PARENT_VARIABLE in os.environ:
+        die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    start_logging(options.log_level, f"hmarl-agent {options.agent}")
+    server, policy = _loaded(options)
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
     OUTPUT.put(json.dumps(ready) if options.json else f"{options.agent} is serving on {server.address}")
-    LOGGER.info("serving %s on %s with %s", bundle.path, server.address, policy.execution_provider)
+    LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):
         if server.alive:

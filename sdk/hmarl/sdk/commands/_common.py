@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
 def run_command(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one Typer-annotated function as a whole command-line program and leave the process.
 
-    Exit codes: 0 done, 2 bad usage, 3 bad bundle or checkpoint, 4 runtime failure (also any error that nobody foresaw),
+    Exit codes: 0 done, 2 bad usage, 3 bad bundle or checkpoint, 4 runtime failure (also any unforeseen error),
     130 interrupted. An error is one line on standard error, never a traceback; with HMARL_DEBUG=1 in the environment
     the error is raised as it is.
 

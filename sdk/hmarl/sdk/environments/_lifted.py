@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.sdk.clock import checked_seconds
 from hmarl.sdk.environment import Array, Finding, Observation, StepResult
 from hmarl.sdk.environments._worker_copy import ParallelCopy, buffer_layout
 from hmarl.sdk.environments._worker_pool import CopySource, WorkerPool
@@ -98,17 +99,6 @@ def checked_workers(workers: int | None, batch_size: int, fewest: int = 0) -> in
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < fewest:
         raise UsageError(f"workers: got {workers!r}, expected a whole number, {fewest} or more")
     return min(workers, batch_size)
-
-
-def checked_seconds(name: str, value: Any) -> float:
-    """``value`` as a positive number of seconds.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise UsageError(f"{name}: got {value!r}, expected a positive number of seconds")
-    return float(value)
 
 
 class LiftedVector:

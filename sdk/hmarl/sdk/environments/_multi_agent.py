@@ -13,7 +13,8 @@ from typing import Any
 
 from gymnasium import spaces
 
-from hmarl.sdk.environments._lifted import CopyNumbers, LiftedVector, checked_seconds, checked_workers, made
+from hmarl.sdk.clock import checked_seconds
+from hmarl.sdk.environments._lifted import CopyNumbers, LiftedVector, checked_workers, made
 from hmarl.sdk.environments._worker_pool import CopySource, describe
 from hmarl.sdk.environments._worker_process import ContractError, EntryError, MultiAgentCopy
 from hmarl.sdk.errors import EnvironmentFault, UsageError

@@ -27,7 +27,7 @@ from hmarl.sdk.environments._worker_process import (
 )
 from hmarl.sdk.environments._worker_spaces import MASK_KEY, ObservationFlattener, convert_action_space
 from hmarl.sdk.errors import EnvironmentFault, UsageError
-from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
+from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec, mask_branches
 
 # Numbers beyond float32 become infinite, which is found and named later on; NumPy need not warn of it as well.
 _NARROWING = partial(np.errstate, over="ignore")
@@ -63,9 +63,9 @@ class ParallelCopy:
     An agent that leaves (its termination or truncation flag is set, or it is missing in ``agents``) is inactive from
     then on: observation zero, mask all true, reward 0; its last reward counts. One that stays in ``agents`` after its
     flag was set has left all the same: it is asked for no action, and what it is paid is dropped. It comes back when it
-    was off the list for a step or more and then is on it again without a flag. The episode ends when nobody is left: by
+    was off the list for a step or more and then is on it again without a flag. The episode ends when none is left: by
     termination when every agent ended by termination, else by truncation. The next episode starts at once with
-    ``episode_seed``. The final observation shows everyone who was still there before the last step, except, when the
+    ``episode_seed``. The final observation shows those that were still there before the last step, except, when the
     episode was cut off, those that terminated at that step.
 
     Args:
@@ -340,8 +340,7 @@ class _MaskReader:
 
     def __init__(self, agent: AgentSpec) -> None:
         self._size = agent.mask_size
-        branches = agent.action_space.nvec if isinstance(agent.action_space, spaces.MultiDiscrete) else [self._size]
-        self._starts = [0, *(int(end) for end in np.cumsum(branches)[:-1])]
+        self._starts = [branch.start for branch in mask_branches(agent.action_space)]
 
     def __call__(self, mask: Any) -> npt.NDArray[np.bool_]:
         if isinstance(mask, list | tuple):

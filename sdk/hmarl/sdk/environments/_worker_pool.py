@@ -117,7 +117,7 @@ class WorkerPool:
             memory.unlink()
             self.close()
             raise
-        # Everyone has the block mapped: without a name it goes with its last user, however that one ends.
+        # All processes have the block mapped: without a name it goes with its last user, however that one ends.
         memory.unlink()
 
     @property

@@ -381,7 +381,7 @@ def make_multi_agent_copy(**settings: Any) -> MultiAgentCopy:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether the code of an environment failed, and nobody pressed Ctrl-C.
+    """Whether the code of an environment failed, and Ctrl-C was not pressed.
 
     A KeyboardInterrupt that a ``raise`` of other code than hmarl's has raised is a failure too.
     """
@@ -519,7 +519,7 @@ def _guard(worker: int, commands: int, gone: int) -> None:
     if gone not in ended:
         poll.unregister(commands)
         if not poll.poll(1000 * _GRACE_S):
-            # The group is the worker's own, unless somebody has started it by hand.
+            # The group is the worker's own, unless it was started by hand.
             if os.getpgrp() == worker:
                 os.killpg(worker, signal.SIGKILL)
             else:

@@ -34,6 +34,7 @@ from hmarl.trainer.checkpoint import Checkpoint, Counters, flatten, restore
 from hmarl.trainer.problems import storing
 from hmarl.trainer.recorder import LiveProgress, Recorder
 from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.run_config import RunConfig
 from hmarl.trainer.run_lock import RunLock
 from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
 from hmarl.trainer.students.kept import KeptDistillation
@@ -43,7 +44,7 @@ from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.student import Students
 from hmarl.trainer.students.teacher import Teacher
 from hmarl.trainer.team import InformedTeam, LocalTeam, TeacherTeam
-from hmarl.trainer.training import EVALUATION_SEED, DivergedError, RunConfig, derived_seeds
+from hmarl.trainer.training import EVALUATION_SEED, DivergedError, derived_seeds
 
 # The best round is chosen by the episodes of the one, and reported are those of the other.
 _CHOICE_SEED, REPORT_SEED = EVALUATION_SEED, EVALUATION_SEED + 1
@@ -307,7 +308,7 @@ def distil_run(
     teacher = algorithm.teacher()
     if teacher is None:
         raise UsageError(
-            f"--distil: nobody in {config.algorithm} knows more than its agents do, and so there is nothing to distil; "
+            f"--distil: no part of {config.algorithm} knows more than its agents do: there is nothing to distil; "
             "without --distil its local policies are exported"
         )
     origin = {"checkpoint": checkpoint.path.name, "checkpoint_sha256": checkpoint.sha256}

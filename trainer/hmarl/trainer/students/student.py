@@ -65,7 +65,7 @@ class StudentPolicy(GroupPolicy):
     network: StudentNetwork
 
     def remembered(self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor) -> Tensor:
-        """[N, L·C, H] what everybody remembers after each step of C sequences of L steps.
+        """[N, L·C, H] what all agents remember after each step of C sequences of L steps.
 
         Args:
             features: [L, C, N, D] normalised observations.
@@ -78,7 +78,7 @@ class StudentPolicy(GroupPolicy):
         return self.network.remembered(self._named(theta), inputs, Memory(memory, kept))
 
     def decided(self, remembered: Tensor, mask: Tensor | None, theta: Tensor) -> tuple[Distribution, Tensor | None]:
-        """[N, M] everybody's distribution and [N, M, G] predicted goals (or their logits), None without goals.
+        """[N, M] all agents' distributions and [N, M, G] predicted goals (or their logits), None without goals.
 
         Args:
             remembered: [N, M, H].
@@ -126,8 +126,8 @@ class Students:
         self.heads, self.normalisers = algorithm.heads, algorithm.observation_normalisers
         self.state_normaliser = algorithm.state_normaliser
         self.policies, self._settings = [], settings
-        everybody = sum(agent.observation_size for agent in self.spec.agents)
-        told = {"nothing": 0, "team": everybody, "state": self.spec.state_size}[settings.told]
+        team = sum(agent.observation_size for agent in self.spec.agents)
+        told = {"nothing": 0, "team": team, "state": self.spec.state_size}[settings.told]
         for group, head, goal in zip(self.spec.groups, self.heads, goal_kinds, strict=True):
             members = len(group.agents)
             shared = share and members > 1
@@ -166,7 +166,7 @@ class Students:
     def act(
         self, observation: Observation, perturbations: Sequence[Tensor] | None, memories: Sequence[Tensor]
     ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """Everybody's raw action, per group [B, N_group, ...], and what everybody remembers after it.
+        """All agents' raw actions, per group [B, N_group, ...], and what they remember after them.
 
         Args:
             observation: tensors on the training device.

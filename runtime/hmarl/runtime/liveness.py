@@ -11,7 +11,7 @@ _NO_ACT_FOR_S = 1.0  # and no act has succeeded for so long
 _FORGOTTEN_AFTER_S = 10.0  # when nothing has failed for so long, the failing client is gone
 
 
-class Pulse:
+class Liveness:
     """What is known of a process's acting.
 
     Args:

@@ -1,4 +1,4 @@
-"""How large messages may be, worked out from the manifest: what a server takes and what a client has to send."""
+"""How large messages may be, worked out from the manifest: what a server takes, and what a client does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from hmarl.runtime.manifest import AgentModel, TensorModel
 
 # Beside the tensors' data: ids, steps, shapes, and room for wrong messages to be refused by name and not by size.
 ROOM_BYTES = 64 * 1024
+# What a tensor's fields take on the wire beside name and data, and one size of its shape, at most.
+_FRAME_BYTES, _SIZE_BYTES = 64, 10
 _ITEM_BYTES = {"float32": 4, "int64": 8, "bool": 1}
 
 
@@ -18,8 +20,10 @@ def request_limit_bytes(agent: AgentModel) -> int:
 
 
 def reply_limit_bytes(agent: AgentModel) -> int:
-    """The largest reply to an act: an action, all diagnostics, and some room."""
-    return sum(map(_data_bytes, [agent.action, *agent.diagnostics])) + ROOM_BYTES
+    """The largest reply to an act, or a bit more: an action, all diagnostics with their names, and some room."""
+    tensors = [agent.action, *agent.diagnostics]
+    names = sum(len(tensor.name.encode()) + _FRAME_BYTES + _SIZE_BYTES * len(tensor.shape) for tensor in tensors)
+    return sum(map(_data_bytes, tensors)) + names + ROOM_BYTES
 
 
 def _data_bytes(tensor: TensorModel) -> int:

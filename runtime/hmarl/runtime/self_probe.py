@@ -1,4 +1,4 @@
-"""A thread that acts once in a while as a client would, and so knows whether acts get through."""
+"""A thread that acts once a second as a client would, and so knows whether acts get through."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime.liveness import Liveness
 from hmarl.runtime.manifest import AgentModel
-from hmarl.runtime.pulse import Pulse
 from hmarl.runtime.wire import to_array, to_tensor
 
 INTERVAL_S = 1.0
@@ -22,22 +22,22 @@ _PAUSES_PER_ACT = 50
 _PATIENCE = 20  # times the quickest probe
 
 
-class Watchman:
+class SelfProbe:
     """Acts over the agent's own address: through its socket, its threads, its locks and its policy.
 
     Args:
         address: where the agent listens.
         agent: the manifest's entry of the agent.
         session_id: the session to act in, which no client knows, and which starts anew at each act.
-        pulse: told how each probe went.
+        liveness: told how each probe went.
         tick: called after each probe.
     """
 
     def __init__(
-        self, address: str, agent: AgentModel, session_id: str, pulse: Pulse, tick: Callable[[], None]
+        self, address: str, agent: AgentModel, session_id: str, liveness: Liveness, tick: Callable[[], None]
     ) -> None:
         self._address = _reachable(address)
-        self._pulse = pulse
+        self._liveness = liveness
         self._tick = tick
         self._quickest_s = 0.0  # not known yet
         request = agent_pb2.ActRequest(
@@ -49,14 +49,14 @@ class Watchman:
 
     def start(self, closing: threading.Event) -> None:
         """Watch until ``closing`` is set, in a thread of its own."""
-        threading.Thread(target=self._watch, args=(closing,), name="hmarl-watchman", daemon=True).start()
+        threading.Thread(target=self._watch, args=(closing,), name="hmarl-self-probe", daemon=True).start()
 
     def _watch(self, closing: threading.Event) -> None:
         options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
         with grpc.insecure_channel(self._address, options) as channel:
             act = channel.unary_unary(_ACT)
             while not closing.wait(max(INTERVAL_S, _PAUSES_PER_ACT * self._quickest_s)):
-                self._pulse.probed(self._probe(act))
+                self._liveness.probed(self._probe(act))
                 self._tick()
 
     def _probe(self, act: Callable[..., bytes]) -> bool:

@@ -1,13 +1,9 @@
-"""An agent as a process of its own whose log can be read, and as many clients as wanted, each a peer of its own."""
+"""Clients of an agent by the bare protocol, each a peer of its own: they send what ``AgentClient`` never would."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -15,39 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.wire import to_tensor
-
-
-class Served:
-    """A running ``hmarl-agent``; ``before`` are words that the command is put behind."""
-
-    def __init__(self, bundle: Path, log: Path, *options: str, before: Sequence[str] = ()) -> None:
-        command = [*before, sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle), "--agent", "agent_0"]
-        command += ["--listen", "127.0.0.1:0", "--json", *options]
-        self._log = log
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.log
-        self.address: str = json.loads(line)["address"]
-
-    @property
-    def log(self) -> str:
-        """What it has said so far."""
-        return self._log.read_text()
-
-    @property
-    def resident_mib(self) -> float:
-        """Its memory."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
-
-    def end(self) -> None:
-        """Kill it."""
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 class Peer:
@@ -88,16 +51,6 @@ class Peer:
         """Whether health is SERVING."""
         answer = self.health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-@contextmanager
-def served(bundle: Path, log: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Served]:
-    """An agent for as long as it is needed."""
-    agent = Served(bundle, log, *options, before=before)
-    try:
-        yield agent
-    finally:
-        agent.end()
 
 
 @contextmanager

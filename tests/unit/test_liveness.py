@@ -6,60 +6,60 @@ import logging
 
 import pytest
 
-from hmarl.runtime.pulse import ACTS_TO_FAIL, PROBES_TO_FAIL, Pulse
+from hmarl.runtime.liveness import ACTS_TO_FAIL, PROBES_TO_FAIL, Liveness
 from hmarl.runtime.repeats import RepeatLog
 from told_clock import Clock
 
 
 def test_probes_that_fail_in_a_row_tell_that_acts_do_not_get_through() -> None:
-    pulse = Pulse(Clock())
+    liveness = Liveness(Clock())
     for _ in range(PROBES_TO_FAIL - 1):
-        pulse.probed(succeeded=False)
-    pulse.probed(succeeded=True)
-    assert pulse.alive
+        liveness.probed(succeeded=False)
+    liveness.probed(succeeded=True)
+    assert liveness.alive
     for _ in range(PROBES_TO_FAIL):
-        assert pulse.alive
-        pulse.probed(succeeded=False)
-    assert not pulse.alive
-    assert not pulse.well
-    assert "3 probes" in pulse.trouble
-    pulse.probed(succeeded=True)
-    assert pulse.alive
-    assert pulse.well
+        assert liveness.alive
+        liveness.probed(succeeded=False)
+    assert not liveness.alive
+    assert not liveness.well
+    assert "3 probes" in liveness.trouble
+    liveness.probed(succeeded=True)
+    assert liveness.alive
+    assert liveness.well
 
 
 def test_acts_that_keep_failing_turn_health_but_not_the_watchdog() -> None:
     clock = Clock()
-    pulse = Pulse(clock)
+    liveness = Liveness(clock)
     for _ in range(ACTS_TO_FAIL):
-        assert pulse.well
-        pulse.failed()
-    assert not pulse.well
-    assert pulse.alive
-    pulse.acted()
-    assert pulse.well
+        assert liveness.well
+        liveness.failed()
+    assert not liveness.well
+    assert liveness.alive
+    liveness.acted()
+    assert liveness.well
 
 
 def test_one_client_whose_acts_fail_does_not_turn_the_health_of_others() -> None:
     clock = Clock()
-    pulse = Pulse(clock)
+    liveness = Liveness(clock)
     for _ in range(20):
-        pulse.acted()
+        liveness.acted()
         for _ in range(10 * ACTS_TO_FAIL):
-            pulse.failed()
-            assert pulse.well
+            liveness.failed()
+            assert liveness.well
         clock.now += 0.5
 
 
 def test_failures_are_forgotten_when_their_client_is_gone() -> None:
     clock = Clock()
-    pulse = Pulse(clock)
+    liveness = Liveness(clock)
     for _ in range(ACTS_TO_FAIL):
-        pulse.failed()
+        liveness.failed()
     clock.now += 9
-    assert not pulse.well
+    assert not liveness.well
     clock.now += 2
-    assert pulse.well
+    assert liveness.well
 
 
 def test_lines_of_one_kind_are_counted_and_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

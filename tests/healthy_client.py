@@ -1,8 +1,7 @@
-"""What the reliability suites share: a watched agent process, a healthy client beside trouble, the numbers of /proc."""
+"""A healthy client beside trouble: it acts at a fixed rate, and every fresh action is held against the right one."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -21,22 +20,6 @@ from hmarl.sdk.fallback import Zero
 
 BUNDLE = Path(__file__).parents[1] / "models" / "simple-spread-hcpo"
 AGENT = "agent_0"
-
-
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def threads(pid: int) -> int:
-    """Threads of a process."""
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
-
-
-def descriptors(pid: int) -> int:
-    """Open files and sockets of a process."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 class Reference:
