@@ -102,6 +102,17 @@ def test_a_fleet_plays_the_same_actions_as_its_bundle(
     assert len(np.unique(served.actions[0])) > 1
 
 
+def test_a_team_of_two_bundles_is_refused(endpoints: Path, tmp_path: Path) -> None:
+    other = write_toy_bundle(
+        tmp_path / "b", agents=AGENTS, observation_size=18, environment={**ENVIRONMENT, "arguments": {"max_cycles": 9}}
+    )
+    spec = make("mpe/simple_spread", batch_size=1, max_cycles=8).spec
+    with AgentProcess(other.path, "agent_1") as stranger:
+        addresses = {**load_endpoints(endpoints), "agent_1": stranger.address}
+        with pytest.raises(UsageError, match=rf"agent 'agent_1' is of bundle .*{other.sha256[:12]}"):
+            FleetTeam(addresses, spec)
+
+
 def test_the_command_evaluates_a_fleet_and_repeats_itself(endpoints: Path, tmp_path: Path) -> None:
     results = [
         json.loads(hmarl_eval("--endpoints", endpoints, "--episodes", 3, "--seed", 1, "--sample", "--json").stdout)

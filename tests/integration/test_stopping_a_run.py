@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from hmarl.trainer.recorder import Recorder
 from hmarl.trainer.run_config import RunConfig
 from hmarl.trainer.stopping import StopRequest
-from hmarl.trainer.training import Run
+from hmarl.trainer.training import Interrupted, Run
 from training_process import Training
 from training_runs import command_line, final_hash, tiny_config, train
 
@@ -92,7 +93,7 @@ def test_whatever_a_kill_leaves_can_be_gone_on_with_as_it_says(state: str, call:
     assert not list(run.rglob("*.tmp")), "left by the kill"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_while_environments_are_built(number: signal.Signals, begin: Any, tmp_path: Path) -> None:
     run = tmp_path / "new" / "run"
     config = tiny_config("happo", TROUBLED, {}, {}, {"build_s": 300})
@@ -145,6 +146,26 @@ def test_ctrl_c_in_an_evaluation_loses_nothing(evaluation: str, begin: Any, call
     train(healed, tmp_path / "unbroken")
     assert final_hash(run) == final_hash(tmp_path / "unbroken")
     assert figures(run) == figures(tmp_path / "unbroken")
+
+
+def test_an_update_is_saved_also_when_stopping_is_asked_for_late_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is that this update is saved: whatever of it is being done at that moment."""
+    stop, write = StopRequest(), Recorder.write
+
+    def asked_meanwhile(recorder: Recorder, update: int, *figures: Any) -> None:
+        write(recorder, update, *figures)
+        if update == 3:
+            stop.ask()
+
+    monkeypatch.setattr(Recorder, "write", asked_meanwhile)
+    run = Run.create(tiny_config("happo", "mpe/simple_spread", {}, {"checkpoint_interval": 100}), tmp_path / "run")
+    with pytest.raises(Interrupted):
+        run.train(stop)
+    run.close()
+    (saved,) = (tmp_path / "run").glob("checkpoints/step-*.json")
+    assert json.loads(saved.read_text())["update"] == 3
 
 
 def test_stopping_is_said_before_stopped(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

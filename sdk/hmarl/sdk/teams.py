@@ -180,7 +180,7 @@ class FleetTeam:
         name: for tables.
 
     Raises:
-        UsageError: an agent is missing or does not fit the environment.
+        UsageError: an agent is missing or does not fit the environment, or the agents are not of one bundle.
         AgentError: no agent answers at an address.
     """
 
@@ -240,6 +240,16 @@ class FleetTeam:
             expected = replace(place.agent, id=server)
             while len(clients) < rows:
                 clients.append(AgentClient(self._addresses[server], expected=expected, **self._client_options))
+                self._check_bundle(server, clients[-1])
+
+    def _check_bundle(self, server: str, client: AgentClient) -> None:
+        """A team is of one bundle: agents of several have not learnt to play together."""
+        first, got = next(clients[0] for clients in self._clients if clients).info, client.info
+        if got.bundle_sha256 != first.bundle_sha256:
+            raise UsageError(
+                f"{client.address}: agent '{server}' is of bundle '{got.bundle_name}' ({got.bundle_sha256[:12]}), "
+                f"expected '{first.bundle_name}' ({first.bundle_sha256[:12]}) as the others: serve all of one bundle"
+            )
 
     @property
     def clients(self) -> dict[str, list[AgentClient]]:

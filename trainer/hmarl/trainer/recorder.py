@@ -72,6 +72,7 @@ class Recorder:
             if content != self._path.read_bytes():
                 replace_file(self._path, content)
         self._file = self._path.open("ab", buffering=0)
+        self._line_begins = 0
         self._board = Board(run / "tensorboard", resumed_steps + 1 if resuming else None)
 
     def write(self, update: int, steps: int, metrics: Mapping[str, float]) -> None:
@@ -80,11 +81,29 @@ class Recorder:
         Raises:
             OSError: the line could not be written; what was begun of it is left out when the run is resumed.
         """
-        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        line = memoryview((json.dumps({"update": update, "steps": steps, **finite}) + "\n").encode())
         with _named(self._path):
-            while line:
-                line = line[self._file.write(line) :]
+            self._line_begins = os.fstat(self._file.fileno()).st_size
+            self._append({"update": update, "steps": steps, **metrics})
+        self._show(metrics, steps)
+
+    def amend(self, update: int, steps: int, metrics: Mapping[str, float], more: Mapping[str, float]) -> None:
+        """Write the last line again, with ``more`` figures.
+
+        Raises:
+            OSError: the line could not be written.
+        """
+        with _named(self._path):
+            os.ftruncate(self._file.fileno(), self._line_begins)
+            self._append({"update": update, "steps": steps, **metrics, **more})
+        self._show(more, steps)
+
+    def _append(self, row: Mapping[str, float]) -> None:
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        line = memoryview((json.dumps(finite) + "\n").encode())
+        while line:
+            line = line[self._file.write(line) :]
+
+    def _show(self, metrics: Mapping[str, float], steps: int) -> None:
         for key, value in metrics.items():
             self._board.add(key if "/" in key else f"train/{key}", value, steps)
 

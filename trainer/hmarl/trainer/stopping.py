@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
 # From the second signal to the end by force: time for closing what closes in time.
 _GRACE_S = 1.0
 _ANSWER_S = 0.5  # at the end, for an answer that standard error does not take at once
@@ -96,7 +96,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         stop.ask()
 
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, ask) for number in SIGNALS}
+    # nohup(1) has SIGHUP ignored, and that is to stay so.
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield stop
     finally:

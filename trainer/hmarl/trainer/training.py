@@ -263,8 +263,8 @@ class Run:
             saving = due or stop() or self.counters.update % self.settings.checkpoint_interval == 0
             elapsed_s = time.monotonic() - self._started
             metrics["steps_per_s"] = (self.counters.steps - self._first_steps) / elapsed_s
-            if saving and not self._stateful:
-                metrics["environments_truncated"] = float(self.settings.environments)
+            if saving:
+                metrics |= self._truncated()
             if due:
                 self._pending = metrics
             else:
@@ -273,9 +273,22 @@ class Run:
                 self._checkpoint()
             progress.update(self.counters.steps, metrics)
         if stop():
+            if not saving:  # asked for after that was settled, and told that this update is saved
+                self._save_late(recorder, metrics, stop)
             raise Interrupted
         if due:
             self._evaluate_due(recorder, progress)
+
+    def _save_late(self, recorder: Recorder, metrics: dict[str, float], stop: StopRequest) -> None:
+        """Save an update whose line has been written already."""
+        with stop.postponed(), storing():
+            recorder.amend(self.counters.update, self.counters.steps, metrics, self._truncated())
+            recorder.sync()
+            self._checkpoint()
+
+    def _truncated(self) -> dict[str, float]:
+        """What a checkpoint costs: episodes that begin anew where the environments cannot be saved."""
+        return {} if self._stateful else {"environments_truncated": float(self.settings.environments)}
 
     def _stop_when_diverging(self, metrics: dict[str, float]) -> None:
         self._rollbacks = self._rollbacks + 1 if metrics.get("rolled_back") else 0
