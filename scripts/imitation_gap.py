@@ -26,8 +26,8 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import Evaluation, evaluate
 from hmarl.sdk.files import write_text
 from hmarl.sdk.teams import FleetTeam
-from hmarl.trainer.export import export_run
-from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.policy_source import load_team
 
 SEEDS = (1, 2, 3, 4, 5)
 EPISODES = 1000
@@ -47,7 +47,7 @@ ALGORITHMS = {
 def train(algorithm: str, task: str, seed: int, run: Path) -> None:
     """With the preset and no options, unless it is done."""
     if not (run / "summary.json").exists():
-        words = [sys.executable, "-m", "hmarl.trainer.cli"]
+        words = [sys.executable, "-m", "hmarl.trainer.commands.train"]
         begun = any((run / "checkpoints").glob("*.json"))
         words += ["--resume", str(run)] if begun else [algorithm, "--env", task, "--seed", str(seed), "--out", str(run)]
         print(" ".join(words), flush=True)

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hmarl.trainer.run_config import RunConfig, make_config
-from hmarl.trainer.training import Run
+from hmarl.trainer.runs.config import RunConfig, make_config
+from hmarl.trainer.runs.run import Run
 
 RUN: dict[str, Any] = {
     "steps": 40 * 4 * 9, "environments": 4, "rollout_length": 9, "threads": 1, "checkpoint_interval": 2,
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=65, help="of all runs together")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     options = parser.parse_args()
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["hmarl.trainer.training"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["hmarl.trainer.runs.run"])
     kills = differing = 0
     with tempfile.TemporaryDirectory() as folder:
         for index, (algorithm, environment, arguments, settings) in enumerate(RUNS):

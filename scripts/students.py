@@ -24,8 +24,9 @@ from hmarl.sdk.evaluation import Evaluation, evaluate
 from hmarl.sdk.files import write_text
 from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.sdk.teams import FleetTeam
-from hmarl.trainer.config import validate
-from hmarl.trainer.export import export_run, load_run
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.runs.loaded_run import load_run
 from hmarl.trainer.students.dagger import REPORT_SEED, distil_run
 from hmarl.trainer.students.settings import DistillationSettings
 

@@ -34,7 +34,7 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.files import write_text
 from hmarl.sdk.statistics import iqm, iqm_interval
-from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.export.policy_source import load_team
 
 COLOURS = {
     "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
@@ -58,7 +58,7 @@ def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
 
 def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> list[str]:
     """How to train one run, from the start or from its last checkpoint."""
-    words = [sys.executable, "-m", "hmarl.trainer.cli"]
+    words = [sys.executable, "-m", "hmarl.trainer.commands.train"]
     if any((run / "checkpoints").glob("*.json")):
         return [*words, "--resume", str(run)]
     words += [variant.algorithm, "--env", comparison.environment, "--steps", str(comparison.steps)]

@@ -16,8 +16,12 @@ os.environ["no_grpc_proxy"] = "localhost,127.0.0.1"  # noqa: SIM112 - gRPC reads
 
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.commands._common import run_command
-from hmarl.trainer import cli
+from hmarl.trainer.commands.algorithms import algorithms
+from hmarl.trainer.commands.export import export
+from hmarl.trainer.commands.train import train
 from toy_bundle import write_toy_bundle
+
+COMMANDS = {"train": train, "export": export, "algorithms": algorithms}
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +56,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
-            run_command(getattr(cli, name), arguments)
+            run_command(COMMANDS[name], arguments)
         output = capfd.readouterr()
         return int(left.value.code or 0), output.out, output.err
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.sdk.environment import Observation
-from hmarl.trainer.algorithm import Algorithm
-from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.policies import select_all
-from hmarl.trainer.students.teacher import GoalKind, Labels
+from hmarl.trainer.contract.algorithm import Algorithm
+from hmarl.trainer.contract.teacher import GoalKind, Labels
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.policies import select_all
 
 
 class FollowingTeacher:

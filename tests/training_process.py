@@ -20,7 +20,7 @@ class Training:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONUNBUFFERED": "1"}
         environment.pop("HMARL_DEBUG", None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hmarl.trainer.cli", *words],
+            [sys.executable, "-m", "hmarl.trainer.commands.train", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
         )  # fmt: skip
         self._lines: list[str] = []

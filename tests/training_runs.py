@@ -14,10 +14,10 @@ from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import make
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.algorithms.hcpo import Hcpo
-from hmarl.trainer.config import validate
-from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.run_config import RunConfig, make_config
-from hmarl.trainer.training import Run
+from hmarl.trainer.experience.rollout import Collector, Rollout
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.runs.config import RunConfig, make_config
+from hmarl.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 TINY_NETWORKS: dict[str, Any] = {"hidden_sizes": (8,), "critic_hidden_sizes": (8,)}

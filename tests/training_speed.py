@@ -11,9 +11,9 @@ import torch
 
 from hmarl.sdk.environments import make
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.config import validate
-from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.training import derived_seeds
+from hmarl.trainer.experience.rollout import Collector, Rollout
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.runs.run import derived_seeds
 
 CPU = torch.device("cpu")
 

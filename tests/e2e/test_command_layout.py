@@ -10,7 +10,7 @@ import pytest
 
 from command_lines import run_in_pipes, run_in_terminal
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.presets import PRESETS
+from hmarl.trainer.runs.presets import PRESETS
 
 TINY = ("--set", "run.environments=4", "--set", "run.rollout_length=12", "--set", "run.evaluation_episodes=4",
         "--set", "run.threads=1")  # fmt: skip

@@ -14,8 +14,8 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.teams import BundleTeam
-from hmarl.trainer import export
-from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.export import export
+from hmarl.trainer.export.policy_source import load_team
 from training_runs import tiny_config, train
 
 TEAM = "pettingzoo/named_teams:make"

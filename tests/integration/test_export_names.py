@@ -22,7 +22,7 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.teams import BundleTeam, FleetTeam, load_endpoints
-from hmarl.trainer import export
+from hmarl.trainer.export import export
 from training_runs import tiny_config, train
 
 TEAM = "pettingzoo/named_teams:make"

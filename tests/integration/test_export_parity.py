@@ -15,12 +15,12 @@ from hmarl.runtime.verify import verify_bundle
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.teams import BundleTeam
-from hmarl.trainer import export
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.checkpoint import CheckpointError
-from hmarl.trainer.policy_source import load_team
-from hmarl.trainer.run_config import make_config
-from hmarl.trainer.training import Run
+from hmarl.trainer.export import export
+from hmarl.trainer.export.policy_source import load_team
+from hmarl.trainer.records.checkpoint import CheckpointError
+from hmarl.trainer.runs.config import make_config
+from hmarl.trainer.runs.run import Run
 
 ENVIRONMENTS = {
     "discrete": ("mpe/simple_spread", {}),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hmarl.trainer.training import Run
+from hmarl.trainer.runs.run import Run
 from training_runs import command_line, final_hash, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -31,10 +31,10 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
 from hmarl.sdk.teams import BundleTeam, FleetTeam
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.checkpoint import find_checkpoint, flatten
-from hmarl.trainer.policy_source import load_team
-from hmarl.trainer.run_config import RunConfig
-from hmarl.trainer.training import build_algorithm
+from hmarl.trainer.export.policy_source import load_team
+from hmarl.trainer.records.checkpoint import find_checkpoint, flatten
+from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.run import build_algorithm
 from training_runs import command_line, tiny_config
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from hmarl.trainer.problems import StorageError
-from hmarl.trainer.stopping import StopRequest
-from hmarl.trainer.training import Run
+from hmarl.trainer.records.problems import StorageError
+from hmarl.trainer.runs.run import Run
+from hmarl.trainer.runs.stopping import StopRequest
 from training_runs import command_line, final_hash, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

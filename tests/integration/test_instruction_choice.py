@@ -14,9 +14,9 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.teams import BundleTeam
 from hmarl.trainer.algorithms.hcpo import Hcpo
-from hmarl.trainer.export import export_run
-from hmarl.trainer.policy_source import load_team
-from hmarl.trainer.team import LocalTeam
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.policy_source import load_team
 from training_runs import new_hcpo, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

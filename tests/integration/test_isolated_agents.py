@@ -17,8 +17,8 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.teams import BundleTeam, FleetTeam
-from hmarl.trainer.config import validate
-from hmarl.trainer.export import export_run
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.students.settings import DistillationSettings
 from training_runs import tiny_config, train
 

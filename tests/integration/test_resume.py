@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from hmarl.trainer.run_config import RunConfig
-from hmarl.trainer.training import Run
+from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.run import Run
 from training_runs import command_line, final_hash, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -66,7 +66,7 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     """The real program in a process of its own; the toy environments can be imported there."""
-    command = [sys.executable, "-m", "hmarl.trainer.cli", *arguments]
+    command = [sys.executable, "-m", "hmarl.trainer.commands.train", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 

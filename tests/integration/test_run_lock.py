@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.run_lock import RunLock
-from hmarl.trainer.training import Run
+from hmarl.trainer.runs.lock import RunLock
+from hmarl.trainer.runs.run import Run
 from training_process import Training
 from training_runs import command_line, tiny_config, train
 

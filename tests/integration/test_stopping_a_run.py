@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from hmarl.trainer.recorder import Recorder
-from hmarl.trainer.run_config import RunConfig
-from hmarl.trainer.stopping import StopRequest
-from hmarl.trainer.training import Interrupted, Run
+from hmarl.trainer.records.recorder import Recorder
+from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.run import Interrupted, Run
+from hmarl.trainer.runs.stopping import StopRequest
 from training_process import Training
 from training_runs import command_line, final_hash, tiny_config, train
 

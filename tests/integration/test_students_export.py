@@ -25,13 +25,14 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import as_numpy, episode_seeds, evaluate
 from hmarl.sdk.teams import BundleTeam
-from hmarl.trainer.config import validate
-from hmarl.trainer.export import export_run, load_run
-from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.policy_source import load_team
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.runs.loaded_run import load_run
 from hmarl.trainer.students.dagger import REPORT_SEED, Distilled, distil_run
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings
-from hmarl.trainer.team import LocalTeam
 from training_runs import tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -347,7 +348,7 @@ def test_a_damaged_checkpoint_that_is_passed_over_is_named(mat: Path, tmp_path: 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     """The real program in a process of its own; the toy environments can be imported there."""
-    program = "from hmarl.trainer.cli import export_main; export_main()"
+    program = "from hmarl.trainer.commands.export import export_main; export_main()"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],

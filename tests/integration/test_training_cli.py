@@ -16,7 +16,7 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.policy_source import load_team
+from hmarl.trainer.export.policy_source import load_team
 from training_runs import command_line, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -136,7 +136,7 @@ def test_a_broken_reward_is_named_rolled_back_and_ends_the_run_when_it_does_not_
 
 
 def _parameters(path: Path) -> dict[str, Any]:
-    from hmarl.trainer.checkpoint import read_checkpoint  # noqa: PLC0415 - the only test that looks inside
+    from hmarl.trainer.records.checkpoint import read_checkpoint  # noqa: PLC0415 - the only test that looks inside
 
     tensors = read_checkpoint(path).tensors
     return {name: tensor.tolist() for name, tensor in tensors.items() if name.startswith("algorithm.")}
@@ -253,7 +253,7 @@ def test_settings_and_presets_are_listed(call: Call) -> None:
 
 def test_the_real_program_leaves_with_the_same_codes() -> None:
     """Once in a process of its own, as the shell sees it."""
-    program = "from hmarl.trainer.cli import train_main; train_main()"
+    program = "from hmarl.trainer.commands.train import train_main; train_main()"
     words = [sys.executable, "-c", program, *TRAIN, "--set", "algorithm.clipp=0.1"]
     result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 2

@@ -16,7 +16,7 @@ import torch
 from command_lines import command, run_in_pipes, surroundings
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.devices import device_named
+from hmarl.trainer.runs.devices import device_named
 from training_runs import tiny_config, train
 
 Call = Callable[..., tuple[int, str, str]]

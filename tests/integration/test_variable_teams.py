@@ -21,9 +21,10 @@ from hmarl.sdk.agent import LocalAgent
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import as_numpy, evaluate
 from hmarl.sdk.teams import BundleTeam, FleetTeam
-from hmarl.trainer.export import export_run, load_run
-from hmarl.trainer.policy_source import load_team
-from hmarl.trainer.team import LocalTeam
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.policy_source import load_team
+from hmarl.trainer.runs.loaded_run import load_run
 from training_runs import tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

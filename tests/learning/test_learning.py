@@ -13,12 +13,11 @@ from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.team import Team
 from hmarl.sdk.teams import BundleTeam
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.export import export_run
-from hmarl.trainer.guided import GuidedTeam
-from hmarl.trainer.policy_source import load_team
-from hmarl.trainer.run_config import make_config
-from hmarl.trainer.team import variants
-from hmarl.trainer.training import Run
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.policy_source import load_team
+from hmarl.trainer.guiders.guided_team import GuidedTeam
+from hmarl.trainer.runs.config import make_config
+from hmarl.trainer.runs.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -38,7 +37,7 @@ def final_return(algorithm: str, environment: str, steps: int, seed: int, folder
     training = Run.create(make_config(algorithm, environment, chosen, settings, {}), folder / f"{algorithm}-{seed}")
     try:
         final = training.train()["final"]
-        return float(final[variants(training.algorithm)[0]]["return_mean"])
+        return float(final[next(iter(training.algorithm.teams()))]["return_mean"])
     finally:
         training.close()
 

@@ -17,10 +17,10 @@ from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.algorithms.a2po import A2po, explained_advantage
-from hmarl.trainer.distributions import Categorical, Distribution
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
-from hmarl.trainer.rollout import Decision, Rollout
-from hmarl.trainer.trust_region_improvement import surrogate
+from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.networks.distributions import Categorical, Distribution
+from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
+from hmarl.trainer.sequential.trust_region_steps import surrogate
 from training_runs import CPU, new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.checkpoint import (
+from hmarl.trainer.records.checkpoint import (
     CheckpointError,
     Counters,
     find_checkpoint,

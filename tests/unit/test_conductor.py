@@ -12,13 +12,13 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.conducted import Conducted
-from hmarl.trainer.conductor import ConductorImprovement, ConductorLevel, ConductorSettings
-from hmarl.trainer.config import validate
-from hmarl.trainer.distributions import Categorical
-from hmarl.trainer.export import example_inputs
-from hmarl.trainer.heterogeneous import Estimate
-from hmarl.trainer.rollout import Collector, Decision, Rollout
+from hmarl.trainer.conductors.conducted import Conducted
+from hmarl.trainer.conductors.level import ConductorImprovement, ConductorLevel, ConductorSettings
+from hmarl.trainer.experience.rollout import Collector, Decision, Rollout
+from hmarl.trainer.export.samples import example_inputs
+from hmarl.trainer.networks.distributions import Categorical
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.sequential.heterogeneous import Estimate
 from training_runs import CPU
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.algorithms.hcpo import HcpoSettings
-from hmarl.trainer.config import ActorCriticSettings, RunSettings, Settings, validate
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.presets import PRESETS, find_preset, named_preset
-from hmarl.trainer.run_config import RunConfig, make_config
+from hmarl.trainer.networks.settings import ActorCriticSettings, Settings, validate
+from hmarl.trainer.runs.config import RunConfig, make_config
+from hmarl.trainer.runs.presets import PRESETS, find_preset, named_preset
+from hmarl.trainer.runs.settings import RunSettings
 
 
 @pytest.mark.parametrize(

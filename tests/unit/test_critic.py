@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmarl.trainer.config import ActorCriticSettings, validate
-from hmarl.trainer.critic import Critic
-from hmarl.trainer.optimiser import FlatAdam
+from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.settings import ActorCriticSettings, validate
 
 CPU = torch.device("cpu")
 STATES = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 2.0], [0.5, 0.5]])

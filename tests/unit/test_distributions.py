@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from hmarl.trainer.distributions import (
+from hmarl.trainer.networks.distributions import (
     ActionHead,
     Categorical,
     DiagonalGaussian,

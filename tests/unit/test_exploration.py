@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hmarl.sdk.environments import make
-from hmarl.trainer.exploration import (
+from hmarl.trainer.runs.exploration import (
     StateCoordinates,
     nearest_neighbour_distance,
     neighbour_distances,

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hmarl.trainer.graph_file import file_stems, lower_ir_version
+from hmarl.trainer.export.graphs import file_stems, lower_ir_version
 
 SHIPPED = Path(__file__).parents[2] / "models" / "simple-spread-hcpo" / "agents"
 

@@ -17,14 +17,15 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.config import validate
-from hmarl.trainer.guided import GuidedTeam
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.guiders import GUIDERS
+from hmarl.trainer.guiders.guided_team import GuidedTeam
 from hmarl.trainer.guiders.guider import Acted
-from hmarl.trainer.heterogeneous import Estimate
-from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.team import CentralTeam, LocalTeam, variants
-from hmarl.trainer.team_batch import TeamBatch
+from hmarl.trainer.guiders.team_batch import TeamBatch
+from hmarl.trainer.guiders.teams import CentralTeam
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.sequential.heterogeneous import Estimate
 from toy_environments import ToyEnvironment
 from training_runs import CPU, of_use, tiny_networks
 
@@ -443,8 +444,8 @@ def test_evaluation_leaves_what_the_training_remembers_alone(guider: str) -> Non
 
 
 def test_what_can_be_played_with() -> None:
-    assert variants(new_team("magpo")) == variants(new_team("ctds")) == ("local", "guider")
+    assert list(new_team("magpo").teams()) == list(new_team("ctds").teams()) == ["local", "guider"]
     mat = new_team("mat")
-    assert variants(mat) == ("guider",)
+    assert list(mat.teams()) == ["guider"]
     with pytest.raises(UsageError, match=r"mat: acts for the whole team at once .* --distil .* algorithm\.guider=mat"):
         mat.deployable(0)

@@ -12,8 +12,8 @@ from torch import Tensor
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation import evaluate
 from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
-from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.team import CentralTeam, teams
+from hmarl.trainer.experience.rollout import Collector, Rollout
+from hmarl.trainer.guiders.teams import CentralTeam
 from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -98,8 +98,8 @@ def test_it_plays_in_all_ways_and_deploys_its_local_conductors() -> None:
     algorithm, rollout, _ = collected()
     algorithm.update(rollout, 0.0)
     environment = make(TOY, 4)
-    played = teams(algorithm)
-    assert list(played) == ["local", "central", "random", "none", "guider"]
+    played = algorithm.teams()
+    assert list(played) == ["local", "guider", "central", "random", "none"]
     for team in played.values():
         assert np.isfinite(evaluate(environment, team, 4, seed=0).returns).all()
     module = algorithm.deployable(0)

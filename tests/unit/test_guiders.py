@@ -13,10 +13,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
-from hmarl.trainer.distributions import ActionHead, Categorical
 from hmarl.trainer.guiders.attention import AttentionGuider
 from hmarl.trainer.guiders.guider import Guider, Judged, TeamView
 from hmarl.trainer.guiders.retention import RetentionGuider
+from hmarl.trainer.networks.distributions import ActionHead, Categorical
 
 pytestmark = pytest.mark.usefixtures("single_thread", "double_precision")
 each_guider = pytest.mark.parametrize("guider_class", [AttentionGuider, RetentionGuider])

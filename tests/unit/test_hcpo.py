@@ -10,13 +10,13 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.trainer.algorithms.hcpo import Hcpo
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distillation import distil
-from hmarl.trainer.distributions import ActionHead, Categorical
-from hmarl.trainer.optimiser import FlatAdam
-from hmarl.trainer.policies import GroupPolicy
-from hmarl.trainer.returns import normalise_advantages
-from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.imitation import distil
+from hmarl.trainer.learning.returns import normalise_advantages
+from hmarl.trainer.networks.distributions import ActionHead, Categorical
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings
 from toy_environments import LENGTH
 from training_runs import new_hcpo
 

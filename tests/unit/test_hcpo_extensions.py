@@ -15,17 +15,20 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.trainer.algorithms.hcpo import Hcpo
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distillation import distil
-from hmarl.trainer.distributions import DiagonalGaussian
-from hmarl.trainer.export import example_inputs, export_run, load_run
-from hmarl.trainer.instructions import agreement, instruction_metrics, latent_instructions
-from hmarl.trainer.optimiser import FlatAdam
-from hmarl.trainer.policies import GroupPolicy
-from hmarl.trainer.rollout import Rollout
-from hmarl.trainer.rollout_replay import Replayed, RolloutReplay
-from hmarl.trainer.run_config import make_config
-from hmarl.trainer.team import ConductedTeam, LocalTeam
+from hmarl.trainer.conductors.rollout_replay import Replayed, RolloutReplay
+from hmarl.trainer.conductors.teams import ConductedTeam
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.samples import example_inputs
+from hmarl.trainer.learning.imitation import distil
+from hmarl.trainer.learning.instructions import agreement, instruction_metrics, latent_instructions
+from hmarl.trainer.networks.distributions import DiagonalGaussian
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.runs.config import make_config
+from hmarl.trainer.runs.loaded_run import load_run
 from training_runs import new_hcpo, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

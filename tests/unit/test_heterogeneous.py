@@ -20,10 +20,10 @@ from torch import Tensor
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms.happo import Happo, HappoSettings, clipped_surrogate
 from hmarl.trainer.algorithms.hcpo import Hcpo, HcpoSettings
-from hmarl.trainer.distributions import Categorical
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
-from hmarl.trainer.rollout import Rollout
-from hmarl.trainer.trust_region_improvement import surrogate
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.networks.distributions import Categorical
+from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
+from hmarl.trainer.sequential.trust_region_steps import surrogate
 from training_runs import CPU, new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -14,9 +14,9 @@ from hmarl.sdk.annotation import Explains, TeamAnnotation
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.sdk.video import record_episode
 from hmarl.trainer.algorithms.himpo import Himpo
-from hmarl.trainer.config import validate
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.team import HierarchyTeam
+from hmarl.trainer.hierarchy.teams import HierarchyTeam
+from hmarl.trainer.networks.settings import validate
 from toy_environments import LENGTH, ToyEnvironment
 from training_runs import CPU
 

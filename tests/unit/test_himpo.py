@@ -15,12 +15,13 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import evaluate
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.algorithms.himpo import Himpo
-from hmarl.trainer.config import validate
+from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.hierarchy.level import Level
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards, told_reward
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.team import HierarchyTeam, TeacherTeam, variants
+from hmarl.trainer.hierarchy.teams import HierarchyTeam
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.students.teams import TeacherTeam
 from toy_environments import ToyEnvironment
 from training_runs import CPU, as_tensors
 
@@ -255,7 +256,7 @@ def test_goals_for_an_empty_cluster_do_not_count() -> None:
 
 def test_evaluation_is_that_of_the_whole_hierarchy_and_can_be_repeated() -> None:
     algorithm = hierarchy()
-    assert variants(algorithm) == ("hierarchy",)
+    assert list(algorithm.teams()) == ["hierarchy"]
     for sample in (False, True):
         returns = [evaluate(toy(), HierarchyTeam(algorithm, sample), BATCH, 5).returns.tolist() for _ in range(2)]
         assert returns[0] == returns[1]

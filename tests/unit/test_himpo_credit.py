@@ -14,13 +14,13 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.trainer.algorithms.himpo import Himpo
-from hmarl.trainer.config import validate
-from hmarl.trainer.distributions import ActionHead
+from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.hierarchy.level import Decisions, Level
 from hmarl.trainer.hierarchy.networks import TeamGraph
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.networks.distributions import ActionHead
+from hmarl.trainer.networks.settings import validate
 from training_runs import CPU, as_tensors, new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

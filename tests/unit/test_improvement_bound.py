@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmarl.trainer.improvement_bound import BoundMonitor, ImprovementBound
-from hmarl.trainer.plots import improvement_bound_plot, realised_points, run_plots
+from hmarl.trainer.conductors.improvement_bound import BoundMonitor, ImprovementBound
+from hmarl.trainer.records.plots import improvement_bound_plot, realised_points, run_plots
 from training_runs import CPU, new_hcpo, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -13,8 +13,9 @@ from gymnasium import spaces
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
-from hmarl.trainer.config import validate
-from hmarl.trainer.export import example_inputs, group_names
+from hmarl.trainer.export.export import group_names
+from hmarl.trainer.export.samples import example_inputs
+from hmarl.trainer.networks.settings import validate
 from training_runs import new_algorithm, tiny_config, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("single_thread")

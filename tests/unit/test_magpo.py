@@ -14,14 +14,14 @@ from torch import Tensor
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.algorithms.magpo import doubly_clipped_surrogate, outside
-from hmarl.trainer.distillation import distil, imitation_loss
-from hmarl.trainer.distributions import ActionHead, Categorical
-from hmarl.trainer.gradient_steps import clipped_surrogate
 from hmarl.trainer.guiders.guider import Judged, TeamView
-from hmarl.trainer.networks import Mlp
-from hmarl.trainer.optimiser import FlatAdam
-from hmarl.trainer.policies import GroupPolicy
-from hmarl.trainer.team_batch import TeamBatch
+from hmarl.trainer.guiders.team_batch import TeamBatch
+from hmarl.trainer.learning.imitation import distil, imitation_loss
+from hmarl.trainer.networks.distributions import ActionHead, Categorical
+from hmarl.trainer.networks.flat import Mlp
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
 from training_runs import CPU, new_algorithm, of_use
 
 pytestmark = pytest.mark.usefixtures("single_thread")

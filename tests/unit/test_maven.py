@@ -16,13 +16,13 @@ from hmarl.runtime.session import noise_for
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.algorithms.maven import Batch, Maven, MavenSettings
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distributions import Categorical
-from hmarl.trainer.latent import LatentPolicy, latent_log_likelihood
-from hmarl.trainer.mixing import MonotoneMixer
-from hmarl.trainer.networks import Mlp
-from hmarl.trainer.replay import Replay, cut_into_fragments
-from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.experience.replay import Replay, cut_into_fragments
+from hmarl.trainer.experience.rollout import Collector, Rollout
+from hmarl.trainer.mixing.latent import LatentPolicy, latent_log_likelihood
+from hmarl.trainer.mixing.mixer import MonotoneMixer
+from hmarl.trainer.networks.distributions import Categorical
+from hmarl.trainer.networks.flat import Mlp
+from hmarl.trainer.networks.settings import AlgorithmSettings
 from toy_environments import ToyEnvironment
 from training_runs import CPU, new_algorithm
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms.haa2c import Haa2c, Haa2cSettings
 from hmarl.trainer.algorithms.hamdpo import Hamdpo, HamdpoSettings
-from hmarl.trainer.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
-from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.networks.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical
+from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
 from training_runs import CPU, new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -10,10 +10,10 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distributions import ActionHead, Categorical
-from hmarl.trainer.networks import Activation, Mlp
-from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.networks.distributions import ActionHead, Categorical
+from hmarl.trainer.networks.flat import Activation, Mlp
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 MODULES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}

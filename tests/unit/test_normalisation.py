@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmarl.trainer.normalisation import RunningNormaliser, ValueNormaliser
+from hmarl.trainer.networks.normalisation import RunningNormaliser, ValueNormaliser
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from hmarl.trainer.recorder import Recorder, read_metrics
+from hmarl.trainer.records.recorder import Recorder, read_metrics
 
 CUT_OFF = '{"update": 3, "ret'
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.networks import Memory, Mlp, RecurrentNetwork
+from hmarl.trainer.networks.flat import Memory, Mlp, RecurrentNetwork
 from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

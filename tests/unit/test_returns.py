@@ -9,13 +9,13 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import make
-from hmarl.trainer.returns import (
+from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.learning.returns import (
     decision_advantages,
     explained_variance,
     generalised_advantages,
     normalise_advantages,
 )
-from hmarl.trainer.rollout import Decision, Rollout
 from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -13,7 +13,7 @@ from torch import Tensor
 from counting_environment import CountingEnvironment
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
-from hmarl.trainer.rollout import Collector, Decision, EpisodeStatistics, Rollout
+from hmarl.trainer.experience.rollout import Collector, Decision, EpisodeStatistics, Rollout
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU = torch.device("cpu")

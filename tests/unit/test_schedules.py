@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hmarl.trainer.training import Run
+from hmarl.trainer.runs.run import Run
 from training_runs import tiny_config
 
 pytestmark = pytest.mark.usefixtures("single_thread")

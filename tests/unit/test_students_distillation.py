@@ -17,13 +17,13 @@ from following_teacher import SkilledTeacher
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.checkpoint import CheckpointError, Counters
-from hmarl.trainer.config import validate
+from hmarl.trainer.contract.teacher import GoalKind
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.records.checkpoint import CheckpointError, Counters
+from hmarl.trainer.runs.run import EVALUATION_SEED, DivergedError
 from hmarl.trainer.students.dagger import REPORT_SEED, Distillation, Distilled
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings
-from hmarl.trainer.students.teacher import GoalKind
-from hmarl.trainer.training import EVALUATION_SEED, DivergedError
 from training_runs import CPU, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -11,17 +11,17 @@ import torch
 from following_teacher import FollowingTeacher
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.config import validate
-from hmarl.trainer.distributions import Categorical
-from hmarl.trainer.networks import Memory
-from hmarl.trainer.rollout import Collector, Rollout
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.contract.teacher import GoalKind
+from hmarl.trainer.experience.rollout import Collector, Rollout
+from hmarl.trainer.networks.distributions import Categorical
+from hmarl.trainer.networks.flat import Memory
+from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
 from hmarl.trainer.students.learner import Learner
 from hmarl.trainer.students.report import measure
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.student import StudentNetwork, Students
-from hmarl.trainer.students.teacher import GoalKind
-from hmarl.trainer.team import LocalTeam
 from toy_environments import ToyEnvironment, leaving, masked_discrete
 from training_runs import CPU, as_tensors, tiny_networks
 

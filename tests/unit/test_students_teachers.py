@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.evaluation import evaluate
-from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
-from hmarl.trainer.config import validate
-from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.students.teacher import GoalKind, Teacher
-from hmarl.trainer.team import TeacherTeam, central_team
+from hmarl.trainer.contract.algorithm import Algorithm
+from hmarl.trainer.contract.teacher import GoalKind, Teacher
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.students.teams import TeacherTeam
 from toy_environments import ToyEnvironment, leaving, masked_discrete
 from training_runs import CPU, as_tensors, tiny_networks
 
@@ -153,7 +153,7 @@ def test_a_teacher_plays_as_the_variant_that_it_is(name: str, variant: str, samp
     teacher = algorithm.teacher()
     played, expected = (
         evaluate(environment, team, 5, seed=2, record=True)
-        for team in (TeacherTeam(algorithm, teacher, sample), central_team(algorithm, variant, sample))
+        for team in (TeacherTeam(algorithm, teacher, sample), algorithm.teams(sample)[variant])
     )
     assert played.actions is not None
     assert expected.actions is not None

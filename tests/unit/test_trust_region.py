@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmarl.trainer.trust_region import TrustRegionSettings, conjugate_gradient, trust_region_step
+from hmarl.trainer.learning.trust_region import TrustRegionSettings, conjugate_gradient, trust_region_step
 from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hmarl.sdk.errors import UsageError, unknown_name
-from hmarl.trainer.algorithm import Algorithm
 from hmarl.trainer.algorithms.a2po import A2po
 from hmarl.trainer.algorithms.ctds import Ctds
 from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
@@ -19,6 +18,7 @@ from hmarl.trainer.algorithms.mappo import Mappo
 from hmarl.trainer.algorithms.mat import Mat
 from hmarl.trainer.algorithms.maven import Maven
 from hmarl.trainer.algorithms.sable import Sable
+from hmarl.trainer.contract.algorithm import Algorithm
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "a2po": A2po,

@@ -19,11 +19,11 @@ from pydantic import Field
 from torch import Tensor
 
 from hmarl.trainer.algorithms.happo import Happo, HappoSettings
-from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate, Improvement
-from hmarl.trainer.returns import generalised_advantages, normalise_advantages
-from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
+from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
 
 
 class A2poSettings(HappoSettings):

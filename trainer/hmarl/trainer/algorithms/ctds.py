@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
-from hmarl.trainer.config import AlgorithmSettings
+from hmarl.trainer.networks.settings import AlgorithmSettings
 
 
 class CtdsSettings(MagpoSettings):

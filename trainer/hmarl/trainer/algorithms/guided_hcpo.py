@@ -25,11 +25,11 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
-from hmarl.trainer.conducted import Conducted
-from hmarl.trainer.conductor import ConductorSettings
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.heterogeneous import Estimate
-from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.conductors.conducted import Conducted
+from hmarl.trainer.conductors.level import ConductorSettings
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.sequential.heterogeneous import Estimate
 
 
 class GuidedHcpoSettings(MagpoSettings, ConductorSettings):

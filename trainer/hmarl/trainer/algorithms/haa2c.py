@@ -8,9 +8,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.gradient_steps import GradientAgents, GradientSettings
-from hmarl.trainer.heterogeneous import AgentSamples
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.sequential.gradient_steps import GradientAgents, GradientSettings
+from hmarl.trainer.sequential.heterogeneous import AgentSamples
 
 
 class Haa2cSettings(GradientSettings):

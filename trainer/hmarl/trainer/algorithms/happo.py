@@ -10,10 +10,10 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.gradient_steps import GradientAgents, GradientSettings, clipped_surrogate
-from hmarl.trainer.heterogeneous import AgentSamples
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.sequential.gradient_steps import GradientAgents, GradientSettings, clipped_surrogate
+from hmarl.trainer.sequential.heterogeneous import AgentSamples
 
 
 class HappoSettings(GradientSettings):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from hmarl.trainer.config import ActorCriticSettings
-from hmarl.trainer.heterogeneous import AgentSamples, HeterogeneousAgents, Improvement
-from hmarl.trainer.trust_region_improvement import TrustRegionImprovementSettings, improve_by_trust_region
+from hmarl.trainer.networks.settings import ActorCriticSettings
+from hmarl.trainer.sequential.heterogeneous import AgentSamples, HeterogeneousAgents, Improvement
+from hmarl.trainer.sequential.trust_region_steps import TrustRegionImprovementSettings, improve_by_trust_region
 
 
 class HatrpoSettings(TrustRegionImprovementSettings, ActorCriticSettings):

@@ -24,18 +24,18 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.algorithm import StateDict
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
-from hmarl.trainer.conducted import Conducted
-from hmarl.trainer.conductor import ConductorSettings
-from hmarl.trainer.critic import Critic
-from hmarl.trainer.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents, Improvement
-from hmarl.trainer.improvement_bound import BoundMonitor
-from hmarl.trainer.instructions import InstructionWeights
-from hmarl.trainer.returns import normalise_advantages
-from hmarl.trainer.rollout import Decision, Rollout
-from hmarl.trainer.rollout_replay import Replayed, RolloutReplay, replayed_estimate
-from hmarl.trainer.trust_region_improvement import improve_by_trust_region
+from hmarl.trainer.conductors.conducted import Conducted
+from hmarl.trainer.conductors.improvement_bound import BoundMonitor
+from hmarl.trainer.conductors.level import ConductorSettings
+from hmarl.trainer.conductors.rollout_replay import Replayed, RolloutReplay, replayed_estimate
+from hmarl.trainer.contract.algorithm import StateDict
+from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.instructions import InstructionWeights
+from hmarl.trainer.learning.returns import normalise_advantages
+from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents, Improvement
+from hmarl.trainer.sequential.trust_region_steps import improve_by_trust_region
 
 
 class HcpoSettings(ConductorSettings, HatrpoSettings):

@@ -33,17 +33,19 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
-from hmarl.trainer.algorithm import Algorithm, StateDict
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distributions import ActionHead
+from hmarl.sdk.team import Team
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.teacher import GoalKind, Labels, Teacher
+from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.hierarchy.graph import membership
 from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Noise, Standing, Step
 from hmarl.trainer.hierarchy.level import Decisions, Level
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards, told_reward
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.policies import GroupPolicy, group_head, select_all
-from hmarl.trainer.rollout import Decision, Rollout
-from hmarl.trainer.students.teacher import GoalKind, Labels, Teacher
+from hmarl.trainer.hierarchy.teams import HierarchyTeam
+from hmarl.trainer.networks.distributions import ActionHead
+from hmarl.trainer.networks.policies import GroupPolicy, group_head, select_all
+from hmarl.trainer.networks.settings import AlgorithmSettings
 
 _log = logging.getLogger(__name__)
 
@@ -223,6 +225,10 @@ class Himpo(Algorithm):
         return metrics
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
+
+    def teams(self, sample: bool = False) -> dict[str, Team]:
+        """The whole hierarchy."""
+        return {HierarchyTeam.name: HierarchyTeam(self, sample)}
 
     def teacher(self) -> Teacher:
         """The whole hierarchy."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hmarl.trainer.algorithms.mappo import Mappo
-from hmarl.trainer.critic import Critic
-from hmarl.trainer.heterogeneous import Estimate
-from hmarl.trainer.returns import generalised_advantages, normalise_advantages
-from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
+from hmarl.trainer.sequential.heterogeneous import Estimate
 
 
 class Ippo(Mappo):

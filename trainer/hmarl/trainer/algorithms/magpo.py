@@ -24,17 +24,17 @@ from pydantic import Field
 from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.algorithm import StateDict
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.distillation import imitation_loss, mean_of_each
-from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.guided import GuidedTeam
+from hmarl.trainer.contract.algorithm import StateDict
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.guiders.guided_team import GuidedTeam
 from hmarl.trainer.guiders.guider import Judged
 from hmarl.trainer.guiders.settings import GuidedSettings
-from hmarl.trainer.optimiser import FlatAdam
-from hmarl.trainer.rollout import Rollout
-from hmarl.trainer.team_batch import TeamBatch
+from hmarl.trainer.guiders.team_batch import TeamBatch
+from hmarl.trainer.learning.imitation import imitation_loss, mean_of_each
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
 
 # Share of actions outside (1/δ, δ) beyond which guider and local policies have parted.
 _PARTED = 0.5

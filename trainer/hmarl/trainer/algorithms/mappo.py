@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from hmarl.trainer.algorithms.happo import Happo, HappoSettings
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.heterogeneous import Estimate, per_agent_metrics
-from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.sequential.heterogeneous import Estimate, per_agent_metrics
 
 
 class MappoSettings(HappoSettings):

@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.config import AlgorithmSettings
-from hmarl.trainer.gradient_steps import clipped_surrogate
-from hmarl.trainer.guided import GuidedTeam
+from hmarl.trainer.guiders.guided_team import GuidedTeam
 from hmarl.trainer.guiders.settings import GuidedSettings
-from hmarl.trainer.policies import GroupPolicy
-from hmarl.trainer.team_batch import TeamBatch
+from hmarl.trainer.guiders.team_batch import TeamBatch
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
 
 
 class MatSettings(GuidedSettings):

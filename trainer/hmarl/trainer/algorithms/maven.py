@@ -26,18 +26,18 @@ from torch.nn import functional
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.algorithm import Algorithm, StateDict
-from hmarl.trainer.config import AlgorithmSettings, HiddenSizes
-from hmarl.trainer.deployable import DeployablePolicy, FixedPreference
-from hmarl.trainer.distributions import Categorical
-from hmarl.trainer.latent import LatentPolicy, latent_log_likelihood
-from hmarl.trainer.mixing import MonotoneMixer
-from hmarl.trainer.networks import Memory, Mlp
-from hmarl.trainer.normalisation import RunningNormaliser
-from hmarl.trainer.optimiser import FlatAdam
-from hmarl.trainer.replay import Replay, Rows, all_finite, cut_into_fragments
-from hmarl.trainer.returns import generalised_advantages
-from hmarl.trainer.rollout import Decision, Rollout
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.deployable import DeployablePolicy, FixedPreference
+from hmarl.trainer.experience.replay import Replay, Rows, all_finite, cut_into_fragments
+from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.learning.returns import generalised_advantages
+from hmarl.trainer.mixing.latent import LatentPolicy, latent_log_likelihood
+from hmarl.trainer.mixing.mixer import MonotoneMixer
+from hmarl.trainer.networks.distributions import Categorical
+from hmarl.trainer.networks.flat import Memory, Mlp
+from hmarl.trainer.networks.normalisation import RunningNormaliser
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.settings import AlgorithmSettings, HiddenSizes
 
 # Gumbel noise of this size leaves nothing of the utilities' order: a uniform choice among the legal actions.
 _OVERRIDING = 1e6

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from hmarl.trainer.algorithms.mat import Mat
-from hmarl.trainer.config import AlgorithmSettings
 from hmarl.trainer.guiders.settings import GuidedSettings
+from hmarl.trainer.networks.settings import AlgorithmSettings
 
 
 class SableSettings(GuidedSettings):

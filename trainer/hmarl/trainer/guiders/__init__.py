@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.distributions import ActionHead
 from hmarl.trainer.guiders.attention import AttentionGuider
 from hmarl.trainer.guiders.factorised import FactorisedGuider
 from hmarl.trainer.guiders.guider import Guider
 from hmarl.trainer.guiders.retention import RetentionGuider
 from hmarl.trainer.guiders.settings import GuidedSettings
+from hmarl.trainer.networks.distributions import ActionHead
 
 GUIDERS: dict[str, type[AttentionGuider] | type[RetentionGuider] | type[FactorisedGuider]] = {
     "mat": AttentionGuider,

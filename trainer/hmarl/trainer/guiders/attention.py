@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.trainer.guiders.sequence import SequenceGuider
-from hmarl.trainer.named_layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.distributions import ActionHead
 from hmarl.trainer.guiders.guider import Acted, Guider, Judged, TeamView
 from hmarl.trainer.guiders.settings import GuidedSettings
-from hmarl.trainer.named_layers import Parameters
-from hmarl.trainer.networks import Mlp
-from hmarl.trainer.policies import GroupPolicy, select_all, step_all
+from hmarl.trainer.networks.distributions import ActionHead
+from hmarl.trainer.networks.flat import Mlp
+from hmarl.trainer.networks.layers import Parameters
+from hmarl.trainer.networks.policies import GroupPolicy, select_all, step_all
 
 
 class FactorisedGuider(Guider):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.distributions import ActionHead, Distribution
-from hmarl.trainer.named_layers import Parameters
-from hmarl.trainer.networks import FlatNetwork
-from hmarl.trainer.policies import GroupPolicy
+from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.flat import FlatNetwork
+from hmarl.trainer.networks.layers import Parameters
+from hmarl.trainer.networks.policies import GroupPolicy
 
 
 class GuiderStructure(Protocol):

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.trainer.guiders.sequence import SequenceGuider
-from hmarl.trainer.named_layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 # Tokens a chunk: more of them cost arithmetic within chunks, fewer cost states between them.
 _CHUNK_TOKENS = 48

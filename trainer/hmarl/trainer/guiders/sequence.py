@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.guiders.guider import Acted, Guider, GuiderStructure, Judged, TeamView
-from hmarl.trainer.named_layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
 class SequenceGuider(Guider):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.config import PolicyGradientSettings, StochasticGradientSettings
+from hmarl.trainer.networks.settings import PolicyGradientSettings, StochasticGradientSettings
 
 
 class GuidedSettings(PolicyGradientSettings, StochasticGradientSettings):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.distributions import ActionHead, Distribution
 from hmarl.trainer.hierarchy.graph import (
     Positions,
     clusters_by_number,
@@ -24,8 +23,9 @@ from hmarl.trainer.hierarchy.graph import (
 from hmarl.trainer.hierarchy.level import Level
 from hmarl.trainer.hierarchy.networks import GraphStructure, SuperiorNetwork, TeamGraph, WorkerNetwork
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.instructions import held_until_renewed, instruction_context, no_instructions
-from hmarl.trainer.policies import select_all
+from hmarl.trainer.learning.instructions import held_until_renewed, instruction_context, no_instructions
+from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.policies import select_all
 
 
 @dataclass(frozen=True)

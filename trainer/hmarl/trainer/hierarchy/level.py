@@ -13,13 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hmarl.trainer.algorithm import StateDict
-from hmarl.trainer.distributions import ActionHead, Distribution
-from hmarl.trainer.gradient_steps import clipped_surrogate, minibatches
+from hmarl.trainer.contract.algorithm import StateDict
 from hmarl.trainer.hierarchy.networks import GraphNetwork, TeamGraph
-from hmarl.trainer.normalisation import ValueNormaliser
-from hmarl.trainer.optimiser import FlatAdam
-from hmarl.trainer.returns import explained_variance, normalise_advantages, weighted_mean
+from hmarl.trainer.learning.returns import explained_variance, normalise_advantages, weighted_mean
+from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.normalisation import ValueNormaliser
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.sequential.gradient_steps import clipped_surrogate, minibatches
 
 
 class LevelSettings(Protocol):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.hierarchy.graph import membership, natural_order
-from hmarl.trainer.named_layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
-from hmarl.trainer.networks import ACTIVATIONS, Activation, FlatNetwork
+from hmarl.trainer.networks.flat import ACTIVATIONS, Activation, FlatNetwork
+from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
 @dataclass(frozen=True)

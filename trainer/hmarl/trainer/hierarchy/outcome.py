@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.hierarchy.graph import membership
 from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Standing
 from hmarl.trainer.hierarchy.level import Level
 from hmarl.trainer.hierarchy.networks import TeamGraph
-from hmarl.trainer.instructions import since_decision
-from hmarl.trainer.returns import decision_advantages, generalised_advantages
-from hmarl.trainer.rollout import Rollout
+from hmarl.trainer.learning.instructions import since_decision
+from hmarl.trainer.learning.returns import decision_advantages, generalised_advantages
 
 
 def told_reward(advantages: Tensor, decided: Tensor, length: int) -> Tensor:

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.config import PolicyGradientSettings, StochasticGradientSettings
-from hmarl.trainer.distributions import ActionHead
-from hmarl.trainer.instructions import discrete_instructions, latent_instructions
+from hmarl.trainer.learning.instructions import discrete_instructions, latent_instructions
+from hmarl.trainer.networks.distributions import ActionHead
+from hmarl.trainer.networks.settings import PolicyGradientSettings, StochasticGradientSettings
 
 
 class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):

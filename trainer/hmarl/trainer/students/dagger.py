@@ -29,22 +29,23 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation import Evaluation, evaluate, unfinished_remark
 from hmarl.sdk.team import Team
-from hmarl.trainer.algorithm import Algorithm
-from hmarl.trainer.checkpoint import Checkpoint, Counters, flatten, restore
-from hmarl.trainer.problems import storing
-from hmarl.trainer.recorder import LiveProgress, Recorder
-from hmarl.trainer.rollout import Collector, Rollout
-from hmarl.trainer.run_config import RunConfig
-from hmarl.trainer.run_lock import RunLock
+from hmarl.trainer.contract.algorithm import Algorithm
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.contract.teacher import Teacher
+from hmarl.trainer.experience.rollout import Collector, Rollout
+from hmarl.trainer.records.checkpoint import Checkpoint, Counters, flatten, restore
+from hmarl.trainer.records.problems import storing
+from hmarl.trainer.records.recorder import LiveProgress, Recorder
+from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.lock import RunLock
+from hmarl.trainer.runs.run import EVALUATION_SEED, DivergedError, derived_seeds
 from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.learner import Learner
 from hmarl.trainer.students.report import measure
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.student import Students
-from hmarl.trainer.students.teacher import Teacher
-from hmarl.trainer.team import InformedTeam, LocalTeam, TeacherTeam
-from hmarl.trainer.training import EVALUATION_SEED, DivergedError, derived_seeds
+from hmarl.trainer.students.teams import InformedTeam, TeacherTeam
 
 # The best round is chosen by the episodes of the one, and reported are those of the other.
 _CHOICE_SEED, REPORT_SEED = EVALUATION_SEED, EVALUATION_SEED + 1

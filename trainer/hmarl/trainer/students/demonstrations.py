@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.trainer.algorithm import Algorithm
-from hmarl.trainer.distributions import ActionHead, Categorical, DiagonalGaussian, Distribution, MultiCategorical
-from hmarl.trainer.rollout import Decision, Rollout
+from hmarl.trainer.contract.algorithm import Algorithm
+from hmarl.trainer.contract.teacher import Labels, Teacher
+from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.networks.distributions import (
+    ActionHead,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+)
 from hmarl.trainer.students.student import Students
-from hmarl.trainer.students.teacher import Labels, Teacher
 
 
 class Demonstrator:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hmarl.runtime.bundle import remove_temporaries, replace_file
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.checkpoint import (
+from hmarl.trainer.records.checkpoint import (
     Checkpoint,
     CheckpointError,
     Counters,
@@ -31,7 +31,7 @@ from hmarl.trainer.checkpoint import (
     read_object,
     write_checkpoint,
 )
-from hmarl.trainer.problems import storing
+from hmarl.trainer.records.problems import storing
 from hmarl.trainer.students.demonstrations import Demonstrations
 
 # One round may turn out to be damaged.

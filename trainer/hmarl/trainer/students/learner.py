@@ -7,9 +7,9 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from hmarl.trainer.distillation import imitation_loss, mean_of_each
-from hmarl.trainer.gradient_steps import minibatches
-from hmarl.trainer.optimiser import FlatAdam
+from hmarl.trainer.learning.imitation import imitation_loss, mean_of_each
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.sequential.gradient_steps import minibatches
 from hmarl.trainer.students.demonstrations import Demonstrations
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.student import StudentPolicy, Students

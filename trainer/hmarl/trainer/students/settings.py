@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.config import HiddenSizes, Settings
+from hmarl.trainer.networks.settings import HiddenSizes, Settings
 
 # Steps of a round where neither the settings nor the environment say how long an episode is.
 _UNKNOWN_HORIZON = 128

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.algorithm import Algorithm
-from hmarl.trainer.deployable import DeployablePolicy
-from hmarl.trainer.distributions import Distribution
-from hmarl.trainer.graph_file import check_size
-from hmarl.trainer.networks import Memory, RecurrentNetwork, linear
-from hmarl.trainer.policies import GroupPolicy, fresh_rows, no_memories, select_all, step_all
+from hmarl.trainer.contract.algorithm import Algorithm
+from hmarl.trainer.contract.deployable import DeployablePolicy, check_size
+from hmarl.trainer.contract.teacher import GoalKind
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.flat import Memory, RecurrentNetwork, linear
+from hmarl.trainer.networks.policies import GroupPolicy, fresh_rows, no_memories, select_all, step_all
 from hmarl.trainer.students.settings import DistillationSettings
-from hmarl.trainer.students.teacher import GoalKind
 
 
 @dataclass(frozen=True)

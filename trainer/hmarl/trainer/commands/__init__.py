@@ -1,0 +1,1 @@
+"""hmarl-train, hmarl-export and hmarl-algorithms."""

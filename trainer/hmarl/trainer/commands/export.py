@@ -1,0 +1,151 @@
+"""hmarl-export: write a run's local policies, one per agent, as ONNX."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.sdk.commands._console import make_console, print_table
+from hmarl.sdk.errors import UsageError
+
+if TYPE_CHECKING:
+    from hmarl.runtime.bundle import StudentsModel
+
+from hmarl.trainer.commands.shared import need_torch
+
+_DISTILLATION_HELP = "distillation.KEY=VALUE, repeatable, with --distil; see hmarl-algorithms ALGORITHM"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="run directory of hmarl-train")],
+    out: Annotated[Path | None, typer.Option(help="bundle to write: a directory, or a file ending in .zip")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last or a number of steps")] = "best",
+    name: Annotated[str | None, typer.Option(help="the bundle's name; default the run's")] = None,
+    distil: Annotated[bool, typer.Option("--distil", help="export local students of the team that knows more")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=_DISTILLATION_HELP)] = None,
+    restart_students: Annotated[bool, typer.Option(help="discard the students in RUN/students, distil anew")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object as the last line of stdout")] = False,
+) -> None:
+    """Write a run's local policies, one per agent, as ONNX, check them against torch, and put them into a bundle.
+
+    Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance, and
+    algorithms that act for the whole team at once (hmarl-algorithms marks them), unless --distil is given: then one
+    recurrent student per agent learns to do from its own observations what the team does that knows more. The gap
+    between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command. With
+    --set distillation.told=team (or state) students see more than their agents: they are reported on, not exported.
+    """
+    need_torch("hmarl-export")
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone
+    from hmarl.runtime.bundle import to_plain
+    from hmarl.trainer.export.export import export_run
+
+    console = make_console(stderr=True)
+    distillation = _distillation(console, run, distil, settings, restart_students)
+    if distillation is not None and distillation.told != "nothing":
+        for option, given in (("--out", out), ("--name", name)):
+            if given is not None:
+                raise UsageError(
+                    f"{option}: got {given}, expected nothing with distillation.told={distillation.told}: students who "
+                    "are told more than their agents see are reported on, and no bundle is written"
+                )
+        _diagnose(console, run, checkpoint, distillation, restart_students, as_json)
+        return
+    target = out or run / "bundle"
+    console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
+    with _saying_what_is_kept(console, run, distillation, restart_students):
+        bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
+    parity, students = bundle.manifest.parity[0], bundle.manifest.students
+    if students is not None:
+        _report_students(console, students)
+    console.print(
+        f"wrote {target}: {len(bundle.manifest.agents)} agents, parity with torch on {parity.samples:,} inputs: "
+        f"largest error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, "
+        f"{parity.near_ties} near ties\n"
+        f"next: hmarl-verify {target}\n      hmarl-fleet {target} --out endpoints.json",
+    )
+    if as_json:
+        document = {"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)}
+        print_json(document | ({} if students is None else {"students": to_plain(students)}))
+
+
+def _distillation(console: Console, run: Path, distil: bool, settings: list[str] | None, restart: bool) -> Any:
+    """The settings of the distillation, checked; None where nothing is distilled."""
+    from hmarl.trainer.algorithms import find_algorithm
+    from hmarl.trainer.networks.settings import validate
+    from hmarl.trainer.runs.config import RunConfig
+    from hmarl.trainer.runs.environment_count import fitted_count
+    from hmarl.trainer.students.kept import begun_with
+    from hmarl.trainer.students.settings import DistillationSettings
+
+    given = parse_settings(settings, ("distillation",))["distillation"]
+    checked = validate(DistillationSettings, given, "distillation")
+    config = RunConfig.read(run)
+    algorithm = config.algorithm
+    if distil or find_algorithm(algorithm).distils:
+        if "environments" in given:
+            return checked
+        begun = None if restart else begun_with(run / checked.folder, "environments")
+        if begun is not None:  # the same command goes on, whatever this machine has room for now
+            return validate(DistillationSettings, {**given, "environments": begun}, "distillation")
+        name, arguments = config.environment, config.environment_arguments
+        count = fitted_count(name, arguments, checked.environments, console.print)
+        return checked.model_copy(update={"environments": count})
+    if given or restart:
+        option = "--set distillation.*" if given else "--restart-students"
+        raise UsageError(
+            f"{option}: got it without --distil, and {algorithm} is not distilled unless --distil is given"
+        )
+    return None
+
+
+@contextmanager
+def _saying_what_is_kept(console: Console, run: Path, distillation: Any, restart: bool) -> Iterator[None]:
+    """When a distillation is stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if distillation is not None:
+            folder, command = run / distillation.folder, "the same command" + " without --restart-students" * restart
+            kept = f"the rounds that are done are kept in {folder}: {command} goes on"
+            if not any(folder.glob("checkpoints/step-*.json")):
+                kept = f"no round is done yet: {command} begins again"
+            console.print(f"\nstopped; {kept}")
+        raise
+
+
+def _diagnose(console: Console, run: Path, checkpoint: str, distillation: Any, restart: bool, as_json: bool) -> None:
+    """Report on students that see more than their agents will; there is nothing to export."""
+    from hmarl.runtime.bundle import to_plain
+    from hmarl.trainer.runs.loaded_run import load_run
+    from hmarl.trainer.students.dagger import distil_run
+
+    loaded = load_run(run, checkpoint)
+    with _saying_what_is_kept(console, run, distillation, restart):
+        distilled = distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart)
+    report = distilled.report
+    _report_students(console, report)
+    console.print(
+        f"no bundle: these students saw more than their agents will (distillation.told={distillation.told}). If they "
+        "keep clearly more of the return than local students do, it is information that those lack",
+    )
+    if as_json:
+        print_json({"students": to_plain(report)})
+
+
+def _report_students(console: Console, students: StudentsModel) -> None:
+    from hmarl.trainer.students.report import figures
+
+    print_table(console, f"students of the {students.teacher}", ("", ""), figures(students))
+
+
+def export_main() -> None:
+    """Entry point of hmarl-export."""
+    run_command(export)

@@ -1,0 +1,188 @@
+"""hmarl-train: learn a team's policies."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.sdk.commands._console import make_console, print_table
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.files import check_writable
+from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
+
+if TYPE_CHECKING:
+    from hmarl.trainer.runs.config import RunConfig
+    from hmarl.trainer.runs.run import Run
+
+from hmarl.trainer.commands.shared import log_to_standard_error, need_torch
+
+_SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
+
+
+@answering_signals
+def train(
+    algorithm: Annotated[str | None, typer.Argument(help="what to train with; see hmarl-algorithms")] = None,
+    env: Annotated[str | None, typer.Option(help="FAMILY/TASK, see hmarl-envs; or package.module:function")] = None,
+    steps: Annotated[int | None, typer.Option(help="environment steps of the team, summed over environments")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default runs/ALGORITHM-TASK-seedN-TIME")] = None,
+    device: Annotated[str | None, typer.Option(help="torch device, e.g. cpu or cuda")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS_HELP)] = None,
+    preset: Annotated[str | None, typer.Option(help="a named preset, see hmarl-algorithms --presets")] = None,
+    resume: Annotated[Path | None, typer.Option(help="continue the run in this directory")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the summary as the last line of stdout")] = False,
+) -> None:
+    """Train a team.
+
+    Example: hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3 --set algorithm.instructions=10
+
+    Without --steps and --set a pair of algorithm and task runs with its preset where it has one (hmarl-algorithms
+    --presets); --preset takes a named one instead. Ctrl-C saves and says how to resume; a killed run continues from
+    its last checkpoint with --resume, bit for bit.
+    """
+    console = make_console(stderr=True)
+    if resume is not None and (algorithm or env or settings or preset or out or seed is not None or device):
+        raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
+    if resume is None and (algorithm is None or env is None):
+        raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    from hmarl.trainer.runs.run import Interrupted
+
+    if resume is not None:
+        run = _resumed(console, resume, steps)
+    else:
+        assert algorithm is not None and env is not None  # noqa: PT018
+        flags = {"steps": steps, "seed": seed, "device": device}
+        config, used = _configured(console, algorithm, env, flags, settings, preset, out)
+        run = _created(console, config, used, out)
+    try:
+        with stop_on_signals() as stop:
+            summary = run.train(stop)
+    except KeyboardInterrupt as interruption:
+        stop.wait_until_said()
+        console.print(f"\nstopped; {run.stopped(saved=isinstance(interruption, Interrupted))}")
+        raise SystemExit(130) from None
+    finally:
+        run.close()
+    _report(console, summary, run.directory)
+    if as_json:
+        print_json({"run": str(run.directory), **summary})
+    if summary["problems"]:
+        from hmarl.trainer.records.problems import IncompleteError
+
+        raise IncompleteError(f"trained and saved in {run.directory}, but {'; '.join(summary['problems'])}")
+
+
+def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
+    """The run in ``directory``, ready to go on."""
+    from hmarl.trainer.runs.config import RunConfig
+    from hmarl.trainer.runs.run import Run
+
+    config = RunConfig.read(directory)
+    check_writable(directory, f"--resume {directory}", "copy the run to where it can be written, and resume it there")
+    _announce_building(console, config)
+    run = Run.resume(directory, steps)
+    anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
+    console.print(f"resuming {directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
+    return run
+
+
+def _created(console: Console, config: RunConfig, used: str, out: Path | None) -> Run:
+    """A new run in ``out``, or where runs go by default; ``used`` says on which preset it is based."""
+    from hmarl.trainer.runs.run import Run
+
+    directory = out or _default_directory(config)
+    if out is None:
+        check_writable(directory, f"{directory} (--out chooses another)")
+    console.print(
+        f"training {config.algorithm} on {config.environment} for {config.run['steps']:,} steps into {directory}"
+        f"{f' ({used})' if used else ''}"
+    )
+    _announce_building(console, config)
+    return Run.create(config, directory)
+
+
+def _announce_building(console: Console, config: RunConfig) -> None:
+    from hmarl.sdk.environments import copy_cost
+
+    cost = copy_cost(config.environment)
+    compiling = ", compiling what resets them" if cost is not None and cost.compiles else ""
+    console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
+
+
+def _configured(
+    console: Console,
+    algorithm: str,
+    env: str,
+    flags: dict[str, Any],
+    settings: list[str] | None,
+    preset_name: str | None,
+    out: Path | None,
+) -> tuple[RunConfig, str]:
+    """The run's config, and in words which preset it is based on; empty without one."""
+    from hmarl.trainer.runs.config import make_config
+    from hmarl.trainer.runs.environment_count import fitted_run
+    from hmarl.trainer.runs.presets import find_preset, named_preset
+    from hmarl.trainer.runs.run import refuse_other_run
+
+    given = parse_settings(settings, ("algorithm", "env", "run"))
+    preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
+    base_algorithm = dict(preset.algorithm_settings) if preset else {}
+    base_run = {**preset.run_settings, "steps": preset.steps} if preset else {}
+    arguments = dict(preset.environment_arguments) if preset else {}
+    run = {**base_run, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
+    arguments = {**arguments, **given["env"]}
+    chosen = {**base_algorithm, **given["algorithm"]}
+    make_config(algorithm, env, chosen, run, arguments)  # what can be refused at once is, before anything is measured
+    if out is not None:
+        refuse_other_run(out)
+        check_writable(out, f"--out {out}")
+    config = make_config(algorithm, env, chosen, fitted_run(env, arguments, run, console.print), arguments)
+    return config, f"preset {preset.name}" if preset_name and preset else "preset" if preset else ""
+
+
+def _default_directory(config: RunConfig) -> Path:
+    task = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.environment)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.algorithm}-{task}-seed{config.run['seed']}-{stamp}"
+
+
+def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
+    from hmarl.trainer.algorithms import find_algorithm
+    from hmarl.trainer.runs.announcements import duration
+
+    rows = [
+        (
+            name, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
+            "" if row.get("success_rate") is None else f"{row['success_rate']:.0%}",
+        )
+        for name, row in summary["final"].items()
+    ]  # fmt: skip
+    title = f"final evaluation of {summary['algorithm']} on {summary['environment']}"
+    if rows:
+        print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)
+    resumed_at, steps = summary["resumed_at"], summary["steps"]
+    part = f", the last {steps - resumed_at:,}" if 0 < resumed_at < steps else ""
+    # What acts for the whole team at once has no local policies, and nothing to export.
+    exports = "local" in summary["final"] or find_algorithm(summary["algorithm"]).distils
+    following = f"hmarl-export {directory}" if exports else f"hmarl-eval --run {directory}"
+    console.print(
+        f"{steps:,} steps{part} in {duration(summary['wall_s'])}\n"
+        f"next: {following}\ncurves: tensorboard --logdir {directory / 'tensorboard'}",
+    )
+
+
+def train_main() -> None:
+    """Entry point of hmarl-train."""
+    run_command(train)
+
+
+if __name__ == "__main__":
+    train_main()

@@ -1,0 +1,1 @@
+"""Conductors above the agents."""

@@ -1,0 +1,1 @@
+"""What an algorithm owes training, evaluation and export."""

@@ -1,0 +1,293 @@
+"""What training, evaluation and export need of an algorithm, and the acting that all of them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec, check_bounds
+from hmarl.sdk.team import Team
+from hmarl.trainer.contract.deployable import DeployablePolicy
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.contract.teacher import Teacher
+from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.networks.distributions import ActionHead
+from hmarl.trainer.networks.normalisation import RunningNormaliser
+from hmarl.trainer.networks.policies import GroupPolicy, no_memories, select_all, step_all
+from hmarl.trainer.networks.settings import AlgorithmSettings
+
+StateDict = dict[str, Any]
+
+
+class Algorithm:
+    """A team's policies, group by group, and how they act; members say how they learn (``update``).
+
+    Args:
+        spec: the environment.
+        settings: of the member's own class.
+        generator: CPU generator of the initial weights and of what is drawn once an update.
+        device: where networks and rollouts live.
+
+    Raises:
+        UsageError: an agent's actions are of a kind that the algorithm cannot learn (``discrete_only``).
+
+    Attributes:
+        exportable: whether there are local policies to export.
+        distils: whether students of the ``teacher`` are exported instead, without being asked for.
+    """
+
+    settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
+    discrete_only: ClassVar[bool] = False
+    exportable: ClassVar[bool] = True
+    distils: ClassVar[bool] = False
+    settings: AlgorithmSettings
+
+    def __init__(
+        self, spec: EnvironmentSpec, settings: AlgorithmSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        self.check_spaces(spec)
+        self.spec, self.settings, self.device, self.generator = spec, settings, device, generator
+        self.noise_generator = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        self.heads = [self.head(group) for group in spec.groups]
+        self.policies = self.create_policies()
+        normalise = settings.normalise_observations
+        self.observation_normalisers = [
+            RunningNormaliser(
+                (1 if settings.interchangeable else len(group.agents), group.example.observation_size),
+                device,
+                normalise,
+            )
+            for group in spec.groups
+        ]
+        self.state_normaliser = RunningNormaliser((spec.state_size,), device, normalise)
+        self.position = {
+            agent: (g, member) for g, group in enumerate(spec.groups) for member, agent in enumerate(group.agents)
+        }
+        self._perturbations: list[Tensor] = []
+        self._memories: list[Tensor] = []  # per group [N_group, B, H]
+        self._chunk_length = 1
+
+    @classmethod
+    def check_spaces(cls, spec: EnvironmentSpec) -> None:
+        """Whether the algorithm can learn every agent's kind of actions.
+
+        Raises:
+            UsageError: it cannot; names the algorithm, the agent, what it has and what is expected.
+        """
+        for agent in spec.agents:
+            if isinstance(agent.action_space, spaces.Box):
+                check_bounds(agent.id, agent.action_space)
+            if cls.discrete_only and not isinstance(agent.action_space, spaces.Discrete):
+                raise UsageError(
+                    f"{cls.__name__.lower()}: agent '{agent.id}' of {spec.name} has the action space "
+                    f"{agent.action_space}, expected Discrete (the algorithm learns one value per choice)"
+                )
+
+    def create_policies(self) -> list[GroupPolicy]:
+        """Fresh local policies, one a group; none where nothing local is learnt (``exportable`` is then False)."""
+        policies = [
+            GroupPolicy.create(
+                len(group.agents),
+                group.example.observation_size + self.context_size,
+                head,
+                self.settings,
+                self.generator,
+                shared=self.settings.share_parameters,
+                recurrent=self.settings.recurrent,
+            )
+            for group, head in zip(self.spec.groups, self.heads, strict=True)
+        ]
+        for policy in policies:
+            policy.theta = policy.theta.to(self.device)
+        return policies
+
+    @property
+    def context_size(self) -> int:
+        """C, the width of what all agents see beside their observations (an instruction or a latent, one-hot)."""
+        return 0
+
+    def head(self, group: AgentGroup) -> ActionHead:
+        """What turns a network's output into actions of the group."""
+        return ActionHead(group.example.action_space)
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Draw the rollout's action noise: [T, N_group, B, A] per group."""
+        self._perturbations = [
+            head.draw_perturbations((steps, len(group.agents), batch_size), self.noise_generator)
+            for group, head in zip(self.spec.groups, self.heads, strict=True)
+        ]
+        self._chunk_length = self.settings.chunk_length or steps
+        if self.settings.recurrent and (not self._memories or self._memories[0].shape[1] != batch_size):
+            self._memories = self.no_memories(batch_size)
+
+    def no_memories(self, batch_size: int) -> list[Tensor]:
+        """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
+        return no_memories(self.policies, batch_size)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, step: int) -> Decision:
+        """Sample all agents' actions, a group at a time."""
+        return self.act_in_context(observation, step, None)
+
+    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
+        """``act`` given what all agents see alike, ``context`` [B, C]."""
+        before = tuple(self._memories)
+        noise = [perturbation[step] for perturbation in self._perturbations]
+        decision, self._memories = self.decide(observation, context, noise, self._memories)
+        if self.settings.recurrent and step % self._chunk_length == 0:
+            decision.memories = before
+        return decision
+
+    def decide(
+        self,
+        observation: Observation,
+        context: Tensor | None,
+        perturbations: list[Tensor] | None,
+        memories: list[Tensor],
+    ) -> tuple[Decision, list[Tensor]]:
+        """All agents' actions, and what they remember after them.
+
+        Args:
+            observation: tensors on the training device.
+            context: [B, C] what all agents see alike, or None.
+            perturbations: per group [N_group, B, A]; None selects the modes.
+            memories: per group [N_group, B, H] for recurrent policies, else empty.
+        """
+        features = self.normalised(observation.observations)
+        distributions, following = step_all(self.policies, features, observation.action_masks, context, memories)
+        actions = select_all(distributions, perturbations)
+        return Decision(actions, self.to_environment(actions)), following
+
+    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Raw actions per group in the environment's units."""
+        return tuple(head.to_environment(action) for head, action in zip(self.heads, actions, strict=True))
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """Forget what was remembered of the episodes that have just ended."""
+        if self._memories and self._memories[0].shape[1] == len(ended):
+            self._memories = [memory.masked_fill(ended.view(1, -1, 1), 0.0) for memory in self._memories]
+
+    def acting_state(self) -> dict[str, Tensor]:
+        """What ``act`` remembers from step to step, so that a resumed run acts on as if never stopped."""
+        return {f"memories.{g}": memory for g, memory in enumerate(self._memories)}
+
+    def load_acting_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``acting_state`` returned."""
+        if self.settings.recurrent:
+            self._memories = [state[f"memories.{g}"].clone() for g in range(len(self.policies))]
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Learn from a rollout.
+
+        Args:
+            rollout: full.
+            progress: share of the training done, in [0, 1), for schedules.
+
+        Returns:
+            Metrics by name.
+        """
+        raise NotImplementedError
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """What is going wrong in the update that made these metrics and what would help, logged once; None if nothing
+        is.
+        """
+        return None
+
+    def schedule(self, progress: float) -> float:
+        """Factor on all step sizes."""
+        return 1.0 - progress if self.settings.learning_rate_decay == "linear" else 1.0
+
+    def features(self, rollout: Rollout) -> list[Tensor]:
+        """Normalised observations per group, [T, B, N_group, observation_size]."""
+        return self.normalised(rollout.observations)
+
+    def normalised(self, observations: Sequence[Tensor]) -> list[Tensor]:
+        """Observations per group [..., N_group, observation_size] as the networks see them."""
+        return [normaliser(x) for normaliser, x in zip(self.observation_normalisers, observations, strict=True)]
+
+    def update_normalisers(self, rollout: Rollout) -> None:
+        """Take a rollout's observations and states into the running statistics."""
+        for group, normaliser, observations in zip(
+            self.spec.groups, self.observation_normalisers, rollout.observations, strict=True
+        ):
+            weight = None if rollout.all_active else rollout.active[:, :, list(group.agents)].flatten(0, 1)
+            normaliser.update(observations.flatten(0, 1), weight)
+        self.state_normaliser.update(rollout.states[:-1].flatten(0, 1))
+
+    # --- deployment and persistence ---------------------------------------------------------------------------------
+
+    @classmethod
+    def check_exportable(cls, settings: AlgorithmSettings) -> None:
+        """Whether a run with these settings has local policies to export (``exportable``).
+
+        Raises:
+            UsageError: it has none; says what to train instead.
+        """
+
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        """Who chooses a group's instructions when deployed, and for how many steps each holds; none here."""
+        return None, 1
+
+    @property
+    def interchangeable(self) -> bool:
+        """Whether the agents of a group are one policy, which does not know which of them it acts for."""
+        return self.settings.interchangeable
+
+    def teacher(self) -> Teacher | None:
+        """The team as it is when it knows more than its agents can, to be distilled into students at export; None where
+        it never does.
+        """
+        return None
+
+    def teams(self, sample: bool = False) -> dict[str, Team]:
+        """The ways to play with what was learnt, by name, the one that it is judged by first; ``local`` is deployed.
+
+        Args:
+            sample: draw actions instead of taking the most likely ones, where a way has the choice.
+        """
+        return {LocalTeam.name: LocalTeam(self, sample)} if self.exportable else {}
+
+    def deployable(self, agent: int) -> DeployablePolicy:
+        """The agent's local policy as one module, with a copy of the parameters.
+
+        Raises:
+            UsageError: the algorithm acts for the whole team at once, and has no local policies (``exportable``).
+        """
+        group, member = self.position[agent]
+        conductor, interval = self.local_conductor(group)
+        return DeployablePolicy.create(
+            self.spec.agents[agent],
+            normaliser=self.observation_normalisers[group],
+            policy=self.policies[group],
+            member=member,
+            conductor=conductor,
+            interval=interval,
+        )
+
+    def components(self) -> StateDict:
+        """What a checkpoint holds, by name: tensors, or objects with ``state_dict`` and ``load_state_dict``.
+
+        A diverged update is undone in all of it.
+        """
+        parts: StateDict = {"state_normaliser": self.state_normaliser}
+        parts |= {f"policies.{g}": policy.theta for g, policy in enumerate(self.policies)}
+        return parts | {
+            f"observation_normalisers.{g}": normaliser for g, normaliser in enumerate(self.observation_normalisers)
+        }
+
+    def experience(self) -> StateDict:
+        """Past rollouts that an off-policy algorithm still learns from: checkpointed, but no part of what is learnt,
+        so that neither a rollback nor an export touches it. It must never hold what is not finite.
+        """
+        return {}

@@ -1,0 +1,125 @@
+"""The deployable policies in torch, as a team for ``evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hmarl.runtime.bundle import AgentModel
+from hmarl.runtime.session import InstructionChoice, noise_for
+from hmarl.sdk.agent import check_spec
+from hmarl.sdk.assignment import assign
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.sdk.teams import drawn_noises
+from hmarl.trainer.contract.deployable import DeployablePolicy
+
+
+class LocalPolicies(Protocol):
+    """Whoever has one deployable policy for each agent: an ``Algorithm``, or ``Students``."""
+
+    spec: EnvironmentSpec
+    position: dict[int, tuple[int, int]]
+
+    @property
+    def interchangeable(self) -> bool:
+        """Whether the agents of a group are one policy, which does not know which of them it acts for."""
+        ...
+
+    def deployable(self, agent: int) -> DeployablePolicy:
+        """The agent's local policy as one module."""
+        ...
+
+
+class LocalTeam:
+    """The deployable policies in torch, each fed with its own agent's observation alone: what will be exported.
+
+    Args:
+        policies: whose agents.
+        sample: draw actions (and, in common, instructions) instead of argmax or mean.
+        instruction_choice: ``argmax``, ``sample`` or ``common``, see ``PolicySession.reset``; ignored by agents
+            without instructions.
+        spec: the environment's, if it is not that of training; an interchangeable agent acts for those that were not
+            trained.
+
+    Raises:
+        UsageError: nobody's policy fits one of the environment's agents.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        policies: LocalPolicies,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        spec: EnvironmentSpec | None = None,
+    ) -> None:
+        self.spec = spec or policies.spec
+        known = {agent.id: policies.deployable(index) for index, agent in enumerate(policies.spec.agents)}
+        models = {
+            agent.id: known[agent.id].describe(f"group {policies.position[index][0]}", policies.interchangeable)
+            for index, agent in enumerate(policies.spec.agents)
+        }
+        assigned = assign("run", self.spec, models)
+        self.modules = [known[assigned[agent.id]] for agent in self.spec.agents]
+        self._models: list[AgentModel] = [models[assigned[agent.id]].named(agent.id) for agent in self.spec.agents]
+        for agent, module in zip(self.spec.agents, self.modules, strict=True):
+            check_spec(replace(module.agent, id=agent.id), agent, "run")
+        self._streams = [
+            {noise.name: stream for noise, stream in drawn_noises(model, sample, instruction_choice)}
+            for model in self._models
+        ]
+        self._states: list[list[Tensor]] = []
+        self._seeds = np.zeros(0, dtype=np.int64)
+        self._step = 0
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start episodes with fresh states."""
+        self._seeds, self._step = seeds, 0
+        self._states = [
+            [torch.tensor(state.reset).expand(len(seeds), -1) for state in module.states] for module in self.modules
+        ]
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """Everybody's action, one agent at a time, as the separate processes will do it."""
+        groups = []
+        for g, group in enumerate(self.spec.groups):
+            mask = observation.action_masks[g]
+            actions = [
+                self._act(agent, observation.observations[g][:, m], None if mask is None else mask[:, m])
+                for m, agent in enumerate(group.agents)
+            ]
+            groups.append(np.stack(actions, axis=1))
+        self._step += 1
+        return tuple(groups)
+
+    @torch.no_grad()
+    def _act(self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        module = self.modules[agent]
+        inputs = [torch.from_numpy(np.ascontiguousarray(observation, dtype=np.float32))]
+        if module.agent.has_action_mask and mask is not None:
+            inputs.append(torch.from_numpy(np.ascontiguousarray(mask)))
+        inputs += self._states[agent]
+        inputs += [torch.from_numpy(noise) for noise in self._noises(agent)]
+        outputs = module(*inputs)
+        self._states[agent] = list(outputs[1 : 1 + len(module.states)])
+        return np.asarray(outputs[0].numpy())
+
+    def _noises(self, agent: int) -> list[npt.NDArray[np.float32]]:
+        """An agent's noise inputs [B, ...]: drawn as served sessions draw them, or zero where nothing is drawn."""
+        model, streams = self._models[agent], self._streams[agent]
+        return [
+            noise_for(noise, model.id, self._seeds, self._step, stream=streams[noise.name])
+            if noise.name in streams
+            else np.zeros((len(self._seeds), *noise.shape), dtype=np.float32)
+            for noise in model.noises
+        ]
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -1,0 +1,1 @@
+"""What is collected: rollouts, and past ones that are replayed."""

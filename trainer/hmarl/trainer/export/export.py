@@ -1,0 +1,220 @@
+"""Export: one ONNX graph per agent, or per group of interchangeable agents, with the whole deployment contract inside,
+checked against torch, in one bundle.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from importlib.metadata import version
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmarl.runtime.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    EnvironmentModel,
+    ParityModel,
+    UsageError,
+    check_printable,
+    check_target,
+    to_plain,
+    write_bundle,
+)
+from hmarl.runtime.session import Policy
+from hmarl.sdk.files import check_writable
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.contract.deployable import check_size
+from hmarl.trainer.contract.local_team import LocalPolicies
+from hmarl.trainer.export.graphs import OPSET, Graph, file_stems, onnx_bytes
+from hmarl.trainer.export.model_card import model_card
+from hmarl.trainer.export.parity import TOLERANCES, Parity, ParityError, compare, interleaved, record
+from hmarl.trainer.export.samples import batch_sizes, example_inputs, recorded_rows, rollout_observations
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.loaded_run import LoadedRun, load_run
+from hmarl.trainer.students.dagger import Distilled, distil_run
+from hmarl.trainer.students.settings import DistillationSettings
+
+
+def export_run(
+    run: Path,
+    target: Path,
+    checkpoint: str = "best",
+    name: str | None = None,
+    distillation: DistillationSettings | None = None,
+    restart_students: bool = False,
+) -> Bundle:
+    """Export a run's agents into a bundle.
+
+    Args:
+        run: run directory.
+        target: bundle directory, or a path ending in ``.zip``.
+        checkpoint: ``best``, ``last`` or a number of steps.
+        name: the bundle's name, the run directory's by default.
+        distillation: export students of the algorithm's teacher, distilled like this in RUN/students; None does so for
+            algorithms that always distil, with the defaults.
+        restart_students: discard students that were distilled before.
+
+    Raises:
+        UsageError: the run's algorithm acts for the whole team at once and is not to be distilled, or has no teacher to
+            distil, or RUN/students were distilled otherwise, or a policy is too large, or the name cannot be shown;
+            nothing is written.
+        DivergedError: the distillation diverged.
+        ParityError: ONNX Runtime and torch disagree; nothing is written.
+        CheckpointError: see ``load_run``.
+    """
+    name = _bundle_name(run, name)
+    config = RunConfig.read(run)
+    algorithm = find_algorithm(config.algorithm)
+    if distillation is None and algorithm.distils:
+        distillation = validate(DistillationSettings, {}, "distillation")
+    if distillation is None:
+        algorithm.check_exportable(config.settings())
+    else:
+        distillation.check_deployable()
+    check_target(target)  # not after hours of distilling
+    check_writable(target.absolute().parent, f"--out {target}")
+    loaded = load_run(run, checkpoint)
+    distilled: Distilled | None = None
+    if distillation is not None:
+        distilled = distil_run(
+            run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart_students
+        )
+    graphs = graphs_of(loaded.spec, distilled.students if distilled else loaded.algorithm)
+    files = {graph.file: onnx_bytes(graph) for graph in graphs}
+    samples = rollout_observations(config.environment, config.environment_arguments, loaded.spec)
+    parity, records = check_all(graphs, files, samples, loaded)
+    students = distilled.report if distilled else None
+    card, plots = model_card(
+        run, loaded.config, loaded.checkpoint, loaded.summary, loaded.evaluation, _parity_row(parity),
+        name, students,
+    )  # fmt: skip
+    manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
+    if distilled:
+        manifest["students"] = to_plain(distilled.report)
+        manifest["evaluation"] = {**manifest["evaluation"], "students": distilled.evaluation}
+    return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()})
+
+
+def _bundle_name(run: Path, name: str | None) -> str:
+    """What the bundle is called: as the run's directory, unless told otherwise."""
+    called = (run.name if run.name not in ("", "..") else run.resolve().name) if name is None else name
+    try:
+        check_printable("--name", called)
+    except ValueError as error:
+        raise UsageError(f"{error}, e.g. --name my-team") from error
+    return called
+
+
+def graphs_of(spec: EnvironmentSpec, policies: LocalPolicies) -> list[Graph]:
+    """A team's graphs: one per agent, or per group where its agents are interchangeable.
+
+    Raises:
+        UsageError: one is too large for an ONNX file.
+    """
+    interchangeable = policies.interchangeable
+    parts: list[tuple[str, tuple[int, ...]]] = [(agent.id, (index,)) for index, agent in enumerate(spec.agents)]
+    if interchangeable:
+        parts = [(name, group.agents) for name, group in zip(group_names(spec), spec.groups, strict=True)]
+    graphs = []
+    for (_, agents), stem in zip(parts, file_stems(name for name, _ in parts), strict=True):
+        file = f"agents/{stem}.onnx"
+        modules = [policies.deployable(agent).eval() for agent in agents]
+        entries = tuple(module.describe(file, interchangeable) for module in modules)
+        tensors = (*modules[0].parameters(), *modules[0].buffers())
+        check_size(modules[0].agent, sum(tensor.nbytes for tensor in tensors), "algorithm.hidden_sizes")
+        graphs.append(Graph(file, modules[0], agents, entries))
+    return graphs
+
+
+def group_names(spec: EnvironmentSpec) -> list[str]:
+    """A name per group: its agents' ids less the numbers at the end; never another group's name or agent."""
+    names: list[str] = []
+    for group in spec.groups:
+        ids = [spec.agents[agent].id for agent in group.agents]
+        stems = {re.sub(r"[\W\d_]+$", "", name) for name in ids}
+        taken = {"", *names, *spec.agent_ids} - set(ids)
+        candidates = chain(stems if len(stems) == 1 else (), map("group_{}".format, count()))
+        names.append(next(name for name in candidates if name not in taken))
+    return names
+
+
+def check_all(
+    graphs: list[Graph], files: dict[str, bytes], samples: list[dict[str, Tensor]], loaded: LoadedRun
+) -> tuple[Parity, dict[str, bytes]]:
+    """Compare every graph, run by the runtime itself, with torch, also on what each of its agents saw.
+
+    Returns:
+        What was found, and recorded inputs with torch's outputs (``parity/*.npy``), with which ``hmarl-verify``
+        repeats the check.
+
+    Raises:
+        ParityError: beyond the tolerance.
+    """
+    total = Parity()
+    records: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        draft = write_bundle(Path(folder) / "draft", _manifest(loaded, graphs, total, "draft"), files)
+        for graph in graphs:
+            module, real = graph.module, interleaved([samples[agent] for agent in graph.agents])
+            policy = Policy(draft, graph.entries[0].id)
+            generator = np.random.default_rng(len(records) + 1)
+            for rows in batch_sizes(module):
+                compare(module, policy, example_inputs(module, rows, generator), total)
+                total.batch_sizes.add(rows)
+            inputs = example_inputs(module, len(real["observation"]), generator, real)
+            compare(module, policy, inputs, total)
+            kept = recorded_rows(module)
+            records |= record(graph, {name: value[:kept] for name, value in inputs.items()})
+    if total.problems:
+        raise ParityError(
+            f"export: ONNX Runtime differs from torch in {len(total.problems)} ways, nothing was written; the first: "
+            f"{total.problems[0]}"
+        )
+    return total, records
+
+
+def _parity_row(parity: Parity) -> ParityModel:
+    return ParityModel(
+        provider="cpu", tolerance=TOLERANCES["cpu"], max_error=parity.max_error, action_mismatches=0,
+        near_ties=parity.near_ties, samples=parity.samples, batch_sizes=sorted(parity.batch_sizes),
+    )  # fmt: skip
+
+
+def _manifest(loaded: LoadedRun, graphs: list[Graph], parity: Parity, name: str) -> dict[str, Any]:
+    config, spec = loaded.config, loaded.spec
+    entries = {agent: entry for graph in graphs for agent, entry in zip(graph.agents, graph.entries, strict=True)}
+    environment = EnvironmentModel(
+        name=config.environment, arguments=config.environment_arguments, horizon=spec.horizon,
+        team_reward=spec.team_reward, control_period_s=spec.control_period_s,
+    )  # fmt: skip
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "created_by": f"hmarl {version('hmarl')}",
+        "algorithm": config.algorithm,
+        "deterministic_by_default": loaded.algorithm.settings.deterministic_evaluation,
+        "environment": to_plain(environment),
+        "agents": [to_plain(entries[agent]) for agent in range(len(spec.agents))],
+        "normalisation": "(observation - shift) * scale, clipped to ±10, inside the graph"
+        if loaded.algorithm.settings.normalise_observations
+        else "none",
+        "opset": OPSET,
+        "parity": [to_plain(_parity_row(parity))],
+        "parity_tolerance": TOLERANCES,
+        "training": {
+            "config": config.model_dump(mode="json"),
+            "checkpoint": loaded.checkpoint.path.name,
+            "checkpoint_sha256": loaded.checkpoint.sha256,
+            "steps": loaded.checkpoint.counters.steps,
+            "seed": config.run["seed"],
+            "torch": str(torch.__version__),
+        },
+    }

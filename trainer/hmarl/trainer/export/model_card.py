@@ -1,0 +1,133 @@
+"""The model card of a bundle: what it is, how it was made, how well it does, with plots."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hmarl.runtime.bundle import ParityModel, StudentsModel
+from hmarl.sdk.commands._common import parse_settings
+from hmarl.trainer.records.plots import run_plots
+from hmarl.trainer.records.recorder import read_metrics
+from hmarl.trainer.students.report import figures
+
+if TYPE_CHECKING:
+    from hmarl.trainer.records.checkpoint import Checkpoint
+    from hmarl.trainer.runs.config import RunConfig
+
+
+def model_card(
+    run: Path,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    summary: dict[str, Any],
+    evaluation: dict[str, dict[str, Any]],
+    parity: ParityModel,
+    name: str,
+    students: StudentsModel | None = None,
+) -> tuple[str, dict[str, bytes]]:
+    """The card as Markdown with Hugging Face front matter, and its plots by file name.
+
+    Args:
+        run: the run's directory.
+        config: of the run.
+        checkpoint: that is exported.
+        summary: of the run, empty where it has not ended.
+        evaluation: of the checkpoint, empty where it was not evaluated.
+        parity: what the comparison with torch found.
+        name: the bundle's.
+        students: what a distillation came to, None without one.
+    """
+    title = f"{config.algorithm} on {config.environment}"
+    plots = {f"plots/{file}": content for file, content in run_plots(read_metrics(run), title).items()}
+    table = "\n".join(
+        f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "
+        f"| {row['episodes']} |"
+        for key, row in evaluation.items()
+    )
+    deployed = students.students_return if students else evaluation.get("local", {}).get("return_mean")
+    sections = [
+        _front_matter(config, deployed),
+        f"# {name}",
+        f"A team trained with **{config.algorithm}** on `{config.environment}`, one local policy per agent: each sees "
+        "its own observation only and exchanges no message.",
+        "## Use\n\n```\nhmarl-verify .\nhmarl-fleet . --out endpoints.json\n"
+        f"hmarl-eval --endpoints endpoints.json --env {shlex.quote(config.environment)} --episodes 100 --seed 0\n```",
+        f"## Evaluation\n\nReturns of {_acting(config)}, undiscounted episode sums of the team reward, fixed seeds, by "
+        f"which the best checkpoint was chosen; after {checkpoint.counters.steps:,} steps.\n\n"
+        f"| policies | mean | median | IQM | episodes |\n|---|---|---|---|---|\n{table}"
+        if table
+        else "",
+        _distillation(students) if students else "",
+        "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
+        _provenance(config, checkpoint, summary),
+        f"## Parity\n\nONNX Runtime (CPU) against torch on {parity.samples:,} random and rollout inputs: largest error "
+        f"{parity.max_error:.1e}; no choice differed, {parity.near_ties} near ties apart.",
+        "## Limits\n\nTrained in simulation for this task and these spaces; observations far from those seen in "
+        "training are clipped at ten standard deviations, and nothing is promised there.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n", plots
+
+
+def _acting(config: RunConfig) -> str:
+    return (
+        "deterministic policies" if config.settings().deterministic_evaluation else "policies that draw their actions"
+    )
+
+
+def _front_matter(config: RunConfig, deployed: float | None) -> str:
+    lines = ["---", "library_name: hmarl", "tags:", "- multi-agent-reinforcement-learning", f"- {config.algorithm}"]
+    if deployed is not None:
+        lines += [
+            "model-index:", f"- name: {config.algorithm}", "  results:", "  - task:",
+            "      type: reinforcement-learning",
+            "    dataset:", f"      name: {_yaml(config.environment)}", f"      type: {_yaml(config.environment)}",
+            "    metrics:",
+            "    - type: mean_return", f"      value: {deployed:.2f}",
+        ]  # fmt: skip
+    return "\n".join([*lines, "---"])
+
+
+def _distillation(students: StudentsModel) -> str:
+    rows = "\n".join(f"| {name} | {figure} |" for name, figure in figures(students))
+    changed = " ".join(f"{key}={_value(value)}" for key, value in students.settings.items())
+    return (
+        "## Students\n\nThe team that was trained knows more at a step than one of its agents can. The policies are "
+        f"students that were distilled from it (its {students.teacher}) by DAgger: each acts on what its own agent has "
+        "observed so far. What that costs, and how far the students follow:\n\n"
+        f"| | |\n|---|---|\n{rows}\n\n"
+        f"Settings: `{changed}`"
+    )
+
+
+def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any]) -> str:
+    settings = {f"algorithm.{key}": value for key, value in config.algorithm_settings.items()}
+    settings |= {f"run.{key}": value for key, value in config.run.items() if key not in ("steps", "seed", "device")}
+    settings |= {f"env.{key}": value for key, value in config.environment_arguments.items()}
+    words = ["hmarl-train", config.algorithm, "--env", config.environment, "--steps", str(config.run["steps"])]
+    words += ["--seed", str(config.run["seed"])]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={_value(value)}"]
+    command = shlex.join(words)
+    whole = summary.get("wall_s") and not summary.get("resumed_at")  # else the time of the last part alone is known
+    duration = f", {summary['wall_s']:.0f} s on {summary['machine']['cores']} cores" if whole else ""
+    return (
+        f"## Training\n\nhmarl {config.hmarl_version}, seed {config.run['seed']}, "
+        f"checkpoint at {checkpoint.counters.steps:,} steps{duration}. "
+        f"The same command on the same machine gives the same weights:\n\n```\n{command}\n```"
+    )
+
+
+def _value(value: Any) -> str:
+    """A value as ``--set`` reads it: text as it is, but for text that would be read as something else."""
+    if isinstance(value, str) and parse_settings([f"env.x={value}"])["env"]["x"] == value:
+        return value
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _yaml(text: str) -> str:
+    """Text as a value of the front matter, in quotes where YAML would read something else."""
+    return text if re.fullmatch(r"[A-Za-z](?:[\w./-]|:\w)*", text, re.ASCII) else json.dumps(text, ensure_ascii=False)

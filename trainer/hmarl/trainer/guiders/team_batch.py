@@ -1,0 +1,99 @@
+"""A whole team's rollout as sequences, for algorithms that learn one network for all agents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hmarl.trainer.guiders.guider import TeamView
+from hmarl.trainer.learning.returns import normalise_advantages, weighted_mean
+from hmarl.trainer.networks.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class TeamBatch:
+    """A rollout, or a part of it, as C sequences of L steps; L is 1 where nobody remembers.
+
+    Attributes:
+        view: [L, C, ...] what the guider sees; the local policies see their observations and the instruction of it.
+        actions: per group [L, C, N_group, ...] raw.
+        active: [N, L·C] float32, agents group by group, 0 where one had left; None when none ever had.
+        begins: [L, C] bool, True where a step begins an episode.
+        advantages, returns: [L, C].
+        values: [L, C] what the guider's network said when it acted, in the units of then.
+        guider_memory: [C, *memory_shape] before the first step.
+        memories: per group [N_group, C, H] of the local policies; H is 0 where they remember nothing.
+        weight: [L, C] of the steps in the policies' surrogates, or None.
+    """
+
+    view: TeamView
+    actions: list[Tensor]
+    active: Tensor | None
+    begins: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+    guider_memory: Tensor
+    memories: list[Tensor]
+    weight: Tensor | None = None
+
+    @property
+    def sequences(self) -> int:
+        """C."""
+        return self.begins.shape[1]
+
+    def take(self, units: Tensor | slice) -> TeamBatch:
+        """The sequences ``units``: [c] int64, or a slice."""
+        view = self.view
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[:, units]
+
+        return TeamBatch(
+            TeamView(
+                [features[:, units] for features in view.features],
+                [pick(mask) for mask in view.action_masks],
+                pick(view.context),
+                pick(view.instruction),
+            ),
+            [actions[:, units] for actions in self.actions],
+            None if self.active is None else self.rows(self.active, units),
+            self.begins[:, units],
+            self.advantages[:, units],
+            self.returns[:, units],
+            self.values[:, units],
+            self.guider_memory[units],
+            [memory[:, units] for memory in self.memories],
+            pick(self.weight),
+        )
+
+    def rows(self, values: Tensor, units: Tensor | slice) -> Tensor:
+        """[N, L·c] of values [N, L·C] at the sequences ``units``."""
+        return values.unflatten(1, self.begins.shape)[..., units].flatten(1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over agents and steps, where the agents were there, of [N, L·C] -> scalar."""
+        if self.active is None:
+            return values.mean()
+        return weighted_mean(values, self.active)
+
+    def log_prob(self, distributions: Sequence[Distribution]) -> Tensor:
+        """[N, L·C] of the recorded actions, agents group by group, under [N_group, L·C] of every group."""
+        return torch.cat([self.group_log_prob(g, distribution) for g, distribution in enumerate(distributions)])
+
+    def group_log_prob(self, group: int, distribution: Distribution) -> Tensor:
+        """[N_group, L·C] of a group's recorded actions under its distributions [N_group, L·C]."""
+        return distribution.log_prob(self.actions[group].flatten(0, 1).transpose(0, 1))
+
+    @torch.no_grad()
+    def moved(self, log_ratio: Tensor) -> Tensor:
+        """KL(old ‖ new) by E[ r − 1 − log r ], a scalar; ``log_ratio`` [N, L·C] is log new/old of the actions."""
+        return self.mean(log_ratio.exp() - 1.0 - log_ratio)
+
+    def normalised_advantages(self) -> Tensor:
+        """[L·C] of mean 0 and standard deviation 1, then weighted."""
+        advantages = normalise_advantages(self.advantages.flatten())
+        return advantages if self.weight is None else advantages * self.weight.flatten()

@@ -1,0 +1,1 @@
+"""Estimates and losses that algorithms share: returns, critic, trust regions, imitation, instructions."""

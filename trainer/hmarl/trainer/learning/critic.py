@@ -1,0 +1,108 @@
+"""The centralised critic: V(s), or Q(s, ·) with one output per instruction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hmarl.trainer.learning.returns import explained_variance
+from hmarl.trainer.networks.flat import Mlp
+from hmarl.trainer.networks.normalisation import ValueNormaliser
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.settings import ActorCriticSettings
+
+
+class Critic:
+    """Regresses λ-returns on normalised states.
+
+    Args:
+        state_size: width of the state.
+        settings: network, optimiser and loss.
+        generator: CPU generator of the initial weights.
+        outputs: 1 for V(s); K for Q(s, M).
+    """
+
+    def __init__(
+        self,
+        state_size: int,
+        settings: ActorCriticSettings,
+        generator: torch.Generator,
+        device: torch.device,
+        outputs: int = 1,
+    ) -> None:
+        self.settings = settings
+        self.network = Mlp(
+            state_size,
+            settings.critic_hidden_sizes,
+            outputs,
+            settings.activation,
+            output_gain=1.0,
+            normalise_layers=settings.normalise_layers,
+        )
+        self.theta = self.network.initialise(generator).to(device)
+        self.normaliser = ValueNormaliser(device, settings.normalise_values)
+        self.optimiser = FlatAdam(self.theta, settings.critic_learning_rate, settings.max_gradient_norm)
+
+    @torch.no_grad()
+    def values(self, states: Tensor) -> Tensor:
+        """Values in units of returns: [..., state_size] -> [..., outputs], or [...] when there is one output."""
+        values = self.normaliser.denormalise(self.network(self.theta, states))
+        return values.squeeze(-1) if self.network.output_size == 1 else values
+
+    def _loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        if self.settings.critic_loss == "huber":
+            return functional.huber_loss(predictions, targets, delta=self.settings.huber_delta)
+        return functional.mse_loss(predictions, targets)
+
+    def fit(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        generator: torch.Generator,
+        schedule: float = 1.0,
+        chosen: Tensor | None = None,
+    ) -> dict[str, float]:
+        """φ_{k+1} = argmin Σ (V_φ(s_t) − R̂_t)², by minibatch Adam (HCPO Algorithm 1, line 14).
+
+        Args:
+            states: [M, state_size] normalised.
+            targets: [M] λ-returns.
+            generator: of the minibatches.
+            schedule: factor on the step size.
+            chosen: [M] int64, which output each target belongs to; None with one output.
+        """
+        explained = explained_variance(self._pick(self.values(states), chosen), targets)
+        self.normaliser.update(targets)
+        scaled = self.normaliser.normalise(targets)
+        losses, size = [], -(-len(targets) // self.settings.critic_minibatches)
+        for _ in range(self.settings.critic_epochs):
+            order = torch.randperm(len(targets), generator=generator, device=generator.device)
+            for rows in order.split(size):
+                output = self.network(self.optimiser.parameter, states[rows])
+                picked = self._pick(output.squeeze(-1) if chosen is None else output, chosen, rows)
+                loss = self._loss(picked, scaled[rows])
+                self.optimiser.step(loss, schedule)
+                losses.append(loss.detach())
+        return {"critic_loss": float(torch.stack(losses).mean()), "explained_variance": explained}
+
+    @staticmethod
+    def _pick(values: Tensor, chosen: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        if chosen is None:
+            return values
+        index = chosen if rows is None else chosen[rows]
+        return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Parameters, optimiser and value moments."""
+        return {
+            "network": {"theta": self.theta},
+            "optimiser": self.optimiser.state_dict(),
+            "normaliser": self.normaliser.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.theta.copy_(state["network"]["theta"])
+        self.optimiser.load_state_dict(state.get("optimiser", {}))
+        self.normaliser.load_state_dict(state["normaliser"])

@@ -1,0 +1,1 @@
+"""MAVEN's latent and mixer."""

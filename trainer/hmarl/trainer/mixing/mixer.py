@@ -1,0 +1,59 @@
+"""Monotone mixing of the agents' utilities into the team's value.
+
+Source: Rashid et al. 2018, "QMIX: Monotonic Value Function Factorisation for Deep Multi-Agent Reinforcement Learning",
+section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+from torch.nn import functional
+
+from hmarl.trainer.networks.flat import Activation, Mlp
+
+
+@dataclass(frozen=True)
+class MonotoneMixer:
+    """Q_tot(u, c) = |w₂(c)|ᵀ elu(|W₁(c)| u + b₁(c)) + b₂(c), so that ∂Q_tot/∂uⁱ ≥ 0: everybody's own best action
+    maximises the team's value.
+
+    Differs: one hypernetwork with shared hidden layers gives W₁, b₁, w₂ and b₂; the source has one each.
+
+    Attributes:
+        agents: N.
+        context_size: width of what the weights depend on (the state and, for MAVEN, the latent).
+        hidden_sizes: hidden layers of the hypernetwork.
+        embedding: E, width of the mixing network's hidden layer.
+    """
+
+    agents: int
+    context_size: int
+    hidden_sizes: Sequence[int]
+    embedding: int
+    activation: Activation = "relu"
+
+    @cached_property
+    def network(self) -> Mlp:
+        """The hypernetwork."""
+        outputs = self.agents * self.embedding + 2 * self.embedding + 1
+        return Mlp(self.context_size, self.hidden_sizes, outputs, self.activation, output_gain=0.3)
+
+    def __call__(self, theta: Tensor, utilities: Tensor, context: Tensor) -> Tensor:
+        """[...] the team's value.
+
+        Args:
+            theta: [P] parameters of the hypernetwork.
+            utilities: [..., N], 0 for agents that are not there.
+            context: [..., context_size].
+        """
+        size = self.embedding
+        first, first_bias, second, second_bias = self.network(theta, context).split(
+            [self.agents * size, size, size, 1], dim=-1
+        )
+        weights = first.abs().unflatten(-1, (self.agents, size))
+        hidden = functional.elu((utilities.unsqueeze(-1) * weights).sum(-2) + first_bias)
+        return (hidden * second.abs()).sum(-1) + second_bias.squeeze(-1)

@@ -1,0 +1,239 @@
+"""The policies of a group of agents with equal spaces: one row of parameters an agent, acting in one batched call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.spaces import AgentGroup
+from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.flat import Memory, Mlp, RecurrentNetwork
+from hmarl.trainer.networks.settings import AlgorithmSettings, PolicyGradientSettings
+
+
+@dataclass
+class GroupPolicy:
+    """π(a | input) of the N agents of a group.
+
+    Attributes:
+        network: shared structure of all members.
+        head: turns the network's output into a distribution.
+        theta: [N, P] parameters: the network's, then the head's; [1, P] when the members share them.
+        members: N.
+        told_apart: whether members who share parameters see a one-hot identity; False where they do not share.
+    """
+
+    network: Mlp
+    head: ActionHead
+    theta: Tensor
+    members: int
+    told_apart: bool = False
+
+    @classmethod
+    def create(
+        cls,
+        members: int,
+        input_size: int,
+        head: ActionHead,
+        settings: AlgorithmSettings,
+        generator: torch.Generator,
+        *,
+        shared: bool = False,
+        hidden_sizes: tuple[int, ...] | None = None,
+        recurrent: bool = False,
+    ) -> GroupPolicy:
+        """Fresh policies.
+
+        Args:
+            members: N.
+            input_size: width of the input, without the identity that ``shared`` adds.
+            head: of the action space.
+            settings: hidden layers, activation, and whether members who share a network are told apart.
+            shared: all members use one network, told apart by a one-hot appended to the input or not at all.
+            generator: CPU generator of the initial weights.
+            hidden_sizes: instead of the settings' own.
+            recurrent: with a memory of the settings' size.
+        """
+        shared = shared and members > 1  # nobody to be told apart from
+        told_apart = shared and settings.agent_identity
+        structure: dict[str, Any] = {
+            "input_size": input_size + (members if told_apart else 0),
+            "hidden_sizes": settings.hidden_sizes if hidden_sizes is None else hidden_sizes,
+            "output_size": head.output_size,
+            "activation": settings.activation,
+            "normalise_layers": settings.normalise_layers,
+        }
+        network = RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
+        theta = fresh_rows(1 if shared else members, network, head, generator)
+        return cls(network, head, theta, members, told_apart)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all members use one row of parameters."""
+        return self.theta.shape[0] == 1 and self.members > 1
+
+    def row(self, member: int) -> Tensor:
+        """[P] parameters of one member, a view."""
+        return self.theta[0 if self.shared else member]
+
+    def inputs(self, features: Tensor, context: Tensor | None = None) -> Tensor:
+        """Network inputs of all members: [..., N, input_size], features with the context and the identity appended.
+
+        Args:
+            features: [..., N, D] normalised observations.
+            context: [..., C] what all members see alike (the one-hot instruction), or None.
+        """
+        parts = [features]
+        if context is not None:
+            parts.append(context.unsqueeze(-2).expand(*features.shape[:-1], context.shape[-1]))
+        if self.told_apart:
+            identity = torch.eye(self.members, device=features.device)
+            parts.append(identity.expand(*features.shape[:-1], self.members))
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else features
+
+    def distribution(
+        self, theta: Tensor, inputs: Tensor, mask: Tensor | None = None, memory: Memory | None = None
+    ) -> Distribution:
+        """One member's distribution at many rows.
+
+        Args:
+            theta: [P].
+            inputs: [M, input_size].
+            mask: [M, A] bool, or None.
+            memory: how the rows follow one another; for recurrent networks only.
+        """
+        size = self.network.size
+        return self.head.distribution(self._outputs(theta[:size], inputs, memory), theta[size:], mask)
+
+    def all_distributions(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        memory: Memory | None = None,
+        theta: Tensor | None = None,
+    ) -> Distribution:
+        """Everybody's distribution in one batched call.
+
+        Args:
+            inputs: [N, M, input_size].
+            mask: [N, M, A] bool, or None.
+            memory: how the rows follow one another (``initial`` [N, n·B, H]); for recurrent networks only.
+            theta: instead of the own parameters.
+        """
+        theta = (self.theta if theta is None else theta).expand(self.members, -1)
+        size = self.network.size
+        output = self._outputs(theta[:, :size], inputs, memory)
+        return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask)
+
+    def along(
+        self,
+        features: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        memory: Tensor,
+        begins: Tensor,
+        theta: Tensor,
+    ) -> Distribution:
+        """[N, L·C] everybody's distribution along C sequences of L steps.
+
+        Args:
+            features: [L, C, N, D] normalised observations.
+            context: [L, C, K] what all members see alike, or None.
+            mask: [L, C, N, A] bool, or None.
+            memory: [N, C, H] before the first step; of no matter to networks without memory.
+            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+            theta: parameters [rows, P].
+        """
+        inputs = self.inputs(features, context).flatten(0, 1).transpose(0, 1)
+        legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
+        recurrent = isinstance(self.network, RecurrentNetwork)
+        remembered = Memory(memory, (~begins).float().view(1, *begins.shape, 1)) if recurrent else None
+        return self.all_distributions(inputs, legal, remembered, theta)
+
+    def _outputs(self, theta: Tensor, inputs: Tensor, memory: Memory | None) -> Tensor:
+        if isinstance(self.network, RecurrentNetwork):
+            assert memory is not None
+            return self.network.sequence(self.network.named(theta), inputs, memory)
+        return self.network(theta, inputs)
+
+    def step(self, inputs: Tensor, mask: Tensor | None, memory: Tensor | None) -> tuple[Distribution, Tensor | None]:
+        """Everybody's distribution at one step, and what everybody remembers after it.
+
+        Args:
+            inputs: [N, B, input_size].
+            mask: [N, B, A] bool, or None.
+            memory: [N, B, H] for recurrent networks, else None.
+        """
+        if not isinstance(self.network, RecurrentNetwork):
+            return self.all_distributions(inputs, mask), None
+        assert memory is not None
+        theta, size = self.theta.expand(self.members, -1), self.network.size
+        output, following = self.network.step(self.network.named(theta[:, :size]), inputs, memory)
+        return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
+
+
+def fresh_rows(rows: int, network: Mlp, head: ActionHead, generator: torch.Generator) -> Tensor:
+    """[rows, P] fresh parameters, of a network and of its head each."""
+    return torch.stack([torch.cat([network.initialise(generator), head.initialise()]) for _ in range(rows)])
+
+
+def no_memories(policies: Sequence[GroupPolicy], batch_size: int) -> list[Tensor]:
+    """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
+    return [
+        torch.zeros(policy.members, batch_size, policy.network.memory_size, device=policy.theta.device)
+        for policy in policies
+    ]
+
+
+def step_all(
+    policies: Sequence[GroupPolicy],
+    features: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+    context: Tensor | None,
+    memories: Sequence[Tensor],
+) -> tuple[list[Distribution], list[Tensor]]:
+    """Everybody's distribution at one step, and what everybody remembers after it.
+
+    Args:
+        policies: one a group.
+        features: per group [B, N_group, D] normalised observations.
+        masks: per group [B, N_group, A] bool, or None.
+        context: [B, C] what all agents see alike, or None.
+        memories: per group [N_group, B, H] for recurrent policies, else empty.
+
+    Returns:
+        Per group [N_group, B]; and memories as they came.
+    """
+    distributions, following = [], []
+    for g, policy in enumerate(policies):
+        mask = masks[g]
+        distribution, memory = policy.step(
+            policy.inputs(features[g], context).transpose(0, 1),
+            None if mask is None else mask.transpose(0, 1),
+            memories[g] if memories else None,
+        )
+        distributions.append(distribution)
+        following += [] if memory is None else [memory]
+    return distributions, following
+
+
+def select_all(distributions: Sequence[Distribution], perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    """Raw actions per group [B, N_group, ...] of distributions [N_group, B].
+
+    Args:
+        distributions: one a group.
+        perturbations: per group [N_group, B, A]; None selects the modes.
+    """
+    if perturbations is None:
+        return tuple(each.mode().transpose(0, 1) for each in distributions)
+    drawn = zip(distributions, perturbations, strict=True)
+    return tuple(each.select(perturbation).transpose(0, 1) for each, perturbation in drawn)
+
+
+def group_head(group: AgentGroup, settings: PolicyGradientSettings) -> ActionHead:
+    """The head for the group's action space."""
+    return ActionHead(group.example.action_space, settings.squash, settings.initial_std)

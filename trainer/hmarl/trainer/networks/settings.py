@@ -1,0 +1,164 @@
+"""Settings: each one's default, meaning and limits, once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from hmarl.sdk.errors import UsageError, unknown_name
+from hmarl.trainer.networks.flat import Activation
+
+HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, values are checked on assignment and never change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take ``true`` for 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise PydanticCustomError("truth_value", "Input should be neither true nor false")
+        return value
+
+
+class AlgorithmSettings(Settings):
+    """What all algorithms share (``--set algorithm.KEY=VALUE``).
+
+    Attributes:
+        without_effect: names of those that an algorithm has no use for; other values than the default are refused.
+    """
+
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+
+    gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
+    hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of the policies")
+    activation: Activation = Field("relu", description="activation of all networks")
+    normalise_layers: bool = Field(False, description="layer normalisation of inputs and hidden layers")
+    share_parameters: bool = Field(
+        False, description="agents of a group share one network, told apart by a one-hot input"
+    )
+    agent_identity: bool = Field(
+        True,
+        description="shared networks see a one-hot of the agent; without it one graph serves teams of any size",
+    )
+    recurrent: bool = Field(False, description="policies remember: a gated recurrent unit after the hidden layers")
+    memory_size: int = Field(64, ge=1, description="width of the recurrent state")
+    chunk_length: int | None = Field(
+        None,
+        ge=1,
+        description="steps through which gradients flow back; run.rollout_length (the default) or a divisor",
+    )
+    max_gradient_norm: float = Field(10.0, gt=0, description="gradients are scaled down to this norm")
+    learning_rate_decay: Literal["none", "linear"] = Field("none", description="schedule of all Adam step sizes to 0")
+    normalise_observations: bool = Field(True, description="running mean and variance of every agent's observations")
+    normalise_values: bool = Field(True, description="running mean and variance of the value targets")
+    deterministic_evaluation: bool = Field(True, description="evaluate and deploy argmax or mean instead of samples")
+
+    @model_validator(mode="after")
+    def _identity_of_those_who_share(self) -> Self:
+        """Only agents who share a network can do without being told apart."""
+        if self.interchangeable and not self.share_parameters:
+            raise UsageError(
+                "algorithm.agent_identity: got False, expected True with share_parameters=False "
+                "(networks of their own tell agents apart; set algorithm.share_parameters=true as well)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_has_an_effect(self) -> Self:
+        """A setting that would change nothing is refused."""
+        for name in sorted(self.without_effect):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise UsageError(
+                    f"algorithm.{name}: got {value!r}, which has no effect in this algorithm; leave it out"
+                )
+        return self
+
+    def check_rollouts(self, length: int) -> None:
+        """Refuse settings that do not go with rollouts of ``length`` steps.
+
+        Raises:
+            UsageError: some do not.
+        """
+        if self.chunk_length is not None and length % self.chunk_length:
+            raise UsageError(
+                f"algorithm.chunk_length: got {self.chunk_length}, expected a divisor of run.rollout_length ({length})"
+            )
+
+    @property
+    def interchangeable(self) -> bool:
+        """Whether the agents of a group are one policy, which does not know which of them it acts for."""
+        return not self.agent_identity
+
+
+class PolicyGradientSettings(AlgorithmSettings):
+    """What the algorithms with stochastic policies and advantages share."""
+
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of the advantage estimate")
+    squash: Literal["clip", "tanh"] = Field("clip", description="how continuous actions are kept in bounds")
+    initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
+
+
+class ActorCriticSettings(PolicyGradientSettings):
+    """What the algorithms with a critic of its own share."""
+
+    critic_hidden_sizes: HiddenSizes = Field((128, 128), description="hidden layers of the centralised critic")
+    critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
+    critic_epochs: int = Field(5, ge=1, description="passes over the rollout per critic update")
+    critic_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
+    critic_loss: Literal["mse", "huber"] = Field("huber", description="loss on normalised value targets")
+    huber_delta: float = Field(10.0, gt=0, description="where the Huber loss turns linear")
+
+
+class StochasticGradientSettings(Settings):
+    """What all algorithms that climb a surrogate by minibatch Adam share."""
+
+    learning_rate: float = Field(5e-4, gt=0, description="Adam's step size for the policies")
+    epochs: int = Field(5, ge=1, description="passes over the rollout per update of a policy")
+    minibatches: int = Field(1, ge=1, description="parts into which a pass is divided")
+    entropy_coefficient: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validate(model: type[S], values: dict[str, Any], prefix: str) -> S:
+    """Check settings, with errors that name the key, what was got and what was expected.
+
+    Args:
+        model: the settings' class.
+        values: keys and values; missing ones take their defaults.
+        prefix: how the user names this group, e.g. ``"algorithm"``.
+
+    Raises:
+        UsageError: unknown key (with a suggestion) or a value out of range.
+    """
+    known = list(model.model_fields)
+    for key in values:
+        if key not in known:
+            names = [f"{prefix}.{name}" for name in known]
+            raise UsageError(unknown_name("setting", f"{prefix}.{key}", names))
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        # Words after the first are a union's branches, which no user has typed.
+        place = (str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int))
+        key = ".".join(place)
+        raise UsageError(f"{prefix}.{key}: got {problem['input']!r}, expected: {problem['msg']}") from error

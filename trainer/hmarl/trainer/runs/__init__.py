@@ -1,0 +1,1 @@
+"""A run: its configuration, loop, directory and presets."""

@@ -1,0 +1,90 @@
+"""What determines a run: made from what the user asks for, kept in config.json, read again by all that use the run."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from hmarl.runtime.bundle import replace_file
+from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.networks.settings import AlgorithmSettings, validate
+from hmarl.trainer.records.checkpoint import CheckpointError
+from hmarl.trainer.runs.devices import device_named
+from hmarl.trainer.runs.settings import RunSettings
+
+
+class RunConfig(BaseModel):
+    """config.json of a run directory: everything that determines the run, defaults included."""
+
+    hmarl_version: str
+    algorithm: str
+    environment: str
+    environment_arguments: dict[str, Any]
+    run: dict[str, Any]
+    algorithm_settings: dict[str, Any]
+
+    def write(self, run: Path) -> None:
+        """Into a run directory."""
+        replace_file(run / "config.json", (self.model_dump_json(indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, run: Path) -> RunConfig:
+        """Of a run directory.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        path = run / "config.json"
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); is it a run's?") from error
+        except ValueError as error:
+            raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
+
+    def settings(self) -> AlgorithmSettings:
+        """The algorithm's settings, checked."""
+        return validate(find_algorithm(self.algorithm).settings_class, self.algorithm_settings, "algorithm")
+
+    def run_settings(self) -> RunSettings:
+        """The run's settings, checked."""
+        return validate(RunSettings, self.run, "run")
+
+
+def make_config(
+    algorithm: str,
+    environment: str,
+    algorithm_settings: dict[str, Any],
+    run_settings: dict[str, Any],
+    environment_arguments: dict[str, Any],
+) -> RunConfig:
+    """Check everything that can be checked without starting, and fill in the defaults.
+
+    Raises:
+        UsageError: unknown algorithm or setting, value out of range, unknown device.
+    """
+    settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm")
+    run = validate(RunSettings, run_settings, "run")
+    device_of(run)
+    settings.check_rollouts(run.rollout_length)
+    return RunConfig(
+        hmarl_version=version("hmarl"),
+        algorithm=algorithm,
+        environment=environment,
+        environment_arguments=environment_arguments,
+        run=run.model_dump(),
+        algorithm_settings=settings.model_dump(),
+    )
+
+
+def device_of(run: RunSettings) -> torch.device:
+    """The torch device.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    return device_named(run.device)

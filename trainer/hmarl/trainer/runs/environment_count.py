@@ -1,0 +1,84 @@
+"""How many environments are stepped together by default: as many as cores and memory take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hmarl.sdk.copies import Machine, evaluation_copies, measured_cost
+from hmarl.sdk.environment import CopyCost
+from hmarl.sdk.environments import copy_cost
+from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.runs.settings import RunSettings
+
+# Fewer environments collect for longer, so that an update still has something to learn from, but not without end.
+_LONGEST = 8
+
+Say = Callable[[str], None]
+
+
+def fitted_run(name: str, arguments: Mapping[str, Any], given: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """A run's settings with numbers of environments and steps that suit the environment and this machine.
+
+    Args:
+        name: of the environment.
+        arguments: of the environment.
+        given: the run's settings, from the user or a preset; a number of environments among them is kept.
+        say: told what is measured and chosen, and that what was asked for does not fit.
+
+    Raises:
+        UsageError: a setting out of range, or no such environment.
+    """
+    settings = validate(RunSettings, dict(given), "run")
+    if "environments" in given:
+        _warn(name, arguments, settings, say)
+        return dict(given)
+    default = settings.environments
+    count = fitted_count(name, arguments, default, say)
+    longer = settings.rollout_length * min(_LONGEST, default // count)
+    return {**given, "environments": count, "rollout_length": given.get("rollout_length", longer)}
+
+
+def fitted_count(name: str, arguments: Mapping[str, Any], wanted: int, say: Say) -> int:
+    """``wanted`` where as many copies of the environment fit, else fewer, which is said."""
+    machine, cost = Machine.this(), _cost(name, arguments, say)
+    count = min(wanted, machine.any_number) if cost is None else machine.fitting(cost, wanted)
+    if count < wanted:
+        say(
+            f"{count} copies of {name} instead of {wanted}: {_described(cost)}, and this machine has {machine.cores} "
+            f"cores and {machine.memory_bytes / 1e9:.0f} GB; --set decides otherwise"
+        )
+    return count
+
+
+def _cost(name: str, arguments: Mapping[str, Any], say: Say) -> CopyCost | None:
+    """Declared by the environment's family, else measured; None where that fails."""
+    declared = copy_cost(name)
+    if declared is not None:
+        return declared
+    say(f"measuring what a copy of {name} costs")
+    return measured_cost(name, arguments)
+
+
+def _warn(name: str, arguments: Mapping[str, Any], settings: RunSettings, say: Say) -> None:
+    """Say so where the number that was asked for does not fit."""
+    count, machine = settings.environments, Machine.this()
+    if copy_cost(name) is None and count <= machine.any_number:
+        return
+    cost = _cost(name, arguments, say)
+    copies = count + evaluation_copies(name, settings.evaluation_episodes, count)
+    complaint = "" if cost is None else machine.complaint(cost, copies)
+    if complaint:
+        say(
+            f"warning: run.environments={count} and {copies - count} more to evaluate: {copies} copies of {name} need "
+            f"about {complaint}; going on, as asked"
+        )
+
+
+def _described(cost: CopyCost | None) -> str:
+    """What a copy costs, in words."""
+    if cost is None:
+        return "what a copy costs could not be measured"
+    parts = [f"{cost.memory_bytes / 1e6:.0f} MB"] if cost.memory_bytes else []
+    parts += ["a process of its own" if cost.processes == 1 else f"{cost.processes} processes"] * bool(cost.processes)
+    return f"each takes {' and '.join(parts)}"

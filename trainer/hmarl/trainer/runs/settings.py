@@ -1,0 +1,31 @@
+"""Settings of a run that do not depend on the algorithm."""
+
+from __future__ import annotations
+
+from pydantic import (
+    Field,
+)
+
+from hmarl.trainer.networks.settings import Settings
+
+
+class RunSettings(Settings):
+    """What does not depend on the algorithm (``--set run.KEY=VALUE``)."""
+
+    steps: int = Field(1_000_000, ge=1, description="environment steps of the whole team, summed over the environments")
+    seed: int = Field(0, ge=0, lt=2**31, description="seeds networks, action noise, permutations and environments")
+    environments: int = Field(256, ge=1, description="B, environments stepped together, by default no more than fit")
+    rollout_length: int = Field(
+        25, ge=1, description="T, steps per environment between two updates, by default more with fewer environments"
+    )
+    device: str = Field("cpu", description="torch device, e.g. cpu or cuda:0")
+    threads: int = Field(2, ge=1, description="torch's threads within one operation")
+    evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
+    evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")
+    evaluation_step_limit: int | None = Field(
+        None, ge=1, description="steps after which an evaluation's episode is cut off; the declared horizon, else 5,000"
+    )
+    checkpoint_interval: int = Field(20, ge=1, description="updates between two checkpoints")
+    checkpoints_kept: int = Field(3, ge=1, description="newest checkpoints kept beside the best one")
+    max_rollbacks: int = Field(5, ge=1, description="consecutive diverged updates after which training stops")
+    log_interval_s: float = Field(1.0, gt=0, description="seconds between two refreshes of the progress display")
