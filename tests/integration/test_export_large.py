@@ -9,7 +9,8 @@ import pytest
 
 from hmarl.runtime.verify import verify_bundle
 from hmarl.sdk.environments import make
-from hmarl.trainer.export import export, graphs, samples
+from hmarl.trainer.contract import deployable
+from hmarl.trainer.export import export, samples
 from training_runs import tiny_config, train
 
 TEAM = "pettingzoo/named_teams:make"
@@ -55,7 +56,7 @@ def test_rollouts_never_hold_more_than_is_compared() -> None:
 def test_a_policy_too_large_for_a_file_is_refused_before_any_work(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    monkeypatch.setattr(graphs, "LARGEST_GRAPH_BYTES", 1_000_000)
+    monkeypatch.setattr(deployable, "LARGEST_GRAPH_BYTES", 1_000_000)
     monkeypatch.setattr(export, "onnx_bytes", lambda graph: pytest.fail("it was exported all the same"))
     code, _, errors = call("export", str(run), "--out", str(tmp_path / "bundle"))
     assert code == 2
@@ -69,7 +70,7 @@ def test_students_too_large_for_a_file_are_refused_before_they_are_distilled(
 ) -> None:
     config = tiny_config("magpo", TEAM, {"embedding_size": 8}, None, {"workers": 0, "observation_size": 1000})
     train(config, tmp_path / "run")
-    monkeypatch.setattr(graphs, "LARGEST_GRAPH_BYTES", 100_000)
+    monkeypatch.setattr(deployable, "LARGEST_GRAPH_BYTES", 100_000)
     code, _, errors = call("export", str(tmp_path / "run"), "--distil", "--set", "distillation.hidden_sizes=[64]")
     assert code == 2
     assert "agent 'a': its policy has " in errors

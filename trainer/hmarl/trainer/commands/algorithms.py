@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hmarl.sdk.commands._common import print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_listing
-
-if TYPE_CHECKING:
-    pass
-
 from hmarl.trainer.commands.shared import need_torch
 
 

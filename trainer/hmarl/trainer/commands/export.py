@@ -14,11 +14,10 @@ from rich.console import Console
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
+from hmarl.trainer.commands.shared import need_torch
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import StudentsModel
-
-from hmarl.trainer.commands.shared import need_torch
 
 _DISTILLATION_HELP = "distillation.KEY=VALUE, repeatable, with --distil; see hmarl-algorithms ALGORITHM"
 

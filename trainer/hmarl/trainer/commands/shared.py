@@ -6,13 +6,10 @@ import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hmarl.sdk.commands._console import make_console
 from hmarl.sdk.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    pass
 
 
 def need_torch(purpose: str) -> None:

@@ -14,13 +14,12 @@ from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
+from hmarl.trainer.commands.shared import log_to_standard_error, need_torch
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.run import Run
-
-from hmarl.trainer.commands.shared import log_to_standard_error, need_torch
 
 _SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
 
