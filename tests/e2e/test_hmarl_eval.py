@@ -169,6 +169,14 @@ def test_a_team_without_one_of_the_agents_is_refused(toy_bundle: Bundle, endpoin
     assert set(load_endpoints(endpoints)) == set(AGENTS)
 
 
+def test_endpoints_of_another_bundle_are_refused(endpoints: Path, tmp_path: Path) -> None:
+    stale = tmp_path / "stale.json"
+    stale.write_text(json.dumps({**json.loads(endpoints.read_text()), "bundle_sha256": "0" * 64}))
+    done = hmarl_eval("--endpoints", stale, "--episodes", 1)
+    assert done.returncode == 2, done.stderr
+    assert f"expected {'0' * 64}, which the endpoints file names" in " ".join(done.stderr.split())
+
+
 def test_a_run_whose_team_acts_as_one_is_evaluated_with_its_guider(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(tiny_config("mat", "mpe/simple_spread", {"embedding_size": 8}), run)

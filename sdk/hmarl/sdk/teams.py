@@ -169,7 +169,7 @@ class FleetTeam:
     The agents' acts are sent at the same time, those of one agent's rows one after the other.
 
     Args:
-        endpoints: address per agent, or the endpoints file that ``hmarl-fleet`` writes.
+        endpoints: address per agent, or the endpoints file that ``hmarl-fleet`` writes, whose bundle is then expected.
         spec: the environment's spec; every agent of it must have an endpoint. Where nothing private is drawn, an
             interchangeable agent that fits acts also for those without, in sessions of their own.
         sample: False for argmax or mean, True to draw actions.
@@ -180,7 +180,7 @@ class FleetTeam:
         name: for tables.
 
     Raises:
-        UsageError: an agent is missing or does not fit the environment.
+        UsageError: an agent is missing, does not fit the environment, or is of another bundle than the file says.
         AgentError: no agent answers at an address.
     """
 
@@ -202,6 +202,7 @@ class FleetTeam:
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
+        self._sha256 = None if isinstance(endpoints, Mapping) else _document(endpoints).get("bundle_sha256")
         self._sample = sample
         self._instruction_choice = instruction_choice
         self._assigned = self._assign()
@@ -240,6 +241,12 @@ class FleetTeam:
             expected = replace(place.agent, id=server)
             while len(clients) < rows:
                 clients.append(AgentClient(self._addresses[server], expected=expected, **self._client_options))
+                got = clients[-1].info.bundle_sha256
+                if self._sha256 not in (None, got):
+                    raise UsageError(
+                        f"endpoints: agent '{server}' at {self._addresses[server]}: got bundle {got}, expected "
+                        f"{self._sha256}, which the endpoints file names: is it that of a fleet that has ended?"
+                    )
 
     @property
     def clients(self) -> dict[str, list[AgentClient]]:
@@ -306,13 +313,7 @@ def load_endpoints(path: Path) -> dict[str, str]:
     Raises:
         UsageError: the file is missing or is not an endpoints file.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
-    agents = document.get("agents") if isinstance(document, dict) else None
+    agents = _document(path).get("agents")
     if not isinstance(agents, dict) or not agents:
         raise UsageError(f"endpoints file {path}: expected an object 'agents' of addresses by agent id")
     addresses = {}
@@ -322,3 +323,14 @@ def load_endpoints(path: Path) -> dict[str, str]:
             raise UsageError(f"endpoints file {path}: agents.{name}: got {address!r}, expected an address")
         addresses[str(name)] = address
     return addresses
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The content of an endpoints file."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
+    return document if isinstance(document, dict) else {}
