@@ -109,7 +109,7 @@ def test_a_team_of_two_bundles_is_refused(endpoints: Path, tmp_path: Path) -> No
     spec = make("mpe/simple_spread", batch_size=1, max_cycles=8).spec
     with AgentProcess(other.path, "agent_1") as stranger:
         addresses = {**load_endpoints(endpoints), "agent_1": stranger.address}
-        with pytest.raises(UsageError, match=rf"agent 'agent_1' is of bundle .*{other.sha256[:12]}"):
+        with pytest.raises(UsageError, match=rf"agent 'agent_1' at .*: got bundle {other.sha256}"):
             FleetTeam(addresses, spec)
 
 
@@ -178,6 +178,14 @@ def test_a_team_without_one_of_the_agents_is_refused(toy_bundle: Bundle, endpoin
     with pytest.raises(UsageError, match=r"no agent 'agent_2'"):
         BundleTeam(toy_bundle, spec)
     assert set(load_endpoints(endpoints)) == set(AGENTS)
+
+
+def test_endpoints_of_another_bundle_are_refused(endpoints: Path, tmp_path: Path) -> None:
+    stale = tmp_path / "stale.json"
+    stale.write_text(json.dumps({**json.loads(endpoints.read_text()), "bundle_sha256": "0" * 64}))
+    done = hmarl_eval("--endpoints", stale, "--episodes", 1)
+    assert done.returncode == 2, done.stderr
+    assert f"expected {'0' * 64}, which the endpoints file names" in " ".join(done.stderr.split())
 
 
 def test_a_run_whose_team_acts_as_one_is_evaluated_with_its_guider(tmp_path: Path) -> None:

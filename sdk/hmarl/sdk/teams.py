@@ -169,7 +169,7 @@ class FleetTeam:
     The agents' acts are sent at the same time, those of one agent's rows one after the other.
 
     Args:
-        endpoints: address per agent, or the endpoints file that ``hmarl-fleet`` writes.
+        endpoints: address per agent, or the endpoints file that ``hmarl-fleet`` writes, whose bundle is then expected.
         spec: the environment's spec; every agent of it must have an endpoint. Where nothing private is drawn, an
             interchangeable agent that fits acts also for those without, in sessions of their own.
         sample: False for argmax or mean, True to draw actions.
@@ -180,7 +180,8 @@ class FleetTeam:
         name: for tables.
 
     Raises:
-        UsageError: an agent is missing or does not fit the environment, or the agents are not of one bundle.
+        UsageError: an agent is missing or does not fit the environment, or is of another bundle than the file says, or
+            than the other agents.
         AgentError: no agent answers at an address.
     """
 
@@ -202,6 +203,7 @@ class FleetTeam:
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
+        self._sha256 = None if isinstance(endpoints, Mapping) else _document(endpoints).get("bundle_sha256")
         self._sample = sample
         self._instruction_choice = instruction_choice
         self._assigned = self._assign()
@@ -243,12 +245,13 @@ class FleetTeam:
                 self._check_bundle(server, clients[-1])
 
     def _check_bundle(self, server: str, client: AgentClient) -> None:
-        """A team is of one bundle: agents of several have not learnt to play together."""
-        first, got = next(clients[0] for clients in self._clients if clients).info, client.info
-        if got.bundle_sha256 != first.bundle_sha256:
+        """A team is of one bundle, that of the endpoints file: agents of several have not learnt to play together."""
+        got = client.info.bundle_sha256
+        self._sha256 = self._sha256 or got
+        if got != self._sha256:
             raise UsageError(
-                f"{client.address}: agent '{server}' is of bundle '{got.bundle_name}' ({got.bundle_sha256[:12]}), "
-                f"expected '{first.bundle_name}' ({first.bundle_sha256[:12]}) as the others: serve all of one bundle"
+                f"endpoints: agent '{server}' at {client.address}: got bundle {got}, expected {self._sha256}, which "
+                "the endpoints file names or the other agents are of: is the file that of a fleet that has ended?"
             )
 
     @property
@@ -316,13 +319,7 @@ def load_endpoints(path: Path) -> dict[str, str]:
     Raises:
         UsageError: the file is missing or is not an endpoints file.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
-    agents = document.get("agents") if isinstance(document, dict) else None
+    agents = _document(path).get("agents")
     if not isinstance(agents, dict) or not agents:
         raise UsageError(f"endpoints file {path}: expected an object 'agents' of addresses by agent id")
     addresses = {}
@@ -332,3 +329,14 @@ def load_endpoints(path: Path) -> dict[str, str]:
             raise UsageError(f"endpoints file {path}: agents.{name}: got {address!r}, expected an address")
         addresses[str(name)] = address
     return addresses
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The content of an endpoints file."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
+    return document if isinstance(document, dict) else {}

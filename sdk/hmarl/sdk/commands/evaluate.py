@@ -120,7 +120,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
 
     def make_team(spec: EnvironmentSpec) -> Team:
         return FleetTeam(
-            endpoints,
+            path,
             spec,
             sample=options.sample,
             instruction_choice=options.instruction_choice,

@@ -128,6 +128,7 @@ def _configured(
     """The run's config, and in words which preset it is based on; empty without one."""
     from hmarl.trainer.runs.config import make_config
     from hmarl.trainer.runs.environment_count import fitted_run
+    from hmarl.trainer.runs.lock import RunLock
     from hmarl.trainer.runs.presets import find_preset, named_preset
     from hmarl.trainer.runs.run import refuse_other_run
 
@@ -141,6 +142,8 @@ def _configured(
     chosen = {**base_algorithm, **given["algorithm"]}
     make_config(algorithm, env, chosen, run, arguments)  # what can be refused at once is, before anything is measured
     if out is not None:
+        if (out / "config.json").exists():
+            RunLock(out).release()  # a run that is going on is told from one that has ended
         refuse_other_run(out)
         check_writable(out, f"--out {out}")
     config = make_config(algorithm, env, chosen, fitted_run(env, arguments, run, console.print), arguments)
