@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -73,3 +76,26 @@ def test_a_tensor_of_the_expected_shape_is_taken() -> None:
     np.testing.assert_array_equal(to_array(tensor, "x", [2, 3]), array)
     with pytest.raises(ObservationError, match=r"got float32 \(2, 3\), expected the shape \(3, 2\)"):
         to_array(tensor, "x", [3, 2])
+
+
+def test_a_session_that_is_over_frees_its_memory_at_once(policy: Policy) -> None:
+    """Not when cycles are collected, which a process that serves rarely does: ended, refused, idle, given way."""
+    clock = Clock()
+    registry = SessionRegistry(policy, 2, 600.0, clock)
+    gc.collect()
+    gc.disable()
+    try:
+        sessions = [policy.session() for _ in range(4)]
+        kept = [weakref.ref(session) for session in sessions]
+        ended = registry.add(sessions[0], "one")
+        registry.remove(ended)
+        registry.add(sessions[1], "one")
+        registry.add(sessions[2], "one")
+        with pytest.raises(SessionLimitError):
+            registry.add(sessions[3], "one")
+        clock.now += 6
+        registry.add(policy.session(), "two")  # the first of the others gives way
+        sessions.clear()
+        assert [each() is None for each in kept] == [True, True, False, True]
+    finally:
+        gc.enable()

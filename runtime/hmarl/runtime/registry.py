@@ -98,7 +98,8 @@ class SessionRegistry:
             UnknownSessionError: not open; the message says how to go on.
         """
         entry = self._entries.get(session_id)
-        if entry is None or entry.place is None or not self._places.use(entry.place):
+        place = None if entry is None else entry.place
+        if entry is None or place is None or not self._places.use(place):
             raise _unknown(session_id)
         return entry.session
 
@@ -109,7 +110,8 @@ class SessionRegistry:
             UnknownSessionError: not open.
         """
         entry = self._entries.pop(session_id, None)
-        if entry is None or entry.place is None or not self._places.free(entry.place):
+        place = None if entry is None else _parted(entry)
+        if entry is None or place is None or not self._places.free(place):
             raise _unknown(session_id)
         return entry.session
 
@@ -123,6 +125,13 @@ class SessionRegistry:
 
     def _forget(self, entry: _Entry) -> None:
         self._entries.pop(entry.session_id, None)
+        _parted(entry)
+
+
+def _parted(entry: _Entry) -> Place[_Entry] | None:
+    """An entry's place, which it no longer refers to: its memory is free at once, and not when cycles are collected."""
+    place, entry.place = entry.place, None
+    return place
 
 
 def _unknown(session_id: str) -> UnknownSessionError:
