@@ -99,7 +99,7 @@ COMPARISONS = (
             algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo", seeds=1), remark=remark,
         )
         for name, remark in (
-            ("simple_reference", "One seed. Nobody is far ahead within this budget; HCPO's conductors score alike."),
+            ("simple_reference", "One seed. None is far ahead within this budget; HCPO's conductors score alike."),
             (
                 "simple_speaker_listener",
                 "One seed. Here HCPO's conductor does harm: it sees the goal, and the listener learns to be told the "
@@ -239,11 +239,11 @@ COMPARISONS = (
             ),
             (
                 "5x20-80",
-                "A budget within which nobody is done (the paper trains for twenty times as long). MAGPO ends ahead of "
-                "MAPPO (three seeds each), beside IPPO (one). With networks of their own for all local policies and "
-                "steps that shrink to nothing (last row) it learns half as fast: a guider that is held near its local "
-                "policies goes no faster than they do. HAPPO and MAT are slower still, and CTDS learns next to nothing "
-                "(one seed each; MAT's and CTDS's steps shrink, too).",
+                "A budget within which no algorithm is done (the paper trains for twenty times as long). MAGPO ends"
+                " ahead of MAPPO (three seeds each), beside IPPO (one). With networks of their own for all local "
+                "policies and steps that shrink to nothing (last row) it learns half as fast: a guider that is held"
+                " near its local policies goes no faster than they do. HAPPO and MAT are slower still, and CTDS "
+                "learns next to nothing (one seed each; MAT's and CTDS's steps shrink, too).",
             ),
             (
                 "8x15-100",

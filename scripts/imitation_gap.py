@@ -1,4 +1,4 @@
-"""The imitation gap, seen in a minute: two agents name numbers that must add up to ten, and nobody observes anything.
+"""The imitation gap, seen in a minute: two agents name numbers that must add up to ten, and neither observes anything.
 
     python scripts/imitation_gap.py --runs runs/imitation_gap --out docs/results
 

@@ -180,7 +180,7 @@ def test_what_acts_centrally_is_evaluated_but_never_exported(call: Call, tmp_pat
     for out in ((), ("--out", str(tmp_path / "bundle.zip"))):
         code, output, error = call("export", str(run), *out, "--json")
         assert (code, output) == (2, "")
-        assert f"error: {algorithm}: acts for the whole team at once from everybody's observations" in error
+        assert f"error: {algorithm}: acts for the whole team at once from all agents' observations" in error
         assert "hmarl-export --distil distils a local student for each agent, and magpo (or ctds) with" in error
         assert f"--set algorithm.guider={algorithm} trains one for each" in error
     assert sorted(run.rglob("*")) == before

@@ -95,7 +95,7 @@ def _cluster_rows(annotations: Sequence[TeamAnnotation], colours: GoalColours) -
 
 
 def _rows(above: _Numbers, below: _Numbers, there: _Flags) -> _Numbers:
-    """[R rows, T, 4] of colours [T, R, 3]; see-through where nobody is there."""
+    """[R rows, T, 4] of colours [T, R, 3]; see-through where no agent is there."""
     parts = [(above, _GOAL_PIXELS), (below, _CLUSTER_PIXELS), (np.ones_like(above), _GAP_PIXELS)]
     pixels = np.concatenate([np.repeat(colour[:, :, None], size, axis=2) for colour, size in parts], axis=2)
     opacity = np.broadcast_to(there[:, :, None, None], (*pixels.shape[:3], 1))
@@ -170,7 +170,7 @@ def _messages_plot(annotations: Sequence[TeamAnnotation]) -> AnnotationPlot:
     heard, steps = [each.heard for each in annotations], np.arange(len(annotations))
     sizes = _cluster_sizes(annotations)
     if sizes is None:
-        note = "How many others an agent hears, in the mean over those who are there; at 0 everybody is on its own."
+        note = "How many others an agent hears, in the mean over those who are there; at 0 each is on its own."
         figure, axes = new_axes("step", "others heard")
         panels = [axes]
     else:

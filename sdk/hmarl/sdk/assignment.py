@@ -22,7 +22,7 @@ def assign(source: str, spec: EnvironmentSpec, models: Mapping[str, AgentModel])
         The policy's agent by the environment's agent; another id than the agent's own is that of a stand-in.
 
     Raises:
-        UsageError: nobody, or several kinds of agents, could act for an agent; names what was got and what is expected.
+        UsageError: no agent, or several kinds of agents, could act for an agent; names what was got and expected.
     """
     return {agent.id: agent.id if agent.id in models else _stand_in(source, agent, models) for agent in spec.agents}
 

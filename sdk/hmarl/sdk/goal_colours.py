@@ -84,7 +84,7 @@ class GoalColours:
 
     @classmethod
     def of(cls, annotations: Sequence[TeamAnnotation]) -> GoalColours | None:
-        """For what the agents were told in an episode; None where nobody was told anything."""
+        """For what the agents were told in an episode; None where no agent was told anything."""
         told = [each.goals[each.active] for each in annotations if each.goals is not None]
         return cls(np.concatenate(told), annotations[0].discrete) if sum(map(len, told)) else None
 

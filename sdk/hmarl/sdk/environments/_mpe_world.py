@@ -37,7 +37,7 @@ class World:
         agents: number of agents N.
         landmarks: number of landmarks L.
         movers: the agents that can move, M of them.
-        channels: length C of a word; 0 where nobody speaks.
+        channels: length C of a word; 0 where no agent speaks.
         speakers: number S of agents that speak (the first ones).
         goals: number of agents that are shown a goal's colour.
 

@@ -1,4 +1,4 @@
-"""CTDS: a centralised teacher learns as if nobody had to follow it; decentralised students imitate it.
+"""CTDS: a centralised teacher learns as if no agent had to follow it; decentralised students imitate it.
 
 A reference for MAGPO: where the teacher's joint policy is no product of local ones, the students cannot be what they
 imitate.

@@ -3,7 +3,7 @@
 Workers act at every step, sub-managers set each of their workers a goal every α steps, a manager sets each sub-manager
 one every K·α (levels=3). An iteration:
 
-    1  collect with everybody's policy over the dynamic graph G*_t: messages among neighbours, goals from above
+    1  collect with all agents' policies over the dynamic graph G*_t: messages among neighbours, goals from above
     2  from the top down, over the windows [t₀, t₀ + α) and [t₀, t₀ + K·α) in which goals were in force:
            A^m from the external reward
            r^s = A^m(o^{m→s}_{t₀}, g^{m→s}_{t₀}) / K + the sub-manager's local reward
@@ -68,12 +68,13 @@ class Himpo(Algorithm):
         self._goal_noise = self.hierarchy.draw_goal_noise((0,), self.noise_generator)
         if settings.graph in ("auto", "radius", "nearest") and not self.hierarchy.positions.dimensions:
             _log.warning(
-                "himpo: no observation of %s has a part 'position', so that everybody hears everybody and sub-managers "
-                "take the workers by number; set algorithm.graph=none for a team without messages", spec.name,
-            )  # fmt: skip
+                "himpo: no observation of %s has a part 'position', so that all agents hear one another and "
+                "sub-managers take the workers by number; set algorithm.graph=none for a team without messages",
+                spec.name,
+            )
 
     def create_policies(self) -> list[GroupPolicy]:
-        """Nobody has a policy of its own."""
+        """No agent has a policy of its own."""
         return []
 
     def head(self, group: AgentGroup) -> ActionHead:
@@ -87,7 +88,7 @@ class Himpo(Algorithm):
     # --- acting (line 1) --------------------------------------------------------------------------------------------
 
     def begin_rollout(self, steps: int, batch_size: int) -> None:
-        """Draw the rollout's noise; everybody decides anew at its first step."""
+        """Draw the rollout's noise; all decide anew at its first step."""
         super().begin_rollout(steps, batch_size)
         if len(self._standing.clock) != batch_size:
             self._standing = self.hierarchy.nothing_in_force(batch_size)
@@ -96,7 +97,7 @@ class Himpo(Algorithm):
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
-        """Goals where they have run out, then everybody's action."""
+        """Goals where they have run out, then all agents' actions."""
         perturbations = [perturbation[step] for perturbation in self._perturbations]
         noise = Noise(perturbations, *(drawn[step] for drawn in self._goal_noise))
         taken = self.decide_together(observation, self._standing, noise)
@@ -109,7 +110,7 @@ class Himpo(Algorithm):
         Args:
             observation: tensors on the training device.
             standing: what is in force.
-            noise: of the step; None takes everybody's most likely choice.
+            noise: of the step; None takes all agents' most likely choices.
         """
         return self.hierarchy.step(
             self.worker_features(observation.observations), observation.action_masks, observation.observations,
@@ -190,7 +191,7 @@ class Himpo(Algorithm):
         return rewards.expand(*rewards.shape[:-1], self.settings.sub_managers)
 
     def _goals_set(self, graphs: RolloutGraphs, outcome: Outcome, decided: Tensor, goal: str) -> Decisions:
-        """A superior level's decisions; those for an empty cluster, or for somebody who has left, weigh nothing."""
+        """A superior level's decisions; those for an empty cluster, or for an agent that has left, weigh nothing."""
         rows, graph = decided.flatten(), graphs.moments.take(decided.flatten())
         goals = graphs.rollout.extras[goal].flatten(0, 1)[rows]
         advantages = outcome.advantages[decided]  # of the superiors; a decision's is that of its superior
@@ -200,9 +201,9 @@ class Himpo(Algorithm):
             weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
             advantages = advantages.expand_as(weight)
         values, returns = outcome.values[decided], outcome.returns[decided]
-        # A superior judges an empty cluster as well: somebody may come.
-        everybody = torch.ones_like(values, dtype=torch.bool)
-        return Decisions(graph, [goals], [None], values, advantages, returns, weight, everybody)
+        # A superior judges an empty cluster as well: an agent may come.
+        every_agent = torch.ones_like(values, dtype=torch.bool)
+        return Decisions(graph, [goals], [None], values, advantages, returns, weight, every_agent)
 
     def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> Decisions:
         """The workers' decisions."""
@@ -216,7 +217,7 @@ class Himpo(Algorithm):
         )  # fmt: skip
 
     def _graph_metrics(self, rollout: Rollout) -> dict[str, float]:
-        """How many an agent hears, and how many clusters have somebody in them."""
+        """How many an agent hears, and how many clusters have an agent in them."""
         heard = rollout.extras["edges"].sum(-1).float().mean()
         metrics = {"neighbours": float(heard)}
         if self.hierarchy.sub_managers is not None:

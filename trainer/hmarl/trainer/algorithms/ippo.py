@@ -56,7 +56,7 @@ class Ippo(Mappo):
         return torch.cat([features, identity], dim=-1)
 
     def per_agent_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B, N]: everybody's own advantage."""
+        """[T, B, N]: each agent's own advantage."""
         return normalise_advantages(estimate.advantages, None if rollout.all_active else rollout.active.float())
 
     def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:

@@ -25,7 +25,7 @@ class MappoSettings(HappoSettings):
 
 
 class Mappo(Happo):
-    """HAPPO's step without the sequence: nobody's advantage knows of the others' updates."""
+    """HAPPO's step without the sequence: no agent's advantage knows of the others' updates."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MappoSettings
     settings: MappoSettings
@@ -45,5 +45,5 @@ class Mappo(Happo):
         return per_agent_metrics(self.spec, metrics)
 
     def per_agent_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B, N]: the joint advantage for everybody."""
+        """[T, B, N]: the joint advantage for each agent."""
         return self.agents_advantages(rollout, estimate).unsqueeze(-1).expand_as(rollout.rewards)

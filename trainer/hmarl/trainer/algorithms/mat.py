@@ -1,6 +1,6 @@
 """MAT: one sequence model acts for the whole team and climbs the clipped surrogate.
 
-It needs everybody's observation to act, and so cannot be deployed as separate agents, unless local students are
+It needs all agents' observations to act, and so cannot be deployed as separate agents, unless local students are
 distilled from it at export. It is the guider of MAGPO and the teacher of CTDS, and a reference for what a team could
 earn if it acted as one.
 
@@ -39,7 +39,7 @@ class Mat(GuidedTeam):
     settings: GuidedSettings
 
     def create_policies(self) -> list[GroupPolicy]:
-        """Nobody has a policy of its own."""
+        """No agent has a policy of its own."""
         return []
 
     def learn(self, part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class Mat(GuidedTeam):
         """Always refused."""
         assert isinstance(settings, GuidedSettings)
         raise UsageError(
-            f"{cls.__name__.lower()}: acts for the whole team at once from everybody's observations, so that there is "
+            f"{cls.__name__.lower()}: acts for the whole team at once from all agents' observations, so that there is "
             "no policy of a single agent to deploy; hmarl-export --distil distils a local student for each agent, and "
             f"magpo (or ctds) with --set algorithm.guider={settings.guider} trains one for each"
         )

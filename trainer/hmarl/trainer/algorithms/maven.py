@@ -167,7 +167,7 @@ class Maven(Algorithm):
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
-        """Draw z ~ π(z|s₀) where an episode begins, then everybody's ε-greedy action."""
+        """Draw z ~ π(z|s₀) where an episode begins, then all agents' ε-greedy actions."""
         drawn = self.latent_policy.distribution(self.state_normaliser(observation.state))
         begins = ~self._drawn
         self._latent = torch.where(begins, drawn.select(self._latent_noise[step]), self._latent)
@@ -317,7 +317,7 @@ class Maven(Algorithm):
         return td_loss - self.settings.mutual_information_coefficient * guessed, metrics
 
     def utilities(self, thetas: list[Tensor], batch: Batch) -> list[Categorical]:
-        """Everybody's utilities at all rows, as the logits [N_g, L + 1, b, A] of one Categorical per group; those of
+        """All agents' utilities at all rows, as the logits [N_g, L + 1, b, A] of one Categorical per group; those of
         illegal actions lie below all others.
 
         Args:
@@ -334,7 +334,7 @@ class Maven(Algorithm):
         return found
 
     def _of_agents(self, values: list[Tensor], actions: list[Tensor]) -> Tensor:
-        """[L, b, N] what everybody's utilities (per group [N_g, L, b, A]) say of actions [N_g, L, b]."""
+        """[L, b, N] what all agents' utilities (per group [N_g, L, b, A]) say of actions [N_g, L, b]."""
         picked = [v.gather(-1, a.unsqueeze(-1)).squeeze(-1) for v, a in zip(values, actions, strict=True)]
         return torch.cat(picked)[self._agent_order].permute(1, 2, 0)
 
@@ -357,7 +357,7 @@ class Maven(Algorithm):
         return surplus + totals[:-1]
 
     def _behaviour(self, utilities: list[Categorical], batch: Batch) -> Tensor:
-        """[L + 1, b, ΣN_g·A] everybody's softmaxed utilities, 0 for agents that are not there."""
+        """[L + 1, b, ΣN_g·A] all agents' softmaxed utilities, 0 for agents that are not there."""
         present, parts = batch.present.permute(2, 0, 1), []
         for group, distribution in zip(self.spec.groups, utilities, strict=True):
             theirs = distribution.log_probs.exp() * present[list(group.agents)].unsqueeze(-1)

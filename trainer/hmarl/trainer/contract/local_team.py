@@ -48,7 +48,7 @@ class LocalTeam:
             trained.
 
     Raises:
-        UsageError: nobody's policy fits one of the environment's agents.
+        UsageError: no agent's policy fits one of the environment's agents.
     """
 
     name = "local"
@@ -87,7 +87,7 @@ class LocalTeam:
         ]
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
-        """Everybody's action, one agent at a time, as the separate processes will do it."""
+        """All agents' actions, one agent at a time, as the separate processes will do it."""
         groups = []
         for g, group in enumerate(self.spec.groups):
             mask = observation.action_masks[g]

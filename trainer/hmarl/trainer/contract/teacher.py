@@ -51,7 +51,7 @@ class Labels:
 
 
 class Teacher(Protocol):
-    """Says along B episodes what everybody should do, whoever acts.
+    """Says along B episodes what each agent should do, whoever acts.
 
     At every step ``label`` is called once, with the actions that were really taken, and moves on whatever the teacher
     remembers; ``act`` may be called before it and changes nothing. No randomness is the teacher's own.
@@ -78,7 +78,7 @@ class Teacher(Protocol):
         ...
 
     def label(self, observation: Observation, actions: Sequence[Tensor]) -> Labels:
-        """What everybody should do, given what was done.
+        """What each agent should do, given what was done.
 
         Args:
             observation: tensors on the training device.

@@ -99,7 +99,7 @@ class FactorisedGuider(Guider):
         memory: Tensor,
         taken: Sequence[Tensor] | None = None,
     ) -> Acted:
-        """Everybody's action at once; the order is of no matter."""
+        """All agents' actions at once; the order is of no matter."""
         policies = [replace(policy, theta=parameters[f"policies.{g}"]) for g, policy in enumerate(self.policies)]
         memories = self._memories(memory)
         distributions, following = step_all(policies, view.features, view.action_masks, view.instruction, memories)

@@ -105,11 +105,11 @@ class GuidedTeam(Algorithm):
         return TeamView(self.normalised(observations), masks, context, instruction)
 
     def instruct(self, observation: Observation, step: int) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """What a level above instructs everybody to do, [B, K], and what to record of it; nothing here."""
+        """What a level above instructs all agents to do, [B, K], and what to record of it; nothing here."""
         return None, {}
 
     def likeliest_instruction(self, observation: Observation) -> tuple[Tensor | None, int]:
-        """What a level above would most likely instruct everybody to do, [B, K], and for how many steps that holds;
+        """What a level above would most likely instruct all agents to do, [B, K], and for how many steps that holds;
         nothing here.
         """
         return None, 1

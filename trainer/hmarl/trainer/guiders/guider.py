@@ -35,7 +35,7 @@ class TeamView:
     Attributes:
         features: per group [..., N_group, D] normalised observations.
         action_masks: per group [..., N_group, A] bool, or None.
-        context: [..., C] what everybody is seen with, beside the observations (the state), or None.
+        context: [..., C] what all agents are seen with, beside the observations (the state), or None.
         instruction: [..., K] what actions, but not values, depend on as well (a conductor's instruction), or None.
     """
 
@@ -112,7 +112,7 @@ class Guider(FlatNetwork):
         memory: Tensor,
         taken: Sequence[Tensor] | None = None,
     ) -> Acted:
-        """Draw everybody's action, or follow what was done instead.
+        """Draw all agents' actions, or follow what was done instead.
 
         Args:
             parameters: named.

@@ -2,7 +2,7 @@
 
     μ(a | o) = Π_m μ(a^{i_m} | o^{1:N}, a^{i_{1:m−1}}),   i_1, …, i_N any order of the agents
 
-A guider sees everybody's observation and the actions of those before. Who an agent is it knows from a one-hot beside
+A guider sees all agents' observations and the actions of those before. Who an agent is it knows from a one-hot beside
 the observation and beside the action alone, never from the place in the order: permuting agents, one-hots and order
 together permutes the outputs.
 
@@ -99,11 +99,11 @@ class SequenceGuider(Guider):
 
     @abstractmethod
     def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, Any]:
-        """Everybody's representation at one step.
+        """All agents' representations at one step.
 
         Args:
             parameters: named.
-            tokens: [B, N, E] of everybody's observation.
+            tokens: [B, N, E] of all agents' observations.
             memory: [B, *memory_shape] before the step.
 
         Returns:
@@ -136,8 +136,8 @@ class SequenceGuider(Guider):
 
         Args:
             parameters: named.
-            tokens: [L, C, N, E] of everybody's observation.
-            taken: [L, C, N, E] of everybody's action.
+            tokens: [L, C, N, E] of all agents' observations.
+            taken: [L, C, N, E] of all agents' actions.
             memory: [C, *memory_shape] before the first step.
             begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
 
@@ -156,7 +156,7 @@ class SequenceGuider(Guider):
         memory: Tensor,
         taken: Sequence[Tensor] | None = None,
     ) -> Acted:
-        """Draw everybody's action, one agent after the other, or follow what was done instead."""
+        """Draw all agents' actions, one agent after the other, or follow what was done instead."""
         representation, carried = self.encode(parameters, self.observation_tokens(parameters, view), memory)
         batch = len(representation)
         previous = parameters["start"].expand(batch, -1)
@@ -208,7 +208,7 @@ class SequenceGuider(Guider):
     # --- tokens, policies and values --------------------------------------------------------------------------------
 
     def observation_tokens(self, parameters: Parameters, view: TeamView) -> Tensor:
-        """[..., N, E] of everybody's observation, context and identity, in natural order."""
+        """[..., N, E] of all agents' observations, contexts and identities, in natural order."""
         tokens = []
         for g, (group, features) in enumerate(zip(self.groups, view.features, strict=True)):
             weight = parameters[f"observation.{g}.weight"]
@@ -222,7 +222,7 @@ class SequenceGuider(Guider):
         return functional.gelu(self._natural(tokens))
 
     def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> Tensor:
-        """[..., N, E] of everybody's raw action and identity, in natural order."""
+        """[..., N, E] of all agents' raw actions and identities, in natural order."""
         tokens = self._natural([self._action_token(parameters, g, action) for g, action in enumerate(actions)])
         return tokens + parameters["actor.weight"].T
 

@@ -15,7 +15,7 @@ from hmarl.trainer.networks.distributions import Distribution
 
 @dataclass(frozen=True)
 class TeamBatch:
-    """A rollout, or a part of it, as C sequences of L steps; L is 1 where nobody remembers.
+    """A rollout, or a part of it, as C sequences of L steps; L is 1 where no agent remembers.
 
     Attributes:
         view: [L, C, ...] what the guider sees; the local policies see their observations and the instruction of it.

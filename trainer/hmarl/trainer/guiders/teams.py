@@ -40,7 +40,7 @@ class CentralTeam:
         self._memory = self._algorithm.guider.no_memory(len(seeds), self._algorithm.device)
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
-        """Everybody's action, one agent after the other."""
+        """All agents' actions, one agent after the other."""
         algorithm = self._algorithm
         noise = drawn_noise(algorithm, len(running), self._generator) if self._sample else None
         seen = as_tensors(observation, algorithm.device)

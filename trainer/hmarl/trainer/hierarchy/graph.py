@@ -1,7 +1,7 @@
 """The dynamic graph G*_t: who exchanges messages with whom, and who reports to which sub-manager.
 
 Both follow from the agents' positions, which are read from the part of their observations that is called
-``position``. Where an environment does not say where its agents are, everybody is near everybody.
+``position``. Where an environment does not say where its agents are, all agents are near one another.
 
 Source: Marzi et al. 2025, "Hierarchical Message-Passing Policies for Multi-Agent Reinforcement Learning", section 3.2.
 """
@@ -67,7 +67,7 @@ def natural_order(spec: EnvironmentSpec) -> list[int]:
 
 
 def message_edges(positions: Tensor, active: Tensor, kind: GraphKind, radius: float, nearest: int) -> Tensor:
-    """[M, N, N] bool: entry [m, i, j] says that i hears j. Nobody hears itself, or anybody who has left.
+    """[M, N, N] bool: entry [m, i, j] says that i hears j. No agent hears itself, or one that has left.
 
     Args:
         positions: [M, N, P]; of no matter for ``all`` and ``none``.

@@ -33,7 +33,7 @@ class Standing:
     """What is in force in B environments.
 
     Attributes:
-        clock: [B] int64, steps since everybody decided.
+        clock: [B] int64, steps since all agents decided.
         fresh: [B] bool, whether the next step is an episode's first.
         edges: [B, N, N] bool, who hears whom.
         cluster: [B, N] int64, to whom each worker reports; centres: [B, S, P] of the clusters.
@@ -213,7 +213,7 @@ class Hierarchy:
         standing: Standing,
         noise: Noise | None,
     ) -> Step:
-        """Goals where they have run out, from the top down, then everybody's action.
+        """Goals where they have run out, from the top down, then all agents' actions.
 
         Args:
             features: per group [B, N_group, D] normalised.
@@ -221,7 +221,7 @@ class Hierarchy:
             observations: per group [B, N_group, D] as the environment gave them.
             active: [B, N] bool.
             standing: what is in force.
-            noise: of this step; None takes everybody's most likely choice.
+            noise: of this step; None takes all agents' most likely choices.
         """
         settings = self.settings
         goal_noise, sub_goal_noise = (None, None) if noise is None else (noise.goals, noise.sub_goals)

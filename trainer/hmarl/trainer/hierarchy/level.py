@@ -45,8 +45,8 @@ class Decisions:
         values: [M, V] before, of the V who judge: a worker judges for itself, a superior for its subordinates.
         advantages: [M, units], not normalised.
         returns: [M, V], targets of the value.
-        weight: [M, units] float32, 0 where there was nobody to decide for.
-        judged: [M, V] bool, False where there was nobody to judge.
+        weight: [M, units] float32, 0 where there was no agent to decide for.
+        judged: [M, V] bool, False where there was no agent to judge.
     """
 
     graph: TeamGraph

@@ -149,7 +149,7 @@ class GraphNetwork(FlatNetwork):
         return shapes
 
     def _agents(self, parameters: Parameters, graph: TeamGraph, goal: Tensor | None) -> Tensor:
-        """[M, N, E] of everybody's observation and goal, 0 where somebody has left."""
+        """[M, N, E] of all agents' observations and goals, 0 where an agent has left."""
         seen = [dense(parameters, f"observation.{g}", features) for g, features in enumerate(graph.features)]
         encoded = seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)[:, self._natural.to(seen[0].device)]
         if goal is not None:
@@ -284,6 +284,6 @@ def _summary(weight: Tensor, nodes: Tensor, belongs: Tensor) -> Tensor:
 
 
 def _peers(present: Tensor) -> Tensor:
-    """[M, S, S] bool: everybody hears all others that are there [M, S]."""
+    """[M, S, S] bool: each hears all others that are there [M, S]."""
     others = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
     return present.unsqueeze(-2) & others

@@ -62,7 +62,7 @@ class HierarchyTeam:
         self._standing, self.last = self._algorithm.hierarchy.nothing_in_force(len(seeds)), None
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
-        """Everybody's action, goals before it where they have run out."""
+        """All agents' actions, goals before it where they have run out."""
         algorithm, noise = self._algorithm, None
         if self._sample:
             goals = algorithm.hierarchy.draw_goal_noise((len(running),), self._generator)

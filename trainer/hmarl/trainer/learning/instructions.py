@@ -53,7 +53,7 @@ def no_instructions(head: ActionHead, batch_size: int, device: torch.device | st
 
 
 def random_instructions(head: ActionHead, batch_size: int, generator: np.random.Generator) -> Tensor:
-    """[B] uniform choices or [B, D] standard normal vectors, from nobody who has learnt anything."""
+    """[B] uniform choices or [B, D] standard normal vectors, which no conductor has learnt."""
     if head.continuous:
         return torch.from_numpy(generator.normal(size=(batch_size, head.output_size)).astype(np.float32))
     return torch.from_numpy(generator.integers(head.output_size, size=batch_size))

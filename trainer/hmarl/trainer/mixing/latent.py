@@ -129,7 +129,7 @@ def latent_log_likelihood(
     Args:
         network: of q, behaviour_size + state_size → K.
         theta: [P] its parameters.
-        behaviour: [L, b, behaviour_size] everybody's softmaxed utilities.
+        behaviour: [L, b, behaviour_size] all agents' softmaxed utilities.
         states: [L, b, state_size] normalised.
         valid: [L, b] float32, 0 where the trajectory is padded.
         latents: [b] int64.

@@ -18,7 +18,7 @@ from hmarl.trainer.networks.flat import Activation, Mlp
 
 @dataclass(frozen=True)
 class MonotoneMixer:
-    """Q_tot(u, c) = |w₂(c)|ᵀ elu(|W₁(c)| u + b₁(c)) + b₂(c), so that ∂Q_tot/∂uⁱ ≥ 0: everybody's own best action
+    """Q_tot(u, c) = |w₂(c)|ᵀ elu(|W₁(c)| u + b₁(c)) + b₂(c), so that ∂Q_tot/∂uⁱ ≥ 0: each agent's own best action
     maximises the team's value.
 
     Differs: one hypernetwork with shared hidden layers gives W₁, b₁, w₂ and b₂; the source has one each.

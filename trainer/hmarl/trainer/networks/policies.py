@@ -58,7 +58,7 @@ class GroupPolicy:
             hidden_sizes: instead of the settings' own.
             recurrent: with a memory of the settings' size.
         """
-        shared = shared and members > 1  # nobody to be told apart from
+        shared = shared and members > 1  # no other to be told apart from
         told_apart = shared and settings.agent_identity
         structure: dict[str, Any] = {
             "input_size": input_size + (members if told_apart else 0),
@@ -116,7 +116,7 @@ class GroupPolicy:
         memory: Memory | None = None,
         theta: Tensor | None = None,
     ) -> Distribution:
-        """Everybody's distribution in one batched call.
+        """All agents' distributions in one batched call.
 
         Args:
             inputs: [N, M, input_size].
@@ -138,7 +138,7 @@ class GroupPolicy:
         begins: Tensor,
         theta: Tensor,
     ) -> Distribution:
-        """[N, L·C] everybody's distribution along C sequences of L steps.
+        """[N, L·C] all agents' distributions along C sequences of L steps.
 
         Args:
             features: [L, C, N, D] normalised observations.
@@ -161,7 +161,7 @@ class GroupPolicy:
         return self.network(theta, inputs)
 
     def step(self, inputs: Tensor, mask: Tensor | None, memory: Tensor | None) -> tuple[Distribution, Tensor | None]:
-        """Everybody's distribution at one step, and what everybody remembers after it.
+        """All agents' distributions at one step, and what they remember after it.
 
         Args:
             inputs: [N, B, input_size].
@@ -196,7 +196,7 @@ def step_all(
     context: Tensor | None,
     memories: Sequence[Tensor],
 ) -> tuple[list[Distribution], list[Tensor]]:
-    """Everybody's distribution at one step, and what everybody remembers after it.
+    """All agents' distributions at one step, and what they remember after it.
 
     Args:
         policies: one a group.

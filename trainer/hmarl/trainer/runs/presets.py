@@ -62,7 +62,7 @@ _UNGUIDED: dict[str, Any] = {"max_gradient_norm": 0.5, "clip": 0.05}
 # More numbers to choose from: reward is rare at first, so that a bonus for entropy outweighs it and what comes later is
 # noise for longer.
 _LARGER_GAME: dict[str, Any] = {**_SHORT_HORIZON, "entropy_coefficient": 0.01, "epochs": 6}
-# Local policies that share a network learn from everybody's samples, and a guider is held near them. Nobody is done so
+# Local policies that share a network learn from all agents' samples, and a guider is held near them. None is done so
 # soon that steps should shrink.
 _LARGER_GUIDED_GAME: dict[str, Any] = {**_LARGER_GAME, "share_parameters": True, "learning_rate_decay": "none"}
 _LARGER_RUN: dict[str, Any] = {**_GUIDED_RUN, "rollout_length": 64}

@@ -56,7 +56,7 @@ class Demonstrator:
 
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
-        """Everybody's action; the labels are recorded beside it."""
+        """All agents' actions; the labels are recorded beside it."""
         noise = None if self._noise is None else [each[step] for each in self._noise]
         if self._teacher_acts:
             actions = self._teacher.act(observation, noise)

@@ -59,7 +59,7 @@ class DistillationSettings(Settings):
         if self.told != "nothing":
             raise UsageError(
                 f"distillation.told: got {self.told}, expected nothing for students that are deployed (at execution "
-                "nobody tells an agent what it does not observe)"
+                "nothing tells an agent what it does not observe)"
             )
 
     @property

@@ -69,7 +69,7 @@ class InformedTeam:
         self._memories = self._students.no_memories(len(seeds))
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
-        """Everybody's action."""
+        """All agents' actions."""
         algorithm, noise = self._algorithm, None
         if self._sample:
             noise = drawn_noise(algorithm, len(running), self._generator)
