@@ -67,7 +67,9 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 def start(*arguments: str) -> subprocess.Popen[str]:
     """The real program in a process of its own; the toy environments can be imported there."""
     command = [sys.executable, "-m", "hmarl.trainer.commands.train", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    # What this process imports from comes first: the child must not run an installed copy of what is tested.
+    path = [str(Path(__file__).parents[1]), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

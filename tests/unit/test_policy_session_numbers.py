@@ -121,6 +121,8 @@ def test_a_step_whose_numbers_were_not_finite_is_not_replayed(tmp_path: Path) ->
         session.act(TOO_LARGE, step=1)
     with pytest.raises(StepOrderError):
         session.act(observation(0), step=0)
+    with pytest.raises(StepOrderError):  # what lies in the buffers is no reply to the step before
+        session.act(TOO_LARGE, step=0)
     assert session.act(observation(2), step=2).missed_steps == 1
 
 
