@@ -42,7 +42,11 @@ def parse_settings(pairs: Iterable[str] | None, prefixes: Sequence[str] = ("env"
         name, equals, text = pair.partition("=")
         prefix, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
-            raise UsageError(f"--set: got '{pair}', expected PREFIX.KEY=VALUE, e.g. {prefixes[0]}.N=5")
+            example = (
+                f"{prefixes[0]}.{pair.strip()}" if equals and prefix and text and not dot else f"{prefixes[0]}.KEY=1"
+            )
+            known = ", ".join(prefixes)
+            raise UsageError(f"--set: got '{pair}', expected PREFIX.KEY=VALUE (PREFIX: {known}), e.g. {example}")
         if prefix not in settings:
             close = difflib.get_close_matches(prefix, prefixes, n=1)
             hint = f"; did you mean '{close[0]}.{key}'?" if close else ""
