@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import copy
 import gc
-import os
+import json
 import pickle
-import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import grpc
 import numpy as np
 import pytest
 
+import forking_client
 from agent_process import AgentProcess
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.bundle import Bundle, ObservationError
@@ -108,33 +110,12 @@ def test_another_event_loop_is_told(served: AgentProcess) -> None:
         first.run(agent.close())
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_forked_process_is_told_and_its_parent_goes_on(served: AgentProcess, stream: bool) -> None:
-    agent = AgentClient(served.address, timeout_s=20.0, stream=stream)
-    agent.reset(7)
-    agent.act(SEEN[0], MASK)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        said = []
-        for use in (lambda: agent.act(SEEN[1], MASK), lambda: agent.reset(1), agent.__enter__, agent.close):
-            try:
-                said.append(str(use()))
-            except MisuseError as error:
-                said.append(str(error))
-        os.write(writing, "\n".join(said).encode())
-        os._exit(0)
-    try:
-        assert select.select([reading], [], [], 20)[0], "the child hangs"
-        said = os.read(reading, 4096).decode().splitlines()
-        os.waitpid(child, 0)
-    finally:
-        os.close(reading)
-        os.close(writing)
-    assert ["was forked" in line for line in said] == [True, True, True, False]
-    action = agent.act(SEEN[1], MASK)
-    assert (action.step, action.fresh, action.missed_steps) == (1, True, 0)
-    agent.close()
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+def test_a_forked_process_is_told_and_its_parent_goes_on(served: AgentProcess, kind: str) -> None:
+    program = [sys.executable, str(Path(forking_client.__file__)), served.address, kind]
+    told = json.loads(subprocess.run(program, capture_output=True, text=True, check=True, timeout=60).stdout)
+    assert ["was forked" in line for line in told["child"]] == [True, True, True, False]
+    assert told["after"] == [1, True, 0]
 
 
 def test_after_close_everything_says_so(served: AgentProcess, toy_bundle: Bundle) -> None:
@@ -298,19 +279,15 @@ def test_after_a_refused_step_the_client_goes_on_with_the_next(served: AgentProc
 
 
 def test_a_forgotten_client_leaves_no_threads(served: AgentProcess) -> None:
-    def streams() -> int:
-        return sum(thread.name == "hmarl-stream" for thread in threading.enumerate())
-
+    before = set(threading.enumerate())
     agent = AgentClient(served.address, stream=True)
     agent.reset(7)
     agent.act(SEEN[0], MASK)
-    before = streams()
+    (reader,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "hmarl-stream")
     del agent
     gc.collect()
-    end = time.monotonic() + 20
-    while streams() >= before and time.monotonic() < end:
-        time.sleep(0.01)
-    assert streams() == before - 1
+    reader.join(20)
+    assert not reader.is_alive()
 
 
 def test_an_interrupted_act_leaves_the_client_usable(served: AgentProcess, frozen: Callable[[], None]) -> None:
