@@ -32,16 +32,16 @@ from rich.table import Table
 
 from hmarl.runtime.bundle import AgentModel, Bundle, load_bundle
 from hmarl.runtime.parity import tie_gap
-from hmarl.sdk.agent import LocalAgent
+from hmarl.sdk.clients.agent import LocalAgent
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import HmarlError
-from hmarl.sdk.evaluation import Evaluation, as_numpy, evaluate
+from hmarl.sdk.evaluation.closed_loop import Evaluation, as_numpy, evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import write_text
-from hmarl.sdk.report import ReportContent, write_report
+from hmarl.sdk.reports.report import ReportContent, write_report
+from hmarl.sdk.reports.video import record_episode, write_video
 from hmarl.sdk.team import RandomTeam, Team
-from hmarl.sdk.teams import BundleTeam, FleetTeam
-from hmarl.sdk.video import record_episode, write_video
 
 TASK = "mpe/simple_spread"
 ORIGINAL = "pettingzoo/mpe2.simple_spread_v3:parallel_env"

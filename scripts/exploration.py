@@ -29,7 +29,7 @@ from study import COLOURS, OTHER_COLOURS, Runs, command, runs_of, seeds_of, trai
 from hmarl.sdk.commands._common import run_command
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import episode_seeds
+from hmarl.sdk.evaluation.closed_loop import episode_seeds
 from hmarl.trainer.records.checkpoint import checkpoints_in, find_checkpoint, restore
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states

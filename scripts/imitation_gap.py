@@ -23,9 +23,9 @@ from demo import serving
 from rich.console import Console
 
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import Evaluation, evaluate
+from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
+from hmarl.sdk.evaluation.deployed_teams import FleetTeam
 from hmarl.sdk.files import write_text
-from hmarl.sdk.teams import FleetTeam
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.export.policy_source import load_team
 

@@ -20,10 +20,10 @@ from rich.console import Console
 
 from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import Evaluation, evaluate
+from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
+from hmarl.sdk.evaluation.deployed_teams import FleetTeam
+from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
-from hmarl.sdk.statistics import iqm, iqm_interval
-from hmarl.sdk.teams import FleetTeam
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.loaded_run import load_run

@@ -31,9 +31,9 @@ from records import Record, curve, read_record, record_of, write_record
 
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
-from hmarl.sdk.statistics import iqm, iqm_interval
 from hmarl.trainer.export.policy_source import load_team
 
 COLOURS = {

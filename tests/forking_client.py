@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from hmarl.sdk.client import AgentClient
+from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.errors import MisuseError
 
 MASK = np.array([True, True, False, True, True])

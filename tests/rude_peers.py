@@ -130,7 +130,7 @@ def session_hoarder(address: str, number: int = 1024) -> Iterator[None]:
 _STREAMS = """
 import sys, time
 import numpy as np
-from hmarl.sdk.client import AgentClient
+from hmarl.sdk.clients.client import AgentClient
 clients = [AgentClient(sys.argv[1], timeout_s=5, stream=True) for _ in range(int(sys.argv[2]))]
 for seed, client in enumerate(clients):
     try:

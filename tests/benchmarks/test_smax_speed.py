@@ -15,7 +15,7 @@ pytest.importorskip("hmarl.sdk.environments.smax")
 import jax
 
 from hmarl.sdk.environments import make
-from hmarl.sdk.environments._smax_package import SCENARIOS, HeuristicEnemySMAX
+from hmarl.sdk.environments.smax.package import SCENARIOS, HeuristicEnemySMAX
 
 pytestmark = pytest.mark.benchmark
 

@@ -15,8 +15,8 @@ import pytest
 
 from hmarl.runtime.bundle import load_bundle
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import evaluate
-from hmarl.sdk.teams import BundleTeam
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 
 pytest.importorskip("torch")
 pytest.importorskip("mpe2")

@@ -19,7 +19,7 @@ import pytest
 
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
-from hmarl.sdk.client import AgentClient
+from hmarl.sdk.clients.client import AgentClient
 from raw_http2 import ACT, headers, raw_connections
 
 LIMIT_S = 30.0  # of an end that takes a second or two on a quiet machine

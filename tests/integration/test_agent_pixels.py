@@ -10,7 +10,7 @@ import pytest
 
 from hmarl.sdk.environment import LocatesAgents, VectorEnvironment
 from hmarl.sdk.environments import make
-from hmarl.sdk.environments._mpe_drawing import agent_colour
+from hmarl.sdk.environments.mpe.drawing import agent_colour
 
 SEEDS = np.array([1, 2])
 

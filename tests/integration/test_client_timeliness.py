@@ -21,11 +21,11 @@ from agent_process import AgentProcess
 from agent_proxy import AgentProxy
 from hmarl.runtime.bundle import Bundle, write_bundle
 from hmarl.sdk import remote_episode
-from hmarl.sdk.agent import AgentError
-from hmarl.sdk.client import AgentClient, AsyncAgentClient
-from hmarl.sdk.fallback import Zero
+from hmarl.sdk.clients.agent import AgentError
+from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.evaluation.deployed_teams import FleetTeam
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.sdk.teams import FleetTeam
 from tcp_relay import TcpRelay
 from toy_bundle import toy_manifest
 
@@ -42,8 +42,8 @@ def served(toy_bundle: Bundle) -> Iterator[AgentProcess]:
 LATE_CLIENT = """
 import asyncio, sys
 import numpy as np
-from hmarl.sdk.client import AgentClient, AsyncAgentClient
-from hmarl.sdk.fallback import Zero
+from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.clients.fallback import Zero
 
 kind, stream = sys.argv[2], sys.argv[3] == "stream"
 options = {"timeout_s": 0.2, "stream": stream, "fallback": Zero()}

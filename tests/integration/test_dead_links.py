@@ -17,9 +17,9 @@ import pytest
 
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
-from hmarl.sdk.agent import Action
-from hmarl.sdk.client import AgentClient, AsyncAgentClient
-from hmarl.sdk.fallback import Zero
+from hmarl.sdk.clients.agent import Action
+from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.clients.fallback import Zero
 from tcp_relay import TcpRelay
 
 MASK = np.ones(5, np.bool_)
@@ -133,8 +133,8 @@ def test_an_idle_stream_whose_connection_was_reset_costs_no_act(relay: TcpRelay)
 NETWORK_CLIENT = """
 import sys, time
 import numpy as np
-from hmarl.sdk.client import AgentClient
-from hmarl.sdk.fallback import Zero
+from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.fallback import Zero
 
 agent = AgentClient("10.98.1.1:5555", timeout_s=0.05, stream=sys.argv[1] == "stream", fallback=Zero())
 agent.reset(1)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make
+from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 
 TOYS = "pettingzoo/odd_toys"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from command_lines import run_in_pipes
-from hmarl.sdk.copies import Machine, evaluation_copies, few_copies, measured_cost
 from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments import copy_cost
+from hmarl.sdk.environments.copies import Machine, evaluation_copies, few_copies, measured_cost
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.environment_count import fitted_run
 from hmarl.trainer.runs.settings import RunSettings

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from hmarl.runtime.verify import verify_bundle
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import evaluate
-from hmarl.sdk.teams import BundleTeam
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.export import export
 from hmarl.trainer.export.policy_source import load_team
 from training_runs import tiny_config, train

@@ -13,8 +13,8 @@ from hmarl.runtime.bundle import AgentModel, from_json, load_bundle
 from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import verify_bundle
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import evaluate
-from hmarl.sdk.teams import BundleTeam
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export import export
 from hmarl.trainer.export.policy_source import load_team

@@ -26,10 +26,10 @@ from hmarl.runtime.server import AgentServer, ServerSettings
 from hmarl.runtime.session import Policy
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import BUILT_IN_FAMILIES, make
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
-from hmarl.sdk.teams import BundleTeam, FleetTeam
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.checkpoint import find_checkpoint, flatten

@@ -10,11 +10,11 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from hmarl.sdk.drawing.frames import as_frame
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import EnvironmentFault
-from hmarl.sdk.frames import as_frame
+from hmarl.sdk.reports.video import record_episode, write_video
 from hmarl.sdk.team import RandomTeam
-from hmarl.sdk.video import record_episode, write_video
 from toy_bundle import write_toy_bundle
 
 PAINTER = "pettingzoo/odd_toys:Painter"

@@ -11,8 +11,8 @@ import torch
 from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import evaluate
-from hmarl.sdk.teams import BundleTeam
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.export.export import export_run

@@ -15,8 +15,8 @@ import pytest
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import evaluate
-from hmarl.sdk.teams import BundleTeam, FleetTeam
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.students.settings import DistillationSettings

@@ -9,10 +9,10 @@ import rware
 from lbforaging.foraging import ForagingEnv
 from rware.warehouse import RewardType, Warehouse
 
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import lbf, make, tasks
 from hmarl.sdk.environments import rware as warehouses
-from hmarl.sdk.environments._worker_process import episode_seed
+from hmarl.sdk.environments.conformance import check_environment
+from hmarl.sdk.environments.workers.process import episode_seed
 from hmarl.sdk.errors import UsageError
 
 FORAGING, WAREHOUSE = "lbf/8x8-2p-2f-coop", "rware/tiny-2ag"

@@ -10,9 +10,9 @@ import pytest
 from gymnasium import spaces
 from mpe2 import simple_spread_v3
 
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make
-from hmarl.sdk.environments._worker_copy import episode_seed
+from hmarl.sdk.environments.conformance import check_environment
+from hmarl.sdk.environments.workers.parallel_copy import episode_seed
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.team import RandomTeam
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import _worker_process, make, tasks
+from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from skirmish import STRIKE, WAIT
 from training_runs import tiny_config, train

@@ -14,7 +14,7 @@ import pytest
 
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export.policy_source import load_team
 from training_runs import command_line, tiny_config, train

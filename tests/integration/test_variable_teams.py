@@ -17,10 +17,10 @@ import torch
 
 from hmarl.runtime.bundle import Bundle, UsageError
 from hmarl.runtime.session import noise_for
-from hmarl.sdk.agent import LocalAgent
+from hmarl.sdk.clients.agent import LocalAgent
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import as_numpy, evaluate
-from hmarl.sdk.teams import BundleTeam, FleetTeam
+from hmarl.sdk.evaluation.closed_loop import as_numpy, evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.export.policy_source import load_team

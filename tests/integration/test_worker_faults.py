@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from hmarl.sdk.environments import make
-from hmarl.sdk.environments._lifted import CopyNumbers
-from hmarl.sdk.environments._worker_process import STEP
+from hmarl.sdk.environments.workers.lifted import CopyNumbers
+from hmarl.sdk.environments.workers.process import STEP
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 
 TESTS = Path(__file__).parent.parent

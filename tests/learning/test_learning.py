@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.sdk.team import Team
-from hmarl.sdk.teams import BundleTeam
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.export.policy_source import load_team

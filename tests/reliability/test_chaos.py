@@ -23,8 +23,8 @@ from healthy_client import AGENT, BUNDLE, HealthyClient, Tally
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.runtime.session import Policy, PolicySession
-from hmarl.sdk.client import AgentClient
-from hmarl.sdk.fallback import Zero
+from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.fallback import Zero
 from processes import rss_mib
 from rude_peers import (
     REFLECTION,

@@ -10,7 +10,7 @@ import pytest
 
 from agent_process import AgentProcess
 from healthy_client import AGENT, BUNDLE, Reference
-from hmarl.sdk.client import AgentClient
+from hmarl.sdk.clients.client import AgentClient
 from processes import descriptors, rss_mib, threads
 
 pytestmark = pytest.mark.reliability

@@ -10,15 +10,15 @@ import numpy.typing as npt
 import pytest
 
 from counting_environment import CountingEnvironment, StepTeam
-from hmarl.sdk.annotation import Explains, TeamAnnotation
-from hmarl.sdk.canvas import Canvas
+from hmarl.sdk.drawing.canvas import Canvas
 from hmarl.sdk.environment import LocatesAgents
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import evaluate
-from hmarl.sdk.goal_colours import GoalColours, PrincipalComponents, choice_colours, cluster_colour
-from hmarl.sdk.overlay import draw_over
-from hmarl.sdk.report import ReportContent, write_report
-from hmarl.sdk.video import record_episode
+from hmarl.sdk.evaluation.annotation import Explains, TeamAnnotation
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.reports.goal_colours import GoalColours, PrincipalComponents, choice_colours, cluster_colour
+from hmarl.sdk.reports.overlay import draw_over
+from hmarl.sdk.reports.report import ReportContent, write_report
+from hmarl.sdk.reports.video import record_episode
 
 SEED = 3
 PLACES = np.array([[60.0, 60.0, 16.0], [260.0, 60.0, 16.0], [160.0, 260.0, 16.0]])

@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from hmarl.runtime.bundle import AgentModel, Bundle, UsageError
-from hmarl.sdk.assignment import assign
+from hmarl.sdk.evaluation.assignment import assign
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from toy_bundle import write_toy_bundle
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environment import Observation, StepResult
+from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 

@@ -9,9 +9,9 @@ import pytest
 
 from counting_environment import HORIZON, CountingEnvironment, StepTeam
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
-from hmarl.sdk.evaluation import Evaluation, episode_seeds, evaluate, marl_eval_json
+from hmarl.sdk.evaluation.closed_loop import Evaluation, episode_seeds, evaluate, marl_eval_json
+from hmarl.sdk.reports.video import record_episode, write_video
 from hmarl.sdk.team import RandomTeam
-from hmarl.sdk.video import record_episode, write_video
 
 WALKER = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.local_team import LocalTeam

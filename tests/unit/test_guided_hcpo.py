@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
 from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.guiders.teams import CentralTeam

@@ -13,7 +13,7 @@ import torch
 from hmarl.runtime.session import Policy
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.conductors.rollout_replay import Replayed, RolloutReplay
 from hmarl.trainer.conductors.teams import ConductedTeam

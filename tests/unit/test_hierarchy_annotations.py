@@ -10,9 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from hmarl.sdk.annotation import Explains, TeamAnnotation
+from hmarl.sdk.evaluation.annotation import Explains, TeamAnnotation
+from hmarl.sdk.reports.video import record_episode
 from hmarl.sdk.spaces import AgentSpec
-from hmarl.sdk.video import record_episode
 from hmarl.trainer.algorithms.himpo import Himpo
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.hierarchy.teams import HierarchyTeam

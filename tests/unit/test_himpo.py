@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.algorithms.himpo import Himpo
 from hmarl.trainer.experience.rollout import Collector, Rollout

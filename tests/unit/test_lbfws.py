@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pytest
 
 from foraging_teams import ForagingTeam, JointTeam, Outcome, SoloTeam, UnarrangedTeam, play
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.environments import make, tasks
-from hmarl.sdk.environments._mpe_drawing import agent_colour
+from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.environments.lbfws import LbfwsEnvironment
+from hmarl.sdk.environments.mpe.drawing import agent_colour
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.team import RandomTeam
 

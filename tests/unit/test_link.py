@@ -7,8 +7,8 @@ import time
 import grpc
 import pytest
 
+from hmarl.sdk.clients.link import LinkWatch, channel_options, stays_on_this_machine
 from hmarl.sdk.clock import now_s
-from hmarl.sdk.link import LinkWatch, channel_options, stays_on_this_machine
 
 HERE = [
     "127.0.0.1:50051",

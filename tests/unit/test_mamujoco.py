@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("mujoco")
 
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make, tasks
-from hmarl.sdk.environments._mamujoco_robots import ROBOTS
+from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.environments.mamujoco import MamujocoEnvironment
+from hmarl.sdk.environments.mamujoco.robots import ROBOTS
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.team import sample_actions
 

@@ -10,9 +10,9 @@ pytest.importorskip("hmarl.sdk.environments.smax")
 
 import jax
 
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make, tasks
-from hmarl.sdk.environments._smax_package import SCENARIOS, HeuristicEnemySMAX
+from hmarl.sdk.environments.conformance import check_environment
+from hmarl.sdk.environments.smax.package import SCENARIOS, HeuristicEnemySMAX
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.team import RandomTeam
 
@@ -301,7 +301,7 @@ def test_jaxmarls_other_environments_stay_unloaded_but_can_be_imported_later():
         "assert not {'torch', 'matplotlib', 'gymnax', 'jaxmarl', 'jaxmarl.environments.mpe'} & set(sys.modules);"
         "print('quiet');"
         "import jaxmarl;"
-        "from hmarl.sdk.environments._smax_package import HeuristicEnemySMAX;"
+        "from hmarl.sdk.environments.smax.package import HeuristicEnemySMAX;"
         "assert jaxmarl.make('HeuristicEnemySMAX').__class__ is HeuristicEnemySMAX"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hmarl.sdk.statistics import aggregate_runs, iqm, iqm_interval, probability_of_improvement
+from hmarl.sdk.evaluation.statistics import aggregate_runs, iqm, iqm_interval, probability_of_improvement
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ import pytest
 from counting_environment import HORIZON, CountingEnvironment, StepTeam
 from hmarl.sdk.commands._common import run_command
 from hmarl.sdk.commands.evaluate import evaluate_command
-from hmarl.sdk.conformance import check_environment
 from hmarl.sdk.environments import make
+from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.errors import EnvironmentFault, UsageError
-from hmarl.sdk.evaluation import STEP_LIMIT, evaluate, limit_of, unfinished_remark
+from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, evaluate, limit_of, unfinished_remark
+from hmarl.sdk.reports.video import record_episode
 from hmarl.sdk.team import RandomTeam
-from hmarl.sdk.video import record_episode
 from training_runs import tiny_config, train
 
 

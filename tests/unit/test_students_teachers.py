@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.sdk.evaluation import evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.contract.teacher import GoalKind, Teacher

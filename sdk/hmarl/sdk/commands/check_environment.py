@@ -10,8 +10,8 @@ from rich.text import Text
 
 from hmarl.sdk.commands._common import EXIT_FAILURE, parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_listing
-from hmarl.sdk.conformance import CheckResult, check_environment
 from hmarl.sdk.environments import make
+from hmarl.sdk.environments.conformance import CheckResult, check_environment
 
 
 def check(

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from hmarl.sdk.environment import CopyCost, VectorEnvironment
-from hmarl.sdk.environments._arguments import check_keys
+from hmarl.sdk.environments.authoring.arguments import check_keys
 from hmarl.sdk.errors import MissingExtraError, UsageError, unknown_name
 from hmarl.sdk.spaces import EnvironmentSpec
 

@@ -22,9 +22,9 @@ from typing import Any
 from lbforaging.foraging import ForagingEnv
 
 from hmarl.sdk.environment import CopyCost
-from hmarl.sdk.environments._gymnasium_team import GymnasiumTeam, build
-from hmarl.sdk.environments._lifted import LiftedVector, lift
-from hmarl.sdk.environments._worker_copy import ParallelCopy
+from hmarl.sdk.environments.workers.gymnasium_team import GymnasiumTeam, build
+from hmarl.sdk.environments.workers.lifted import LiftedVector, lift
+from hmarl.sdk.environments.workers.parallel_copy import ParallelCopy
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 

@@ -31,10 +31,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from hmarl.sdk.environments._arguments import check_keys, parameters_of, what_it_takes
-from hmarl.sdk.environments._lifted import LiftedVector, lift
-from hmarl.sdk.environments._worker_copy import ParallelCopy, check_is_parallel
-from hmarl.sdk.environments._worker_process import COPY_INDEX, FAILURES, explained
+from hmarl.sdk.environments.authoring.arguments import check_keys, parameters_of, what_it_takes
+from hmarl.sdk.environments.workers.lifted import LiftedVector, lift
+from hmarl.sdk.environments.workers.parallel_copy import ParallelCopy, check_is_parallel
+from hmarl.sdk.environments.workers.process import COPY_INDEX, FAILURES, explained
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 

@@ -24,9 +24,9 @@ from typing import Any
 from rware.warehouse import ImageLayer, ObservationType, RewardType, Warehouse
 
 from hmarl.sdk.environment import CopyCost
-from hmarl.sdk.environments._gymnasium_team import GymnasiumTeam, build
-from hmarl.sdk.environments._lifted import LiftedVector, lift
-from hmarl.sdk.environments._worker_copy import ParallelCopy
+from hmarl.sdk.environments.workers.gymnasium_team import GymnasiumTeam, build
+from hmarl.sdk.environments.workers.lifted import LiftedVector, lift
+from hmarl.sdk.environments.workers.parallel_copy import ParallelCopy
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmarl.sdk.environment import CopyCost
-from hmarl.sdk.environments._lifted import LiftedVector
-from hmarl.sdk.environments._multi_agent import Package, Request, make_multi_agent
+from hmarl.sdk.environments.smac.interface import Package, Request, make_multi_agent
+from hmarl.sdk.environments.workers.lifted import LiftedVector
 from hmarl.sdk.errors import UsageError, unknown_name
 
 TASKS = ["10gen_terran", "10gen_protoss", "10gen_zerg", "any name, with env.entry=PACKAGE.MODULE:CLASS"]

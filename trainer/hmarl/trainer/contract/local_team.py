@@ -12,11 +12,11 @@ from torch import Tensor
 
 from hmarl.runtime.bundle import AgentModel
 from hmarl.runtime.session import InstructionChoice, noise_for
-from hmarl.sdk.agent import check_spec
-from hmarl.sdk.assignment import assign
+from hmarl.sdk.clients.agent import check_spec
 from hmarl.sdk.environment import Observation
+from hmarl.sdk.evaluation.assignment import assign
+from hmarl.sdk.evaluation.deployed_teams import drawn_noises
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.sdk.teams import drawn_noises
 from hmarl.trainer.contract.deployable import DeployablePolicy
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hmarl.sdk.annotation import TeamAnnotation
 from hmarl.sdk.environment import Observation
+from hmarl.sdk.evaluation.annotation import TeamAnnotation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.acting import as_tensors, drawn_noise, joint_seed
 from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Noise, Standing, Step

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hmarl.sdk.copies import Machine, evaluation_copies, measured_cost
 from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments import copy_cost
+from hmarl.sdk.environments.copies import Machine, evaluation_copies, measured_cost
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.settings import RunSettings
 

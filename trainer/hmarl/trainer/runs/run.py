@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from hmarl.runtime.bundle import remove_temporaries, replace_file
-from hmarl.sdk.copies import evaluation_copies
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import copy_cost, make
+from hmarl.sdk.environments.copies import evaluation_copies
 from hmarl.sdk.errors import HmarlError, UsageError
-from hmarl.sdk.evaluation import evaluate, unfinished_remark
+from hmarl.sdk.evaluation.closed_loop import evaluate, unfinished_remark
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.experience.finite import broken_observation, broken_rollout, first_non_finite

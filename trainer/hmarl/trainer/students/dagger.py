@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from hmarl.runtime.bundle import StudentsModel
-from hmarl.sdk.copies import evaluation_copies
 from hmarl.sdk.environments import make
+from hmarl.sdk.environments.copies import evaluation_copies
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation import Evaluation, evaluate, unfinished_remark
+from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate, unfinished_remark
 from hmarl.sdk.team import Team
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.contract.local_team import LocalTeam

@@ -1,0 +1,1 @@
+"""Clients of served policies, and the policy in this process behind the same interface."""

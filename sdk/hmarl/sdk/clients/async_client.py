@@ -1,0 +1,282 @@
+"""The client of an agent for asyncio.
+
+async with AsyncAgentClient("127.0.0.1:50051", timeout_s=0.02) as agent:
+await agent.reset(seed=1)
+action = await agent.act(observation)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.runtime.session import InstructionChoice
+from hmarl.sdk.clients.act_stream import AsyncActStream
+from hmarl.sdk.clients.agent import Action
+from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, failed_call
+from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, channel_options
+from hmarl.sdk.clients.operations import (
+    Abandon,
+    Act,
+    CallFailed,
+    Describe,
+    End,
+    Operation,
+    Pause,
+    Reconnect,
+    Script,
+    Start,
+)
+from hmarl.sdk.clients.remote_episode import describe
+from hmarl.sdk.errors import MisuseError
+
+
+class AsyncAgentClient(ClientBase):
+    """``AgentClient`` for asyncio: ``async with AsyncAgentClient(...) as agent``, or ``await agent.connect()`` first.
+
+    For its arguments see ``ClientBase``.
+    """
+
+    def _open(self) -> None:
+        """Nothing yet: connecting has to wait for ``connect``, which runs in the event loop."""
+        self._busy = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stream: AsyncActStream | None = None
+        self._starting: tuple[agent_pb2.StartEpisodeRequest, asyncio.Task[Any]] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        self._channel: grpc.aio.Channel | None = None
+
+    async def connect(self) -> Self:
+        """Connect, and see who is there; nothing when that is done.
+
+        Raises:
+            AgentError: no agent answers at the address.
+            UsageError: the agent there is not the expected one.
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
+        """
+        async with self._in_use("connect"):
+            if self._channel is not None:
+                return self
+            self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
+            try:
+                self._described(await self._run(describe(self._watch, self._deadline())))
+            except BaseException as error:
+                self._disconnect()
+                if isinstance(error, CallFailed):
+                    raise self._error("connecting", error) from error
+                raise
+        return self
+
+    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
+        self._channel = (
+            grpc.aio.insecure_channel(self.address, options)
+            if self._credentials is None
+            else grpc.aio.secure_channel(self.address, self._credentials, options)
+        )
+        self._stub = agent_pb2_grpc.AgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def _disconnect(self) -> asyncio.Task[Any]:
+        """Leave the connection, and whatever is on its way over it; closing goes on aside."""
+        self._close_stream()
+        self._abandon()
+        assert self._channel is not None
+        channel, self._channel = self._channel, None
+        return self._aside(channel.close())
+
+    def _aside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Let something go on that nothing waits for."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._done_aside)
+        return task
+
+    def _done_aside(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would report it: whatever goes on aside may fail
+
+    @contextlib.asynccontextmanager
+    async def _in_use(self, doing: str) -> AsyncIterator[None]:
+        """See ``AgentClient._in_use``."""
+        self._take(doing)
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _take(self, doing: str) -> None:
+        self._check_usable()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise MisuseError(
+                    f"{self.address}: {doing}: the client is connected in another event loop: make one in each"
+                )
+            self._loop = loop
+        if self._busy:
+            raise self._used_twice(doing, "task")
+        self._busy = True
+
+    async def reset(
+        self,
+        seed: int,
+        *,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        first_step: int = 0,
+    ) -> None:
+        """Start an episode; the one before it, if any, is ended. See ``AgentClient.reset``."""
+        async with self._in_use("reset"):
+            request = self._connected.starting(seed, sample, instruction_choice, first_step)
+            await self._end_episode()
+            try:
+                await self._run(self._episode.start(request, self._deadline()))
+            except CallFailed as failure:
+                raise self._error("starting an episode", failure) from failure
+
+    async def act(
+        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None
+    ) -> Action:
+        """The action for the next step; see ``AgentClient.act``."""
+        self._take("act")
+        try:
+            action: Action = await self._run(self._connected.act(observation, action_mask))
+            return action
+        finally:
+            self._busy = False
+
+    async def _run(self, script: Script) -> Any:
+        """See ``AgentClient._run``."""
+        try:
+            operation = next(script)
+            while True:
+                try:
+                    outcome = await self._perform(operation)
+                except CallFailed as failure:
+                    operation = script.throw(failure)
+                else:
+                    operation = script.send(outcome)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            script.close()
+
+    async def _perform(self, operation: Operation) -> Any:
+        if isinstance(operation, Act):
+            return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
+        return await getattr(self, METHODS[type(operation)])(operation)
+
+    async def _do_pause(self, operation: Pause) -> None:
+        await asyncio.sleep(operation.seconds)
+
+    async def _do_abandon(self, operation: Abandon) -> None:
+        self._abandon()
+
+    async def _do_end(self, operation: End) -> None:
+        self._end(operation.session_id)
+
+    async def _do_reconnect(self, operation: Reconnect) -> None:
+        self._disconnect()
+        self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+
+    async def _unary_act(self, operation: Act) -> Any:
+        try:
+            return await self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
+
+    async def _do_describe(self, operation: Describe) -> Any:
+        request = agent_pb2.GetAgentInfoRequest()
+        try:
+            return await self._stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
+
+    async def _exchange(self, operation: Act) -> agent_pb2.ActResponse:
+        session_id = operation.request.act.session_id
+        stream = self._stream
+        if stream is None or not stream.serves(session_id):
+            self._close_stream()
+            self._stream = stream = AsyncActStream(self._stub, session_id, self.statistics)
+        return await stream.exchange(operation)
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    async def _do_start(self, operation: Start) -> Any:
+        """See ``AgentClient._do_start``."""
+        if self._starting is None or self._starting[0] is not operation.request:
+            self._abandon()
+            self._starting = (operation.request, self._aside(self._start_call(operation.request)))
+        task = self._starting[1]
+        done, _ = await asyncio.wait({task}, timeout=operation.timeout_s)
+        if not done:
+            raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+        self._starting = None
+        try:
+            return task.result()
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
+
+    async def _start_call(self, request: agent_pb2.StartEpisodeRequest) -> Any:
+        return await self._stub.StartEpisode(request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+
+    def _abandon(self) -> None:
+        """See ``AgentClient._abandon``."""
+        if self._starting is not None:
+            self._aside(self._end_when_started(self._starting[1]))
+            self._starting = None
+
+    async def _end_when_started(self, task: asyncio.Task[Any]) -> None:
+        response = await task
+        await self._end_call(agent_pb2.EndEpisodeRequest(session_id=response.session_id))
+
+    def _end(self, session_id: str) -> None:
+        self._aside(self._end_call(agent_pb2.EndEpisodeRequest(session_id=session_id)))
+
+    async def _end_call(self, request: agent_pb2.EndEpisodeRequest) -> None:
+        # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
+        with contextlib.suppress(grpc.RpcError):
+            await self._stub.EndEpisode(request, timeout=self._end_timeout_s())
+
+    async def _end_episode(self) -> None:
+        self._close_stream()
+        self._abandon()
+        request = self._connected.ending()
+        if request is not None:
+            await self._end_call(request)
+
+    async def close(self) -> None:
+        """End the episode and disconnect; a second call does nothing. See ``AgentClient.close``."""
+        if self._closed:
+            return
+        if self._inherited or self._channel is None:
+            self._closed = True
+            return
+        async with self._in_use("close"):
+            self._closed = True
+            try:
+                await self._end_episode()
+            finally:  # also when it is cancelled: a second call would do nothing
+                closing = self._disconnect()
+            await asyncio.wait({closing, *self._background}, timeout=END_TIMEOUT_S)
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,203 @@
+"""What the synchronous and the asyncio client share: options, the check of who is served, misuse, errors."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar, NoReturn, SupportsIndex
+
+import grpc
+
+from hmarl.agent.v1 import agent_pb2
+from hmarl.sdk.clients.agent import AgentError, AgentStatistics, check_spec, refuse_copy
+from hmarl.sdk.clients.fallback import Fail, Fallback
+from hmarl.sdk.clients.link import LinkWatch
+from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
+from hmarl.sdk.clients.remote_episode import RemoteEpisode
+from hmarl.sdk.clock import checked_seconds, now_s
+from hmarl.sdk.errors import MisuseError, UsageError
+from hmarl.sdk.spaces import AgentSpec
+
+# Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
+END_TIMEOUT_S = 0.3
+# An episode that takes longer to start than anything waits for it is ended when it has started at last.
+START_TIMEOUT_S = 30.0
+
+# By which method a client does what a script asks for, acts excepted, which are done at once.
+METHODS: dict[type, str] = {
+    Start: "_do_start",
+    Abandon: "_do_abandon",
+    End: "_do_end",
+    Describe: "_do_describe",
+    Reconnect: "_do_reconnect",
+    Pause: "_do_pause",
+}
+
+
+class ClientBase:
+    """One agent, served by another process. One episode and one call at a time.
+
+    Args:
+        address: ``HOST:PORT`` or ``unix:PATH``.
+        timeout_s: seconds that one act may take, retries included.
+        fallback: decides when no fresh action arrives in time; by default that is an error.
+        stream: send acts over one bidirectional stream per episode, which is faster, instead of one call each.
+        rejoin: join the episode again by itself when the server has forgotten it.
+        diagnostics: ask for the policy's further outputs in every reply, which takes longer.
+        expected: the agent's expected id and spaces; None accepts whatever is served when the client connects.
+        connect_timeout_s: seconds that connecting and starting an episode may take.
+        credentials: for TLS; None for a plain connection.
+        allow_bundle_change: go on when the agent comes back with another bundle, if its spaces are the same. Another
+            agent, or other spaces, are always an error.
+
+    Raises:
+        UsageError: an argument is out of range.
+    """
+
+    forks: ClassVar[int] = 0  # how often this process is a fork of one that could have had clients
+    _episode: RemoteEpisode
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 1.0,
+        fallback: Fallback | None = None,
+        stream: bool = False,
+        rejoin: bool = True,
+        diagnostics: bool = False,
+        expected: AgentSpec | None = None,
+        connect_timeout_s: float = 10.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        allow_bundle_change: bool = False,
+    ) -> None:
+        if not isinstance(address, str) or not address:
+            raise UsageError(f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051) or unix:PATH")
+        self.address = address
+        self._timeout_s = checked_seconds("timeout_s", timeout_s)
+        self._fallback = fallback if fallback is not None else Fail()
+        self._stream_wanted = bool(stream)
+        self._rejoin = rejoin
+        self._diagnostics = diagnostics
+        self._expected = expected
+        self._connect_timeout_s = checked_seconds("connect_timeout_s", connect_timeout_s)
+        self._credentials = credentials
+        self._allow_bundle_change = allow_bundle_change
+        self._watch = LinkWatch()
+        self._born = ClientBase.forks
+        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        """Set up what the kind of client needs."""
+        raise NotImplementedError
+
+    @property
+    def info(self) -> agent_pb2.GetAgentInfoResponse:
+        """What the server said about itself when the client connected, or when it went on with another bundle."""
+        return self._connected.info
+
+    @property
+    def spec(self) -> AgentSpec:
+        """The agent's id, observation size and spaces."""
+        return self._connected.spec
+
+    @property
+    def statistics(self) -> AgentStatistics:
+        """Counters since the client was made."""
+        return self._connected.statistics
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that one act may take, retries included; may be changed between acts."""
+        return self._timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self._timeout_s = checked_seconds("timeout_s", seconds)
+        if hasattr(self, "_episode"):
+            self._episode.timeout_s = self._timeout_s
+
+    @property
+    def _connected(self) -> RemoteEpisode:
+        if not hasattr(self, "_episode"):
+            raise MisuseError(f"{self.address}: the client is not connected yet: 'async with' it, or await connect()")
+        return self._episode
+
+    def _described(self, info: agent_pb2.GetAgentInfoResponse) -> None:
+        """Take what the server says about itself, checked against what is expected."""
+        episode = RemoteEpisode(
+            info,
+            self._watch,
+            fallback=self._fallback,
+            timeout_s=self._timeout_s,
+            rejoin=self._rejoin,
+            diagnostics=self._diagnostics,
+            allow_bundle_change=self._allow_bundle_change,
+            source=self.address,
+        )
+        if self._expected is not None:
+            check_spec(episode.spec, self._expected, self.address)
+        self._episode = episode
+
+    def _check_usable(self) -> None:
+        """Say at once when the client is not to be used any longer.
+
+        Raises:
+            MisuseError: it is closed, or belongs to the process that this one was forked from.
+        """
+        if self._closed:
+            raise MisuseError(f"{self.address}: the client is closed: make a new one")
+        if self._inherited:
+            raise MisuseError(
+                f"{self.address}: the client was made before this process was forked, and its connection and episode "
+                "are the parent's: make a client in each process"
+            )
+
+    @property
+    def _inherited(self) -> bool:
+        """Whether the client belongs to the process that this one was forked from."""
+        return self._born != ClientBase.forks
+
+    def _used_twice(self, doing: str, callers: str) -> MisuseError:
+        return MisuseError(
+            f"{self.address}: {doing}: the client is in use by another call, of which there may be one at a time: "
+            f"make a client for each {callers}, or wait for the other call"
+        )
+
+    def _deadline(self) -> float:
+        """When connecting or starting an episode, begun now, has taken too long."""
+        return now_s() + self._connect_timeout_s
+
+    def _end_timeout_s(self) -> float:
+        """Seconds to wait for the server to hear that an episode is over: none where it did not answer before."""
+        return 0.0 if self._watch.silent else END_TIMEOUT_S
+
+    def _error(self, doing: str, failure: CallFailed) -> Exception:
+        code, details = failure.code, failure.details
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            return UsageError(f"{self.address}: {details}")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            details = f"no answer within {self._connect_timeout_s} s; is 'hmarl-agent' or 'hmarl-fleet' running there?"
+        return AgentError(f"{self.address}: {doing}: {code.name}: {details}")
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        refuse_copy(self, f"make a client of '{self.address}' where it is needed")
+
+
+def _count_fork() -> None:
+    ClientBase.forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+
+def close_unless_forked(channel: grpc.Channel, born: int) -> None:
+    """Close the channel of a client that was forgotten; a forked process leaves its parent's alone."""
+    if born == ClientBase.forks:
+        channel.close()
+
+
+def failed_call(error: grpc.RpcError) -> CallFailed:
+    """What ended a call."""
+    return CallFailed(error.code(), error.details() or "")

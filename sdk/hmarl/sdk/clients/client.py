@@ -1,0 +1,295 @@
+"""The client of an agent that another process serves over gRPC; the one for asyncio is in ``async_client``.
+
+    with AgentClient("127.0.0.1:50051", timeout_s=0.02, fallback=Hold(expires_after_s=0.2)) as agent:
+        agent.reset(seed=1)
+        action = agent.act(observation)
+
+Every act has a deadline. When no fresh action is taken by then the fallback decides; a late reply is never taken for
+that of a newer step. When the server has restarted, the client joins the episode again at the current step
+(``rejoin``), unless the fallback says that the last action is too old for that, or another agent or bundle answers. A
+connection over which nothing is answered any longer is left for a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.runtime.session import InstructionChoice
+from hmarl.sdk.clients.act_stream import ActStream
+from hmarl.sdk.clients.agent import Action
+from hmarl.sdk.clients.async_client import AsyncAgentClient
+from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, close_unless_forked, failed_call
+from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, channel_options
+from hmarl.sdk.clients.operations import (
+    Abandon,
+    Act,
+    CallFailed,
+    Describe,
+    End,
+    Operation,
+    Pause,
+    Reconnect,
+    Script,
+    Start,
+)
+from hmarl.sdk.clients.remote_episode import describe
+from hmarl.sdk.errors import HmarlError
+
+__all__ = ["AgentClient", "AsyncAgentClient"]
+
+# Ends of sessions that nothing waits for; a call that nothing refers to would be cancelled.
+_ENDS_KEPT = 8
+
+
+class AgentClient(ClientBase):
+    """One agent, served by another process; for its arguments see ``ClientBase``.
+
+    Raises:
+        AgentError: no agent answers at the address.
+        UsageError: the agent there is not the expected one, or an argument is out of range.
+    """
+
+    def _open(self) -> None:
+        """Connect, and see who is there."""
+        self._busy = threading.Lock()
+        self._stream: ActStream | None = None
+        self._starting: tuple[agent_pb2.StartEpisodeRequest, Any] | None = None
+        self._ends: deque[Any] = deque(maxlen=_ENDS_KEPT)
+        self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
+        try:
+            self._described(self._run(describe(self._watch, self._deadline())))
+        except CallFailed as failure:
+            self._disconnect()
+            raise self._error("connecting", failure) from failure
+        except HmarlError:
+            self._disconnect()
+            raise
+
+    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
+        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
+        self._channel: grpc.Channel | None
+        self._channel = channel = (
+            grpc.insecure_channel(self.address, options)
+            if self._credentials is None
+            else grpc.secure_channel(self.address, self._credentials, options)
+        )
+        self._stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+        # A client that is forgotten must not leave its connection and the threads of its stream behind.
+        self._forgotten = weakref.finalize(self, close_unless_forked, channel, self._born)
+        self._forgotten.atexit = False
+
+    def _disconnect(self) -> None:
+        """Leave the connection, and whatever is on its way over it, without waiting."""
+        self._close_stream()
+        self._abandon()
+        self._forgotten.detach()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    @contextlib.contextmanager
+    def _in_use(self, doing: str) -> Iterator[None]:
+        """One call at a time, by the process that made the client.
+
+        Raises:
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
+        """
+        self._check_usable()
+        if not self._busy.acquire(blocking=False):
+            raise self._used_twice(doing, "thread")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def reset(
+        self,
+        seed: int,
+        *,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        first_step: int = 0,
+    ) -> None:
+        """Start an episode; the one before it, if any, is ended. See ``Agent.reset``.
+
+        Raises:
+            UsageError: an argument out of range.
+            AgentError: the server does not start it, or serves another agent or bundle by now.
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
+        """
+        with self._in_use("reset"):
+            request = self._episode.starting(seed, sample, instruction_choice, first_step)
+            self._end_episode()
+            try:
+                self._run(self._episode.start(request, self._deadline()))
+            except CallFailed as failure:
+                raise self._error("starting an episode", failure) from failure
+
+    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
+        """The action for the next step, from the policy if it arrives in time, else from the fallback.
+
+        Raises:
+            ObservationError: wrong shape, dtype or content; the step is not used up.
+            StaleActionError: no fresh action in time, and the fallback allows none instead.
+            AgentError: no episode was started, the server refuses the request, or another agent or bundle is served
+                by now; the next act goes on with the next step.
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
+        """
+        # As _in_use, without its cost: this is what a control loop waits for.
+        if self._closed or self._born != ClientBase.forks:
+            self._check_usable()
+        if not self._busy.acquire(blocking=False):
+            raise self._used_twice("act", "thread")
+        try:
+            action: Action = self._run(self._episode.act(observation, action_mask))
+            return action
+        finally:
+            self._busy.release()
+
+    def _run(self, script: Script) -> Any:
+        """Do what a script asks for; returns what it returns."""
+        try:
+            operation = next(script)
+            while True:
+                try:
+                    outcome = self._perform(operation)
+                except CallFailed as failure:
+                    operation = script.throw(failure)
+                else:
+                    operation = script.send(outcome)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            script.close()
+
+    def _perform(self, operation: Operation) -> Any:
+        if isinstance(operation, Act):
+            return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
+        return getattr(self, METHODS[type(operation)])(operation)
+
+    def _do_pause(self, operation: Pause) -> None:
+        time.sleep(operation.seconds)
+
+    def _unary_act(self, operation: Act) -> Any:
+        try:
+            return self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
+
+    def _do_describe(self, operation: Describe) -> Any:
+        request = agent_pb2.GetAgentInfoRequest()
+        try:
+            return self._stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise failed_call(error) from error
+
+    def _exchange(self, operation: Act) -> agent_pb2.ActResponse:
+        """One act over the session's stream; a stream of an older session, or one that ended, is replaced."""
+        session_id = operation.request.act.session_id
+        stream = self._stream
+        if stream is None or not stream.serves(session_id):
+            self._close_stream()
+            assert self._channel is not None
+            self._stream = stream = ActStream(self._channel, session_id, self.statistics)
+        return stream.exchange(operation)
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _do_start(self, operation: Start) -> Any:
+        """Wait for an episode to start; when that takes too long, the next call with the same request waits on."""
+        if self._starting is None or self._starting[0] is not operation.request:
+            self._abandon()
+            call = self._stub.StartEpisode.future(operation.request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+            self._starting = (operation.request, call)
+        call = self._starting[1]
+        try:
+            response = call.result(timeout=operation.timeout_s)
+        except grpc.FutureTimeoutError:
+            raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time") from None
+        except (grpc.RpcError, grpc.FutureCancelledError):
+            self._starting = None
+            raise CallFailed(call.code(), call.details() or "") from None
+        self._starting = None
+        return response
+
+    def _do_abandon(self, operation: Abandon) -> None:
+        self._abandon()
+
+    def _do_end(self, operation: End) -> None:
+        self._end(operation.session_id)
+
+    def _abandon(self) -> None:
+        """Wait no longer for an episode that is being started; should it start nevertheless, it is ended."""
+        if self._starting is None:
+            return
+        call, self._starting = self._starting[1], None
+        self._ends.append(call)
+        end = self._end
+
+        def started(call: Any) -> None:
+            if call.code() is grpc.StatusCode.OK:
+                end(call.result().session_id)
+
+        call.add_done_callback(started)
+
+    def _end(self, session_id: str) -> None:
+        request = agent_pb2.EndEpisodeRequest(session_id=session_id)
+        self._ends.append(self._stub.EndEpisode.future(request, timeout=END_TIMEOUT_S))
+
+    def _do_reconnect(self, operation: Reconnect) -> None:
+        self._disconnect()
+        self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+
+    def _end_episode(self) -> None:
+        """Tell the server that the episode is over; if it does not hear it, it forgets the session by itself."""
+        self._close_stream()
+        self._abandon()
+        request = self._episode.ending()
+        if request is not None:
+            # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
+            with contextlib.suppress(grpc.RpcError):
+                self._stub.EndEpisode(request, timeout=self._end_timeout_s())
+
+    def close(self) -> None:
+        """End the episode and disconnect; a second call does nothing.
+
+        Raises:
+            MisuseError: the client is in use.
+        """
+        if self._closed:
+            return
+        if self._inherited:
+            # Connection and episode are the parent's, which goes on with both.
+            self._closed = True
+            self._forgotten.detach()
+            return
+        with self._in_use("close"):
+            self._closed = True
+            try:
+                self._end_episode()
+            finally:  # also when Ctrl-C interrupts it: a second call would do nothing
+                self._disconnect()
+
+    def __enter__(self) -> Self:
+        self._check_usable()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

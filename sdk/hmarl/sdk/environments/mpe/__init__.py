@@ -1,0 +1,193 @@
+"""The MPE tasks simple_spread, simple_reference and simple_speaker_listener, batched in NumPy.
+
+A port of the ``mpe2`` package that equals it step for step: the same episodes from the same seeds, the same
+observations, rewards, states and ends. It needs neither that package nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.sdk.environment import VECTORISED, Observation, StepResult
+from hmarl.sdk.environments.authoring.actions import checked_actions
+from hmarl.sdk.environments.authoring.arguments import COUNT, FLAG, PROPORTION, resolve
+from hmarl.sdk.environments.authoring.random_streams import RandomStreams, checked_state
+from hmarl.sdk.environments.mpe import drawing
+from hmarl.sdk.environments.mpe.scenarios import SCENARIOS, Scenario
+from hmarl.sdk.environments.mpe.world import TIME_STEP_S
+from hmarl.sdk.errors import UsageError, unknown_name
+from hmarl.sdk.spaces import EnvironmentSpec
+
+TASKS = list(SCENARIOS)
+COPY_COST = VECTORISED
+
+
+def make(task: str, batch_size: int = 1, **arguments: Any) -> MpeEnvironment:
+    """Make B copies of an MPE task.
+
+    Args:
+        task: one of ``TASKS``.
+        batch_size: B, at least 1.
+        arguments: as in mpe2. All tasks: ``max_cycles`` (25; steps until truncation), ``continuous_actions`` (False).
+            simple_spread and simple_reference: ``local_ratio`` (0.5; the weight of an agent's own reward against the
+            team's). simple_spread: ``N`` (3; agents, and as many landmarks) and ``terminate_on_success`` (False).
+
+    Raises:
+        UsageError: an unknown task or argument, or a value of the wrong type or out of range.
+    """
+    if task not in SCENARIOS:
+        raise UsageError(unknown_name("mpe task", task, TASKS))
+    resolved = resolve(f"mpe/{task}", arguments, SCENARIOS[task].defaults, _RULES)
+    scenario = SCENARIOS[task](batch_size, resolved)
+    return MpeEnvironment(task, batch_size, scenario, resolved)
+
+
+class MpeEnvironment:
+    """B copies of one MPE task; a ``VectorEnvironment``.
+
+    Physics are float64, everything handed out is float32. Each call returns new arrays that later calls never touch;
+    the ``observations`` of one call are views of its ``state``, which is their concatenation.
+    """
+
+    def __init__(self, task: str, batch_size: int, scenario: Scenario, arguments: Mapping[str, Any]) -> None:
+        self.batch_size = batch_size
+        self.spec = EnvironmentSpec(
+            name=f"mpe/{task}",
+            agents=scenario.agents,
+            state_size=sum(agent.observation_size for agent in scenario.agents),
+            horizon=arguments["max_cycles"],
+            team_reward="sum",
+            control_period_s=TIME_STEP_S,
+            arguments=dict(arguments),
+            has_success=scenario.success() is not None,
+        )
+        self._scenario = scenario
+        self._horizon: int = arguments["max_cycles"]
+        self._terminates: bool = arguments.get("terminate_on_success", False)
+        self._steps = np.zeros(batch_size, dtype=np.int64)
+        self._streams: RandomStreams | None = None
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
+        """Start B new episodes: those that ``mpe2``'s ``reset(seed)`` starts.
+
+        Args:
+            seeds: [B] integers, at least 0.
+
+        Raises:
+            UsageError: seeds of another shape, or negative.
+        """
+        self._streams = RandomStreams(seeds, self.batch_size)
+        self._restart(self._streams, np.arange(self.batch_size))
+        return self._observe()
+
+    def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
+        """Advance every environment by 0.1 s; those whose episode has ended start the next one.
+
+        Args:
+            actions: one array per group. Discrete: int64 [B, N_group], in simple_reference move + 5·word. Continuous:
+                float32 [B, N_group, A], clipped to [0, 1].
+
+        Raises:
+            UsageError: before the first ``reset``, or actions of a wrong number, shape or kind, out of range or NaN;
+                nothing has then changed.
+        """
+        streams, scenario = self._started("step"), self._scenario
+        scenario.control(checked_actions(actions, self.spec.groups, self.batch_size))
+        scenario.world.advance()
+        scenario.refresh()
+        self._steps += 1
+        rewards = scenario.rewards().T.astype(np.float32, order="C")
+        success = scenario.success()
+        truncated = self._steps >= self._horizon
+        terminated = np.zeros(self.batch_size, dtype=bool)
+        if self._terminates and success is not None:
+            terminated = success & ~truncated
+        ended = np.flatnonzero(truncated | terminated)
+        observation, final = self._observe(), None
+        if len(ended):
+            self._restart(streams, ended)
+            observation, final = self._observe(), observation
+        return StepResult(observation, rewards, terminated, truncated, final, success)
+
+    def get_state(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything that determines the future, as new arrays with B leading.
+
+        Returns:
+            ``positions`` [B, N + L, 2], ``velocities`` [B, N, 2] and ``words`` [B, S, C] (of the speaking agents)
+            float64; ``goals`` [B, G] and ``steps`` [B] int64; the generators as in ``RandomStreams.get_state``.
+
+        Raises:
+            UsageError: before the first ``reset``.
+        """
+        return {**self._world_state(), **self._started("get_state").get_state()}
+
+    def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
+        """Continue, to the last bit, where ``get_state`` was called.
+
+        Raises:
+            UsageError: an array is missing, unknown, or of another shape or kind; nothing has then changed.
+        """
+        like = {**self._world_state(), **RandomStreams(np.zeros(self.batch_size, int), self.batch_size).get_state()}
+        saved = checked_state(state, like)
+        scenario, world = self._scenario, self._scenario.world
+        landmarks = len(scenario.landmark_colours)
+        if saved["goals"].size and not (saved["goals"].min() >= 0 and saved["goals"].max() < landmarks):
+            raise UsageError(f"state 'goals': got numbers outside [0, {landmarks})")
+        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        for part, name in ((world.positions, "positions"), (world.velocities, "velocities"), (world.words, "words")):
+            part[...] = saved[name].T
+        scenario.goals[...] = saved["goals"].T
+        self._steps[...] = saved["steps"]
+        scenario.refresh()
+        return self._observe()
+
+    def render(self, index: int = 0) -> npt.NDArray[np.uint8]:
+        """A picture [320, 320, 3] of environment ``index``: agents in colours, landmarks smaller, words as dots."""
+        return drawing.draw(self._scenario, index)
+
+    def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
+        """[N, 3] x, y and radius of the agents in the picture; see ``LocatesAgents``."""
+        return drawing.agent_pixels(self._scenario, index)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _started(self, method: str) -> RandomStreams:
+        if self._streams is None:
+            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
+        return self._streams
+
+    def _restart(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> None:
+        self._scenario.restart(streams, rows)
+        self._scenario.refresh()
+        self._steps[rows] = 0
+
+    def _observe(self) -> Observation:
+        state = self._scenario.observer.observe()
+        observations, start = [], 0
+        for group in self.spec.groups:
+            count, size = len(group.agents), group.example.observation_size
+            block = state[:, start : start + count * size]
+            observations.append(block.reshape(self.batch_size, count, size))
+            start += count * size
+        active = np.ones((self.batch_size, len(self.spec.agents)), dtype=bool)
+        return Observation(tuple(observations), (None,) * len(observations), state, active)
+
+    def _world_state(self) -> dict[str, npt.NDArray[Any]]:
+        scenario, world = self._scenario, self._scenario.world
+        parts = {"positions": world.positions, "velocities": world.velocities, "words": world.words}
+        copies: dict[str, npt.NDArray[Any]] = {name: part.T.copy(order="C") for name, part in parts.items()}
+        return {**copies, "goals": scenario.goals.T.copy(order="C"), "steps": self._steps.copy()}
+
+
+_RULES = {
+    "N": COUNT,
+    "max_cycles": COUNT,
+    "local_ratio": PROPORTION,
+    "continuous_actions": FLAG,
+    "terminate_on_success": FLAG,
+}

@@ -1,0 +1,342 @@
+"""Teams of deployed policies: a bundle's graphs in this process, or a fleet of agent processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from hmarl.runtime.bundle import AgentModel, Bundle, NoiseModel, from_json
+from hmarl.runtime.session import InstructionChoice, Policy, noise_for
+from hmarl.sdk.clients.agent import agent_spec, check_spec
+from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.fallback import Fallback
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation.assignment import assign
+from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
+
+Block = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one agent's data lie in the blocks of its group."""
+
+    agent: AgentSpec
+    index: int
+    group: int
+    position: int
+
+
+def _places(spec: EnvironmentSpec) -> list[_Place]:
+    return [
+        _Place(spec.agents[index], index, group, position)
+        for group, members in enumerate(spec.groups)
+        for position, index in enumerate(members.agents)
+    ]
+
+
+def idle_actions(space: ActionSpace, leading: tuple[int, ...], mask: npt.NDArray[np.bool_] | None) -> Block:
+    """Legal actions for rows whose action does not matter: 0 or the first legal one; the Box's point nearest to zero.
+
+    Args:
+        space: of the group.
+        leading: leading dimensions of the block.
+        mask: [*leading, mask_size] bool, or None.
+
+    Returns:
+        [*leading, *action_shape], int64 or float32.
+    """
+    if isinstance(space, spaces.Box):
+        return np.broadcast_to(np.clip(np.float32(0), space.low, space.high), (*leading, *space.shape)).copy()
+    if mask is None:
+        return np.zeros((*leading, *(space.shape or ())), np.int64)
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(mask.argmax(-1))
+    branches = np.split(mask, np.cumsum(space.nvec)[:-1], axis=-1)
+    return np.stack([branch.argmax(-1) for branch in branches], axis=-1)
+
+
+class BundleTeam:
+    """A bundle's policies in this process, each run once per step for all rows.
+
+    Args:
+        bundle: the verified bundle.
+        spec: the environment's spec; every agent of it must be in the bundle, or fit an interchangeable one there.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
+        sample: False for argmax or mean, True to draw actions with the numbers that served sessions draw.
+        instruction_choice: see ``Agent.reset``; ignored by agents without instructions.
+        name: for tables.
+
+    Raises:
+        UsageError: an agent is missing or does not fit the environment.
+    """
+
+    latency_of = "one agent's batched run"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        spec: EnvironmentSpec,
+        *,
+        provider: str = "cpu",
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        name: str = "bundle",
+    ) -> None:
+        self.name = name
+        self._spec = spec
+        self._places = _places(spec)
+        source = f"bundle {bundle.path}"
+        assigned = assign(source, spec, {agent.id: agent for agent in bundle.manifest.agents})
+        likes = {name: None if name == own else own for name, own in assigned.items()}
+        for agent in spec.agents:
+            check_spec(agent_spec(bundle.agent(agent.id, likes[agent.id])), agent, source)
+        self._policies = [Policy(bundle, place.agent.id, provider, likes[place.agent.id]) for place in self._places]
+        self._noises = [drawn_noises(policy.agent, sample, instruction_choice) for policy in self._policies]
+        self._states: list[dict[str, Block]] = [{} for _ in self._places]
+        self._seeds = np.zeros(0, np.int64)
+        self._step = 0
+        self._latencies_s: list[float] = []
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start B episodes: all recurrent state takes its reset value."""
+        self._seeds = np.asarray(seeds)
+        self._step = 0
+        self._states = [{} for _ in self._places]  # left out of the feeds, states take their reset values
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
+        """Actions of all agents and rows; see ``Team.act``."""
+        columns = [
+            self._run(number, observation.observations[place.group], observation.action_masks[place.group])
+            for number, place in enumerate(self._places)
+        ]
+        self._step += 1
+        grouped: list[list[Block]] = [[] for _ in self._spec.groups]
+        for place, column in zip(self._places, columns, strict=True):
+            grouped[place.group].append(column)
+        return tuple(np.stack(group, axis=1) for group in grouped)
+
+    def _run(self, number: int, observations: Block, masks: Block | None) -> Block:
+        """One agent's actions: [B, *action_shape]."""
+        place, policy, states = self._places[number], self._policies[number], self._states[number]
+        model = policy.agent
+        feeds = {model.observation.name: np.ascontiguousarray(observations[:, place.position]), **states}
+        if model.action_mask is not None and masks is not None:
+            feeds[model.action_mask.name] = np.ascontiguousarray(masks[:, place.position])
+        for noise, stream in self._noises[number]:
+            feeds[noise.name] = noise_for(noise, model.id, self._seeds, self._step, stream=stream)
+        begin = time.perf_counter()
+        outputs = policy.run_batch(feeds)
+        self._latencies_s.append(time.perf_counter() - begin)
+        self._states[number] = {state.input: outputs[state.output] for state in model.states}
+        return outputs[model.action.name]
+
+    def latencies_s(self) -> npt.NDArray[np.float64]:
+        """[L] seconds of every batched run of one agent so far."""
+        return np.asarray(self._latencies_s)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def drawn_noises(
+    model: AgentModel, sample: bool, instruction_choice: InstructionChoice | None
+) -> list[tuple[NoiseModel, str]]:
+    """The noise inputs that are drawn, each with its stream; the others stay zero, which means deterministic."""
+    choice = instruction_choice or ("common" if sample else "argmax")
+    drawn = []
+    for noise in model.noises:
+        if noise.purpose == "instruction" and choice != "argmax":
+            drawn.append((noise, "common" if choice == "common" else "private"))
+        elif noise.purpose == "action" and sample:
+            drawn.append((noise, noise.stream))
+    return drawn
+
+
+class FleetTeam:
+    """Agents that other processes serve over gRPC; every agent and row has a session of its own.
+
+    The agents' acts are sent at the same time, those of one agent's rows one after the other.
+
+    Args:
+        endpoints: address per agent, or the endpoints file that ``hmarl-fleet`` writes, whose bundle is then expected.
+        spec: the environment's spec; every agent of it must have an endpoint. Where nothing private is drawn, an
+            interchangeable agent that fits acts also for those without, in sessions of their own.
+        sample: False for argmax or mean, True to draw actions.
+        instruction_choice: see ``Agent.reset``.
+        timeout_s: seconds that one act may take.
+        fallback: decides when no fresh action arrives in time; by default that is an error.
+        stream: send acts over streams instead of unary calls.
+        name: for tables.
+
+    Raises:
+        UsageError: an agent is missing or does not fit the environment, or is of another bundle than the file says, or
+            than the other agents.
+        AgentError: no agent answers at an address.
+    """
+
+    latency_of = "one agent's act over gRPC"
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, str] | Path,
+        spec: EnvironmentSpec,
+        *,
+        sample: bool = False,
+        instruction_choice: InstructionChoice | None = None,
+        timeout_s: float = 5.0,
+        fallback: Fallback | None = None,
+        stream: bool = False,
+        name: str = "gRPC fleet",
+    ) -> None:
+        self.name = name
+        self._spec = spec
+        self._places = _places(spec)
+        self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
+        self._sha256 = None if isinstance(endpoints, Mapping) else _document(endpoints).get("bundle_sha256")
+        self._sample = sample
+        self._instruction_choice = instruction_choice
+        self._assigned = self._assign()
+        self._client_options: dict[str, Any] = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
+        self._clients: list[list[AgentClient]] = [[] for _ in self._places]
+        self._latencies_s: list[float] = []
+        self._pool = ThreadPoolExecutor(max_workers=len(self._places), thread_name_prefix="hmarl-team")
+        try:
+            self._connect(1)
+        except Exception:
+            self.close()
+            raise
+
+    def _assign(self) -> dict[str, str]:
+        """Who acts for whom: each agent for itself, or an interchangeable agent for one that has no endpoint."""
+        if self._addresses.keys() >= set(self._spec.agent_ids):
+            return {name: name for name in self._spec.agent_ids}
+        models = {}
+        for name, address in self._addresses.items():
+            with AgentClient(address) as client:
+                models[name] = from_json(AgentModel, client.info.agent_manifest_json)
+        assigned = assign("endpoints", self._spec, models)
+        for name, server in assigned.items():
+            drawn = drawn_noises(models[server], self._sample, self._instruction_choice)
+            if name != server and any(stream == "private" for _, stream in drawn):
+                raise UsageError(
+                    f"endpoints: no agent '{name}', which the environment has; '{server}' could act for it, but its "
+                    "random numbers would be those of both: serve one more (hmarl-fleet --count or --agents)"
+                )
+        return assigned
+
+    def _connect(self, rows: int) -> None:
+        """Make sure that every agent has a client for each of ``rows`` rows."""
+        for place, clients in zip(self._places, self._clients, strict=True):
+            server = self._assigned[place.agent.id]
+            expected = replace(place.agent, id=server)
+            while len(clients) < rows:
+                clients.append(AgentClient(self._addresses[server], expected=expected, **self._client_options))
+                self._check_bundle(server, clients[-1])
+
+    def _check_bundle(self, server: str, client: AgentClient) -> None:
+        """A team is of one bundle, that of the endpoints file: agents of several have not learnt to play together."""
+        got = client.info.bundle_sha256
+        self._sha256 = self._sha256 or got
+        if got != self._sha256:
+            raise UsageError(
+                f"endpoints: agent '{server}' at {client.address}: got bundle {got}, expected {self._sha256}, which "
+                "the endpoints file names or the other agents are of: is the file that of a fleet that has ended?"
+            )
+
+    @property
+    def clients(self) -> dict[str, list[AgentClient]]:
+        """The clients of every agent, one per row; for their statistics."""
+        return {place.agent.id: list(self._clients[number]) for number, place in enumerate(self._places)}
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start B episodes: one session per agent and row."""
+        self._connect(len(seeds))
+
+        def start(clients: list[AgentClient]) -> None:
+            for client, seed in zip(clients, seeds, strict=False):
+                client.reset(int(seed), sample=self._sample, instruction_choice=self._instruction_choice)
+
+        list(self._pool.map(start, self._clients))
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
+        """Actions of all agents and rows; only running rows, and agents that are still there, are asked."""
+        blocks = tuple(
+            idle_actions(group.example.action_space, block.shape[:2], mask)
+            for group, block, mask in zip(
+                self._spec.groups, observation.observations, observation.action_masks, strict=True
+            )
+        )
+
+        def ask(number: int) -> list[float]:
+            place = self._places[number]
+            rows = np.flatnonzero(running & observation.active[:, place.index])
+            return [self._act_row(number, int(row), observation, blocks[place.group]) for row in rows]
+
+        for latencies in self._pool.map(ask, range(len(self._places))):
+            self._latencies_s.extend(latencies)
+        return blocks
+
+    def _act_row(self, number: int, row: int, observation: Observation, actions: Block) -> float:
+        """Ask one agent for one row's action and put it into its place; returns the latency in seconds."""
+        place, client = self._places[number], self._clients[number][row]
+        masks = observation.action_masks[place.group]
+        mask = None
+        if client.spec.has_action_mask:
+            mask = np.ones(client.spec.mask_size, np.bool_) if masks is None else masks[row, place.position]
+        action = client.act(observation.observations[place.group][row, place.position], mask)
+        actions[row, place.position] = action.action
+        return action.latency_s
+
+    def latencies_s(self) -> npt.NDArray[np.float64]:
+        """[L] seconds of every act of one agent so far."""
+        return np.asarray(self._latencies_s)
+
+    def close(self) -> None:
+        """End all episodes and disconnect."""
+        clients = [client for row in self._clients for client in row]
+        for row in self._clients:
+            row.clear()
+        # At the same time: an agent that does not answer costs each of its clients a moment.
+        with ThreadPoolExecutor(max_workers=32, thread_name_prefix="hmarl-close") as closing:
+            list(closing.map(AgentClient.close, clients))
+        self._pool.shutdown()
+
+
+def load_endpoints(path: Path) -> dict[str, str]:
+    """Addresses by agent id from the file that ``hmarl-fleet`` writes.
+
+    Raises:
+        UsageError: the file is missing or is not an endpoints file.
+    """
+    agents = _document(path).get("agents")
+    if not isinstance(agents, dict) or not agents:
+        raise UsageError(f"endpoints file {path}: expected an object 'agents' of addresses by agent id")
+    addresses = {}
+    for name, entry in agents.items():
+        address = entry.get("address") if isinstance(entry, dict) else entry
+        if not isinstance(address, str):
+            raise UsageError(f"endpoints file {path}: agents.{name}: got {address!r}, expected an address")
+        addresses[str(name)] = address
+    return addresses
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The content of an endpoints file."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
+    return document if isinstance(document, dict) else {}
