@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmarl.sdk.environments import _worker_process, make, tasks
+from hmarl.sdk.environments import make, tasks
 from hmarl.sdk.environments.conformance import check_environment
+from hmarl.sdk.environments.workers import process as worker_process
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from skirmish import STRIKE, WAIT
 from training_runs import tiny_config, train
@@ -116,7 +117,7 @@ def test_both_families_list_their_tasks():
 
 
 def test_the_workers_file_needs_nothing_but_numpy_and_python_3_8():
-    tree = ast.parse(Path(_worker_process.__file__).read_text(), feature_version=(3, 8))
+    tree = ast.parse(Path(worker_process.__file__).read_text(), feature_version=(3, 8))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {name for node in imports for name in ([node.module] if isinstance(node, ast.ImportFrom) else _names(node))}
     assert {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) == {"numpy"}
