@@ -13,7 +13,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.runtime.bundle import AgentModel, BoxSpace, Bundle, DiscreteSpace
-from hmarl.runtime.session import InstructionChoice, Policy
+from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.session import Policy
 from hmarl.sdk.errors import HmarlError, MisuseError, UsageError
 from hmarl.sdk.spaces import ActionSpace, AgentSpec
 

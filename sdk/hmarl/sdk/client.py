@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
-from hmarl.runtime.session import InstructionChoice
+from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.act_stream import ActStream
 from hmarl.sdk.agent import Action
 from hmarl.sdk.async_client import AsyncAgentClient

@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.choices import InstructionChoice, effective_choice
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
@@ -55,7 +56,7 @@ class Options:
     episodes: int
     seed: int
     sample: bool
-    instruction_choice: Literal["argmax", "sample", "common"] | None
+    instruction_choice: InstructionChoice | None
     variant: str | None
     checkpoint: str
     provider: str
@@ -299,7 +300,7 @@ def _write_pictures(
             "environment": evaluation.environment,
             "environment arguments": json.dumps(dict(environment.spec.arguments), default=str),
             "actions": "drawn" if options.sample else "deterministic",
-            "instruction choice": options.instruction_choice or ("common" if options.sample else "argmax"),
+            "instruction choice": effective_choice(options.instruction_choice, options.sample),
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
             "environments side by side": environment.batch_size,
         }
@@ -362,8 +363,11 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(min=0, help="What the episodes' seeds are derived from.")] = 0,
     sample: Annotated[bool, typer.Option("--sample", help="Draw actions instead of taking the best ones.")] = False,
     instruction_choice: Annotated[
-        Literal["argmax", "sample", "common"] | None,
-        typer.Option(help="How instructions are chosen; by default 'common' with --sample, else 'argmax'."),
+        InstructionChoice | None,
+        typer.Option(
+            help=f"How instructions are chosen; by default '{effective_choice(None, True)}' with --sample, else "
+            f"'{effective_choice(None, False)}'."
+        ),
     ] = None,
     variant: Annotated[str | None, typer.Option(help="With --run: local, guider, central …")] = None,
     checkpoint: Annotated[str, typer.Option(help="With --run: best, last or a step.")] = "best",
