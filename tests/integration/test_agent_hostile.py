@@ -28,8 +28,9 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.message_limits import reply_limit_bytes, request_limit_bytes
 from hmarl.runtime.registry import GIVES_WAY_AFTER_S
-from hmarl.runtime.server import AgentServer, ServerSettings
+from hmarl.runtime.server import AgentServer
 from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import ServerSettings
 from peers import Peer, peer
 from processes import rss_mib
 from raw_http2 import (

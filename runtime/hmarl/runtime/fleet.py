@@ -30,6 +30,7 @@ from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
 from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import HmarlError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
+from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.unix_sockets import LONGEST_PATH
 
 LOGGER = logging.getLogger("hmarl.fleet")
@@ -39,6 +40,7 @@ LONGEST_PAUSE_S = 10.0
 STABLE_S = 10.0  # a member that has served for this long starts with a clean record
 MAX_FAILURES = 6
 FROZEN_AFTER = 5  # questions about its health in a row that a member does not answer
+MORE_THAN_GRACE_S = 10.0  # what members get beyond the time of their running episodes, to stop
 _KILL_GRACE_S = 0.5
 KILL_LIMIT_S = 5.0  # what the kernel gets to end a process that was killed
 _POLL_S = 0.02
@@ -213,7 +215,7 @@ class Fleet:
         socket_dir: Path | None = None,
         pin: bool = False,
         options: Sequence[str] = (),
-        grace_s: float = 15.0,
+        grace_s: float = ServerSettings.grace_s + MORE_THAN_GRACE_S,
     ) -> None:
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle.path.absolute()), *options]
         self._bundle = bundle

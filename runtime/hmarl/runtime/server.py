@@ -18,7 +18,6 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -52,6 +51,7 @@ from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.self_probe import SelfProbe
 from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.shutdown import stop_server
 from hmarl.runtime.unix_sockets import BoundPath, claim
 
@@ -81,27 +81,6 @@ _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (NonFiniteError, grpc.StatusCode.OUT_OF_RANGE),
 )
 _OF_THE_REQUEST = (SessionError, ObservationError, UsageError)  # whatever else an act raises is the policy's failure
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How an agent is served.
-
-    Attributes:
-        listen: ``HOST:PORT`` (port 0 takes a free one) or ``unix:PATH``.
-        max_sessions: episodes open at once.
-        session_ttl_s: seconds after which an idle session may be forgotten.
-        max_streams: StreamAct calls open at once.
-        reflection: whether clients may ask for the protocol.
-        max_request_bytes: the largest message that is taken; see ``message_limits.request_limit_bytes``.
-    """
-
-    listen: str = "127.0.0.1:50051"
-    max_sessions: int = 1024
-    session_ttl_s: float = 600.0
-    max_streams: int = 64
-    reflection: bool = True
-    max_request_bytes: int = 4 * 2**20
 
 
 class AgentServicer:
@@ -362,12 +341,14 @@ class AgentServer:
         finally:
             line.places.free(place)
 
-    def stop(self, grace_s: float) -> None:
+    def stop(self, grace_s: float | None = None) -> None:
         """Start no more episodes, report NOT_SERVING, let those that are running go on for a while, then stop.
 
         Args:
-            grace_s: seconds that running episodes get; without requests for a second it ends sooner.
+            grace_s: seconds that running episodes get, by default those of the settings; without requests for a second
+                it ends sooner.
         """
+        grace_s = self._settings.grace_s if grace_s is None else grace_s
         registry = self._servicer._registry
         if registry is not None:
             registry.drain()  # first: whoever reads NOT_SERVING may rely on it

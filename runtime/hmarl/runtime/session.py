@@ -35,6 +35,7 @@ from hmarl.runtime.inputs import InputCheck, checked_integer, flags
 from hmarl.runtime.manifest import branch_sizes
 from hmarl.runtime.noise import NoiseSource, noise_for
 from hmarl.runtime.parity import Comparison, compare_outputs
+from hmarl.runtime.settings import PROVIDER
 
 __all__ = [
     "Action",
@@ -101,7 +102,7 @@ class Policy:
         BundleError: the graph is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, agent_id: str, provider: str = "cpu", like: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, agent_id: str, provider: str = PROVIDER, like: str | None = None) -> None:
         self.bundle = bundle
         self.agent = bundle.agent(agent_id, like)
         _graph.check_manifest(self.agent)

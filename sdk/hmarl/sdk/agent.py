@@ -15,6 +15,7 @@ from gymnasium import spaces
 from hmarl.runtime.bundle import AgentModel, BoxSpace, Bundle, DiscreteSpace
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import PROVIDER
 from hmarl.sdk.errors import HmarlError, MisuseError, UsageError
 from hmarl.sdk.spaces import ActionSpace, AgentSpec
 
@@ -131,7 +132,7 @@ class LocalAgent:
         BundleError: the agent's graph is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, agent_id: str, *, like: str | None = None, provider: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, agent_id: str, *, like: str | None = None, provider: str = PROVIDER) -> None:
         policy = Policy(bundle, agent_id, provider, like)
         self.spec = agent_spec(policy.agent)
         self.statistics = AgentStatistics()

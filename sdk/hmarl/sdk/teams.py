@@ -17,6 +17,7 @@ from gymnasium import spaces
 from hmarl.runtime.bundle import AgentModel, Bundle, from_json
 from hmarl.runtime.choices import InstructionChoice, drawn_noises
 from hmarl.runtime.session import Policy, noise_for
+from hmarl.runtime.settings import PROVIDER
 from hmarl.sdk.agent import agent_spec, check_spec
 from hmarl.sdk.assignment import assign
 from hmarl.sdk.client import AgentClient
@@ -89,7 +90,7 @@ class BundleTeam:
         bundle: Bundle,
         spec: EnvironmentSpec,
         *,
-        provider: str = "cpu",
+        provider: str = PROVIDER,
         sample: bool = False,
         instruction_choice: InstructionChoice | None = None,
         name: str = "bundle",

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.choices import InstructionChoice, effective_choice
+from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.client import AgentClient
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
@@ -371,7 +372,7 @@ def evaluate_command(
     ] = None,
     variant: Annotated[str | None, typer.Option(help="With --run: local, guider, central …")] = None,
     checkpoint: Annotated[str, typer.Option(help="With --run: best, last or a step.")] = "best",
-    provider: Annotated[str, typer.Option(help="With --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE].")] = "cpu",
+    provider: Annotated[str, typer.Option(help="With --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE].")] = PROVIDER,
     stream: Annotated[bool, typer.Option("--stream", help="With --endpoints: streams instead of unary calls.")] = False,
     batch_size: Annotated[
         int | None,
