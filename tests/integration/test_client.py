@@ -12,10 +12,10 @@ import pytest
 
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle, ObservationError
-from hmarl.sdk.agent import AgentError, LocalAgent, agent_spec
+from hmarl.sdk.agent import LocalAgent, agent_spec
 from hmarl.sdk.client import AgentClient, AsyncAgentClient
-from hmarl.sdk.errors import UsageError
-from hmarl.sdk.fallback import Call, Hold, NoOp, StaleActionError
+from hmarl.sdk.errors import AgentError, StaleActionError, UsageError
+from hmarl.sdk.fallback import Call, Hold, NoOp
 
 MASK = np.array([True, True, False, True, True])
 STEPS = 12

@@ -25,9 +25,9 @@ import forking_client
 from agent_process import AgentProcess
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.bundle import Bundle, ObservationError
-from hmarl.sdk.agent import AgentError, LocalAgent
+from hmarl.sdk.agent import LocalAgent
 from hmarl.sdk.client import AgentClient, AsyncAgentClient
-from hmarl.sdk.errors import MisuseError, UsageError
+from hmarl.sdk.errors import AgentError, MisuseError, UsageError
 from hmarl.sdk.fallback import Hold, Situation, Zero
 from toy_bundle import write_toy_bundle
 

@@ -21,8 +21,8 @@ from agent_process import AgentProcess
 from agent_proxy import AgentProxy
 from hmarl.runtime.bundle import Bundle, write_bundle
 from hmarl.sdk import remote_episode
-from hmarl.sdk.agent import AgentError
 from hmarl.sdk.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.errors import AgentError
 from hmarl.sdk.fallback import Zero
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.teams import FleetTeam

@@ -15,8 +15,8 @@ from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.server import agent_info
 from hmarl.runtime.session import Policy
-from hmarl.sdk.agent import AgentError
 from hmarl.sdk.client import AgentClient
+from hmarl.sdk.errors import AgentError
 from hmarl.sdk.fallback import Zero
 
 MASK, SEEN = np.ones(5, np.bool_), np.zeros(6, np.float32)

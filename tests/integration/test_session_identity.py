@@ -12,8 +12,8 @@ import pytest
 from agent_process import AgentProcess
 from agent_proxy import AgentProxy
 from hmarl.runtime.bundle import Bundle
-from hmarl.sdk.agent import AgentError
 from hmarl.sdk.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.errors import AgentError
 from hmarl.sdk.fallback import Zero
 from toy_bundle import write_toy_bundle
 

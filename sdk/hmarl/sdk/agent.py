@@ -16,12 +16,8 @@ from hmarl.runtime.bundle import AgentModel, BoxSpace, Bundle, DiscreteSpace
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER
-from hmarl.sdk.errors import HmarlError, MisuseError, UsageError
+from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.spaces import ActionSpace, AgentSpec
-
-
-class AgentError(HmarlError):
-    """The process that serves an agent refused a request, or could not be reached."""
 
 
 @dataclass(slots=True)

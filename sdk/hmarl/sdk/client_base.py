@@ -8,9 +8,9 @@ from typing import ClassVar, NoReturn, SupportsIndex
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
-from hmarl.sdk.agent import AgentError, AgentStatistics, check_spec, refuse_copy
+from hmarl.sdk.agent import AgentStatistics, check_spec, refuse_copy
 from hmarl.sdk.clock import checked_seconds, now_s
-from hmarl.sdk.errors import MisuseError, UsageError
+from hmarl.sdk.errors import AgentError, MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.link import LinkWatch
 from hmarl.sdk.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start

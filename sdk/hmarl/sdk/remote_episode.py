@@ -24,9 +24,9 @@ from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
 from hmarl.runtime.choices import InstructionChoice, checked_choice
 from hmarl.runtime.inputs import InputCheck, checked_integer
 from hmarl.runtime.message_limits import reply_limit_bytes
-from hmarl.sdk.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
+from hmarl.sdk.agent import Action, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clock import now_s
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import AgentError, UsageError
 from hmarl.sdk.fallback import Fallback, Situation
 from hmarl.sdk.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.operations import Abandon, Act, CallFailed, Describe, End, Operation, Pause, Reconnect, Script, Start
