@@ -28,6 +28,7 @@ from hmarl.sdk.client import AgentClient
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.copies import few_copies
+from hmarl.sdk.endpoints import load_endpoints, nothing_listens, refusing, start_advice
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
@@ -36,7 +37,7 @@ from hmarl.sdk.files import check_writable, write_text
 from hmarl.sdk.report import ReportContent, write_report
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam, Team
-from hmarl.sdk.teams import BundleTeam, FleetTeam, load_endpoints
+from hmarl.sdk.teams import BundleTeam, FleetTeam
 from hmarl.sdk.video import Recording, record_episode, write_video
 
 _EXTRA_PACKAGES = ("jinja2", "matplotlib", "imageio", "rliable")
@@ -116,7 +117,10 @@ def _bundle_source(options: Options, path: Path) -> Source:
 
 def _fleet_source(options: Options, path: Path) -> Source:
     endpoints = load_endpoints(path)
-    with AgentClient(next(iter(endpoints.values()))) as client:
+    absent = refusing(endpoints)
+    if len(absent) == len(endpoints):
+        raise nothing_listens(absent, endpoints, start_advice(path))
+    with AgentClient(next(address for name, address in endpoints.items() if name not in absent)) as client:
         name = f"{client.info.bundle_name} (gRPC)"
         environment = json.loads(client.info.environment_json)
 
@@ -127,6 +131,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
             sample=options.sample,
             instruction_choice=options.instruction_choice,
             stream=options.stream,
+            wait=False,
             name=name,
         )
 
