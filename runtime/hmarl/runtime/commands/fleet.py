@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -18,6 +19,8 @@ from hmarl.runtime.settings import PROVIDER, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.fleet import Fleet
+
+LOGGER = logging.getLogger("hmarl.fleet")
 
 
 def _parser() -> Parser:
@@ -76,6 +79,7 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     at_end(fleet.kill)
     signals.patience(options.grace_s + 2 * MORE_THAN_GRACE_S)
+    say = LOGGER.info if options.json else OUTPUT.put
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
@@ -84,11 +88,13 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
             fleet.check()
             if fleet.attentive:
                 systemd.notify("WATCHDOG=1")
+        say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
         if out is not None:
             out.remove()  # first: no one shall be sent to agents that are stopping
         fleet.stop()
+    say("stopped")
     return 0
 
 
@@ -101,6 +107,9 @@ def _announce(fleet: Fleet, out: EndpointsFile | None, as_json: bool) -> None:
     else:
         for agent_id, address in fleet.endpoints.items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
+        if out is not None:
+            OUTPUT.put(f"wrote the endpoints to {out.path}")
+        OUTPUT.put("Ctrl-C stops all agents")
     systemd.notify("READY=1")
 
 
