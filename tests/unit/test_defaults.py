@@ -20,6 +20,8 @@ from hmarl.sdk.agent import LocalAgent
 from hmarl.sdk.commands.check_environment import check
 from hmarl.sdk.commands.evaluate import evaluate_command
 from hmarl.sdk.conformance import check_environment
+from hmarl.sdk.environments import lbf, pettingzoo, rware, smac, smacv2
+from hmarl.sdk.environments._worker_pool import CopySource
 from hmarl.sdk.teams import BundleTeam
 from hmarl.trainer.commands.export import export
 from hmarl.trainer.export.export import export_run
@@ -76,3 +78,8 @@ def test_what_stands_in_several_places_has_one_default() -> None:
     assert checkpoints == {default(evaluate_command, "checkpoint")}
     for name in ("batch_size", "steps", "seed", "deterministic"):
         assert default(check, name) == default(check_environment, name), name
+
+
+def test_environments_wait_for_their_workers_equally_long() -> None:
+    for family in (lbf, pettingzoo, rware, smac, smacv2):
+        assert default(family.make, "timeout_s") == CopySource.timeout_s, family.__name__
