@@ -20,6 +20,7 @@ from hmarl.runtime.settings import PROVIDER
 from hmarl.sdk.agent import agent_spec, check_spec
 from hmarl.sdk.assignment import assign
 from hmarl.sdk.client import AgentClient
+from hmarl.sdk.client_base import ClientOptions
 from hmarl.sdk.endpoints import at_once, endpoints_document, load_endpoints, nothing_listens, refusing, start_advice
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
@@ -200,7 +201,7 @@ class FleetTeam:
         if not wait:
             self._check_listening(endpoints)
         self._assigned = self._assign()
-        self._client_options: dict[str, Any] = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
+        self._client_options: ClientOptions = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
         self._latencies_s: list[float] = []
         self._pool = ThreadPoolExecutor(max_workers=len(self._places), thread_name_prefix="hmarl-team")
@@ -249,9 +250,9 @@ class FleetTeam:
         def connect(agent_id: str) -> None:
             agent, clients = rows_of[agent_id]
             server = self._assigned[agent_id]
-            expected = replace(agent, id=server)
+            options: ClientOptions = {**self._client_options, "expected": replace(agent, id=server)}
             while len(clients) < rows:
-                clients.append(AgentClient(self._addresses[server], expected=expected, **self._client_options))
+                clients.append(AgentClient(self._addresses[server], **options))
 
         at_once(connect, rows_of)
         for agent_id, (_, clients) in rows_of.items():
