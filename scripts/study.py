@@ -29,7 +29,7 @@ from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
 from records import Record, curve, read_record, record_of, write_record
 
-from hmarl.runtime.session import InstructionChoice
+from hmarl.runtime.choices import CHOICES
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
@@ -42,7 +42,6 @@ COLOURS = {
     "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#4b0082",
 }  # fmt: skip
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-CHOICES: tuple[InstructionChoice, ...] = ("argmax", "sample", "common")
 CONDUCTORS = ("local", "central", "random", "none")
 FIRST_SEED = 100
 

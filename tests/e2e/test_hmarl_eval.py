@@ -15,10 +15,11 @@ import pytest
 
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
+from hmarl.sdk.clients.endpoints import load_endpoints
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import evaluate
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam, load_endpoints
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from toy_bundle import write_toy_bundle
 from training_runs import tiny_config, train
 

@@ -21,10 +21,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1.tensors import to_array, to_tensor
 from hmarl.runtime.bundle import Bundle, UsageError
-from hmarl.runtime.server import SERVICE, AgentServer, ServerSettings, parse_address
+from hmarl.runtime.server import SERVICE, AgentServer, parse_address
 from hmarl.runtime.session import Policy, noise_for
-from hmarl.runtime.wire import to_array, to_tensor
+from hmarl.runtime.settings import ServerSettings
 
 LEGAL = np.ones(5, np.bool_)
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -21,9 +21,9 @@ from agent_process import AgentProcess
 from agent_proxy import AgentProxy
 from hmarl.runtime.bundle import Bundle, write_bundle
 from hmarl.sdk import remote_episode
-from hmarl.sdk.clients.agent import AgentError
 from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
 from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.errors import AgentError
 from hmarl.sdk.evaluation.deployed_teams import FleetTeam
 from hmarl.sdk.spaces import EnvironmentSpec
 from tcp_relay import TcpRelay

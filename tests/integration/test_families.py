@@ -22,8 +22,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.runtime.bundle import Bundle, load_bundle
-from hmarl.runtime.server import AgentServer, ServerSettings
+from hmarl.runtime.server import AgentServer
 from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import ServerSettings
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import BUILT_IN_FAMILIES, make
 from hmarl.sdk.evaluation.closed_loop import evaluate

@@ -1,29 +1,36 @@
-"""Every error that hmarl raises on purpose. They know no transport: the server maps them to status codes in one place.
+"""The base of all errors that hmarl raises at a user, and those of the runtime. Importing it imports nothing else.
 
+They know no transport: the server maps them to status codes in one place, and commands end with the class's exit code.
 Each message says what was got, what was expected and, where it helps, what to do next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class HmarlError(Exception):
-    """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback."""
+    """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback.
 
-    exit_code = 4
+    Attributes:
+        exit_code: what a command ends with: 2 usage or configuration, 3 a bad bundle, run or checkpoint, 4 a failure
+            while running.
+    """
+
+    exit_code: ClassVar[int] = 4
 
 
 class UsageError(HmarlError):
     """A wrong name, argument or configuration value; nothing has been changed."""
 
-    exit_code = 2
+    exit_code: ClassVar[int] = 2
 
 
 class BundleError(HmarlError):
     """A bundle that is damaged, incomplete or not a bundle at all."""
 
-    exit_code = 3
+    exit_code: ClassVar[int] = 3
 
 
 class ObservationError(HmarlError):

@@ -185,7 +185,7 @@ class EnvironmentSpec:
     def __post_init__(self) -> None:
         ids = [agent.id for agent in self.agents]
         if not ids or len(set(ids)) != len(ids):
-            raise ValueError(f"agents: got ids {ids}, expected at least one and no duplicates")
+            raise UsageError(f"agents: got ids {ids}, expected at least one and no duplicates")
         for index, agent in enumerate(self.agents):
             _check_name(f"agents[{index}].id", agent.id)
             for name, _ in agent.observation_layout:

@@ -18,6 +18,7 @@ from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.cores import stay_on
 from hmarl.runtime.errors import BundleError
 from hmarl.runtime.orphans import die_with_parent
+from hmarl.runtime.settings import PROVIDER, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
@@ -37,14 +38,23 @@ def _parser() -> Parser:
     parser.option(
         "--like", metavar="ID", help="for one that was not trained: the interchangeable agent by whose graph it acts"
     )
+    own = ServerSettings()
     parser.option(
-        "--listen", default="127.0.0.1:50051", help="HOST:PORT (port 0: a free one) or unix:PATH (default %(default)s)"
+        "--listen", default=own.listen, help="HOST:PORT (port 0: a free one) or unix:PATH (default %(default)s)"
     )
-    parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
-    parser.option("--max-sessions", type=positive_integer, default=1024, help="open episodes (default %(default)s)")
-    parser.option("--max-streams", type=positive_integer, default=64, help="open streams (default %(default)s)")
-    parser.option("--session-ttl-s", type=positive, default=600.0, help="idle time of a session (default %(default)s)")
-    parser.option("--grace-s", type=positive, default=5.0, help="for running episodes on SIGTERM (default %(default)s)")
+    parser.option("--provider", default=PROVIDER, help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
+    parser.option(
+        "--max-sessions", type=positive_integer, default=own.max_sessions, help="open episodes (default %(default)s)"
+    )
+    parser.option(
+        "--max-streams", type=positive_integer, default=own.max_streams, help="open streams (default %(default)s)"
+    )
+    parser.option(
+        "--session-ttl-s", type=positive, default=own.session_ttl_s, help="idle time of a session (default %(default)s)"
+    )
+    parser.option(
+        "--grace-s", type=positive, default=own.grace_s, help="for running episodes on SIGTERM (default %(default)s)"
+    )
     parser.option("--core", type=int, metavar="N", help="stay on this processor core: steadier and quicker answers")
     parser.option("--log-level", choices=LOG_LEVELS, default="info", help="least level to log (default %(default)s)")
     parser.add_argument("--no-reflection", action="store_true", help="do not offer gRPC reflection")
@@ -80,17 +90,18 @@ def _loaded(options: argparse.Namespace) -> tuple[AgentServer, Policy]:
         like = options.like or None
         agent = bundle.agent(options.agent, like)
         trial = Trial(bundle, {options.agent: like}, process=process)
-        from hmarl.runtime.server import AgentServer, ServerSettings  # noqa: PLC0415
+        from hmarl.runtime.server import AgentServer  # noqa: PLC0415
         from hmarl.runtime.session import Policy  # noqa: PLC0415
 
         server = AgentServer(
             ServerSettings(
-                options.listen,
-                options.max_sessions,
-                options.session_ttl_s,
-                options.max_streams,
-                not options.no_reflection,
-                request_limit_bytes(agent),
+                listen=options.listen,
+                max_sessions=options.max_sessions,
+                session_ttl_s=options.session_ttl_s,
+                max_streams=options.max_streams,
+                reflection=not options.no_reflection,
+                max_request_bytes=request_limit_bytes(agent),
+                grace_s=options.grace_s,
             )
         )
         at_end(server.free_address)
@@ -125,7 +136,7 @@ def serve(arguments: Sequence[str] | None = None) -> int:
         if server.alive:
             systemd.notify("WATCHDOG=1")
     systemd.notify("STOPPING=1")
-    server.stop(options.grace_s)
+    server.stop()
     LOGGER.info("stopped")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,11 +15,12 @@ from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
+from hmarl.runtime.settings import PROVIDER, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.fleet import Fleet
 
-_MORE_THAN_GRACE_S = 10.0  # what members get beyond the time of their running episodes, to stop
+LOGGER = logging.getLogger("hmarl.fleet")
 
 
 def _parser() -> Parser:
@@ -38,8 +40,13 @@ def _parser() -> Parser:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--tcp", action="store_true", help="listen on free ports of 127.0.0.1 (the default)")
     where.add_argument("--socket-dir", type=Path, metavar="DIR", help="listen on Unix sockets in DIR")
-    parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
-    parser.option("--grace-s", type=positive, default=5.0, help="for running episodes on SIGTERM (default %(default)s)")
+    parser.option("--provider", default=PROVIDER, help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
+    parser.option(
+        "--grace-s",
+        type=positive,
+        default=ServerSettings.grace_s,
+        help="for running episodes on SIGTERM (default %(default)s)",
+    )
     parser.add_argument("--pin", action="store_true", help="keep each agent on one processor core, in turn")
     parser.option("--log-level", choices=LOG_LEVELS, default="warning", help="least level to log (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the endpoints as one JSON object")
@@ -51,7 +58,7 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signals = StopSignals()
     start_logging(options.log_level, "hmarl-fleet")
-    from hmarl.runtime.fleet import Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
+    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
 
     bundle = load_bundle(Path(options.bundle))
     roster = None
@@ -68,10 +75,11 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
     more = ["--provider", options.provider, "--grace-s", str(options.grace_s), "--log-level", options.log_level]
     fleet = Fleet(
         bundle, roster=roster, socket_dir=options.socket_dir, pin=options.pin, options=more,
-        grace_s=options.grace_s + _MORE_THAN_GRACE_S,
+        grace_s=options.grace_s + MORE_THAN_GRACE_S,
     )  # fmt: skip
     at_end(fleet.kill)
-    signals.patience(options.grace_s + 2 * _MORE_THAN_GRACE_S)
+    signals.patience(options.grace_s + 2 * MORE_THAN_GRACE_S)
+    say = LOGGER.info if options.json else OUTPUT.put
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
@@ -80,11 +88,13 @@ def supervise(arguments: Sequence[str] | None = None) -> int:
             fleet.check()
             if fleet.attentive:
                 systemd.notify("WATCHDOG=1")
+        say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
         if out is not None:
             out.remove()  # first: no one shall be sent to agents that are stopping
         fleet.stop()
+    say("stopped")
     return 0
 
 
@@ -97,6 +107,9 @@ def _announce(fleet: Fleet, out: EndpointsFile | None, as_json: bool) -> None:
     else:
         for agent_id, address in fleet.endpoints.items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
+        if out is not None:
+            OUTPUT.put(f"wrote the endpoints to {out.path}")
+        OUTPUT.put("Ctrl-C stops all agents")
     systemd.notify("READY=1")
 
 

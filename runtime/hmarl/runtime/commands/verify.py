@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.commands._common import Parser, run
 from hmarl.runtime.errors import BundleError
+from hmarl.runtime.settings import PROVIDER
 
 if TYPE_CHECKING:
     from hmarl.runtime.verify import AgentReport
@@ -23,7 +24,7 @@ def _parser() -> Parser:
         description="Check a bundle: hashes, schema, graphs, batching, parity with the trainer's recorded outputs.",
     )
     parser.option("bundle", help="bundle directory or zip")
-    parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
+    parser.option("--provider", default=PROVIDER, help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 

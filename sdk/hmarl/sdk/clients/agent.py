@@ -13,13 +13,11 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.runtime.bundle import AgentModel, BoxSpace, Bundle, DiscreteSpace
-from hmarl.runtime.session import InstructionChoice, Policy
-from hmarl.sdk.errors import HmarlError, MisuseError, UsageError
+from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import PROVIDER
+from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.spaces import ActionSpace, AgentSpec
-
-
-class AgentError(HmarlError):
-    """The process that serves an agent refused a request, or could not be reached."""
 
 
 @dataclass(slots=True)
@@ -130,7 +128,7 @@ class LocalAgent:
         BundleError: the agent's graph is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, agent_id: str, *, like: str | None = None, provider: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, agent_id: str, *, like: str | None = None, provider: str = PROVIDER) -> None:
         policy = Policy(bundle, agent_id, provider, like)
         self.spec = agent_spec(policy.agent)
         self.statistics = AgentStatistics()

@@ -22,14 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.errors import HmarlError, UsageError
+from hmarl.sdk.errors import StaleActionError, UsageError
 from hmarl.sdk.spaces import ActionSpace, mask_branches
 
 DiscreteSpaces: TypeAlias = "spaces.Discrete[Any] | spaces.MultiDiscrete"  # old releases have no generic Discrete
-
-
-class StaleActionError(HmarlError):
-    """No fresh action arrived in time, and nothing may stand in for it any longer."""
 
 
 @dataclass(frozen=True)

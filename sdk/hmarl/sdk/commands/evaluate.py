@@ -21,8 +21,11 @@ import typer
 from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.choices import InstructionChoice, effective_choice
+from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.endpoints import load_endpoints, nothing_listens, refusing, start_advice
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.environment import VectorEnvironment
@@ -30,7 +33,7 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam, load_endpoints
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import check_writable, write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import Recording, record_episode, write_video
@@ -55,7 +58,7 @@ class Options:
     episodes: int
     seed: int
     sample: bool
-    instruction_choice: Literal["argmax", "sample", "common"] | None
+    instruction_choice: InstructionChoice | None
     variant: str | None
     checkpoint: str
     provider: str
@@ -114,7 +117,10 @@ def _bundle_source(options: Options, path: Path) -> Source:
 
 def _fleet_source(options: Options, path: Path) -> Source:
     endpoints = load_endpoints(path)
-    with AgentClient(next(iter(endpoints.values()))) as client:
+    absent = refusing(endpoints)
+    if len(absent) == len(endpoints):
+        raise nothing_listens(absent, endpoints, start_advice(path))
+    with AgentClient(next(address for name, address in endpoints.items() if name not in absent)) as client:
         name = f"{client.info.bundle_name} (gRPC)"
         environment = json.loads(client.info.environment_json)
 
@@ -125,6 +131,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
             sample=options.sample,
             instruction_choice=options.instruction_choice,
             stream=options.stream,
+            wait=False,
             name=name,
         )
 
@@ -299,7 +306,7 @@ def _write_pictures(
             "environment": evaluation.environment,
             "environment arguments": json.dumps(dict(environment.spec.arguments), default=str),
             "actions": "drawn" if options.sample else "deterministic",
-            "instruction choice": options.instruction_choice or ("common" if options.sample else "argmax"),
+            "instruction choice": effective_choice(options.instruction_choice, options.sample),
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
             "environments side by side": environment.batch_size,
         }
@@ -362,12 +369,15 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(min=0, help="What the episodes' seeds are derived from.")] = 0,
     sample: Annotated[bool, typer.Option("--sample", help="Draw actions instead of taking the best ones.")] = False,
     instruction_choice: Annotated[
-        Literal["argmax", "sample", "common"] | None,
-        typer.Option(help="How instructions are chosen; by default 'common' with --sample, else 'argmax'."),
+        InstructionChoice | None,
+        typer.Option(
+            help=f"How instructions are chosen; by default '{effective_choice(None, True)}' with --sample, else "
+            f"'{effective_choice(None, False)}'."
+        ),
     ] = None,
     variant: Annotated[str | None, typer.Option(help="With --run: local, guider, central …")] = None,
     checkpoint: Annotated[str, typer.Option(help="With --run: best, last or a step.")] = "best",
-    provider: Annotated[str, typer.Option(help="With --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE].")] = "cpu",
+    provider: Annotated[str, typer.Option(help="With --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE].")] = PROVIDER,
     stream: Annotated[bool, typer.Option("--stream", help="With --endpoints: streams instead of unary calls.")] = False,
     batch_size: Annotated[
         int | None,

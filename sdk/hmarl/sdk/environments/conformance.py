@@ -98,10 +98,10 @@ def check_environment(
 
     Raises:
         HmarlError: the environment could not be made.
-        ValueError: a batch of fewer than 2.
+        UsageError: a batch of fewer than 2.
     """
     if batch_size < 2:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 2")
+        raise UsageError(f"batch_size: got {batch_size}, expected at least 2")
     with closing(make(batch_size)) as environment:
         spec = environment.spec
         independent = bool(getattr(environment, "independent_copies", True))

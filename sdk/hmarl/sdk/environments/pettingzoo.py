@@ -34,6 +34,7 @@ import numpy as np
 from hmarl.sdk.environments.authoring.arguments import check_keys, parameters_of, what_it_takes
 from hmarl.sdk.environments.workers.lifted import LiftedVector, lift
 from hmarl.sdk.environments.workers.parallel_copy import ParallelCopy, check_is_parallel
+from hmarl.sdk.environments.workers.pool import REPLY_TIMEOUT_S
 from hmarl.sdk.environments.workers.process import COPY_INDEX, FAILURES, explained
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
@@ -47,7 +48,7 @@ _OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s", "action_masks")
 
 
 def make(
-    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = 300.0, **arguments: Any
+    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = REPLY_TIMEOUT_S, **arguments: Any
 ) -> LiftedVector:
     """Make B copies of a PettingZoo parallel environment.
 
