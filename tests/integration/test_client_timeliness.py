@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from agent_process import AgentProcess
 from agent_proxy import AgentProxy
 from hmarl.runtime.bundle import Bundle, write_bundle
-from hmarl.sdk import remote_episode
+from hmarl.sdk.clients import remote_episode
 from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
 from hmarl.sdk.clients.fallback import Zero
 from hmarl.sdk.errors import AgentError
