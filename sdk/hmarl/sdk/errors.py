@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from hmarl.runtime.bundle import HmarlError, UsageError, unknown_name
+from hmarl.runtime.bundle import HmarlError, UsageError, did_you_mean, unknown_name
 
-__all__ = ["EnvironmentFault", "HmarlError", "MissingExtraError", "MisuseError", "UsageError", "unknown_name"]
+__all__ = [
+    "EnvironmentFault",
+    "HmarlError",
+    "MissingExtraError",
+    "MisuseError",
+    "UsageError",
+    "did_you_mean",
+    "unknown_name",
+]
 
 
 class MissingExtraError(UsageError):
