@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from hmarl.trainer.records.drawing import Points, draw_points, label_axes, new_figure, png, points
+from hmarl.trainer.records.canvas import Points, draw_points, label_axes, new_figure, png, points
 from hmarl.trainer.records.metrics import Rows
 
 

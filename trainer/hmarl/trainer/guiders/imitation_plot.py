@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.shown import ReturnGap
 from hmarl.trainer.guiders.teams import CentralTeam
-from hmarl.trainer.records.drawing import draw_points, label_axes, new_figure, png, points
+from hmarl.trainer.records.canvas import draw_points, label_axes, new_figure, png, points
 from hmarl.trainer.records.metrics import Rows
 
 IMITATION_GAP = ReturnGap("imitation_gap", of=CentralTeam.name, over=LocalTeam.name)

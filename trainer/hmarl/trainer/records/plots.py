@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hmarl.runtime.bundle import replace_file
-from hmarl.trainer.records.drawing import draw_points, label_axes, new_figure, png, points
+from hmarl.trainer.records.canvas import draw_points, label_axes, new_figure, png, points
 from hmarl.trainer.records.metrics import Rows, evaluation_metric
 
 

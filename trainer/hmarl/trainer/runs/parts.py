@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmarl.trainer.records.checkpoint import Checkpoint
-from hmarl.trainer.runs.checkpoints import Checkpoints
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.directory import checkpoint_folder
 from hmarl.trainer.runs.evaluator import Evaluator
 from hmarl.trainer.runs.iterations import Iterations
+from hmarl.trainer.runs.saver import Saver
 from hmarl.trainer.runs.training import Training
 
 
@@ -21,7 +21,7 @@ class RunParts:
     training: Training
     iterations: Iterations
     evaluator: Evaluator
-    checkpoints: Checkpoints
+    saver: Saver
 
     @classmethod
     def build(cls, config: RunConfig, directory: Path, start: Checkpoint | None) -> RunParts:
@@ -36,8 +36,8 @@ class RunParts:
             if start is not None:
                 training.load(start.tensors, start.counters.update)
             evaluator = Evaluator(config, directory, training.algorithm)
-            checkpoints = Checkpoints(checkpoint_folder(directory), training, settings.checkpoints_kept)
-            return cls(training, Iterations(training, settings), evaluator, checkpoints)
+            saver = Saver(checkpoint_folder(directory), training, settings.checkpoints_kept)
+            return cls(training, Iterations(training, settings), evaluator, saver)
         except BaseException:
             training.close()
             raise

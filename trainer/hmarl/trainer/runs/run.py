@@ -144,18 +144,18 @@ class Run:
             due = parts.evaluator.due(self.counters)
             saving = due or stop() or self.counters.update % self.settings.checkpoint_interval == 0
             if saving:
-                metrics |= parts.checkpoints.cost()
+                metrics |= parts.saver.cost()
             self.pending = metrics if due else None
             if not due:
                 reporter.record(self.counters, metrics, durably=saving)
             if saving:
-                parts.checkpoints.save(self.counters, self.pending)
+                parts.saver.save(self.counters, self.pending)
             reporter.show(self.counters, metrics)
         if stop():
             if not saving:  # asked for after that was settled, and told that this update is saved
                 with stop.postponed():
-                    reporter.amend(self.counters, metrics, parts.checkpoints.cost())
-                    parts.checkpoints.save(self.counters, None)
+                    reporter.amend(self.counters, metrics, parts.saver.cost())
+                    parts.saver.save(self.counters, None)
             raise Interrupted
         if due:
             self._evaluate(reporter, metrics)
@@ -172,7 +172,7 @@ class Run:
         best = math.isfinite(evaluated.score) and (best_return is None or evaluated.score > best_return)
         best_return = evaluated.score if best else best_return
         self.counters = replace(self.counters, last_evaluation=steps, best_return=best_return)
-        self._parts.checkpoints.settle(self.counters, best)
+        self._parts.saver.settle(self.counters, best)
 
     def _conclude(self, began: Began) -> dict[str, Any]:
         """Plots and summary, whose times are those since training was started, or resumed."""
@@ -187,14 +187,14 @@ class Run:
 
     def standing(self) -> str:
         """Which checkpoint there is, and how to go on."""
-        checkpoints, again = self._parts.checkpoints, resume_command(self.directory)
-        if (newest := checkpoints.newest()) is None:
+        saver, again = self._parts.saver, resume_command(self.directory)
+        if (newest := saver.newest()) is None:
             return f"no checkpoint was written yet; begin again with: {again}"
-        return f"the last good checkpoint is in {checkpoints.folder} ({newest}); continue with: {again}"
+        return f"the last good checkpoint is in {saver.folder} ({newest}); continue with: {again}"
 
     def stopped(self, saved: bool) -> str:
         """What to tell who has stopped the run: whether it was saved just now, and how to go on."""
-        newest = self._parts.checkpoints.newest()
+        newest = self._parts.saver.newest()
         if newest is None or not saved:
             return self.standing()
         cut = "; the environments, which cannot be saved, then begin new episodes"

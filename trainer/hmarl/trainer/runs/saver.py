@@ -8,8 +8,8 @@ from pathlib import Path
 from hmarl.trainer.records.checkpoint import (
     Counters,
     checkpoint_path,
-    last_good,
     mark_best,
+    newest_path,
     prune,
     settle_checkpoint,
     write_checkpoint,
@@ -18,8 +18,8 @@ from hmarl.trainer.records.problems import storing
 from hmarl.trainer.runs.training import Training
 
 
-class Checkpoints:
-    """Keeps a training in a folder.
+class Saver:
+    """Keeps a training in a folder of checkpoints.
 
     Args:
         folder: RUN/checkpoints.
@@ -75,5 +75,5 @@ class Checkpoints:
 
     def newest(self) -> str | None:
         """The name of the newest one that is whole, None where there is none."""
-        path = last_good(self.folder)
+        path = newest_path(self.folder)
         return None if path is None else path.stem
