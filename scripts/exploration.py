@@ -31,9 +31,8 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import episode_seeds
 from hmarl.trainer.records.checkpoint import checkpoints_in, find_checkpoint, restore
-from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.config import RunConfig, build_algorithm
 from hmarl.trainer.runs.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states
-from hmarl.trainer.runs.run import build_algorithm
 
 EPISODE_SEED = 2_000_003
 STATES = 2_000  # M, per checkpoint

@@ -34,8 +34,7 @@ from hmarl.sdk.team import Team
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.checkpoint import find_checkpoint, flatten
-from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.run import build_algorithm
+from hmarl.trainer.runs.config import RunConfig, build_algorithm
 from training_runs import command_line, tiny_config
 
 pytestmark = pytest.mark.usefixtures("single_thread")

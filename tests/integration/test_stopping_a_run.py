@@ -15,8 +15,8 @@ import pytest
 
 from hmarl.trainer.records.recorder import Recorder
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.run import Interrupted, Run
-from hmarl.trainer.runs.stopping import StopRequest
+from hmarl.trainer.runs.run import Run
+from hmarl.trainer.runs.stopping import Interrupted, StopRequest
 from training_process import Training
 from training_runs import command_line, final_hash, tiny_config, train
 

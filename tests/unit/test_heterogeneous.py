@@ -107,7 +107,7 @@ class Recording(Hcpo):
     def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
         """The exact A(a|s, M) = Q(s, a) − Q(M|s), Eq. 6, not normalised."""
         instruction = rollout.extras["instruction"].flatten().tolist()
-        joint = zip(*(rollout.agent_fields(agent)[2].tolist() for agent in range(2)), strict=True)
+        joint = zip(*(rollout.actions[g][:, :, m].flatten().tolist() for g, m in self.position.values()), strict=True)
         exact = [Q[a] - conditional_value(m) for m, a in zip(instruction, joint, strict=True)]
         return torch.tensor(exact, dtype=torch.float32).view_as(rollout.team_rewards)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot, realised_points
 from hmarl.trainer.conductors.improvement_bound import BoundMonitor, ImprovementBound
-from hmarl.trainer.records.plots import improvement_bound_plot, realised_points, run_plots
 from training_runs import CPU, new_hcpo, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -116,8 +116,10 @@ def test_what_a_step_brought_is_drawn_at_that_step() -> None:
 
 def test_plots_can_be_drawn_after_a_single_update() -> None:
     row = {"steps": 10} | ImprovementBound(0.0, 0.0, 0.0, 0.0, 0.0, 0.9).metrics()
-    assert improvement_bound_plot([row], "x").startswith(b"\x89PNG")
-    assert run_plots([], "x") == {}
+    drawn = ImprovementBoundPlot().draw([row], "x")
+    assert drawn is not None
+    assert drawn.startswith(b"\x89PNG")
+    assert ImprovementBoundPlot().draw([], "x") is None
 
 
 @pytest.mark.parametrize("name", ["hcpo", "hatrpo"])

@@ -20,7 +20,8 @@ from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.teacher import GoalKind
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.records.checkpoint import CheckpointError, Counters
-from hmarl.trainer.runs.run import EVALUATION_SEED, DivergedError
+from hmarl.trainer.records.problems import DivergedError
+from hmarl.trainer.runs.seeds import EVALUATION_SEED
 from hmarl.trainer.students.dagger import REPORT_SEED, Distillation, Distilled
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings

@@ -27,6 +27,7 @@ from hmarl.runtime.errors import (
     StepOrderError,
     UnknownSessionError,
     UsageError,
+    did_you_mean,
     one_line,
     unknown_name,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "UnknownSessionError",
     "UsageError",
     "check_printable",
+    "did_you_mean",
     "from_json",
     "load_bundle",
     "remove_temporaries",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, UsageError, unknown_name
+from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, UsageError, did_you_mean, unknown_name
 
 __all__ = [
     "AgentError",
@@ -14,6 +14,7 @@ __all__ = [
     "ObservationError",
     "StaleActionError",
     "UsageError",
+    "did_you_mean",
     "unknown_name",
 ]
 

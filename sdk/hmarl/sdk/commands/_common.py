@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import typer
 
 from hmarl.runtime.output import print_anything
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import UsageError, did_you_mean
 
 EXIT_USAGE = 2
 EXIT_FAILURE = 4
@@ -48,8 +47,7 @@ def parse_settings(pairs: Iterable[str] | None, prefixes: Sequence[str] = ("env"
             known = ", ".join(prefixes)
             raise UsageError(f"--set: got '{pair}', expected PREFIX.KEY=VALUE (PREFIX: {known}), e.g. {example}")
         if prefix not in settings:
-            close = difflib.get_close_matches(prefix, prefixes, n=1)
-            hint = f"; did you mean '{close[0]}.{key}'?" if close else ""
+            hint = did_you_mean(prefix, prefixes, f".{key}")
             known = ", ".join(f"{known}.*" for known in prefixes)
             raise UsageError(f"--set: unknown prefix '{prefix}' in '{pair}'{hint} (known: {known})")
         settings[prefix][key] = _value(text)

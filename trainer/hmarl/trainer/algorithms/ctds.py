@@ -14,7 +14,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
+from hmarl.trainer.contract.shown import ReturnGap
+from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.records.plots import Plot, diagnostics
 
 
 class CtdsSettings(MagpoSettings):
@@ -29,6 +32,12 @@ class Ctds(Magpo):
     """Plain distillation of a centralised teacher into local policies, on the same batches."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = CtdsSettings
+    live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "imitation_kl", "explained_variance")
+    plots: ClassVar[tuple[Plot, ...]] = (
+        diagnostics(("agent_entropy", "learner_entropy"), ("agent_kl",)),
+        ImitationPlot(),
+    )
+    gaps: ClassVar[tuple[ReturnGap, ...]] = (IMITATION_GAP,)
     settings: CtdsSettings
 
     @property

@@ -27,8 +27,11 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
 from hmarl.trainer.conductors.conducted import Conducted
 from hmarl.trainer.conductors.level import ConductorSettings
+from hmarl.trainer.contract.shown import ReturnGap
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.heterogeneous import Estimate
 
 
@@ -45,6 +48,18 @@ class GuidedHcpo(Conducted, Magpo):
     """MAGPO under HCPO's conductor, with local conductors for deployment (an extension)."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = GuidedHcpoSettings
+    live_metrics: ClassVar[tuple[str, ...]] = (
+        "agent_kl",
+        "imitation_kl",
+        "conductor_kl",
+        "instruction_entropy",
+        "explained_variance",
+    )
+    plots: ClassVar[tuple[Plot, ...]] = (
+        diagnostics(("agent_entropy", "learner_entropy", "instruction_entropy"), ("agent_kl", "conductor_kl")),
+        ImitationPlot(),
+    )
+    gaps: ClassVar[tuple[ReturnGap, ...]] = (IMITATION_GAP,)
     settings: GuidedHcpoSettings
 
     def __init__(

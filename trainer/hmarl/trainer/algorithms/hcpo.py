@@ -16,7 +16,7 @@ Source: Liu et al. 2025, "HCPO: Hierarchical Conductor-Based Policy Optimization
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +25,7 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
+from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot
 from hmarl.trainer.conductors.conducted import Conducted
 from hmarl.trainer.conductors.improvement_bound import BoundMonitor
 from hmarl.trainer.conductors.level import ConductorSettings
@@ -34,6 +35,7 @@ from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.instructions import InstructionWeights
 from hmarl.trainer.learning.returns import normalise_advantages
+from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents, Improvement
 from hmarl.trainer.sequential.trust_region_steps import improve_by_trust_region
 
@@ -65,6 +67,11 @@ class Hcpo(Conducted, HeterogeneousAgents):
     """Two-level trust-region optimisation under a conductor, with local conductors for deployment."""
 
     settings_class = HcpoSettings
+    live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "conductor_kl", "instruction_entropy", "explained_variance")
+    plots: ClassVar[tuple[Plot, ...]] = (
+        diagnostics(("agent_entropy", "instruction_entropy"), ("agent_kl", "conductor_kl")),
+        ImprovementBoundPlot(),
+    )
     settings: HcpoSettings
 
     def __init__(

@@ -33,8 +33,8 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
-from hmarl.sdk.team import Team
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.shown import EvaluatedTeam
 from hmarl.trainer.contract.teacher import GoalKind, Labels, Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.hierarchy.graph import membership
@@ -227,7 +227,7 @@ class Himpo(Algorithm):
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
-    def teams(self, sample: bool = False) -> dict[str, Team]:
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The whole hierarchy."""
         return {HierarchyTeam.name: HierarchyTeam(self, sample)}
 

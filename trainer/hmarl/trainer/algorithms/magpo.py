@@ -25,15 +25,18 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import StateDict
+from hmarl.trainer.contract.shown import ReturnGap
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.guided_team import GuidedTeam
 from hmarl.trainer.guiders.guider import Judged
+from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.settings import GuidedSettings
 from hmarl.trainer.guiders.team_batch import TeamBatch
 from hmarl.trainer.learning.imitation import imitation_loss, mean_of_each
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
 
 # Share of actions outside (1/δ, δ) beyond which guider and local policies have parted.
@@ -100,6 +103,12 @@ class Magpo(GuidedTeam):
     """A guider learns as one mind, local policies imitate it and hold it where they can follow."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MagpoSettings
+    live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "imitation_kl", "explained_variance")
+    plots: ClassVar[tuple[Plot, ...]] = (
+        diagnostics(("agent_entropy", "learner_entropy"), ("agent_kl",)),
+        ImitationPlot(),
+    )
+    gaps: ClassVar[tuple[ReturnGap, ...]] = (IMITATION_GAP,)
     settings: MagpoSettings
 
     def __init__(

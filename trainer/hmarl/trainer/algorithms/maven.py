@@ -38,6 +38,7 @@ from hmarl.trainer.networks.flat import Memory, Mlp
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.settings import AlgorithmSettings, HiddenSizes
+from hmarl.trainer.records.plots import Panel, PanelPlot, Plot
 
 # Gumbel noise of this size leaves nothing of the utilities' order: a uniform choice among the legal actions.
 _OVERRIDING = 1e6
@@ -103,6 +104,13 @@ class Maven(Algorithm):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MavenSettings
     discrete_only: ClassVar[bool] = True
+    live_metrics: ClassVar[tuple[str, ...]] = ("td_loss", "latent_entropy")
+    plots: ClassVar[tuple[Plot, ...]] = (
+        PanelPlot(
+            "diagnostics.png",
+            (Panel("loss of the values", ("td_loss",)), Panel("entropy of the latent (nats)", ("latent_entropy",))),
+        ),
+    )
     settings: MavenSettings
 
     def __init__(

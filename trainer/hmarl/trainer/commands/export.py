@@ -85,9 +85,9 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
     from hmarl.trainer.students.settings import DistillationSettings
 
     given = parse_settings(settings, ("distillation",))["distillation"]
-    checked = validate(DistillationSettings, given, "distillation")
     config = RunConfig.read(run)
     algorithm = config.algorithm
+    checked = validate(DistillationSettings, given, "distillation", algorithm)
     if distil or find_algorithm(algorithm).distils:
         if "environments" in given:
             return checked

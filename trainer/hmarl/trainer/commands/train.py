@@ -52,7 +52,7 @@ def train(
         raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
     need_torch("hmarl-train")
     log_to_standard_error()
-    from hmarl.trainer.runs.run import Interrupted
+    from hmarl.trainer.runs.stopping import Interrupted
 
     if resume is not None:
         run = _resumed(console, resume, steps)
@@ -127,10 +127,10 @@ def _configured(
 ) -> tuple[RunConfig, str]:
     """The run's config, and in words which preset it is based on; empty without one."""
     from hmarl.trainer.runs.config import make_config
+    from hmarl.trainer.runs.directory import refuse_other_run
     from hmarl.trainer.runs.environment_count import fitted_run
     from hmarl.trainer.runs.lock import RunLock
     from hmarl.trainer.runs.presets import find_preset, named_preset
-    from hmarl.trainer.runs.run import refuse_other_run
 
     given = parse_settings(settings, ("algorithm", "env", "run"))
     preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.sdk.team import Team
 from hmarl.trainer.conductors.level import ConductorLevel, ConductorSettings
 from hmarl.trainer.conductors.teams import CONDUCTORS, ConductedTeam
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.shown import EvaluatedTeam
 from hmarl.trainer.contract.teacher import GoalKind, Labels, Teacher
 from hmarl.trainer.learning.instructions import held_until_renewed, no_instructions
 from hmarl.trainer.networks.distributions import Distribution
@@ -45,7 +45,7 @@ class Conducted(Algorithm):
         """K, the width of the one-hot instruction, or D of a continuous one."""
         return self.settings.instruction_head.output_size
 
-    def teams(self, sample: bool = False) -> dict[str, Team]:
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """As below, and the local policies under the conductors that are not deployed."""
         return super().teams(sample) | {name: ConductedTeam(self, name) for name in CONDUCTORS}
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hmarl.trainer.conductors.conducted import Conducted
 
 CONDUCTORS = ("central", "random", "none")
+_LABELS = {"central": "central conductor", "random": "random conductor", "none": "no conductor"}
+_COLOURS = {"central": "#d55e00", "random": "#999999", "none": "#cc79a7"}
 
 
 class ConductedTeam:
@@ -29,7 +31,7 @@ class ConductedTeam:
     """
 
     def __init__(self, algorithm: Conducted, conductor: str) -> None:
-        self.name = conductor
+        self.name, self.label, self.colour = conductor, _LABELS[conductor], _COLOURS[conductor]
         self._algorithm = algorithm
         self._generator = np.random.default_rng(0)
         self._step = 0

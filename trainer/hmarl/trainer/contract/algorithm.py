@@ -12,15 +12,16 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec, check_bounds
-from hmarl.sdk.team import Team
 from hmarl.trainer.contract.deployable import DeployablePolicy
 from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.networks.distributions import ActionHead
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.policies import GroupPolicy, no_memories, select_all, step_all
 from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.records.plots import Plot, diagnostics
 
 StateDict = dict[str, Any]
 
@@ -40,12 +41,18 @@ class Algorithm:
     Attributes:
         exportable: whether there are local policies to export.
         distils: whether students of the ``teacher`` are exported instead, without being asked for.
+        live_metrics: which of the metrics that its updates return are shown while it trains, after the return.
+        plots: what is drawn of its runs beside the returns.
+        gaps: between its ``teams``, recorded with each evaluation.
     """
 
     settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     discrete_only: ClassVar[bool] = False
     exportable: ClassVar[bool] = True
     distils: ClassVar[bool] = False
+    live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "explained_variance")
+    plots: ClassVar[tuple[Plot, ...]] = (diagnostics(("agent_entropy",), ("agent_kl",)),)
+    gaps: ClassVar[tuple[ReturnGap, ...]] = ()
     settings: AlgorithmSettings
 
     def __init__(
@@ -250,7 +257,7 @@ class Algorithm:
         """
         return None
 
-    def teams(self, sample: bool = False) -> dict[str, Team]:
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The ways to play with what was learnt, by name, the one that it is judged by first; ``local`` is deployed.
 
         Args:

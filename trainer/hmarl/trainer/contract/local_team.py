@@ -52,6 +52,8 @@ class LocalTeam:
     """
 
     name = "local"
+    label = "deployed policies"
+    colour = "#0072b2"
 
     def __init__(
         self,

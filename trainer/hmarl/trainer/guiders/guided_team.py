@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
-from hmarl.sdk.team import Team
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.shown import EvaluatedTeam
 from hmarl.trainer.contract.teacher import GoalKind, Labels, Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.guiders import create_guider
@@ -65,7 +65,7 @@ class GuidedTeam(Algorithm):
         """Continuous actions as the settings say."""
         return group_head(group, self.settings)
 
-    def teams(self, sample: bool = False) -> dict[str, Team]:
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """As all algorithms, and the guider acting for the whole team."""
         return super().teams(sample) | {CentralTeam.name: CentralTeam(self, sample)}
 

@@ -25,6 +25,8 @@ class CentralTeam:
     """
 
     name = "guider"
+    label = "guider"
+    colour = "#009e73"
 
     def __init__(self, algorithm: GuidedTeam, sample: bool = False) -> None:
         self._algorithm, self._sample = algorithm, sample

@@ -49,6 +49,8 @@ class HierarchyTeam:
     """
 
     name = "hierarchy"
+    label = "whole hierarchy"
+    colour = "#e69f00"
 
     def __init__(self, algorithm: ActsTogether, sample: bool = False) -> None:
         self._algorithm, self._sample = algorithm, sample

@@ -22,9 +22,23 @@ HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values are checked on assignment and never change afterwards."""
+    """Base of all settings: unknown keys are refused, values are checked on assignment and never change afterwards.
+
+    Attributes:
+        retired: names of settings that there were once, without which everything is as it was with them. They are in
+            the config.json of old runs and in commands written down long ago, and are passed over.
+        without_effect: names of those that an algorithm has no use for; other values than the default are refused.
+    """
+
+    retired: ClassVar[frozenset[str]] = frozenset()
+    without_effect: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @classmethod
+    def without_retired(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The values but for those of ``retired`` settings."""
+        return {key: value for key, value in values.items() if key not in cls.retired}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -37,13 +51,7 @@ class Settings(BaseModel):
 
 
 class AlgorithmSettings(Settings):
-    """What all algorithms share (``--set algorithm.KEY=VALUE``).
-
-    Attributes:
-        without_effect: names of those that an algorithm has no use for; other values than the default are refused.
-    """
-
-    without_effect: ClassVar[frozenset[str]] = frozenset()
+    """What all algorithms share (``--set algorithm.KEY=VALUE``)."""
 
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of the policies")
@@ -138,22 +146,24 @@ class StochasticGradientSettings(Settings):
 S = TypeVar("S", bound=Settings)
 
 
-def validate(model: type[S], values: dict[str, Any], prefix: str) -> S:
+def validate(model: type[S], values: dict[str, Any], prefix: str, algorithm: str = "ALGORITHM") -> S:
     """Check settings, with errors that name the key, what was got and what was expected.
 
     Args:
         model: the settings' class.
         values: keys and values; missing ones take their defaults.
         prefix: how the user names this group, e.g. ``"algorithm"``.
+        algorithm: whose settings ``hmarl-algorithms`` is said to list.
 
     Raises:
         UsageError: unknown key (with a suggestion) or a value out of range.
     """
-    known = list(model.model_fields)
+    values = model.without_retired(values)
     for key in values:
-        if key not in known:
-            names = [f"{prefix}.{name}" for name in known]
-            raise UsageError(unknown_name("setting", f"{prefix}.{key}", names))
+        if key not in model.model_fields:
+            names = [f"{prefix}.{name}" for name in model.model_fields if name not in model.without_effect]
+            listed_by = f"hmarl-algorithms {algorithm}"
+            raise UsageError(unknown_name("setting", f"{prefix}.{key}", names, listed_by))
     try:
         return model(**values)
     except ValidationError as error:

@@ -214,8 +214,8 @@ def any_written(folder: Path) -> bool:
     return any(path.with_suffix(".json").exists() for path in checkpoints_in(folder))
 
 
-def last_good(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, None when there is none."""
+def newest_path(folder: Path) -> Path | None:
+    """Where the newest checkpoint that is whole is, None when there is none."""
     for path in reversed(checkpoints_in(folder)):
         try:
             return read_checkpoint(path).path

@@ -1,4 +1,4 @@
-"""What goes wrong beside training: what ends it (files that cannot be written), and what is only reported."""
+"""What goes wrong in training and beside it: what ends it, and what is only reported."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ _log = logging.getLogger(__name__)
 
 class StorageError(HmarlError):
     """What was to be kept could not be written; what was there before is whole."""
+
+
+class DivergedError(HmarlError):
+    """Updates diverged too often in a row; the last good checkpoint is untouched."""
 
 
 class IncompleteError(HmarlError):

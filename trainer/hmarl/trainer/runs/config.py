@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from hmarl.runtime.bundle import replace_file
+from hmarl.sdk.environment import VectorEnvironment
 from hmarl.trainer.algorithms import find_algorithm
+from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.networks.settings import AlgorithmSettings, validate
 from hmarl.trainer.records.checkpoint import CheckpointError
 from hmarl.trainer.runs.devices import device_named
@@ -26,6 +28,12 @@ class RunConfig(BaseModel):
     environment_arguments: dict[str, Any]
     run: dict[str, Any]
     algorithm_settings: dict[str, Any]
+
+    @field_validator("run")
+    @classmethod
+    def _still_there(cls, run: dict[str, Any]) -> dict[str, Any]:
+        """An old run's without what has been retired since."""
+        return RunSettings.without_retired(run)
 
     def write(self, run: Path) -> None:
         """Into a run directory."""
@@ -48,11 +56,12 @@ class RunConfig(BaseModel):
 
     def settings(self) -> AlgorithmSettings:
         """The algorithm's settings, checked."""
-        return validate(find_algorithm(self.algorithm).settings_class, self.algorithm_settings, "algorithm")
+        kind = find_algorithm(self.algorithm).settings_class
+        return validate(kind, self.algorithm_settings, "algorithm", self.algorithm)
 
     def run_settings(self) -> RunSettings:
         """The run's settings, checked."""
-        return validate(RunSettings, self.run, "run")
+        return validate(RunSettings, self.run, "run", self.algorithm)
 
 
 def make_config(
@@ -67,8 +76,8 @@ def make_config(
     Raises:
         UsageError: unknown algorithm or setting, value out of range, unknown device.
     """
-    settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm")
-    run = validate(RunSettings, run_settings, "run")
+    settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm", algorithm)
+    run = validate(RunSettings, run_settings, "run", algorithm)
     device_of(run)
     settings.check_rollouts(run.rollout_length)
     return RunConfig(
@@ -79,6 +88,13 @@ def make_config(
         run=run.model_dump(),
         algorithm_settings=settings.model_dump(),
     )
+
+
+def build_algorithm(config: RunConfig, environment: VectorEnvironment) -> Algorithm:
+    """A fresh algorithm, seeded by the run's seed."""
+    run = config.run_settings()
+    generator = torch.Generator().manual_seed(run.seed)
+    return find_algorithm(config.algorithm)(environment.spec, config.settings(), generator, device_of(run))
 
 
 def device_of(run: RunSettings) -> torch.device:

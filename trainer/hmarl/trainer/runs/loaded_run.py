@@ -11,9 +11,8 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.records.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_object, restore
-from hmarl.trainer.records.recorder import evaluation_path, read_evaluation
-from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.run import build_algorithm
+from hmarl.trainer.records.metrics import evaluation_path, read_evaluation
+from hmarl.trainer.runs.config import RunConfig, build_algorithm
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ P = ParamSpec("P")
 _active: StopRequest | None = None
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user asked to stop; everything up to the last update has been saved."""
+
+
 class StopRequest:
     """Whether a run has been asked to stop."""
 
