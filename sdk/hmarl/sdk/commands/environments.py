@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Annotated, NoReturn
+import sys
+from typing import NoReturn
 
-import typer
-
-from hmarl.sdk.commands._common import print_json, run_command
+from hmarl.runtime.command_line import AS_JSON, argument, command, run
+from hmarl.sdk.commands._common import print_json
 from hmarl.sdk.commands._console import make_console, print_listing
 from hmarl.sdk.environments import FAMILY_EXTRAS, families, tasks
 from hmarl.sdk.errors import MissingExtraError
 
 
-def environments(
-    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="List this family's tasks.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
-) -> None:
+@command(
+    "hmarl-envs",
+    argument("family", "list this family's tasks", required=False),
+    AS_JSON,
+    examples=("hmarl-envs", "hmarl-envs mpe"),
+)
+def environments(family: str | None, as_json: bool) -> None:
     """List the environment families, or the tasks of one family."""
     if family is None:
         _list_families(as_json)
@@ -56,4 +59,4 @@ def _list_tasks(family: str, as_json: bool) -> None:
 
 def main() -> NoReturn:
     """Entry point of ``hmarl-envs``."""
-    run_command(environments)
+    sys.exit(run(environments))

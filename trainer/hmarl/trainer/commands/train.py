@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
-from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.runtime.command_line import AS_JSON, PATH, ExitCode, argument, command, integer, option, run
+from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
@@ -21,62 +22,83 @@ if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.run import Run
 
-_SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
 
-
+@command(
+    "hmarl-train",
+    argument("algorithm", "what to train with; see hmarl-algorithms", required=False),
+    option("--env", "see hmarl-envs; or MODULE:FUNCTION of your own", shown="FAMILY/TASK"),
+    option("--steps", "environment steps of the team, summed over environments", integer()),
+    option("--seed", "of everything random", integer()),
+    option("--out", "run directory; by default runs/ALGORITHM-TASK-seedN-TIME", PATH, shown="DIR"),
+    option("--device", "torch device, e.g. cpu or cuda", shown="NAME"),
+    settings_option(
+        "KEY=VALUE", "a setting algorithm.*, run.* or argument env.*; hmarl-algorithms ALGORITHM lists them"
+    ),
+    option("--preset", "a named preset, see hmarl-algorithms --presets", shown="NAME"),
+    option("--resume", "continue the run in this directory", PATH, shown="DIR"),
+    AS_JSON,
+    examples=(
+        "hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3",
+        "hmarl-train happo --env my_environment:make --steps 1000000",
+        "hmarl-train --resume runs/mine",
+    ),
+)
 @answering_signals
 def train(
-    algorithm: Annotated[str | None, typer.Argument(help="what to train with; see hmarl-algorithms")] = None,
-    env: Annotated[str | None, typer.Option(help="FAMILY/TASK, see hmarl-envs; or package.module:function")] = None,
-    steps: Annotated[int | None, typer.Option(help="environment steps of the team, summed over environments")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
-    out: Annotated[Path | None, typer.Option(help="run directory; default runs/ALGORITHM-TASK-seedN-TIME")] = None,
-    device: Annotated[str | None, typer.Option(help="torch device, e.g. cpu or cuda")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS_HELP)] = None,
-    preset: Annotated[str | None, typer.Option(help="a named preset, see hmarl-algorithms --presets")] = None,
-    resume: Annotated[Path | None, typer.Option(help="continue the run in this directory")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the summary as the last line of stdout")] = False,
-) -> None:
+    algorithm: str | None,
+    env: str | None,
+    steps: int | None,
+    seed: int | None,
+    out: Path | None,
+    device: str | None,
+    settings: tuple[str, ...],
+    preset: str | None,
+    resume: Path | None,
+    as_json: bool,
+) -> int:
     """Train a team.
 
-    Example: hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3 --set algorithm.instructions=10
-
-    Without --steps and --set a pair of algorithm and task runs with its preset where it has one (hmarl-algorithms
-    --presets); --preset takes a named one instead. Ctrl-C saves and says how to resume; a killed run continues from
-    its last checkpoint with --resume, bit for bit.
+    A pair of algorithm and task that has a preset (hmarl-algorithms --presets) starts from its settings and steps;
+    --set and --steps override single ones of them. --preset NAME starts from a named preset instead. Ctrl-C saves and
+    says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
     if resume is not None and (algorithm or env or settings or preset or out or seed is not None or device):
         raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
     if resume is None and (algorithm is None or env is None):
-        raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
+        given = "nothing" if algorithm is None else f"{algorithm} without --env"
+        raise UsageError(
+            f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
+            "hmarl-algorithms and hmarl-envs list what there is"
+        )
     need_torch("hmarl-train")
     log_to_standard_error()
     from hmarl.trainer.runs.run import Interrupted
 
     if resume is not None:
-        run = _resumed(console, resume, steps)
+        running = _resumed(console, resume, steps)
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
         flags = {"steps": steps, "seed": seed, "device": device}
         config, used = _configured(console, algorithm, env, flags, settings, preset, out)
-        run = _created(console, config, used, out)
+        running = _created(console, config, used, out)
     try:
         with stop_on_signals() as stop:
-            summary = run.train(stop)
+            summary = running.train(stop)
     except KeyboardInterrupt as interruption:
         stop.wait_until_said()
-        console.print(f"\nstopped; {run.stopped(saved=isinstance(interruption, Interrupted))}")
-        raise SystemExit(130) from None
+        console.print(f"\nstopped; {running.stopped(saved=isinstance(interruption, Interrupted))}")
+        return ExitCode.INTERRUPTED
     finally:
-        run.close()
-    _report(console, summary, run.directory)
+        running.close()
+    _report(console, summary, running.directory)
     if as_json:
-        print_json({"run": str(run.directory), **summary})
+        print_json({"run": str(running.directory), **summary})
     if summary["problems"]:
         from hmarl.trainer.records.problems import IncompleteError
 
-        raise IncompleteError(f"trained and saved in {run.directory}, but {'; '.join(summary['problems'])}")
+        raise IncompleteError(f"trained and saved in {running.directory}, but {'; '.join(summary['problems'])}")
+    return ExitCode.DONE
 
 
 def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
@@ -121,7 +143,7 @@ def _configured(
     algorithm: str,
     env: str,
     flags: dict[str, Any],
-    settings: list[str] | None,
+    settings: tuple[str, ...],
     preset_name: str | None,
     out: Path | None,
 ) -> tuple[RunConfig, str]:
@@ -183,7 +205,7 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
 
 def train_main() -> None:
     """Entry point of hmarl-train."""
-    run_command(train)
+    sys.exit(run(train))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
 # From the second signal to the end by force: time for closing what closes in time.
@@ -24,6 +24,7 @@ _ANSWER_S = 0.5  # at the end, for an answer that standard error does not take a
 _INTERRUPTED = 130
 
 P = ParamSpec("P")
+T = TypeVar("T")
 _active: StopRequest | None = None
 
 
@@ -111,14 +112,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
         answering.join(_ANSWER_S)  # the main thread may get here before the answer is out
 
 
-def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
+def answering_signals(command: Callable[P, T]) -> Callable[P, T]:
     """The same command with signals answered from its first moment on."""
 
     @functools.wraps(command)
-    def run(*positional: P.args, **named: P.kwargs) -> None:
+    def run(*positional: P.args, **named: P.kwargs) -> T:
         with stop_on_signals() as stop:
             try:
-                command(*positional, **named)
+                return command(*positional, **named)
             finally:
                 if stop.insisted:  # the interpreter's own end may wait for what hangs
                     sys.stderr.flush()
