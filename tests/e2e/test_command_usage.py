@@ -89,6 +89,10 @@ def test_what_is_missing_is_named(program: str, wrong: Wrong) -> None:
     assert wrong(program, *arguments).startswith(expected)
 
 
+def test_a_required_option_is_missed(wrong: Wrong) -> None:
+    assert wrong("hmarl-agent", BUNDLE).startswith("--agent: got nothing, expected ID (the agent to serve)")
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_wrong_value_is_told_with_what_is_expected(program: str, wrong: Wrong) -> None:
     arguments, expected = WRONG_VALUE[program]

@@ -199,11 +199,12 @@ def option(
         parameter: of the function, where it is called otherwise.
         variable: whether the environment may set it, as HMARL_NAME: for what a service manager starts.
     """
+    given = {} if default is None else {"default": default}  # None, where it is said, is a value to click
     return click.Option(
         [name, *([] if parameter is None else [parameter])],
         help=about,
         type=kind,
-        default=() if many else default,
+        **given,
         show_default=default is not None,
         required=required,
         multiple=many,
