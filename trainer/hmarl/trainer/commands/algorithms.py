@@ -9,7 +9,7 @@ from typing import Any
 from hmarl.runtime.command_line import AS_JSON, argument, command, flag, run
 from hmarl.sdk.commands._common import print_json
 from hmarl.sdk.commands._console import make_console, print_listing
-from hmarl.trainer.commands.shared import need_torch
+from hmarl.trainer.commands.shared import need_extra, need_torch
 
 
 @command(
@@ -21,6 +21,11 @@ from hmarl.trainer.commands.shared import need_torch
 )
 def algorithms(algorithm: str | None, presets: bool, as_json: bool) -> None:
     """List the algorithms, the settings of one, or the presets."""
+    need_extra("hmarl-algorithms")
+    from hmarl.trainer.algorithms import check_algorithm
+
+    if algorithm is not None:
+        check_algorithm(algorithm)
     need_torch("hmarl-algorithms")
     from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
     from hmarl.trainer.contract.algorithm import Algorithm

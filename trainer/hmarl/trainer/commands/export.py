@@ -16,7 +16,7 @@ from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, o
 from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.commands.shared import need_torch
+from hmarl.trainer.commands.shared import need_extra, need_torch, read_config
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import StudentsModel
@@ -54,6 +54,8 @@ def export(
     between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command. With
     --set distillation.told=team (or state) students see more than their agents: they are reported on, not exported.
     """
+    need_extra("hmarl-export")
+    read_config(run)  # is there a run?
     need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone

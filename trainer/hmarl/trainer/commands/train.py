@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hmarl.sdk.commands._common import parse_settings, print_json, settings_opti
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.commands.shared import log_to_standard_error, need_torch
+from hmarl.trainer.commands.shared import check_environment, log_to_standard_error, need_extra, need_torch, read_config
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
@@ -71,17 +72,20 @@ def train(
             f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
             "hmarl-algorithms and hmarl-envs list what there is"
         )
-    need_torch("hmarl-train")
-    log_to_standard_error()
-    from hmarl.trainer.runs.run import Interrupted
-
+    need_extra("hmarl-train")
     if resume is not None:
+        read_config(resume)  # is there a run?
+        need_torch("hmarl-train")
+        log_to_standard_error()
         running = _resumed(console, resume, steps)
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
-        flags = {"steps": steps, "seed": seed, "device": device}
-        config, used = _configured(console, algorithm, env, flags, settings, preset, out)
-        running = _created(console, config, used, out)
+        request = _requested(algorithm, env, {"steps": steps, "seed": seed, "device": device}, settings, preset)
+        need_torch("hmarl-train")
+        log_to_standard_error()
+        running = _created(console, _configured(console, request, out), request.preset, out)
+    from hmarl.trainer.runs.run import Interrupted
+
     try:
         with stop_on_signals() as stop:
             summary = running.train(stop)
@@ -138,38 +142,67 @@ def _announce_building(console: Console, config: RunConfig) -> None:
     console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
-def _configured(
-    console: Console,
-    algorithm: str,
-    env: str,
-    flags: dict[str, Any],
-    settings: tuple[str, ...],
-    preset_name: str | None,
-    out: Path | None,
-) -> tuple[RunConfig, str]:
-    """The run's config, and in words which preset it is based on; empty without one."""
+@dataclass(frozen=True)
+class _Request:
+    """What is to be trained, the preset's settings under the user's own.
+
+    Attributes:
+        algorithm, environment: names.
+        algorithm_settings, run, arguments: of the algorithm, the run and the environment.
+        preset: in words, the preset that it is based on; empty without one.
+    """
+
+    algorithm: str
+    environment: str
+    algorithm_settings: dict[str, Any]
+    run: dict[str, Any]
+    arguments: dict[str, Any]
+    preset: str
+
+
+def _requested(
+    algorithm: str, env: str, flags: dict[str, Any], settings: tuple[str, ...], preset_name: str | None
+) -> _Request:
+    """What is asked for, checked as far as that can be done without PyTorch.
+
+    Raises:
+        UsageError: an unknown name, or a wrong value.
+    """
+    from hmarl.trainer.algorithms import check_algorithm
+    from hmarl.trainer.networks.settings import validate
+    from hmarl.trainer.runs.presets import find_preset, named_preset
+    from hmarl.trainer.runs.settings import RunSettings
+
+    given = parse_settings(settings, ("algorithm", "env", "run"))
+    check_algorithm(algorithm)
+    preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
+    base = {**preset.run_settings, "steps": preset.steps} if preset else {}
+    run = {**base, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
+    validate(RunSettings, run, "run")
+    arguments = {**(preset.environment_arguments if preset else {}), **given["env"]}
+    check_environment("hmarl-train", env, arguments)
+    chosen = {**(preset.algorithm_settings if preset else {}), **given["algorithm"]}
+    used = f"preset {preset_name}" if preset_name else "preset" if preset else ""
+    return _Request(algorithm, env, chosen, run, arguments, used)
+
+
+def _configured(console: Console, request: _Request, out: Path | None) -> RunConfig:
+    """The run's config, with as many environments as fit."""
     from hmarl.trainer.runs.config import make_config
     from hmarl.trainer.runs.environment_count import fitted_run
     from hmarl.trainer.runs.lock import RunLock
-    from hmarl.trainer.runs.presets import find_preset, named_preset
     from hmarl.trainer.runs.run import refuse_other_run
 
-    given = parse_settings(settings, ("algorithm", "env", "run"))
-    preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
-    base_algorithm = dict(preset.algorithm_settings) if preset else {}
-    base_run = {**preset.run_settings, "steps": preset.steps} if preset else {}
-    arguments = dict(preset.environment_arguments) if preset else {}
-    run = {**base_run, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
-    arguments = {**arguments, **given["env"]}
-    chosen = {**base_algorithm, **given["algorithm"]}
-    make_config(algorithm, env, chosen, run, arguments)  # what can be refused at once is, before anything is measured
+    def config(run: dict[str, Any]) -> RunConfig:
+        return make_config(request.algorithm, request.environment, request.algorithm_settings, run, request.arguments)
+
+    config(request.run)  # what can be refused at once is, before anything is measured
     if out is not None:
         if (out / "config.json").exists():
             RunLock(out).release()  # a run that is going on is told from one that has ended
         refuse_other_run(out)
         check_writable(out, f"--out {out}")
-    config = make_config(algorithm, env, chosen, fitted_run(env, arguments, run, console.print), arguments)
-    return config, f"preset {preset.name}" if preset_name and preset else "preset" if preset else ""
+    return config(fitted_run(request.environment, request.arguments, request.run, console.print))
 
 
 def _default_directory(config: RunConfig) -> Path:

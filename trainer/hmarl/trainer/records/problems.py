@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hmarl.runtime.bundle import BundleError
 from hmarl.sdk.errors import HmarlError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -15,6 +16,10 @@ _log = logging.getLogger(__name__)
 
 class StorageError(HmarlError):
     """What was to be kept could not be written; what was there before is whole."""
+
+
+class CheckpointError(BundleError):
+    """A checkpoint, or a run, is missing, damaged or does not fit; exit code 3."""
 
 
 class IncompleteError(HmarlError):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.networks.settings import AlgorithmSettings, validate
-from hmarl.trainer.records.checkpoint import CheckpointError
-from hmarl.trainer.runs.devices import device_named
+from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.settings import RunSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RunConfig(BaseModel):
@@ -87,4 +88,6 @@ def device_of(run: RunSettings) -> torch.device:
     Raises:
         UsageError: no such device on this machine.
     """
+    from hmarl.trainer.runs.devices import device_named  # noqa: PLC0415 - the rest of this file does without torch
+
     return device_named(run.device)

@@ -10,7 +10,8 @@ from typing import Any
 from hmarl.sdk.environments import make
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.records.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_object, restore
+from hmarl.trainer.records.checkpoint import Checkpoint, find_checkpoint, read_object, restore
+from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.records.recorder import evaluation_path, read_evaluation
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.run import build_algorithm
