@@ -186,9 +186,10 @@ def _read_manifest(source: Source, path: Path) -> tuple[Manifest, str]:
         content = source.read(MANIFEST, MANIFEST_LIMIT_BYTES)
         recorded = source.read(MANIFEST_HASH, _HASH_LIMIT_BYTES)
     except KeyError as error:
-        raise BundleError(
-            f"bundle {path}: file '{error.args[0]}' is missing; is this a bundle? If so, {REPAIR}"
-        ) from None
+        advice = f"is this a bundle? If so, {REPAIR}"
+        if (path / "config.json").is_file():
+            advice = "this looks like a run directory of hmarl-train, of which hmarl-export makes a bundle"
+        raise BundleError(f"bundle {path}: file '{error.args[0]}' is missing; {advice}") from None
     sha256 = hashlib.sha256(content).hexdigest()
     if recorded != _hash_line(sha256):
         shown = ascii(recorded[:100].decode(errors="replace").strip())

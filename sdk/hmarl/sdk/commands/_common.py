@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 import numpy as np
 
-from hmarl.runtime.command_line import did_you_mean, option
+from hmarl.runtime import command_line
+from hmarl.runtime.command_line import Command, did_you_mean, option
 from hmarl.sdk.errors import UsageError
+
+
+@contextmanager
+def own_modules() -> Iterator[None]:
+    """What the user has written is found in the current directory, after everything that is installed."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it has been deleted
+        here = ""
+    added = bool(here) and here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def run(program: Command, arguments: Sequence[str] | None = None) -> int:
+    """Run a program that may use an environment of the user's own.
+
+    Args:
+        program: what ``command`` made.
+        arguments: the command line without the program's name; ``sys.argv`` when None.
+
+    Returns:
+        The exit code.
+    """
+    with own_modules():
+        return command_line.run(program, arguments)
 
 
 def settings_option(shown: str, about: str) -> click.Option:

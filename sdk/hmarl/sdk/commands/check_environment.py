@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import NoReturn
 
 from rich.text import Text
 
-from hmarl.runtime.command_line import AS_JSON, ExitCode, argument, command, flag, integer, option, run
-from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
-from hmarl.sdk.commands._console import make_console, print_listing
+from hmarl.runtime.command_line import AS_JSON, ExitCode, argument, command, flag, integer, option
+from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
+from hmarl.sdk.commands._console import make_console, print_listing, progress_bar
 from hmarl.sdk.conformance import CheckResult, check_environment
 from hmarl.sdk.environments import make
+
+_SILENCE_S = 5.0  # in a log
 
 
 @command(
@@ -43,18 +48,39 @@ def check(
     MODULE is looked for in the current directory too. Exit code 4 when a check fails.
     """
     arguments = parse_settings(settings, ("env",))["env"]
-    results = check_environment(
-        lambda batch: make(environment, batch, **arguments),
-        batch_size=batch_size,
-        steps=steps,
-        seed=seed,
-        deterministic=deterministic,
-    )
+    with _progress(f"checking {environment}") as progress:
+        results = check_environment(
+            lambda batch: make(environment, batch, **arguments),
+            batch_size=batch_size,
+            steps=steps,
+            seed=seed,
+            deterministic=deterministic,
+            progress=progress,
+        )
     passed = all(result.passed for result in results)
     print_listing(make_console(), ("", "check", "found"), [_row(result) for result in results], environment)
     if as_json:
         print_json({"environment": environment, "passed": passed, "checks": [asdict(result) for result in results]})
     return ExitCode.DONE if passed else ExitCode.FAILURE
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """What is being checked: a bar in a terminal, elsewhere a line now and then."""
+    console = make_console(stderr=True)
+    console.print(title)
+    said_s = time.monotonic()
+    with progress_bar(console) as bar:
+        task = bar.add_task(title)
+
+        def progress(name: str, done: int, total: int) -> None:
+            nonlocal said_s
+            bar.update(task, description=name, completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - said_s > _SILENCE_S:
+                console.print(f"{done} of {total} checks done, next: {name}")
+                said_s = time.monotonic()
+
+        yield progress
 
 
 def _row(result: CheckResult) -> tuple[Text, str, str]:

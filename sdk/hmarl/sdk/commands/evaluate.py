@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ import numpy as np
 from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option, run
+from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.client import AgentClient
-from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
+from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.copies import few_copies
 from hmarl.sdk.environment import VectorEnvironment
@@ -155,7 +156,34 @@ def _source(options: Options) -> Source:
             f"team: got {' and '.join('--' + name for name in given) or 'none'}, "
             "expected exactly one of --bundle, --endpoints and --run"
         )
-    return makers[given[0]](options, getattr(options, given[0]))
+    path = getattr(options, given[0])
+    _check_kind(given[0], path)
+    return makers[given[0]](options, path)
+
+
+def _check_kind(option: str, path: Path) -> None:
+    """Refuse what another option is for.
+
+    Raises:
+        UsageError: names that option.
+    """
+    found = _kind_of(path)
+    if found is None or found == option:
+        return
+    what = {"bundle": "a bundle", "endpoints": "an endpoints file", "run": "a run directory of hmarl-train"}
+    more = f"; hmarl-export {shlex.quote(str(path))} makes a bundle of it" if found == "run" else ""
+    raise UsageError(
+        f"--{option}: got {what[found]}, {path}, expected {what[option]}: use --{found} {shlex.quote(str(path))}{more}"
+    )
+
+
+def _kind_of(path: Path) -> str | None:
+    """The option that a path looks made for, judged by the files that are there."""
+    if (path / "manifest.json").is_file() or (path.is_file() and zipfile.is_zipfile(path)):
+        return "bundle"
+    if (path / "config.json").is_file():
+        return "run"
+    return "endpoints" if path.is_file() and path.suffix == ".json" else None
 
 
 def _environment(options: Options, source: Source) -> VectorEnvironment:
@@ -201,7 +229,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _measure(options: Options, environment: VectorEnvironment, team: Team, console: Console) -> Evaluation:
     with progress_bar(console) as progress:
-        task = progress.add_task(f"{team.name} on {environment.spec.name}", total=options.episodes)
+        task = progress.add_task("playing", total=options.episodes)  # what and where has been said in full
         return evaluate(
             environment,
             team,

@@ -6,8 +6,8 @@ import json
 import sys
 from typing import Any
 
-from hmarl.runtime.command_line import AS_JSON, argument, command, flag, run
-from hmarl.sdk.commands._common import print_json
+from hmarl.runtime.command_line import AS_JSON, argument, command, flag
+from hmarl.sdk.commands._common import print_json, run
 from hmarl.sdk.commands._console import make_console, print_listing
 from hmarl.trainer.commands.shared import need_extra, need_torch
 

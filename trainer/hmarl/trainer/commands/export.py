@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hmarl.runtime import command_line
 from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, option
+from hmarl.sdk.commands import _common
 from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
@@ -163,4 +163,4 @@ def _report_students(console: Console, students: StudentsModel) -> None:
 
 def export_main() -> None:
     """Entry point of hmarl-export."""
-    sys.exit(command_line.run(export))
+    sys.exit(_common.run(export))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hmarl.runtime.command_line import AS_JSON, PATH, ExitCode, argument, command, integer, option, run
-from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
+from hmarl.runtime.command_line import AS_JSON, PATH, ExitCode, argument, command, integer, option
+from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable

@@ -43,7 +43,8 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); is it a run's?") from error
+            advice = "this is a bundle, see hmarl-verify" if (run / "manifest.json").is_file() else "is it a run's?"
+            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); {advice}") from error
         except ValueError as error:
             raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
 

@@ -64,10 +64,11 @@ class StopRequest:
         """True once it has been asked for again."""
         return self._asked > 1
 
-    def say(self) -> None:
-        """Tell whoever asks what happens now."""
+    def say(self, number: int) -> None:
+        """Tell whoever asks, by that signal, what happens now."""
         what = "stopping after this update, which is saved" if self._postponed else "stopping"
-        print(f"\n{what}; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+        again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+        print(f"\n{what}; {again} leaves at once", file=sys.stderr, flush=True)
         self._answered.set()
 
     def wait_until_said(self) -> None:
@@ -131,12 +132,13 @@ def answering_signals(command: Callable[P, T]) -> Callable[P, T]:
 def _answer(reader: socket.socket, stop: StopRequest) -> None:
     """Say so at the first signal; see to it at the second that the process ends; end it at the third."""
     # In a thread of its own: a standard error that is not read must not keep the next signal from being seen.
-    asked, saying = 0, threading.Thread(target=stop.say, daemon=True)
+    asked, saying = 0, threading.Thread()
     with reader:
         while received := reader.recv(64):
-            for _ in range(sum(number in SIGNALS for number in received)):
+            for number in filter(SIGNALS.__contains__, received):
                 asked += 1
                 if asked == 1:
+                    saying = threading.Thread(target=stop.say, args=(number,), daemon=True)
                     saying.start()
                 elif asked == 2:
                     threading.Thread(target=_leave, args=(_GRACE_S,), daemon=True).start()
