@@ -104,8 +104,8 @@ def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
 def check_request(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse what ``make`` would refuse, as far as that is cheap to find out: before much is loaded and built.
 
-    One copy is made and closed where the family says what copies cost, and one needs no program of its own. Elsewhere
-    it is names alone that are checked.
+    One copy is made and closed where a family says what copies cost, and one needs no program of its own. Elsewhere,
+    and of a function of the user's own, it is names alone that are checked.
 
     Args:
         name: as of ``make``.
@@ -115,10 +115,10 @@ def check_request(name: str, arguments: Mapping[str, Any]) -> None:
         UsageError: unknown family, task or argument, or a wrong value.
         MissingExtraError: the family needs a package that is not installed.
     """
-    _, maker = _family_maker(name)
+    task, maker = _family_maker(name)
     check_keys(f"environment '{name}'", maker, arguments, ours=("task", "batch_size"))
     cost = copy_cost(name)
-    if cost is not None and not cost.processes:
+    if task != name and cost is not None and not cost.processes:
         make(name, 1, **arguments).close()
 
 

@@ -80,6 +80,8 @@ def train(
         running = _resumed(console, resume, steps)
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
+        if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
+            check_writable(out, f"--out {out}")
         request = _requested(algorithm, env, {"steps": steps, "seed": seed, "device": device}, settings, preset)
         need_torch("hmarl-train")
         log_to_standard_error()
