@@ -15,13 +15,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 from demo import serving
 from rich.console import Console
 
+from hmarl.runtime.command_line import PATH, command, option, run
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
 from hmarl.sdk.evaluation.deployed_teams import FleetTeam
@@ -99,10 +98,12 @@ def rows(task: str, runs: Path) -> Iterator[str]:
         )
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="where imitation_gap.md goes")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="where the run directories go")] = Path("runs/imitation_gap"),
-) -> None:
+@command(
+    "scripts/imitation_gap.py",
+    option("--out", "where imitation_gap.md goes", PATH, default=Path("docs/results")),
+    option("--runs", "where the run directories go", PATH, default=Path("runs/imitation_gap")),
+)
+def main(out: Path, runs: Path) -> None:
     """Train what is missing, serve and play it, and write the tables."""
     paragraphs = [
         "# The imitation gap",
@@ -124,4 +125,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run(main))

@@ -18,19 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated
 
 import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-import typer
 from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
 from records import Record, curve, read_record, record_of, write_record
 
+from hmarl.runtime import command_line
 from hmarl.runtime.choices import CHOICES
+from hmarl.runtime.command_line import PATH, flag, integer, option
 from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
@@ -276,15 +277,17 @@ def sections_of(page: Path) -> dict[str, str]:
     return {part.split(":")[0]: f"## {part.rstrip()}" for part in parts}
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="where the report goes")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="where the run directories go")] = Path("runs/study"),
-    only: Annotated[list[str] | None, typer.Option(help="only these comparisons")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one thread each")] = 1,
-    missing: Annotated[bool, typer.Option("--train/--no-train", help="train what is missing")] = True,
-    report: Annotated[bool, typer.Option(help="write the report")] = True,
-    names: Annotated[bool, typer.Option("--list", help="list the comparisons and stop")] = False,
-) -> None:
+@command_line.command(
+    "scripts/study.py",
+    option("--out", "where the report goes", PATH, default=Path("docs/results")),
+    option("--runs", "where the run directories go", PATH, default=Path("runs/study")),
+    option("--only", "only these comparisons", many=True),
+    option("--jobs", "runs at the same time, one thread each", integer(1), default=1),
+    flag("--train/--no-train", "train what is missing", default=True, parameter="missing"),
+    flag("--report/--no-report", "write the report", default=True),
+    flag("--list", "list the comparisons and stop", parameter="names"),
+)
+def main(out: Path, runs: Path, only: tuple[str, ...], jobs: int, missing: bool, report: bool, names: bool) -> None:
     """Train what is missing, then draw what is done into one Markdown page with plots.
 
     What the page shows of a run is kept in its folder's records/, and a run that has a record there is not trained
@@ -295,8 +298,9 @@ def main(
         for comparison in COMPARISONS:
             print(f"{comparison.name}: {', '.join(variant.label for variant in comparison.variants)}")
         return
-    if unknown := set(only or ()) - {comparison.name for comparison in COMPARISONS}:
-        raise typer.BadParameter(f"no such comparison: {', '.join(sorted(unknown))}; --list shows all")
+    for name in only:
+        if name not in (known := [comparison.name for comparison in COMPARISONS]):
+            raise UsageError(f"--only: {unknown_name('comparison', name, known)}")
     kept = out / "records"
     chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
     if missing:
@@ -338,4 +342,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(command_line.run(main))

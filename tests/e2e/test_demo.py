@@ -93,4 +93,4 @@ def test_a_failing_step_ends_the_demo_with_its_exit_code(tmp_path: Path) -> None
     done = run_demo(tmp_path, "--set", "algorithm.instrutions=3")
     assert done.returncode == 2
     assert "did you mean 'algorithm.instructions'?" in done.stderr
-    assert "hmarl-train ended with exit code 2" in done.stdout
+    assert "demo: hmarl-train ended with exit code 2" in done.stderr

@@ -7,7 +7,6 @@ Each message says what was got, what was expected and, where it helps, what to d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 
 class HmarlError(Exception):
@@ -18,19 +17,19 @@ class HmarlError(Exception):
             while running.
     """
 
-    exit_code: ClassVar[int] = 4
+    exit_code: int = 4
 
 
 class UsageError(HmarlError):
     """A wrong name, argument or configuration value; nothing has been changed."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 class BundleError(HmarlError):
     """A bundle that is damaged, incomplete or not a bundle at all."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code: int = 3
 
 
 class ObservationError(HmarlError):

@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class Himpo(Algorithm):
-    """Levels that learn on their own time scales, over one dynamic graph."""
+    """A hierarchy: managers set workers goals, agents message their neighbours, each level learns at its own pace."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HierarchySettings
     exportable: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hmarl.sdk.errors import UsageError, unknown_name
-from hmarl.trainer.networks.flat import Activation
+from hmarl.trainer.networks.activation import Activation
 
 HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
 

@@ -22,14 +22,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hmarl.runtime.bundle import BundleError, replace_file
+from hmarl.runtime.bundle import replace_file
+from hmarl.trainer.records.problems import CheckpointError
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(BundleError):
-    """A checkpoint is missing, damaged or does not fit; exit code 3."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hmarl.runtime.bundle import BundleError
 from hmarl.sdk.errors import HmarlError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -19,6 +20,10 @@ class StorageError(HmarlError):
 
 class DivergedError(HmarlError):
     """Updates diverged too often in a row; the last good checkpoint is untouched."""
+
+
+class CheckpointError(BundleError):
+    """A checkpoint, or a run, is missing, damaged or does not fit; exit code 3."""
 
 
 class IncompleteError(HmarlError):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, field_validator
 
 from hmarl.runtime.bundle import replace_file
-from hmarl.sdk.environment import VectorEnvironment
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.networks.settings import AlgorithmSettings, validate
-from hmarl.trainer.records.checkpoint import CheckpointError
-from hmarl.trainer.runs.devices import device_named
+from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.settings import RunSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RunConfig(BaseModel):
@@ -50,7 +49,8 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); is it a run's?") from error
+            advice = "this is a bundle, see hmarl-verify" if (run / "manifest.json").is_file() else "is it a run's?"
+            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); {advice}") from error
         except ValueError as error:
             raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
 
@@ -90,17 +90,12 @@ def make_config(
     )
 
 
-def build_algorithm(config: RunConfig, environment: VectorEnvironment) -> Algorithm:
-    """A fresh algorithm, seeded by the run's seed."""
-    run = config.run_settings()
-    generator = torch.Generator().manual_seed(run.seed)
-    return find_algorithm(config.algorithm)(environment.spec, config.settings(), generator, device_of(run))
-
-
 def device_of(run: RunSettings) -> torch.device:
     """The torch device.
 
     Raises:
         UsageError: no such device on this machine.
     """
+    from hmarl.trainer.runs.devices import device_named  # noqa: PLC0415 - the rest of this file does without torch
+
     return device_named(run.device)

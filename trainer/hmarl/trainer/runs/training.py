@@ -15,7 +15,8 @@ from hmarl.sdk.environments import make
 from hmarl.trainer.experience.finite import broken_observation, broken_rollout, first_non_finite
 from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
 from hmarl.trainer.records.checkpoint import flatten, restore
-from hmarl.trainer.runs.config import RunConfig, build_algorithm, device_of
+from hmarl.trainer.runs.building import build_algorithm
+from hmarl.trainer.runs.config import RunConfig, device_of
 from hmarl.trainer.runs.seeds import derived_seeds
 
 
