@@ -32,7 +32,7 @@ from rich.table import Table
 
 from hmarl.runtime.bundle import AgentModel, Bundle, load_bundle
 from hmarl.runtime.parity import tie_gap
-from hmarl.sdk.clients.agent import LocalAgent
+from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import HmarlError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hmarl.runtime.bundle import HmarlError, UsageError, unknown_name
+from hmarl.runtime.errors import HmarlError, UsageError, unknown_name
 
 __all__ = ["EnvironmentFault", "HmarlError", "MissingExtraError", "MisuseError", "UsageError", "unknown_name"]
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
-from hmarl.runtime.session import InstructionChoice
+from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import AsyncActStream
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, failed_call

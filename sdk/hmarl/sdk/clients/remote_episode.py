@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2
-from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
+from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.errors import ObservationError
 from hmarl.runtime.inputs import InputCheck, checked_integer
+from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.message_limits import reply_limit_bytes
-from hmarl.runtime.session import InstructionChoice
 from hmarl.sdk.clients.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clients.fallback import Fallback, Situation
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
@@ -134,7 +135,8 @@ class RemoteEpisode:
         self._receive_limit_bytes = LEAST_RECEIVE_LIMIT_BYTES
         self._allow_replies_of(model)
         self._inputs = InputCheck(
-            self.spec.observation_size, branch_sizes(self.spec.action_space) if self.spec.has_action_mask else None
+            self.spec.observation_size,
+            branch_sizes(self.spec.action_space_model) if self.spec.has_action_mask else None,
         )
         self._fallback = fallback
         self._rejoin = rejoin
@@ -467,7 +469,7 @@ class RemoteEpisode:
     def _situation(self, step: int, action_mask: npt.NDArray[np.bool_] | None, reason: str) -> Situation:
         return Situation(
             step=step,
-            action_space=self.spec.action_space,
+            action_space=self.spec.action_space_model,
             action_mask=action_mask,
             last_action=None if self._last_action is None else np.asarray(self._last_action),
             age_s=now_s() - self._last_time_s,

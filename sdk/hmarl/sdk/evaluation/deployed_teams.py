@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.runtime.bundle import AgentModel, Bundle, NoiseModel, from_json
-from hmarl.runtime.session import InstructionChoice, Policy, noise_for
+from hmarl.runtime.bundle import AgentModel, Bundle, from_json
+from hmarl.runtime.choices import InstructionChoice, drawn_noises
+from hmarl.runtime.session import Policy, noise_for
 from hmarl.sdk.clients.agent import agent_spec, check_spec
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.fallback import Fallback
@@ -147,20 +148,6 @@ class BundleTeam:
 
     def close(self) -> None:
         """Nothing to free."""
-
-
-def drawn_noises(
-    model: AgentModel, sample: bool, instruction_choice: InstructionChoice | None
-) -> list[tuple[NoiseModel, str]]:
-    """The noise inputs that are drawn, each with its stream; the others stay zero, which means deterministic."""
-    choice = instruction_choice or ("common" if sample else "argmax")
-    drawn = []
-    for noise in model.noises:
-        if noise.purpose == "instruction" and choice != "argmax":
-            drawn.append((noise, "common" if choice == "common" else "private"))
-        elif noise.purpose == "action" and sample:
-            drawn.append((noise, noise.stream))
-    return drawn
 
 
 class FleetTeam:
