@@ -19,9 +19,9 @@ from xml.etree import ElementTree
 import typer
 
 from hmarl.runtime.bundle import replace_file
+from hmarl.sdk import HmarlError, UsageError
 from hmarl.sdk.commands._common import run_command
 from hmarl.sdk.environments import BUILT_IN_FAMILIES
-from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.trainer.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]

@@ -29,9 +29,8 @@ from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
 from records import Record, curve, read_record, record_of, write_record
 
-from hmarl.runtime.session import InstructionChoice
-from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.runtime.choices import CHOICES
+from hmarl.sdk import evaluate, make_environment
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.policy_source import load_team
@@ -42,7 +41,6 @@ COLOURS = {
     "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#4b0082",
 }  # fmt: skip
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-CHOICES: tuple[InstructionChoice, ...] = ("argmax", "sample", "common")
 CONDUCTORS = ("local", "central", "random", "none")
 FIRST_SEED = 100
 
@@ -241,7 +239,7 @@ def returns_by_choice(run: Path) -> dict[str, list[float]]:
     returns: dict[str, list[float]] = {}
     for choice in CHOICES:
         make_team, name, arguments = load_team(run, checkpoint="last", instruction_choice=choice)
-        environment = make(name, 16, **arguments)
+        environment = make_environment(name, 16, **arguments)
         returns[choice] = evaluate(environment, make_team(environment.spec), 100, seed=0).returns.tolist()
     return returns
 

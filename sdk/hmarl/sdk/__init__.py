@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.agent import Action, Agent, AgentError, AgentStatistics
     from hmarl.sdk.clients.async_client import AsyncAgentClient
     from hmarl.sdk.clients.client import AgentClient
+    from hmarl.sdk.clients.endpoints import load_endpoints
     from hmarl.sdk.clients.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, StaleActionError, Zero
     from hmarl.sdk.clients.local_agent import LocalAgent
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
     from hmarl.sdk.errors import EnvironmentFault, HmarlError, MissingExtraError, MisuseError, UsageError
     from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
-    from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam, load_endpoints
+    from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
     from hmarl.sdk.spaces import AgentGroup, AgentSpec, EnvironmentSpec
     from hmarl.sdk.team import RandomTeam, Team
 
@@ -83,6 +84,7 @@ _HOMES = {
     "hmarl.sdk.clients.agent": ("Action", "Agent", "AgentError", "AgentStatistics"),
     "hmarl.sdk.clients.async_client": ("AsyncAgentClient",),
     "hmarl.sdk.clients.client": ("AgentClient",),
+    "hmarl.sdk.clients.endpoints": ("load_endpoints",),
     "hmarl.sdk.clients.fallback": (
         "Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "StaleActionError", "Zero",
     ),
@@ -92,7 +94,7 @@ _HOMES = {
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
     "hmarl.sdk.errors": ("EnvironmentFault", "HmarlError", "MissingExtraError", "MisuseError", "UsageError"),
     "hmarl.sdk.evaluation.closed_loop": ("Evaluation", "evaluate"),
-    "hmarl.sdk.evaluation.deployed_teams": ("BundleTeam", "FleetTeam", "load_endpoints"),
+    "hmarl.sdk.evaluation.deployed_teams": ("BundleTeam", "FleetTeam"),
     "hmarl.sdk.spaces": ("AgentGroup", "AgentSpec", "EnvironmentSpec"),
     "hmarl.sdk.team": ("RandomTeam", "Team"),
 }  # fmt: skip

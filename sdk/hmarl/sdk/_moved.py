@@ -19,7 +19,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "hmarl.sdk.conformance": ("hmarl.sdk.environments.conformance",),
     "hmarl.sdk.fallback": ("hmarl.sdk.clients.fallback",),
     "hmarl.sdk.statistics": ("hmarl.sdk.evaluation.statistics",),
-    "hmarl.sdk.teams": ("hmarl.sdk.evaluation.deployed_teams",),
+    "hmarl.sdk.teams": ("hmarl.sdk.evaluation.deployed_teams", "hmarl.sdk.clients.endpoints"),
 }
 
 

@@ -224,6 +224,18 @@ class AgentSpec:
         """int64 for Discrete and MultiDiscrete, float32 for Box."""
         return np.dtype(np.float32 if isinstance(self.action_space_model, BoxSpace) else np.int64)
 
+    @cached_property
+    def action_bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Lower and upper bounds of continuous actions, [D] float32 each.
+
+        Raises:
+            UsageError: the actions are discrete.
+        """
+        model = self.action_space_model
+        if isinstance(model, BoxSpace):
+            return bounds(model)
+        raise UsageError(f"agent '{self.id}': got {self.action_space}, expected continuous actions")
+
     @property
     def mask_size(self) -> int:
         """Length of the action mask: A, or the sum over branches; 0 for continuous actions."""

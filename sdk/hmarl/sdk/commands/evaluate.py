@@ -23,6 +23,7 @@ from rich.console import Console
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.endpoints import load_endpoints
 from hmarl.sdk.commands._common import parse_settings, print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.environment import VectorEnvironment
@@ -30,7 +31,7 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam, load_endpoints
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import check_writable, write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import Recording, record_episode, write_video

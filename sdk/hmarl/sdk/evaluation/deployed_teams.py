@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from hmarl.runtime.choices import InstructionChoice, drawn_noises
 from hmarl.runtime.session import Policy, noise_for
 from hmarl.sdk.clients.agent import agent_spec, check_spec
 from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.endpoints import bundle_of_endpoints, load_endpoints
 from hmarl.sdk.clients.fallback import Fallback
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
@@ -176,7 +176,7 @@ class FleetTeam:
 
     def __init__(
         self,
-        endpoints: Mapping[str, str] | Path,
+        endpoints: Mapping[str, str] | Path | str,
         spec: EnvironmentSpec,
         *,
         sample: bool = False,
@@ -190,7 +190,7 @@ class FleetTeam:
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
-        self._sha256 = None if isinstance(endpoints, Mapping) else _document(endpoints).get("bundle_sha256")
+        self._sha256 = None if isinstance(endpoints, Mapping) else bundle_of_endpoints(endpoints)
         self._sample = sample
         self._instruction_choice = instruction_choice
         self._assigned = self._assign()
@@ -298,32 +298,3 @@ class FleetTeam:
         with ThreadPoolExecutor(max_workers=32, thread_name_prefix="hmarl-close") as closing:
             list(closing.map(AgentClient.close, clients))
         self._pool.shutdown()
-
-
-def load_endpoints(path: Path) -> dict[str, str]:
-    """Addresses by agent id from the file that ``hmarl-fleet`` writes.
-
-    Raises:
-        UsageError: the file is missing or is not an endpoints file.
-    """
-    agents = _document(path).get("agents")
-    if not isinstance(agents, dict) or not agents:
-        raise UsageError(f"endpoints file {path}: expected an object 'agents' of addresses by agent id")
-    addresses = {}
-    for name, entry in agents.items():
-        address = entry.get("address") if isinstance(entry, dict) else entry
-        if not isinstance(address, str):
-            raise UsageError(f"endpoints file {path}: agents.{name}: got {address!r}, expected an address")
-        addresses[str(name)] = address
-    return addresses
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """The content of an endpoints file."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
-    return document if isinstance(document, dict) else {}
