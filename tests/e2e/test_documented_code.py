@@ -6,16 +6,20 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from installed import ROOT
+from serving import SHIPPED_BUNDLE, shipped_fleet
 
-BUNDLE = ROOT / "models" / "simple-spread-hcpo"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", BUNDLE / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    SHIPPED_BUNDLE / "README.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
 CORRIDOR = "# corridor.py"
 CHECK = ["-c", "from hmarl.sdk.commands.check_environment import main; main()", "corridor:make"]
 
@@ -44,16 +48,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory as the README has it: the bundles that ship, and the endpoints of a fleet that serves one of them."""
     directory = tmp_path_factory.mktemp("project")
     (directory / "models").symlink_to(ROOT / "models")
-    endpoints = directory / "endpoints.json"
-    command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(BUNDLE), "--out", str(endpoints)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as fleet:
-        deadline = time.monotonic() + 60.0
-        while not endpoints.exists():
-            assert fleet.poll() is None, "hmarl-fleet has ended"
-            assert time.monotonic() < deadline, "hmarl-fleet is not serving"
-            time.sleep(0.05)
+    with shipped_fleet(directory / "endpoints.json"):
         yield directory
-        fleet.terminate()
 
 
 def test_there_is_code_to_run() -> None:

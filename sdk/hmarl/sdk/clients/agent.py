@@ -67,15 +67,17 @@ class AgentStatistics:
 
 
 class Agent(Protocol):
-    """One agent's policy, in this process or another; one episode at a time, one call at a time.
+    """One agent's policy, in this process or another; one episode at a time, one call at a time."""
 
-    Attributes:
-        spec: the agent's id, observation size and spaces.
-        statistics: counters since the agent was made.
-    """
+    @property
+    def spec(self) -> AgentSpec:
+        """The agent's id, observation size and spaces."""
+        ...
 
-    spec: AgentSpec
-    statistics: AgentStatistics
+    @property
+    def statistics(self) -> AgentStatistics:
+        """Counters since the agent was made."""
+        ...
 
     def reset(
         self,
