@@ -212,7 +212,10 @@ class AgentSpec:
         Raises:
             UsageError: no policy can act in such a space.
         """
-        return space_model(given_space(self))
+        try:
+            return space_model(given_space(self))
+        except UsageError as error:
+            raise UsageError(f"agent '{self.id}': {error}") from None
 
     @property
     def action_shape(self) -> tuple[int, ...]:
