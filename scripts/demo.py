@@ -29,19 +29,27 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hmarl.runtime.bundle import AgentModel, Bundle, load_bundle
+from hmarl.runtime.bundle import AgentModel
 from hmarl.runtime.command_line import PATH, POSITIVE, command, integer, option, run
 from hmarl.runtime.parity import tie_gap
-from hmarl.sdk.clients.agent import LocalAgent
-from hmarl.sdk.environment import VectorEnvironment
-from hmarl.sdk.environments import make
-from hmarl.sdk.errors import HmarlError
-from hmarl.sdk.evaluation.closed_loop import Evaluation, as_numpy, evaluate
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
+from hmarl.sdk import (
+    Bundle,
+    BundleTeam,
+    Evaluation,
+    FleetTeam,
+    HmarlError,
+    LocalAgent,
+    RandomTeam,
+    Team,
+    VectorEnvironment,
+    evaluate,
+    load_bundle,
+    make_environment,
+)
+from hmarl.sdk.evaluation.closed_loop import as_numpy
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import record_episode, write_video
-from hmarl.sdk.team import RandomTeam, Team
 
 TASK = "mpe/simple_spread"
 ORIGINAL = "pettingzoo/mpe2.simple_spread_v3:parallel_env"
@@ -119,7 +127,7 @@ def demo(options: Options, console: Console) -> int:
     bundle = load_bundle(bundle_path)
     arguments = {**bundle.manifest.environment.arguments, "render_mode": "rgb_array"}
     with (
-        closing(make(ORIGINAL, 1, **arguments)) as environment,
+        closing(make_environment(ORIGINAL, 1, **arguments)) as environment,
         serving(bundle_path, options.out / "endpoints.json", console) as endpoints,
         closing(FleetTeam(endpoints, environment.spec)) as fleet,
     ):

@@ -27,8 +27,7 @@ from study import COLOURS, OTHER_COLOURS, Runs, command, runs_of, seeds_of, trai
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, argument, option
-from hmarl.sdk.environments import make
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk import UsageError, make_environment
 from hmarl.sdk.evaluation.closed_loop import episode_seeds
 from hmarl.trainer.records.checkpoint import checkpoints_in, find_checkpoint, restore
 from hmarl.trainer.runs.building import build_algorithm
@@ -114,11 +113,11 @@ def visit(run: Path) -> Visits:
     """Plays episodes at all of a run's checkpoints."""
     config, steps = RunConfig.read(run), [0, *stored_steps(run)]
     config = config.model_copy(update={"run": {**config.run, "device": "cpu"}})
-    first = make(config.environment, 1, **config.environment_arguments)
+    first = make_environment(config.environment, 1, **config.environment_arguments)
     horizon = first.spec.horizon or UNKNOWN_HORIZON
     first.close()
     episodes = max(LEAST_EPISODES, math.ceil(PLAYED / horizon))
-    environment = make(config.environment, episodes, **config.environment_arguments)
+    environment = make_environment(config.environment, episodes, **config.environment_arguments)
     chosen = torch.randperm(episodes * horizon, generator=torch.Generator().manual_seed(0))[:STATES]
     states, returns = [], []
     for step in steps:

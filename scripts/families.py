@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.runtime.command_line import PATH, command, option, run
+from hmarl.sdk import HmarlError, UsageError
 from hmarl.sdk.environments import BUILT_IN_FAMILIES
-from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.trainer.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]

@@ -18,11 +18,9 @@ from demo import serving
 from rich.console import Console
 
 from hmarl.runtime import command_line
-from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle
+from hmarl.runtime.bundle import StudentsModel
 from hmarl.runtime.command_line import PATH, argument, command, integer, option
-from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
-from hmarl.sdk.evaluation.deployed_teams import FleetTeam
+from hmarl.sdk import Bundle, Evaluation, FleetTeam, evaluate, load_bundle, make_environment
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.export import export_run
@@ -49,7 +47,7 @@ def distilled(run: Path) -> Bundle:
 def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
     """Episodes of the students, each in a process of its own, on the seeds of the bundle's own report."""
     about = bundle.manifest.environment
-    environment = make(about.name, 1, **about.arguments)
+    environment = make_environment(about.name, 1, **about.arguments)
     with serving(folder / "students-bundle", folder / "endpoints.json", Console(quiet=True)) as endpoints:
         team = FleetTeam(endpoints, environment.spec)
         try:

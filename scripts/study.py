@@ -30,9 +30,8 @@ from records import Record, curve, read_record, record_of, write_record
 from hmarl.runtime import command_line
 from hmarl.runtime.choices import CHOICES
 from hmarl.runtime.command_line import PATH, flag, integer, option
-from hmarl.sdk.environments import make
-from hmarl.sdk.errors import UsageError, unknown_name
-from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk import UsageError, evaluate, make_environment
+from hmarl.sdk.errors import unknown_name
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.policy_source import load_team
@@ -241,7 +240,7 @@ def returns_by_choice(run: Path) -> dict[str, list[float]]:
     returns: dict[str, list[float]] = {}
     for choice in CHOICES:
         make_team, name, arguments = load_team(run, checkpoint="last", instruction_choice=choice)
-        environment = make(name, 16, **arguments)
+        environment = make_environment(name, 16, **arguments)
         returns[choice] = evaluate(environment, make_team(environment.spec), 100, seed=0).returns.tolist()
     return returns
 

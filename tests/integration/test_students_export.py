@@ -20,7 +20,7 @@ import torch
 from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle, to_plain
 from hmarl.runtime.manifest import from_plain
 from hmarl.runtime.verify import verify_bundle
-from hmarl.sdk.clients.agent import LocalAgent
+from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import as_numpy, episode_seeds, evaluate

@@ -29,7 +29,6 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import ActStream
 from hmarl.sdk.clients.agent import Action
-from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import (
@@ -46,8 +45,6 @@ from hmarl.sdk.clients.operations import (
 )
 from hmarl.sdk.clients.remote_episode import describe
 from hmarl.sdk.errors import HmarlError
-
-__all__ = ["AgentClient", "AsyncAgentClient"]
 
 # Ends of sessions that nothing waits for; a call that nothing refers to would be cancelled.
 _ENDS_KEPT = 8

@@ -21,7 +21,7 @@ REFUSED_AFTER_S = 1.0  # an agent that is started again needs a moment
 _READY, _FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
-def load_endpoints(path: Path) -> dict[str, str]:
+def load_endpoints(path: Path | str) -> dict[str, str]:
     """Addresses by agent id from the file that ``hmarl-fleet`` writes.
 
     Raises:
@@ -39,7 +39,17 @@ def load_endpoints(path: Path) -> dict[str, str]:
     return addresses
 
 
-def endpoints_document(path: Path) -> dict[str, Any]:
+def bundle_of_endpoints(path: Path | str) -> str | None:
+    """SHA-256 of the manifest of the bundle that the fleet of an endpoints file serves; None where it does not say.
+
+    Raises:
+        UsageError: the file is missing or is not JSON.
+    """
+    sha256 = endpoints_document(path).get("bundle_sha256")
+    return sha256 if isinstance(sha256, str) else None
+
+
+def endpoints_document(path: Path | str) -> dict[str, Any]:
     """The content of an endpoints file.
 
     Raises:
@@ -122,7 +132,7 @@ def at_once(work: Callable[[str], Result], names: Iterable[str]) -> dict[str, Re
     return {name: results[name] for name in named}
 
 
-def start_advice(endpoints: Mapping[str, str] | Path) -> str:
+def start_advice(endpoints: Mapping[str, str] | Path | str) -> str:
     """What to start when no agent is there."""
     if isinstance(endpoints, Mapping):
         return "start 'hmarl-agent' or 'hmarl-fleet' there"

@@ -20,9 +20,10 @@ import numpy.typing as npt
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import INSTRUCTION_CHOICES, write_act
 from hmarl.agent.v1.tensors import WireError, to_action, to_own_array
-from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
 from hmarl.runtime.choices import InstructionChoice, checked_choice
+from hmarl.runtime.errors import ObservationError
 from hmarl.runtime.inputs import InputCheck, checked_integer
+from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.message_limits import reply_limit_bytes
 from hmarl.sdk.clients.agent import Action, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clients.fallback import Fallback, Situation
@@ -129,7 +130,8 @@ class RemoteEpisode:
         self._receive_limit_bytes = LEAST_RECEIVE_LIMIT_BYTES
         self._allow_replies_of(model)
         self._inputs = InputCheck(
-            self.spec.observation_size, branch_sizes(self.spec.action_space) if self.spec.has_action_mask else None
+            self.spec.observation_size,
+            branch_sizes(self.spec.action_space_model) if self.spec.has_action_mask else None,
         )
         self._action_form = self.spec.action_shape, self.spec.action_dtype
         self._fallback = fallback
@@ -469,7 +471,7 @@ class RemoteEpisode:
     def _situation(self, step: int, action_mask: npt.NDArray[np.bool_] | None, reason: str) -> Situation:
         return Situation(
             step=step,
-            action_space=self.spec.action_space,
+            action_space=self.spec.action_space_model,
             action_mask=action_mask,
             last_action=None if self._last_action is None else np.asarray(self._last_action),
             age_s=now_s() - self._last_time_s,

@@ -22,7 +22,7 @@ from hmarl.sdk.clients.base import ClientOptions
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import (
     at_once,
-    endpoints_document,
+    bundle_of_endpoints,
     load_endpoints,
     nothing_listens,
     refusing,
@@ -187,7 +187,7 @@ class FleetTeam:
 
     def __init__(
         self,
-        endpoints: Mapping[str, str] | Path,
+        endpoints: Mapping[str, str] | Path | str,
         spec: EnvironmentSpec,
         *,
         sample: bool = False,
@@ -202,7 +202,7 @@ class FleetTeam:
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
-        self._sha256 = None if isinstance(endpoints, Mapping) else endpoints_document(endpoints).get("bundle_sha256")
+        self._sha256 = None if isinstance(endpoints, Mapping) else bundle_of_endpoints(endpoints)
         self._sample = sample
         self._instruction_choice = instruction_choice
         if not wait:
@@ -218,7 +218,7 @@ class FleetTeam:
             self.close()
             raise
 
-    def _check_listening(self, endpoints: Mapping[str, str] | Path) -> None:
+    def _check_listening(self, endpoints: Mapping[str, str] | Path | str) -> None:
         """Say at once when nothing listens where an agent of the environment is to be."""
         own = {name: self._addresses[name] for name in self._spec.agent_ids if name in self._addresses}
         absent = refusing(own or self._addresses)

@@ -1,4 +1,4 @@
-"""Checks the arguments that environments are made with."""
+"""Checks the arguments that environments are made with: a typing error is told with all that the task takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rule:
     fits: Callable[[Any], bool]
 
 
-def resolve(
+def resolve_arguments(
     environment: str,
     arguments: Mapping[str, Any],
     defaults: Mapping[str, Any],
