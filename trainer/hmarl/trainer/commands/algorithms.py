@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from hmarl.sdk.commands._common import print_json, run_command
 from hmarl.sdk.commands._console import make_console, print_listing
@@ -21,7 +22,6 @@ def algorithms(
     need_torch("hmarl-algorithms")
     from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
     from hmarl.trainer.contract.algorithm import Algorithm
-    from hmarl.trainer.networks.settings import Settings
     from hmarl.trainer.runs.presets import PRESETS
     from hmarl.trainer.runs.settings import RunSettings
     from hmarl.trainer.students.settings import DistillationSettings
@@ -37,7 +37,7 @@ def algorithms(
         document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
     elif name is not None:
         algorithm = find_algorithm(name)
-        classes: dict[str, type[Settings]] = {"algorithm": algorithm.settings_class, "run": RunSettings}
+        classes: dict[str, type[BaseModel]] = {"algorithm": algorithm.settings_class, "run": RunSettings}
         if algorithm.teacher is not Algorithm.teacher:
             classes["distillation"] = DistillationSettings
         title, columns = f"settings of {name} (--set SETTING=VALUE)", ("setting", "default", "meaning")
