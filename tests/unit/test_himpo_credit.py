@@ -40,7 +40,9 @@ def foragers(**settings: Any) -> tuple[Himpo, Rollout, Collector]:
 
 
 def graphs_of(algorithm: Himpo, rollout: Rollout) -> RolloutGraphs:
-    return RolloutGraphs(algorithm.hierarchy, rollout, algorithm.worker_features, algorithm._standing)
+    return RolloutGraphs(
+        algorithm.hierarchy, rollout, algorithm.together.worker_features, algorithm.all_levels.standing
+    )
 
 
 # --- every level's advantages, straight from the equations ----------------------------------------------------------

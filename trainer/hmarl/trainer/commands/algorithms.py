@@ -29,7 +29,7 @@ def algorithms(algorithm: str | None, presets: bool, as_json: bool) -> None:
     need_torch("hmarl-algorithms")
     from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
     from hmarl.trainer.contract.algorithm import Algorithm
-    from hmarl.trainer.networks.settings import Settings
+    from hmarl.trainer.networks.settings import AlgorithmSettings, Settings
     from hmarl.trainer.runs.presets import PRESETS
     from hmarl.trainer.runs.settings import RunSettings
     from hmarl.trainer.students.settings import DistillationSettings
@@ -45,7 +45,7 @@ def algorithms(algorithm: str | None, presets: bool, as_json: bool) -> None:
         document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
     elif algorithm is not None:
         found = find_algorithm(algorithm)
-        classes: dict[str, type[Settings]] = {"algorithm": found.settings_class, "run": RunSettings}
+        classes: dict[str, type[Settings | AlgorithmSettings]] = {"algorithm": found.settings_class, "run": RunSettings}
         if found.teacher is not Algorithm.teacher:
             classes["distillation"] = DistillationSettings
         title, columns = f"settings of {algorithm} (--set SETTING=VALUE)", ("setting", "default", "meaning")

@@ -87,6 +87,10 @@ def read_config(run: Path) -> RunConfig:
 class _StandardError(logging.StreamHandler[Any]):
     """Logs to what standard error is at the moment: while a progress bar is shown, lines go above it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = sys.stderr
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         self.stream = sys.stderr

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hmarl.trainer.contract.algorithm import StateDict
 from hmarl.trainer.hierarchy.networks import GraphNetwork, TeamGraph
+from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.returns import explained_variance, normalise_advantages, weighted_mean
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.normalisation import ValueNormaliser
@@ -161,19 +162,19 @@ class Level:
             generator: of the minibatches.
             schedule: factor on the step sizes.
         """
-        settings, rows = self.settings, []
+        settings = self.settings
         with torch.no_grad():
             old = self.log_prob(self.distributions(decisions.graph, decisions.masks), decisions.actions)
         advantages = normalise_advantages(decisions.advantages, decisions.weight)
         judged = decisions.judged
         self.normaliser.update(decisions.returns[judged])
         parts = min(settings.minibatches, decisions.graph.moments)
-        for units in minibatches(decisions.graph.moments, settings.epochs, parts, generator):
-            if units is None:
-                rows.append(self._step(decisions, old, advantages, schedule))
-            else:
-                rows.append(self._step(decisions.take(units), old[units], advantages[units], schedule))
-        metrics = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
+        metrics = mean_metrics(
+            self._step(decisions, old, advantages, schedule)
+            if units is None
+            else self._step(decisions.take(units), old[units], advantages[units], schedule)
+            for units in minibatches(decisions.graph.moments, settings.epochs, parts, generator)
+        )
         return metrics | {"explained_variance": explained_variance(decisions.values[judged], decisions.returns[judged])}
 
     def _step(self, part: Decisions, old: Tensor, advantages: Tensor, schedule: float) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, field_validator
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.networks.settings import AlgorithmSettings, validate
+from hmarl.trainer.networks.settings import AlgorithmSettings, validate, without_retired
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.settings import RunSettings
 
@@ -32,7 +32,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _still_there(cls, run: dict[str, Any]) -> dict[str, Any]:
         """An old run's without what has been retired since."""
-        return RunSettings.without_retired(run)
+        return without_retired(RunSettings, run)
 
     def write(self, run: Path) -> None:
         """Into a run directory."""
