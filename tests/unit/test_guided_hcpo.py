@@ -41,7 +41,7 @@ def test_actions_depend_on_the_instruction_and_values_do_not(guider: str, recurr
     batch, order = algorithm.batch(rollout, estimate), torch.arange(len(algorithm.spec.agents))
     assert batch.view.instruction is not None
     instruction = algorithm.conductor.seen_of(rollout.extras["instruction"])
-    # Sequences of one step where nobody remembers, else the whole rollout.
+    # Sequences of one step where no agent remembers, else the whole rollout.
     expected = instruction if algorithm.remembers else instruction.flatten(0, 1).unsqueeze(0)
     assert torch.equal(batch.view.instruction, expected)
     # Weights near zero hide what the policies see.
