@@ -229,7 +229,9 @@ def _checked(action: Any, space: ActionSpace, name: str) -> npt.NDArray[Any]:
     Raises:
         UsageError: it is not in the space.
     """
-    array = np.asarray(action, np.float32 if isinstance(space, spaces.Box) else np.int64)
-    if array.shape != space.shape or not space.contains(array if array.shape else array[()]):
-        raise UsageError(f"{name}: got {np.asarray(action).tolist()}, expected an action of {space}")
-    return array
+    given, dtype = np.asarray(action), np.float32 if isinstance(space, spaces.Box) else np.int64
+    if np.can_cast(given.dtype, dtype, "same_kind"):  # a fraction is no choice, and is not cut off to one
+        array = given.astype(dtype)
+        if array.shape == space.shape and space.contains(array if array.shape else array[()]):
+            return array
+    raise UsageError(f"{name}: got {given.tolist()}, expected an action of {space}")
