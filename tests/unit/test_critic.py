@@ -214,10 +214,11 @@ def test_the_schedule_scales_the_step() -> None:
 def test_a_step_descends_the_loss() -> None:
     """Of ½ ‖θ‖² the gradient is θ, whose norm is told."""
     theta = torch.tensor([3.0, 4.0])
-    optimiser = FlatAdam(theta.clone(), 0.1, 10.0)
-    norm = optimiser.step(0.5 * optimiser.parameter.square().sum(), schedule=0.5)
-    assert float(norm) == pytest.approx(5.0)
-    torch.testing.assert_close(optimiser.parameter.detach(), reference_steps(theta, [theta], 0.05))
+    for rate, schedule in ((0.1, {}), (0.05, {"schedule": 0.5})):
+        optimiser = FlatAdam(theta.clone(), 0.1, 10.0)
+        norm = optimiser.step(0.5 * optimiser.parameter.square().sum(), **schedule)
+        assert float(norm) == pytest.approx(5.0)
+        torch.testing.assert_close(optimiser.parameter.detach(), reference_steps(theta, [theta], rate))
 
 
 def test_the_norm_that_is_told_is_the_largest() -> None:
