@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import grpc
 import pytest
+from grpc._cython import cygrpc
 
 from hmarl.sdk import link
 from hmarl.sdk.clock import now_s
@@ -152,6 +154,19 @@ def test_what_is_allowed_to_take_time_and_memory() -> None:
     largest = [options(1.0, *limit)["grpc.max_receive_message_length"] for limit in ((), (7,), (2**31,), (2**40,))]
     assert largest == [64 * 2**20, 7, 2**31 - 1, 2**31 - 1]
     assert [options(1.0, streaming=each)["grpc.enable_retries"] for each in (False, True)] == [0, 1]
+    plain = dict(channel_options("robot:1", 1.0))
+    assert plain["grpc.enable_retries"] == 0
+    assert plain["grpc.http2.max_pings_without_data"] == 0  # no limit
+
+
+def test_every_argument_is_one_that_grpc_knows() -> None:
+    """It says nothing about those that it does not."""
+    core = Path(cygrpc.__file__).read_bytes()
+    names = {name for name, _ in channel_options("robot:1", 1.0)}
+    one_by_version = {"grpc.http2.ping_timeout_ms", "grpc.keepalive_timeout_ms"}
+    assert one_by_version < names
+    assert [name for name in sorted(names - one_by_version) if b"\0" + name.encode() + b"\0" not in core] == []
+    assert any(name.encode() in core for name in one_by_version)
 
 
 def test_a_fresh_connection_is_not_silent_and_has_time_to_connect() -> None:

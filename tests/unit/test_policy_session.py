@@ -119,7 +119,7 @@ def test_a_repeated_step_returns_the_recorded_reply_and_leaves_the_state(policy:
         got = repeating.act(observation(step), LEGAL, step=step)
         for _ in range(2):
             again = repeating.act(observation(step), LEGAL, step=step)
-            assert again.replayed
+            assert (again.step, again.replayed) == (step, True)
             assert again.missed_steps == got.missed_steps
             assert same(again, want)
         assert same(got, want)
@@ -336,6 +336,7 @@ def test_run_batch_fills_in_defaults_and_checks_names(policy: Policy) -> None:
         ({}, "expected at least 'observation'"),
         ({"observation": rows, "obs": rows}, r"unknown \['obs'\]"),
         ({"observation": rows, "state": np.zeros((3, 8), np.float32)}, r"state: got float32 \(3, 8\)"),
+        ({"observation": np.zeros((), np.float32)}, r"observation: got float32 \(\)"),
     ):
         with pytest.raises(ObservationError, match=message):
             policy.run_batch(feeds)

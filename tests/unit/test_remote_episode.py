@@ -47,6 +47,16 @@ class Noting(Fallback):
         return self.rejoins
 
 
+@dataclass(frozen=True)
+class Always(Fallback):
+    """One array, again and again."""
+
+    action: Any
+
+    def decide(self, situation: Situation) -> Any:
+        return self.action
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     told = Clock()
@@ -237,6 +247,19 @@ def test_silence_gives_the_connection_up_and_the_act_goes_on_over_another(make: 
     assert episode.watch.patience_left_s == 3.0  # four times what the answered request took, not the whole act
 
 
+def test_an_action_that_stands_in_is_the_callers_own(make: Make, fallback: Noting, tmp_path: Path) -> None:
+    script, _ = acting(make())
+    assert type(finished(script, failure(Code.INTERNAL)).action) is int
+    kept = np.array([2, 1])
+    pair = write_toy_bundle(tmp_path / "pair", action="multi_discrete")
+    episode = make(info=info_of(pair), fallback=Noting(then=Always(kept)))
+    script, _ = acting(episode)
+    action = finished(script, failure(Code.INTERNAL)).action
+    assert action.tolist() == [2, 1]
+    action[0] = 0
+    assert kept.tolist() == [2, 1]
+
+
 def test_an_act_that_begins_too_late_sends_nothing(make: Make, clock: Clock) -> None:
     episode = make()
     episode.timeout_s = 0.0
@@ -311,6 +334,8 @@ def test_a_forgotten_episode_is_joined_again_at_the_step_and_the_act_goes_on(
     (told,) = fallback.told
     assert (told.step, told.reason) == (4, "agent 'agent_0' at robot:1: NOT_FOUND: so it is")
     assert told.last_action == 3
+    assert told.action_mask is not None
+    assert told.action_mask.tolist() == MASK.tolist()
     again = answer(script, session("s1", reset=reset))
     assert isinstance(again, Act)
     assert (again.step, again.request.act.session_id, again.request.act.step) == (4, "s1", 4)
