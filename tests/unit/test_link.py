@@ -21,8 +21,10 @@ HERE = [
     "localhost:50051",
     "LOCALHOST:50051",
     "localhost",
+    "localhost.:50051",
     "agent.localhost:1",
     "[::1]:50051",
+    "[::1%lo]:50051",
     "[::ffff:127.0.0.1]:50051",
     "0.0.0.0:50051",
     "[::]:50051",
@@ -36,6 +38,8 @@ HERE = [
     "unix-abstract:agent",
 ]
 ELSEWHERE = [
+    "xlocalhost:50051",
+    "XLOCALHOST:50051",
     "192.168.1.7:50051",
     "[fe80::1]:50051",
     "robot:50051",
