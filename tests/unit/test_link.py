@@ -221,8 +221,15 @@ def test_what_was_heard_meanwhile_ends_the_silence_and_begins_it_anew(clock: Clo
     clock.now += 0.0625
     watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, begin_s, 0.0625, heard=True)
     assert (watch.silent, watch.patience_left_s) == (False, 0.5)
-    clock.now += 0.5
-    assert not unanswered(watch, clock, 0.0625), "the tries before it do not count"
+    for _ in range(4):
+        assert not unanswered(watch, clock, 0.015625, pause_s=0.25), "the tries before it do not count"
+
+
+def test_a_request_that_ends_before_its_time_was_waited_for_no_longer(clock: Clock) -> None:
+    watch, begin_s = LinkWatch(), clock.now
+    clock.now += 0.125
+    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, begin_s, 0.5)
+    assert (watch.given_up, watch.patience_left_s) == (False, 0.375)
 
 
 def test_a_refusal_says_nothing_about_a_silent_link(clock: Clock) -> None:

@@ -101,6 +101,8 @@ def test_steps_count_up_by_themselves_and_gaps_are_reported(session: PolicySessi
     assert (late.step, late.missed_steps, late.replayed) == (5, 3, False)
     assert (session.steps, session.missed_steps) == (3, 3)
     assert session.act(observation(6), LEGAL).step == 6
+    assert session.act(observation(9), LEGAL, step=9).missed_steps == 2
+    assert (session.steps, session.missed_steps) == (5, 5)
 
 
 def test_an_episode_may_start_late_and_a_late_first_step_is_a_gap(session: PolicySession) -> None:

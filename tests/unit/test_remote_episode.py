@@ -224,7 +224,8 @@ def test_the_time_is_over_when_the_last_pause_is(make: Make, clock: Clock, fallb
     assert finished(script, None).action == 2
     (told,) = fallback.told
     assert told.reason == "agent 'agent_0' at robot:1: UNAVAILABLE: so it is"
-    assert (told.last_action, told.age_s, told.age_steps) == (None, math.inf, math.inf)
+    assert told.last_action is None
+    assert (told.age_s, told.age_steps) == (math.inf, math.inf)
 
 
 def test_silence_gives_the_connection_up_and_the_act_goes_on_over_another(make: Make, clock: Clock) -> None:
@@ -377,9 +378,15 @@ def test_a_start_on_its_way_is_waited_for_by_the_next_act(make: Make, clock: Clo
     assert isinstance(rejoin, Start)
     assert waited.request == rejoin.request
     assert waited.request.first_step == 7
+    clock.now += 0.25
+    assert not finished(script, failure(Code.DEADLINE_EXCEEDED)).fresh
+    assert fallback.told[-1].reason == "agent 'agent_0' at robot:1: NOT_FOUND: so it is", "whatever act it was"
+    script = episode.act(OBSERVATION, MASK)
+    next(script)  # another connection, as nothing was answered for half a second
+    assert isinstance(answer(script, None), Start)
     act = answer(script, session("s1"))
     assert isinstance(act, Act)
-    assert (act.request.act.session_id, act.step) == ("s1", 8)
+    assert (act.request.act.session_id, act.step) == ("s1", 9)
 
 
 def test_joining_again_is_tried_anew_when_the_server_is_lost(make: Make, clock: Clock) -> None:
@@ -507,7 +514,8 @@ def test_a_new_episode_knows_nothing_of_the_one_before(make: Make, clock: Clock,
     assert (act.step, act.request.act.session_id) == (20, "s9")
     finished(script, failure(Code.INTERNAL))
     told = fallback.told[-1]
-    assert (told.last_action, told.age_s, told.age_steps) == (None, math.inf, math.inf)
+    assert told.last_action is None
+    assert (told.age_s, told.age_steps) == (math.inf, math.inf)
 
 
 # --- who answers ------------------------------------------------------------------------------------------------------
