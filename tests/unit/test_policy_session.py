@@ -80,6 +80,46 @@ def test_acting_equals_running_the_graph_row_by_row(tmp_path: Path, action: Any)
         assert got.action.shape == (2,)
 
 
+def test_a_policy_says_where_it_comes_from_and_what_it_runs_on(policy: Policy, toy_bundle: Bundle) -> None:
+    assert policy.bundle is toy_bundle
+    assert policy.execution_provider == "CPUExecutionProvider"
+
+
+def test_an_agent_that_was_not_trained_acts_like_another_with_numbers_of_its_own(
+    interchangeable_bundle: Bundle,
+) -> None:
+    alike = Policy(interchangeable_bundle, "agent_7", like="agent_0")
+    assert alike.agent.id == "agent_7"
+    model, guest = Policy(interchangeable_bundle, "agent_0").session(), alike.session()
+    for each in (model, guest):
+        each.reset(7)
+    assert all(same(*pair) for pair in zip(play(model, range(5)), play(guest, range(5)), strict=True))
+    for each in (model, guest):
+        each.reset(7, sample=True)
+    drawn = [[action.action for action in play(each, range(30))] for each in (model, guest)]
+    assert drawn[0] != drawn[1]
+
+
+def test_nothing_of_a_drawn_episode_is_left_in_one_that_is_not(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "b", action="box")
+    fresh, used = (Policy(bundle, "agent_0").session() for _ in range(2))
+    used.reset(3, sample=True)
+    play(used, range(3), None)
+    for each in (fresh, used):
+        each.reset(3)
+    for first, second in zip(play(fresh, range(3), None), play(used, range(3), None), strict=True):
+        assert np.isfinite(first.action).all()
+        np.testing.assert_array_equal(first.action, second.action)
+
+
+def test_diagnostics_can_be_done_without(session: PolicySession) -> None:
+    wanted = session.act(observation(0), LEGAL)
+    session.reset(7, diagnostics=False)
+    assert session.act(observation(0), LEGAL).diagnostics == {}
+    session.reset(7)
+    assert session.act(observation(0), LEGAL).diagnostics.keys() == wanted.diagnostics.keys() != set()
+
+
 def test_replies_do_not_change_when_the_session_goes_on(session: PolicySession) -> None:
     first = session.act(observation(0), LEGAL)
     kept = first.diagnostics["action_logits"].copy()

@@ -596,6 +596,37 @@ def test_a_bundle_that_does_not_fit_is_not_taken_over(
     assert episode.info is before
 
 
+def test_a_bundle_that_wants_a_mask_is_not_taken_over_by_a_client_that_sends_none(
+    make: Make, clock: Clock, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    episode = make(info=info_of(write_toy_bundle(tmp_path / "plain", plain=True)), allow_bundle_change=True)
+    script = episode.start(episode.starting(1, False, None, 0), clock.now + 1.0)
+    next(script)
+    answer(script, session("s1", sha256="b2"))
+    assert answer(script, info_of(toy_bundle, sha256="b2")) == End("s1")
+    expected = "does not fit: action mask: got a policy with a mask input, the one before had none"
+    assert raised(script, None, AgentError).endswith(expected)
+
+
+def test_what_keeps_a_bundle_from_being_taken_over_is_told(make: Make, clock: Clock, toy_bundle: Bundle) -> None:
+    episode = make(allow_bundle_change=True)
+    script = episode.start(episode.starting(1, False, None, 0), clock.now + 1.0)
+    next(script)
+    answer(script, session("s1", sha256="b2"))
+    strange = info_of(toy_bundle, sha256="b2")
+    strange.agent_manifest_json = "{}"
+    assert answer(script, strange) == End("s1")
+    assert raised(script, None, AgentError).startswith("robot:1: agent 'agent_0' (hmarl ) describes itself in an unkno")
+    script = episode.start(episode.starting(1, False, None, 0), clock.now + 1.0)
+    next(script)
+    answer(script, session("s2", sha256="b2"))
+    clock.now += 1.0  # too late to ask again
+    assert answer(script, info_of(toy_bundle, sha256="c3")) == End("s2")
+    assert answer(script, None) == Abandon()
+    expected = "UNAVAILABLE: the server changed while it was asked who is served"
+    assert raised(script, None, CallFailed) == expected
+
+
 def test_a_larger_reply_needs_another_connection(
     make: Make, clock: Clock, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
