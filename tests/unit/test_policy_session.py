@@ -152,6 +152,23 @@ def test_an_episode_may_start_late_and_a_late_first_step_is_a_gap(session: Polic
         session.act(observation(0), LEGAL, step=39)
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_nothing_of_the_episode_before_is_replayed(session: PolicySession, step: int) -> None:
+    play(session, range(3))
+    session.reset(7, first_step=3)
+    with pytest.raises(StepOrderError):
+        session.act(observation(2), LEGAL, step=step)  # what the buffers still hold
+
+
+def test_a_policy_that_draws_actions_only_has_no_instructions_to_choose(toy_bundle: Bundle) -> None:
+    policy = Policy(toy_bundle, "agent_0")
+    session = policy.session()
+    policy.agent = replace(policy.agent, noises=[each for each in policy.agent.noises if each.purpose == "action"])
+    session.reset(7, sample=True)
+    with pytest.raises(UsageError, match="got 'sample', but agent 'agent_0' has no instructions to choose"):
+        session.reset(7, instruction_choice="sample")
+
+
 def test_a_repeated_step_returns_the_recorded_reply_and_leaves_the_state(policy: Policy) -> None:
     plain, repeating = policy.session(), policy.session()
     for each in (plain, repeating):

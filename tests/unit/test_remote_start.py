@@ -109,6 +109,15 @@ def test_a_start_that_takes_longer_than_patience_is_waited_for_over_a_new_connec
     assert raised(script, None, CallFailed) == "DEADLINE_EXCEEDED: so it is"
 
 
+def test_a_start_is_waited_for_over_a_connection_that_shows_life(make: Make, clock: Clock) -> None:
+    episode = make(first_step=None)
+    request = episode.starting(1, False, None, 4)
+    script = episode.start(request, clock.now + 1.0)
+    next(script)
+    clock.now += 0.5
+    assert answer(script, failure(Code.DEADLINE_EXCEEDED, heard=True)) == Start(request, 0.5)
+
+
 def test_a_refused_start_is_not_repeated(make: Make, clock: Clock) -> None:
     episode = make(first_step=None)
     script = episode.start(episode.starting(1, False, None, 0), clock.now + 1.0)
