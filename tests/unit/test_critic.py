@@ -190,9 +190,10 @@ def test_a_long_gradient_is_cut_to_the_norm_and_a_short_one_is_left_alone() -> N
     assert float(optimiser.descend(short)) == pytest.approx(5e-6)
     expected = reference_steps(theta, [torch.tensor([3.0, 4.0]), short], 0.1)
     torch.testing.assert_close(optimiser.parameter.detach(), expected)
-    alone = FlatAdam(theta.clone(), 0.1, max_gradient_norm=5.0)
-    alone.descend(short)
-    torch.testing.assert_close(alone.parameter.detach(), reference_steps(theta, [short], 0.1))
+    for gradient in (short, 0.1 * short, torch.zeros(2)):
+        alone = FlatAdam(theta.clone(), 0.1, max_gradient_norm=5.0)
+        alone.descend(gradient)
+        torch.testing.assert_close(alone.parameter.detach(), reference_steps(theta, [gradient], 0.1))
 
 
 def test_every_row_is_cut_by_itself() -> None:
