@@ -112,6 +112,20 @@ def test_a_try_that_improves_nothing_is_not_accepted() -> None:
     assert torch.equal(step.policy, START)
 
 
+def test_a_model_is_computed_once_for_gradient_and_hessian() -> None:
+    """The policy e^θ: g = J g_π and H = J H_π J with J = diag(e^θ), so that the direction is J⁻¹ H_π⁻¹ g_π."""
+    jacobian = START.exp()
+
+    def divergence(policy: Tensor) -> Tensor:
+        return 0.5 * (policy - jacobian) @ HESSIAN @ (policy - jacobian)
+
+    step = trust_region_step(START, torch.exp, linear, divergence, settings())
+    full = natural_step(HESSIAN, 0.02) / jacobian
+    torch.testing.assert_close(step.theta, START + 0.8 ** (step.tries - 1) * full, rtol=1e-6, atol=1e-8)
+    assert step.accepted
+    torch.testing.assert_close(step.policy, step.theta.exp())
+
+
 def test_damping_enters_the_hessian() -> None:
     damped = HESSIAN + 0.7 * torch.eye(3, dtype=torch.float64)
     step = trust_region_step(START, identity, linear, quadratic, settings(damping=0.7))
