@@ -40,6 +40,7 @@ HERE = [
 ELSEWHERE = [
     "xlocalhost:50051",
     "XLOCALHOST:50051",
+    "localhostX:50051",
     "192.168.1.7:50051",
     "[fe80::1]:50051",
     "robot:50051",
