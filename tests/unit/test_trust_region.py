@@ -44,6 +44,10 @@ def test_conjugate_gradient_needs_one_step_for_each_different_eigenvalue() -> No
     assert len(products) == 2
 
 
+def test_conjugate_gradient_of_nothing_is_nothing() -> None:
+    assert conjugate_gradient(lambda v: 2.0 * v, torch.zeros(3), steps=5).tolist() == [0.0, 0.0, 0.0]
+
+
 GRADIENT = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
 HESSIAN = positive_definite(3, seed=2)
 START = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
