@@ -36,6 +36,17 @@ def test_fail_says_which_step_and_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mask", "got"),
+    [([True] * 5, "a list"), (np.ones(5, np.int64), r"int64 \(5,\)"), (np.ones(4, np.bool_), r"bool \(4,\)")],
+)
+def test_a_mask_that_is_none_of_the_space_is_refused(mask: Any, got: str) -> None:
+    for space in (FIVE, BRANCHES):
+        with pytest.raises(UsageError, match=rf"action_mask: got {got}, expected a NumPy array of bool \(5,\)"):
+            Situation(step=1, action_space=space, action_mask=mask)
+    assert Situation(step=1, action_space=BOX, action_mask=mask).action_mask is mask  # a Box has none to be wrong
+
+
+@pytest.mark.parametrize(
     ("space", "mask", "expected"),
     [
         (FIVE, None, 0),

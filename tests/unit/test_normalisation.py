@@ -91,6 +91,16 @@ def test_fresh_and_disabled_normalisers() -> None:
     assert disabled.count.item() == 0
 
 
+def test_statistics_are_kept_in_double_precision() -> None:
+    """A count of float32 would stand still at 16,777,216 samples."""
+    normaliser, values = RunningNormaliser((2, 3), CPU), ValueNormaliser(CPU)
+    for _ in range(2):
+        state = normaliser.state_dict() | values.state_dict()
+        assert {name: each.dtype for name, each in state.items()} == dict.fromkeys(state, torch.float64)
+        normaliser.update(batches()[1])
+        values.update(batches()[1])
+
+
 def test_numbers_are_cut_off_at_ten_deviations() -> None:
     x = torch.tensor([[9.5, 10.5, -10.5, -9.5]])
     torch.testing.assert_close(RunningNormaliser((4,), CPU)(x), torch.tensor([[9.5, 10.0, -10.0, -9.5]]))
