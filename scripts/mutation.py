@@ -73,7 +73,9 @@ class Survivor:
         lines = [line for line in self.change.splitlines() if line[:1] in ("+", "-")]
         if len(lines) != 2:
             return False
-        before, after = (re.sub(r'f?"[^"]* [^"]*"', "", line[1:]) for line in lines)
+        before, after = (
+            re.sub(r'f?"([^"]*)"', lambda text: "" if " " in text[1] else text[0], line[1:]) for line in lines
+        )
         return before == after
 
 
