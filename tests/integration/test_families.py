@@ -264,7 +264,7 @@ def _assert_export_refused(run: Path, call: Call, target: Path) -> None:
 
 
 def _assert_students_play(bundle: Bundle) -> None:
-    """Whole episodes, by agents that hear nobody; the bundle says how far they are from their teacher."""
+    """Whole episodes, by agents that hear no other; the bundle says how far they are from their teacher."""
     report = bundle.manifest.students
     assert report is not None
     assert report.teacher == "hierarchy"

@@ -26,7 +26,7 @@ GREY = np.full((320, 320, 3), 128, np.uint8)
 
 
 def told(**changes: Any) -> TeamAnnotation:
-    """Three agents: 0 and 1 are one cluster, 2 another; nobody says anything."""
+    """Three agents: 0 and 1 are one cluster, 2 another; no agent says anything."""
     known: dict[str, Any] = {
         "edges": np.zeros((0, 2), np.int64), "active": np.ones(3, bool), "cluster": np.array([0, 0, 1]),
         "goals": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]], np.float32), "goals_set": np.ones(3, bool),

@@ -145,7 +145,7 @@ def test_messages_are_the_means_of_eq_1_by_hand() -> None:
     torch.testing.assert_close(network(theta, seen)[0][0], expected)
 
 
-def test_without_messages_nobody_depends_on_the_others() -> None:
+def test_without_messages_no_agent_depends_on_the_others() -> None:
     network = WorkerNetwork(spec(3), [5], replace(STRUCTURE, rounds=0), [4], 1.0, told=True)
     seen = graph(3)
     others = seen.features[0].clone()

@@ -102,10 +102,10 @@ def test_messages_are_redrawn_at_every_step_and_with_a_static_graph_once_an_epis
     assert not moving.extras["edges"][0].equal(moving.extras["edges"][1])
     edges, cluster = still.extras["edges"], still.extras["cluster"]
     there = still.active.unsqueeze(-1) & still.active.unsqueeze(-2)
-    assert not there.all(), "nobody left"
+    assert not there.all(), "no agent left"
     for first, episode in ((0, slice(0, 5)), (5, slice(5, 10))):
         assert cluster[episode].equal(cluster[first].expand_as(cluster[episode]))
-        assert edges[episode].equal(edges[first] & there[episode]), "somebody who has left is heard"
+        assert edges[episode].equal(edges[first] & there[episode]), "an agent that has left is heard"
     assert not edges[0].equal(edges[5])
 
 
@@ -291,7 +291,7 @@ def test_the_teacher_of_its_students_plays_as_it_does_and_labels_with_its_goals(
                 assert labels.goals[g].transpose(0, 1).equal(team.last.graph.goal[:, list(group.agents)])
 
 
-def test_without_positions_a_hierarchy_says_that_everybody_hears_everybody(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_positions_a_hierarchy_says_that_all_agents_hear_one_another(caplog: pytest.LogCaptureFixture) -> None:
     hierarchy()
     assert not caplog.records
     hierarchy(positions=False, graph="none")

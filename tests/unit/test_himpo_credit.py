@@ -324,7 +324,7 @@ def test_advantages_are_normalised_over_those_who_are_there() -> None:
     torch.testing.assert_close(level.optimiser.gradient.view(3, 2), slopes)
 
 
-def test_what_was_decided_for_nobody_does_not_move_the_policy() -> None:
+def test_what_was_decided_for_no_agent_does_not_move_the_policy() -> None:
     gradients = []
     for action, advantage in ((0, -50.0), (1, 1000.0)):
         level, actions = recording(entropy_coefficient=0.3), ACTIONS.clone()
@@ -350,10 +350,10 @@ def test_the_value_learns_from_those_who_are_there() -> None:
     assert moments.tolist() == pytest.approx([1.0, 11 / 5, 31 / 5])
 
 
-def test_a_minibatch_in_which_nobody_is_left_teaches_nothing() -> None:
+def test_a_minibatch_in_which_no_agent_is_left_teaches_nothing() -> None:
     level = new_level()
-    nobody = decisions_of(torch.ones(2, 3), weight=torch.zeros(2, 3))
-    metrics = level._step(nobody, torch.zeros(2, 3), torch.ones(2, 3), 1.0)
+    empty = decisions_of(torch.ones(2, 3), weight=torch.zeros(2, 3))
+    metrics = level._step(empty, torch.zeros(2, 3), torch.ones(2, 3), 1.0)
     assert float(metrics["critic_loss"]) == 0.0
     assert level.theta.equal(POLICY.log().flatten())
     assert not level.value_theta.any()
@@ -372,7 +372,7 @@ def test_a_step_makes_better_actions_likelier_and_the_entropy_bonus_makes_all_mo
     assert after[2] > entropy_of(POLICY)[2]
 
 
-# --- decisions for nobody -------------------------------------------------------------------------------------------
+# --- decisions for no agent -------------------------------------------------------------------------------------------
 
 
 def with_leavers() -> tuple[Himpo, RolloutGraphs]:
@@ -402,7 +402,7 @@ def test_goals_for_leavers_weigh_nothing() -> None:
     assert weight.tolist() == expected_rows
 
 
-def test_goals_for_clusters_in_which_nobody_is_left_weigh_nothing() -> None:
+def test_goals_for_clusters_in_which_no_agent_is_left_weigh_nothing() -> None:
     algorithm, graphs = with_leavers()
     chosen = graphs.rollout.extras["manager_decided"]
     weight = algorithm._goals_set(graphs, anything(1), chosen, "sub_goal").weight

@@ -50,7 +50,7 @@ class RecordingOptimiser:
 
 
 def new_player(name: str = "magpo", agents: int = 2, **settings: Any) -> Any:
-    """In a game of two actions in which everybody sees one number; nothing is normalised, no entropy bonus."""
+    """In a game of two actions in which all agents see one number; nothing is normalised, no entropy bonus."""
     algorithm_class = find_algorithm(name)
     specs = tuple(AgentSpec(f"agent_{i}", 1, spaces.Discrete(2)) for i in range(agents))
     game = EnvironmentSpec("toy/game", specs, state_size=1, horizon=None, team_reward="shared")
@@ -77,7 +77,7 @@ def bond_of(algorithm: Any) -> Bond:
 
 
 def batch_of(actions: Tensor, active: Tensor | None = None, values: Tensor | None = None) -> TeamBatch:
-    """Steps of one sequence each, with these actions [N, M], at which everybody sees another number."""
+    """Steps of one sequence each, with these actions [N, M], at each of which the agents see another number."""
     agents, steps = actions.shape
     seen = torch.linspace(-1.0, 1.0, agents * steps).view(1, steps, agents, 1)
     zeros = torch.zeros(1, steps)

@@ -61,7 +61,7 @@ def test_the_teams_value_never_falls_when_a_utility_rises() -> None:
     assert (slope > 0).any()
 
 
-def test_everybodys_best_action_is_the_teams_best() -> None:
+def test_every_agents_best_action_is_the_teams_best() -> None:
     """IGM, by enumerating all joint actions."""
     generator = torch.Generator().manual_seed(1)
     mixer = MonotoneMixer(3, 2, (8,), 4)
