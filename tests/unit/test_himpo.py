@@ -32,7 +32,7 @@ SMALL = {"embedding_size": 8, "goal_size": 3, "goal_interval": 2, "manager_inter
 KINDS = [
     {"levels": 1}, {"levels": 1, "message_rounds": 0}, {"levels": 2}, {"levels": 3},
     {"levels": 3, "goal_space": "discrete"}, {"levels": 3, "static_graph": True}, {"levels": 3, "agent_identity": True},
-    {"levels": 3, "workers_see_reward": True, "local_rewards": False},
+    {"levels": 3, "workers_see_reward": True, "local_rewards": False}, {"levels": 3, "worker_reward": "telescoped"},
 ]  # fmt: skip
 
 
@@ -244,11 +244,12 @@ def test_goals_for_an_empty_cluster_do_not_count() -> None:
     rollout.extras["cluster"] = torch.zeros_like(rollout.extras["cluster"])
     chosen = rollout.extras["manager_decided"]
     anything = torch.randn(10, BATCH, 3)
-    decisions = algorithm._goals_set(
+    decisions, judgements = algorithm._goals_set(
         graphs_of(algorithm, rollout), Outcome(anything, anything, anything), chosen, "sub_goal"
     )
     assert decisions.weight[:, 0].eq(1.0).all()
     assert decisions.weight[:, 1:].eq(0.0).all()
+    assert judgements.judged.all()
 
 
 # --- playing and deploying ------------------------------------------------------------------------------------------

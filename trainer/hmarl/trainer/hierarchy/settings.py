@@ -41,6 +41,11 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
     static_graph: bool = Field(
         False, description="True: messages and reports go the ways of an episode's first step (ablation SG)"
     )
+    worker_reward: Literal["window", "telescoped"] = Field(
+        "window",
+        description="what subordinates earn while a goal holds. window: their superior's advantage, in equal parts; "
+        "telescoped: at every step their superior's TD error of that step, which add up to it",
+    )
     local_rewards: bool = Field(
         True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
     )
@@ -85,6 +90,11 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
                 f"algorithm.manager_interval: got {self.manager_interval} times goal_interval={self.goal_interval} "
                 f"steps, expected at most run.rollout_length ({length}), at whose end all goals do"
             )
+
+    @property
+    def telescoped(self) -> bool:
+        """Whether subordinates earn their superiors' TD errors."""
+        return self.worker_reward == "telescoped"
 
     @property
     def goal_head(self) -> ActionHead:
