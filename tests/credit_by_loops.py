@@ -23,6 +23,7 @@ SMALL = {
 # Agents starve after five steps without a meal, at different times; episodes are cut off after eight.
 STARVING = {"endurance": 5, "horizon": 8}
 TELESCOPED = {"worker_reward": "telescoped"}
+PAIRS = {"edge_values": True}
 
 
 def foragers(**settings: Any) -> tuple[Himpo, Rollout, Collector]:
@@ -44,7 +45,8 @@ class ByLoops:
 
     def __init__(self, algorithm: Himpo, rollout: Rollout, graphs: RolloutGraphs) -> None:
         self.settings, self.rollout, self._graphs = algorithm.settings, rollout, graphs
-        self._workers = algorithm.hierarchy.workers
+        hierarchy = algorithm.hierarchy
+        self._of_agents = [hierarchy.workers, *([hierarchy.sub_managers] if algorithm.settings.edge_values else [])]
         self._valued: dict[int, Tensor] = {}
         self._finals = {(int(t), int(b)): index for index, (t, b) in enumerate(rollout.ended.nonzero())}
 
@@ -64,8 +66,8 @@ class ByLoops:
         return self._valued[id(level)]
 
     def value_after(self, level: Level, t: int, b: int) -> Tensor:
-        """[V] of what followed step t: nothing after termination, of the final state after truncation. Workers, who
-        judge for themselves, look forward to nothing once they have left.
+        """[V] of what followed step t: nothing after termination, of the final state after truncation. Where there
+        is a value for each worker, none looks forward to anything once it has left.
         """
         if self.rollout.terminated[t, b]:
             return torch.zeros(self.values(level).shape[-1])
@@ -73,7 +75,7 @@ class ByLoops:
             after = level.values(self._graphs.finals)[self._finals[t, b]]
         else:
             after = level.values(self._graphs.last)[b] if t + 1 == STEPS else self.values(level)[t + 1, b]
-        return after * self.rollout.next_active()[t, b] if level is self._workers else after
+        return after * self.rollout.next_active()[t, b] if level in self._of_agents else after
 
     def advantages(
         self, level: Level, rewards: Tensor, length: int, gae_lambda: float, every_step: bool = False
@@ -82,17 +84,21 @@ class ByLoops:
         rest of its window brings. γ and λ per decision.
         """
         values, gamma = self.values(level), self.settings.gamma
-        found, there = torch.zeros_like(values), self.rollout.next_active().float()
+        found = torch.zeros_like(values)
         for b in range(BATCH):
             later = torch.zeros(values.shape[-1])
             for start, stop in reversed(self.windows(b, length)):
                 if self.rollout.ended[stop - 1, b]:
                     later = torch.zeros_like(later)
-                if level is self._workers:
-                    later = later * there[stop - 1, b]
-                after = gamma * self.value_after(level, stop - 1, b) + gamma * gae_lambda * later
-                for t in range(start, stop) if every_step else (start,):
-                    found[t, b] = sum(rewards[k, b] for k in range(t, stop)) + after - values[t, b]
+                for t in reversed(range(start, stop)):
+                    there = self.rollout.next_active()[t, b] if level in self._of_agents else 1.0
+                    if t + 1 == stop:
+                        rest = gamma * self.value_after(level, t, b) + gamma * gae_lambda * later * there
+                    else:  # who leaves inside a window earns nothing in the rest of it
+                        rest = rest * there
+                    rest = rewards[t, b] + rest
+                    if every_step or t == start:
+                        found[t, b] = rest - values[t, b]
                 later = found[start, b]
         return found
 
@@ -113,7 +119,7 @@ class ByLoops:
             starts = {start for start, _ in self.windows(b, INTERVAL)}
             for start, stop in self.windows(b, INTERVAL * MANAGER_INTERVAL):
                 for t in range(start, stop):
-                    rewards[t, b] += above[start, b, 0] / MANAGER_INTERVAL if t in starts else 0.0
+                    rewards[t, b] += above[start, b] / MANAGER_INTERVAL if t in starts else 0.0
         return rewards
 
     def sub_managers_rewards(self, paid: Tensor) -> Tensor:
@@ -136,14 +142,24 @@ class ByLoops:
                     paid[t, b] = above[start, b] / INTERVAL
         return paid
 
+    def of_pairs(self, rewards: Tensor) -> Tensor:
+        """[T, B, N] of [T, B, S]: what the sub-manager earns to whom a worker reports."""
+        pairs = torch.zeros(STEPS, BATCH, AGENTS)
+        for t, b, i in self._cells(AGENTS):
+            pairs[t, b, i] = rewards[t, b, self.rollout.extras["cluster"][t, b, i]]
+        return pairs
+
     def workers_rewards(self, paid: Tensor) -> Tensor:
-        """[T, B, N] what the sub-manager of the own cluster pays, to whom a worker reports since the window began."""
+        """[T, B, N] what the sub-manager of the own cluster pays, to whom a worker reports since the window began; paid
+        to pairs [T, B, N], it is the worker's already.
+        """
         rewards, cluster = torch.zeros(STEPS, BATCH, AGENTS), self.rollout.extras["cluster"]
         for b in range(BATCH):
             for start, stop in self.windows(b, INTERVAL):
                 for t in range(start, stop):
                     for i in range(AGENTS):
-                        rewards[t, b, i] = paid[t, b, cluster[start, b, i]]
+                        payer = i if self.settings.edge_values else cluster[start, b, i]
+                        rewards[t, b, i] = paid[t, b, payer]
         if self.settings.workers_see_reward:
             rewards += self.rollout.team_rewards.unsqueeze(-1)
         return rewards
@@ -161,6 +177,7 @@ def expected(loops: ByLoops, algorithm: Himpo) -> list[tuple[Tensor, Tensor]]:
     """Of each level from the top down [decisions, units] advantages and [judgements, V] returns less values."""
     hierarchy, settings, found = algorithm.hierarchy, algorithm.settings, []
     team, telescoped = loops.rollout.team_rewards.unsqueeze(-1), settings.worker_reward == "telescoped"
+    edges = settings.edge_values
 
     def judge(level: Level, rewards: Tensor, length: int) -> tuple[Tensor, list[int], Tensor]:
         """[T, B, V] advantages, the rows where there is a decision, and what values learn less what they are."""
@@ -172,14 +189,16 @@ def expected(loops: ByLoops, algorithm: Himpo) -> list[tuple[Tensor, Tensor]]:
     rewards = team.expand(-1, -1, SUB_MANAGERS)
     if hierarchy.manager is not None:
         length = INTERVAL * MANAGER_INTERVAL
-        above, rows, gained = judge(hierarchy.manager, team, length)
+        external = team.expand(-1, -1, SUB_MANAGERS) if edges else team
+        above, rows, gained = judge(hierarchy.manager, external, length)
         found.append((above.flatten(0, 1)[rows].expand(-1, SUB_MANAGERS), gained))
-        errors = loops.step_errors(hierarchy.manager, team, length).expand(-1, -1, SUB_MANAGERS)
+        errors = loops.step_errors(hierarchy.manager, external, length).expand(-1, -1, SUB_MANAGERS)
         rewards = loops.sub_managers_rewards(errors if telescoped else loops.managers_pay(above))
     assert hierarchy.sub_managers is not None
+    rewards = loops.of_pairs(rewards) if edges else rewards
     above, rows, gained = judge(hierarchy.sub_managers, rewards, INTERVAL)
-    cluster = loops.rollout.extras["cluster"].flatten(0, 1)
-    found.append((above.flatten(0, 1)[rows].gather(-1, cluster[rows]), gained))
+    cluster, decided = loops.rollout.extras["cluster"].flatten(0, 1), above.flatten(0, 1)[rows]
+    found.append((decided if edges else decided.gather(-1, cluster[rows]), gained))
     errors = loops.step_errors(hierarchy.sub_managers, rewards, INTERVAL)
     paid = loops.workers_rewards(errors if telescoped else loops.sub_managers_pay(above))
     own, gained = (

@@ -15,6 +15,7 @@ from torch import Tensor
 from credit_by_loops import (
     AGENTS,
     BATCH,
+    PAIRS,
     SMALL,
     STEPS,
     SUB_MANAGERS,
@@ -23,7 +24,7 @@ from credit_by_loops import (
     expected,
     foragers,
     graphs_of,
-)  # fmt: skip
+)
 from hmarl.trainer.algorithms.himpo import Himpo
 from hmarl.trainer.hierarchy.level import Decisions, Judgements, Level
 from hmarl.trainer.hierarchy.networks import TeamGraph
@@ -44,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
         {"levels": 2}, {"levels": 3}, {"levels": 3, "local_rewards": False}, {"levels": 3, "workers_see_reward": True},
         {"levels": 3, "manager_gae_lambda": 0.7}, {"levels": 2, **TELESCOPED}, {"levels": 3, **TELESCOPED},
         {"levels": 3, **TELESCOPED, "local_rewards": False, "workers_see_reward": True, "manager_gae_lambda": 0.7},
+        {"levels": 2, **PAIRS}, {"levels": 3, **PAIRS}, {"levels": 3, **PAIRS, **TELESCOPED},
     ],
     ids=str,
 )  # fmt: skip

@@ -16,8 +16,9 @@ So the external reward reaches workers through the advantages of those above the
 Decisions of this project where the source is silent: a rollout's first step opens new windows everywhere, so that
 every window's outcome lies in one rollout; γ is applied per decision of a level; Eq. 5 divides by α, and by K, also
 where an episode or a rollout cuts a window short; a superior has one value of what it sees, not one for each of its
-subordinates, so that a subordinate who changes its superior takes no value along. Telescoped rewards are this
-project's own.
+subordinates, so that a subordinate who changes its superior takes no value along (with edge_values one for each pair:
+that of a worker who has left is 0, that of one who changes its superior goes on with the pair after). Telescoped
+rewards are this project's own.
 
 Source: Marzi et al. 2025, "Hierarchical Message-Passing Policies for Multi-Agent Reinforcement Learning".
 """
@@ -163,17 +164,20 @@ class Himpo(Algorithm):
         settings, hierarchy, extras = self.settings, self.hierarchy, graphs.rollout.extras
         external = graphs.rollout.team_rewards.unsqueeze(-1)
         judged: list[tuple[str, Level, Decisions, Judgements]] = []
-        rewards = external
+        rewards, edges = external, settings.edge_values
         if hierarchy.manager is not None:
             chosen = extras["manager_decided"]
-            outcome = graphs.outcome(hierarchy.manager, rewards, chosen)
+            outcome = graphs.outcome(hierarchy.manager, self._each_cluster(rewards) if edges else rewards, chosen)
             judged.append(("manager_", hierarchy.manager, *self._goals_set(graphs, outcome, chosen, "sub_goal")))
             rewards = self._sub_managers_rewards(graphs.rollout, outcome)
         if hierarchy.sub_managers is not None:
             decided = extras["decided"]
-            outcome = graphs.outcome(hierarchy.sub_managers, self._each_cluster(rewards), decided)
+            rewards = self._each_cluster(rewards)
+            rewards = rewards.gather(-1, extras["cluster"]) if edges else rewards
+            outcome = graphs.outcome(hierarchy.sub_managers, rewards, decided)
             judged.append(("sub_manager_", hierarchy.sub_managers, *self._goals_set(graphs, outcome, decided, "goal")))
-            rewards = outcome.told(decided, settings.goal_interval).gather(-1, extras["cluster"])
+            told = outcome.told(decided, settings.goal_interval)
+            rewards = told if edges else told.gather(-1, extras["cluster"])
             if settings.workers_see_reward:
                 rewards = rewards + external
         outcome = graphs.outcome(hierarchy.workers, rewards.expand_as(graphs.rollout.rewards))
@@ -198,9 +202,11 @@ class Himpo(Algorithm):
         """A superior level's decisions; those for an empty cluster, or for an agent that has left, weigh nothing."""
         rows, graph = decided.flatten(), graphs.moments.take(decided.flatten())
         goals = graphs.rollout.extras[goal].flatten(0, 1)[rows]
-        advantages = outcome.advantages[decided]  # of the superiors; a decision's is that of its superior
+        advantages, edges = outcome.advantages[decided], self.settings.edge_values
         if goal == "goal":
-            weight, advantages = graph.active.float(), advantages.gather(-1, graph.cluster)
+            weight = graph.active.float()
+            # Of the superiors: a decision's is that of its superior.
+            advantages = advantages if edges else advantages.gather(-1, graph.cluster)
         else:
             weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
             advantages = advantages.expand_as(weight)
@@ -209,8 +215,9 @@ class Himpo(Algorithm):
             values, returns = outcome.values[decided], outcome.returns[decided]
         else:  # a value that pays those below at every step has to be right at every step
             graph, values, returns = graphs.moments, outcome.values.flatten(0, 1), outcome.returns.flatten(0, 1)
-        # A superior judges an empty cluster as well: an agent may come.
-        return decisions, Judgements(graph, values, returns, torch.ones_like(values, dtype=torch.bool))
+        # A superior judges an empty cluster as well: an agent may come. A pair with an agent that has left is none.
+        judged = graph.active if edges and goal == "goal" else torch.ones_like(values, dtype=torch.bool)
+        return decisions, Judgements(graph, values, returns, judged)
 
     def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> tuple[Decisions, Judgements]:
         """The workers' decisions."""

@@ -45,15 +45,14 @@ def step_errors(
         values: [T, B, U] at every step.
         next_values: [T, B, U] of what followed: 0 where the episode terminated, of the final state where it was
             truncated.
-        ended: [T, B] bool.
+        ended: [T, B] or [T, B, U] bool.
         decided: [T, B] bool.
         gamma: per decision.
     """
-    closes = ended.clone()
-    closes[:-1] |= decided[1:]
+    closes = ended.clone() if ended.dim() == rewards.dim() else ended.unsqueeze(-1).clone()
+    closes[:-1] |= decided[1:].unsqueeze(-1)
     closes[-1] = True
-    discount = torch.where(closes, gamma, 1.0).unsqueeze(-1)
-    return rewards + discount * next_values - values
+    return rewards + torch.where(closes, gamma, 1.0) * next_values - values
 
 
 def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tensor:
@@ -76,8 +75,8 @@ class Outcome:
     """What came of one level's decisions.
 
     Attributes:
-        values: [T, B, V] of the V who judge (every worker, or every superior) before the decisions; this and the others
-            are meaningful where something was decided.
+        values: [T, B, V] of the V who judge (every worker, every superior, or every pair of a superior and a
+            subordinate) before the decisions; this and the others are meaningful where something was decided.
         advantages: [T, B, V].
         returns: [T, B, V], λ-returns.
         errors: [T, B, V] of every step, where those below earn them (telescoped); values and returns are meaningful at
@@ -165,7 +164,7 @@ class RolloutGraphs:
         following = torch.cat([values, level.values(self.last).unsqueeze(0)])
         finals = level.values(self.finals)
 
-        if decided is None:
+        if level.value.of_agents:
             next_values, ended = rollout.next_values_of_agents(following, finals)
         else:
             next_values, ended = rollout.next_values(following, finals), rollout.ended

@@ -46,6 +46,11 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
         description="what subordinates earn while a goal holds. window: their superior's advantage, in equal parts; "
         "telescoped: at every step their superior's TD error of that step, which add up to it",
     )
+    edge_values: bool = Field(
+        False,
+        description="superiors judge every pair of themselves and a subordinate, as Eq. 5 writes it; False: what they "
+        "see, once for all their subordinates",
+    )
     local_rewards: bool = Field(
         True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
     )
