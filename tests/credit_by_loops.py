@@ -18,7 +18,7 @@ STEPS, BATCH, AGENTS, SUB_MANAGERS = 18, 3, 5, 2
 INTERVAL, MANAGER_INTERVAL = 3, 2  # α and K
 SMALL = {
     "embedding_size": 8, "goal_size": 3, "goal_interval": INTERVAL, "manager_interval": MANAGER_INTERVAL,
-    "sub_managers": SUB_MANAGERS, "epochs": 1, "minibatches": 1,
+    "sub_managers": SUB_MANAGERS, "epochs": 1, "minibatches": 1, "worker_reward": "window", "edge_values": False,
 }  # fmt: skip
 # Agents starve after five steps without a meal, at different times; episodes are cut off after eight.
 STARVING = {"endurance": 5, "horizon": 8}

@@ -32,7 +32,8 @@ SMALL = {"embedding_size": 8, "goal_size": 3, "goal_interval": 2, "manager_inter
 KINDS = [
     {"levels": 1}, {"levels": 1, "message_rounds": 0}, {"levels": 2}, {"levels": 3},
     {"levels": 3, "goal_space": "discrete"}, {"levels": 3, "static_graph": True}, {"levels": 3, "agent_identity": True},
-    {"levels": 3, "workers_see_reward": True, "local_rewards": False}, {"levels": 3, "worker_reward": "telescoped"},
+    {"levels": 3, "workers_see_reward": True, "local_rewards": False}, {"levels": 3, "worker_reward": "window"},
+    {"levels": 3, "edge_values": False},
 ]  # fmt: skip
 
 
@@ -140,7 +141,7 @@ def test_local_rewards_are_what_the_workers_of_a_cluster_earn_on_average() -> No
 def test_a_decisions_advantage_is_what_its_window_brought_and_the_value_after_less_the_value_before(
     levels: int,
 ) -> None:
-    algorithm = hierarchy(levels=levels, gamma=0.9)
+    algorithm = hierarchy(levels=levels, gamma=0.9, edge_values=False)
     (rollout,) = collected(algorithm, 12)
     level = algorithm.hierarchy.sub_managers
     assert level is not None
@@ -168,7 +169,7 @@ def test_a_decisions_advantage_is_what_its_window_brought_and_the_value_after_le
 @pytest.mark.parametrize("superior", [False, True])
 def test_advantages_and_the_returns_that_values_learn_have_a_lambda_each(superior: bool) -> None:
     def outcome(**settings: float) -> Outcome:
-        algorithm = hierarchy(levels=2, **settings)
+        algorithm = hierarchy(levels=2, edge_values=False, **settings)
         (rollout,) = collected(algorithm, 12)
         graphs, rewards = graphs_of(algorithm, rollout), rollout.team_rewards.unsqueeze(-1)
         if superior:

@@ -8,17 +8,16 @@ one every K·α (levels=3). An iteration:
            A^m from the external reward
            r^s = A^m(o^{m→s}_{t₀}, g^{m→s}_{t₀}) / K + the sub-manager's local reward
            r^w_t = A^s(o^{s→w}_{t₀}, g^{s→w}_{t₀}) / α at every step of the window                    (Eq. 5)
-       or, with worker_reward=telescoped, at every step the TD error δ_t of the level above, which add up to A
+       or, with telescoped rewards, at every step the TD error δ_t of the level above; over a window they add up to A
     3  each level climbs its own advantages by clipped surrogates (HiMPPO), on its own time scale
 
 So the external reward reaches workers through the advantages of those above them alone, as numbers without gradient.
 
 Decisions of this project where the source is silent: a rollout's first step opens new windows everywhere, so that
 every window's outcome lies in one rollout; γ is applied per decision of a level; Eq. 5 divides by α, and by K, also
-where an episode or a rollout cuts a window short; a superior has one value of what it sees, not one for each of its
-subordinates, so that a subordinate who changes its superior takes no value along (with edge_values one for each pair:
-that of a worker who has left is 0, that of one who changes its superior goes on with the pair after). Telescoped
-rewards are this project's own.
+where an episode or a rollout cuts a window short; the value of a pair of superior and subordinate ends when the
+subordinate leaves, and goes on with the next pair of a worker who changes its superior (with edge_values=false a
+superior has one value of what it sees, and such a worker takes none along). Telescoped rewards are this project's own.
 
 Source: Marzi et al. 2025, "Hierarchical Message-Passing Policies for Multi-Agent Reinforcement Learning".
 """

@@ -42,12 +42,12 @@ class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
         False, description="True: messages and reports go the ways of an episode's first step (ablation SG)"
     )
     worker_reward: Literal["window", "telescoped"] = Field(
-        "window",
+        "telescoped",
         description="what subordinates earn while a goal holds. window: their superior's advantage, in equal parts; "
         "telescoped: at every step their superior's TD error of that step, which add up to it",
     )
     edge_values: bool = Field(
-        False,
+        True,
         description="superiors judge every pair of themselves and a subordinate, as Eq. 5 writes it; False: what they "
         "see, once for all their subordinates",
     )
