@@ -6,13 +6,14 @@ python proto/generate.py --check    exit 1 when a committed module differs from 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 import grpc_tools
 from grpc_tools import protoc
+
+from hmarl.runtime.command_line import command, flag, run
 
 ROOT = Path(__file__).resolve().parent
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
@@ -37,16 +38,14 @@ def generated(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
-def main() -> int:
-    """Run as a script; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a module is out of date")
-    arguments = parser.parse_args()
+@command("proto/generate.py", flag("--check", "write nothing; exit with 1 when a module is out of date"))
+def main(check: bool) -> int:
+    """Generate the protocol's Python modules from the .proto files."""
     with tempfile.TemporaryDirectory() as scratch:
         compile_into(Path(scratch))
         expected, present = generated(Path(scratch)), generated(ROOT)
     drifted = sorted(name for name in expected.keys() | present.keys() if expected.get(name) != present.get(name))
-    if arguments.check:
+    if check:
         for name in drifted:
             print(f"proto/{name} is out of date: run 'python proto/generate.py'", file=sys.stderr)
         return 1 if drifted else 0
@@ -60,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

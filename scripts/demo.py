@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 when the fleet's actions differ from torch's, else that of
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import shutil
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
@@ -30,18 +29,27 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hmarl.runtime.bundle import AgentModel, Bundle, load_bundle
+from hmarl.runtime.bundle import AgentModel
+from hmarl.runtime.command_line import PATH, POSITIVE, command, integer, option, run
 from hmarl.runtime.parity import tie_gap
-from hmarl.sdk.clients.agent import LocalAgent
-from hmarl.sdk.environment import VectorEnvironment
-from hmarl.sdk.environments import make
-from hmarl.sdk.errors import HmarlError
-from hmarl.sdk.evaluation.closed_loop import Evaluation, as_numpy, evaluate
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
+from hmarl.sdk import (
+    Bundle,
+    BundleTeam,
+    Evaluation,
+    FleetTeam,
+    HmarlError,
+    LocalAgent,
+    RandomTeam,
+    Team,
+    VectorEnvironment,
+    evaluate,
+    load_bundle,
+    make_environment,
+)
+from hmarl.sdk.evaluation.closed_loop import as_numpy
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import record_episode, write_video
-from hmarl.sdk.team import RandomTeam, Team
 
 TASK = "mpe/simple_spread"
 ORIGINAL = "pettingzoo/mpe2.simple_spread_v3:parallel_env"
@@ -52,7 +60,7 @@ EXIT_DIFFERENT = 1
 NEAR_TIE = 1.0  # in what two scores of that size may be apart at a near tie
 
 
-class StepFailed(Exception):
+class StepFailed(HmarlError):
     """A step of the demo did not end well."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -78,35 +86,37 @@ class Comparison:
     near_ties: int
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        return demo(options, console)
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130
-    except StepFailed as error:
-        console.print(f"demo: {error}", style="bold red", highlight=False, markup=False)
-        return error.exit_code
-    except HmarlError as error:
-        console.print(f"demo: {error}", style="bold red", highlight=False, markup=False)
-        return error.exit_code
+@dataclass(frozen=True)
+class Options:
+    """The command line, as it was understood."""
+
+    minutes: float
+    steps: int | None
+    seed: int
+    episodes: int
+    out: Path
+    settings: tuple[str, ...]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=3.0, help="training stops then (default %(default)s)")
-    parser.add_argument("--steps", type=int, help="environment steps of training; default the preset's")
-    parser.add_argument("--seed", type=int, default=1, help="of the training (default %(default)s)")
-    parser.add_argument("--episodes", type=int, default=100, help="evaluated episodes (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="directory for everything (default %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of hmarl-train")
-    return parser
+@command(
+    "demo",
+    option("--minutes", "training stops then", POSITIVE, default=3.0),
+    option("--steps", "environment steps of training; by default the preset's", integer(1)),
+    option("--seed", "of the training", integer(0), default=1),
+    option("--episodes", "evaluated episodes", integer(1), default=100),
+    option("--out", "directory for everything", PATH, default=Path("demo")),
+    option("--set", "a setting of hmarl-train; repeatable", many=True, shown="KEY=VALUE", parameter="settings"),
+    examples=("make demo DEMO_ARGS='--minutes 10 --seed 2'",),
+)
+def main(**given: Any) -> int:
+    """The whole road once: train, export, verify, serve one process per agent, evaluate over gRPC in mpe2's own task.
+
+    Exit code 1 when the fleet's actions differ from torch's; that of the step that failed when one fails.
+    """
+    return demo(Options(**given), Console())
 
 
-def demo(options: argparse.Namespace, console: Console) -> int:
+def demo(options: Options, console: Console) -> int:
     """All steps, one after the other; returns the exit code."""
     run, bundle_path = options.out / "run", options.out / "bundle"
     if (run / "config.json").exists():
@@ -117,7 +127,7 @@ def demo(options: argparse.Namespace, console: Console) -> int:
     bundle = load_bundle(bundle_path)
     arguments = {**bundle.manifest.environment.arguments, "render_mode": "rgb_array"}
     with (
-        closing(make(ORIGINAL, 1, **arguments)) as environment,
+        closing(make_environment(ORIGINAL, 1, **arguments)) as environment,
         serving(bundle_path, options.out / "endpoints.json", console) as endpoints,
         closing(FleetTeam(endpoints, environment.spec)) as fleet,
     ):
@@ -155,11 +165,15 @@ def _command(console: Console, name: str, *arguments: object) -> None:
         raise StepFailed(f"{name} ended with exit code {code}", code)
 
 
-def _train(options: argparse.Namespace, run: Path, console: Console) -> str:
+def _train(options: Options, run: Path, console: Console) -> str:
     """Train until the steps or the minutes are over; returns the checkpoint to export."""
     words: list[object] = ["hcpo", "--env", TASK, "--seed", options.seed, "--out", run]
     words += [] if options.steps is None else ["--steps", options.steps]
-    words += [word for setting in options.set for word in ("--set", setting)]
+    words += [word for setting in options.settings for word in ("--set", setting)]
+    console.print(
+        f"\ntraining stops after {options.minutes:g} minutes, with what is learnt by then; the ETA is of all steps",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
     process = subprocess.Popen(_announced(console, "hmarl-train", *words))
     try:
         code = process.wait(60.0 * options.minutes)
@@ -167,7 +181,7 @@ def _train(options: argparse.Namespace, run: Path, console: Console) -> str:
             raise StepFailed(f"hmarl-train ended with exit code {code}", code)
         return "best"
     except subprocess.TimeoutExpired:
-        console.print(f"{options.minutes:g} minutes are over", highlight=False)
+        console.print(f"{options.minutes:g} minutes are over: training is told to save and stop", highlight=False)
         process.send_signal(signal.SIGTERM)  # saves a checkpoint and ends
         code = process.wait()
         if code not in (0, 130, -signal.SIGTERM):
@@ -353,4 +367,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

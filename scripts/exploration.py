@@ -13,27 +13,26 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from comparisons import Comparison, Variant, algorithms
 from matplotlib import pyplot as plt
 from study import COLOURS, OTHER_COLOURS, Runs, command, runs_of, seeds_of, train
 
-from hmarl.sdk.commands._common import run_command
-from hmarl.sdk.environments import make
-from hmarl.sdk.errors import UsageError
+from hmarl.runtime import command_line
+from hmarl.runtime.command_line import PATH, argument, option
+from hmarl.sdk import UsageError, make_environment
 from hmarl.sdk.evaluation.closed_loop import episode_seeds
 from hmarl.trainer.records.checkpoint import checkpoints_in, find_checkpoint, restore
+from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states
-from hmarl.trainer.runs.run import build_algorithm
 
 EPISODE_SEED = 2_000_003
 STATES = 2_000  # M, per checkpoint
@@ -114,11 +113,11 @@ def visit(run: Path) -> Visits:
     """Plays episodes at all of a run's checkpoints."""
     config, steps = RunConfig.read(run), [0, *stored_steps(run)]
     config = config.model_copy(update={"run": {**config.run, "device": "cpu"}})
-    first = make(config.environment, 1, **config.environment_arguments)
+    first = make_environment(config.environment, 1, **config.environment_arguments)
     horizon = first.spec.horizon or UNKNOWN_HORIZON
     first.close()
     episodes = max(LEAST_EPISODES, math.ceil(PLAYED / horizon))
-    environment = make(config.environment, episodes, **config.environment_arguments)
+    environment = make_environment(config.environment, episodes, **config.environment_arguments)
     chosen = torch.randperm(episodes * horizon, generator=torch.Generator().manual_seed(0))[:STATES]
     states, returns = [], []
     for step in steps:
@@ -240,7 +239,7 @@ def trained_by(compared: Comparison) -> str:
     return f"Trained by `{shlex.join(['hmarl-train', *words])}`."
 
 
-def grouped(directories: list[Path]) -> dict[str, Runs]:
+def grouped(directories: Sequence[Path]) -> dict[str, Runs]:
     """Runs by environment (with its arguments), then by algorithm and the settings in which its runs there differ."""
     configs: dict[str, dict[Path, RunConfig]] = {}
     for run in directories:
@@ -276,17 +275,19 @@ INTRODUCTION = (
 )
 
 
-def main(
-    run: Annotated[list[Path] | None, typer.Argument(help="run directories; without any the comparisons' own")] = None,
-    out: Annotated[Path, typer.Option(help="where the report goes")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="where the comparisons' runs go")] = Path("runs/exploration"),
-    only: Annotated[list[str] | None, typer.Option(help="only these comparisons")] = None,
-) -> None:
+@command_line.command(
+    "scripts/exploration.py",
+    argument("run", "run directories; without any the comparisons' own", PATH, required=False, many=True),
+    option("--out", "where the report goes", PATH, default=Path("docs/results")),
+    option("--runs", "where the comparisons' runs go", PATH, default=Path("runs/exploration")),
+    option("--only", "only these comparisons", many=True),
+)
+def main(run: tuple[Path, ...], out: Path, runs: Path, only: tuple[str, ...]) -> None:
     """Train what is missing, one run after the other, then measure and write exploration.md with its figures."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    words = ["python", "scripts/exploration.py", *(str(path) for path in run or ())]
-    words += [word for name in only or () for word in ("--only", name)]
+    words = ["python", "scripts/exploration.py", *map(str, run)]
+    words += [word for name in only for word in ("--only", name)]
     sections = ["# Exploration", f"Made by `{shlex.join(words)}`.", *INTRODUCTION]
     if run:
         for environment, found in grouped(run).items():
@@ -303,4 +304,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(command_line.run(main))

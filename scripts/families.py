@@ -13,15 +13,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 from xml.etree import ElementTree
 
-import typer
-
 from hmarl.runtime.bundle import replace_file
-from hmarl.sdk.commands._common import run_command
+from hmarl.runtime.command_line import PATH, command, option, run
+from hmarl.sdk import HmarlError, UsageError
 from hmarl.sdk.environments import BUILT_IN_FAMILIES
-from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.trainer.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
@@ -114,10 +111,12 @@ def run_tests(junit: Path) -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def main(
-    junit: Annotated[Path | None, typer.Option(help="results of such a run; no tests are run then")] = None,
-    out: Annotated[Path, typer.Option(help="the document to write")] = ROOT / "docs" / "results" / "families.md",
-) -> None:
+@command(
+    "scripts/families.py",
+    option("--junit", "results of such a run; no tests are run then", PATH),
+    option("--out", "the document to write", PATH, default=ROOT / "docs" / "results" / "families.md"),
+)
+def main(junit: Path | None, out: Path) -> None:
     """Write the table of algorithms and environment families; exits with 4 when a cell failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = junit or Path(folder) / "junit.xml"
@@ -132,4 +131,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run(main))

@@ -15,16 +15,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 from demo import serving
 from rich.console import Console
 
-from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
-from hmarl.sdk.evaluation.deployed_teams import FleetTeam
+from hmarl.runtime.command_line import PATH, command, option, run
+from hmarl.sdk import Evaluation, FleetTeam, evaluate, make_environment
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.export.policy_source import load_team
@@ -58,12 +55,12 @@ def played(algorithm: str, task: str, run: Path) -> Evaluation:
     """Sampled episodes: of the guider where nothing can be deployed, else of the served local policies."""
     if algorithm == "mat":
         make_team, _, _ = load_team(run, checkpoint="last", sample=True)
-        environment = make(task, 100)
+        environment = make_environment(task, 100)
         return evaluate(environment, make_team(environment.spec), EPISODES, seed=0, record=True)
     bundle = run / "bundle"
     if not bundle.exists():
         export_run(run, bundle, "last")
-    environment = make(task, 1)
+    environment = make_environment(task, 1)
     with serving(bundle, run / "endpoints.json", Console(quiet=True)) as endpoints:
         team = FleetTeam(endpoints, environment.spec, sample=True)
         try:
@@ -99,10 +96,12 @@ def rows(task: str, runs: Path) -> Iterator[str]:
         )
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="where imitation_gap.md goes")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="where the run directories go")] = Path("runs/imitation_gap"),
-) -> None:
+@command(
+    "scripts/imitation_gap.py",
+    option("--out", "where imitation_gap.md goes", PATH, default=Path("docs/results")),
+    option("--runs", "where the run directories go", PATH, default=Path("runs/imitation_gap")),
+)
+def main(out: Path, runs: Path) -> None:
     """Train what is missing, serve and play it, and write the tables."""
     paragraphs = [
         "# The imitation gap",
@@ -124,4 +123,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(run(main))

@@ -9,7 +9,6 @@ which checkpoint is best, and all metrics but the wall times.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hmarl.runtime.command_line import command, integer, option, run
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.run import Run
 
@@ -79,12 +79,13 @@ def killed_and_resumed(config: RunConfig, directory: Path, kills: int, longest_s
             raise RuntimeError(f"{directory}: exit code {process.exitcode}")
 
 
-def main() -> int:
-    """Run everything; returns 1 when a run differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=65, help="of all runs together")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
-    options = parser.parse_args()
+@command(
+    "scripts/kills.py",
+    option("--kills", "of all runs together", integer(1), default=65, parameter="wanted"),
+    option("--seed", "of the moments", integer(0), default=1, parameter="first_seed"),
+)
+def main(wanted: int, first_seed: int) -> int:
+    """Kill runs and resume them, again and again; exits with 1 when one differs from a run that was never killed."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["hmarl.trainer.runs.run"])
     kills = differing = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -95,10 +96,10 @@ def main() -> int:
             killed_and_resumed(config, unbroken, 0, 0.0, 0)
             # Long enough to get on between two kills, short enough to be killed several times.
             longest_s = 0.4 * (time.monotonic() - begin)
-            share, times, runs = options.kills // len(RUNS) + (index < options.kills % len(RUNS)), 0, 0
+            share, times, runs = wanted // len(RUNS) + (index < wanted % len(RUNS)), 0, 0
             while times < share:
                 killed = Path(folder, f"{index}-killed-{runs}")
-                seed = options.seed + 100 * index + runs
+                seed = first_seed + 100 * index + runs
                 times += killed_and_resumed(config, killed, share - times, longest_s, seed)
                 runs += 1
                 if outcome(killed) != outcome(unbroken):
@@ -110,4 +111,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

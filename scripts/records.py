@@ -12,7 +12,7 @@ import numpy as np
 
 from hmarl.sdk.files import write_text
 from hmarl.trainer.records.checkpoint import read_object
-from hmarl.trainer.records.recorder import evaluation_path, read_metrics
+from hmarl.trainer.records.metrics import evaluation_path, read_metrics
 
 _PLAYERS = ("local", "guider", "hierarchy")
 

@@ -10,18 +10,17 @@ and what was cut off goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from demo import serving
 from rich.console import Console
 
-from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle
-from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
-from hmarl.sdk.evaluation.deployed_teams import FleetTeam
+from hmarl.runtime import command_line
+from hmarl.runtime.bundle import StudentsModel
+from hmarl.runtime.command_line import PATH, argument, command, integer, option
+from hmarl.sdk import Bundle, Evaluation, FleetTeam, evaluate, load_bundle, make_environment
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.export import export_run
@@ -48,7 +47,7 @@ def distilled(run: Path) -> Bundle:
 def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
     """Episodes of the students, each in a process of its own, on the seeds of the bundle's own report."""
     about = bundle.manifest.environment
-    environment = make(about.name, 1, **about.arguments)
+    environment = make_environment(about.name, 1, **about.arguments)
     with serving(folder / "students-bundle", folder / "endpoints.json", Console(quiet=True)) as endpoints:
         team = FleetTeam(endpoints, environment.spec)
         try:
@@ -65,7 +64,7 @@ def informed(run: Path, teacher: str) -> StudentsModel:
     return distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, settings).report
 
 
-def rows(runs: list[Path], episodes: int) -> Iterator[tuple[str, ...]]:
+def rows(runs: Sequence[Path], episodes: int) -> Iterator[tuple[str, ...]]:
     """The table."""
     yield _HEADER
     yield ("---",) * len(_HEADER)
@@ -100,11 +99,13 @@ def _guessed(accuracy: float | None, explained: float | None) -> str:
     return "; ".join(words + ([] if explained is None else [f"{explained:.0%} of their variance"])) or "none"
 
 
-def main(
-    runs: Annotated[list[Path], typer.Argument(help="run directories")],
-    out: Annotated[Path, typer.Option(help="where students.md goes")] = Path("docs/results"),
-    episodes: Annotated[int, typer.Option(help="played by the served students")] = 100,
-) -> None:
+@command(
+    "scripts/students.py",
+    argument("runs", "run directories", PATH, many=True),
+    option("--out", "where students.md goes", PATH, default=Path("docs/results")),
+    option("--episodes", "played by the served students", integer(1), default=100),
+)
+def main(runs: tuple[Path, ...], out: Path, episodes: int) -> None:
     """Distil what is not distilled yet, serve and play it, and write the table."""
     paragraphs = [
         "# Students",
@@ -121,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(command_line.run(main))

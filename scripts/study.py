@@ -18,20 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Annotated
 
 import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-import typer
 from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
 from records import Record, curve, read_record, record_of, write_record
 
-from hmarl.runtime.session import InstructionChoice
-from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.runtime import command_line
+from hmarl.runtime.choices import CHOICES
+from hmarl.runtime.command_line import PATH, flag, integer, option
+from hmarl.sdk import UsageError, evaluate, make_environment
+from hmarl.sdk.errors import unknown_name
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.policy_source import load_team
@@ -42,7 +42,6 @@ COLOURS = {
     "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#4b0082",
 }  # fmt: skip
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-CHOICES: tuple[InstructionChoice, ...] = ("argmax", "sample", "common")
 CONDUCTORS = ("local", "central", "random", "none")
 FIRST_SEED = 100
 
@@ -241,7 +240,7 @@ def returns_by_choice(run: Path) -> dict[str, list[float]]:
     returns: dict[str, list[float]] = {}
     for choice in CHOICES:
         make_team, name, arguments = load_team(run, checkpoint="last", instruction_choice=choice)
-        environment = make(name, 16, **arguments)
+        environment = make_environment(name, 16, **arguments)
         returns[choice] = evaluate(environment, make_team(environment.spec), 100, seed=0).returns.tolist()
     return returns
 
@@ -277,15 +276,17 @@ def sections_of(page: Path) -> dict[str, str]:
     return {part.split(":")[0]: f"## {part.rstrip()}" for part in parts}
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="where the report goes")] = Path("docs/results"),
-    runs: Annotated[Path, typer.Option(help="where the run directories go")] = Path("runs/study"),
-    only: Annotated[list[str] | None, typer.Option(help="only these comparisons")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one thread each")] = 1,
-    missing: Annotated[bool, typer.Option("--train/--no-train", help="train what is missing")] = True,
-    report: Annotated[bool, typer.Option(help="write the report")] = True,
-    names: Annotated[bool, typer.Option("--list", help="list the comparisons and stop")] = False,
-) -> None:
+@command_line.command(
+    "scripts/study.py",
+    option("--out", "where the report goes", PATH, default=Path("docs/results")),
+    option("--runs", "where the run directories go", PATH, default=Path("runs/study")),
+    option("--only", "only these comparisons", many=True),
+    option("--jobs", "runs at the same time, one thread each", integer(1), default=1),
+    flag("--train/--no-train", "train what is missing", default=True, parameter="missing"),
+    flag("--report/--no-report", "write the report", default=True),
+    flag("--list", "list the comparisons and stop", parameter="names"),
+)
+def main(out: Path, runs: Path, only: tuple[str, ...], jobs: int, missing: bool, report: bool, names: bool) -> None:
     """Train what is missing, then draw what is done into one Markdown page with plots.
 
     What the page shows of a run is kept in its folder's records/, and a run that has a record there is not trained
@@ -296,8 +297,9 @@ def main(
         for comparison in COMPARISONS:
             print(f"{comparison.name}: {', '.join(variant.label for variant in comparison.variants)}")
         return
-    if unknown := set(only or ()) - {comparison.name for comparison in COMPARISONS}:
-        raise typer.BadParameter(f"no such comparison: {', '.join(sorted(unknown))}; --list shows all")
+    for name in only:
+        if name not in (known := [comparison.name for comparison in COMPARISONS]):
+            raise UsageError(f"--only: {unknown_name('comparison', name, known)}")
     kept = out / "records"
     chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
     if missing:
@@ -339,4 +341,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(command_line.run(main))

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ["no_grpc_proxy"] = "localhost,127.0.0.1"  # noqa: SIM112 - gRPC reads it so
 
 from hmarl.runtime.bundle import Bundle
-from hmarl.sdk.commands._common import run_command
+from hmarl.runtime.command_line import run as run_program
 from hmarl.trainer.commands.algorithms import algorithms
 from hmarl.trainer.commands.export import export
 from hmarl.trainer.commands.train import train
@@ -55,9 +55,8 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            run_command(COMMANDS[name], arguments)
+        code = run_program(COMMANDS[name], arguments)
         output = capfd.readouterr()
-        return int(left.value.code or 0), output.out, output.err
+        return code, output.out, output.err
 
     return run

@@ -31,7 +31,9 @@ def foragers(**settings: Any) -> tuple[Himpo, Rollout, Collector]:
 
 
 def graphs_of(algorithm: Himpo, rollout: Rollout) -> RolloutGraphs:
-    return RolloutGraphs(algorithm.hierarchy, rollout, algorithm.worker_features, algorithm._standing)
+    return RolloutGraphs(
+        algorithm.hierarchy, rollout, algorithm.together.worker_features, algorithm.all_levels.standing
+    )
 
 
 class ByLoops:

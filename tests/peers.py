@@ -10,7 +10,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
-from hmarl.runtime.wire import to_tensor
+from hmarl.agent.v1.tensors import to_tensor
 
 
 class Peer:

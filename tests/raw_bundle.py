@@ -98,8 +98,8 @@ def run_module(module: str, *arguments: object, limit_s: float = 60.0) -> Finish
 def refusal(path: Path) -> str:
     """The one line with which ``hmarl-verify`` refuses a bundle with exit code 3; run in this process."""
     with pytest.raises(BundleError) as refused:
-        verify.verify([str(path)])
-    return checked_line(refused.value.exit_code, f"hmarl-verify: error: {refused.value}\n")
+        verify.verify.callback(path, "cpu", as_json=False)
+    return checked_line(refused.value.exit_code, f"hmarl-verify: {refused.value}\n")
 
 
 def refusal_of_process(path: Path, limit_s: float = 60.0) -> str:
@@ -112,7 +112,7 @@ def refusal_of_process(path: Path, limit_s: float = 60.0) -> str:
 def checked_line(code: int, errors: str) -> str:
     assert code == 3, (code, errors[-500:])
     line = errors.removesuffix("\n")
-    assert line.startswith("hmarl-verify: error: ")
+    assert line.startswith("hmarl-verify: ")
     assert line.isprintable()
     assert len(line) < 2000
     return line

@@ -18,6 +18,8 @@ from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.run import Run
+from hmarl.trainer.sequential.samples import AgentSamples, TeamSamples
+from hmarl.trainer.sequential.turns import Turn
 
 CPU = torch.device("cpu")
 TINY_NETWORKS: dict[str, Any] = {"hidden_sizes": (8,), "critic_hidden_sizes": (8,)}
@@ -115,3 +117,18 @@ def as_tensors(seen: Observation) -> Observation:
         torch.as_tensor(seen.state),
         torch.as_tensor(seen.active),
     )
+
+
+def team_samples(algorithm: Any, rollout: Rollout) -> TeamSamples:
+    """The rollout as its agents' samples, as the algorithm's update takes them (but for a conductor's weights)."""
+    features = algorithm.features(rollout)
+    if isinstance(algorithm, Hcpo):
+        return algorithm.samples(rollout, features)
+    return TeamSamples(rollout, algorithm.policies, features)
+
+
+def turn_of(algorithm: Any, agent: int, samples: AgentSamples, advantages: torch.Tensor, **known: Any) -> Turn:
+    """One agent's turn with these samples, the first unless ``known`` says otherwise."""
+    group, member = algorithm.position[agent]
+    told = {"factor": torch.ones_like(advantages), "place": 1, "agents": len(algorithm.spec.agents), **known}
+    return Turn(agent, group, member, algorithm.policies[group], samples, advantages, **told)

@@ -13,7 +13,7 @@ from hmarl.sdk.environments import make
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.networks.settings import validate
-from hmarl.trainer.runs.run import derived_seeds
+from hmarl.trainer.runs.seeds import derived_seeds
 
 CPU = torch.device("cpu")
 

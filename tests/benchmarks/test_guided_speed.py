@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from hmarl.trainer.guiders import following
 from training_speed import Training, matrix_product_gflops
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
@@ -20,7 +21,7 @@ BATCH, STEPS, ROUNDS = 64, 25, 5
 SETTINGS = {"epochs": 5, "minibatches": 2, "recurrent": False}
 CRITIC_SETTINGS = {"critic_epochs": 5, "critic_minibatches": 2}
 # What MAGPO's guider and what its local policies do in an update: evaluation; losses, gradients and steps.
-GUIDER, LOCAL = ("judge", "guider_step"), ("local_policies", "_follow")
+GUIDER, LOCAL = ("judge", "descend"), ("distributions", "follow")
 
 
 class Stopwatch:
@@ -53,8 +54,10 @@ class Stopwatch:
 def watched(team: Any) -> Stopwatch:
     """A stopwatch on a MAGPO team."""
     stopwatch = Stopwatch()
-    for name in GUIDER + LOCAL:
-        stopwatch.watch(team, name)
+    for name in GUIDER:
+        stopwatch.watch(team.guider, name)
+    for owner, name in zip((team.followers, following), LOCAL, strict=True):
+        stopwatch.watch(owner, name)
     stopwatch.watch(team.guider, "act")
     return stopwatch
 

@@ -19,9 +19,9 @@ import onnxruntime
 import pytest
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime.cores import available_cores
 from hmarl.runtime.session import Policy
-from hmarl.runtime.wire import to_tensor
 from hmarl.sdk.clients.client import AgentClient
 from processes import rss_mib
 from toy_bundle import write_toy_bundle

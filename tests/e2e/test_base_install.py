@@ -61,10 +61,10 @@ def test_there_is_no_torch(installed: Installed) -> None:
 NEED_AN_EXTRA = {"vmas": "vmas", "mamujoco": "mujoco", "smax": "smax", "lbf": "lbf", "rware": "rware"}
 
 
-def test_every_module_of_runtime_and_sdk_imports_alone(installed: Installed) -> None:
+def test_every_module_of_protocol_runtime_and_sdk_imports_alone(installed: Installed) -> None:
     script = (
-        "import importlib, pkgutil, hmarl.runtime, hmarl.sdk\n"
-        "for package in (hmarl.runtime, hmarl.sdk):\n"
+        "import importlib, pkgutil, hmarl.agent, hmarl.runtime, hmarl.sdk\n"
+        "for package in (hmarl.agent, hmarl.runtime, hmarl.sdk):\n"
         "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         f"        if not any(family in module.name for family in {list(NEED_AN_EXTRA)}):\n"
         "            importlib.import_module(module.name)\n"

@@ -13,10 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from hmarl.runtime.bundle import load_bundle
-from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import evaluate
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam
+from hmarl.sdk import BundleTeam, evaluate, load_bundle, make_environment
 
 pytest.importorskip("torch")
 pytest.importorskip("mpe2")
@@ -71,7 +68,7 @@ def test_one_changed_action_is_noticed_and_a_tie_is_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = load_bundle(finished[0] / "bundle")
-    environment = make(demo_module.ORIGINAL, 1)
+    environment = make_environment(demo_module.ORIGINAL, 1)
     reference = evaluate(environment, BundleTeam(bundle, environment.spec), 3, seed=0, record=True)
     assert reference.actions is not None
     wrong = reference.actions[0].copy()
@@ -93,4 +90,4 @@ def test_a_failing_step_ends_the_demo_with_its_exit_code(tmp_path: Path) -> None
     done = run_demo(tmp_path, "--set", "algorithm.instrutions=3")
     assert done.returncode == 2
     assert "did you mean 'algorithm.instructions'?" in done.stderr
-    assert "hmarl-train ended with exit code 2" in done.stdout
+    assert "demo: hmarl-train ended with exit code 2" in done.stderr

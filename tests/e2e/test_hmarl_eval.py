@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 
 from agent_process import AgentProcess
-from hmarl.runtime.bundle import Bundle
-from hmarl.sdk.environments import make
-from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation.closed_loop import evaluate
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam, load_endpoints
+from hmarl.sdk import Bundle, BundleTeam, FleetTeam, UsageError, evaluate, load_endpoints, make_environment
 from toy_bundle import write_toy_bundle
 from training_runs import tiny_config, train
 
@@ -85,7 +81,7 @@ def test_a_bundle_is_evaluated_and_everything_is_written(spread_bundle: Bundle, 
 def test_a_fleet_plays_the_same_actions_as_its_bundle(
     spread_bundle: Bundle, endpoints: Path, stream: bool, sample: bool
 ) -> None:
-    environment = make("mpe/simple_spread", batch_size=3, max_cycles=8)
+    environment = make_environment("mpe/simple_spread", batch_size=3, max_cycles=8)
     local = BundleTeam(spread_bundle, environment.spec, sample=sample)
     expected = evaluate(environment, local, 5, seed=3, record=True)
     fleet = FleetTeam(endpoints, environment.spec, sample=sample, stream=stream)
@@ -106,7 +102,7 @@ def test_a_team_of_two_bundles_is_refused(endpoints: Path, tmp_path: Path) -> No
     other = write_toy_bundle(
         tmp_path / "b", agents=AGENTS, observation_size=18, environment={**ENVIRONMENT, "arguments": {"max_cycles": 9}}
     )
-    spec = make("mpe/simple_spread", batch_size=1, max_cycles=8).spec
+    spec = make_environment("mpe/simple_spread", batch_size=1, max_cycles=8).spec
     with AgentProcess(other.path, "agent_1") as stranger:
         addresses = {**load_endpoints(endpoints), "agent_1": stranger.address}
         with pytest.raises(UsageError, match=rf"agent 'agent_1' at .*: got bundle {other.sha256}"):
@@ -172,7 +168,7 @@ def test_mistakes_are_told_with_their_exit_codes(spread_bundle: Bundle, tmp_path
 
 
 def test_a_team_without_one_of_the_agents_is_refused(toy_bundle: Bundle, endpoints: Path) -> None:
-    spec = make("mpe/simple_spread", N=4).spec
+    spec = make_environment("mpe/simple_spread", N=4).spec
     with pytest.raises(UsageError, match=r"no agent 'agent_3', which the environment has \(there: agent_0, agent_1"):
         FleetTeam(endpoints, spec)
     with pytest.raises(UsageError, match=r"no agent 'agent_2'"):

@@ -13,10 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.tensors import to_array, to_tensor
 from hmarl.runtime import self_probe
-from hmarl.runtime.server import AgentServer, ServerSettings
+from hmarl.runtime.server import AgentServer
 from hmarl.runtime.session import Policy
-from hmarl.runtime.wire import to_array, to_tensor
+from hmarl.runtime.settings import ServerSettings
 from peers import Peer, peer
 from picky import ACTIONS, picky_bundle
 

@@ -22,14 +22,15 @@ from grpc_health.v1 import health_pb2
 import raw_http2
 from agent_process import AgentProcess
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime import door, server
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.message_limits import reply_limit_bytes, request_limit_bytes
 from hmarl.runtime.registry import GIVES_WAY_AFTER_S
-from hmarl.runtime.server import AgentServer, ServerSettings
+from hmarl.runtime.server import AgentServer
 from hmarl.runtime.session import Policy
-from hmarl.runtime.wire import to_tensor
+from hmarl.runtime.settings import ServerSettings
 from peers import Peer, peer
 from processes import rss_mib
 from raw_http2 import (

@@ -11,7 +11,7 @@ import pytest
 from agent_process import AgentProcess
 from fragile_bundle import write_fragile_bundle
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
-from hmarl.runtime.wire import write_tensor
+from hmarl.agent.v1.tensors import write_tensor
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.fallback import Zero
 

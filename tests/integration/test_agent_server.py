@@ -21,10 +21,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1.tensors import to_array, to_tensor
 from hmarl.runtime.bundle import Bundle, UsageError
-from hmarl.runtime.server import SERVICE, AgentServer, ServerSettings, parse_address
+from hmarl.runtime.server import SERVICE, AgentServer, parse_address
 from hmarl.runtime.session import Policy, noise_for
-from hmarl.runtime.wire import to_array, to_tensor
+from hmarl.runtime.settings import ServerSettings
 
 LEGAL = np.ones(5, np.bool_)
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -414,7 +415,7 @@ def test_a_port_in_use_is_an_error_that_names_it(agent: Agent, toy_bundle: Bundl
         (["--agent", "agent_0", "--listen", "127.0.0.1:70000"], 2, "port must be between 0 and 65535, got 70000"),
         (["--agent", "agent_0", "--listen", "unix:/nowhere/at/all"], 2, "there is no directory"),
         (["--agent", "agent_0", "--listen", "127.0.0.1:0", "--provider", "gpu"], 2, "unknown provider 'gpu'"),
-        (["--agent", "agent_0", "--max-sessions", "0"], 2, "expected an integer above 0"),
+        (["--agent", "agent_0", "--max-sessions", "0"], 2, "expected an integer of at least 1"),
         (["--agent", "agent_0", "--core", "99999"], 2, "core: got 99999, expected one of "),
         ([], 2, "--agent"),
     ],
@@ -495,7 +496,7 @@ def test_malformed_addresses(listen: str) -> None:
 def test_the_agent_process_stays_light() -> None:
     code = (
         "import sys, hmarl.runtime.commands.agent, hmarl.runtime.server, hmarl.runtime.session\n"
-        "print([m for m in ('gymnasium', 'torch', 'matplotlib', 'typer', 'rich', 'onnx') if m in sys.modules])"
+        "print([m for m in ('gymnasium', 'torch', 'matplotlib', 'difflib', 'rich', 'onnx') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

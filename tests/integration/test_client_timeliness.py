@@ -20,10 +20,11 @@ from onnx import TensorProto, helper
 from agent_process import AgentProcess
 from agent_proxy import AgentProxy
 from hmarl.runtime.bundle import Bundle, write_bundle
-from hmarl.sdk import remote_episode
-from hmarl.sdk.clients.agent import AgentError
-from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.clients import remote_episode
+from hmarl.sdk.clients.async_client import AsyncAgentClient
+from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.errors import AgentError
 from hmarl.sdk.evaluation.deployed_teams import FleetTeam
 from hmarl.sdk.spaces import EnvironmentSpec
 from tcp_relay import TcpRelay
@@ -42,7 +43,8 @@ def served(toy_bundle: Bundle) -> Iterator[AgentProcess]:
 LATE_CLIENT = """
 import asyncio, sys
 import numpy as np
-from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.clients.async_client import AsyncAgentClient
+from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.fallback import Zero
 
 kind, stream = sys.argv[2], sys.argv[3] == "stream"

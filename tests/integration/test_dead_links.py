@@ -18,7 +18,8 @@ import pytest
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.clients.agent import Action
-from hmarl.sdk.clients.client import AgentClient, AsyncAgentClient
+from hmarl.sdk.clients.async_client import AsyncAgentClient
+from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.fallback import Zero
 from tcp_relay import TcpRelay
 

@@ -17,11 +17,12 @@ import pytest
 
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.verify import verify_bundle
+from hmarl.sdk.clients.endpoints import load_endpoints
 from hmarl.sdk.commands._common import parse_settings
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import evaluate
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam, load_endpoints
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.trainer.export import export
 from training_runs import tiny_config, train
 

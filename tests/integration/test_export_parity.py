@@ -18,7 +18,7 @@ from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export import export
 from hmarl.trainer.export.policy_source import load_team
-from hmarl.trainer.records.checkpoint import CheckpointError
+from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.config import make_config
 from hmarl.trainer.runs.run import Run
 

@@ -35,7 +35,7 @@ def test_a_failing_evaluation_loses_no_training_and_is_told(
     assert code == 4, error
     assert "evaluation at 80 steps failed: KeyError: 'fuel'; training goes on" in caplog.text
     assert f"by hand: hmarl-eval --run {run} --checkpoint 80" in caplog.text
-    assert f"error: trained and saved in {run}, but evaluation at 160 steps failed: KeyError: 'fuel'" in error
+    assert f"hmarl-train: trained and saved in {run}, but evaluation at 160 steps failed: KeyError: 'fuel'" in error
     assert "failed 2 times" in error
     summary = json.loads(output.splitlines()[-1])
     assert (summary["steps"], summary["final"], len(summary["problems"])) == (160, {}, 1)
@@ -66,7 +66,7 @@ def test_what_cannot_be_written_beside_training_is_told(call: Call, name: str, t
     (run / name).write_text("in the way")
     code, _, error = call("train", *command_line(config, run))
     assert code == 4, error
-    assert f"error: trained and saved in {run}, but {told}" in error
+    assert f"hmarl-train: trained and saved in {run}, but {told}" in error
     assert "Traceback" not in error
     train(config, tmp_path / "well")
     assert final_hash(run) == final_hash(tmp_path / "well")

@@ -22,8 +22,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.runtime.bundle import Bundle, load_bundle
-from hmarl.runtime.server import AgentServer, ServerSettings
+from hmarl.runtime.server import AgentServer
 from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import ServerSettings
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import BUILT_IN_FAMILIES, make
 from hmarl.sdk.evaluation.closed_loop import evaluate
@@ -33,8 +34,8 @@ from hmarl.sdk.team import Team
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.checkpoint import find_checkpoint, flatten
+from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.run import build_algorithm
 from training_runs import command_line, tiny_config
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -191,7 +192,7 @@ def _start(algorithm: str, environment: str, arguments: dict[str, Any], run: Pat
 def _assert_refused(algorithm: str, environment: str, arguments: dict[str, Any], call: Call, folder: Path) -> None:
     code, said = _start(algorithm, environment, arguments, folder / "refused", call)
     assert code == 2, said
-    assert f"error: {algorithm}: agent '" in said
+    assert f"hmarl-export: {algorithm}: agent '" in said
     assert "expected Discrete" in said
     assert not (folder / "refused").exists(), "a run that was refused must leave nothing behind"
 

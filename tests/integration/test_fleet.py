@@ -104,17 +104,17 @@ def test_members_die_with_a_supervisor_that_is_killed(toy_bundle: Bundle, tmp_pa
         wait_for(lambda: not any(alive(pid) for pid in members), "the end of the members")
 
 
-def test_an_agent_that_keeps_failing_ends_the_fleet_with_code_4(tmp_path: Path) -> None:
+def test_an_agent_that_its_bundle_keeps_from_starting_ends_the_fleet_with_code_3(tmp_path: Path) -> None:
     agents = [
         toy_agent(name, observation_size=6, action="discrete", sizes=(8,), plain=False) for name in ("good", "bad")
     ]
     files = {"agents/good.onnx": toy_graph(), "agents/bad.onnx": b"no graph"}
     bundle = write_bundle(tmp_path / "b", toy_manifest(agents), files)
     with fleet_process(bundle, tmp_path / "endpoints.json") as process:
-        assert process.wait(LIMIT_S) == 4
+        assert process.wait(LIMIT_S) == 3
         assert process.stderr is not None
         message = process.stderr.read()
-    assert "agent 'bad' keeps failing: exit code 3" in message
+    assert "agent 'bad' ended with exit code 3, which starting it again cannot help" in message
     assert "agents/bad.onnx: not an ONNX file" in message
     assert children(process.pid) == []
     assert not (tmp_path / "endpoints.json").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hmarl.runtime.bundle import Bundle
-from hmarl.sdk.evaluation.deployed_teams import load_endpoints
+from hmarl.sdk.clients.endpoints import load_endpoints
 from processes import LIMIT_S, alive, children, fleet_process, wait_for
 
 FOREIGN = {

@@ -16,11 +16,11 @@ import grpc
 import numpy as np
 import pytest
 
+from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime import fleet as fleet_module
 from hmarl.runtime import health_probe
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.fleet import Fleet
-from hmarl.runtime.wire import to_tensor
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.fallback import NoOp
 from hmarl.sdk.errors import HmarlError

@@ -141,7 +141,7 @@ def test_no_space_for_what_is_only_looked_at(
     fill(mount(run / name))
     code, _, error = call("train", *command_line(CONFIG, run))
     assert code == 4, error
-    assert f"error: trained and saved in {run}, but {told}" in error
+    assert f"hmarl-train: trained and saved in {run}, but {told}" in error
     assert "No space left on device" in error
     assert "Traceback" not in error
     (run / name / "filler").unlink()
@@ -160,7 +160,7 @@ def test_no_space_for_the_summary_or_the_configuration(
     assert line.startswith(f"{run}/summary.json: {FULL}; the last good checkpoint is in {run}/checkpoints")
     code, _, error = call("train", *command_line(CONFIG, disk / "another"))
     assert code == 2, error
-    assert f"error: --out {disk}/another: cannot write there (No space left on device)" in error
+    assert f"hmarl-train: --out {disk}/another: cannot write there (No space left on device)" in error
     assert not (disk / "another").exists()
     (disk / "filler").unlink()
     go_on(call, run, unbroken)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmarl.runtime.session import InstructionChoice
+from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import evaluate

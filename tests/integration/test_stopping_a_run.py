@@ -15,8 +15,8 @@ import pytest
 
 from hmarl.trainer.records.recorder import Recorder
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.run import Interrupted, Run
-from hmarl.trainer.runs.stopping import StopRequest
+from hmarl.trainer.runs.run import Run
+from hmarl.trainer.runs.stopping import Interrupted, StopRequest
 from training_process import Training
 from training_runs import command_line, final_hash, tiny_config, train
 
@@ -101,7 +101,8 @@ def test_stopped_while_environments_are_built(number: signal.Signals, begin: Any
     training.until((run / ".lock").exists)
     training.process.send_signal(number)
     assert training.ended() == 130, training.output
-    assert "stopping; Ctrl-C again leaves at once" in training.output
+    again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+    assert f"stopping; {again} leaves at once" in training.output
     assert "Traceback" not in training.output
     assert not run.parent.exists(), "the same command cannot be typed again"
 
@@ -172,9 +173,9 @@ def test_stopping_is_said_before_stopped(call: Call, tmp_path: Path, monkeypatch
     """The thread that answers may be late, on a machine that is busy."""
     say = StopRequest.say
 
-    def say_late(stop: StopRequest) -> None:
+    def say_late(stop: StopRequest, number: int) -> None:
         time.sleep(0.2)
-        say(stop)
+        say(stop, number)
 
     def asked(run: Run, stop: StopRequest) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGINT)

@@ -20,7 +20,7 @@ import torch
 from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle, to_plain
 from hmarl.runtime.manifest import from_plain
 from hmarl.runtime.verify import verify_bundle
-from hmarl.sdk.clients.agent import LocalAgent
+from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import as_numpy, episode_seeds, evaluate
@@ -187,7 +187,7 @@ def test_students_that_are_told_more_are_reported_on_and_not_exported(
     assert not (run / "bundle").exists()
     code, _, said = call(*command, "--out", str(target))
     assert code == 2
-    assert f"error: --out: got {target}, expected nothing with distillation.told={told}" in said
+    assert f"hmarl-export: --out: got {target}, expected nothing with distillation.told={told}" in said
     assert not target.exists()
     with pytest.raises(UsageError, match=rf"distillation.told: got {told}, expected nothing"):
         export_run(run, target, "last", distillation=validate(DistillationSettings, settings, "distillation"))
@@ -209,7 +209,7 @@ def test_interchangeable_students_are_one_graph(call: Call, tmp_path: Path) -> N
         "--set", "distillation.share_parameters=false",
     )  # fmt: skip
     assert code == 2
-    assert "error: distillation.share_parameters: got False, expected true or null" in said
+    assert "hmarl-export: distillation.share_parameters: got False, expected true or null" in said
 
 
 def test_what_is_in_the_way_of_the_bundle_is_said_before_anything_is_distilled(run: Path, call: Call) -> None:
@@ -223,9 +223,9 @@ def test_what_is_in_the_way_of_the_bundle_is_said_before_anything_is_distilled(r
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "error: mat: acts for the whole team at once .* hmarl-export --distil"),
-        (["--set", "distillation.rounds=3"], "error: --set distillation.*: got it without --distil"),
-        (["--restart-students"], "error: --restart-students: got it without --distil"),
+        ([], "hmarl-export: mat: acts for the whole team at once .* hmarl-export --distil"),
+        (["--set", "distillation.rounds=3"], "hmarl-export: --set distillation.*: got it without --distil"),
+        (["--restart-students"], "hmarl-export: --restart-students: got it without --distil"),
         (["--distil", "--set", "distillation.round=3"], "unknown setting 'distillation.round'; did you mean"),
         (["--distil", "--set", "distillation.rounds=0"], "distillation.rounds: got 0, expected: "),
         (["--distil", "--set", "algorithm.gamma=1"], "--set: unknown prefix 'algorithm'"),
@@ -248,7 +248,7 @@ def test_who_has_no_teacher_is_not_distilled(call: Call, tmp_path: Path) -> None
     before = files(run)
     code, output, error = call("export", str(run), "--distil", "--out", str(target))
     assert (code, output) == (2, "")
-    assert "error: --distil: no part of happo knows more than its agents do" in error
+    assert "hmarl-export: --distil: no part of happo knows more than its agents do" in error
     assert not target.exists()
     assert files(run) == before
 

@@ -33,12 +33,12 @@ WRONG_USE = [
     (("happo", "--env", "mep/simple_spread"), 2, "unknown environment family 'mep'; did you mean 'mpe'?"),
     (("happo", "--env", "mpe"), 2, "got no task, expected 'mpe/TASK'"),
     (("happo", "--env", "no_such_module:make"), 2, "No module named 'no_such_module'"),
-    (("happo",), 2, "usage: hmarl-train ALGORITHM --env FAMILY/TASK"),
-    ((), 2, "usage: hmarl-train ALGORITHM --env FAMILY/TASK"),
+    (("happo",), 2, "ALGORITHM: got happo without --env, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
+    ((), 2, "ALGORITHM: got nothing, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
     ((*TRAIN, "--steps", "-5"), 2, "run.steps: got -5, expected: Input should be greater than or equal to 1"),
     ((*TRAIN, "--preset", "paper-mp"), 2, "unknown preset 'paper-mp'; did you mean 'paper-mpe'?"),
     (("--resume", "somewhere", "--preset", "paper-mpe"), 2, "--resume: takes everything from the run's config.json"),
-    ((*TRAIN, "--steps", "many"), 2, "Invalid value for '--steps'"),
+    ((*TRAIN, "--steps", "many"), 2, "--steps: got 'many', expected an integer"),
     ((*TRAIN, "--seed", "-1"), 2, "run.seed: got -1"),
     ((*TRAIN, "--set", "algorithm.clipp=0.1"), 2, "unknown setting 'algorithm.clipp'; did you mean 'algorithm.clip'?"),
     ((*TRAIN, "--set", "run.step=1"), 2, "unknown setting 'run.step'; did you mean 'run.steps'?"),
@@ -180,7 +180,7 @@ def test_what_acts_centrally_is_evaluated_but_never_exported(call: Call, tmp_pat
     for out in ((), ("--out", str(tmp_path / "bundle.zip"))):
         code, output, error = call("export", str(run), *out, "--json")
         assert (code, output) == (2, "")
-        assert f"error: {algorithm}: acts for the whole team at once from all agents' observations" in error
+        assert f"hmarl-export: {algorithm}: acts for the whole team at once from all agents' observations" in error
         assert "hmarl-export --distil distils a local student for each agent, and magpo (or ctds) with" in error
         assert f"--set algorithm.guider={algorithm} trains one for each" in error
     assert sorted(run.rglob("*")) == before
@@ -258,6 +258,6 @@ def test_the_real_program_leaves_with_the_same_codes() -> None:
     result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(
-        "error: unknown setting 'algorithm.clipp'; did you mean 'algorithm.clip'?"
+        "hmarl-train: unknown setting 'algorithm.clipp'; did you mean 'algorithm.clip'?"
     )
     assert result.stdout == ""

@@ -114,7 +114,7 @@ def _refused(call: Call, out: Path, gates: Path, monkeypatch: pytest.MonkeyPatch
     assert (code, output) == (2, ""), error
     assert not (gates / "made").exists(), "an environment was made"
     (line,) = error.splitlines()[-1:]
-    assert line.startswith(f"error: --out {out}: cannot write there ("), line
+    assert line.startswith(f"hmarl-train: --out {out}: cannot write there ("), line
     return line
 
 
@@ -144,7 +144,7 @@ def test_a_disk_without_room_is_found_at_once(gates: Path, tmp_path: Path) -> No
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: --out {out}: cannot write there (File too large)")
+    assert done.stderr.splitlines()[-1].startswith(f"hmarl-train: --out {out}: cannot write there (File too large)")
     assert not (gates / "made").exists()
     assert not out.exists()
 
@@ -167,10 +167,10 @@ def test_evaluation_and_export_find_it_out_before_they_begin(call: Call, tmp_pat
     file.write_text("mine")
     code, output, error = run_in_pipes("hmarl-eval", "--run", run, "--episodes", 2, "--out", file / "results")
     assert (code, output) == (2, ""), "nothing was played"
-    assert f"error: --out {file}/results: cannot write there (Not a directory)" in error
+    assert f"hmarl-eval: --out {file}/results: cannot write there (Not a directory)" in error
     code, _, error = call("export", str(run), "--out", str(file / "bundle"))
     assert code == 2
-    assert f"error: --out {file}/bundle: cannot write there (Not a directory)" in error
+    assert f"hmarl-export: --out {file}/bundle: cannot write there (Not a directory)" in error
 
 
 def test_a_directory_is_refused_before_anything_is_measured(
@@ -213,7 +213,9 @@ def test_a_device_that_cannot_train_is_refused_by_name(call: Call, name: str, tm
     code, _, error = call("train", "happo", "--env", "mpe/simple_spread", "--device", name, "--out", str(out), *FAST)
     assert code == 2
     line = error.splitlines()[-1]
-    assert line.startswith(f"error: run.device: got '{name}', on which this torch ({torch.__version__}) cannot train")
+    assert line.startswith(
+        f"hmarl-train: run.device: got '{name}', on which this torch ({torch.__version__}) cannot train"
+    )
     assert "expected one of cpu" in line
     assert not out.exists()
 

@@ -17,7 +17,7 @@ import torch
 
 from hmarl.runtime.bundle import Bundle, UsageError
 from hmarl.runtime.session import noise_for
-from hmarl.sdk.clients.agent import LocalAgent
+from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation.closed_loop import as_numpy, evaluate
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam

@@ -15,7 +15,7 @@ from hmarl.sdk.team import Team
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.export.policy_source import load_team
-from hmarl.trainer.guiders.guided_team import GuidedTeam
+from hmarl.trainer.guiders.settings import GuiderFields
 from hmarl.trainer.runs.config import make_config
 from hmarl.trainer.runs.run import Run
 
@@ -27,7 +27,7 @@ GUIDED = {"embedding_size": 32, "epochs": 4, "minibatches": 2, "max_gradient_nor
 
 
 def is_guided(algorithm: str) -> bool:
-    return issubclass(ALGORITHMS[algorithm], GuidedTeam)
+    return issubclass(ALGORITHMS[algorithm].settings_class, GuiderFields)
 
 
 def final_return(algorithm: str, environment: str, steps: int, seed: int, folder: Path, **run: int) -> float:

@@ -14,7 +14,7 @@ import pytest
 from agent_process import AgentProcess
 from healthy_client import AGENT, BUNDLE, HealthyClient
 from hmarl.agent.v1 import agent_pb2 as pb
-from hmarl.runtime.wire import to_tensor
+from hmarl.agent.v1.tensors import to_tensor
 from processes import rss_mib
 
 pytestmark = pytest.mark.reliability

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation, StepResult
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
-from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.algorithms.a2po import A2po, explained_advantage
+from hmarl.trainer.algorithms import find_algorithm, mappo
+from hmarl.trainer.algorithms.a2po import A2po, clip_of, corrected_advantages, explained_advantage, joint_ratio
 from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.distributions import Categorical, Distribution
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
-from hmarl.trainer.sequential.trust_region_steps import surrogate
-from training_runs import CPU, new_algorithm
+from hmarl.trainer.sequential.constrained_steps import surrogate
+from hmarl.trainer.sequential.estimates import Estimate, joint_estimate
+from hmarl.trainer.sequential.gradient_steps import Loss, Report, clipped_loss, no_report
+from hmarl.trainer.sequential.samples import AgentSamples
+from hmarl.trainer.sequential.turns import Improvement, Turn
+from training_runs import CPU, new_algorithm, team_samples, turn_of
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -45,13 +49,25 @@ def new_player(name: str, agents: int = 2, **settings: Any) -> Any:
     algorithm_class = find_algorithm(name)
     linear = {"hidden_sizes": (), "critic_hidden_sizes": (), "normalise_observations": False, "normalise_values": False}
     checked = algorithm_class.settings_class(**{**linear, "entropy_coefficient": 0.0, **settings})
-    return at_place(algorithm_class(game(agents), checked, torch.Generator().manual_seed(0), CPU), 0)
+    return algorithm_class(game(agents), checked, torch.Generator().manual_seed(0), CPU)
 
 
-def at_place(algorithm: Any, place: int) -> Any:
-    """With so many agents updated before; only A2PO counts them."""
-    algorithm._place = place
-    return algorithm
+def descended(algorithm: Any) -> Loss:
+    """The loss that the algorithm's update hands to its gradient steps."""
+    agents, found = len(algorithm.spec.agents), []
+    rollout = Rollout(algorithm.spec, 2, 1, CPU)
+    rollout.actions = [torch.zeros(2, 1, agents, dtype=torch.int64)]
+    present = torch.ones(1, agents, dtype=torch.bool)
+    rollout.finish(Observation((torch.zeros(1, agents, 1),), (None,), torch.zeros(1, 1), present))
+
+    def descend(turn: Turn, loss: Loss, report: Report = no_report) -> Improvement:
+        found.append(loss)
+        return Improvement(turn.samples.old, {"agent_kl": 0.0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algorithm.steps, "descend", descend)
+        algorithm.update(rollout, 0.0)
+    return found[0]
 
 
 def four_samples(active: Tensor | None = None, surrogate_weight: Tensor | None = None) -> AgentSamples:
@@ -61,8 +77,9 @@ def four_samples(active: Tensor | None = None, surrogate_weight: Tensor | None =
     )
 
 
-def loss_of(algorithm: Any, samples: AgentSamples | None = None) -> float:
-    return float(algorithm.loss(Categorical(NEW.log()), samples or four_samples(), ADVANTAGES))
+def loss_of(algorithm: Any, samples: AgentSamples | None = None, **known: Any) -> float:
+    turn = turn_of(algorithm, 0, samples or four_samples(), ADVANTAGES, **known)
+    return float(descended(algorithm)(Categorical(NEW.log()), turn))
 
 
 # --- the losses -----------------------------------------------------------------------------------------------------
@@ -98,20 +115,28 @@ def test_at_ratio_one_haa2c_follows_the_policy_gradient_and_happo_with_it() -> N
     logits = OLD.log().requires_grad_(True)
     by_hand = -(torch.eye(2)[ACTIONS] - OLD) * ADVANTAGES.unsqueeze(-1) / 4
     for name in ("haa2c", "happo", "hamdpo"):
-        loss = new_player(name).loss(Categorical(logits), four_samples(), ADVANTAGES)
+        algorithm = new_player(name)
+        loss = descended(algorithm)(Categorical(logits), turn_of(algorithm, 0, four_samples(), ADVANTAGES))
         torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], by_hand, msg=name)
 
 
 class Recording(A2po):
     """A2PO in ``game`` whose agents' policies become (¾, ¼) instead of being improved."""
 
-    def descend(
-        self, group: int, member: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> Improvement:
-        self.updated = [*getattr(self, "updated", []), (member, samples, advantages, self.clip)]
-        set_probabilities(self, member, 0.75)
-        policy = self.policies[group]
-        return Improvement(samples.under(policy, policy.row(member)), {"agent_kl": 0.0})
+    updated: list[Turn]
+
+    def update_with(self, rollout: Rollout, estimate: Estimate) -> dict[str, float]:
+        """An update in which the critic makes this of the rollout."""
+        self.updated = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hmarl.trainer.algorithms.a2po.joint_estimate", lambda *_: estimate)
+            patch.setattr(self.steps, "descend", self._descend)
+            return self.update(rollout, 0.0)
+
+    def _descend(self, turn: Turn, loss: Loss, report: Report) -> Improvement:
+        self.updated.append(turn)
+        set_probabilities(self, turn.member, 0.75)
+        return Improvement(turn.samples.under(turn.policy, turn.policy.row(turn.member)), {"agent_kl": 0.0})
 
 
 def set_probabilities(algorithm: Any, member: int, first: float) -> None:
@@ -150,7 +175,7 @@ def test_a2po_corrects_the_advantage_for_those_before(factor: list[float], expec
     """Wang et al. 2023, Eq. 4, on four steps with an episode's end; then mean 0 and standard deviation 1."""
     algorithm = new_player("a2po", gamma=0.5, gae_lambda=0.5)
     rollout, estimate = trajectory()
-    corrected = algorithm.advantages_given(torch.tensor(factor), torch.full((4,), math.nan), rollout, estimate)
+    corrected = corrected_advantages(rollout, estimate, torch.tensor(factor), algorithm.settings)
     mean = sum(expected) / 4
     deviation = math.sqrt(sum((x - mean) ** 2 for x in expected) / 4)
     torch.testing.assert_close(corrected, torch.tensor([(x - mean) / deviation for x in expected]))
@@ -158,12 +183,13 @@ def test_a2po_corrects_the_advantage_for_those_before(factor: list[float], expec
 
 def test_a2po_clips_the_joint_ratio_by_place() -> None:
     """clip(F, 0.9, 1.1) · r = 1.65, 1, 0.18, 0.525, then cut to 1 ± 0.15 for the first of two agents, ± 0.2 after."""
-    algorithm = recording(2, clip=0.2, first_clip_share=0.5, semi_greedy=False)
-    samples = four_samples(surrogate_weight=torch.tensor([1.1, 1.0, 0.9, 1.05]))
-    assert at_place(algorithm, 1).clip == pytest.approx(0.15)
-    assert loss_of(algorithm, samples) == pytest.approx(-(1.15 * 2 - 1 - 0.85 * 3 + 0.525 * 4) / 4)
-    assert at_place(algorithm, 2).clip == pytest.approx(0.2)
-    assert loss_of(algorithm, samples) == pytest.approx(-(1.2 * 2 - 1 - 0.8 * 3 + 0.525 * 4) / 4)
+    algorithm = new_player("a2po", 2, clip=0.2, first_clip_share=0.5, semi_greedy=False)
+    factor = torch.tensor([1.3, 1.0, 0.2, 1.05])
+    turns = [turn_of(algorithm, 0, four_samples(), ADVANTAGES, factor=factor, place=place) for place in (1, 2)]
+    assert [clip_of(turn, algorithm.settings) for turn in turns] == pytest.approx([0.15, 0.2])
+    first, second = (loss_of(algorithm, factor=factor, place=place) for place in (1, 2))
+    assert first == pytest.approx(-(1.15 * 2 - 1 - 0.85 * 3 + 0.525 * 4) / 4)
+    assert second == pytest.approx(-(1.2 * 2 - 1 - 0.8 * 3 + 0.525 * 4) / 4)
 
 
 def test_a2po_hands_the_product_of_ratios_on() -> None:
@@ -174,15 +200,16 @@ def test_a2po_hands_the_product_of_ratios_on() -> None:
     chosen = torch.tensor([[0, 0, 0], [1, 1, 1], [0, 0, 0], [1, 1, 1]])
     rollout.actions = [chosen.view(4, 1, 3)]
     rollout.observations = [torch.zeros(4, 1, 3, 1)]
-    metrics = algorithm.update_agents(rollout, estimate, 1.0)
-    assert sorted(member for member, *_ in algorithm.updated) == [0, 1, 2]
-    weights = [samples.surrogate_weight for _, samples, _, _ in algorithm.updated]
+    metrics = algorithm.update_with(rollout, estimate)
+    assert sorted(turn.member for turn in algorithm.updated) == [0, 1, 2]
+    weights = [joint_ratio(turn.samples.old, turn, 0.2) for turn in algorithm.updated]  # times r = 1
     torch.testing.assert_close(torch.stack(weights), torch.tensor([[1.0] * 4] + [[1.1, 0.9, 1.1, 0.9]] * 2))
-    assert [clip for *_, clip in algorithm.updated] == pytest.approx([0.2 * (0.5 + 0.5 * k / 3) for k in (1, 2, 3)])
+    clips = [clip_of(turn, algorithm.settings) for turn in algorithm.updated]
+    assert clips == pytest.approx([0.2 * (0.5 + 0.5 * k / 3) for k in (1, 2, 3)])
     assert metrics["sequential_factor_max"] == pytest.approx(1.5**2)
     # The third's advantage: F = 2.25 and 0.25, so ¼ of the 3 at the third step and of the −½ at the first.
     raw = torch.tensor([1 - 0.125, -2.0, -2 + 0.75, 12.0])
-    torch.testing.assert_close(algorithm.updated[2][2], (raw - raw.mean()) / raw.std(correction=0))
+    torch.testing.assert_close(algorithm.updated[2].advantages, (raw - raw.mean()) / raw.std(correction=0))
 
 
 def test_a2po_takes_the_agent_whose_action_explains_most_at_every_other_place() -> None:
@@ -201,11 +228,10 @@ def test_a2po_takes_the_agent_whose_action_explains_most_at_every_other_place() 
     seconds = set()
     algorithm = recording(4)
     for _ in range(25):
-        algorithm.updated = []
         for member in range(4):
             set_probabilities(algorithm, member, 0.5)
-        algorithm.update_agents(rollout, estimate, 1.0)
-        first, second, third, fourth = (member for member, *_ in algorithm.updated)
+        algorithm.update_with(rollout, estimate)
+        first, second, third, fourth = (turn.member for turn in algorithm.updated)
         assert first == 2
         seconds.add(second)
         assert share[third] > share[fourth]
@@ -219,7 +245,7 @@ def updated_with_haste(name: str, hasty: int | None) -> Tensor:
     """[N, P] policies after one update in which one agent's step size was a hundred times larger."""
     algorithm, rollout, collector = new_algorithm(name, TOY, 8, 10, {"agents": 3}, share_parameters=False)
     if hasty is not None:
-        algorithm.optimisers[0][hasty].learning_rate *= 100
+        algorithm.steps.optimisers[0][hasty].learning_rate *= 100
     collector.collect(algorithm)
     algorithm.update(rollout, 0.0)
     return algorithm.policies[0].theta
@@ -236,7 +262,7 @@ def test_only_the_sequential_algorithms_let_an_agent_know_of_the_others_updates(
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_agents_who_share_parameters_form_one_loss(recurrent: bool) -> None:
+def test_agents_who_share_parameters_form_one_loss(recurrent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One gradient step on the mean over everybody's samples, and the normalised joint advantage for each."""
     algorithm, rollout, collector = new_algorithm(
         "mappo", TOY, 4, 12, {"agents": 3}, epochs=1, recurrent=recurrent, chunk_length=4
@@ -244,21 +270,26 @@ def test_agents_who_share_parameters_form_one_loss(recurrent: bool) -> None:
     collector.collect(algorithm)
     rollout.active[3:, 1, 0] = rollout.active[5:, :, 2] = False
     rollout.all_active = False
-    calls, inner, features = [], algorithm.loss, algorithm.features(rollout)
-    joint = algorithm.agents_advantages(rollout, algorithm.estimate(rollout))
-    alone = [algorithm.samples_of(rollout, features, 0, slice(i, i + 1)) for i in range(3)]
-    algorithm.loss = lambda *arguments: calls.append(arguments) or inner(*arguments)
+    calls: list[tuple[Turn, dict[str, float]]] = []
+    estimate = joint_estimate(rollout, algorithm.critic, algorithm.state_normaliser, algorithm.settings)
+    joint = normalise_advantages(estimate.advantages)
+    alone = [team_samples(algorithm, rollout).of_members(0, slice(i, i + 1)) for i in range(3)]
+    monkeypatch.setattr(
+        mappo, "clipped_loss", lambda new, turn, **told: calls.append((turn, told)) or clipped_loss(new, turn, **told)
+    )
     algorithm.update(rollout, 0.0)
-    ((_, together, advantages),) = calls
+    ((turn, told),) = calls
+    together, advantages = turn.samples, turn.advantages
     assert len(together.inputs) == 12 * 4 * 3
     torch.testing.assert_close(advantages, joint.flatten().repeat_interleave(3))
     # The same member by member, weighted by the steps at which each was there.
     policy, total = algorithm.policies[0], 0.0
     for member, samples in enumerate(alone):
         assert (samples.inputs[:, -3:].argmax(-1) == member).all(), "the identity is appended"
-        loss = inner(samples.under(policy, policy.theta[0]), samples, joint.flatten())
+        mine = replace(turn, samples=samples, advantages=joint.flatten())
+        loss = clipped_loss(samples.under(policy, policy.theta[0]), mine, **told)
         total += int(rollout.active[:, :, member].sum()) * float(loss)
-    pooled = inner(together.under(policy, policy.theta[0]), together, advantages)
+    pooled = clipped_loss(together.under(policy, policy.theta[0]), turn, **told)
     assert float(pooled) == pytest.approx(total / int(rollout.active.sum()), rel=1e-4)
 
 
@@ -292,8 +323,8 @@ def two_agents_rollout() -> Rollout:
 def test_ippo_estimates_every_agents_own_advantage_by_hand() -> None:
     """γλ = ¼; the bootstrap is 0 after termination and the agent's own final observation's value at the cut."""
     algorithm = new_player("ippo", gamma=0.5, gae_lambda=0.5)
-    algorithm.critics["critics.0"].theta.copy_(torch.tensor([1.0, 0.0, 10.0, 0.0]))
-    estimate = algorithm.estimate(two_agents_rollout())
+    algorithm.critics.critics[0].theta.copy_(torch.tensor([1.0, 0.0, 10.0, 0.0]))
+    estimate = algorithm.critics.estimate(two_agents_rollout(), algorithm.settings)
     assert estimate.values.shape == estimate.advantages.shape == (3, 2, 2)
     torch.testing.assert_close(estimate.values[:, 0], torch.tensor([[2.0, 4.0], [4.0, 8.0], [8.0, 2.0]]))
     # Terminated: δ = 1+2−2, 2−4, 4+8−8 and 3+4−4, 1−8, 6+2−2.
@@ -304,12 +335,20 @@ def test_ippo_estimates_every_agents_own_advantage_by_hand() -> None:
     torch.testing.assert_close(estimate.next_values[1], torch.tensor([[0.0, 0.0], [6.0, 2.0]]))
 
 
-def test_ippo_normalises_over_the_agents_that_are_there() -> None:
+def test_ippo_normalises_over_the_agents_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, rollout = new_player("ippo"), two_agents_rollout()
     advantages = torch.tensor([[[1.0, 9e9], [3.0, 9e9]], [[1.0, 3.0], [3.0, 1.0]], [[-9e9, 3.0], [1.0, 9e9]]])
     rollout.active, rollout.all_active = advantages.abs() < 9, False
-    estimate = replace(algorithm.estimate(rollout), advantages=advantages)
-    normalised = algorithm.per_agent_advantages(rollout, estimate)[rollout.active]
+    estimate = replace(algorithm.critics.estimate(rollout, algorithm.settings), advantages=advantages)
+    turns: list[Turn] = []
+    monkeypatch.setattr(algorithm.critics, "estimate", lambda *_: estimate)
+    monkeypatch.setattr(
+        algorithm.steps, "descend",
+        lambda turn, *_: turns.append(turn) or Improvement(turn.samples.old, {"agent_kl": 0.0}),
+    )  # fmt: skip
+    algorithm.update(rollout, 0.0)
+    (turn,) = turns
+    normalised = turn.advantages.view(rollout.active.shape)[rollout.active]
     # Of 1, 3, 1, 3, 3, 1, 3, 1: mean 2, standard deviation 1.
     torch.testing.assert_close(normalised, torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0]))
 
@@ -337,12 +376,13 @@ def moved(algorithm: Any, agent: int, samples: AgentSamples) -> Distribution:
     return samples.under(algorithm.policies[group], theta + 0.3 * noise)
 
 
-def losses(algorithm: Any, agent: int, samples: AgentSamples, advantages: Tensor) -> list[float]:
+def losses(algorithm: Any, agent: int, samples: AgentSamples, advantages: Tensor, loss: Loss | None) -> list[float]:
     """The loss (HATRPO: its surrogate) and the divergence."""
     new = moved(algorithm, agent, samples)
-    if hasattr(algorithm, "loss"):
+    if loss is not None:
         weight = torch.linspace(0.9, 1.1, 7)[(advantages * 1e3).long() % 7]
-        value = at_place(algorithm, 1).loss(new, replace(samples, surrogate_weight=weight), advantages)
+        turn = turn_of(algorithm, agent, replace(samples, surrogate_weight=weight), advantages, factor=weight)
+        value = loss(new, turn)
     else:
         value = surrogate(new, samples, advantages, 0.1)
     return [float(value), float(samples.mean(samples.old.kl(new)))]
@@ -357,40 +397,47 @@ def test_the_order_of_samples_and_environments_does_not_matter(name: str, recurr
     collector.collect(algorithm)
     assert rollout.ended.any()
     assert not rollout.all_active
+    loss = None if name == "hatrpo" else descended(new_player(name, entropy_coefficient=0.01))
     generator = torch.Generator().manual_seed(1)
     order = torch.randperm(6, generator=generator)
     other = shuffled(rollout, order)
     drawn = torch.randn(12, 6, generator=generator)
     for agent in range(3):
-        samples = algorithm.samples(rollout, algorithm.features(rollout), agent)
-        expected = losses(algorithm, agent, samples, drawn.flatten())
+        samples = team_samples(algorithm, rollout).of_agent(agent)
+        expected = losses(algorithm, agent, samples, drawn.flatten(), loss)
         assert expected[1] > 1e-4
         units = torch.randperm(samples.units, generator=generator)
-        parted = losses(algorithm, agent, samples.take(units), drawn.flatten()[samples.rows(units)])
+        parted = losses(algorithm, agent, samples.take(units), drawn.flatten()[samples.rows(units)], loss)
         assert parted == pytest.approx(expected, rel=1e-4, abs=1e-6)
-        elsewhere = algorithm.samples(other, algorithm.features(other), agent)
-        assert losses(algorithm, agent, elsewhere, drawn[:, order].flatten()) == pytest.approx(
+        elsewhere = team_samples(algorithm, other).of_agent(agent)
+        assert losses(algorithm, agent, elsewhere, drawn[:, order].flatten(), loss) == pytest.approx(
             expected, rel=1e-4, abs=1e-6
         )
 
 
 @pytest.mark.parametrize("name", ["hatrpo", *GRADIENT_ALGORITHMS])
-def test_what_absent_agents_see_and_do_has_no_influence(name: str) -> None:
-    """Two updates of the agents, alike but for the observations, actions and masks at the steps of absence."""
+def test_what_absent_agents_see_and_do_has_no_influence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates, alike but for the observations, actions and masks at the steps of absence."""
     results = []
     for disturb in (False, True):
         algorithm, rollout, collector = new_algorithm(name, TOY, 6, 10, {"agents": 3})
         collector.collect(algorithm)
         rollout.active[2:5, :, 0] = rollout.active[7:, 3:, 2] = False
         rollout.all_active = False
-        estimate = algorithm.estimate(rollout)
+        if name == "ippo":
+            estimate = algorithm.critics.estimate(rollout, algorithm.settings)
+            monkeypatch.setattr(algorithm.critics, "estimate", lambda *_, made=estimate: made)
+        else:
+            estimate = joint_estimate(rollout, algorithm.critic, algorithm.state_normaliser, algorithm.settings)
+            place = f"hmarl.trainer.algorithms.{name}.joint_estimate"
+            monkeypatch.setattr(place, lambda *_, made=estimate: made)
         if disturb:
             gone = ~rollout.active
             rollout.observations[0][gone], rollout.actions[0][gone] = 7.0, 3
             rollout.action_masks[0][gone] = True
             if name == "ippo":
                 estimate.advantages[gone] = 1e4
-        metrics = algorithm.update_agents(rollout, estimate, 1.0)
+        metrics = algorithm.update(rollout, 0.0)
         results.append((algorithm.policies[0].theta, metrics))
     (calm, expected), (disturbed, metrics) = results
     torch.testing.assert_close(disturbed, calm, rtol=1e-4, atol=1e-6)
@@ -408,9 +455,9 @@ def test_what_an_absent_agent_sees_or_would_earn_does_not_reach_ippos_critic() -
         rollout.active[2:5, :, 0], rollout.all_active = False, False
         rollout.rewards[~rollout.active] = 0.0
         rollout.observations[0][~rollout.active] = seen
-        estimate = algorithm.estimate(rollout)  # type: ignore[attr-defined]
+        estimate = algorithm.critics.estimate(rollout, algorithm.settings)
         estimate.returns[~rollout.active] = junk
-        algorithm.update_critic(rollout, estimate, 1.0)  # type: ignore[attr-defined]
+        algorithm.critics.fit(rollout, estimate.returns, algorithm.noise_generator)
         fitted.append((estimate.advantages[rollout.active], algorithm.components()["critics.0"].theta.clone()))
     assert torch.equal(fitted[0][0], fitted[1][0])
     assert torch.equal(fitted[0][1], fitted[1][1])

@@ -12,13 +12,18 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.conductors.conducted import Conducted
-from hmarl.trainer.conductors.level import ConductorImprovement, ConductorLevel, ConductorSettings
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.conductors.acting import ConductedActing
+from hmarl.trainer.conductors.level import ConductorFields, ConductorImprovement, ConductorLevel
+from hmarl.trainer.contract.acting import LocalActing
+from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.experience.rollout import Collector, Decision, Rollout
 from hmarl.trainer.export.samples import example_inputs
 from hmarl.trainer.networks.distributions import Categorical
-from hmarl.trainer.networks.settings import validate
-from hmarl.trainer.sequential.heterogeneous import Estimate
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings, validate
+from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
+from hmarl.trainer.sequential.estimates import Estimate
 from training_runs import CPU
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -27,16 +32,40 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "conductor_hidden_sizes": (8,), "
 TOY = "toy_environments:masked_discrete"
 
 
-class Idle(Conducted):
+class IdleSettings(ConductorFields, TrustRegionFields, AlgorithmSettings):
+    """Of agents who learn nothing under a conductor who does."""
+
+
+class Told(LocalActing):
+    """Local policies that record what they are told."""
+
+    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
+        decision = super().act_in_context(observation, step, context)
+        assert context is not None
+        decision.extras["context"] = context
+        return decision
+
+
+class Idle(Algorithm):
     """Agents who learn nothing, under a conductor who does."""
 
-    settings_class = ConductorSettings
+    settings_class = IdleSettings
+    settings: IdleSettings
 
-    def act(self, observation: Observation, step: int) -> Decision:
-        context, extras = self.instruct(observation, step)
-        decision = self.act_in_context(observation, step, context)
-        decision.extras = {**extras, "context": context}
-        return decision
+    def __init__(
+        self, spec: EnvironmentSpec, settings: IdleSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.conductor = ConductorLevel(spec, settings, generator, device)
+        told = Told(self.actors, None, self.noise_generator)
+        self.acting = ConductedActing(told, self.conductor, self.state_normaliser, self.noise_generator)
+
+    @property
+    def context_size(self) -> int:
+        return self.settings.instruction_head.output_size
+
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        return self.conductor.local_conductor(group)
 
     def states(self, rollout: Rollout) -> Tensor:
         return self.state_normaliser(rollout.states[:-1]).flatten(0, 1)
@@ -49,7 +78,7 @@ class Idle(Conducted):
 def conducted(environment: str = TOY, batch_size: int = 32, **settings: Any) -> tuple[Idle, Rollout, Collector]:
     """With one rollout of 10 steps collected; the toy's episodes last 5."""
     made = make(environment, batch_size)
-    checked = validate(ConductorSettings, {**SMALL, **settings}, "algorithm")
+    checked = validate(IdleSettings, {**SMALL, **settings}, "algorithm")
     algorithm = Idle(made.spec, checked, torch.Generator().manual_seed(3), CPU)
     rollout = Rollout(made.spec, 10, batch_size, CPU)
     collector = Collector(made, rollout, np.arange(batch_size, dtype=np.int64))
@@ -206,4 +235,4 @@ def test_vectors_have_no_weights_as_printed() -> None:
     settings = {"instruction_space": "continuous", "instruction_weight": "paper"}
     expected = "algorithm.instruction_weight: got 'paper', expected 'ratio' with instruction_space=continuous"
     with pytest.raises(UsageError, match=expected):
-        validate(ConductorSettings, settings, "algorithm")
+        validate(IdleSettings, settings, "algorithm")

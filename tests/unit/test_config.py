@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
+from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
 from hmarl.trainer.algorithms.hcpo import HcpoSettings
 from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.networks.settings import ActorCriticSettings, Settings, validate
+from hmarl.trainer.networks.settings import Settings, validate
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.presets import PRESETS, find_preset, named_preset
 from hmarl.trainer.runs.settings import RunSettings
@@ -28,16 +29,16 @@ def test_an_unknown_key_is_refused_with_a_suggestion(key: str, suggestion: str) 
 
 
 OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
-    (ActorCriticSettings, "gamma", 1.5, "less than or equal to 1"),
-    (ActorCriticSettings, "gamma", -0.1, "greater than or equal to 0"),
-    (ActorCriticSettings, "gamma", "high", "valid number"),
-    (ActorCriticSettings, "gamma", float("nan"), "finite number"),
-    (ActorCriticSettings, "critic_learning_rate", float("inf"), "finite number"),
-    (ActorCriticSettings, "critic_learning_rate", 0, "greater than 0"),
-    (ActorCriticSettings, "activation", "sigmoid", "'relu', 'tanh', 'elu' or 'silu'"),
-    (ActorCriticSettings, "critic_loss", "l1", "'mse' or 'huber'"),
-    (ActorCriticSettings, "hidden_sizes", 64, "valid tuple"),
-    (ActorCriticSettings, "normalise_values", "perhaps", "valid boolean"),
+    (HatrpoSettings, "gamma", 1.5, "less than or equal to 1"),
+    (HatrpoSettings, "gamma", -0.1, "greater than or equal to 0"),
+    (HatrpoSettings, "gamma", "high", "valid number"),
+    (HatrpoSettings, "gamma", float("nan"), "finite number"),
+    (HatrpoSettings, "critic_learning_rate", float("inf"), "finite number"),
+    (HatrpoSettings, "critic_learning_rate", 0, "greater than 0"),
+    (HatrpoSettings, "activation", "sigmoid", "'relu', 'tanh', 'elu' or 'silu'"),
+    (HatrpoSettings, "critic_loss", "l1", "'mse' or 'huber'"),
+    (HatrpoSettings, "hidden_sizes", 64, "valid tuple"),
+    (HatrpoSettings, "normalise_values", "perhaps", "valid boolean"),
     (HcpoSettings, "instructions", 0, "greater than or equal to 1"),
     (HcpoSettings, "instruction_interval", 0, "greater than or equal to 1"),
     (HcpoSettings, "instruction_weight", "none", "'ratio' or 'paper'"),
@@ -50,7 +51,7 @@ OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
     (RunSettings, "environments", 2.5, "valid integer"),
     (RunSettings, "checkpoint_interval", 0, "greater than or equal to 1"),
     (RunSettings, "environments", True, "neither true nor false"),
-    (ActorCriticSettings, "gamma", False, "neither true nor false"),
+    (HatrpoSettings, "gamma", False, "neither true nor false"),
     (HierarchySettings, "levels", True, "neither true nor false"),
 ]
 
@@ -93,7 +94,7 @@ def test_a_value_out_of_range_names_key_got_and_expected(
 
 def test_a_hidden_layer_needs_a_unit() -> None:
     with pytest.raises(UsageError, match=r"algorithm\.hidden_sizes\.1: got 0, expected: .*greater than or equal to 1"):
-        validate(ActorCriticSettings, {"hidden_sizes": [64, 0]}, "algorithm")
+        validate(HatrpoSettings, {"hidden_sizes": [64, 0]}, "algorithm")
 
 
 def test_settings_never_change_after_they_were_checked() -> None:

@@ -262,7 +262,7 @@ def test_a_spec_that_contradicts_itself_is_named():
 
 
 def test_a_batch_of_one_is_too_small_to_check():
-    with pytest.raises(ValueError, match="batch_size: got 1, expected at least 2"):
+    with pytest.raises(UsageError, match="batch_size: got 1, expected at least 2"):
         check_environment(Toy, batch_size=1)
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.networks.optimiser import FlatAdam
-from hmarl.trainer.networks.settings import ActorCriticSettings, validate
+from hmarl.trainer.networks.settings import validate
 
 CPU = torch.device("cpu")
 STATES = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 2.0], [0.5, 0.5]])
@@ -20,7 +21,7 @@ SCALED = (TARGETS - 30.0) / 350.0**0.5
 
 def new_critic(outputs: int = 1, **settings: Any) -> Critic:
     defaults = {"critic_hidden_sizes": (4,), "critic_epochs": 1, "critic_minibatches": 1}
-    checked = validate(ActorCriticSettings, {**defaults, **settings}, "algorithm")
+    checked = validate(HatrpoSettings, {**defaults, **settings}, "algorithm")
     return Critic(2, checked, torch.Generator().manual_seed(3), CPU, outputs)
 
 

@@ -4,19 +4,18 @@ import sys
 import types
 
 import pytest
-import typer
 
-from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.runtime.command_line import command, run
+from hmarl.runtime.errors import BundleError
+from hmarl.sdk.commands._common import parse_settings, print_json
 from hmarl.sdk.commands.check_environment import check
 from hmarl.sdk.commands.environments import environments
 from hmarl.sdk.environments import families, make, tasks
 from hmarl.sdk.errors import UsageError
 
 
-def exit_code(command, *arguments):
-    with pytest.raises(SystemExit) as left:
-        run_command(command, arguments)
-    return left.value.code
+def exit_code(program, *arguments):
+    return run(program, arguments)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -95,22 +94,18 @@ def test_json_is_one_line_without_nan(capsys):
     assert capsys.readouterr().out == '{"a": null, "b": [1, [2, 3]]}\n'
 
 
-class _BundleProblem(Exception):
-    exit_code = 3
-
-
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (UsageError("no such\nthing"), 2, "error: no such thing\n"),
-        (_BundleProblem("a byte has flipped"), 3, "error: a byte has flipped\n"),
-        (ValueError("odd"), 4, "error: ValueError: odd (HMARL_DEBUG=1 shows where)\n"),
-        (PermissionError(13, "Permission denied", "/run"), 4, "error: /run: Permission denied\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
-        (typer.Exit(4), 4, ""),
+        (UsageError("no such\nthing"), 2, "hmarl-toy: no such thing\n"),
+        (BundleError("a byte has flipped"), 3, "hmarl-toy: a byte has flipped\n"),
+        (ValueError("odd"), 4, "hmarl-toy: ValueError: odd (HMARL_DEBUG=1 shows where)\n"),
+        (PermissionError(13, "Permission denied", "/run"), 4, "hmarl-toy: /run: Permission denied\n"),
+        (KeyboardInterrupt(), 130, "hmarl-toy: interrupted\n"),
     ],
 )
 def test_errors_become_one_line_and_an_exit_code(error, code, message, capsys):
+    @command("hmarl-toy")
     def fail():
         raise error
 
@@ -118,13 +113,24 @@ def test_errors_become_one_line_and_an_exit_code(error, code, message, capsys):
     assert capsys.readouterr().err == message
 
 
-def test_debug_mode_shows_the_error_itself(monkeypatch):
+def test_debug_mode_shows_where_before_the_line_that_says_what(monkeypatch, capsys):
+    @command("hmarl-toy")
     def fail():
         raise ValueError("odd")
 
     monkeypatch.setenv("HMARL_DEBUG", "1")
-    with pytest.raises(ValueError, match="odd"):
-        run_command(fail, [])
+    assert exit_code(fail) == 4
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback")
+    assert last.startswith("hmarl-toy: ValueError: odd")
+
+
+def test_the_exit_code_of_a_function_is_the_programs():
+    @command("hmarl-toy")
+    def four():
+        return 4
+
+    assert exit_code(four) == 4
 
 
 # --- hmarl-check-env and hmarl-envs ----------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ def test_a_cell_is_what_its_test_recorded_or_how_it_failed(script: ModuleType, t
 def test_failed_cells_and_wrong_files_are_errors(script: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "families.md"
     with pytest.raises(UsageError, match="expected what pytest --junitxml writes"):
-        script.main(tmp_path / "nothing.xml", out)
+        script.main.callback(tmp_path / "nothing.xml", out)
     failed = results(tmp_path, NOTED.format("happo", "mpe", "") + "<error message='broken'/>")
     with pytest.raises(HmarlError, match=r"1 of 1 cells failed: \[\('happo', 'mpe'\)\]"):
-        script.main(failed, out)
+        script.main.callback(failed, out)
     assert "failed: broken" in out.read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,12 +20,12 @@ from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.guiders import GUIDERS
-from hmarl.trainer.guiders.guided_team import GuidedTeam
+from hmarl.trainer.guiders.batch import TeamBatch
 from hmarl.trainer.guiders.guider import Acted
-from hmarl.trainer.guiders.team_batch import TeamBatch
 from hmarl.trainer.guiders.teams import CentralTeam
+from hmarl.trainer.guiders.trained import Minibatch
 from hmarl.trainer.networks.settings import validate
-from hmarl.trainer.sequential.heterogeneous import Estimate
+from hmarl.trainer.sequential.estimates import Estimate
 from toy_environments import ToyEnvironment
 from training_runs import CPU, of_use, tiny_networks
 
@@ -64,10 +64,28 @@ def new_team(name: str, **settings: Any) -> Any:
     return algorithm_class(toy().spec, checked, torch.Generator().manual_seed(3), CPU)
 
 
+def batch_of(algorithm: Any, rollout: Rollout) -> TeamBatch:
+    """What an update would learn from."""
+    guider = algorithm.guider
+    return guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()))
+
+
+def watch_minibatches(patch: pytest.MonkeyPatch, algorithm: Any, look: Callable[[Minibatch], None]) -> None:
+    """Show every minibatch of an update before it is descended on."""
+    inner = algorithm.guider.minibatches
+
+    def shown(*given: Any) -> Iterator[Minibatch]:
+        for minibatch in inner(*given):
+            look(minibatch)
+            yield minibatch
+
+    patch.setattr(algorithm.guider, "minibatches", shown)
+
+
 class Witness:
     """Collects rollouts and keeps what the guider and the local policies said, and what the environment did."""
 
-    def __init__(self, algorithm: GuidedTeam, steps: int) -> None:
+    def __init__(self, algorithm: Any, steps: int) -> None:
         self.algorithm, self.steps = algorithm, steps
         environment = toy()
         self.rollout = Rollout(environment.spec, steps, BATCH, CPU)
@@ -81,7 +99,7 @@ class Witness:
         self.before, self.acted, self.results = [], [], []
         self.local = [[] for _ in self.algorithm.policies]
         with pytest.MonkeyPatch.context() as patch:
-            self._watch(patch, self.algorithm.guider, "act", self._heard)
+            self._watch(patch, self.algorithm.guider.network, "act", self._heard)
             self._watch(patch, self.collector.environment, "step", lambda result, *_: self.results.append(result))
             for log, policy in zip(self.local, self.algorithm.policies, strict=True):
                 self._watch(patch, policy, "step", lambda said, *given, log=log: log.append((given[2], said[0])))
@@ -105,15 +123,16 @@ class Witness:
     def value(self, observation: Observation, memory: Tensor) -> Tensor:
         """[B] in the environment's units."""
         seen = [torch.as_tensor(each) for each in observation.observations]
-        view = self.algorithm.view(seen, [None] * len(seen), torch.as_tensor(observation.state))
-        parameters = self.algorithm.guider.named(self.algorithm.guider_theta)
-        return self.algorithm.value_normaliser.denormalise(self.algorithm.guider.value(parameters, view, memory))
+        guider = self.algorithm.guider
+        view = guider.view(seen, [None] * len(seen), torch.as_tensor(observation.state))
+        parameters = guider.network.named(guider.theta)
+        return guider.value_normaliser.denormalise(guider.network.value(parameters, view, memory))
 
     @torch.no_grad()
     def advantages(self) -> tuple[Tensor, Tensor]:
         """[T, B] advantages and returns by the definition, one environment and one step at a time."""
         settings = self.algorithm.settings
-        values = [self.algorithm.value_normaliser.denormalise(acted.value) for acted in self.acted]
+        values = [self.algorithm.guider.value_normaliser.denormalise(acted.value) for acted in self.acted]
         values.append(self.value(self.collector.observation, self.acted[-1].memory))
         advantages = torch.zeros(self.steps, BATCH)
         for b in range(BATCH):
@@ -158,11 +177,11 @@ def test_a_batch_is_what_was_met_step_by_step(
     name: str, settings: dict[str, Any], steps: int, chunk_length: int | None
 ) -> None:
     algorithm = new_team(name, chunk_length=chunk_length, **settings)
-    length = (chunk_length or steps) if algorithm.remembers else 1
+    length = (chunk_length or steps) if algorithm.guider.remembers else 1
     witness = Witness(algorithm, steps)
     for _ in range(2):
         witness.collect()
-        rollout, batch = witness.rollout, algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
+        rollout, batch = witness.rollout, batch_of(algorithm, witness.rollout)
         assert rollout.terminated.any()
         assert rollout.truncated.any()
         assert batch.sequences == steps // length * BATCH
@@ -198,19 +217,16 @@ def test_judging_a_batch_gives_the_probabilities_of_acting(
 ) -> None:
     """Of the guider in the rollout's order, and of the local policies that acted beside it for their memory's sake."""
     algorithm = new_team(name, chunk_length=chunk_length, **settings)
-    length = (chunk_length or steps) if algorithm.remembers else 1
+    length = (chunk_length or steps) if algorithm.guider.remembers else 1
     witness = Witness(algorithm, steps)
     for _ in range(3):
         witness.collect()
-        batch, order = (
-            algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout)),
-            torch.tensor(algorithm._order),
-        )
-        log_prob = batch.log_prob(algorithm.judge(batch, order, algorithm.guider_theta).distributions)
+        batch, order = batch_of(algorithm, witness.rollout), torch.tensor(algorithm.guided.order)
+        log_prob = batch.log_prob(algorithm.guider.judge(batch, order, algorithm.guider.theta).distributions)
         expected = torch.stack([acted.log_prob for acted in witness.acted])[..., GROUPED]
         close(grouped_in_time(log_prob, length), expected)
         if algorithm.settings.recurrent:
-            for g, (mine, log) in enumerate(zip(algorithm.local_policies(batch), witness.local, strict=True)):
+            for g, (mine, log) in enumerate(zip(algorithm.followers.distributions(batch), witness.local, strict=True)):
                 taken = [said.log_prob(actions.transpose(0, 1)).T for (_, said), actions in zip(
                     log, witness.rollout.actions[g], strict=True
                 )]  # fmt: skip
@@ -226,20 +242,19 @@ def test_ratios_are_to_the_guider_that_collected_in_the_order_of_each_epoch(
     algorithm = new_team("magpo", guider="mat", epochs=6, minibatches=minibatches, learning_rate=0.01)
     witness = Witness(algorithm, 12)
     witness.collect()
-    behaviour, orders, inner = algorithm.guider_theta.clone(), [], algorithm.learn
+    behaviour, orders = algorithm.guider.theta.clone(), []
 
-    def learn(part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
+    def look(minibatch: Minibatch) -> None:
         with torch.no_grad():
-            before = part.log_prob(algorithm.judge(part, order, behaviour).distributions)
-        close(old_log_prob, before)
-        orders.append(tuple(order.tolist()))
-        return dict(inner(part, order, old_log_prob, schedule))
+            judged = algorithm.guider.judge(minibatch.part, minibatch.order, behaviour)
+        close(minibatch.old_log_prob, minibatch.part.log_prob(judged.distributions))
+        orders.append(tuple(minibatch.order.tolist()))
 
-    monkeypatch.setattr(algorithm, "learn", learn)
+    watch_minibatches(monkeypatch, algorithm, look)
     algorithm.update(witness.rollout, 0.0)
     assert len(orders) == 6 * minibatches
     assert len(set(orders)) > 2
-    assert not torch.allclose(algorithm.guider_theta, behaviour, atol=0.01)
+    assert not torch.allclose(algorithm.guider.theta, behaviour, atol=0.01)
 
 
 @pytest.mark.parametrize(("name", "settings"), TEAMS)
@@ -248,7 +263,7 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     algorithm = new_team(name, chunk_length=4, **settings)
     witness = Witness(algorithm, 12)
     witness.collect()
-    batch = algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
+    batch = batch_of(algorithm, witness.rollout)
     batch = replace(batch, weight=torch.rand(*batch.begins.shape))
     units = torch.tensor([5, 0, 11, 7])
     part, length = batch.take(units), len(batch.begins)
@@ -264,11 +279,11 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     assert torch.equal(part.active, batch.active[:, rows])
     order = torch.tensor([2, 0, 1])
     of_part, of_all = (
-        b.log_prob(algorithm.judge(b, order, algorithm.guider_theta).distributions) for b in (part, batch)
+        b.log_prob(algorithm.guider.judge(b, order, algorithm.guider.theta).distributions) for b in (part, batch)
     )
     close(of_part, of_all[:, rows])
     if algorithm.policies:
-        mine, whole = (b.log_prob(algorithm.local_policies(b)) for b in (part, batch))
+        mine, whole = (b.log_prob(algorithm.followers.distributions(b)) for b in (part, batch))
         close(mine, whole[:, rows])
     instructed = torch.rand(*batch.begins.shape, 2)
     view = replace(batch.view, context=instructed, instruction=instructed + 1.0)
@@ -284,15 +299,16 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(("name", "settings"), TEAMS)
-def test_every_minibatch_is_compared_with_the_guider_that_collected(name: str, settings: dict[str, Any]) -> None:
+def test_every_minibatch_is_compared_with_the_guider_that_collected(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first with ratios of 1, and later ones, when the guider has moved, still with the probabilities of acting."""
     algorithm = new_team(name, chunk_length=4, shuffle_agents=False, learning_rate=1e-2, **settings)
     witness = Witness(algorithm, 12)
     witness.collect()
     acting = torch.stack([acted.log_prob for acted in witness.acted]).flatten(0, 1)[:, GROUPED].T
-    length = 4 if algorithm.remembers else 1
-    inner_batch, inner_learn = algorithm.batch, algorithm.learn
-    seen, moved = [], []
+    length = 4 if algorithm.guider.remembers else 1
+    inner_batch, seen, moved = algorithm.guider.batch, [], []
 
     def numbered(rollout: Rollout, estimate: Estimate) -> TeamBatch:
         """With t·B + b in the place of the advantages."""
@@ -301,16 +317,17 @@ def test_every_minibatch_is_compared_with_the_guider_that_collected(name: str, s
         step = torch.arange(length).unsqueeze(-1) + c // BATCH * length
         return replace(batch, advantages=(step * BATCH + c % BATCH).float())
 
-    def spy(part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
+    def look(minibatch: Minibatch) -> None:
+        part, old_log_prob = minibatch.part, minibatch.old_log_prob
         numbers = part.advantages.flatten().long()
         close(old_log_prob, acting[:, numbers])
         with torch.no_grad():
-            judged = algorithm.judge(part, order, algorithm.guider_theta)
+            judged = algorithm.guider.judge(part, minibatch.order, algorithm.guider.theta)
         moved.append(float((part.log_prob(judged.distributions) - old_log_prob).abs().max()))
         seen.append(numbers)
-        return inner_learn(part, order, old_log_prob, schedule)
 
-    algorithm.batch, algorithm.learn = numbered, spy
+    monkeypatch.setattr(algorithm.guider, "batch", numbered)
+    watch_minibatches(monkeypatch, algorithm, look)
     algorithm.update(witness.rollout, 0.0)
     assert len(seen) == 2 * 3
     for epoch in (seen[:3], seen[3:]):
@@ -320,16 +337,14 @@ def test_every_minibatch_is_compared_with_the_guider_that_collected(name: str, s
     assert min(moved[1:]) > 1e-3
 
 
-def test_the_agents_decide_in_an_order_of_its_own_in_every_rollout_and_epoch() -> None:
+def test_the_agents_decide_in_an_order_of_its_own_in_every_rollout_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     for shuffle in (True, False):
         algorithm = new_team("magpo", shuffle_agents=shuffle, epochs=12, minibatches=2)
-        witness, inner, orders, acted = Witness(algorithm, 5), algorithm.learn, [], set()
-        algorithm.learn = lambda part, order, *rest, inner=inner, log=orders: (
-            log.append(tuple(order.tolist())) or inner(part, order, *rest)
-        )
+        witness, orders, acted = Witness(algorithm, 5), [], set()
+        watch_minibatches(monkeypatch, algorithm, lambda each, log=orders: log.append(tuple(each.order.tolist())))
         for _ in range(8):
             witness.collect()
-            acted.add(tuple(algorithm._order))
+            acted.add(tuple(algorithm.guided.order))
         algorithm.update(witness.rollout, 0.0)
         assert orders[::2] == orders[1::2], "one order an epoch"
         assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2)}
@@ -342,7 +357,7 @@ def test_the_step_sizes_fall_as_told() -> None:
     witness = Witness(algorithm, 5)
     witness.collect()
     algorithm.update(witness.rollout, 0.75)
-    rates = [each._adam.param_groups[0]["lr"] for each in (algorithm.guider_optimiser, *algorithm.optimisers)]
+    rates = [each._adam.param_groups[0]["lr"] for each in (algorithm.guider.optimiser, *algorithm.followers.optimisers)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.5e-3])
 
 
@@ -355,18 +370,20 @@ def test_a_guider_built_as_the_local_policies_are_becomes_them(backtracking: boo
     for _ in range(2):
         witness.collect()
         algorithm.update(witness.rollout, 0.0)
-        named = algorithm.guider.named(algorithm.guider_theta)
+        named = algorithm.guider.network.named(algorithm.guider.theta)
         pairs = [(named[f"policies.{g}"], policy.theta) for g, policy in enumerate(algorithm.policies)]
         assert [torch.equal(*pair) for pair in pairs] == [backtracking] * 2
-        apart.append(algorithm.guider_theta.clone())
+        apart.append(algorithm.guider.theta.clone())
     assert not torch.equal(*apart)
     with torch.no_grad():
-        batch = algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
+        batch = batch_of(algorithm, witness.rollout)
         batch = replace(
             batch, guider_memory=torch.zeros_like(batch.guider_memory), memories=[m * 0 for m in batch.memories]
         )
-        judged = batch.log_prob(algorithm.judge(batch, torch.tensor([0, 1, 2]), algorithm.guider_theta).distributions)
-        same = torch.allclose(judged, batch.log_prob(algorithm.local_policies(batch)), atol=1e-5)
+        judged = batch.log_prob(
+            algorithm.guider.judge(batch, torch.tensor([0, 1, 2]), algorithm.guider.theta).distributions
+        )
+        same = torch.allclose(judged, batch.log_prob(algorithm.followers.distributions(batch)), atol=1e-5)
     assert same == backtracking
 
 
@@ -382,11 +399,11 @@ def test_the_guider_alone_may_see_the_state(sees: bool) -> None:
     said, values, local = [], [], []
     for disturbance in (0.0, 1.0):
         witness.rollout.states += disturbance
-        batch = algorithm.batch(witness.rollout, algorithm.estimate(witness.rollout))
-        judged = algorithm.judge(batch, torch.tensor([2, 0, 1]), algorithm.guider_theta)
+        batch = batch_of(algorithm, witness.rollout)
+        judged = algorithm.guider.judge(batch, torch.tensor([2, 0, 1]), algorithm.guider.theta)
         said.append(batch.log_prob(judged.distributions))
         values.append(judged.values)
-        local.append(batch.log_prob(algorithm.local_policies(batch)))
+        local.append(batch.log_prob(algorithm.followers.distributions(batch)))
     assert torch.equal(local[0], local[1])
     assert torch.equal(values[0], values[1]) != sees
     assert torch.equal(said[0], said[1]) != sees
@@ -412,17 +429,17 @@ def played(team: CentralTeam, seed: int) -> tuple[np.ndarray, ...]:
 def test_the_guiders_episodes_repeat_themselves_for_the_same_seeds(guider: str) -> None:
     algorithm = new_team("magpo", guider=guider)
     for sample in (False, True):
-        team = CentralTeam(algorithm, sample)
+        team = CentralTeam(algorithm.guider, sample)
         first, again = played(team, 5), played(team, 5)
         for mine, theirs in zip(first, again, strict=True):
             np.testing.assert_array_equal(mine, theirs)
-    modes, drawn = (played(CentralTeam(algorithm, sample), 5) for sample in (False, True))
+    modes, drawn = (played(CentralTeam(algorithm.guider, sample), 5) for sample in (False, True))
     assert np.abs(modes[1]).max() < 0.1, "an untrained arm's mean is near zero, its standard deviation is not"
     assert np.abs(drawn[1]).max() > 0.5
 
 
 def test_what_the_guider_draws_follows_from_all_the_episodes_seeds() -> None:
-    team, seen = CentralTeam(new_team("magpo"), sample=True), toy().reset(np.arange(BATCH))
+    team, seen = CentralTeam(new_team("magpo").guider, sample=True), toy().reset(np.arange(BATCH))
     drawn = []
     for seeds in ([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 5]):
         team.reset(np.array(seeds))
@@ -436,7 +453,7 @@ def test_evaluation_leaves_what_the_training_remembers_alone(guider: str) -> Non
     algorithm = new_team("magpo", guider=guider)
     Witness(algorithm, 7).collect()
     before = {key: value.clone() for key, value in algorithm.acting_state().items()}
-    played(CentralTeam(algorithm, sample=True), 1)
+    played(CentralTeam(algorithm.guider, sample=True), 1)
     evaluate(toy(), LocalTeam(algorithm, sample=True), 3, 1)
     after = algorithm.acting_state()
     assert set(after) == set(before)

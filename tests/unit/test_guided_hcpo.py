@@ -13,7 +13,6 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
 from hmarl.trainer.experience.rollout import Collector, Rollout
-from hmarl.trainer.guiders.teams import CentralTeam
 from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -37,18 +36,18 @@ def collected(**settings: Any) -> tuple[GuidedHcpo, Rollout, Collector]:
 @torch.no_grad()
 def test_actions_depend_on_the_instruction_and_values_do_not(guider: str, recurrent: bool) -> None:
     algorithm, rollout, _ = collected(guider=guider, recurrent=recurrent)
-    estimate = algorithm.estimate(rollout)
-    batch, order = algorithm.batch(rollout, estimate), torch.arange(len(algorithm.spec.agents))
-    assert batch.view.instruction is not None
+    guider, order = algorithm.guider, torch.arange(len(algorithm.spec.agents))
     instruction = algorithm.conductor.seen_of(rollout.extras["instruction"])
+    batch = guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()), instruction)
+    assert batch.view.instruction is not None
     # Sequences of one step where nobody remembers, else the whole rollout.
-    expected = instruction if algorithm.remembers else instruction.flatten(0, 1).unsqueeze(0)
+    expected = instruction if guider.remembers else instruction.flatten(0, 1).unsqueeze(0)
     assert torch.equal(batch.view.instruction, expected)
     # Weights near zero hide what the policies see.
-    theta = algorithm.guider_theta + 0.5
-    judged = algorithm.judge(batch, order, theta)
+    theta = guider.theta + 0.5
+    judged = guider.judge(batch, order, theta)
     batch.view.instruction.copy_(batch.view.instruction.roll(1, -1))
-    otherwise = algorithm.judge(batch, order, theta)
+    otherwise = guider.judge(batch, order, theta)
     assert torch.equal(judged.values, otherwise.values)
     assert not torch.equal(batch.log_prob(judged.distributions), batch.log_prob(otherwise.distributions))
 
@@ -57,12 +56,15 @@ def test_the_conductors_ratio_weighs_every_step_in_both_surrogates(monkeypatch: 
     algorithm, rollout, _ = collected()
     before = log_probs(algorithm, rollout)
     seen: list[Tensor] = []
-    batch_of = algorithm.batch
-    monkeypatch.setattr(algorithm, "batch", lambda *given: seen.append(batch_of(*given)) or seen[-1])
+    batch_of, given = algorithm.guider.batch, list[Any]()
+    monkeypatch.setattr(
+        algorithm.guider, "batch", lambda *told: given.append(told[2]) or seen.append(batch_of(*told)) or seen[-1]
+    )
     metrics = algorithm.update(rollout, 0.0)
     assert metrics["conductor_kl"] > 0
     ratio = (log_probs(algorithm, rollout, algorithm.conductor_states) - before).exp()
     weight = seen[0].weight
+    assert torch.equal(given[0], algorithm.conductor.seen_of(rollout.extras["instruction"]))
     torch.testing.assert_close(weight.flatten(), ratio.flatten())
     assert weight.std() > 1e-3
     unweighted = (seen[0].advantages - seen[0].advantages.mean()) / seen[0].advantages.std(correction=0)
@@ -80,9 +82,11 @@ def log_probs(algorithm: GuidedHcpo, rollout: Rollout, states: Tensor | None = N
 @torch.no_grad()
 def test_the_guider_plays_under_instructions_that_hold_as_long_as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, _, collector = collected(instruction_interval=3, instruction_space="continuous")
-    team, seen, heard = CentralTeam(algorithm), [], []
-    inner = algorithm.guider.act
-    monkeypatch.setattr(algorithm.guider, "act", lambda *given: heard.append(given[1].instruction) or inner(*given))
+    team, seen, heard = algorithm.teams()["guider"], [], []
+    inner = algorithm.guider.network.act
+    monkeypatch.setattr(
+        algorithm.guider.network, "act", lambda *given: heard.append(given[1].instruction) or inner(*given)
+    )
     observation = collector.environment.reset(np.arange(8))
     for length in (5, 4):
         team.reset(np.arange(8))

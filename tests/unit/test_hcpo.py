@@ -17,8 +17,9 @@ from hmarl.trainer.networks.distributions import ActionHead, Categorical
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.sequential.estimates import Estimate, joint_estimate
 from toy_environments import LENGTH
-from training_runs import new_hcpo
+from training_runs import new_hcpo, team_samples
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -27,6 +28,19 @@ def collected(**settings: Any) -> tuple[Hcpo, Rollout]:
     algorithm, rollout, collector = new_hcpo(**settings)
     collector.collect(algorithm)
     return algorithm, rollout
+
+
+def estimate_of(algorithm: Hcpo, rollout: Rollout) -> Estimate:
+    return joint_estimate(rollout, algorithm.critic, algorithm.state_normaliser, algorithm.settings)
+
+
+def improve_conductor(algorithm: Hcpo, rollout: Rollout, estimate: Estimate) -> dict[str, float]:
+    """The conductor's part of an update."""
+    advantages, _ = algorithm.advantages(rollout, estimate)
+    features = algorithm.features(rollout)
+    return algorithm.conductor.improve(
+        rollout, estimate.states, advantages, features, algorithm.noise_generator
+    ).metrics
 
 
 # --- instructions ---------------------------------------------------------------------------------------------------
@@ -53,9 +67,7 @@ def test_an_instruction_is_held_for_the_interval_and_renewed_at_an_episodes_end(
 
 def test_actors_see_the_instruction_in_force() -> None:
     algorithm, rollout = collected(instruction_interval=2)
-    features = [n(x) for n, x in zip(algorithm.observation_normalisers, rollout.observations, strict=True)]
-    algorithm.update_conductor(rollout, algorithm.estimate(rollout), 1.0)
-    samples = algorithm.samples(rollout, features, 1)
+    samples = team_samples(algorithm, rollout).of_agent(1)
     assert torch.equal(samples.inputs[:, -4:].argmax(-1), rollout.extras["instruction"].flatten())
     assert torch.equal(samples.inputs[:, -4:].sum(-1), torch.ones(72))
 
@@ -103,7 +115,7 @@ def test_ended_episodes_are_no_matter_before_the_first_instruction() -> None:
 def test_the_conductors_samples_are_its_decision_steps() -> None:
     algorithm, rollout = collected(instruction_interval=3)
     decided = rollout.extras["decided"]
-    estimate = algorithm.estimate(rollout)
+    estimate = estimate_of(algorithm, rollout)
     samples = algorithm.conductor.samples(rollout, estimate.states)
     assert samples.active is not None
     assert torch.equal(samples.active.bool(), decided.flatten())
@@ -116,13 +128,13 @@ def test_what_lies_between_decisions_does_not_move_the_conductor() -> None:
     moved = []
     for spoil in (False, True):
         algorithm, rollout = collected(instruction_interval=3, curvature_fraction=1.0)
-        estimate = algorithm.estimate(rollout)
+        estimate = estimate_of(algorithm, rollout)
         if spoil:
             between = ~rollout.extras["decided"]
             rollout.extras["instruction"][between] = 3 - rollout.extras["instruction"][between]
             estimate.states[between.flatten()] += 5.0
         before = algorithm.conductor.policy.theta.clone()
-        algorithm.update_conductor(rollout, estimate, 1.0)
+        improve_conductor(algorithm, rollout, estimate)
         assert not torch.equal(algorithm.conductor.policy.theta, before)
         moved.append(algorithm.conductor.policy.theta.clone())
     torch.testing.assert_close(moved[0], moved[1])
@@ -132,7 +144,7 @@ def test_the_conductor_learns_to_give_the_rewarded_instruction() -> None:
     algorithm, rollout = collected(gamma=0.0, batch_size=64)
     rewarded = rollout.extras["instruction"] == 2
     rollout.team_rewards = rewarded.float()
-    estimate = algorithm.estimate(rollout)
+    estimate = estimate_of(algorithm, rollout)
 
     def probability() -> float:
         w = algorithm.conductor.distribution(estimate.states)
@@ -140,7 +152,7 @@ def test_the_conductor_learns_to_give_the_rewarded_instruction() -> None:
         return float(w.log_probs[:, 2].exp().mean())
 
     before = probability()
-    metrics = algorithm.update_conductor(rollout, estimate, 1.0)
+    metrics = improve_conductor(algorithm, rollout, estimate)
     assert metrics["conductor_accepted"] == 1.0
     assert probability() > before + 0.02
 
@@ -149,17 +161,16 @@ def test_with_critic_q_the_two_levels_advantages_add_up_to_the_joint_one() -> No
     """Eq. 7: A(s, a) = A(M|s) + A(a|s, M), before normalisation; both halves are not trivial."""
     algorithm, rollout = collected(critic="q")
     algorithm.update(rollout, 0.0)  # a critic that has been trained
-    estimate = algorithm.estimate(rollout)
+    estimate = estimate_of(algorithm, rollout)
     joint = estimate.returns - estimate.values
-    of_instruction = algorithm._instruction_advantages(rollout, estimate)
+    of_instruction, of_actions = algorithm.advantages(rollout, estimate)
     assert algorithm.instruction_critic is not None
     instruction = rollout.extras["instruction"]
     q = algorithm.instruction_critic.values(estimate.states).view(12, 6, 4)
     picked = q.gather(-1, instruction.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(of_instruction, picked - estimate.values)  # Eq. 5
-    of_actions = joint - of_instruction
+    torch.testing.assert_close(of_actions, joint - of_instruction)  # Eq. 7
     torch.testing.assert_close(of_actions, estimate.returns - picked)  # Eq. 6
-    torch.testing.assert_close(algorithm.agents_advantages(rollout, estimate), normalise_advantages(of_actions))
     torch.testing.assert_close(joint, estimate.advantages)
     assert of_instruction.std() > 1e-4
     assert of_actions.std() > 1e-4
@@ -167,10 +178,27 @@ def test_with_critic_q_the_two_levels_advantages_add_up_to_the_joint_one() -> No
 
 def test_with_critic_v_both_levels_use_the_joint_advantage() -> None:
     algorithm, rollout = collected()
-    estimate = algorithm.estimate(rollout)
-    assert torch.equal(algorithm._instruction_advantages(rollout, estimate), estimate.advantages)
-    expected = normalise_advantages(estimate.advantages)
-    assert torch.equal(algorithm.agents_advantages(rollout, estimate), expected)
+    estimate = estimate_of(algorithm, rollout)
+    for advantages in algorithm.advantages(rollout, estimate):
+        assert torch.equal(advantages, estimate.advantages)
+
+
+@pytest.mark.parametrize("critic", ["v", "q"])
+def test_each_level_is_given_its_own_advantage(critic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conductor as it is, the agents normalised; the first of them before any ratio."""
+    algorithm, rollout = collected(critic=critic)
+    algorithm.update(rollout, 0.0)  # a critic that has been trained
+    expected = algorithm.advantages(rollout, estimate_of(algorithm, rollout))
+    conductors, agents = [], []
+    improve, step = algorithm.conductor.improve, algorithm._step
+    monkeypatch.setattr(
+        algorithm.conductor, "improve", lambda *given, **more: conductors.append(given[2]) or improve(*given, **more)
+    )
+    monkeypatch.setattr(algorithm, "_step", lambda turn, watched: agents.append(turn) or step(turn, watched))
+    algorithm.update(rollout, 0.0)
+    torch.testing.assert_close(conductors[0], expected[0])
+    torch.testing.assert_close(agents[0].advantages, normalise_advantages(expected[1]).flatten())
+    assert [turn.place for turn in agents] == [1, 2]
 
 
 def test_q_regresses_the_drawn_instruction_only() -> None:
@@ -271,7 +299,7 @@ def test_absent_steps_teach_nothing_and_do_not_enter_the_reported_divergence() -
 def test_distillation_follows_the_updated_conductor_in_training() -> None:
     """On the toy both agents' observations are part of the state, so the conductor can be imitated in part."""
     algorithm, rollout = collected(distillation_epochs=40, distillation_learning_rate=1e-2, batch_size=16)
-    estimate = algorithm.estimate(rollout)
+    estimate = estimate_of(algorithm, rollout)
     network = algorithm.conductor.policy.network
     # A conductor that cares about the first agent's first number alone.
     algorithm.conductor.policy.theta.zero_()

@@ -15,8 +15,7 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.trainer.algorithms.hcpo import Hcpo
-from hmarl.trainer.conductors.rollout_replay import Replayed, RolloutReplay
-from hmarl.trainer.conductors.teams import ConductedTeam
+from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.export.export import export_run
@@ -29,7 +28,7 @@ from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.networks.settings import AlgorithmSettings
 from hmarl.trainer.runs.config import make_config
 from hmarl.trainer.runs.loaded_run import load_run
-from training_runs import new_hcpo, tiny_config, train
+from training_runs import new_hcpo, team_samples, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -69,8 +68,7 @@ def test_actors_see_the_vector_in_force(interval: int) -> None:
     assert held.shape == (12, 6, 3)
     same = (held[1:] == held[:-1]).all(-1)
     assert torch.equal(same, ~decided[1:])
-    algorithm.update_conductor(rollout, algorithm.estimate(rollout), 1.0)
-    samples = algorithm.samples(rollout, algorithm.features(rollout), 1)
+    samples = team_samples(algorithm, rollout).of_agent(1)
     assert torch.equal(samples.inputs[:, -3:], held.flatten(0, 1))
 
 
@@ -179,7 +177,7 @@ def test_random_vectors_differ_from_the_local_conductors() -> None:
     environment = make("mpe/simple_spread", 4)
     played = [
         evaluate(environment, team, 4, 1).returns
-        for team in (LocalTeam(algorithm), ConductedTeam(algorithm, "random"), ConductedTeam(algorithm, "random"))
+        for team in (LocalTeam(algorithm), algorithm.teams()["random"], algorithm.teams()["random"])
     ]
     np.testing.assert_array_equal(played[1], played[2])
     assert not np.array_equal(played[0], played[1])
@@ -191,19 +189,19 @@ def test_random_vectors_differ_from_the_local_conductors() -> None:
 def test_weights_are_truncated_ratios_and_1_in_the_fresh_rollout() -> None:
     """One step, one environment: now ln ¼; kept rollouts were collected at ln ½ and ln ⅛: ratios ½ and 2, limit 1½."""
     _, rollout = collected(batch_size=1, steps=1)
-    replay = RolloutReplay(rollout.spec, 2)
+    replay = PastRollouts(rollout.spec, 2)
     for then in (9.0, 0.5, 0.125):  # the first makes room
         replay.add(rollout, torch.tensor([[then]]).log())
-    joined, rows = replay.beside(rollout)
-    assert joined.batch_size == 3
-    assert rows["next_states"].shape == (1, 3, joined.spec.state_size)
+    joined = replay.beside(rollout)
+    assert joined.rollout.batch_size == 3
+    assert joined.next_states.shape == (1, 3, rollout.spec.state_size)
     weights = replay.weights(torch.tensor([[0.7, 0.25, 0.25]]).log(), 1.5)
     torch.testing.assert_close(weights, torch.tensor([[1.0, 0.5, 1.5]]))
 
 
 def test_a_rollout_that_is_not_finite_is_not_kept() -> None:
     _, rollout = collected()
-    replay = RolloutReplay(rollout.spec, 2)
+    replay = PastRollouts(rollout.spec, 2)
     rollout.team_rewards[3, 2] = math.nan
     replay.add(rollout, torch.zeros(12, 6))
     assert replay.kept == []
@@ -214,12 +212,12 @@ def test_advantages_and_targets_follow_v_trace() -> None:
     Â = 4; 2 + ¼·1·4 = 3; 1 + ¼·½·3 = 1⅜. Targets: 1·1⅜, ½·3, 1·4.
     """
     algorithm, rollout = collected(batch_size=1, steps=3, replay_rollouts=1, gamma=0.5, gae_lambda=0.5)
-    algorithm.critics["critic"].theta.zero_()
-    joined, rows = algorithm.replay.beside(rollout)
-    joined.terminated[:] = joined.truncated[:] = False
-    joined.team_rewards[:, 0] = torch.tensor([1.0, 2.0, 4.0])
-    algorithm._replayed = Replayed(joined, rows["next_states"], torch.tensor([[1.5], [0.5], [2.0]]))
-    estimate = algorithm.estimate(joined)
+    algorithm.critic.theta.zero_()
+    joined = algorithm.past.beside(rollout)
+    joined.rollout.terminated[:] = joined.rollout.truncated[:] = False
+    joined.rollout.team_rewards[:, 0] = torch.tensor([1.0, 2.0, 4.0])
+    weight = torch.tensor([[1.5], [0.5], [2.0]])
+    estimate = v_trace_estimate(joined, weight, algorithm.critic, algorithm.state_normaliser, algorithm.settings)
     assert estimate.advantages[:, 0].tolist() == pytest.approx([1.375, 3.0, 4.0])
     assert estimate.returns[:, 0].tolist() == pytest.approx([1.375, 1.5, 4.0])
 
@@ -236,7 +234,7 @@ def test_without_kept_rollouts_an_update_is_the_on_policy_one() -> None:
     for name, old in before.items():
         step = plain.components()[name] - old
         assert (replaying.components()[name] - plain.components()[name]).norm() < 0.01 * step.norm(), name
-    torch.testing.assert_close(replaying.critics["critic"].theta, plain.critics["critic"].theta, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(replaying.critic.theta, plain.critic.theta, atol=1e-4, rtol=1e-3)
 
 
 def test_replayed_samples_move_both_levels_and_the_normalisers_see_each_rollout_once() -> None:
@@ -246,7 +244,7 @@ def test_replayed_samples_move_both_levels_and_the_normalisers_see_each_rollout_
         collector.collect(algorithm)
         algorithm.update(rollout, 0.0)
         if spoil:
-            algorithm.replay.kept[0]["team_rewards"] *= -1.0
+            algorithm.past.kept[0]["team_rewards"] *= -1.0
         collector.collect(algorithm)
         metrics = algorithm.update(rollout, 0.0)
         assert 0.0 < metrics["replay_weight"] <= 1.0
@@ -254,7 +252,7 @@ def test_replayed_samples_move_both_levels_and_the_normalisers_see_each_rollout_
     first, second = moved
     assert not torch.equal(first.conductor.policy.theta, second.conductor.policy.theta)
     assert not torch.equal(first.policies[0].theta, second.policies[0].theta)
-    assert len(first.replay.kept) == 2
+    assert len(first.past.kept) == 2
     plain, rollout, collector = new_hcpo()
     for _ in range(2):
         collector.collect(plain)
@@ -270,9 +268,8 @@ def test_the_stored_likelihood_is_that_of_the_policies_that_collected() -> None:
     conductor = algorithm.conductor.distribution(states)
     expected = conductor.log_prob(rollout.extras["instruction"])
     for agent in range(len(algorithm.spec.agents)):
-        group, member = algorithm.position[agent]
-        samples = algorithm.samples_of(rollout, algorithm.features(rollout), group, slice(member, member + 1))
+        samples = team_samples(algorithm, rollout).of_agent(agent)
         own = samples.old_log_prob.view(12, 6)
         expected = expected + torch.where(rollout.active[:, :, agent], own, 0.0)
     algorithm.update(rollout, 0.0)
-    torch.testing.assert_close(algorithm.replay.kept[0]["log_likelihood"], expected)
+    torch.testing.assert_close(algorithm.past.kept[0]["log_likelihood"], expected)

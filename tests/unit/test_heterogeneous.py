@@ -8,6 +8,7 @@ expectations.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,20 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
-from hmarl.trainer.algorithms.happo import Happo, HappoSettings, clipped_surrogate
+from hmarl.trainer.algorithms import hcpo
+from hmarl.trainer.algorithms.happo import Happo, HappoSettings
 from hmarl.trainer.algorithms.hcpo import Hcpo, HcpoSettings
+from hmarl.trainer.conductors.level import ConductorImprovement
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.distributions import Categorical
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
-from hmarl.trainer.sequential.trust_region_steps import surrogate
-from training_runs import CPU, new_algorithm
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.sequential.constrained_steps import surrogate
+from hmarl.trainer.sequential.estimates import Estimate, joint_estimate
+from hmarl.trainer.sequential.gradient_steps import clipped_loss, clipped_surrogate
+from hmarl.trainer.sequential.samples import AgentSamples
+from hmarl.trainer.sequential.turns import Improvement
+from training_runs import CPU, new_algorithm, team_samples, turn_of
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -96,26 +104,40 @@ class Recording(Hcpo):
         for agent in range(2):
             set_policy(self, agent, OLD[agent])
 
-    def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        samples = self.conductor.samples(rollout, estimate.states)
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.conductor, "improve", self._conducted)
+            patch.setattr(hcpo, "improve_by_trust_region", self._improved)
+            patch.setattr(hcpo, "normalise_advantages", lambda advantages: advantages)
+            return super().update(rollout, progress)
+
+    def _conducted(
+        self, rollout: Rollout, states: Tensor, advantages: Tensor, features: list[Tensor], *_: Any, **__: Any
+    ) -> ConductorImprovement:
+        samples = self.conductor.samples(rollout, states)
         set_table(self.conductor.policy.theta[0], np.log(NEW_CONDUCTOR)[None], inputs=1)
         new = self.conductor.distribution(samples.inputs)
         assert isinstance(new, Categorical)
-        self._weights = self.conductor.agents_weights(rollout, self.features(rollout), samples, new)
-        return {}
+        weights = self.conductor.agents_weights(rollout, features, samples, new)
+        return ConductorImprovement(samples.ratio(new), samples.old.kl(new), weights, {})
 
-    def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
+    def advantages(self, rollout: Rollout, estimate: Estimate) -> tuple[Tensor, Tensor]:
         """The exact A(a|s, M) = Q(s, a) − Q(M|s), Eq. 6, not normalised."""
+        return estimate.advantages, self.exact_advantages(rollout)
+
+    def exact_advantages(self, rollout: Rollout) -> Tensor:
         instruction = rollout.extras["instruction"].flatten().tolist()
-        joint = zip(*(rollout.agent_fields(agent)[2].tolist() for agent in range(2)), strict=True)
+        joint = zip(*(rollout.actions[agent].flatten().tolist() for agent in range(2)), strict=True)
         exact = [Q[a] - conditional_value(m) for m, a in zip(instruction, joint, strict=True)]
         return torch.tensor(exact, dtype=torch.float32).view_as(rollout.team_rewards)
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
+    def _improved(
+        self, policy: GroupPolicy, member: int, samples: AgentSamples, advantages: Tensor, *_: Any, **__: Any
+    ) -> Improvement:
+        group = next(g for g, each in enumerate(self.policies) if each is policy)
+        agent = self.spec.groups[group].agents[member]
         self.records.append((agent, samples, advantages))
         set_policy(self, agent, NEW[agent])
-        group, member = self.position[agent]
-        policy = self.policies[group]
         return Improvement(samples.under(policy, policy.row(member)), {"agent_kl": 0.0})
 
 
@@ -195,7 +217,7 @@ def test_the_agents_terms_add_up_to_the_joint_advantage(first: int) -> None:
 def test_factor_is_the_product_of_the_earlier_agents_ratios() -> None:
     algorithm = updated()
     (first, samples, advantages), (_, _, weighted) = algorithm.records
-    torch.testing.assert_close(advantages, algorithm.agents_advantages(enumerated_rollout(), None).flatten())  # type: ignore[arg-type]
+    torch.testing.assert_close(advantages, algorithm.exact_advantages(enumerated_rollout()).flatten())
     instruction = samples.inputs[:, 1:].argmax(-1).tolist()
     chosen = samples.actions.tolist()
     ratio = [NEW[first][m, a] / OLD[first][m, a] for m, a in zip(instruction, chosen, strict=True)]
@@ -308,7 +330,8 @@ def test_happo_does_not_move_a_policy_whose_samples_are_all_clipped() -> None:
     for shift, moves in ((np.log(1.5), False), (np.log(1.1), True)):
         samples = AgentSamples(inputs, None, None, actions, None, None, None, old, now - float(shift))
         before = algorithm.policies[0].theta.clone()
-        algorithm.improve_agent(0, samples, torch.linspace(1.0, 2.0, 8), 1.0)
+        loss = partial(clipped_loss, clip=settings.clip, entropy_coefficient=0.0)
+        algorithm.steps.descend(turn_of(algorithm, 0, samples, torch.linspace(1.0, 2.0, 8)), loss)
         assert torch.equal(before, algorithm.policies[0].theta) is not moves
 
 
@@ -318,10 +341,11 @@ def test_happo_climbs_its_surrogate(minibatches: int) -> None:
         "happo", "toy_environments:masked_discrete", 16, 10, minibatches=minibatches, learning_rate=3e-3
     )
     collector.collect(algorithm)
-    features = [n(x) for n, x in zip(algorithm.observation_normalisers, rollout.observations, strict=True)]
-    samples = algorithm.samples(rollout, features, 1)
-    advantages = algorithm.agents_advantages(rollout, algorithm.estimate(rollout)).flatten()
+    samples, settings = team_samples(algorithm, rollout).of_agent(1), algorithm.settings
+    estimate = joint_estimate(rollout, algorithm.critic, algorithm.state_normaliser, settings)
+    advantages = normalise_advantages(estimate.advantages).flatten()
     policy = algorithm.policies[0]
-    algorithm.improve_agent(1, samples, advantages, 1.0)
+    loss = partial(clipped_loss, clip=settings.clip, entropy_coefficient=settings.entropy_coefficient)
+    algorithm.steps.descend(turn_of(algorithm, 1, samples, advantages), loss)
     new = policy.distribution(policy.row(1), samples.inputs, samples.mask)
     assert surrogate(new, samples, advantages) > surrogate(samples.old, samples, advantages) + 1e-3

@@ -36,7 +36,7 @@ def toy() -> ToyEnvironment:
 def team(**settings: Any) -> HierarchyTeam:
     checked = validate(HierarchySettings, {**SMALL, **settings}, "algorithm")
     algorithm = Himpo(toy().spec, checked, torch.Generator().manual_seed(3), CPU)
-    return HierarchyTeam(algorithm, sample=True)
+    return HierarchyTeam(algorithm.together, sample=True)
 
 
 def episode(**settings: Any) -> list[TeamAnnotation]:

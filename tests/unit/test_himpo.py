@@ -68,7 +68,9 @@ def collected(algorithm: Himpo, *lengths: int) -> list[Rollout]:
 
 
 def graphs_of(algorithm: Himpo, rollout: Rollout) -> RolloutGraphs:
-    return RolloutGraphs(algorithm.hierarchy, rollout, algorithm.worker_features, algorithm._standing)
+    return RolloutGraphs(
+        algorithm.hierarchy, rollout, algorithm.together.worker_features, algorithm.all_levels.standing
+    )
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
@@ -260,14 +262,16 @@ def test_evaluation_is_that_of_the_whole_hierarchy_and_can_be_repeated() -> None
     algorithm = hierarchy()
     assert list(algorithm.teams()) == ["hierarchy"]
     for sample in (False, True):
-        returns = [evaluate(toy(), HierarchyTeam(algorithm, sample), BATCH, 5).returns.tolist() for _ in range(2)]
+        returns = [
+            evaluate(toy(), HierarchyTeam(algorithm.together, sample), BATCH, 5).returns.tolist() for _ in range(2)
+        ]
         assert returns[0] == returns[1]
 
 
 @pytest.mark.parametrize("settings", [{"levels": 1}, {"levels": 3}, {"levels": 3, "goal_space": "discrete"}], ids=str)
 def test_the_teacher_of_its_students_plays_as_it_does_and_labels_with_its_goals(settings: dict[str, Any]) -> None:
     algorithm = hierarchy(**settings)
-    teacher, team = algorithm.teacher(), HierarchyTeam(algorithm)
+    teacher, team = algorithm.teacher(), HierarchyTeam(algorithm.together)
     played = [evaluate(toy(), each, BATCH, 5).returns.tolist() for each in (team, TeacherTeam(algorithm, teacher))]
     assert played[0] == played[1]
     environment = toy()
@@ -278,7 +282,7 @@ def test_the_teacher_of_its_students_plays_as_it_does_and_labels_with_its_goals(
     for _ in range(3):  # over a decision; whatever is done, the label is the hierarchy's
         team.act(observation, np.ones(BATCH, bool))
         labels = teacher.label(
-            seen, algorithm.decide_together(seen, algorithm.hierarchy.nothing_in_force(BATCH), None).actions
+            seen, algorithm.together.decide(seen, algorithm.hierarchy.nothing_in_force(BATCH), None).actions
         )
         assert team.last is not None
         for g, group in enumerate(algorithm.spec.groups):

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot, realised_points
 from hmarl.trainer.conductors.improvement_bound import BoundMonitor, ImprovementBound
-from hmarl.trainer.records.plots import improvement_bound_plot, realised_points, run_plots
-from training_runs import CPU, new_hcpo, tiny_config, train
+from hmarl.trainer.networks.distributions import Categorical, Distribution
+from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.sequential.samples import AgentSamples
+from training_runs import CPU, new_hcpo, team_samples, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -22,18 +26,40 @@ def test_bound_hand_computed() -> None:
     assert ImprovementBound(0, 0, 0, 0, 1.0, 0.99).constant == pytest.approx(39_600)
 
 
+class Moved(Categorical):
+    """A policy of which the step's log-ratio and divergence are given."""
+
+    def __init__(self, log_ratio: list[float], divergence: list[float]) -> None:
+        super().__init__(torch.zeros(len(log_ratio), 2))
+        self.log_ratio, self.divergence = torch.tensor(log_ratio), torch.tensor(divergence)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.log_ratio
+
+    def kl(self, other: Distribution) -> Tensor:
+        return self.divergence
+
+
+def move(
+    log_ratio: list[float], divergence: list[float], active: Tensor | None = None
+) -> tuple[AgentSamples, Distribution]:
+    """An agent's samples and its new policy there."""
+    policy, nothing = Moved(log_ratio, divergence), torch.zeros(len(log_ratio))
+    return AgentSamples(nothing, None, None, nothing, active, None, None, policy, nothing), policy
+
+
 def test_monitor_hand_computed() -> None:
     """Four samples, two agents of which the second is absent at the last; γ = ½, so that ρ has mass 2."""
     monitor = BoundMonitor(0.5, CPU)
     # Mean 1, so that the centred advantages are 1, -1, 2, -2.
-    monitor.begin(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 0.0, 3.0, -1.0]))
-    monitor.conductor_moved(torch.tensor([2.0, 1.0, 0.5, 1.0]), torch.tensor([0.1, 0.3]))
+    step = monitor.begin(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 0.0, 3.0, -1.0]))
+    step.conductor_moved(torch.tensor([2.0, 1.0, 0.5, 1.0]), torch.tensor([0.1, 0.3]))
     log2 = math.log(2.0)
-    monitor.agent_moved(torch.tensor([log2, 0.0, 0.0, 0.0]), torch.tensor([0.1, 0.0, 0.4, 0.0]), None)
+    step.agent_moved(*move([log2, 0.0, 0.0, 0.0], [0.1, 0.0, 0.4, 0.0]))
     active = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    monitor.agent_moved(torch.tensor([0.0, log2, 0.0, 9.0]), torch.tensor([0.1, 0.2, 0.3, 9.0]), active)
+    step.agent_moved(*move([0.0, log2, 0.0, 9.0], [0.1, 0.2, 0.3, 9.0], active))
     # Conductor: 2 · (2 − 1 + 1 − 2) / 4 = 0. Joint: 2 · (4 − 2 + 1 − 2) / 4 = ½. KL: 0.3 and 0.4 + 0.3.
-    metrics = monitor.finish()
+    metrics = step.metrics()
     assert metrics["bound_surrogate_conductor"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["bound_surrogate_agents"] == pytest.approx(0.5)
     assert metrics["bound_kl_conductor_max"] == pytest.approx(0.3)
@@ -45,26 +71,22 @@ def test_monitor_hand_computed() -> None:
 def test_weights_of_old_samples_enter_every_mean() -> None:
     """Weights 3 and 1: centre (3·1 + 1·5)/4 = 2, centred −1 and 3; conductor 2 · (3·1·−1 + 1·2·3)/4 = 1.5."""
     monitor = BoundMonitor(0.5, CPU)
-    monitor.begin(torch.ones(1, 1), torch.tensor([1.0, 5.0]), torch.tensor([3.0, 1.0]))
-    monitor.conductor_moved(torch.tensor([1.0, 2.0]), torch.zeros(0))
-    assert monitor.bound().conductor_surrogate == pytest.approx(1.5)
-    assert monitor.bound().conductor_kl_max == 0.0
+    step = monitor.begin(torch.ones(1, 1), torch.tensor([1.0, 5.0]), torch.tensor([3.0, 1.0]))
+    step.conductor_moved(torch.tensor([1.0, 2.0]), torch.zeros(0))
+    assert step.bound().conductor_surrogate == pytest.approx(1.5)
+    assert step.bound().conductor_kl_max == 0.0
 
 
 def test_realised_improvement_is_the_difference_to_the_rollout_before_also_after_resuming() -> None:
     """Mean rewards 2 and 2.5 a step, γ = ½: J is 4, then 5."""
     monitor = BoundMonitor(0.5, CPU)
-    nothing = (torch.zeros(2), torch.zeros(2))
-    monitor.begin(torch.tensor([[1.0, 3.0]]), nothing[0])
-    monitor.conductor_moved(*nothing)
-    first = monitor.finish()
+    first = monitor.begin(torch.tensor([[1.0, 3.0]]), torch.zeros(2)).metrics()
     assert first["performance"] == 4.0
     assert "realised_improvement" not in first
     resumed = BoundMonitor(0.5, CPU)
     resumed.load_state_dict({key: value.clone() for key, value in monitor.state_dict().items()})
-    resumed.begin(torch.tensor([[2.5, 2.5]]), nothing[0])
-    resumed.conductor_moved(*nothing)
-    assert resumed.finish()["realised_improvement"] == 1.0
+    second = resumed.begin(torch.tensor([[2.5, 2.5]]), torch.zeros(2)).metrics()
+    assert second["realised_improvement"] == 1.0
 
 
 def test_without_discount_there_is_no_bound() -> None:
@@ -78,12 +100,11 @@ def test_an_updates_terms_are_those_of_its_steps(mode: str) -> None:
     """Ratios and divergences worked out anew from the parameters before and after."""
     algorithm, rollout, collector = new_hcpo(instruction_weight=mode, gamma=0.9, normalise_observations=False)
     collector.collect(algorithm)
-    estimate = algorithm.estimate(rollout)
+    estimate = joint_estimate(rollout, algorithm.critic, algorithm.state_normaliser, algorithm.settings)
     instruction = rollout.extras["instruction"].flatten()
     old_conductor = algorithm.conductor.distribution(estimate.states)
-    features = algorithm.features(rollout)
-    rollout_of = {agent: algorithm.samples_of(rollout, features, g, slice(m, m + 1))
-                  for agent, (g, m) in algorithm.position.items()}  # fmt: skip
+    team = team_samples(algorithm, rollout)
+    rollout_of = {agent: team.of_agent(agent) for agent in algorithm.position}
     metrics = algorithm.update(rollout, 0.0)
     new_conductor = algorithm.conductor.distribution(estimate.states)
     log_ratio = new_conductor.log_prob(instruction) - old_conductor.log_prob(instruction)
@@ -116,8 +137,10 @@ def test_what_a_step_brought_is_drawn_at_that_step() -> None:
 
 def test_plots_can_be_drawn_after_a_single_update() -> None:
     row = {"steps": 10} | ImprovementBound(0.0, 0.0, 0.0, 0.0, 0.0, 0.9).metrics()
-    assert improvement_bound_plot([row], "x").startswith(b"\x89PNG")
-    assert run_plots([], "x") == {}
+    drawn = ImprovementBoundPlot().draw([row], "x")
+    assert drawn is not None
+    assert drawn.startswith(b"\x89PNG")
+    assert ImprovementBoundPlot().draw([], "x") is None
 
 
 @pytest.mark.parametrize("name", ["hcpo", "hatrpo"])

@@ -67,7 +67,7 @@ def test_a_deployed_policy_is_what_acted_in_training() -> None:
         observations=tuple(torch.as_tensor(part) for part in seen.observations),
         action_masks=tuple(torch.as_tensor(part) for part in seen.action_masks),
     )
-    decision, _ = algorithm.decide(tensors, None, None, [])
+    decision, _ = algorithm.actors.decide(tensors, None, None, [])
     for agent in range(3):
         module = algorithm.deployable(agent)
         action = module(tensors.observations[0][:, agent], tensors.action_masks[0][:, agent], torch.zeros(6, 4))[0]

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.algorithms.magpo import doubly_clipped_surrogate, outside
+from hmarl.trainer.guiders import following, trained
+from hmarl.trainer.guiders.batch import TeamBatch
+from hmarl.trainer.guiders.following import Bond, doubly_clipped_surrogate, guide_and_follow, outside
 from hmarl.trainer.guiders.guider import Judged, TeamView
-from hmarl.trainer.guiders.team_batch import TeamBatch
+from hmarl.trainer.guiders.trained import Minibatch, clipped_value_loss
 from hmarl.trainer.learning.imitation import distil, imitation_loss
 from hmarl.trainer.networks.distributions import ActionHead, Categorical
 from hmarl.trainer.networks.flat import Mlp
@@ -62,9 +64,16 @@ def new_player(name: str = "magpo", agents: int = 2, **settings: Any) -> Any:
 def recording(name: str = "magpo", agents: int = 2, **settings: Any) -> Any:
     """The same, but its losses are recorded instead of descended."""
     algorithm = new_player(name, agents, **settings)
-    algorithm.guider_optimiser = RecordingOptimiser(algorithm.guider_optimiser.parameter)
-    algorithm.optimisers = [RecordingOptimiser(each.parameter) for each in getattr(algorithm, "optimisers", [])]
+    algorithm.guider.optimiser = RecordingOptimiser(algorithm.guider.optimiser.parameter)
+    if algorithm.policies:
+        followers = algorithm.followers
+        followers.optimisers = [RecordingOptimiser(each.parameter) for each in followers.optimisers]
     return algorithm
+
+
+def bond_of(algorithm: Any) -> Bond:
+    """What binds its guider and local policies in an update."""
+    return Bond.of(algorithm.settings, float(algorithm.delta.value), algorithm.guider)
 
 
 def batch_of(actions: Tensor, active: Tensor | None = None, values: Tensor | None = None) -> TeamBatch:
@@ -102,9 +111,12 @@ def guide(
     logits = guider.log().requires_grad_(True)
     part = batch_of(actions, None if active is None else active.repeat(copies, 1))
     judged = Judged([Categorical(logits)], torch.zeros(1, 3))
-    metrics = algorithm._guide(part, judged, [Categorical(local.log())], of_taken(old, actions), advantages, 1.0)
-    (loss,) = algorithm.guider_optimiser.losses
-    algorithm.guider_optimiser.losses = []
+    metrics = following.guide(
+        algorithm.guider, part, judged, [Categorical(local.log())], of_taken(old, actions), advantages,
+        bond_of(algorithm), 1.0,
+    )  # fmt: skip
+    (loss,) = algorithm.guider.optimiser.losses
+    algorithm.guider.optimiser.losses = []
     return float(loss.detach()), torch.autograd.grad(loss, logits)[0], metrics
 
 
@@ -116,9 +128,12 @@ def follow(
     actions = actions.squeeze(-1)
     logits = local.log().requires_grad_(True)
     part = batch_of(actions, None if active is None else active.repeat(copies, 1))
-    algorithm._follow(part, [Categorical(guider.log())], [Categorical(logits)], of_taken(old, actions), advantages, 1.0)
-    (loss,) = algorithm.optimisers[0].losses
-    algorithm.optimisers[0].losses = []
+    following.follow(
+        algorithm.followers, part, [Categorical(guider.log())], [Categorical(logits)], of_taken(old, actions),
+        advantages, bond_of(algorithm), 1.0,
+    )  # fmt: skip
+    (loss,) = algorithm.followers.optimisers[0].losses
+    algorithm.followers.optimisers[0].losses = []
     return float(loss.detach()), torch.autograd.grad(loss, logits)[0]
 
 
@@ -216,16 +231,20 @@ def test_outside_the_guider_is_drawn_to_the_local_policies_and_inside_it_is_free
 @pytest.mark.parametrize("backtracking", [True, False])
 def test_without_a_surrogate_repeated_steps_bring_the_guider_back_within_delta(backtracking: bool) -> None:
     algorithm = new_player(learning_rate=3e-3, backtracking=backtracking)
-    algorithm.guider_theta += 2.0 * torch.randn(algorithm.guider.size, generator=torch.Generator().manual_seed(3))
+    algorithm.guider.theta += 2.0 * torch.randn(
+        algorithm.guider.network.size, generator=torch.Generator().manual_seed(3)
+    )
     part = batch_of((torch.rand(2, 32, generator=torch.Generator().manual_seed(2)) < 0.5).long())
-    local = [each.detach() for each in algorithm.local_policies(part)]
+    local = [each.detach() for each in algorithm.followers.distributions(part)]
     order, shares = torch.tensor([1, 0]), []
     for _ in range(150):
-        judged = algorithm.judge(part, order, algorithm.guider_optimiser.parameter)
+        judged = algorithm.guider.judge(part, order)
         # Values that are what they should be pull at nothing.
         part = replace(part, values=judged.values.detach(), returns=judged.values.detach())
         old_log_prob = part.log_prob(judged.distributions).detach()
-        metrics = algorithm._guide(part, judged, local, old_log_prob, torch.zeros(32), 1.0)
+        metrics = following.guide(
+            algorithm.guider, part, judged, local, old_log_prob, torch.zeros(32), bond_of(algorithm), 1.0
+        )
         shares.append(float(metrics["outside_share"]))
     assert shares[0] > 0.3
     assert shares[-1] == (0.0 if backtracking else shares[0])
@@ -274,9 +293,10 @@ def test_guider_and_local_policies_are_each_held_fixed_in_the_others_loss() -> N
     algorithm = recording(entropy_coefficient=0.01)
     part = replace(batch_of(ACTIONS), advantages=ADVANTAGES.view(1, 3), returns=ADVANTAGES.view(1, 3))
     order = torch.tensor([0, 1])
-    metrics = algorithm.learn(part, order, of_taken(OLD), 1.0)
+    minibatch = Minibatch(part, order, of_taken(OLD))
+    metrics = guide_and_follow(algorithm.guider, algorithm.followers, minibatch, bond_of(algorithm), 1.0)
     assert float(metrics["imitation_kl"]) > 0
-    guider, local = algorithm.guider_optimiser, algorithm.optimisers[0]
+    guider, local = algorithm.guider.optimiser, algorithm.followers.optimisers[0]
     for own, other in ((guider, local), (local, guider)):
         (loss,) = own.losses
         of_own, of_other = torch.autograd.grad(
@@ -287,9 +307,9 @@ def test_guider_and_local_policies_are_each_held_fixed_in_the_others_loss() -> N
 
 
 def test_a_learning_rate_of_their_own() -> None:
-    assert [each.learning_rate for each in new_player(learning_rate=1e-3).optimisers] == [1e-3]
+    assert [each.learning_rate for each in new_player(learning_rate=1e-3).followers.optimisers] == [1e-3]
     apart = new_player(learning_rate=1e-3, learner_learning_rate=2e-3)
-    assert (apart.guider_optimiser.learning_rate, apart.optimisers[0].learning_rate) == (1e-3, 2e-3)
+    assert (apart.guider.optimiser.learning_rate, apart.followers.optimisers[0].learning_rate) == (1e-3, 2e-3)
 
 
 # --- what must not matter -------------------------------------------------------------------------------------------
@@ -324,21 +344,26 @@ def test_the_value_loss_by_hand(name: str) -> None:
         values=torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0]]),
     )
     values = torch.tensor([[1.5, 0.9, 2.0, 1.5, 1.1]], requires_grad=True)
-    loss = algorithm._value_loss(part, values)
+    loss = clipped_value_loss(values, part.values, part.returns, 0.2)
     assert float(loss.detach()) == pytest.approx((0.8**2 + 1.1**2 + 2.0**2 + 0.3**2 + 0.1**2) / 5, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, values)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, -2.2, 4.0, 0.6, 0.2]]) / 5)
     judged = Judged([Categorical(GUIDER.log().repeat(1, 2, 1)[:, :5].requires_grad_(True))], values)
-    algorithm.guider_step(part, judged, torch.zeros(2, 5), None, 1.0)
-    assert float(algorithm.guider_optimiser.losses[0].detach()) == pytest.approx(0.5 * float(loss.detach()), rel=1e-5)
+    algorithm.guider.descend(part, judged, torch.zeros(2, 5), None, 1.0)
+    assert float(algorithm.guider.optimiser.losses[0].detach()) == pytest.approx(0.5 * float(loss.detach()), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["magpo", "mat"])
-def test_values_are_clipped_about_what_the_network_said_in_whatever_units(name: str) -> None:
+def test_values_are_clipped_about_what_the_network_said_in_whatever_units(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before a network has moved nothing is clipped, also when the new targets have just moved the units."""
     algorithm, rollout, collector = new_algorithm(name, TOY, 4, 10, epochs=1, minibatches=1)
-    said, inner = [], algorithm._value_loss
-    algorithm._value_loss = lambda part, values: said.append((part.values, values)) or inner(part, values)
+    said: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(
+        trained, "clipped_value_loss",
+        lambda values, old, *rest: said.append((old, values)) or clipped_value_loss(values, old, *rest),
+    )  # fmt: skip
     for _ in range(2):
         collector.collect(algorithm)
         rollout.team_rewards += 50.0
@@ -356,8 +381,8 @@ def test_the_entropy_bonus_by_hand(name: str) -> None:
     for coefficient in (0.0, 0.3):
         algorithm = recording(name, entropy_coefficient=coefficient)
         judged = Judged([Categorical(GUIDER.log())], torch.zeros(1, 3))
-        metrics = algorithm.guider_step(batch_of(ACTIONS, active), judged, torch.ones(2, 3), None, 1.0)
-        losses.append(float(algorithm.guider_optimiser.losses[0].detach()))
+        metrics = algorithm.guider.descend(batch_of(ACTIONS, active), judged, torch.ones(2, 3), None, 1.0)
+        losses.append(float(algorithm.guider.optimiser.losses[0].detach()))
     entropies = [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.75, 0.9)]
     assert losses == pytest.approx([-1.0, -1.0 - 0.3 * sum(entropies) / 2], rel=1e-5)
     assert float(metrics["agent_entropy"]) == pytest.approx(sum(entropies) / 2, rel=1e-5)
@@ -366,14 +391,14 @@ def test_the_entropy_bonus_by_hand(name: str) -> None:
 def test_every_minibatch_has_normalised_advantages(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, rollout, collector = new_algorithm("magpo", TOY, 6, 10, recurrent=False, epochs=2, minibatches=3)
     seen: list[list[Tensor]] = [[], []]
-    for log, name in zip(seen, ("_guide", "_follow"), strict=True):
-        inner = getattr(algorithm, name)
+    for log, name in zip(seen, ("guide", "follow"), strict=True):
+        inner = getattr(following, name)
 
         def spy(*arguments: Any, inner: Any = inner, log: list[Tensor] = log) -> Any:
-            log.append(arguments[4])
+            log.append(arguments[5])
             return inner(*arguments)
 
-        monkeypatch.setattr(algorithm, name, spy)
+        monkeypatch.setattr(following, name, spy)
     collector.collect(algorithm)
     algorithm.update(rollout, 0.0)
     assert len(seen[0]) == len(seen[1]) == 6
@@ -393,18 +418,18 @@ def test_every_minibatch_has_normalised_advantages(monkeypatch: pytest.MonkeyPat
 def test_delta_follows_the_imitation_gap(gap: float, factor: float) -> None:
     """log δ grows by a tenth below ⅔ of the limit, and shrinks above 1½ of it."""
     algorithm = new_player(delta="auto", imitation_gap=0.02)
-    algorithm._adapt(gap)
-    assert float(algorithm.adapted_delta.log()) == pytest.approx(math.log(1.5) * factor)
+    algorithm.delta.adapt(gap)
+    assert float(algorithm.delta.value.log()) == pytest.approx(math.log(1.5) * factor)
 
 
 def test_delta_stays_within_its_bounds_and_a_number_stays_what_it_is() -> None:
     algorithm = new_player(delta="auto")
     for gap, bound in ((9.0, 1.05), (0.0, 4.0)):
         for _ in range(100):
-            algorithm._adapt(gap)
-        assert float(algorithm.adapted_delta) == pytest.approx(bound)
-    algorithm._adapt(math.nan)
-    assert float(algorithm.adapted_delta) == pytest.approx(4.0)
+            algorithm.delta.adapt(gap)
+        assert float(algorithm.delta.value) == pytest.approx(bound)
+    algorithm.delta.adapt(math.nan)
+    assert float(algorithm.delta.value) == pytest.approx(4.0)
     for delta, moves in (("auto", True), (1.5, False)):
         algorithm, rollout, collector = new_algorithm("magpo", TOY, 4, 10, delta=delta, imitation_gap=1e-6, epochs=1)
         used = []
@@ -446,15 +471,15 @@ def test_the_teacher_of_ctds_is_mat_and_its_students_only_imitate() -> None:
     magpo, *learners_own = new_algorithm("magpo", TOY, 4, 10, recurrent=False, delta=1.001, **settings)
     students = [policy.theta.clone() for policy in ctds.policies]
     for other in (ctds, magpo):
-        other.guider_theta.copy_(mat.guider_theta)
+        other.guider.theta.copy_(mat.guider.theta)
         other.generator.set_state(mat.generator.get_state())
         other.noise_generator.set_state(mat.noise_generator.get_state())
     for _ in range(2):
         for algorithm, (rollout, collector) in ((mat, its_own), (ctds, students_own), (magpo, learners_own)):
             collector.collect(algorithm)
             algorithm.update(rollout, 0.0)
-    assert torch.equal(ctds.guider_theta, mat.guider_theta)
-    assert not torch.equal(magpo.guider_theta, mat.guider_theta)
+    assert torch.equal(ctds.guider.theta, mat.guider.theta)
+    assert not torch.equal(magpo.guider.theta, mat.guider.theta)
     assert not torch.equal(ctds.policies[0].theta, students[0])
     loss, gradient = follow(recording("ctds"))
     assert loss == pytest.approx((sum(IMITATION[0]) + sum(IMITATION[1])) / 3, rel=1e-5)

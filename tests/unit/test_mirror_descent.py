@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +14,21 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
-from hmarl.trainer.algorithms.haa2c import Haa2c, Haa2cSettings
-from hmarl.trainer.algorithms.hamdpo import Hamdpo, HamdpoSettings
+from hmarl.trainer.algorithms.haa2c import policy_gradient_loss
+from hmarl.trainer.algorithms.hamdpo import Hamdpo, HamdpoSettings, divergence_report, mirror_descent_loss, step_size
 from hmarl.trainer.experience.rollout import Rollout
-from hmarl.trainer.networks.distributions import Categorical, DiagonalGaussian, Distribution, MultiCategorical
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
-from training_runs import CPU, new_algorithm
+from hmarl.trainer.networks.distributions import (
+    ActionHead,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+)
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.sequential.samples import AgentSamples, TeamSamples
+from hmarl.trainer.sequential.turns import Improvement, Turn, one_after_the_other
+from training_runs import CPU, new_algorithm, team_samples, turn_of
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -65,24 +76,25 @@ def improve(algorithm: Hamdpo, advantages: Tensor) -> tuple[Tensor, dict[str, fl
     policy, inputs = algorithm.policies[0], torch.eye(STATES)[states]
     old = Categorical(OLD.log()[states])
     samples = AgentSamples(inputs, None, None, actions, None, None, None, old, old.log_prob(actions))
-    metrics = algorithm.improve_agent(0, samples, advantages, 1.0).metrics
+    loss, report = (partial(each, settings=algorithm.settings) for each in (mirror_descent_loss, divergence_report))
+    metrics = algorithm.steps.descend(turn_of(algorithm, 0, samples, advantages), loss, report).metrics
     new = policy.distribution(policy.row(0), torch.eye(STATES))
     assert isinstance(new, Categorical)
     return new.log_probs.exp(), metrics
 
 
-def exact_step(advantages: Tensor, step_size: float) -> Tensor:
+def exact_step(advantages: Tensor, size: float) -> Tensor:
     """[S, A] π_old · exp(η A), normalised."""
-    unnormalised = OLD * (step_size * advantages).exp()
+    unnormalised = OLD * (size * advantages).exp()
     return unnormalised / unnormalised.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("step_size", [0.3, 1.0])
-def test_enough_gradient_steps_are_the_exact_mirror_descent_update(step_size: float) -> None:
+@pytest.mark.parametrize("size", [0.3, 1.0])
+def test_enough_gradient_steps_are_the_exact_mirror_descent_update(size: float) -> None:
     """π_new(a|s) ∝ π_old(a|s) · exp(η A(s, a)), which needs KL(new ‖ old); the other direction ends elsewhere."""
     states, actions, _ = enumerated()
-    new, metrics = improve(tabular(step_size=step_size), ADVANTAGES[states, actions])
-    exact = exact_step(ADVANTAGES, step_size)
+    new, metrics = improve(tabular(step_size=size), ADVANTAGES[states, actions])
+    exact = exact_step(ADVANTAGES, size)
     torch.testing.assert_close(new, exact, atol=1e-3, rtol=0.0)
     assert (exact - OLD).abs().max() > 0.1
     divergence = (exact * (exact / OLD).log()).sum(-1).mean()
@@ -100,12 +112,13 @@ def test_with_an_agent_before_the_step_follows_the_mean_of_the_weighted_advantag
     torch.testing.assert_close(new, exact_step(weighted, 0.7), atol=1e-3, rtol=0.0)
 
 
-def loss_at(algorithm: Hamdpo) -> float:
+def loss_at(algorithm: Hamdpo, progress: float = 0.0) -> float:
     """Of one sample whose π goes from (½, ½) to (¾, ¼), action 0, F·Â = 2."""
     old = Categorical(torch.zeros(1, 2))
     action = torch.zeros(1, dtype=torch.int64)
     samples = AgentSamples(torch.zeros(1, 1), None, None, action, None, None, None, old, old.log_prob(action))
-    return float(algorithm.loss(Categorical(torch.tensor([[3.0, 1.0]]).log()), samples, torch.tensor([2.0])))
+    turn = turn_of(algorithm, 0, samples, torch.tensor([2.0]), progress=progress)
+    return float(mirror_descent_loss(Categorical(torch.tensor([[3.0, 1.0]]).log()), turn, algorithm.settings))
 
 
 def test_the_loss_by_hand_while_the_step_size_anneals() -> None:
@@ -113,18 +126,17 @@ def test_the_loss_by_hand_while_the_step_size_anneals() -> None:
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert divergence != pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2), rel=0.05), "the directions differ"
     algorithm = tabular(step_size=0.5, step_size_floor=0.2)
-    for progress, step_size in ((0.0, 0.5), (0.25, 0.375), (0.8, 0.1), (0.95, 0.1)):
-        algorithm.progress = progress
-        assert algorithm.step_size == pytest.approx(step_size)
-        assert loss_at(algorithm) == pytest.approx(-3.0 + divergence / step_size, rel=1e-5)
+    for progress, expected in ((0.0, 0.5), (0.25, 0.375), (0.8, 0.1), (0.95, 0.1)):
+        assert step_size(algorithm.settings, progress) == pytest.approx(expected)
+        assert loss_at(algorithm, progress) == pytest.approx(-3.0 + divergence / expected, rel=1e-5)
     assert loss_at(tabular(kl_regularisation=False)) == pytest.approx(-3.0)
 
 
 def test_an_update_takes_the_step_size_of_its_progress() -> None:
     algorithm, rollout, collector = new_algorithm("hamdpo", "toy_environments:masked_discrete", 4, 10, step_size=2.0)
-    for progress, step_size in ((0.0, 2.0), (0.5, 1.0), (0.99, 0.1)):
+    for progress, expected in ((0.0, 2.0), (0.5, 1.0), (0.99, 0.1)):
         collector.collect(algorithm)
-        assert algorithm.update(rollout, progress)["step_size"] == pytest.approx(step_size)
+        assert algorithm.update(rollout, progress)["step_size"] == pytest.approx(expected)
 
 
 # --- three agents in an enumerated game -----------------------------------------------------------------------------
@@ -148,32 +160,34 @@ def expected_value(new: set[int]) -> float:
     return total
 
 
-class ThreeAgents(Haa2c):
+class ThreeAgents:
     """Agents in a given order whose policies are set to ``FIRST_NEW`` instead of being improved."""
 
     def __init__(self, order: tuple[int, ...]) -> None:
-        super().__init__(spec(3, 2, 1), Haa2cSettings(**LINEAR), torch.Generator().manual_seed(0), CPU)
         self.order, self.gains = order, dict[int, float]()
+        head = ActionHead(spaces.Discrete(2))
+        self.policy = GroupPolicy.create(3, 1, head, AlgorithmSettings(hidden_sizes=()), torch.Generator())
         for agent in range(3):
             self.set_policy(agent, FIRST_OLD)
 
     def set_policy(self, agent: int, first: tuple[float, ...]) -> None:
         logits = [math.log(probability(first, agent, action)) for action in range(2)]
-        self.policies[0].row(agent).copy_(torch.tensor([0.0, 0.0, *logits]))
+        self.policy.row(agent).copy_(torch.tensor([0.0, 0.0, *logits]))
 
-    def next_agent(self, remaining: list[int], rollout: Rollout, advantages: Tensor, factor: Tensor) -> int:
+    def update(self, rollout: Rollout) -> None:
+        """On the exact A(a) = Q(a) − E[Q], not normalised."""
+        exact = Q[rollout.actions[0].view(-1, 3).unbind(-1)] - expected_value(set())
+        team = TeamSamples(rollout, [self.policy], rollout.observations)
+        one_after_the_other(team, self._next, lambda factor: factor * exact.float(), self._improve)
+
+    def _next(self, remaining: Sequence[int], factor: Tensor) -> int:
         return self.order[3 - len(remaining)]
 
-    def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """The exact A(a) = Q(a) − E[Q], not normalised."""
-        exact = Q[rollout.actions[0].view(-1, 3).unbind(-1)] - expected_value(set())
-        return exact.float().view_as(rollout.team_rewards)
-
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
-        self.set_policy(agent, FIRST_NEW)
-        new = samples.under(self.policies[0], self.policies[0].row(agent))
-        gain = self.loss(samples.old, samples, advantages) - self.loss(new, samples, advantages)
-        self.gains[agent] = float(gain)
+    def _improve(self, turn: Turn) -> Improvement:
+        self.set_policy(turn.agent, FIRST_NEW)
+        new = turn.samples.under(turn.policy, turn.policy.row(turn.member))
+        gain = policy_gradient_loss(turn.samples.old, turn, 0.0) - policy_gradient_loss(new, turn, 0.0)
+        self.gains[turn.agent] = float(gain)
         return Improvement(new, {"agent_kl": 0.0})
 
 
@@ -187,7 +201,7 @@ def test_three_agents_surrogates_are_exact_and_add_up(order: tuple[int, ...]) ->
     rollout.actions = [torch.tensor(rows).view(1, 64, 3)]
     rollout.terminated[:] = True
     algorithm = ThreeAgents(order)
-    algorithm.update(rollout, 0.0)
+    algorithm.update(rollout)
     for place, agent in enumerate(order):
         exact = expected_value(set(order[: place + 1])) - expected_value(set(order[:place]))
         assert abs(exact) > 1e-3
@@ -208,7 +222,7 @@ def test_the_trust_region_holds_with_masks_memory_and_leaving_agents(environment
     )
     for _ in range(3):
         collector.collect(algorithm)
-        before = [algorithm.samples(rollout, algorithm.features(rollout), i) for i in algorithm.position]
+        before = [team_samples(algorithm, rollout).of_agent(agent) for agent in algorithm.position]
         metrics = algorithm.update(rollout, 0.0)
         accepted += metrics["agent_accepted"]
         for (agent, (group, member)), samples in zip(algorithm.position.items(), before, strict=True):

@@ -13,7 +13,7 @@ from fragile_bundle import write_fragile_bundle
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import HmarlError, InferenceError, NonFiniteError, StepOrderError, UsageError
 from hmarl.runtime.session import Policy, PolicySession
-from hmarl.sdk.clients.agent import LocalAgent
+from hmarl.sdk.clients.local_agent import LocalAgent
 from toy_bundle import ActionType
 
 LEGAL = np.ones(5, np.bool_)

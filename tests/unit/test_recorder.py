@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from hmarl.trainer.records.recorder import Recorder, read_metrics
+from hmarl.trainer.records.metrics import read_metrics
+from hmarl.trainer.records.recorder import Recorder
 
 CUT_OFF = '{"update": 3, "ret'
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.networks.flat import Memory, Mlp, RecurrentNetwork
-from training_runs import new_algorithm
+from training_runs import new_algorithm, team_samples
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 NETWORK = RecurrentNetwork(3, (5,), 2, "tanh", memory=4)
@@ -113,7 +113,7 @@ def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int
             del policy.step  # type: ignore[method-assign]
         assert rollout.ended.any()
         for agent, (group, member) in algorithm.position.items():
-            samples = algorithm.samples(rollout, algorithm.features(rollout), agent)
+            samples = team_samples(algorithm, rollout).of_agent(agent)
             expected = torch.stack(acted[group])[:, member].flatten(0, 1)
             torch.testing.assert_close(samples.old.logits, expected, atol=1e-5, rtol=1e-4)  # type: ignore[attr-defined]
             part = samples.take(torch.arange(samples.units - 1))

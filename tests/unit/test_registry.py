@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.tensors import WireError, to_array
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.errors import DrainingError, ObservationError, SessionLimitError, UnknownSessionError
+from hmarl.runtime.errors import DrainingError, SessionLimitError, UnknownSessionError
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.session import Policy
-from hmarl.runtime.wire import to_array
 from told_clock import Clock
 
 
@@ -66,7 +66,7 @@ def test_ended_and_idle_sessions_are_unknown(policy: Policy) -> None:
 @pytest.mark.parametrize("expected", [None, [6], [2, 3]])
 def test_impossible_shapes_are_refused(shape: list[int], expected: list[int] | None) -> None:
     tensor = agent_pb2.Tensor(data_type=agent_pb2.DATA_TYPE_INT64, shape=shape)
-    with pytest.raises(ObservationError, match="x"):
+    with pytest.raises(WireError, match="x"):
         to_array(tensor, "x", expected)
 
 
@@ -74,7 +74,7 @@ def test_a_tensor_of_the_expected_shape_is_taken() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     tensor = agent_pb2.Tensor(data_type=agent_pb2.DATA_TYPE_FLOAT32, shape=[2, 3], data=array.tobytes())
     np.testing.assert_array_equal(to_array(tensor, "x", [2, 3]), array)
-    with pytest.raises(ObservationError, match=r"got float32 \(2, 3\), expected the shape \(3, 2\)"):
+    with pytest.raises(WireError, match=r"got float32 \(2, 3\), expected the shape \(3, 2\)"):
         to_array(tensor, "x", [3, 2])
 
 

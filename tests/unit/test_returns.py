@@ -16,6 +16,7 @@ from hmarl.trainer.learning.returns import (
     generalised_advantages,
     normalise_advantages,
 )
+from hmarl.trainer.sequential.estimates import joint_estimate
 from training_runs import new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -85,11 +86,11 @@ def test_estimate_of_a_real_rollout_equals_a_loop_over_episodes(environment: str
     arguments = {"max_cycles": 4} if environment.startswith("mpe") else {}
     algorithm, rollout, collector = new_algorithm("hatrpo", environment, 3, 12, arguments)
     collector.collect(algorithm)
-    estimate = algorithm.estimate(rollout)
+    estimate = joint_estimate(rollout, algorithm.critic, algorithm.state_normaliser, algorithm.settings)
     gamma, decay = algorithm.settings.gamma, algorithm.settings.gae_lambda
     assert rollout.ended.any()
-    finals = iter(algorithm.critics["critic"].values(algorithm.state_normaliser(rollout.final_states)).tolist())
-    values = algorithm.critics["critic"].values(algorithm.state_normaliser(rollout.states)).tolist()
+    finals = iter(algorithm.critic.values(algorithm.state_normaliser(rollout.final_states)).tolist())
+    values = algorithm.critic.values(algorithm.state_normaliser(rollout.states)).tolist()
     following = [[0.0] * 3 for _ in range(12)]
     for t in range(12):
         for b in range(3):

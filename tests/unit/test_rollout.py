@@ -158,32 +158,6 @@ def interleaved_rollout(team_reward: Literal["sum", "mean", "shared"] = "sum") -
     return rollout
 
 
-def test_agent_fields_are_those_of_the_agent_whatever_its_group() -> None:
-    rollout = interleaved_rollout()
-    seen, mask, action, active = rollout.agent_fields(0)
-    assert seen.tolist() == [[0, 1], [4, 5]]
-    assert mask is not None
-    assert mask.int().tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert (action.tolist(), active.tolist()) == ([0, 2], [True, False])
-    seen, mask, action, active = rollout.agent_fields(1)
-    assert (seen.tolist(), mask, active.tolist()) == ([[20], [21]], None, [True, True])
-    torch.testing.assert_close(action, torch.tensor([[0.1, 0.2], [0.3, 0.4]]))
-    seen, mask, action, active = rollout.agent_fields(2)
-    assert seen.tolist() == [[2, 3], [6, 7]]
-    assert mask is not None
-    assert mask.int().tolist() == [[0, 1, 0], [1, 1, 0]]
-    assert (action.tolist(), active.tolist()) == ([1, 0], [False, True])
-    with pytest.raises(IndexError, match="agent: got 3, expected 0 … 2"):
-        rollout.agent_fields(3)
-
-
-def test_agent_fields_flatten_time_before_environments() -> None:
-    rollout, _, _, _ = collected()
-    seen, _, action, _ = rollout.agent_fields(0)
-    assert seen[:4].tolist() == [[2, 0], [7, 0], [2, 1], [7, 1]]
-    assert action[:4].tolist() == [1, 1, 2, 2]
-
-
 @pytest.mark.parametrize(("team_reward", "expected"), [("sum", [9, -3]), ("mean", [3, -1]), ("shared", [3, -1])])
 def test_team_rewards(team_reward: Literal["sum", "mean", "shared"], expected: list[float]) -> None:
     rollout = interleaved_rollout(team_reward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.statistics import aggregate_runs, iqm, iqm_interval, probability_of_improvement
 
 
@@ -24,7 +25,7 @@ def test_iqm_hand_computed(values: list[float], expected: float) -> None:
 
 def test_iqm_works_along_the_last_axis_and_refuses_nothing() -> None:
     np.testing.assert_allclose(iqm([[1.0, 2.0, 3.0, 9.0], [0.0, 0.0, 4.0, 4.0]]), [2.5, 2.0])
-    with pytest.raises(ValueError, match="got no values"):
+    with pytest.raises(UsageError, match="got no values"):
         iqm([])
 
 

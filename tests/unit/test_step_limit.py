@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from counting_environment import HORIZON, CountingEnvironment, StepTeam
-from hmarl.sdk.commands._common import run_command
+from hmarl.runtime.command_line import run as run_program
 from hmarl.sdk.commands.evaluate import evaluate_command
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.conformance import check_environment
@@ -103,9 +103,7 @@ def test_the_command_takes_a_limit_and_says_when_it_bites(
     train(tiny_config("happo", "troubled_environment:make", {}, {"evaluation_step_limit": 10}, arguments), run)
     capsys.readouterr()
     words = ["--run", str(run), "--episodes", "2", "--step-limit", "12", "--json"]
-    with pytest.raises(SystemExit) as left:
-        run_command(evaluate_command, words)
-    assert not left.value.code
+    assert run_program(evaluate_command, words) == 0
     output = capsys.readouterr()
     assert "2 of 2 episodes still ran after 12 steps" in " ".join((output.out + output.err).split())
     assert json.loads(output.out.splitlines()[-1])["unfinished"] == 2

@@ -19,8 +19,9 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.teacher import GoalKind
 from hmarl.trainer.networks.settings import validate
-from hmarl.trainer.records.checkpoint import CheckpointError, Counters
-from hmarl.trainer.runs.run import EVALUATION_SEED, DivergedError
+from hmarl.trainer.records.checkpoint import Counters
+from hmarl.trainer.records.problems import CheckpointError, DivergedError
+from hmarl.trainer.runs.seeds import EVALUATION_SEED
 from hmarl.trainer.students.dagger import REPORT_SEED, Distillation, Distilled
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings

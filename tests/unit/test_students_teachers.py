@@ -33,7 +33,7 @@ def new_team(name: str, environment: ToyEnvironment, **settings: Any) -> Any:
     generator = torch.Generator().manual_seed(3)
     algorithm = algorithm_class(environment.spec, checked, generator, CPU)
     thetas = [policy.theta for policy in algorithm.policies]
-    thetas += [algorithm.guider_theta] if hasattr(algorithm, "guider_theta") else []
+    thetas += [algorithm.guider.theta] if hasattr(algorithm, "guider") else []
     thetas += [algorithm.conductor.policy.theta] if hasattr(algorithm, "conductor") else []
     for theta in thetas:
         theta.add_(torch.randn(theta.shape, generator=generator), alpha=0.4)
@@ -100,16 +100,17 @@ def test_a_guiders_labels_are_what_it_judges_along_the_actions_that_were_taken(n
     algorithm = new_team(name, environment(BATCH), **GUIDED)
     played = Played(algorithm, algorithm.teacher(), environment(BATCH))
     groups = range(len(algorithm.spec.groups))
-    view = algorithm.view(
+    view = algorithm.guider.view(
         [played.stacked(g, "observations") for g in groups],
         [None if played.seen[0].action_masks[g] is None else played.stacked(g, "action_masks") for g in groups],
         torch.stack([each.state for each in played.seen]),
     )
     actions = [torch.stack([step[g] for step in played.actions]) for g in groups]
     order = torch.arange(len(algorithm.spec.agents))
-    memory = algorithm.guider.no_memory(BATCH, CPU)
-    parameters = algorithm.guider.named(algorithm.guider_theta)
-    judged = algorithm.guider.judge(parameters, view, actions, order, memory, played.begins).distributions
+    network = algorithm.guider.network
+    memory = network.no_memory(BATCH, CPU)
+    parameters = network.named(algorithm.guider.theta)
+    judged = network.judge(parameters, view, actions, order, memory, played.begins).distributions
     for g, distribution in enumerate(judged):
         in_time = numbers(distribution).unflatten(1, (STEPS, BATCH))
         for step in range(STEPS):
@@ -121,10 +122,10 @@ def test_a_conductors_labels_are_its_actors_under_the_likeliest_instruction(name
     algorithm = new_team(name, leaving(BATCH), **CONDUCTED)
     played = Played(algorithm, algorithm.teacher(), leaving(BATCH))
     for row in range(BATCH):
-        age, memories, context = 0, algorithm.no_memories(1), torch.zeros(1, 4)
+        age, memories, context = 0, algorithm.actors.no_memories(1), torch.zeros(1, 4)
         for step in range(STEPS):
             if played.begins[step, row]:
-                age, memories = 0, algorithm.no_memories(1)
+                age, memories = 0, algorithm.actors.no_memories(1)
             seen = played.seen[step]
             if age % 3 == 0:
                 state = algorithm.state_normaliser(seen.state[row : row + 1])

@@ -129,9 +129,9 @@ def test_the_minibatches_of_a_value_that_learns_from_more_moments_cover_them_all
     (_, level, decisions, judgements), _ = algorithm._judged(graphs_of(algorithm, rollout))
     fitted, climbed = [], []
 
-    def fit(part: Judgements, schedule: float) -> Tensor:
+    def fit(part: Judgements, schedule: float) -> dict[str, Tensor]:
         fitted.append(part.returns)
-        return torch.zeros(())
+        return {"critic_loss": torch.zeros(())}
 
     def climb(part: Decisions, old: Tensor, advantages: Tensor, schedule: float) -> dict[str, Tensor]:
         climbed.append(part.advantages)

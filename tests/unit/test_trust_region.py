@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hmarl.trainer.learning.trust_region import TrustRegionSettings, conjugate_gradient, trust_region_step
-from training_runs import new_algorithm
+from training_runs import new_algorithm, team_samples
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -150,14 +150,7 @@ def test_real_updates_keep_every_agents_kl_within_the_limit(continuous: bool, li
     for update in range(4):
         collector.collect(algorithm)
         before = [policy.theta.clone() for policy in algorithm.policies]
-        old = [
-            algorithm.samples(
-                rollout,
-                [n(x) for n, x in zip(algorithm.observation_normalisers, rollout.observations, strict=True)],
-                agent,
-            )
-            for agent in range(3)
-        ]
+        old = [team_samples(algorithm, rollout).of_agent(agent) for agent in range(3)]
         metrics = algorithm.update(rollout, update / 4)
         assert metrics["agent_kl_max"] <= limit
         accepted.append(metrics["agent_accepted"])

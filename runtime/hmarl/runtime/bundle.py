@@ -27,6 +27,7 @@ from hmarl.runtime.errors import (
     StepOrderError,
     UnknownSessionError,
     UsageError,
+    did_you_mean,
     one_line,
     unknown_name,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "UnknownSessionError",
     "UsageError",
     "check_printable",
+    "did_you_mean",
     "from_json",
     "load_bundle",
     "remove_temporaries",
@@ -180,15 +182,24 @@ def _hash_line(sha256: str) -> bytes:
     return f"{sha256}  {MANIFEST}\n".encode()
 
 
+def _bundle_of_run(path: Path) -> str | None:
+    """What to do with a run directory that was given as a bundle; None for any other."""
+    exported = path / "bundle"
+    if (exported / MANIFEST).is_file():
+        return f"this is no bundle, there is one in it: take {exported}"
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        return f"this is a run directory: export it with 'hmarl-export {path}', then take {exported}"
+    return None
+
+
 def _read_manifest(source: Source, path: Path) -> tuple[Manifest, str]:
     """Read manifest.json, checked against manifest.sha256 byte for byte."""
     try:
         content = source.read(MANIFEST, MANIFEST_LIMIT_BYTES)
         recorded = source.read(MANIFEST_HASH, _HASH_LIMIT_BYTES)
     except KeyError as error:
-        raise BundleError(
-            f"bundle {path}: file '{error.args[0]}' is missing; is this a bundle? If so, {REPAIR}"
-        ) from None
+        advice = _bundle_of_run(path) or f"is this a bundle? If so, {REPAIR}"
+        raise BundleError(f"bundle {path}: file '{error.args[0]}' is missing; {advice}") from None
     sha256 = hashlib.sha256(content).hexdigest()
     if recorded != _hash_line(sha256):
         shown = ascii(recorded[:100].decode(errors="replace").strip())

@@ -1,5 +1,6 @@
-"""Every error that hmarl raises on purpose. They know no transport: the server maps them to status codes in one place.
+"""The base of all errors that hmarl raises at a user, and those of the runtime. Importing it imports nothing else.
 
+They know no transport: the server maps them to status codes in one place, and commands end with the class's exit code.
 Each message says what was got, what was expected and, where it helps, what to do next.
 """
 
@@ -9,21 +10,26 @@ from collections.abc import Iterable
 
 
 class HmarlError(Exception):
-    """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback."""
+    """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback.
 
-    exit_code = 4
+    Attributes:
+        exit_code: what a command ends with: 2 usage or configuration, 3 a bad bundle, run or checkpoint, 4 a failure
+            while running.
+    """
+
+    exit_code: int = 4
 
 
 class UsageError(HmarlError):
     """A wrong name, argument or configuration value; nothing has been changed."""
 
-    exit_code = 2
+    exit_code: int = 2
 
 
 class BundleError(HmarlError):
     """A bundle that is damaged, incomplete or not a bundle at all."""
 
-    exit_code = 3
+    exit_code: int = 3
 
 
 class ObservationError(HmarlError):
@@ -70,14 +76,51 @@ class DrainingError(SessionError):
     """The process is stopping and starts no more episodes."""
 
 
-def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
-    """A message for a name that is not known, with the closest known one suggested."""
+# As many names as a line can hold; of more the closest are told, and where the others are.
+_LISTED = 20
+_SUGGESTED = 3
+# Names whose likeness to what was typed differs by no more than this are about as close.
+_AS_CLOSE = 0.05
+
+
+def did_you_mean(got: str, known: Iterable[str], rest: str = "") -> str:
+    """The known names that are closest to one that is not, to be appended to a message; empty where none is close.
+
+    Args:
+        got: the name.
+        known: those that there are.
+        rest: what was typed after the name.
+    """
     import difflib  # noqa: PLC0415 - memory that programs without a mistake do without
 
+    names, prefix = sorted(set(known)), got[: got.rfind(".") + 1]
+    if not all(name.startswith(prefix) for name in names):
+        prefix = ""
+    slip, tails = got.removeprefix(prefix), [name.removeprefix(prefix) for name in names]
+    found = difflib.get_close_matches(slip, tails, n=_SUGGESTED)  # a prefix in common makes no name closer
+    likeness = [difflib.SequenceMatcher(None, tail, slip).ratio() for tail in found]
+    about_as_close = [tail for tail, ratio in zip(found, likeness, strict=True) if ratio >= likeness[0] - _AS_CLOSE]
+    close = [f"'{prefix}{tail}{rest}'" for tail in about_as_close]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def unknown_name(what: str, got: str, known: Iterable[str], listed_by: str | None = None) -> str:
+    """A message for a name that is not known, with the closest known ones, and all of them or how to list them.
+
+    Args:
+        what: of what the name is.
+        got: the name.
+        known: those that there are.
+        listed_by: the command that lists them.
+    """
     names = sorted(set(known))
-    close = difflib.get_close_matches(got, names, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"unknown {what} '{got}'{hint} (known: {', '.join(names)})"
+    if len(names) <= _LISTED:
+        listed = f"known: {', '.join(names)}"
+    elif listed_by is not None:
+        listed = f"{listed_by} lists all"
+    else:
+        listed = f"known: {', '.join(names[:_LISTED])} and {len(names) - _LISTED} more"
+    return f"unknown {what} '{got}'{did_you_mean(got, names)} ({listed})"
 
 
 def one_line(said: object, limit: int = 500) -> str:

@@ -28,8 +28,9 @@ from typing import Any
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
 from hmarl.runtime.cores import available_cores
-from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.errors import BundleError, HmarlError, UsageError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
+from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.unix_sockets import LONGEST_PATH
 
 LOGGER = logging.getLogger("hmarl.fleet")
@@ -39,11 +40,13 @@ LONGEST_PAUSE_S = 10.0
 STABLE_S = 10.0  # a member that has served for this long starts with a clean record
 MAX_FAILURES = 6
 FROZEN_AFTER = 5  # questions about its health in a row that a member does not answer
+MORE_THAN_GRACE_S = 10.0  # what members get beyond the time of their running episodes, to stop
 _KILL_GRACE_S = 0.5
 KILL_LIMIT_S = 5.0  # what the kernel gets to end a process that was killed
 _POLL_S = 0.02
 _ATTENTIVE_S = 10.0
-_HOPELESS = (2, 3)  # exit codes of wrong options and of a bad bundle: starting again cannot help
+# Exit codes of wrong options and of a bad bundle: starting again cannot help, and the fleet ends in the same way.
+_HOPELESS: dict[int, type[HmarlError]] = {kind.exit_code: kind for kind in (UsageError, BundleError)}
 
 
 class FleetError(HmarlError):
@@ -84,6 +87,8 @@ class _Member:
 
         Raises:
             FleetError: it keeps failing.
+            UsageError: it cannot be started with these options.
+            BundleError: it cannot be started with this bundle.
         """
         if self.process is None:
             if now >= self._start_at:
@@ -165,13 +170,22 @@ class _Member:
             self.address = str(json.loads(line)["address"])
             self._probe = HealthProbe(self.address)
             self.serving = True
+            if self._failures:
+                LOGGER.warning("agent %s is serving again on %s", self.agent_id, self.address)
 
     def _crashed(self, code: int, now: float) -> None:
         stable = self.serving and now - self._started_at >= STABLE_S
         self._failures = 1 if stable else self._failures + 1
         self.serving = False
         self._close()
-        if code in _HOPELESS or self._failures >= MAX_FAILURES:
+        if code in _HOPELESS:
+            # What has served before was in order once: its end is a failure while running.
+            kind = _HOPELESS[code] if self.address is None else FleetError
+            raise kind(
+                f"agent '{self.agent_id}' ended with exit code {code}, which starting it again cannot help; its own "
+                "messages are above"
+            )
+        if self._failures >= MAX_FAILURES:
             raise FleetError(
                 f"agent '{self.agent_id}' keeps failing: exit code {code}, {self._failures} failures in a row; "
                 "its own messages are above"
@@ -213,7 +227,7 @@ class Fleet:
         socket_dir: Path | None = None,
         pin: bool = False,
         options: Sequence[str] = (),
-        grace_s: float = 15.0,
+        grace_s: float = ServerSettings.grace_s + MORE_THAN_GRACE_S,
     ) -> None:
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle.path.absolute()), *options]
         self._bundle = bundle
@@ -261,6 +275,8 @@ class Fleet:
 
         Raises:
             FleetError: a member cannot be started; the others have been stopped.
+            UsageError: because of the options.
+            BundleError: because of the bundle.
         """
         self._thread.start()
         while not self.serving and not (interrupted is not None and interrupted.is_set()):

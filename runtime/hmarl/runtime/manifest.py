@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from hmarl.runtime._manifest_checks import check_manifest
+from hmarl.runtime._manifest_checks import check_printable as check_printable  # noqa: PLC0414 - so that it is exported
 
 SCHEMA_VERSION = 1
 DataType = Literal["float32", "int64", "bool"]

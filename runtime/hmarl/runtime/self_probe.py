@@ -10,9 +10,10 @@ import grpc
 import numpy as np
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.messages import write_act
+from hmarl.agent.v1.tensors import to_array
 from hmarl.runtime.liveness import Liveness
 from hmarl.runtime.manifest import AgentModel
-from hmarl.runtime.wire import to_array, to_tensor
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 2.0
@@ -40,11 +41,9 @@ class SelfProbe:
         self._liveness = liveness
         self._tick = tick
         self._quickest_s = 0.0  # not known yet
-        request = agent_pb2.ActRequest(
-            session_id=session_id, observation=to_tensor(np.zeros(agent.observation.shape, np.float32))
-        )
-        if agent.action_mask is not None:
-            request.action_mask.CopyFrom(to_tensor(np.ones(agent.action_mask.shape, np.bool_)))
+        request = agent_pb2.ActRequest()
+        mask = None if agent.action_mask is None else np.ones(agent.action_mask.shape, np.bool_)
+        write_act(request, session_id, 0, np.zeros(agent.observation.shape, np.float32), mask)
         self._request = request.SerializeToString()
 
     def start(self, closing: threading.Event) -> None:

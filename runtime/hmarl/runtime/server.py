@@ -18,14 +18,16 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.messages import choice_name, read_act, refusal, write_reply
+from hmarl.agent.v1.tensors import WireError
 from hmarl.runtime import __version__
+from hmarl.runtime.choices import checked_choice
 from hmarl.runtime.door import Context, Line, Sweeper, cut, decoded, peer_of, queue_limit, server_options
 from hmarl.runtime.errors import (
     DrainingError,
@@ -48,10 +50,10 @@ from hmarl.runtime.message_limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.self_probe import SelfProbe
-from hmarl.runtime.session import Action, InstructionChoice, Policy
+from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.shutdown import stop_server
 from hmarl.runtime.unix_sockets import BoundPath, claim
-from hmarl.runtime.wire import to_array, write_tensor
 
 LOGGER = logging.getLogger("hmarl.agent")
 SERVICE = "hmarl.agent.v1.AgentService"
@@ -64,7 +66,8 @@ _REFLECTION_IDLE_S = 10.0
 _REFLECTIONS, _WATCHES, _CHECK_THREADS = 4, 32, 32
 
 # First match wins: subclasses before their bases.
-_STATUS: tuple[tuple[type[HmarlError], grpc.StatusCode], ...] = (
+_STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (WireError, grpc.StatusCode.INVALID_ARGUMENT),
     (UnknownSessionError, grpc.StatusCode.NOT_FOUND),
     (UnknownServiceError, grpc.StatusCode.NOT_FOUND),
     (SessionLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -78,33 +81,6 @@ _STATUS: tuple[tuple[type[HmarlError], grpc.StatusCode], ...] = (
     (NonFiniteError, grpc.StatusCode.OUT_OF_RANGE),
 )
 _OF_THE_REQUEST = (SessionError, ObservationError, UsageError)  # whatever else an act raises is the policy's failure
-_CHOICES: dict[int, InstructionChoice | None] = {
-    agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED: None,
-    agent_pb2.INSTRUCTION_CHOICE_ARGMAX: "argmax",
-    agent_pb2.INSTRUCTION_CHOICE_SAMPLE: "sample",
-    agent_pb2.INSTRUCTION_CHOICE_COMMON: "common",
-}
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How an agent is served.
-
-    Attributes:
-        listen: ``HOST:PORT`` (port 0 takes a free one) or ``unix:PATH``.
-        max_sessions: episodes open at once.
-        session_ttl_s: seconds after which an idle session may be forgotten.
-        max_streams: StreamAct calls open at once.
-        reflection: whether clients may ask for the protocol.
-        max_request_bytes: the largest message that is taken; see ``message_limits.request_limit_bytes``.
-    """
-
-    listen: str = "127.0.0.1:50051"
-    max_sessions: int = 1024
-    session_ttl_s: float = 600.0
-    max_streams: int = 64
-    reflection: bool = True
-    max_request_bytes: int = 4 * 2**20
 
 
 class AgentServicer:
@@ -147,15 +123,11 @@ class AgentServicer:
 
     def start_episode(self, request: agent_pb2.StartEpisodeRequest, context: Context) -> agent_pb2.StartEpisodeResponse:
         """Start an episode and return its session."""
-        if request.instruction_choice not in _CHOICES:
-            raise UsageError(
-                f"instruction_choice: got {request.instruction_choice}, expected one of {sorted(_CHOICES)}"
-            )
         session = self.registry.policy.session()
         session.reset(
             request.seed,
             sample=request.sample,
-            instruction_choice=_CHOICES[request.instruction_choice],
+            instruction_choice=checked_choice(choice_name(request.instruction_choice)),
             first_step=request.first_step,
             diagnostics=request.diagnostics,
         )
@@ -217,18 +189,14 @@ class AgentServicer:
             return response
         except Exception as error:
             code, message = self.status_of(error)
-        refusal = agent_pb2.StreamActError(step=step, code=code.value[0], message=message)
-        return agent_pb2.StreamActResponse(error=refusal)
+        return refusal(step, code, message)
 
     def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse) -> None:
         """Fill an empty response, in place: nothing is copied into the reply of a stream."""
         registry = self.registry
         own = request.session_id == registry.own_id
         session = registry.own() if own else registry.get(request.session_id)
-        observation = to_array(request.observation, "observation", self._shapes[0])
-        mask = None
-        if request.HasField("action_mask"):
-            mask = to_array(request.action_mask, "action_mask", self._shapes[1])
+        observation, mask = read_act(request, *self._shapes)
         try:
             action = session.act(observation, mask, step=request.step)
         except Exception as error:
@@ -237,19 +205,7 @@ class AgentServicer:
             raise
         if not own:
             self._liveness.acted()
-        write_action(response, action)
-
-
-def write_action(response: agent_pb2.ActResponse, action: Action) -> None:
-    """Fill an empty response with an action; what has its default value is not on the wire, and not written."""
-    response.step = action.step
-    write_tensor(response.action, action.action)
-    if action.missed_steps:
-        response.missed_steps = action.missed_steps
-    if action.replayed:
-        response.replayed = True
-    for name, array in action.diagnostics.items():
-        write_tensor(response.diagnostics[name], array)
+        write_reply(response, action.action, action.step, action.missed_steps, action.replayed, action.diagnostics)
 
 
 def agent_info(policy: Policy) -> agent_pb2.GetAgentInfoResponse:
@@ -385,12 +341,14 @@ class AgentServer:
         finally:
             line.places.free(place)
 
-    def stop(self, grace_s: float) -> None:
+    def stop(self, grace_s: float | None = None) -> None:
         """Start no more episodes, report NOT_SERVING, let those that are running go on for a while, then stop.
 
         Args:
-            grace_s: seconds that running episodes get; without requests for a second it ends sooner.
+            grace_s: seconds that running episodes get, by default those of the settings; without requests for a second
+                it ends sooner.
         """
+        grace_s = self._settings.grace_s if grace_s is None else grace_s
         registry = self._servicer._registry
         if registry is not None:
             registry.drain()  # first: whoever reads NOT_SERVING may rely on it

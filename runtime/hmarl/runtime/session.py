@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from hmarl.runtime import _graph
 from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.choices import InstructionChoice, checked_choice, drawn_noises
 from hmarl.runtime.errors import (
     BundleError,
     InferenceError,
@@ -34,6 +35,7 @@ from hmarl.runtime.inputs import InputCheck, checked_integer, flags
 from hmarl.runtime.manifest import branch_sizes
 from hmarl.runtime.noise import NoiseSource, noise_for
 from hmarl.runtime.parity import Comparison, compare_outputs
+from hmarl.runtime.settings import PROVIDER
 
 __all__ = [
     "Action",
@@ -45,8 +47,6 @@ __all__ = [
     "noise_for",
 ]
 
-InstructionChoice = Literal["argmax", "sample", "common"]
-_CHOICES: Final = ("argmax", "sample", "common")
 _isfinite: Final = np.isfinite
 
 
@@ -102,7 +102,7 @@ class Policy:
         BundleError: the graph is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, agent_id: str, provider: str = "cpu", like: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, agent_id: str, provider: str = PROVIDER, like: str | None = None) -> None:
         self.bundle = bundle
         self.agent = bundle.agent(agent_id, like)
         _graph.check_manifest(self.agent)
@@ -336,20 +336,12 @@ class PolicySession:
             )
         return self._reply(step, self._last_missed, replayed=True)
 
-    def _noise_sources(self, sample: bool, choice: str | None) -> list[NoiseSource]:
+    def _noise_sources(self, sample: bool, choice: InstructionChoice | None) -> list[NoiseSource]:
         """Sources of the noise inputs that are drawn; the others stay zero, which means deterministic."""
         agent = self.policy.agent
-        if choice is not None and choice not in _CHOICES:
-            raise UsageError(f"instruction_choice: got '{choice}', expected one of {', '.join(_CHOICES)}")
+        choice = checked_choice(choice)
         if choice is not None and all(noise.purpose != "instruction" for noise in agent.noises):
             raise UsageError(
                 f"instruction_choice: got '{choice}', but agent '{agent.id}' has no instructions to choose"
             )
-        choice = choice or ("common" if sample else "argmax")
-        sources = []
-        for noise in agent.noises:
-            if noise.purpose == "instruction" and choice != "argmax":
-                sources.append(NoiseSource(noise, agent.id, "common" if choice == "common" else "private"))
-            elif noise.purpose == "action" and sample:
-                sources.append(NoiseSource(noise, agent.id))
-        return sources
+        return [NoiseSource(noise, agent.id, stream) for noise, stream in drawn_noises(agent, sample, choice)]

@@ -23,6 +23,7 @@ from hmarl.runtime.errors import BundleError, UsageError, one_line
 from hmarl.runtime.manifest import AgentModel, TensorModel
 from hmarl.runtime.parity import compare_outputs, first_of_branches
 from hmarl.runtime.session import Policy
+from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 
 Array = npt.NDArray[Any]
@@ -53,7 +54,7 @@ class AgentReport:
     problems: list[str] = field(default_factory=list)
 
 
-def verify_bundle(bundle: Bundle, provider: str = "cpu") -> list[AgentReport]:
+def verify_bundle(bundle: Bundle, provider: str = PROVIDER) -> list[AgentReport]:
     """Check all agents, every graph once; of a graph that several share, the others' entries are held against it.
 
     Graphs that do not pass their trial (``hmarl.runtime.trial``) are not opened in this process.
@@ -100,7 +101,7 @@ def _refused(bundle: Bundle, agents: dict[str, str]) -> dict[str, str]:
     return refused
 
 
-def verify_agent(bundle: Bundle, agent_id: str, provider: str = "cpu") -> AgentReport:
+def verify_agent(bundle: Bundle, agent_id: str, provider: str = PROVIDER) -> AgentReport:
     """Try one agent's graph, load it and run all checks on it.
 
     Raises:

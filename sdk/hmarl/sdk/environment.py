@@ -81,8 +81,15 @@ class VectorEnvironment(Protocol):
     Each copy has a random stream of its own, set by ``reset``; after an episode it resets itself from that stream.
     """
 
-    spec: EnvironmentSpec
-    batch_size: int
+    @property
+    def spec(self) -> EnvironmentSpec:
+        """The agents, their spaces, and how the team is rewarded."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        ...
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         """Start B new episodes; equal seeds give equal episodes, whatever the batch size.

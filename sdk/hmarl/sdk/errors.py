@@ -1,10 +1,22 @@
-"""Errors that the SDK raises, each with a message that says what was got, what was expected and what to do next."""
+"""All errors that the SDK raises, on the one base that all parts of hmarl share. Importing it imports nothing heavy."""
 
 from __future__ import annotations
 
-from hmarl.runtime.bundle import HmarlError, UsageError, unknown_name
+from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, UsageError, did_you_mean, unknown_name
 
-__all__ = ["EnvironmentFault", "HmarlError", "MissingExtraError", "MisuseError", "UsageError", "unknown_name"]
+__all__ = [
+    "AgentError",
+    "BundleError",
+    "EnvironmentFault",
+    "HmarlError",
+    "MissingExtraError",
+    "MisuseError",
+    "ObservationError",
+    "StaleActionError",
+    "UsageError",
+    "did_you_mean",
+    "unknown_name",
+]
 
 
 class MissingExtraError(UsageError):
@@ -28,3 +40,11 @@ class MisuseError(UsageError):
 
 class EnvironmentFault(HmarlError):
     """An environment broke its contract (shape, dtype, a mask without a legal action, a lost worker)."""
+
+
+class AgentError(HmarlError):
+    """The process that serves an agent refused a request, or could not be reached."""
+
+
+class StaleActionError(HmarlError):
+    """No fresh action arrived in time, and nothing may stand in for it any longer."""

@@ -1,5 +1,9 @@
 """What an environment is: its agents, their spaces, and how the team is rewarded.
 
+Action spaces have two forms: Gymnasium's, which environments and users know, and the manifest's (``ActionSpaceModel``),
+which is plain data. Clients get by with the latter, so that Gymnasium is imported only where one of its spaces is asked
+for.
+
 The letters used in shapes are defined once, in CONTRIBUTING.md: T steps, B environments, N agents, G groups,
 K instructions, A actions.
 """
@@ -9,17 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
-from gymnasium import spaces
+import numpy.typing as npt
 
-from hmarl.runtime.bundle import check_printable
+from hmarl.runtime import manifest
 from hmarl.runtime.inputs import branch_slices
+from hmarl.runtime.manifest import ActionSpaceModel, BoxSpace, DiscreteSpace, MultiDiscreteSpace, check_printable
 from hmarl.sdk.errors import UsageError
 
-# Discrete is generic in newer versions of Gymnasium only.
-ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    from gymnasium import spaces
+
+# A string, because Gymnasium is not imported here and has no generic Discrete in old releases.
+ActionSpace: TypeAlias = "spaces.Discrete[Any] | spaces.MultiDiscrete | spaces.Box"
 TeamReward = Literal["sum", "mean", "shared"]
 # Larger bounds stand for no bounds (numpy.finfo(numpy.float32).max, 1e39): the width between them is not a float32.
 LARGEST_BOUND = float(np.finfo(np.float32).max) / 2
@@ -62,6 +70,8 @@ def float32_box(agent: str, space: spaces.Box) -> spaces.Box:
     Raises:
         UsageError: as ``check_bounds``.
     """
+    from gymnasium import spaces  # noqa: PLC0415 - whoever has one of its spaces has it imported
+
     check_bounds(agent, space)
     exact = [np.asarray(bound, np.float64).reshape(-1) for bound in (space.low, space.high)]
     near = [bound.astype(np.float32) for bound in exact]
@@ -72,16 +82,85 @@ def float32_box(agent: str, space: spaces.Box) -> spaces.Box:
     return spaces.Box(low, high, dtype=np.float32)
 
 
-def mask_branches(space: ActionSpace) -> list[slice]:
+def space_model(space: ActionSpace | ActionSpaceModel) -> ActionSpaceModel:
+    """An action space as the manifest writes it.
+
+    Raises:
+        UsageError: no policy can act in such a space.
+    """
+    if isinstance(space, ActionSpaceModel):
+        return space
+    from gymnasium import spaces  # noqa: PLC0415 - whoever has one of its spaces has it imported
+
+    if isinstance(space, spaces.Discrete) and int(space.start) == 0:
+        return DiscreteSpace(n=int(space.n))
+    if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
+        return MultiDiscreteSpace(n=[int(size) for size in space.nvec.reshape(-1)])
+    if isinstance(space, spaces.Box):
+        low, high = (bound.reshape(-1).astype(float).tolist() for bound in (space.low, space.high))
+        return BoxSpace(low=low, high=high)
+    raise UsageError(f"action space: got {space}, expected Discrete or MultiDiscrete that start at 0, or a bounded Box")
+
+
+def gymnasium_space(model: ActionSpaceModel) -> ActionSpace:
+    """An action space as Gymnasium has it."""
+    from gymnasium import spaces  # noqa: PLC0415 - hundreds of modules that a client does without
+
+    if isinstance(model, DiscreteSpace):
+        return spaces.Discrete(model.n)
+    if isinstance(model, MultiDiscreteSpace):
+        return spaces.MultiDiscrete(model.n)
+    return spaces.Box(*bounds(model), dtype=np.float32)
+
+
+def bounds(model: BoxSpace) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Lower and upper bounds of continuous actions, [D] float32 each."""
+    return np.asarray(model.low, np.float32), np.asarray(model.high, np.float32)
+
+
+def action_shape(model: ActionSpaceModel) -> tuple[int, ...]:
+    """Shape of one action: () for one choice, (D,) otherwise."""
+    if isinstance(model, BoxSpace):
+        return (len(model.low),)
+    return () if isinstance(model, DiscreteSpace) else (len(model.n),)
+
+
+class ActionSpaceField:
+    """A field of a dataclass that takes either form of an action space and is read in Gymnasium's.
+
+    What was given is kept in the instance; ``given_space`` returns it.
+    """
+
+    def __get__(self, instance: object, owner: type | None = None) -> ActionSpace:
+        if instance is None:
+            raise AttributeError("action_space")  # tells dataclass that there is no default
+        given = given_space(instance)
+        if isinstance(given, ActionSpaceModel):
+            instance.__dict__["_action_space"] = given = gymnasium_space(given)
+        return given
+
+    def __set__(self, instance: object, value: ActionSpace | ActionSpaceModel) -> None:
+        instance.__dict__["_action_space"] = value
+
+
+# What a dataclass puts behind the ``=``: a descriptor, not a default; the field has to be given.
+ACTION_SPACE_FIELD: Final = ActionSpaceField()
+
+
+def given_space(instance: object) -> ActionSpace | ActionSpaceModel:
+    """The action space of a dataclass with an ``ActionSpaceField``, in the form that it was given in."""
+    given: ActionSpace | ActionSpaceModel = instance.__dict__["_action_space"]
+    return given
+
+
+def mask_branches(space: ActionSpace | ActionSpaceModel) -> list[slice]:
     """Where each branch of a mask lies: all of it for Discrete, one part per branch for MultiDiscrete."""
     return branch_slices(branch_sizes(space))
 
 
-def branch_sizes(space: ActionSpace) -> list[int]:
+def branch_sizes(space: ActionSpace | ActionSpaceModel) -> list[int]:
     """The number of choices in each branch; none for continuous actions."""
-    if isinstance(space, spaces.MultiDiscrete):
-        return [int(size) for size in space.nvec]
-    return [int(space.n)] if isinstance(space, spaces.Discrete) else []
+    return manifest.branch_sizes(space_model(space))
 
 
 def _check_name(field: str, name: str) -> None:
@@ -96,13 +175,13 @@ def _check_name(field: str, name: str) -> None:
         raise UsageError(str(error)) from error
 
 
-def _content(space: ActionSpace) -> tuple[object, ...]:
-    """All of a space; its text leaves the middle of many bounds out."""
-    if isinstance(space, spaces.Box):
-        return "box", space.shape, space.low.tobytes(), space.high.tobytes()
-    if isinstance(space, spaces.MultiDiscrete):
-        return "multi-discrete", tuple(space.nvec.reshape(-1).tolist())
-    return "discrete", int(space.n)
+def _content(model: ActionSpaceModel) -> tuple[object, ...]:
+    """All of a space, to be compared and looked up."""
+    if isinstance(model, BoxSpace):
+        return "box", tuple(model.low), tuple(model.high)
+    if isinstance(model, MultiDiscreteSpace):
+        return "multi-discrete", tuple(model.n)
+    return "discrete", model.n
 
 
 @dataclass(frozen=True)
@@ -112,7 +191,8 @@ class AgentSpec:
     Attributes:
         id: unique name, e.g. ``"agent_0"``; printable characters of any alphabet.
         observation_size: length of the flat float32 observation vector.
-        action_space: Discrete(A) (starting at 0), MultiDiscrete (1-D) or a bounded 1-D float32 Box.
+        action_space: Discrete(A) (starting at 0), MultiDiscrete (1-D) or a bounded 1-D float32 Box. May be given as the
+            manifest writes it; then the space of Gymnasium is made when it is first asked for.
         has_action_mask: whether the environment hands out a mask of legal actions (Discrete: bool [A];
             MultiDiscrete: the masks of the branches, concatenated).
         observation_layout: human-readable meaning of the parts of the vector, as (name, length) pairs in order. One
@@ -121,24 +201,48 @@ class AgentSpec:
 
     id: str
     observation_size: int
-    action_space: ActionSpace
+    action_space: ActionSpaceField = ACTION_SPACE_FIELD
     has_action_mask: bool = False
     observation_layout: tuple[tuple[str, int], ...] = ()
+
+    @cached_property
+    def action_space_model(self) -> ActionSpaceModel:
+        """The action space as the manifest writes it, for which Gymnasium is not needed.
+
+        Raises:
+            UsageError: no policy can act in such a space.
+        """
+        try:
+            return space_model(given_space(self))
+        except UsageError as error:
+            raise UsageError(f"agent '{self.id}': {error}") from None
 
     @property
     def action_shape(self) -> tuple[int, ...]:
         """Shape of one action: () for Discrete, (D,) otherwise."""
-        return () if isinstance(self.action_space, spaces.Discrete) else tuple(self.action_space.shape)
+        return action_shape(self.action_space_model)
 
     @property
     def action_dtype(self) -> np.dtype[Any]:
         """int64 for Discrete and MultiDiscrete, float32 for Box."""
-        return np.dtype(np.float32 if isinstance(self.action_space, spaces.Box) else np.int64)
+        return np.dtype(np.float32 if isinstance(self.action_space_model, BoxSpace) else np.int64)
+
+    @cached_property
+    def action_bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Lower and upper bounds of continuous actions, [D] float32 each.
+
+        Raises:
+            UsageError: the actions are discrete.
+        """
+        model = self.action_space_model
+        if isinstance(model, BoxSpace):
+            return bounds(model)
+        raise UsageError(f"agent '{self.id}': got {self.action_space}, expected continuous actions")
 
     @property
     def mask_size(self) -> int:
         """Length of the action mask: A, or the sum over branches; 0 for continuous actions."""
-        return sum(branch_sizes(self.action_space))
+        return sum(manifest.branch_sizes(self.action_space_model))
 
 
 @dataclass(frozen=True)
@@ -185,7 +289,7 @@ class EnvironmentSpec:
     def __post_init__(self) -> None:
         ids = [agent.id for agent in self.agents]
         if not ids or len(set(ids)) != len(ids):
-            raise ValueError(f"agents: got ids {ids}, expected at least one and no duplicates")
+            raise UsageError(f"agents: got ids {ids}, expected at least one and no duplicates")
         for index, agent in enumerate(self.agents):
             _check_name(f"agents[{index}].id", agent.id)
             for name, _ in agent.observation_layout:
@@ -206,7 +310,7 @@ class EnvironmentSpec:
         """Agents with equal observation size, action space and mask, grouped in order of first appearance."""
         members: dict[tuple[object, ...], list[int]] = {}
         for index, agent in enumerate(self.agents):
-            key = (agent.observation_size, agent.has_action_mask, *_content(agent.action_space))
+            key = (agent.observation_size, agent.has_action_mask, *_content(agent.action_space_model))
             members.setdefault(key, []).append(index)
         return tuple(AgentGroup(tuple(group), self.agents[group[0]]) for group in members.values())
 

@@ -18,7 +18,10 @@ class Team(Protocol):
     at ``observation.state``) all look like this to ``evaluate``.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For tables."""
+        ...
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start B episodes; ``seeds``: [B] int64, the episodes' seeds."""

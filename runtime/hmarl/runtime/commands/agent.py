@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
-from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positive_integer, run
+from hmarl.runtime.command_line import AS_JSON, POSITIVE, command, flag, integer, option
+from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.cores import stay_on
 from hmarl.runtime.errors import BundleError
 from hmarl.runtime.orphans import die_with_parent
+from hmarl.runtime.settings import ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
@@ -30,26 +32,23 @@ SHA256_VARIABLE = "HMARL_BUNDLE_SHA256"  # set by hmarl-fleet: the bundle that t
 _MORE_THAN_GRACE_S = 5.0  # for an end that takes longer than the running episodes get
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="hmarl-agent", description="Serve one agent of a bundle over gRPC.")
-    parser.option("bundle", help="bundle directory or zip")
-    parser.option("--agent", required=True, metavar="ID", help="the agent to serve")
-    parser.option(
-        "--like", metavar="ID", help="for one that was not trained: the interchangeable agent by whose graph it acts"
-    )
-    parser.option(
-        "--listen", default="127.0.0.1:50051", help="HOST:PORT (port 0: a free one) or unix:PATH (default %(default)s)"
-    )
-    parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
-    parser.option("--max-sessions", type=positive_integer, default=1024, help="open episodes (default %(default)s)")
-    parser.option("--max-streams", type=positive_integer, default=64, help="open streams (default %(default)s)")
-    parser.option("--session-ttl-s", type=positive, default=600.0, help="idle time of a session (default %(default)s)")
-    parser.option("--grace-s", type=positive, default=5.0, help="for running episodes on SIGTERM (default %(default)s)")
-    parser.option("--core", type=int, metavar="N", help="stay on this processor core: steadier and quicker answers")
-    parser.option("--log-level", choices=LOG_LEVELS, default="info", help="least level to log (default %(default)s)")
-    parser.add_argument("--no-reflection", action="store_true", help="do not offer gRPC reflection")
-    parser.add_argument("--json", action="store_true", help="print the address as one JSON object")
-    return parser
+@dataclass(frozen=True)
+class Options:
+    """The command line, as it was understood."""
+
+    bundle: Path
+    agent: str
+    like: str | None
+    listen: str
+    provider: str
+    max_sessions: int
+    max_streams: int
+    session_ttl_s: float
+    grace_s: float
+    core: int | None
+    log_level: str
+    no_reflection: bool
+    as_json: bool
 
 
 def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
@@ -65,7 +64,7 @@ def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
         )
 
 
-def _loaded(options: argparse.Namespace) -> tuple[AgentServer, Policy]:
+def _loaded(options: Options) -> tuple[AgentServer, Policy]:
     """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime.trial import Trial, TrialProcess  # noqa: PLC0415
@@ -75,28 +74,28 @@ def _loaded(options: argparse.Namespace) -> tuple[AgentServer, Policy]:
         from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
         from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
-        bundle = load_bundle(Path(options.bundle))
+        bundle = load_bundle(options.bundle)
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
-        like = options.like or None
-        agent = bundle.agent(options.agent, like)
-        trial = Trial(bundle, {options.agent: like}, process=process)
-        from hmarl.runtime.server import AgentServer, ServerSettings  # noqa: PLC0415
+        agent = bundle.agent(options.agent, options.like)
+        trial = Trial(bundle, {options.agent: options.like}, process=process)
+        from hmarl.runtime.server import AgentServer  # noqa: PLC0415
         from hmarl.runtime.session import Policy  # noqa: PLC0415
 
         server = AgentServer(
             ServerSettings(
-                options.listen,
-                options.max_sessions,
-                options.session_ttl_s,
-                options.max_streams,
-                not options.no_reflection,
-                request_limit_bytes(agent),
+                listen=options.listen,
+                max_sessions=options.max_sessions,
+                session_ttl_s=options.session_ttl_s,
+                max_streams=options.max_streams,
+                reflection=not options.no_reflection,
+                max_request_bytes=request_limit_bytes(agent),
+                grace_s=options.grace_s,
             )
         )
         at_end(server.free_address)
         try:
             trial.result()
-            policy = Policy(bundle, options.agent, options.provider, like)
+            policy = Policy(bundle, options.agent, options.provider, options.like)
             server.serve(policy)
         except BaseException:
             server.stop(grace_s=0.0)
@@ -104,9 +103,40 @@ def _loaded(options: argparse.Namespace) -> tuple[AgentServer, Policy]:
     return server, policy
 
 
-def serve(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal; returns the exit code."""
-    options = _parser().parse_args(arguments)
+@command(
+    "hmarl-agent",
+    bundle_argument(),
+    option("--agent", "the agent to serve", required=True, shown="ID", variable=True),
+    option(
+        "--like", "for one that was not trained: the interchangeable agent by whose graph it acts",
+        shown="ID", variable=True,
+    ),
+    option(
+        "--listen", "HOST:PORT (port 0: a free one) or unix:PATH",
+        default=ServerSettings.listen, shown="ADDRESS", variable=True,
+    ),
+    provider_option(),
+    option(
+        "--max-sessions", "episodes that may be open", integer(1), default=ServerSettings.max_sessions, variable=True
+    ),
+    option("--max-streams", "streams that may be open", integer(1), default=ServerSettings.max_streams, variable=True),
+    option(
+        "--session-ttl-s", "seconds after which an idle session ends", POSITIVE,
+        default=ServerSettings.session_ttl_s, shown="SECONDS", variable=True,
+    ),
+    grace_option(),
+    option("--core", "stay on this processor core: steadier and quicker answers", integer(), variable=True),
+    log_level_option("info"),
+    flag("--no-reflection", "do not offer gRPC reflection"),
+    AS_JSON,
+    examples=(
+        "hmarl-agent models/simple-spread-hcpo --agent agent_0",
+        "hmarl-agent bundle.zip --agent agent_1 --listen unix:/run/team/agent_1",
+    ),
+)  # fmt: skip
+def serve(**given: Any) -> int:
+    """Serve one agent of a bundle over gRPC, until SIGTERM or Ctrl-C."""
+    options = Options(**given)
     if options.core is not None:
         stay_on(options.core)  # before any thread is started
     signals = StopSignals()
@@ -118,21 +148,21 @@ def serve(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
-    OUTPUT.put(json.dumps(ready) if options.json else f"{options.agent} is serving on {server.address}")
+    OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.address}")
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):
         if server.alive:
             systemd.notify("WATCHDOG=1")
     systemd.notify("STOPPING=1")
-    server.stop(options.grace_s)
+    server.stop()
     LOGGER.info("stopped")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point; ends the process."""
-    leave(run("hmarl-agent", lambda: serve(arguments)))
+    leave(run(serve, arguments))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.commands._common import LOG_LEVELS, Parser, positive, positive_integer, run
+from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
+from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
@@ -18,73 +20,88 @@ from hmarl.runtime.roster import counted_roster, named_roster, split_names
 if TYPE_CHECKING:
     from hmarl.runtime.fleet import Fleet
 
-_MORE_THAN_GRACE_S = 10.0  # what members get beyond the time of their running episodes, to stop
+LOGGER = logging.getLogger("hmarl.fleet")
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="hmarl-fleet", description="Run one supervised process per agent of a bundle; Ctrl-C stops all of them."
-    )
-    parser.option("bundle", help="bundle directory or zip")
-    parser.option("--out", type=Path, metavar="FILE", help="write the endpoints there once all agents are serving")
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument(
+@command(
+    "hmarl-fleet",
+    bundle_argument(),
+    option(
+        "--out", "write the endpoints there once all agents are serving", PATH, shown="FILE", variable=True
+    ),
+    option(
         "--agents",
-        metavar="NAME[=LIKE],...",
-        help="serve these; LIKE is the agent by whose graph one acts that was not trained (default: all trained); an "
-        "entry with a comma in a name stands in double quotes",
-    )
-    who.add_argument("--count", type=positive_integer, metavar="N", help="serve N agents, fewer or more than trained")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--tcp", action="store_true", help="listen on free ports of 127.0.0.1 (the default)")
-    where.add_argument("--socket-dir", type=Path, metavar="DIR", help="listen on Unix sockets in DIR")
-    parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
-    parser.option("--grace-s", type=positive, default=5.0, help="for running episodes on SIGTERM (default %(default)s)")
-    parser.add_argument("--pin", action="store_true", help="keep each agent on one processor core, in turn")
-    parser.option("--log-level", choices=LOG_LEVELS, default="warning", help="least level to log (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the endpoints as one JSON object")
-    return parser
-
-
-def supervise(arguments: Sequence[str] | None = None) -> int:
-    """Run until a signal; returns the exit code."""
-    options = _parser().parse_args(arguments)
+        "serve these; LIKE is the agent by whose graph one acts that was not trained; an entry with a comma in a name "
+        "stands in double quotes. By default all trained agents",
+        shown="NAME[=LIKE],...",
+    ),
+    option("--count", "serve N agents, fewer or more than trained", integer(1)),
+    flag("--tcp", "listen on free ports of 127.0.0.1 (the default)"),
+    option("--socket-dir", "listen on Unix sockets in DIR", PATH, shown="DIR"),
+    provider_option(),
+    grace_option(),
+    flag("--pin", "keep each agent on one processor core, in turn"),
+    log_level_option("warning"),
+    AS_JSON,
+    examples=(
+        "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
+        "hmarl-fleet bundle --count 5 --socket-dir /run/team",
+    ),
+)  # fmt: skip
+def supervise(
+    bundle: Path,
+    out: Path | None,
+    agents: str | None,
+    count: int | None,
+    tcp: bool,
+    socket_dir: Path | None,
+    provider: str,
+    grace_s: float,
+    pin: bool,
+    log_level: str,
+    as_json: bool,
+) -> int:
+    """Run one supervised process per agent of a bundle; Ctrl-C stops all of them."""
+    at_most_one(agents=agents, count=count)
+    at_most_one(tcp=tcp, socket_dir=socket_dir)
     signals = StopSignals()
-    start_logging(options.log_level, "hmarl-fleet")
-    from hmarl.runtime.fleet import Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
+    start_logging(log_level, "hmarl-fleet")
+    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
 
-    bundle = load_bundle(Path(options.bundle))
+    loaded = load_bundle(bundle)
     roster = None
-    if options.agents is not None:
-        roster = named_roster(bundle, split_names(options.agents))
-    elif options.count is not None:
-        roster = counted_roster(bundle, options.count)
-    if options.socket_dir is not None:
-        options.socket_dir.mkdir(parents=True, exist_ok=True)
-    out = None
-    if options.out is not None:
-        out = EndpointsFile(options.out)
-        at_end(out.remove)
-    more = ["--provider", options.provider, "--grace-s", str(options.grace_s), "--log-level", options.log_level]
+    if agents is not None:
+        roster = named_roster(loaded, split_names(agents))
+    elif count is not None:
+        roster = counted_roster(loaded, count)
+    if socket_dir is not None:
+        socket_dir.mkdir(parents=True, exist_ok=True)
+    file = None
+    if out is not None:
+        file = EndpointsFile(out)
+        at_end(file.remove)
+    more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
     fleet = Fleet(
-        bundle, roster=roster, socket_dir=options.socket_dir, pin=options.pin, options=more,
-        grace_s=options.grace_s + _MORE_THAN_GRACE_S,
-    )  # fmt: skip
+        loaded, roster=roster, socket_dir=socket_dir, pin=pin, options=more, grace_s=grace_s + MORE_THAN_GRACE_S
+    )
     at_end(fleet.kill)
-    signals.patience(options.grace_s + 2 * _MORE_THAN_GRACE_S)
+    signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
+    say = LOGGER.info if as_json else OUTPUT.put
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
-            _announce(fleet, out, options.json)
+            _announce(fleet, file, as_json)
         while not signals.stop.wait(0.1):
             fleet.check()
             if fleet.attentive:
                 systemd.notify("WATCHDOG=1")
+        say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
-        if out is not None:
-            out.remove()  # first: no one shall be sent to agents that are stopping
+        if file is not None:
+            file.remove()  # first: no one shall be sent to agents that are stopping
         fleet.stop()
+    say("stopped")
     return 0
 
 
@@ -97,12 +114,15 @@ def _announce(fleet: Fleet, out: EndpointsFile | None, as_json: bool) -> None:
     else:
         for agent_id, address in fleet.endpoints.items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
+        if out is not None:
+            OUTPUT.put(f"wrote the endpoints to {out.path}")
+        OUTPUT.put("Ctrl-C stops all agents")
     systemd.notify("READY=1")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point; ends the process."""
-    leave(run("hmarl-fleet", lambda: supervise(arguments)))
+    leave(run(supervise, arguments))
 
 
 if __name__ == "__main__":

@@ -10,48 +10,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.commands._common import Parser, run
+from hmarl.runtime.command_line import AS_JSON, command
+from hmarl.runtime.commands._common import bundle_argument, provider_option, run
 from hmarl.runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from hmarl.runtime.verify import AgentReport
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="hmarl-verify",
-        description="Check a bundle: hashes, schema, graphs, batching, parity with the trainer's recorded outputs.",
-    )
-    parser.option("bundle", help="bundle directory or zip")
-    parser.option("--provider", default="cpu", help="cpu, cuda[:DEVICE] or tensorrt[:DEVICE] (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    return parser
-
-
-def verify(arguments: Sequence[str] | None = None) -> int:
-    """Run all checks and print what was found; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    bundle = load_bundle(Path(options.bundle))
+@command(
+    "hmarl-verify",
+    bundle_argument(),
+    provider_option(),
+    AS_JSON,
+    examples=("hmarl-verify models/simple-spread-hcpo",),
+)
+def verify(bundle: Path, provider: str, as_json: bool) -> None:
+    """Check a bundle: hashes, schema, graphs, batching, parity with the trainer's recorded outputs."""
+    loaded = load_bundle(bundle)
     from hmarl.runtime.verify import verify_bundle  # noqa: PLC0415 - a damaged bundle is reported without ONNX Runtime
 
-    reports = verify_bundle(bundle, options.provider)
-    if options.json:
+    reports = verify_bundle(loaded, provider)
+    if as_json:
         document = {
-            "bundle": str(bundle.path),
-            "bundle_sha256": bundle.sha256,
-            "files": len(bundle.manifest.files),
+            "bundle": str(loaded.path),
+            "bundle_sha256": loaded.sha256,
+            "files": len(loaded.manifest.files),
             "ok": not any(report.problems for report in reports),
             "agents": [asdict(report) for report in reports],
         }
         print(json.dumps(document))
     else:
-        print(f"{bundle.path}: {len(bundle.manifest.files)} files, all hashes right")
+        print(f"{loaded.path}: {len(loaded.manifest.files)} files, all hashes right")
         for report in reports:
             print(f"{report.agent}: {'wrong' if report.problems else 'ok'}; {_found(report)}")
     problems = [f"agent '{report.agent}': {problem}" for report in reports for problem in report.problems]
     if problems:
-        raise BundleError(f"bundle {bundle.path}: " + "; ".join(problems))
-    return 0
+        raise BundleError(f"bundle {loaded.path}: " + "; ".join(problems))
 
 
 def _found(report: AgentReport) -> str:
@@ -69,7 +64,7 @@ def _found(report: AgentReport) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run("hmarl-verify", lambda: verify(arguments))
+    return run(verify, arguments)
 
 
 if __name__ == "__main__":

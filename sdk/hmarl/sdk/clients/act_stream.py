@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1.messages import status_of
 from hmarl.sdk.clients.agent import AgentStatistics
 from hmarl.sdk.clients.operations import Act, CallFailed
 from hmarl.sdk.clock import now_s
@@ -50,16 +51,9 @@ def take_reply(
             return act
         statistics.missed_steps += act.missed_steps
     elif response.error.step == step:
-        raise CallFailed(_status(response.error.code), response.error.message)
+        raise CallFailed(status_of(response.error), response.error.message)
     statistics.late_replies += 1
     return None
-
-
-def _status(number: int) -> grpc.StatusCode:
-    for code in grpc.StatusCode:
-        if code.value[0] == number:
-            return code
-    return grpc.StatusCode.UNKNOWN
 
 
 def _no_reply(*, heard: bool) -> CallFailed:

@@ -1,25 +1,18 @@
-"""One agent's policy as a program uses it: the interface that all clients share, and the policy in this process."""
+"""One agent's policy as a program uses it: the interface that the clients and ``LocalAgent`` share."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NoReturn, Protocol, Self, SupportsIndex
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
-from hmarl.runtime.bundle import AgentModel, BoxSpace, Bundle, DiscreteSpace
-from hmarl.runtime.session import InstructionChoice, Policy
-from hmarl.sdk.errors import HmarlError, MisuseError, UsageError
-from hmarl.sdk.spaces import ActionSpace, AgentSpec
-
-
-class AgentError(HmarlError):
-    """The process that serves an agent refused a request, or could not be reached."""
+from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.manifest import ActionSpaceModel, AgentModel, BoxSpace
+from hmarl.sdk.errors import MisuseError, UsageError
+from hmarl.sdk.spaces import AgentSpec, bounds
 
 
 @dataclass(slots=True)
@@ -70,15 +63,17 @@ class AgentStatistics:
 
 
 class Agent(Protocol):
-    """One agent's policy, in this process or another; one episode at a time, one call at a time.
+    """One agent's policy, in this process or another; one episode at a time, one call at a time."""
 
-    Attributes:
-        spec: the agent's id, observation size and spaces.
-        statistics: counters since the agent was made.
-    """
+    @property
+    def spec(self) -> AgentSpec:
+        """The agent's id, observation size and spaces."""
+        ...
 
-    spec: AgentSpec
-    statistics: AgentStatistics
+    @property
+    def statistics(self) -> AgentStatistics:
+        """Counters since the agent was made."""
+        ...
 
     def reset(
         self,
@@ -116,76 +111,6 @@ class Agent(Protocol):
         ...
 
 
-class LocalAgent:
-    """An agent's policy in this process.
-
-    Args:
-        bundle: the verified bundle.
-        agent_id: which agent of it.
-        like: for an agent that was not trained, the interchangeable one by whose graph it acts.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
-
-    Raises:
-        UsageError: unknown agent or provider, or ``like`` is not interchangeable.
-        BundleError: the agent's graph is not what the manifest says.
-    """
-
-    def __init__(self, bundle: Bundle, agent_id: str, *, like: str | None = None, provider: str = "cpu") -> None:
-        policy = Policy(bundle, agent_id, provider, like)
-        self.spec = agent_spec(policy.agent)
-        self.statistics = AgentStatistics()
-        self._session = policy.session()
-        self._closed = False
-
-    def reset(
-        self,
-        seed: int,
-        *,
-        sample: bool = False,
-        instruction_choice: InstructionChoice | None = None,
-        first_step: int = 0,
-    ) -> None:
-        """Start an episode; see ``Agent.reset``."""
-        self._check_open()
-        self._session.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
-
-    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
-        """The action for the next step; see ``Agent.act``."""
-        begin = time.perf_counter()
-        self._check_open()
-        reply = self._session.act(observation, action_mask)
-        self.statistics.acts += 1
-        return Action(
-            action=reply.action,
-            step=reply.step,
-            fresh=True,
-            missed_steps=reply.missed_steps,
-            replayed=reply.replayed,
-            diagnostics=reply.diagnostics,
-            latency_s=time.perf_counter() - begin,
-        )
-
-    def close(self) -> None:
-        """Nothing to free, but the agent acts no longer."""
-        self._closed = True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise MisuseError(f"agent '{self.spec.id}': it is closed: make a new one")
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        refuse_copy(self, "make one from the bundle where it is needed")
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def refuse_copy(thing: object, instead: str) -> NoReturn:
     """What holds a connection or a session is neither copied nor pickled.
 
@@ -197,18 +122,10 @@ def refuse_copy(thing: object, instead: str) -> NoReturn:
 
 def agent_spec(model: AgentModel) -> AgentSpec:
     """The spec of an agent from its entry in a bundle's manifest."""
-    space: ActionSpace
-    if isinstance(model.action_space, DiscreteSpace):
-        space = spaces.Discrete(model.action_space.n)
-    elif isinstance(model.action_space, BoxSpace):
-        low, high = (np.asarray(bound, np.float32) for bound in (model.action_space.low, model.action_space.high))
-        space = spaces.Box(low, high, dtype=np.float32)
-    else:
-        space = spaces.MultiDiscrete(model.action_space.n)
     return AgentSpec(
         id=model.id,
         observation_size=model.observation.shape[0],
-        action_space=space,
+        action_space=model.action_space,
         has_action_mask=model.action_mask is not None,
         observation_layout=tuple(model.observation_layout),
     )
@@ -239,18 +156,18 @@ def mismatch(got: AgentSpec, expected: AgentSpec) -> str | None:
     """The first thing, in words, that keeps a policy from acting for an agent, whatever their ids; None if it fits."""
     if got.observation_size != expected.observation_size:
         return f"observation size: got {got.observation_size}, the environment expects {expected.observation_size}"
-    if not _equal_spaces(got.action_space, expected.action_space):
+    if not _equal_spaces(got.action_space_model, expected.action_space_model):
         return f"action space: got {got.action_space}, the environment expects {expected.action_space}"
     if expected.has_action_mask and not got.has_action_mask:
         return "action mask: got a policy without a mask input, but the environment has illegal actions"
     return None
 
 
-def _equal_spaces(first: ActionSpace, second: ActionSpace) -> bool:
-    if isinstance(first, spaces.Box) and isinstance(second, spaces.Box):
+def _equal_spaces(first: ActionSpaceModel, second: ActionSpaceModel) -> bool:
+    if isinstance(first, BoxSpace) and isinstance(second, BoxSpace):
         # The manifest holds decimal numbers: equal up to float32's precision.
-        return first.shape == second.shape and all(
+        return len(first.low) == len(second.low) and all(
             np.allclose(ours, theirs, rtol=1e-6, atol=0.0)
-            for ours, theirs in ((first.low, second.low), (first.high, second.high))
+            for ours, theirs in zip(bounds(first), bounds(second), strict=True)
         )
-    return bool(first == second)
+    return first == second

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
-from hmarl.runtime.session import InstructionChoice
+from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import AsyncActStream
 from hmarl.sdk.clients.agent import Action
-from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, failed_call
-from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, channel_options
+from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
+from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import (
     Abandon,
     Act,
@@ -40,20 +40,28 @@ from hmarl.sdk.clients.remote_episode import describe
 from hmarl.sdk.errors import MisuseError
 
 
+class _Connection:
+    """A client's channel, of its own, and what is called over it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
 class AsyncAgentClient(ClientBase):
     """``AgentClient`` for asyncio: ``async with AsyncAgentClient(...) as agent``, or ``await agent.connect()`` first.
 
     For its arguments see ``ClientBase``.
     """
 
-    def _open(self) -> None:
-        """Nothing yet: connecting has to wait for ``connect``, which runs in the event loop."""
+    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
+        super().__init__(address, **options)
         self._busy = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stream: AsyncActStream | None = None
         self._starting: tuple[agent_pb2.StartEpisodeRequest, asyncio.Task[Any]] | None = None
         self._background: set[asyncio.Task[Any]] = set()
-        self._channel: grpc.aio.Channel | None = None
+        self._connection: _Connection | None = None  # made by connect, which runs in the event loop
 
     async def connect(self) -> Self:
         """Connect, and see who is there; nothing when that is done.
@@ -64,9 +72,9 @@ class AsyncAgentClient(ClientBase):
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
         async with self._in_use("connect"):
-            if self._channel is not None:
+            if self._connection is not None:
                 return self
-            self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
+            self._connection = self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
             try:
                 self._described(await self._run(describe(self._watch, self._deadline())))
             except BaseException as error:
@@ -76,22 +84,25 @@ class AsyncAgentClient(ClientBase):
                 raise
         return self
 
-    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
-        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
-        self._channel = (
+    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> _Connection:
+        options = self._channel_options(connect_timeout_s, receive_limit_bytes)
+        return _Connection(
             grpc.aio.insecure_channel(self.address, options)
             if self._credentials is None
             else grpc.aio.secure_channel(self.address, self._credentials, options)
         )
-        self._stub = agent_pb2_grpc.AgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @property
+    def _connected_by(self) -> _Connection:
+        assert self._connection is not None, "only what has connected calls"
+        return self._connection
 
     def _disconnect(self) -> asyncio.Task[Any]:
         """Leave the connection, and whatever is on its way over it; closing goes on aside."""
         self._close_stream()
         self._abandon()
-        assert self._channel is not None
-        channel, self._channel = self._channel, None
-        return self._aside(channel.close())
+        connection, self._connection = self._connected_by, None
+        return self._aside(connection.channel.close())
 
     def _aside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Let something go on that nothing waits for."""
@@ -137,10 +148,11 @@ class AsyncAgentClient(ClientBase):
     ) -> None:
         """Start an episode; the one before it, if any, is ended. See ``AgentClient.reset``."""
         async with self._in_use("reset"):
-            request = self._connected.starting(seed, sample, instruction_choice, first_step)
+            episode = self._connected
+            request = episode.starting(seed, sample, instruction_choice, first_step)
             await self._end_episode()
             try:
-                await self._run(self._episode.start(request, self._deadline()))
+                await self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise self._error("starting an episode", failure) from failure
 
@@ -187,18 +199,20 @@ class AsyncAgentClient(ClientBase):
 
     async def _do_reconnect(self, operation: Reconnect) -> None:
         self._disconnect()
-        self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+        self._connection = self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
 
     async def _unary_act(self, operation: Act) -> Any:
         try:
-            return await self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+            return await self._connected_by.stub.Act(
+                operation.request.act, timeout=operation.timeout_s, wait_for_ready=True
+            )
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
     async def _do_describe(self, operation: Describe) -> Any:
         request = agent_pb2.GetAgentInfoRequest()
         try:
-            return await self._stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+            return await self._connected_by.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
@@ -207,7 +221,7 @@ class AsyncAgentClient(ClientBase):
         stream = self._stream
         if stream is None or not stream.serves(session_id):
             self._close_stream()
-            self._stream = stream = AsyncActStream(self._stub, session_id, self.statistics)
+            self._stream = stream = AsyncActStream(self._connected_by.stub, session_id, self.statistics)
         return await stream.exchange(operation)
 
     def _close_stream(self) -> None:
@@ -231,7 +245,7 @@ class AsyncAgentClient(ClientBase):
             raise failed_call(error) from error
 
     async def _start_call(self, request: agent_pb2.StartEpisodeRequest) -> Any:
-        return await self._stub.StartEpisode(request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+        return await self._connected_by.stub.StartEpisode(request, timeout=START_TIMEOUT_S, wait_for_ready=True)
 
     def _abandon(self) -> None:
         """See ``AgentClient._abandon``."""
@@ -247,9 +261,11 @@ class AsyncAgentClient(ClientBase):
         self._aside(self._end_call(agent_pb2.EndEpisodeRequest(session_id=session_id)))
 
     async def _end_call(self, request: agent_pb2.EndEpisodeRequest) -> None:
+        if self._connection is None:  # left meanwhile; the server forgets the session by itself
+            return
         # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
         with contextlib.suppress(grpc.RpcError):
-            await self._stub.EndEpisode(request, timeout=self._end_timeout_s())
+            await self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s())
 
     async def _end_episode(self) -> None:
         self._close_stream()
@@ -262,7 +278,7 @@ class AsyncAgentClient(ClientBase):
         """End the episode and disconnect; a second call does nothing. See ``AgentClient.close``."""
         if self._closed:
             return
-        if self._inherited or self._channel is None:
+        if self._inherited or self._connection is None:
             self._closed = True
             return
         async with self._in_use("close"):

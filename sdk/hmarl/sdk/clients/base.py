@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar, NoReturn, SupportsIndex
+from collections.abc import Sequence
+from typing import ClassVar, NoReturn, SupportsIndex, TypedDict
 
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
-from hmarl.sdk.clients.agent import AgentError, AgentStatistics, check_spec, refuse_copy
+from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
 from hmarl.sdk.clients.fallback import Fail, Fallback
-from hmarl.sdk.clients.link import LinkWatch
+from hmarl.sdk.clients.link import LinkWatch, channel_options
 from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
 from hmarl.sdk.clients.remote_episode import RemoteEpisode
 from hmarl.sdk.clock import checked_seconds, now_s
-from hmarl.sdk.errors import MisuseError, UsageError
+from hmarl.sdk.errors import AgentError, MisuseError, UsageError
 from hmarl.sdk.spaces import AgentSpec
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
@@ -31,6 +32,20 @@ METHODS: dict[type, str] = {
     Reconnect: "_do_reconnect",
     Pause: "_do_pause",
 }
+
+
+class ClientOptions(TypedDict, total=False):
+    """What a client may be told beside the address; meanings and defaults are those of ``ClientBase``."""
+
+    timeout_s: float
+    fallback: Fallback | None
+    stream: bool
+    rejoin: bool
+    diagnostics: bool
+    expected: AgentSpec | None
+    connect_timeout_s: float
+    credentials: grpc.ChannelCredentials | None
+    allow_bundle_change: bool
 
 
 class ClientBase:
@@ -54,7 +69,6 @@ class ClientBase:
     """
 
     forks: ClassVar[int] = 0  # how often this process is a fork of one that could have had clients
-    _episode: RemoteEpisode
 
     def __init__(
         self,
@@ -85,11 +99,7 @@ class ClientBase:
         self._watch = LinkWatch()
         self._born = ClientBase.forks
         self._closed = False
-        self._open()
-
-    def _open(self) -> None:
-        """Set up what the kind of client needs."""
-        raise NotImplementedError
+        self._episode: RemoteEpisode | None = None  # until the server has said who it is
 
     @property
     def info(self) -> agent_pb2.GetAgentInfoResponse:
@@ -114,14 +124,15 @@ class ClientBase:
     @timeout_s.setter
     def timeout_s(self, seconds: float) -> None:
         self._timeout_s = checked_seconds("timeout_s", seconds)
-        if hasattr(self, "_episode"):
+        if self._episode is not None:
             self._episode.timeout_s = self._timeout_s
 
     @property
     def _connected(self) -> RemoteEpisode:
-        if not hasattr(self, "_episode"):
+        episode = self._episode
+        if episode is None:
             raise MisuseError(f"{self.address}: the client is not connected yet: 'async with' it, or await connect()")
-        return self._episode
+        return episode
 
     def _described(self, info: agent_pb2.GetAgentInfoResponse) -> None:
         """Take what the server says about itself, checked against what is expected."""
@@ -138,6 +149,9 @@ class ClientBase:
         if self._expected is not None:
             check_spec(episode.spec, self._expected, self.address)
         self._episode = episode
+
+    def _channel_options(self, connect_timeout_s: float, receive_limit_bytes: int) -> Sequence[tuple[str, int]]:
+        return channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
 
     def _check_usable(self) -> None:
         """Say at once when the client is not to be used any longer.
@@ -190,12 +204,6 @@ def _count_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_fork)
-
-
-def close_unless_forked(channel: grpc.Channel, born: int) -> None:
-    """Close the channel of a client that was forgotten; a forked process leaves its parent's alone."""
-    if born == ClientBase.forks:
-        channel.close()
 
 
 def failed_call(error: grpc.RpcError) -> CallFailed:

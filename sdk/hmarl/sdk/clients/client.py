@@ -19,19 +19,18 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
-from hmarl.runtime.session import InstructionChoice
+from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import ActStream
 from hmarl.sdk.clients.agent import Action
-from hmarl.sdk.clients.async_client import AsyncAgentClient
-from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, close_unless_forked, failed_call
-from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, channel_options
+from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
+from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import (
     Abandon,
     Act,
@@ -47,10 +46,39 @@ from hmarl.sdk.clients.operations import (
 from hmarl.sdk.clients.remote_episode import describe
 from hmarl.sdk.errors import HmarlError
 
-__all__ = ["AgentClient", "AsyncAgentClient"]
-
 # Ends of sessions that nothing waits for; a call that nothing refers to would be cancelled.
 _ENDS_KEPT = 8
+
+
+class _Connection:
+    """A client's channel and what is called over it.
+
+    Args:
+        channel: of this client alone.
+        owner: the client; one that is forgotten must not leave its connection and the threads of its stream behind.
+        born: how often the process had been forked when the client was made.
+    """
+
+    def __init__(self, channel: grpc.Channel, owner: ClientBase, born: int) -> None:
+        self.channel = channel
+        self.stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._forgotten = weakref.finalize(owner, _close_unless_forked, channel, born)
+        self._forgotten.atexit = False
+
+    def leave(self) -> None:
+        """Leave the connection to the process that made it."""
+        self._forgotten.detach()
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        self._forgotten.detach()
+        self.channel.close()
+
+
+def _close_unless_forked(channel: grpc.Channel, born: int) -> None:
+    """Close the channel of a client that was forgotten; a forked process leaves its parent's alone."""
+    if born == ClientBase.forks:
+        channel.close()
 
 
 class AgentClient(ClientBase):
@@ -61,13 +89,13 @@ class AgentClient(ClientBase):
         UsageError: the agent there is not the expected one, or an argument is out of range.
     """
 
-    def _open(self) -> None:
-        """Connect, and see who is there."""
+    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
+        super().__init__(address, **options)
         self._busy = threading.Lock()
         self._stream: ActStream | None = None
         self._starting: tuple[agent_pb2.StartEpisodeRequest, Any] | None = None
         self._ends: deque[Any] = deque(maxlen=_ENDS_KEPT)
-        self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
+        self._connection = self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
         try:
             self._described(self._run(describe(self._watch, self._deadline())))
         except CallFailed as failure:
@@ -77,27 +105,20 @@ class AgentClient(ClientBase):
             self._disconnect()
             raise
 
-    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
-        options = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
-        self._channel: grpc.Channel | None
-        self._channel = channel = (
+    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> _Connection:
+        options = self._channel_options(connect_timeout_s, receive_limit_bytes)
+        channel = (
             grpc.insecure_channel(self.address, options)
             if self._credentials is None
             else grpc.secure_channel(self.address, self._credentials, options)
         )
-        self._stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
-        # A client that is forgotten must not leave its connection and the threads of its stream behind.
-        self._forgotten = weakref.finalize(self, close_unless_forked, channel, self._born)
-        self._forgotten.atexit = False
+        return _Connection(channel, self, self._born)
 
     def _disconnect(self) -> None:
         """Leave the connection, and whatever is on its way over it, without waiting."""
         self._close_stream()
         self._abandon()
-        self._forgotten.detach()
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._connection.close()
 
     @contextlib.contextmanager
     def _in_use(self, doing: str) -> Iterator[None]:
@@ -130,10 +151,11 @@ class AgentClient(ClientBase):
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
         with self._in_use("reset"):
-            request = self._episode.starting(seed, sample, instruction_choice, first_step)
+            episode = self._connected
+            request = episode.starting(seed, sample, instruction_choice, first_step)
             self._end_episode()
             try:
-                self._run(self._episode.start(request, self._deadline()))
+                self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise self._error("starting an episode", failure) from failure
 
@@ -153,7 +175,7 @@ class AgentClient(ClientBase):
         if not self._busy.acquire(blocking=False):
             raise self._used_twice("act", "thread")
         try:
-            action: Action = self._run(self._episode.act(observation, action_mask))
+            action: Action = self._run(self._connected.act(observation, action_mask))
             return action
         finally:
             self._busy.release()
@@ -184,14 +206,14 @@ class AgentClient(ClientBase):
 
     def _unary_act(self, operation: Act) -> Any:
         try:
-            return self._stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+            return self._connection.stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
     def _do_describe(self, operation: Describe) -> Any:
         request = agent_pb2.GetAgentInfoRequest()
         try:
-            return self._stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+            return self._connection.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
@@ -201,8 +223,7 @@ class AgentClient(ClientBase):
         stream = self._stream
         if stream is None or not stream.serves(session_id):
             self._close_stream()
-            assert self._channel is not None
-            self._stream = stream = ActStream(self._channel, session_id, self.statistics)
+            self._stream = stream = ActStream(self._connection.channel, session_id, self.statistics)
         return stream.exchange(operation)
 
     def _close_stream(self) -> None:
@@ -214,7 +235,9 @@ class AgentClient(ClientBase):
         """Wait for an episode to start; when that takes too long, the next call with the same request waits on."""
         if self._starting is None or self._starting[0] is not operation.request:
             self._abandon()
-            call = self._stub.StartEpisode.future(operation.request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+            call = self._connection.stub.StartEpisode.future(
+                operation.request, timeout=START_TIMEOUT_S, wait_for_ready=True
+            )
             self._starting = (operation.request, call)
         call = self._starting[1]
         try:
@@ -249,21 +272,21 @@ class AgentClient(ClientBase):
 
     def _end(self, session_id: str) -> None:
         request = agent_pb2.EndEpisodeRequest(session_id=session_id)
-        self._ends.append(self._stub.EndEpisode.future(request, timeout=END_TIMEOUT_S))
+        self._ends.append(self._connection.stub.EndEpisode.future(request, timeout=END_TIMEOUT_S))
 
     def _do_reconnect(self, operation: Reconnect) -> None:
         self._disconnect()
-        self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+        self._connection = self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
 
     def _end_episode(self) -> None:
         """Tell the server that the episode is over; if it does not hear it, it forgets the session by itself."""
         self._close_stream()
         self._abandon()
-        request = self._episode.ending()
+        request = self._connected.ending()
         if request is not None:
             # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
             with contextlib.suppress(grpc.RpcError):
-                self._stub.EndEpisode(request, timeout=self._end_timeout_s())
+                self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s())
 
     def close(self) -> None:
         """End the episode and disconnect; a second call does nothing.
@@ -276,7 +299,7 @@ class AgentClient(ClientBase):
         if self._inherited:
             # Connection and episode are the parent's, which goes on with both.
             self._closed = True
-            self._forgotten.detach()
+            self._connection.leave()
             return
         with self._in_use("close"):
             self._closed = True

@@ -16,20 +16,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
-from hmarl.sdk.errors import HmarlError, UsageError
-from hmarl.sdk.spaces import ActionSpace, mask_branches
-
-DiscreteSpaces: TypeAlias = "spaces.Discrete[Any] | spaces.MultiDiscrete"  # old releases have no generic Discrete
-
-
-class StaleActionError(HmarlError):
-    """No fresh action arrived in time, and nothing may stand in for it any longer."""
+from hmarl.runtime.manifest import ActionSpaceModel, BoxSpace
+from hmarl.sdk.errors import StaleActionError, UsageError
+from hmarl.sdk.spaces import (
+    ACTION_SPACE_FIELD,
+    ActionSpaceField,
+    action_shape,
+    bounds,
+    branch_sizes,
+    given_space,
+    mask_branches,
+    space_model,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Situation:
 
     Attributes:
         step: the step that has no fresh action.
-        action_space: the agent's action space.
+        action_space: the agent's action space, of Gymnasium.
         action_mask: [mask_size] bool, the legal actions at this step; None where all are.
         last_action: the last fresh action of this episode, [*action_shape]; None when there was none yet.
         age_s: seconds of a monotonic clock since the last fresh action arrived; infinite when there was none.
@@ -50,7 +54,7 @@ class Situation:
     """
 
     step: int
-    action_space: ActionSpace
+    action_space: ActionSpaceField = ACTION_SPACE_FIELD
     action_mask: npt.NDArray[np.bool_] | None = None
     last_action: npt.NDArray[Any] | None = None
     age_s: float = math.inf
@@ -58,12 +62,17 @@ class Situation:
     reason: str = "no fresh action"
 
     def __post_init__(self) -> None:
-        mask, branches = self.action_mask, mask_branches(self.action_space)
+        mask, branches = self.action_mask, mask_branches(self.action_space_model)
         if mask is None or not branches:
             return
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (branches[-1].stop,):
             got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else f"a {type(mask).__name__}"
             raise UsageError(f"action_mask: got {got}, expected a NumPy array of bool ({branches[-1].stop},)")
+
+    @cached_property
+    def action_space_model(self) -> ActionSpaceModel:
+        """The action space as the manifest writes it, for which Gymnasium is not needed."""
+        return space_model(given_space(self))
 
 
 class Fallback(ABC):
@@ -103,10 +112,10 @@ class Zero(Fallback):
 
     def decide(self, situation: Situation) -> npt.NDArray[Any]:
         """Zero, or the first legal action."""
-        space = situation.action_space
-        if isinstance(space, spaces.Box):
-            return np.asarray(np.clip(np.float32(0), space.low, space.high), np.float32)
-        return nearest_legal(np.zeros(space.shape or (), np.int64), space, situation.action_mask)
+        space = situation.action_space_model
+        if isinstance(space, BoxSpace):
+            return np.asarray(np.clip(np.float32(0), *bounds(space)), np.float32)
+        return nearest_legal(np.zeros(action_shape(space), np.int64), space, situation.action_mask)
 
 
 @dataclass(frozen=True)
@@ -123,9 +132,8 @@ class NoOp(Fallback):
 
     def decide(self, situation: Situation) -> npt.NDArray[Any]:
         """The fixed action, or the first legal one."""
-        space = situation.action_space
-        action = _checked(self.action, space, "NoOp.action")
-        return nearest_legal(action, space, situation.action_mask)
+        action = _checked(self.action, situation, "NoOp.action")
+        return nearest_legal(action, situation.action_space_model, situation.action_mask)
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,8 @@ class Call(Fallback):
 
     def decide(self, situation: Situation) -> npt.NDArray[Any]:
         """What the function answers, checked."""
-        action = _checked(self.function(situation), situation.action_space, "Call.function")
-        if not is_legal(action, situation.action_space, situation.action_mask):
+        action = _checked(self.function(situation), situation, "Call.function")
+        if not is_legal(action, situation.action_space_model, situation.action_mask):
             raise StaleActionError(
                 f"step {situation.step}: Call.function answered {action.tolist()}, which the action mask excludes"
             )
@@ -187,7 +195,7 @@ class Hold(Fallback):
         """The last fresh action, or what ``then`` decides."""
         if situation.last_action is None or self.expired(situation):
             return self.then.decide(situation)
-        if not is_legal(situation.last_action, situation.action_space, situation.action_mask):
+        if not is_legal(situation.last_action, situation.action_space_model, situation.action_mask):
             return self.then.decide(situation)
         return situation.last_action
 
@@ -199,16 +207,19 @@ class Hold(Fallback):
         return not isinstance(self.then, Fail) and self.then.may_rejoin(situation)
 
 
-def is_legal(action: npt.NDArray[Any], space: ActionSpace, mask: npt.NDArray[np.bool_] | None) -> bool:
+def is_legal(action: npt.NDArray[Any], space: ActionSpaceModel, mask: npt.NDArray[np.bool_] | None) -> bool:
     """Whether the mask allows the action: [*action_shape]; mask [mask_size] bool or None (all are legal)."""
-    if mask is None or isinstance(space, spaces.Box):
+    if mask is None or isinstance(space, BoxSpace):
         return True
-    return bool(mask[_mask_positions(action, space)].all())
+    starts = [branch.start for branch in mask_branches(space)]
+    return bool(mask[np.asarray(starts + np.atleast_1d(action))].all())
 
 
-def nearest_legal(action: npt.NDArray[Any], space: ActionSpace, mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[Any]:
+def nearest_legal(
+    action: npt.NDArray[Any], space: ActionSpaceModel, mask: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[Any]:
     """The action, with every choice that the mask excludes replaced by the first legal one of its branch."""
-    if mask is None or isinstance(space, spaces.Box):
+    if mask is None or isinstance(space, BoxSpace):
         return action
     branches = [mask[branch] for branch in mask_branches(space)]
     choices = np.atleast_1d(action)
@@ -219,17 +230,22 @@ def nearest_legal(action: npt.NDArray[Any], space: ActionSpace, mask: npt.NDArra
     return np.asarray(legal, np.int64).reshape(action.shape)
 
 
-def _mask_positions(action: npt.NDArray[Any], space: DiscreteSpaces) -> npt.NDArray[np.int64]:
-    return np.asarray([branch.start for branch in mask_branches(space)] + np.atleast_1d(action))
-
-
-def _checked(action: Any, space: ActionSpace, name: str) -> npt.NDArray[Any]:
+def _checked(action: Any, situation: Situation, name: str) -> npt.NDArray[Any]:
     """The action as an array of the space.
 
     Raises:
         UsageError: it is not in the space.
     """
-    array = np.asarray(action, np.float32 if isinstance(space, spaces.Box) else np.int64)
-    if array.shape != space.shape or not space.contains(array if array.shape else array[()]):
-        raise UsageError(f"{name}: got {np.asarray(action).tolist()}, expected an action of {space}")
+    space = situation.action_space_model
+    array = np.asarray(action, np.float32 if isinstance(space, BoxSpace) else np.int64)
+    if array.shape != action_shape(space) or not _within(array, space):
+        raise UsageError(f"{name}: got {np.asarray(action).tolist()}, expected an action of {situation.action_space}")
     return array
+
+
+def _within(action: npt.NDArray[Any], space: ActionSpaceModel) -> bool:
+    """Whether every number of an action [*action_shape] is one of the space; NaN is none."""
+    if isinstance(space, BoxSpace):
+        low, high = bounds(space)
+        return bool(np.all((low <= action) & (action <= high)))
+    return bool(np.all((action >= 0) & (action < np.reshape(branch_sizes(space), action.shape))))

@@ -18,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2
-from hmarl.runtime.bundle import AgentModel, ObservationError, from_json
+from hmarl.agent.v1.messages import INSTRUCTION_CHOICES, write_act
+from hmarl.agent.v1.tensors import WireError, to_action, to_own_array
+from hmarl.runtime.choices import InstructionChoice, checked_choice
+from hmarl.runtime.errors import ObservationError
 from hmarl.runtime.inputs import InputCheck, checked_integer
+from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.message_limits import reply_limit_bytes
-from hmarl.runtime.session import InstructionChoice
-from hmarl.sdk.clients.agent import Action, AgentError, AgentStatistics, agent_spec, mismatch
+from hmarl.sdk.clients.agent import Action, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clients.fallback import Fallback, Situation
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.clients.operations import (
@@ -37,19 +40,12 @@ from hmarl.sdk.clients.operations import (
     Script,
     Start,
 )
-from hmarl.sdk.clients.tensors import decode, decode_action, write_mask, write_observation
 from hmarl.sdk.clock import now_s
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import AgentError, UsageError
 from hmarl.sdk.spaces import branch_sizes
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
-_CHOICES = {
-    None: agent_pb2.INSTRUCTION_CHOICE_UNSPECIFIED,
-    "argmax": agent_pb2.INSTRUCTION_CHOICE_ARGMAX,
-    "sample": agent_pb2.INSTRUCTION_CHOICE_SAMPLE,
-    "common": agent_pb2.INSTRUCTION_CHOICE_COMMON,
-}
 # No answer of ours: the server is gone or going. Repeating a step is safe, it never advances the state twice.
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
 # The request itself is wrong: trying again or standing in with a fallback would hide a mistake of the program.
@@ -134,8 +130,10 @@ class RemoteEpisode:
         self._receive_limit_bytes = LEAST_RECEIVE_LIMIT_BYTES
         self._allow_replies_of(model)
         self._inputs = InputCheck(
-            self.spec.observation_size, branch_sizes(self.spec.action_space) if self.spec.has_action_mask else None
+            self.spec.observation_size,
+            branch_sizes(self.spec.action_space_model) if self.spec.has_action_mask else None,
         )
+        self._action_form = self.spec.action_shape, self.spec.action_dtype
         self._fallback = fallback
         self._rejoin = rejoin
         self._diagnostics = diagnostics
@@ -156,14 +154,13 @@ class RemoteEpisode:
         Raises:
             UsageError: an argument out of range.
         """
-        if not isinstance(instruction_choice, str | None) or instruction_choice not in _CHOICES:
-            raise UsageError(f"instruction_choice: got {instruction_choice!r}, expected one of argmax, sample, common")
+        choice = checked_choice(instruction_choice)
         if not isinstance(sample, bool | np.bool_):
             raise UsageError(f"sample: got {sample!r}, expected True or False")
         return agent_pb2.StartEpisodeRequest(
             seed=checked_integer("seed", seed),
             sample=bool(sample),
-            instruction_choice=_CHOICES[instruction_choice],
+            instruction_choice=INSTRUCTION_CHOICES[choice],
             first_step=checked_integer("first_step", first_step),
             diagnostics=self._diagnostics,
         )
@@ -421,20 +418,27 @@ class RemoteEpisode:
         self, session_id: str, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
     ) -> agent_pb2.StreamActRequest:
         message = agent_pb2.StreamActRequest()
-        request = message.act  # filled in place: nothing is copied into the message of a stream
-        request.session_id = session_id
-        request.step = self._next_step
-        write_observation(request.observation, observation)
-        if action_mask is not None:
-            write_mask(request.action_mask, action_mask)
+        write_act(message.act, session_id, self._next_step, observation, action_mask)
         return message
 
     def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
-        """The action of a reply, None when it is taken too late."""
-        action, step, missed = decode_action(reply.action), reply.step, reply.missed_steps
+        """The action of a reply, None when it is taken too late.
+
+        Raises:
+            AgentError: the reply is not what this agent answers.
+        """
+        step, missed = reply.step, reply.missed_steps
+        diagnostics = {}
+        try:
+            action = to_action(reply.action, "action", *self._action_form)
+            if self._diagnostics:
+                diagnostics = {name: to_own_array(tensor, name) for name, tensor in reply.diagnostics.items()}
+        except WireError as error:
+            raise AgentError(
+                f"agent '{self.spec.id}' at {self._source}: step {step}: invalid reply: {error}"
+            ) from error
         if missed:
             self.statistics.missed_steps += missed
-        diagnostics = {name: decode(tensor) for name, tensor in reply.diagnostics.items()} if self._diagnostics else {}
         now = now_s()
         # The reply may have come in time and waited: this process was stopped, or had no processor, in between.
         if now > deadline:
@@ -467,7 +471,7 @@ class RemoteEpisode:
     def _situation(self, step: int, action_mask: npt.NDArray[np.bool_] | None, reason: str) -> Situation:
         return Situation(
             step=step,
-            action_space=self.spec.action_space,
+            action_space=self.spec.action_space_model,
             action_mask=action_mask,
             last_action=None if self._last_action is None else np.asarray(self._last_action),
             age_s=now_s() - self._last_time_s,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Annotated, NoReturn
+import sys
+from typing import NoReturn
 
-import typer
-
-from hmarl.sdk.commands._common import print_json, run_command
+from hmarl.runtime.command_line import AS_JSON, argument, command
+from hmarl.sdk.commands._common import print_json, run
 from hmarl.sdk.commands._console import make_console, print_listing
-from hmarl.sdk.environments import FAMILY_EXTRAS, families, tasks
+from hmarl.sdk.environments import FAMILY_EXTRAS, FAMILY_PACKAGES, families, tasks
 from hmarl.sdk.errors import MissingExtraError
 
 
-def environments(
-    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="List this family's tasks.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
-) -> None:
+@command(
+    "hmarl-envs",
+    argument("family", "list this family's tasks", required=False),
+    AS_JSON,
+    examples=("hmarl-envs", "hmarl-envs mpe"),
+)
+def environments(family: str | None, as_json: bool) -> None:
     """List the environment families, or the tasks of one family."""
     if family is None:
         _list_families(as_json)
@@ -25,18 +28,32 @@ def environments(
 
 
 def _list_families(as_json: bool) -> None:
-    missing = {name: _missing_extra(name) for name in sorted(families())}
+    names = sorted(families())
     if as_json:
-        print_json({"families": {name: {"installed": not extra, "extra": extra} for name, extra in missing.items()}})
+        print_json(
+            {"families": {name: {"installed": _installed(name), "extra": _missing_extra(name)} for name in names}}
+        )
         return
-    states = (f"missing: pip install 'hmarl[{extra}]'" if extra else "installed" for extra in missing.values())
-    print_listing(make_console(), ("family", "state"), list(zip(missing, states, strict=True)))
+    print_listing(make_console(), ("family", "state"), [(name, _state(name)) for name in names])
+
+
+def _installed(family: str) -> bool:
+    """Whether the package that a family needs is there; a family needs one at most."""
+    package = FAMILY_PACKAGES.get(family) or FAMILY_EXTRAS.get(family, (None,))[0]
+    return package is None or importlib.util.find_spec(package) is not None
 
 
 def _missing_extra(family: str) -> str | None:
     """The extra that a family needs and that is not installed."""
-    package, extra = FAMILY_EXTRAS.get(family, (None, None))
-    return extra if package is not None and importlib.util.find_spec(package) is None else None
+    return None if _installed(family) or family not in FAMILY_EXTRAS else FAMILY_EXTRAS[family][1]
+
+
+def _state(family: str) -> str:
+    if _installed(family):
+        return "installed"
+    if family in FAMILY_EXTRAS:
+        return f"missing: pip install 'hmarl[{FAMILY_EXTRAS[family][1]}]'"
+    return f"the package '{FAMILY_PACKAGES[family]}' is not installed here: see docs/environments.md"
 
 
 def _list_tasks(family: str, as_json: bool) -> None:
@@ -56,4 +73,4 @@ def _list_tasks(family: str, as_json: bool) -> None:
 
 def main() -> NoReturn:
     """Entry point of ``hmarl-envs``."""
-    run_command(environments)
+    sys.exit(run(environments))

@@ -9,28 +9,32 @@ import json
 import re
 import shlex
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
-import typer
 from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.choices import CHOICES, InstructionChoice, effective_choice
+from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option
+from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.sdk.clients.endpoints import load_endpoints, nothing_listens, refusing, start_advice
+from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
-from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam, load_endpoints
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import check_writable, write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import Recording, record_episode, write_video
@@ -55,7 +59,7 @@ class Options:
     episodes: int
     seed: int
     sample: bool
-    instruction_choice: Literal["argmax", "sample", "common"] | None
+    instruction_choice: InstructionChoice | None
     variant: str | None
     checkpoint: str
     provider: str
@@ -114,7 +118,10 @@ def _bundle_source(options: Options, path: Path) -> Source:
 
 def _fleet_source(options: Options, path: Path) -> Source:
     endpoints = load_endpoints(path)
-    with AgentClient(next(iter(endpoints.values()))) as client:
+    absent = refusing(endpoints)
+    if len(absent) == len(endpoints):
+        raise nothing_listens(absent, endpoints, start_advice(path))
+    with AgentClient(next(address for name, address in endpoints.items() if name not in absent)) as client:
         name = f"{client.info.bundle_name} (gRPC)"
         environment = json.loads(client.info.environment_json)
 
@@ -125,6 +132,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
             sample=options.sample,
             instruction_choice=options.instruction_choice,
             stream=options.stream,
+            wait=False,
             name=name,
         )
 
@@ -152,10 +160,37 @@ def _source(options: Options) -> Source:
     given = [name for name in makers if getattr(options, name) is not None]
     if len(given) != 1:
         raise UsageError(
-            f"got {' and '.join('--' + name for name in given) or 'no team'}, "
+            f"team: got {' and '.join('--' + name for name in given) or 'none'}, "
             "expected exactly one of --bundle, --endpoints and --run"
         )
-    return makers[given[0]](options, getattr(options, given[0]))
+    path = getattr(options, given[0])
+    _check_kind(given[0], path)
+    return makers[given[0]](options, path)
+
+
+def _check_kind(option: str, path: Path) -> None:
+    """Refuse what another option is for.
+
+    Raises:
+        UsageError: names that option.
+    """
+    found = _kind_of(path)
+    if found is None or found == option:
+        return
+    what = {"bundle": "a bundle", "endpoints": "an endpoints file", "run": "a run directory of hmarl-train"}
+    more = f"; hmarl-export {shlex.quote(str(path))} makes a bundle of it" if found == "run" else ""
+    raise UsageError(
+        f"--{option}: got {what[found]}, {path}, expected {what[option]}: use --{found} {shlex.quote(str(path))}{more}"
+    )
+
+
+def _kind_of(path: Path) -> str | None:
+    """The option that a path looks made for, judged by the files that are there."""
+    if (path / "manifest.json").is_file() or (path.is_file() and zipfile.is_zipfile(path)):
+        return "bundle"
+    if (path / "config.json").is_file():
+        return "run"
+    return "endpoints" if path.is_file() and path.suffix == ".json" else None
 
 
 def _environment(options: Options, source: Source) -> VectorEnvironment:
@@ -201,7 +236,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _measure(options: Options, environment: VectorEnvironment, team: Team, console: Console) -> Evaluation:
     with progress_bar(console) as progress:
-        task = progress.add_task(f"{team.name} on {environment.spec.name}", total=options.episodes)
+        task = progress.add_task("playing", total=options.episodes)  # what and where has been said in full
         return evaluate(
             environment,
             team,
@@ -299,7 +334,7 @@ def _write_pictures(
             "environment": evaluation.environment,
             "environment arguments": json.dumps(dict(environment.spec.arguments), default=str),
             "actions": "drawn" if options.sample else "deterministic",
-            "instruction choice": options.instruction_choice or ("common" if options.sample else "argmax"),
+            "instruction choice": effective_choice(options.instruction_choice, options.sample),
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
             "environments side by side": environment.batch_size,
         }
@@ -350,72 +385,53 @@ def run_evaluation(options: Options) -> dict[str, Any]:
     }
 
 
-def evaluate_command(
-    *,
-    bundle: Annotated[Path | None, typer.Option(help="A bundle, played in this process.")] = None,
-    endpoints: Annotated[Path | None, typer.Option(help="The endpoints file of a running hmarl-fleet.")] = None,
-    run: Annotated[Path | None, typer.Option(help="A run directory of hmarl-train (needs the extra 'train').")] = None,
-    env: Annotated[
-        str | None, typer.Option(help="FAMILY/TASK; by default the one that the team was trained in.")
-    ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="What the episodes' seeds are derived from.")] = 0,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw actions instead of taking the best ones.")] = False,
-    instruction_choice: Annotated[
-        Literal["argmax", "sample", "common"] | None,
-        typer.Option(help="How instructions are chosen; by default 'common' with --sample, else 'argmax'."),
-    ] = None,
-    variant: Annotated[str | None, typer.Option(help="With --run: local, guider, central …")] = None,
-    checkpoint: Annotated[str, typer.Option(help="With --run: best, last or a step.")] = "best",
-    provider: Annotated[str, typer.Option(help="With --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE].")] = "cpu",
-    stream: Annotated[bool, typer.Option("--stream", help="With --endpoints: streams instead of unary calls.")] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"Environments side by side; as many as fit up to {_DEFAULT_BATCH} by default."),
-    ] = None,
-    step_limit: Annotated[
-        int | None, typer.Option(min=1, help=f"Steps of an episode; by default the horizon, {STEP_LIMIT:,} without.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="env.KEY=VALUE", help="An argument of the environment.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory for results, report and video.")] = None,
-    video: Annotated[bool, typer.Option(help="Film one episode.")] = True,
-    video_format: Annotated[Literal["gif", "mp4"], typer.Option(help="Of the video.")] = "gif",
-    report: Annotated[bool, typer.Option(help="Write an HTML report.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON in the last line.")] = False,
-) -> None:
-    """Play closed-loop episodes with fixed seeds and print what came out."""
-    result = run_evaluation(
-        Options(
-            bundle=bundle,
-            endpoints=endpoints,
-            run=run,
-            env=env,
-            episodes=episodes,
-            seed=seed,
-            sample=sample,
-            instruction_choice=instruction_choice,
-            variant=variant,
-            checkpoint=checkpoint,
-            provider=provider,
-            stream=stream,
-            batch_size=batch_size,
-            step_limit=step_limit,
-            settings=tuple(settings or ()),
-            out=out,
-            video=video_format if video else None,
-            report=report,
-            json=as_json,
-        )
-    )
+@command(
+    "hmarl-eval",
+    option("--bundle", "a bundle, played in this process", PATH),
+    option("--endpoints", "the endpoints file of a running hmarl-fleet", PATH, shown="FILE"),
+    option("--run", "a run directory of hmarl-train (needs the extra 'train')", PATH, shown="DIR"),
+    option("--env", "by default the one that the team was trained in", shown="FAMILY/TASK"),
+    option("--episodes", "number of episodes", integer(1), default=100),
+    option("--seed", "what the episodes' seeds are derived from", integer(0), default=0),
+    flag("--sample", "draw actions instead of taking the best ones"),
+    option(
+        "--instruction-choice",
+        f"how instructions are chosen: {', '.join(CHOICES)}; by default {effective_choice(None, True)} with --sample, "
+        f"else {effective_choice(None, False)}",
+        choice(*CHOICES),
+        shown="NAME",
+    ),
+    option("--variant", "with --run: local, guider, central ...", shown="NAME"),
+    option("--checkpoint", "with --run: best, last or a number of steps", default="best", shown="WHICH"),
+    option("--provider", "with --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]", default=PROVIDER, shown="NAME"),
+    flag("--stream", "with --endpoints: streams instead of unary calls"),
+    option("--batch-size", f"environments side by side; by default as many as fit, up to {_DEFAULT_BATCH}", integer(1)),
+    option("--step-limit", f"steps of an episode; by default the horizon, {STEP_LIMIT:,} without", integer(1)),
+    settings_option("env.KEY=VALUE", "an argument of the environment"),
+    option("--out", "directory for results, report and video", PATH, shown="DIR"),
+    flag("--video/--no-video", "film one episode", default=True),
+    option("--video-format", "of the video: gif or mp4", choice("gif", "mp4"), default="gif", shown="NAME"),
+    flag("--report/--no-report", "write an HTML report", default=True),
+    AS_JSON,
+    examples=(
+        "hmarl-eval --bundle models/simple-spread-hcpo --episodes 20",
+        "hmarl-eval --endpoints endpoints.json --out report",
+        "hmarl-eval --run runs/mine --variant central --checkpoint last",
+    ),
+)
+def evaluate_command(video: bool, video_format: Literal["gif", "mp4"], as_json: bool, **given: Any) -> None:
+    """Play closed-loop episodes with fixed seeds and print what came out.
+
+    The team is one of --bundle, --endpoints and --run.
+    """
+    result = run_evaluation(Options(video=video_format if video else None, json=as_json, **given))
     if as_json:
         print_json(result)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point; leaves with the exit code."""
-    run_command(evaluate_command, arguments)
+    sys.exit(run(evaluate_command, arguments))
 
 
 if __name__ == "__main__":

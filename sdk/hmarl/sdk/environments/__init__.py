@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -41,6 +41,8 @@ FAMILY_EXTRAS: dict[str, tuple[str, str]] = {
     "mamujoco": ("mujoco", "mujoco"),
     "smax": ("jaxmarl", "smax"),
 }
+# Packages that a family needs and no extra brings; making one of its tasks says how to install them.
+FAMILY_PACKAGES: dict[str, str] = {"smac": "smac", "smacv2": "smacv2"}
 
 
 def families() -> dict[str, str]:
@@ -97,6 +99,27 @@ def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
         environment = maker(task, batch_size=batch_size, **arguments)
     _check(name, environment)
     return environment
+
+
+def check_request(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse what ``make`` would refuse, as far as that is cheap to find out: before much is loaded and built.
+
+    One copy is made and closed where a family says what copies cost, and one needs no program of its own. Elsewhere,
+    and of a function of the user's own, it is names alone that are checked.
+
+    Args:
+        name: as of ``make``.
+        arguments: as of ``make``.
+
+    Raises:
+        UsageError: unknown family, task or argument, or a wrong value.
+        MissingExtraError: the family needs a package that is not installed.
+    """
+    task, maker = _family_maker(name)
+    check_keys(f"environment '{name}'", maker, arguments, ours=("task", "batch_size"))
+    cost = copy_cost(name)
+    if task != name and cost is not None and not cost.processes:
+        make(name, 1, **arguments).close()
 
 
 def _check(name: str, environment: Any) -> None:

@@ -81,7 +81,13 @@ class _Context:
 
 
 def check_environment(
-    make: Maker, *, batch_size: int = 4, steps: int | None = None, seed: int = 0, deterministic: bool = False
+    make: Maker,
+    *,
+    batch_size: int = 4,
+    steps: int | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> list[CheckResult]:
     """Check an environment against every promise of ``VectorEnvironment``.
 
@@ -92,16 +98,19 @@ def check_environment(
         seed: seeds the play.
         deterministic: the task has nothing random, so different seeds may give the same episode. An environment with a
             true attribute ``deterministic`` says so itself.
+        progress: told before each check its name, how many are done, and of how many.
 
     Returns:
         One result per check, in order. When random play itself fails, only the checks up to there.
 
     Raises:
         HmarlError: the environment could not be made.
-        ValueError: a batch of fewer than 2.
+        UsageError: a batch of fewer than 2.
     """
     if batch_size < 2:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 2")
+        raise UsageError(f"batch_size: got {batch_size}, expected at least 2")
+    total = len(_CHECKS) + 2
+    progress("spec", 0, total)
     with closing(make(batch_size)) as environment:
         spec = environment.spec
         independent = bool(getattr(environment, "independent_copies", True))
@@ -120,11 +129,15 @@ def check_environment(
                 findings.extend(environment.findings())
             return f"{steps} steps of {batch_size} environments with random legal actions"
 
+        progress("random play", 1, total)
         results.append(_outcome("random play", random_play))
     if not played:
         return results
     context = _Context(make, batch_size, steps, seeds, deterministic, spec, independent, played[0], findings)
-    return results + [_outcome(name, partial(check, context)) for name, check in _CHECKS]
+    for name, check in _CHECKS:
+        progress(name, len(results), total)
+        results.append(_outcome(name, partial(check, context)))
+    return results
 
 
 def _outcome(name: str, check: Callable[[], str]) -> CheckResult:

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult, VectorEnvironment
-from hmarl.sdk.environments.authoring.actions import checked_actions
-from hmarl.sdk.environments.authoring.random_streams import RandomStreams, checked_state
+from hmarl.sdk.environments.authoring import RandomStreams, checked_actions, checked_state
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 

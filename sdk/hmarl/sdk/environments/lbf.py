@@ -25,6 +25,7 @@ from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments.workers.gymnasium_team import GymnasiumTeam, build
 from hmarl.sdk.environments.workers.lifted import LiftedVector, lift
 from hmarl.sdk.environments.workers.parallel_copy import ParallelCopy
+from hmarl.sdk.environments.workers.pool import REPLY_TIMEOUT_S
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 
@@ -39,7 +40,7 @@ _SMALLEST_FIELD = 5
 
 
 def make(
-    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = 300.0, **arguments: Any
+    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = REPLY_TIMEOUT_S, **arguments: Any
 ) -> LiftedVector:
     """Make B copies of a foraging task.
 

@@ -22,7 +22,6 @@ Copy b starts its first episode with ``reset(seed=seeds[b])`` and its n-th auto-
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -34,8 +33,9 @@ import numpy as np
 from hmarl.sdk.environments.authoring.arguments import check_keys, parameters_of, what_it_takes
 from hmarl.sdk.environments.workers.lifted import LiftedVector, lift
 from hmarl.sdk.environments.workers.parallel_copy import ParallelCopy, check_is_parallel
+from hmarl.sdk.environments.workers.pool import REPLY_TIMEOUT_S
 from hmarl.sdk.environments.workers.process import COPY_INDEX, FAILURES, explained
-from hmarl.sdk.errors import MissingExtraError, UsageError
+from hmarl.sdk.errors import MissingExtraError, UsageError, did_you_mean
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 
 TASKS = ["PACKAGE.MODULE:FUNCTION, e.g. mpe2.simple_spread_v3:parallel_env"]
@@ -47,7 +47,7 @@ _OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s", "action_masks")
 
 
 def make(
-    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = 300.0, **arguments: Any
+    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = REPLY_TIMEOUT_S, **arguments: Any
 ) -> LiftedVector:
     """Make B copies of a PettingZoo parallel environment.
 
@@ -110,8 +110,7 @@ def _import_function(task: str) -> Callable[..., Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         known = [name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")]
-        close = difflib.get_close_matches(function_name, known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = did_you_mean(function_name, known)
         raise UsageError(f"pettingzoo/{task}: module '{module_name}' has no function '{function_name}'{hint}")
     found: Callable[..., Any] = function
     return found

@@ -27,6 +27,7 @@ from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments.workers.gymnasium_team import GymnasiumTeam, build
 from hmarl.sdk.environments.workers.lifted import LiftedVector, lift
 from hmarl.sdk.environments.workers.parallel_copy import ParallelCopy
+from hmarl.sdk.environments.workers.pool import REPLY_TIMEOUT_S
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 
@@ -44,7 +45,7 @@ _ENUMERATIONS: dict[str, type[Enum]] = {"reward_type": RewardType, "observation_
 
 
 def make(
-    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = 300.0, **arguments: Any
+    task: str, batch_size: int, *, workers: int | None = None, timeout_s: float = REPLY_TIMEOUT_S, **arguments: Any
 ) -> LiftedVector:
     """Make B copies of a warehouse.
 

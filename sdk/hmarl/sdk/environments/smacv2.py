@@ -18,6 +18,7 @@ from typing import Any
 from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments.smac.interface import Package, Request, make_multi_agent
 from hmarl.sdk.environments.workers.lifted import LiftedVector
+from hmarl.sdk.environments.workers.pool import REPLY_TIMEOUT_S
 from hmarl.sdk.errors import UsageError, unknown_name
 
 TASKS = ["10gen_terran", "10gen_protoss", "10gen_zerg", "any name, with env.entry=PACKAGE.MODULE:CLASS"]
@@ -52,7 +53,7 @@ def make(
     python: str | None = None,
     entry: str | None = None,
     workers: int | None = None,
-    timeout_s: float = 300.0,
+    timeout_s: float = REPLY_TIMEOUT_S,
     **arguments: Any,
 ) -> LiftedVector:
     """Make B copies of a battle.

@@ -1,1 +1,27 @@
-"""Closed-loop evaluation: teams of deployed policies, episodes with fixed seeds, and the figures of what came out."""
+"""Whole episodes in closed loop: they are played (``closed_loop``), by teams that are deployed, and summarised."""
+
+from hmarl.sdk.evaluation.closed_loop import (
+    STEP_LIMIT,
+    Evaluation,
+    TimedTeam,
+    as_array,
+    as_numpy,
+    episode_seeds,
+    evaluate,
+    limit_of,
+    marl_eval_json,
+    unfinished_remark,
+)
+
+__all__ = [
+    "STEP_LIMIT",
+    "Evaluation",
+    "TimedTeam",
+    "as_array",
+    "as_numpy",
+    "episode_seeds",
+    "evaluate",
+    "limit_of",
+    "marl_eval_json",
+    "unfinished_remark",
+]

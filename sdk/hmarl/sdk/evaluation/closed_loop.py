@@ -30,13 +30,12 @@ STEP_LIMIT = 5_000
 
 @runtime_checkable
 class TimedTeam(Protocol):
-    """A team that measures how long its agents take to act.
+    """A team that measures how long its agents take to act."""
 
-    Attributes:
-        latency_of: what one latency is of, e.g. ``"one agent's act over gRPC"``.
-    """
-
-    latency_of: str
+    @property
+    def latency_of(self) -> str:
+        """What one latency is of, e.g. ``"one agent's act over gRPC"``."""
+        ...
 
     def latencies_s(self) -> npt.NDArray[np.float64]:
         """[L] seconds, of everything measured so far, oldest first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,21 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.runtime.bundle import AgentModel, Bundle, NoiseModel, from_json
-from hmarl.runtime.session import InstructionChoice, Policy, noise_for
+from hmarl.runtime.bundle import AgentModel, Bundle, from_json
+from hmarl.runtime.choices import InstructionChoice, drawn_noises
+from hmarl.runtime.session import Policy, noise_for
+from hmarl.runtime.settings import PROVIDER
 from hmarl.sdk.clients.agent import agent_spec, check_spec
+from hmarl.sdk.clients.base import ClientOptions
 from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.endpoints import (
+    at_once,
+    bundle_of_endpoints,
+    load_endpoints,
+    nothing_listens,
+    refusing,
+    start_advice,
+)
 from hmarl.sdk.clients.fallback import Fallback
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
@@ -88,7 +98,7 @@ class BundleTeam:
         bundle: Bundle,
         spec: EnvironmentSpec,
         *,
-        provider: str = "cpu",
+        provider: str = PROVIDER,
         sample: bool = False,
         instruction_choice: InstructionChoice | None = None,
         name: str = "bundle",
@@ -149,20 +159,6 @@ class BundleTeam:
         """Nothing to free."""
 
 
-def drawn_noises(
-    model: AgentModel, sample: bool, instruction_choice: InstructionChoice | None
-) -> list[tuple[NoiseModel, str]]:
-    """The noise inputs that are drawn, each with its stream; the others stay zero, which means deterministic."""
-    choice = instruction_choice or ("common" if sample else "argmax")
-    drawn = []
-    for noise in model.noises:
-        if noise.purpose == "instruction" and choice != "argmax":
-            drawn.append((noise, "common" if choice == "common" else "private"))
-        elif noise.purpose == "action" and sample:
-            drawn.append((noise, noise.stream))
-    return drawn
-
-
 class FleetTeam:
     """Agents that other processes serve over gRPC; every agent and row has a session of its own.
 
@@ -177,19 +173,21 @@ class FleetTeam:
         timeout_s: seconds that one act may take.
         fallback: decides when no fresh action arrives in time; by default that is an error.
         stream: send acts over streams instead of unary calls.
+        wait: wait for agents that are being started, as clients do; False says within a second or so where nothing
+            listens.
         name: for tables.
 
     Raises:
         UsageError: an agent is missing or does not fit the environment, or is of another bundle than the file says, or
             than the other agents.
-        AgentError: no agent answers at an address.
+        AgentError: no agent answers at an address; names all such addresses.
     """
 
     latency_of = "one agent's act over gRPC"
 
     def __init__(
         self,
-        endpoints: Mapping[str, str] | Path,
+        endpoints: Mapping[str, str] | Path | str,
         spec: EnvironmentSpec,
         *,
         sample: bool = False,
@@ -197,17 +195,20 @@ class FleetTeam:
         timeout_s: float = 5.0,
         fallback: Fallback | None = None,
         stream: bool = False,
+        wait: bool = True,
         name: str = "gRPC fleet",
     ) -> None:
         self.name = name
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
-        self._sha256 = None if isinstance(endpoints, Mapping) else _document(endpoints).get("bundle_sha256")
+        self._sha256 = None if isinstance(endpoints, Mapping) else bundle_of_endpoints(endpoints)
         self._sample = sample
         self._instruction_choice = instruction_choice
+        if not wait:
+            self._check_listening(endpoints)
         self._assigned = self._assign()
-        self._client_options: dict[str, Any] = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
+        self._client_options: ClientOptions = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
         self._latencies_s: list[float] = []
         self._pool = ThreadPoolExecutor(max_workers=len(self._places), thread_name_prefix="hmarl-team")
@@ -217,14 +218,18 @@ class FleetTeam:
             self.close()
             raise
 
+    def _check_listening(self, endpoints: Mapping[str, str] | Path | str) -> None:
+        """Say at once when nothing listens where an agent of the environment is to be."""
+        own = {name: self._addresses[name] for name in self._spec.agent_ids if name in self._addresses}
+        absent = refusing(own or self._addresses)
+        if absent:
+            raise nothing_listens(absent, self._addresses, start_advice(endpoints))
+
     def _assign(self) -> dict[str, str]:
         """Who acts for whom: each agent for itself, or an interchangeable agent for one that has no endpoint."""
         if self._addresses.keys() >= set(self._spec.agent_ids):
             return {name: name for name in self._spec.agent_ids}
-        models = {}
-        for name, address in self._addresses.items():
-            with AgentClient(address) as client:
-                models[name] = from_json(AgentModel, client.info.agent_manifest_json)
+        models = at_once(self._model, self._addresses)
         assigned = assign("endpoints", self._spec, models)
         for name, server in assigned.items():
             drawn = drawn_noises(models[server], self._sample, self._instruction_choice)
@@ -235,14 +240,31 @@ class FleetTeam:
                 )
         return assigned
 
+    def _model(self, name: str) -> AgentModel:
+        """What is served at an agent's address."""
+        with AgentClient(self._addresses[name]) as client:
+            return from_json(AgentModel, client.info.agent_manifest_json)
+
     def _connect(self, rows: int) -> None:
-        """Make sure that every agent has a client for each of ``rows`` rows."""
-        for place, clients in zip(self._places, self._clients, strict=True):
-            server = self._assigned[place.agent.id]
-            expected = replace(place.agent, id=server)
+        """Make sure that every agent has a client for each of ``rows`` rows.
+
+        Raises:
+            AgentError: no agent answers at some addresses; names all of them.
+            UsageError: an agent does not fit the environment, or is of another bundle.
+        """
+        rows_of = {place.agent.id: (place.agent, self._clients[number]) for number, place in enumerate(self._places)}
+
+        def connect(agent_id: str) -> None:
+            agent, clients = rows_of[agent_id]
+            server = self._assigned[agent_id]
+            options: ClientOptions = {**self._client_options, "expected": replace(agent, id=server)}
             while len(clients) < rows:
-                clients.append(AgentClient(self._addresses[server], expected=expected, **self._client_options))
-                self._check_bundle(server, clients[-1])
+                clients.append(AgentClient(self._addresses[server], **options))
+
+        at_once(connect, rows_of)
+        for agent_id, (_, clients) in rows_of.items():
+            for client in clients:
+                self._check_bundle(self._assigned[agent_id], client)
 
     def _check_bundle(self, server: str, client: AgentClient) -> None:
         """A team is of one bundle, that of the endpoints file: agents of several have not learnt to play together."""
@@ -311,32 +333,3 @@ class FleetTeam:
         with ThreadPoolExecutor(max_workers=32, thread_name_prefix="hmarl-close") as closing:
             list(closing.map(AgentClient.close, clients))
         self._pool.shutdown()
-
-
-def load_endpoints(path: Path) -> dict[str, str]:
-    """Addresses by agent id from the file that ``hmarl-fleet`` writes.
-
-    Raises:
-        UsageError: the file is missing or is not an endpoints file.
-    """
-    agents = _document(path).get("agents")
-    if not isinstance(agents, dict) or not agents:
-        raise UsageError(f"endpoints file {path}: expected an object 'agents' of addresses by agent id")
-    addresses = {}
-    for name, entry in agents.items():
-        address = entry.get("address") if isinstance(entry, dict) else entry
-        if not isinstance(address, str):
-            raise UsageError(f"endpoints file {path}: agents.{name}: got {address!r}, expected an address")
-        addresses[str(name)] = address
-    return addresses
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """The content of an endpoints file."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
-    return document if isinstance(document, dict) else {}

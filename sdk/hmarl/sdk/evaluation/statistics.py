@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.errors import MissingExtraError
+from hmarl.sdk.errors import MissingExtraError, UsageError
 
 RESAMPLES = 2000
 _CHUNK = 4_000_000  # numbers held at once while bootstrapping
@@ -33,12 +33,12 @@ def iqm(values: npt.ArrayLike, axis: int = -1) -> npt.NDArray[np.float64]:
         float64, the axis removed.
 
     Raises:
-        ValueError: there are no values.
+        UsageError: there are no values.
     """
     ordered = np.sort(np.asarray(values, np.float64), axis=axis)
     count = ordered.shape[axis]
     if count == 0:
-        raise ValueError("iqm: got no values, expected at least one")
+        raise UsageError("iqm: got no values, expected at least one")
     cut = count // 4
     middle = np.take(ordered, np.arange(cut, count - cut), axis=axis)
     return np.asarray(middle.mean(axis=axis))

@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-from hmarl.sdk.errors import UsageError, unknown_name
-from hmarl.trainer.algorithms.a2po import A2po
-from hmarl.trainer.algorithms.ctds import Ctds
-from hmarl.trainer.algorithms.guided_hcpo import GuidedHcpo
-from hmarl.trainer.algorithms.haa2c import Haa2c
-from hmarl.trainer.algorithms.hamdpo import Hamdpo
-from hmarl.trainer.algorithms.happo import Happo
-from hmarl.trainer.algorithms.hatrpo import Hatrpo
-from hmarl.trainer.algorithms.hcpo import Hcpo
-from hmarl.trainer.algorithms.himpo import Himpo
-from hmarl.trainer.algorithms.ippo import Ippo
-from hmarl.trainer.algorithms.magpo import Magpo
-from hmarl.trainer.algorithms.mappo import Mappo
-from hmarl.trainer.algorithms.mat import Mat
-from hmarl.trainer.algorithms.maven import Maven
-from hmarl.trainer.algorithms.sable import Sable
-from hmarl.trainer.contract.algorithm import Algorithm
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "a2po": A2po,
-    "ctds": Ctds,
-    "guided-hcpo": GuidedHcpo,
-    "haa2c": Haa2c,
-    "hamdpo": Hamdpo,
-    "happo": Happo,
-    "hatrpo": Hatrpo,
-    "hcpo": Hcpo,
-    "himpo": Himpo,
-    "ippo": Ippo,
-    "magpo": Magpo,
-    "mappo": Mappo,
-    "mat": Mat,
-    "maven": Maven,
-    "sable": Sable,
+from hmarl.sdk.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from hmarl.trainer.contract.algorithm import Algorithm
+
+# Name: class. The file is called after the name.
+_CLASSES = {
+    "a2po": "A2po",
+    "ctds": "Ctds",
+    "guided-hcpo": "GuidedHcpo",
+    "haa2c": "Haa2c",
+    "hamdpo": "Hamdpo",
+    "happo": "Happo",
+    "hatrpo": "Hatrpo",
+    "hcpo": "Hcpo",
+    "himpo": "Himpo",
+    "ippo": "Ippo",
+    "magpo": "Magpo",
+    "mappo": "Mappo",
+    "mat": "Mat",
+    "maven": "Maven",
+    "sable": "Sable",
 }
+
+
+class _Algorithms(Mapping[str, "type[Algorithm]"]):
+    """The classes by name; a file is imported when its class is asked for, so that names cost no PyTorch."""
+
+    def __getitem__(self, name: str) -> type[Algorithm]:
+        class_name = _CLASSES[name]
+        found: type[Algorithm] = getattr(import_module(f"{__name__}.{name.replace('-', '_')}"), class_name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _CLASSES
+
+
+ALGORITHMS: Mapping[str, type[Algorithm]] = _Algorithms()
+
+
+def check_algorithm(name: str) -> None:
+    """Refuse a name that is no algorithm's.
+
+    Raises:
+        UsageError: with a suggestion.
+    """
+    if name not in ALGORITHMS:
+        raise UsageError(unknown_name("algorithm", name, ALGORITHMS))
 
 
 def find_algorithm(name: str) -> type[Algorithm]:
@@ -45,6 +68,5 @@ def find_algorithm(name: str) -> type[Algorithm]:
     Raises:
         UsageError: unknown name, with a suggestion.
     """
-    if name not in ALGORITHMS:
-        raise UsageError(unknown_name("algorithm", name, ALGORITHMS))
+    check_algorithm(name)
     return ALGORITHMS[name]

@@ -12,87 +12,139 @@ Source: Wang et al. 2023, "Order Matters: Agent-by-agent Policy Optimization", E
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from hmarl.trainer.algorithms.happo import Happo, HappoSettings
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, Improvement
+from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.sequential.estimates import Discounting, Estimate, joint_estimate
+from hmarl.trainer.sequential.gradient_steps import GradientSteps, clipped_surrogate
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.turns import Order, Turn, one_after_the_other, random_order
 
 
-class A2poSettings(HappoSettings):
+class A2poSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of A2PO."""
 
+    clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε]")
     first_clip_share: float = Field(0.5, gt=0, le=1, description="c, the first agent's clip as a share of ε")
     semi_greedy: bool = Field(True, description="False draws the whole order at random")
 
 
-class A2po(Happo):
+class A2po(Algorithm):
     """Clipped steps, one agent after the other, on advantages corrected for those before."""
 
-    settings_class = A2poSettings
+    settings_class: ClassVar[type[AlgorithmSettings]] = A2poSettings
     settings: A2poSettings
 
-    def update_agents(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """The skeleton's loop; scores are those of the policies before it."""
-        self._place = 0
-        self._factor = torch.ones(0)
-        self._scores: dict[int, Tensor] = {}
-        if self.settings.semi_greedy:
-            features = self.features(rollout)
-            for agent in range(len(self.spec.agents)):
-                samples = self.samples(rollout, features, agent)
-                score = samples.old.score(samples.actions)
-                self._scores[agent] = score if samples.active is None else score * samples.active.unsqueeze(-1)
-        return super().update_agents(rollout, estimate, schedule)
+    def __init__(
+        self, spec: EnvironmentSpec, settings: A2poSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
-    def next_agent(self, remaining: list[int], rollout: Rollout, advantages: Tensor, factor: Tensor) -> int:
-        """At even places the agent with the largest advantage, at odd ones a random one (section 4.2)."""
-        if not self.settings.semi_greedy or self._place % 2:
-            return super().next_agent(remaining, rollout, advantages, factor)
-        sizes = [explained_advantage(self._scores[agent], factor * advantages) for agent in remaining]
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """θ^{i_m} ← descent on −E[ min(l·Â^i, clip(l, 1 ± ε^i)·Â^i) ] − c·H for m = 1 … N (Eq. 7)."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # Â(s, a) by GAE, and the λ-returns R
+        estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
+        joint = normalise_advantages(estimate.advantages).flatten()
+        team = TeamSamples(rollout, self.policies, self.features(rollout))
+        # section 4.2: at every other place the agent with the largest advantage
+        order = random_order(self.generator)
+        if settings.semi_greedy:
+            order = semi_greedy(scores(team), joint, order)
+        # for i_1 … i_N: Â^i given F (Eq. 4); θ^i ← descent on the loss of the joint ratio; F ← F · π^i_new / π^i_old
+        loss, report = partial(joint_ratio_loss, settings=settings), partial(joint_ratio_report, settings=settings)
+        metrics = one_after_the_other(
+            team,
+            order,
+            advantage=lambda factor: corrected_advantages(rollout, estimate, factor, settings),
+            improve=lambda turn: self.steps.descend(turn, loss, report),
+            schedule=schedule,
+        )
+        # φ ← argmin E[ (V_φ(s) − R)² ]
+        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        self.update_normalisers(rollout)
+        return metrics
+
+    def components(self) -> StateDict:
+        """The shared parts, the critic and the optimisers."""
+        return {"critic": self.critic, **super().components(), **self.steps.components()}
+
+
+def corrected_advantages(rollout: Rollout, estimate: Estimate, factor: Tensor, discounting: Discounting) -> Tensor:
+    """[M] Â^i given F [M] (Eq. 4), normalised; F stays behind for the clipped joint ratio."""
+    corrected = generalised_advantages(
+        rollout.team_rewards, estimate.values, estimate.next_values, rollout.ended, discounting.gamma,
+        discounting.gae_lambda, factor.view(rollout.terminated.shape).clamp(max=1.0),
+    )  # fmt: skip
+    return normalise_advantages(corrected).flatten()
+
+
+def clip_of(turn: Turn, settings: A2poSettings) -> float:
+    """ε^i = ε · (c + (1 − c) · place / N): the earlier an agent, the more the others build on its step."""
+    share = settings.first_clip_share
+    return settings.clip * (share + (1.0 - share) * turn.place / turn.agents)
+
+
+def joint_ratio(new: Distribution, turn: Turn, clip: float) -> Tensor:
+    """[M] l = r^i · clip(F, 1 ± ε/2)."""
+    return turn.samples.ratio(new) * turn.factor.clamp(1.0 - clip / 2, 1.0 + clip / 2)
+
+
+def joint_ratio_loss(new: Distribution, turn: Turn, settings: A2poSettings) -> Tensor:
+    """−E[ min(l·Â, clip(l, 1 ± ε^i)·Â) ] − c·H (Eq. 7)."""
+    samples, joint = turn.samples, joint_ratio(new, turn, settings.clip)
+    objective = samples.mean(clipped_surrogate(joint, turn.advantages, clip_of(turn, settings)))
+    return -objective - settings.entropy_coefficient * samples.mean(new.entropy())
+
+
+def joint_ratio_report(new: Distribution, turn: Turn, settings: A2poSettings) -> dict[str, float]:
+    """The share of joint ratios beyond the agent's clipping range."""
+    beyond = (joint_ratio(new, turn, settings.clip) - 1.0).abs() > clip_of(turn, settings)
+    return {"agent_clipped": float(turn.samples.mean(beyond.float()))}
+
+
+def scores(team: TeamSamples) -> list[Tensor]:
+    """Per agent [M, A] the gradient of log π^i with respect to its distribution's parameters, of the policies as they
+    are; zero where an agent is absent.
+    """
+    found = []
+    for agent in range(len(team.spec.agents)):
+        samples = team.of_agent(agent)
+        score = samples.old.score(samples.actions)
+        found.append(score if samples.active is None else score * samples.active.unsqueeze(-1))
+    return found
+
+
+def semi_greedy(scores: Sequence[Tensor], joint: Tensor, otherwise: Order) -> Order:
+    """At the first, third, … place the agent whose action explains most of F·Â, at the others ``otherwise``.
+
+    Args:
+        scores: per agent, see ``explained_advantage``.
+        joint: [M] Â.
+        otherwise: the order at the other places.
+    """
+
+    def next_agent(remaining: Sequence[int], factor: Tensor) -> int:
+        if (len(scores) - len(remaining)) % 2:
+            return otherwise(remaining, factor)
+        sizes = [explained_advantage(scores[agent], factor * joint) for agent in remaining]
         return remaining[max(range(len(remaining)), key=sizes.__getitem__)]
 
-    def advantages_given(self, factor: Tensor, joint: Tensor, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[M] Â^i, normalised; F stays behind for the clipped joint ratio."""
-        self._factor, self._place = factor, self._place + 1
-        shape = rollout.terminated.shape
-        corrected = generalised_advantages(
-            rollout.team_rewards, estimate.values, estimate.next_values, rollout.ended, self.settings.gamma,
-            self.settings.gae_lambda, factor.view(shape).clamp(max=1.0),
-        )  # fmt: skip
-        return normalise_advantages(corrected).flatten()
-
-    @property
-    def clip(self) -> float:
-        """ε^i = ε · (c + (1 − c) · place / N): the earlier an agent, the more the others build on its step."""
-        share = self.settings.first_clip_share
-        return self.settings.clip * (share + (1.0 - share) * self._place / len(self.spec.agents))
-
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
-        """As HAPPO, with clip(F, 1 ± ε/2) in the joint ratio."""
-        half = self.settings.clip / 2
-        weighted = replace(samples, surrogate_weight=self._factor.clamp(1.0 - half, 1.0 + half))
-        return super().improve_agent(agent, weighted, advantages, schedule)
-
-    def loss(self, new: Distribution, samples: AgentSamples, advantages: Tensor) -> Tensor:
-        """−E[ min(l·Â, clip(l, 1 ± ε^i)·Â) ] − c·H."""
-        assert samples.surrogate_weight is not None
-        joint = samples.ratio(new) * samples.surrogate_weight
-        objective = samples.mean(clipped_surrogate(joint, advantages, self.clip))
-        return -objective - self.settings.entropy_coefficient * samples.mean(new.entropy())
-
-    def report(self, new: Distribution, samples: AgentSamples) -> dict[str, float]:
-        """The share of joint ratios beyond the agent's clipping range."""
-        assert samples.surrogate_weight is not None
-        beyond = (samples.ratio(new) * samples.surrogate_weight - 1.0).abs() > self.clip
-        return {"agent_clipped": float(samples.mean(beyond.float()))}
+    return next_agent
 
 
 def explained_advantage(score: Tensor, advantages: Tensor) -> float:

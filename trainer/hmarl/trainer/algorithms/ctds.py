@@ -11,27 +11,95 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 
-from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
-from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
+from hmarl.trainer.contract.teacher import Teacher
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.guiders.acting import GuidedActing
+from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow, parted
+from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
+from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
+from hmarl.trainer.guiders.teacher import GuiderTeacher
+from hmarl.trainer.guiders.teams import CentralTeam
+from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.metrics import mean_metrics
+from hmarl.trainer.learning.returns import explained_variance
+from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.records.plots import Plot, diagnostics
 
 
-class CtdsSettings(MagpoSettings):
+class CtdsSettings(FollowerFields, GuiderFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of CTDS: MAGPO with nothing that binds teacher and students."""
 
+    recurrent: bool = Field(True, description="local policies remember: a gated recurrent unit after the hidden layers")
     reinforcement_weight: float = Field(0.0, ge=0, description="λ, weight of the students' own surrogate; 0 is CTDS")
     double_clip: bool = Field(False, description="True would hold the teacher within δ of the students")
     backtracking: bool = Field(False, description="True would draw the teacher to the students")
 
 
-class Ctds(Magpo):
+class Ctds(Algorithm):
     """Plain distillation of a centralised teacher into local policies, on the same batches."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = CtdsSettings
+    live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "imitation_kl", "explained_variance")
+    plots: ClassVar[tuple[Plot, ...]] = (
+        diagnostics(("agent_entropy", "learner_entropy"), ("agent_kl",)),
+        ImitationPlot(),
+    )
+    gaps: ClassVar[tuple[ReturnGap, ...]] = (IMITATION_GAP,)
     settings: CtdsSettings
 
-    @property
-    def remedy(self) -> str:
-        """Nothing binds the teacher here."""
-        return "Nothing binds the teacher of ctds to its students; magpo does"
+    def __init__(
+        self, spec: EnvironmentSpec, settings: CtdsSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, 0, generator)
+        rate = settings.learner_learning_rate or settings.learning_rate
+        self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
+        self.delta = Delta(settings.delta, settings.imitation_gap, device)
+        self.acting = self.guided = GuidedActing(self.guider, self.local_acting)
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Teacher and students learn side by side; the bond between them has no terms unless the settings add some."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
+        estimate = self.guider.estimate(rollout, self.guided.remembered())
+        batch = self.guider.batch(rollout, estimate)
+        self.guider.value_normaliser.update(estimate.returns)
+        # for every epoch, with an order i_1 … i_N of its own, and every minibatch:
+        #     φ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H + c_v·L_V    (MAT, Eq. 5)
+        #     θ ← descent on E[ KL(μ_φ ‖ π_θ) ]
+        bond = Bond.of(settings, float(self.delta.value), self.guider)
+        metrics = mean_metrics(
+            guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator)
+        )
+        if settings.backtracking and self.guider.network.backtracks:
+            self.guider.network.backtrack(self.guider.theta, self.policies)
+        self.delta.adapt(metrics["imitation_kl"])
+        self.update_normalisers(rollout)
+        explained = explained_variance(estimate.values, estimate.returns)
+        return metrics | {"explained_variance": explained, "delta": bond.delta}
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """Guider and local policies have parted when most actions lie beyond δ."""
+        return parted(metrics, "Nothing binds the teacher of ctds to its students; magpo does")
+
+    # --- what it is judged by, and distilled ------------------------------------------------------------------------
+
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
+        """The local policies, and the guider acting for the whole team."""
+        return super().teams(sample) | {CentralTeam.name: CentralTeam(self.guider, sample)}
+
+    def teacher(self) -> Teacher:
+        """The guider."""
+        return GuiderTeacher(self.guider)
+
+    def components(self) -> StateDict:
+        """The shared parts, the guider, the local policies' optimisers and δ."""
+        learnt = {**self.guider.components(), **self.followers.components()}
+        return super().components() | learnt | {"delta": self.delta.value}

@@ -24,15 +24,32 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.algorithms.magpo import Magpo, MagpoSettings
-from hmarl.trainer.conductors.conducted import Conducted
-from hmarl.trainer.conductors.level import ConductorSettings
+from hmarl.trainer.conductors.acting import ConductedActing
+from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
+from hmarl.trainer.conductors.teacher import ConductedTeacher
+from hmarl.trainer.conductors.teams import conducted_teams
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
+from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
-from hmarl.trainer.networks.settings import AlgorithmSettings
-from hmarl.trainer.sequential.heterogeneous import Estimate
+from hmarl.trainer.guiders.acting import GuidedActing
+from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow, parted
+from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
+from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
+from hmarl.trainer.guiders.teams import CentralTeam
+from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.metrics import mean_metrics
+from hmarl.trainer.learning.returns import explained_variance
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.records.plots import Plot, diagnostics
+from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
 
 
-class GuidedHcpoSettings(MagpoSettings, ConductorSettings):
+class GuidedHcpoSettings(
+    FollowerFields, GuiderFields, PolicyGradientFields, ConductorFields, TrustRegionFields, AlgorithmSettings,
+    GradientStepFields,
+):  # fmt: skip
     """Settings of guided HCPO: those of MAGPO and of HCPO's conductor."""
 
     recurrent: bool = Field(
@@ -41,39 +58,98 @@ class GuidedHcpoSettings(MagpoSettings, ConductorSettings):
     instruction_weight: Literal["ratio"] = Field("ratio", description="steps are weighted by w_new/w_old")
 
 
-class GuidedHcpo(Conducted, Magpo):
+class GuidedHcpo(Algorithm):
     """MAGPO under HCPO's conductor, with local conductors for deployment (an extension)."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = GuidedHcpoSettings
+    live_metrics: ClassVar[tuple[str, ...]] = (
+        "agent_kl",
+        "imitation_kl",
+        "conductor_kl",
+        "instruction_entropy",
+        "explained_variance",
+    )
+    plots: ClassVar[tuple[Plot, ...]] = (
+        diagnostics(("agent_entropy", "learner_entropy", "instruction_entropy"), ("agent_kl", "conductor_kl")),
+        ImitationPlot(),
+    )
+    gaps: ClassVar[tuple[ReturnGap, ...]] = (IMITATION_GAP,)
     settings: GuidedHcpoSettings
 
     def __init__(
         self, spec: EnvironmentSpec, settings: GuidedHcpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self._weight: Tensor | None = None
+        self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, self.context_size, generator)
+        rate = settings.learner_learning_rate or settings.learning_rate
+        self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
+        self.delta = Delta(settings.delta, settings.imitation_gap, device)
+        self.conductor = ConductorLevel(spec, settings, generator, device)
+        self.guided = GuidedActing(self.guider, self.local_acting)
+        self.acting = ConductedActing(self.guided, self.conductor, self.state_normaliser, self.noise_generator)
 
-    # --- acting -----------------------------------------------------------------------------------------------------
+    @property
+    def context_size(self) -> int:
+        """K, the width of the one-hot instruction, or D of a continuous one."""
+        return self.settings.instruction_head.output_size
 
-    @torch.no_grad()
-    def likeliest_instruction(self, observation: Observation) -> tuple[Tensor, int]:
-        """The mode of w(·|s)."""
-        states = self.state_normaliser(observation.state)
-        likeliest = self.conductor.seen_of(self.conductor.distribution(states).mode())
-        return likeliest, self.settings.instruction_interval
-
-    # --- learning ---------------------------------------------------------------------------------------------------
-
-    def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """The conductor's trust-region step; then the local conductors follow."""
-        advantages = self.conductor.decision_advantages(rollout, estimate, self.settings.gae_lambda)
-        improvement = self.conductor.improve(
-            rollout, estimate.states, advantages, self.features(rollout), self.noise_generator, schedule
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Lines 2 and 3; then δ follows the imitation gap where it may."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
+        estimate = self.guider.estimate(rollout, self.guided.remembered())
+        # 2: Ψ ← trust-region step on A(M|s); ψ^i ← argmin −E_{w_new}[log ψ^i]
+        instructed = self.conductor.improve(
+            rollout, estimate.states, self.conductor.decision_advantages(rollout, estimate, settings.gae_lambda),
+            self.features(rollout), self.noise_generator, schedule,
+        )  # fmt: skip
+        # 3: guider and local policies as in MAGPO, every step weighted by w_new(M|s)/w_old(M|s)
+        batch = self.guider.batch(
+            rollout, estimate, self.conductor.seen_of(rollout.extras["instruction"]),
+            instructed.ratio.view(rollout.terminated.shape),
+        )  # fmt: skip
+        self.guider.value_normaliser.update(estimate.returns)
+        bond = Bond.of(settings, float(self.delta.value), self.guider)
+        metrics = mean_metrics(
+            guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator)
         )
-        self._weight = improvement.ratio
-        return improvement.metrics
+        if settings.backtracking and self.guider.network.backtracks:
+            self.guider.network.backtrack(self.guider.theta, self.policies)
+        self.delta.adapt(metrics["imitation_kl"])
+        self.update_normalisers(rollout)
+        explained = explained_variance(estimate.values, estimate.returns)
+        return instructed.metrics | metrics | {"explained_variance": explained, "delta": bond.delta}
 
-    def instructions(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
-        """[T, B, K] what was instructed, and [T, B] the ratio that the conductor's step has left."""
-        weight = None if self._weight is None else self._weight.view(rollout.terminated.shape)
-        return self.conductor.seen_of(rollout.extras["instruction"]), weight
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """Guider and local policies have parted when most actions lie beyond δ."""
+        return parted(
+            metrics,
+            f"Lower algorithm.delta (now {self.settings.delta}) or algorithm.learning_rate, or raise "
+            "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow",
+        )
+
+    # --- what it is judged by, and distilled ------------------------------------------------------------------------
+
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
+        """The local policies, the guider under the likeliest instructions, and the conductors that are not deployed."""
+        guided = CentralTeam(self.guider, sample, self._likeliest, self.settings.instruction_interval)
+        conducted = conducted_teams(self.actors, self.conductor, self.state_normaliser)
+        return super().teams(sample) | {CentralTeam.name: guided} | conducted
+
+    def _likeliest(self, observation: Observation) -> Tensor:
+        """What the agents see of the mode of w(·|s)."""
+        return self.conductor.seen_of(self.conductor.likeliest(self.state_normaliser(observation.state)))
+
+    def teacher(self) -> Teacher:
+        """The agents under the central conductor."""
+        return ConductedTeacher(self.actors, self.conductor, self.state_normaliser)
+
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        """w^i, which stands in for the conductor when deployed."""
+        return self.conductor.local_conductor(group)
+
+    def components(self) -> StateDict:
+        """The shared parts, the guider, the local policies' optimisers, δ and the conductor's level."""
+        learnt = {**self.guider.components(), **self.followers.components(), "delta": self.delta.value}
+        return super().components() | learnt | self.conductor.components()

@@ -5,27 +5,72 @@ Source: Zhong et al. 2024, "Heterogeneous-Agent Reinforcement Learning", section
 
 from __future__ import annotations
 
+from functools import partial
+from typing import ClassVar
+
+import torch
 from pydantic import Field
 from torch import Tensor
 
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.sequential.gradient_steps import GradientAgents, GradientSettings
-from hmarl.trainer.sequential.heterogeneous import AgentSamples
+from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.sequential.gradient_steps import GradientSteps
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.turns import Turn, one_after_the_other, random_order
 
 
-class Haa2cSettings(GradientSettings):
+class Haa2cSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HAA2C."""
 
     epochs: int = Field(1, ge=1, description="gradient steps per agent; with more than one it is no policy gradient")
 
 
-class Haa2c(GradientAgents):
+def policy_gradient_loss(new: Distribution, turn: Turn, entropy_coefficient: float) -> Tensor:
+    """−E[ r · F · Â ] − c · H; at r = 1 its gradient is the policy gradient's."""
+    samples = turn.samples
+    objective = samples.mean(samples.ratio(new) * turn.advantages, samples.surrogate_weight)
+    return -objective - entropy_coefficient * samples.mean(new.entropy())
+
+
+class Haa2c(Algorithm):
     """Each agent takes one step up the policy gradient."""
 
-    settings_class = Haa2cSettings
+    settings_class: ClassVar[type[AlgorithmSettings]] = Haa2cSettings
     settings: Haa2cSettings
 
-    def loss(self, new: Distribution, samples: AgentSamples, advantages: Tensor) -> Tensor:
-        """−E[ r · F · Â ] − c · H; at r = 1 its gradient is the policy gradient's."""
-        objective = samples.mean(samples.ratio(new) * advantages, samples.surrogate_weight)
-        return -objective - self.settings.entropy_coefficient * samples.mean(new.entropy())
+    def __init__(
+        self, spec: EnvironmentSpec, settings: Haa2cSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.steps = GradientSteps(self.policies, settings, self.noise_generator)
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """θ^{i_m} ← a step up E[ ∇log π · F·Â ] for m = 1 … N."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # Â(s, a) by GAE, and the λ-returns R
+        estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
+        joint = normalise_advantages(estimate.advantages).flatten()
+        # for i_1 … i_N, a random permutation: θ^i ← a step up the policy gradient; F ← F · π^i_new / π^i_old
+        loss = partial(policy_gradient_loss, entropy_coefficient=settings.entropy_coefficient)
+        metrics = one_after_the_other(
+            TeamSamples(rollout, self.policies, self.features(rollout)),
+            order=random_order(self.generator),
+            advantage=lambda factor: factor * joint,
+            improve=lambda turn: self.steps.descend(turn, loss),
+            schedule=schedule,
+        )
+        # φ ← argmin E[ (V_φ(s) − R)² ]
+        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        self.update_normalisers(rollout)
+        return metrics
+
+    def components(self) -> StateDict:
+        """The shared parts, the critic and the optimisers."""
+        return {"critic": self.critic, **super().components(), **self.steps.components()}

@@ -5,36 +5,64 @@ Source: Kuba et al. 2022, Algorithm 4; Zhong et al. 2024, section 4.4.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
+import torch
 from pydantic import Field
-from torch import Tensor
 
-from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.networks.settings import AlgorithmSettings
-from hmarl.trainer.sequential.gradient_steps import GradientAgents, GradientSettings, clipped_surrogate
-from hmarl.trainer.sequential.heterogeneous import AgentSamples
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.returns import normalise_advantages
+from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.sequential.gradient_steps import GradientSteps, clipped_loss, clipped_share
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.turns import one_after_the_other, random_order
 
 
-class HappoSettings(GradientSettings):
+class HappoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HAPPO."""
 
     clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε]")
 
 
-class Happo(GradientAgents):
+class Happo(Algorithm):
     """Each agent climbs its clipped surrogate for several epochs."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HappoSettings
     settings: HappoSettings
 
-    def loss(self, new: Distribution, samples: AgentSamples, advantages: Tensor) -> Tensor:
-        """−E[ min(r·F·Â, clip(r, 1−ε, 1+ε)·F·Â) ] − c·H (Zhong et al. 2024, Eq. 16)."""
-        ratio = samples.ratio(new)
-        objective = samples.mean(clipped_surrogate(ratio, advantages, self.settings.clip), samples.surrogate_weight)
-        return -objective - self.settings.entropy_coefficient * samples.mean(new.entropy())
+    def __init__(
+        self, spec: EnvironmentSpec, settings: HappoSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
-    def report(self, new: Distribution, samples: AgentSamples) -> dict[str, float]:
-        """The share of samples beyond the clipping range."""
-        beyond = (samples.ratio(new) - 1.0).abs() > self.settings.clip
-        return {"agent_clipped": float(samples.mean(beyond.float()))}
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Algorithm 4: θ^{i_m} ← descent on −E[ min(r·F·Â, clip(r, 1−ε, 1+ε)·F·Â) ] − c·H for m = 1 … N."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # Â(s, a) by GAE, and the λ-returns R
+        estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
+        joint = normalise_advantages(estimate.advantages).flatten()
+        # for i_1 … i_N, a random permutation: θ^i ← descent on the clipped loss of F·Â; F ← F · π^i_new / π^i_old
+        loss = partial(clipped_loss, clip=settings.clip, entropy_coefficient=settings.entropy_coefficient)
+        report = partial(clipped_share, clip=settings.clip)
+        metrics = one_after_the_other(
+            TeamSamples(rollout, self.policies, self.features(rollout)),
+            order=random_order(self.generator),
+            advantage=lambda factor: factor * joint,
+            improve=lambda turn: self.steps.descend(turn, loss, report),
+            schedule=schedule,
+        )
+        # φ ← argmin E[ (V_φ(s) − R)² ]
+        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        self.update_normalisers(rollout)
+        return metrics
+
+    def components(self) -> StateDict:
+        """The shared parts, the critic and the optimisers."""
+        return {"critic": self.critic, **super().components(), **self.steps.components()}

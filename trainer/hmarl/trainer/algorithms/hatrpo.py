@@ -5,31 +5,60 @@ Source: Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinf
 
 from __future__ import annotations
 
-from pydantic import Field
-from torch import Tensor
+from typing import ClassVar
 
-from hmarl.trainer.networks.settings import ActorCriticSettings
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, HeterogeneousAgents, Improvement
-from hmarl.trainer.sequential.trust_region_steps import TrustRegionImprovementSettings, improve_by_trust_region
+import torch
+
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.returns import normalise_advantages
+from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, PolicyGradientFields
+from hmarl.trainer.sequential.constrained_steps import AgentLimitFields, TrustRegionFields, improve_by_trust_region
+from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.turns import one_after_the_other, random_order
 
 
-class HatrpoSettings(TrustRegionImprovementSettings, ActorCriticSettings):
+class HatrpoSettings(AgentLimitFields, TrustRegionFields, CriticFields, PolicyGradientFields, AlgorithmSettings):
     """Settings of HATRPO."""
 
-    kl_limit: float = Field(0.01, gt=0, description="δ, largest mean KL(old ‖ new) of one agent's step, in nats")
-    entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy in the surrogate")
 
-
-class Hatrpo(HeterogeneousAgents):
+class Hatrpo(Algorithm):
     """Each agent maximises E[ratio · F·Â] subject to a mean KL of at most δ."""
 
-    settings_class = HatrpoSettings
+    settings_class: ClassVar[type[AlgorithmSettings]] = HatrpoSettings
     settings: HatrpoSettings
 
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
-        """One trust-region step."""
-        group, member = self.position[agent]
-        return improve_by_trust_region(
-            self.policies[group], member, samples, advantages, self.settings,
-            kl_limit=self.settings.kl_limit, entropy_coefficient=self.settings.entropy_coefficient,
+    def __init__(
+        self, spec: EnvironmentSpec, settings: HatrpoSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device)
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Algorithm 1: θ^{i_m} ← argmax E[ π/π_old · F·Â ] subject to E[ KL(π_old ‖ π) ] ≤ δ for m = 1 … N."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # line 4: Â(s, a) by GAE, and the λ-returns R
+        estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
+        joint = normalise_advantages(estimate.advantages).flatten()
+        # lines 5 to 11, i_1 … i_N a random permutation: θ^i ← θ^i + αʲβ·H⁻¹g; F ← F · π^i_new / π^i_old
+        metrics = one_after_the_other(
+            TeamSamples(rollout, self.policies, self.features(rollout)),
+            order=random_order(self.generator),
+            advantage=lambda factor: factor * joint,
+            improve=lambda turn: improve_by_trust_region(
+                turn.policy, turn.member, turn.samples, turn.advantages, settings,
+                kl_limit=settings.kl_limit, entropy_coefficient=settings.entropy_coefficient,
+            ),
+            schedule=schedule,
         )  # fmt: skip
+        # line 12: φ ← argmin E[ (V_φ(s) − R)² ]
+        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        self.update_normalisers(rollout)
+        return metrics
+
+    def components(self) -> StateDict:
+        """The shared parts and the critic."""
+        return {"critic": self.critic, **super().components()}

@@ -16,29 +16,39 @@ Source: Liu et al. 2025, "HCPO: Hierarchical Conductor-Based Policy Optimization
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
-from hmarl.trainer.conductors.conducted import Conducted
-from hmarl.trainer.conductors.improvement_bound import BoundMonitor
-from hmarl.trainer.conductors.level import ConductorSettings
-from hmarl.trainer.conductors.rollout_replay import Replayed, RolloutReplay, replayed_estimate
-from hmarl.trainer.contract.algorithm import StateDict
-from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.conductors.acting import ConductedActing
+from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot
+from hmarl.trainer.conductors.improvement_bound import BoundMonitor, WatchedStep
+from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
+from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
+from hmarl.trainer.conductors.teacher import ConductedTeacher
+from hmarl.trainer.conductors.teams import conducted_teams
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.shown import EvaluatedTeam
+from hmarl.trainer.contract.teacher import Teacher
+from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.instructions import InstructionWeights
 from hmarl.trainer.learning.returns import normalise_advantages
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate, HeterogeneousAgents, Improvement
-from hmarl.trainer.sequential.trust_region_steps import improve_by_trust_region
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, PolicyGradientFields
+from hmarl.trainer.records.plots import Plot, diagnostics
+from hmarl.trainer.sequential.constrained_steps import AgentLimitFields, TrustRegionFields, improve_by_trust_region
+from hmarl.trainer.sequential.estimates import Estimate, joint_estimate
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.turns import Improvement, Turn, one_after_the_other, random_order
 
 
-class HcpoSettings(ConductorSettings, HatrpoSettings):
+class HcpoSettings(
+    ConductorFields, AgentLimitFields, TrustRegionFields, CriticFields, PolicyGradientFields, AlgorithmSettings
+):
     """Settings of HCPO; ``kl_limit`` is δ₂ of the agents."""
 
     kl_limit: float = Field(0.005, gt=0, description="δ₂, largest mean KL of one agent's step, in nats")
@@ -49,109 +59,107 @@ class HcpoSettings(ConductorSettings, HatrpoSettings):
     replay_weight_limit: float = Field(1.0, ge=1, description="c, largest importance weight of a replayed sample")
 
     @model_validator(mode="after")
-    def _combinations(self) -> HcpoSettings:
+    def _combinations(self) -> Self:
         """Refuse what has not been worked out."""
         if self.instruction_space == "continuous":
-            self._need("instruction_space=continuous", critic="v")
+            self.need("instruction_space=continuous", critic="v")
         if self.replay_rollouts:
-            self._need(
+            self.need(
                 f"replay_rollouts={self.replay_rollouts}",
                 critic="v", instruction_weight="ratio", instruction_interval=1, recurrent=False,
             )  # fmt: skip
         return self
 
 
-class Hcpo(Conducted, HeterogeneousAgents):
+class Hcpo(Algorithm):
     """Two-level trust-region optimisation under a conductor, with local conductors for deployment."""
 
-    settings_class = HcpoSettings
+    settings_class: ClassVar[type[AlgorithmSettings]] = HcpoSettings
+    live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "conductor_kl", "instruction_entropy", "explained_variance")
+    plots: ClassVar[tuple[Plot, ...]] = (
+        diagnostics(("agent_entropy", "instruction_entropy"), ("agent_kl", "conductor_kl")),
+        ImprovementBoundPlot(),
+    )
     settings: HcpoSettings
 
     def __init__(
         self, spec: EnvironmentSpec, settings: HcpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.instruction_critic: Critic | None = None
-        if settings.critic == "q":
-            self.instruction_critic = Critic(spec.state_size, settings, generator, device, settings.instructions)
-        self._weights: InstructionWeights | None = None
+        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.conductor = ConductorLevel(spec, settings, generator, device)
+        self.acting = ConductedActing(self.local_acting, self.conductor, self.state_normaliser, self.noise_generator)
+        self.instruction_critic = (
+            Critic(spec.state_size, settings, generator, device, settings.instructions)
+            if settings.critic == "q"
+            else None
+        )
         self.monitor = BoundMonitor(settings.gamma, device)
-        self.replay = RolloutReplay(spec, settings.replay_rollouts)
-        self._fresh: Rollout | None = None
-        self._replayed: Replayed | None = None
+        self.past = PastRollouts(spec, settings.replay_rollouts)
 
-    # --- acting (Algorithm 1, line 3) -------------------------------------------------------------------------------
+    @property
+    def context_size(self) -> int:
+        """K, the width of the one-hot instruction, or D of a continuous one."""
+        return self.settings.instruction_head.output_size
 
-    @torch.no_grad()
-    def act(self, observation: Observation, step: int) -> Decision:
-        """M ∼ w(·|s) where an instruction has run out, then a^i ∼ π^i(·|o^i, M)."""
-        context, extras = self.instruct(observation, step)
-        decision = self.act_in_context(observation, step, context)
-        decision.extras = extras
-        return decision
+    # --- learning (Algorithm 1, lines 5 to 14) ----------------------------------------------------------------------
 
-    # --- the conductor's level (lines 5, 6 and 10) ------------------------------------------------------------------
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """One iteration, on the rollout alone or on past ones beside it."""
+        if self.settings.replay_rollouts:
+            return self._update_off_policy(rollout, progress)
+        estimate = joint_estimate(rollout, self.critic, self.state_normaliser, self.settings)  # 5
+        metrics = self._improve(rollout, estimate, rollout, None, progress)
+        self.update_normalisers(rollout)
+        return metrics
 
-    def update_conductor(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """Ψ ← Ψ + αʲβx (Algorithm 2), then the local conductors follow (line 10)."""
-        weight = self._replay_weight()
-        self.monitor.begin((self._fresh or rollout).team_rewards, estimate.advantages.flatten(), weight)
-        improvement = self.conductor.improve(
-            rollout, estimate.states, self._instruction_advantages(rollout, estimate), self.features(rollout),
-            self.noise_generator, schedule, weight=weight, fresh=self._fresh,
+    def _update_off_policy(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """The same with replayed rollouts (an extension): by V-trace, every sample with its importance weight ρ."""
+        settings = self.settings
+        joined = self.past.beside(rollout)
+        log_likelihood = self._log_likelihood(joined.rollout)
+        weight = self.past.weights(log_likelihood, settings.replay_weight_limit)  # ρ
+        estimate = v_trace_estimate(joined, weight, self.critic, self.state_normaliser, settings)  # 5
+        metrics = self._improve(joined.rollout, estimate, rollout, weight.flatten(), progress)
+        self.update_normalisers(rollout)
+        self.past.add(rollout, log_likelihood[:, : rollout.batch_size])
+        replayed = weight[:, rollout.batch_size :]
+        return metrics | ({"replay_weight": float(replayed.mean())} if replayed.numel() else {})
+
+    def _improve(
+        self, rollout: Rollout, estimate: Estimate, fresh: Rollout, weight: Tensor | None, progress: float
+    ) -> dict[str, float]:
+        """Conductor, local conductors, agents and critics; Theorem 1 is watched meanwhile.
+
+        Args:
+            rollout: that is learnt from.
+            estimate: of it, by the critic.
+            fresh: the part of it that the present policies collected.
+            weight: [M] importance weights of its samples, or None.
+            progress: share of the training done.
+        """
+        schedule, features = self.schedule(progress), self.features(rollout)
+        watched = self.monitor.begin(fresh.team_rewards, estimate.advantages.flatten(), weight)
+        of_instructions, of_actions = self.advantages(rollout, estimate)
+        # 6: Ψ ← Ψ + αʲβx (Algorithm 2); 10: ψ^i ← argmin −E_{w_new}[log ψ^i]
+        instructed = self.conductor.improve(
+            rollout, estimate.states, of_instructions, features, self.noise_generator, schedule,
+            weight=weight, fresh=fresh,
         )  # fmt: skip
-        self.monitor.conductor_moved(improvement.ratio, improvement.kl)
-        self._weights = improvement.weights
-        return improvement.metrics
-
-    def _instruction_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B] A(M|s): the joint GAE (critic v), or Q(s, M) − V(s) (critic q, Eq. 5)."""
-        if self.instruction_critic is None:
-            return self.conductor.decision_advantages(rollout, estimate, self.settings.gae_lambda)
-        return self._instruction_values(rollout, estimate) - estimate.values
-
-    def _instruction_values(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B] Q(s_t, M_t)."""
-        assert self.instruction_critic is not None
-        values = self.instruction_critic.values(estimate.states)
-        instruction = rollout.extras["instruction"]
-        return values.gather(-1, instruction.flatten().unsqueeze(-1)).view(instruction.shape)
-
-    def instruction_weights(self, rollout: Rollout, agent: int) -> tuple[Tensor | None, Tensor | None]:
-        """Set by the conductor's update just before."""
-        assert self._weights is not None
-        return self._weights.of(agent)
-
-    # --- the agents' level (lines 9 to 14) --------------------------------------------------------------------------
-
-    def context(self, rollout: Rollout) -> Tensor:
-        """[T, B, context_size] the instructions."""
-        return self.conductor.seen_of(rollout.extras["instruction"])
-
-    def agents_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B] A(a|s, M): the joint GAE (critic v), or the λ-return − Q(s, M) (critic q: Eq. 6, and so Eq. 7)."""
-        if self.instruction_critic is None:
-            return normalise_advantages(estimate.advantages)
-        return normalise_advantages(estimate.returns - self._instruction_values(rollout, estimate))
-
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
-        """θ^i ← θ^i + αʲβx (Algorithm 3)."""
-        group, member = self.position[agent]
-        improvement = improve_by_trust_region(
-            self.policies[group], member, samples, advantages, self.settings,
-            kl_limit=self.settings.kl_limit, entropy_coefficient=self.settings.entropy_coefficient,
-        )  # fmt: skip
-        log_ratio = improvement.policy.log_prob(samples.actions) - samples.old_log_prob
-        self.monitor.agent_moved(log_ratio, samples.old.kl(improvement.policy), samples.active)
-        return improvement
-
-    def update_agents(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """As the family, and Theorem 1 for the step of conductor and agents."""
-        return super().update_agents(rollout, estimate, schedule) | self.monitor.finish()
-
-    def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """V and, with critic q, Q(s, M) regress on the full λ-returns."""
-        metrics = super().update_critic(rollout, estimate, schedule)
+        watched.conductor_moved(instructed.ratio, instructed.kl)
+        # 7 to 12: for a random permutation, θ^i ← θ^i + αʲβx (Algorithm 3) on Θ · A(a|s, M); Θ ← ratio · Θ
+        joint = normalise_advantages(of_actions).flatten()
+        metrics = instructed.metrics | one_after_the_other(
+            self.samples(rollout, features, instructed.weights),
+            order=random_order(self.generator),
+            advantage=lambda factor: factor * joint,
+            improve=lambda turn: self._step(turn, watched),
+            schedule=schedule,
+        )
+        # 14: φ ← argmin E[ (V_φ(s) − R)² ], and with critic q E[ (Q(s, M) − R)² ]
+        metrics |= watched.metrics() | self.critic.fit(
+            estimate.states, estimate.returns.flatten(), self.noise_generator, schedule
+        )
         if self.instruction_critic is not None:
             fitted = self.instruction_critic.fit(
                 estimate.states, estimate.returns.flatten(), self.noise_generator, schedule,
@@ -160,62 +168,69 @@ class Hcpo(Conducted, HeterogeneousAgents):
             metrics |= {f"instruction_{key}": value for key, value in fitted.items()}
         return metrics
 
-    # --- past rollouts (an extension) -------------------------------------------------------------------------------
+    def _step(self, turn: Turn, watched: WatchedStep) -> Improvement:
+        """θ^i ← θ^i + αʲβx (Algorithm 3)."""
+        settings = self.settings
+        improvement = improve_by_trust_region(
+            turn.policy, turn.member, turn.samples, turn.advantages, settings,
+            kl_limit=settings.kl_limit, entropy_coefficient=settings.entropy_coefficient,
+        )  # fmt: skip
+        watched.agent_moved(turn.samples, improvement.policy)
+        return improvement
 
-    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
-        """One iteration, on the rollout and the replayed ones beside it."""
-        if not self.settings.replay_rollouts:
-            return super().update(rollout, progress)
-        joined, rows = self.replay.beside(rollout)
-        log_likelihood = self._log_likelihood(joined)
-        weight = self.replay.weights(log_likelihood, self.settings.replay_weight_limit)
-        self._fresh, self._replayed = rollout, Replayed(joined, rows["next_states"], weight)
-        try:
-            metrics = super().update(joined, progress)
-        finally:
-            self._fresh = self._replayed = None
-        self.replay.add(rollout, log_likelihood[:, : rollout.batch_size])
-        replayed = weight[:, rollout.batch_size :]
-        return metrics | ({"replay_weight": float(replayed.mean())} if replayed.numel() else {})
+    def advantages(self, rollout: Rollout, estimate: Estimate) -> tuple[Tensor, Tensor]:
+        """[T, B] A(M|s) and A(a|s, M): both the joint GAE (critic v), or Q(s, M) − V(s) and R − Q(s, M) (critic q,
+        Eqs. 5 and 6, which add up to the joint advantage as in Eq. 7).
+        """
+        if self.instruction_critic is None:
+            of_instructions = self.conductor.decision_advantages(rollout, estimate, self.settings.gae_lambda)
+            return of_instructions, estimate.advantages
+        values, instruction = self.instruction_critic.values(estimate.states), rollout.extras["instruction"]
+        chosen = values.gather(-1, instruction.flatten().unsqueeze(-1)).view(instruction.shape)
+        return chosen - estimate.values, estimate.returns - chosen
+
+    def samples(
+        self, rollout: Rollout, features: list[Tensor], weights: InstructionWeights | None = None
+    ) -> TeamSamples:
+        """The rollout as the agents' samples, with the instructions that they saw."""
+        context = self.conductor.seen_of(rollout.extras["instruction"])
+        return TeamSamples(rollout, self.policies, features, context, weights)
 
     @torch.no_grad()
     def _log_likelihood(self, rollout: Rollout) -> Tensor:
         """[T, B] log w(M|s) + Σ_i log π^i(a^i|o^i, M) under the present policies, over the agents that were there."""
         conductor = self.conductor.distribution(self.state_normaliser(rollout.states))
         total = conductor.log_prob(rollout.extras["instruction"])
-        features = self.features(rollout)
-        for group, member in self.position.values():
-            samples = self.samples_of(rollout, features, group, slice(member, member + 1))
+        team = self.samples(rollout, self.features(rollout))
+        for agent in self.position:
+            samples = team.of_agent(agent)
             own = samples.old_log_prob if samples.active is None else samples.old_log_prob * samples.active
             total = total + own.view(total.shape)
         return total
 
-    def _replay_weight(self) -> Tensor | None:
-        """[M] ρ of the samples, or None when nothing is replayed."""
-        return None if self._replayed is None else self._replayed.weight.flatten()
+    # --- what it is judged by, deployed and distilled ---------------------------------------------------------------
 
-    def estimate(self, rollout: Rollout) -> Estimate:
-        """As the family; with replayed rollouts by V-trace."""
-        if self._replayed is None:
-            return super().estimate(rollout)
-        settings = self.settings
-        return replayed_estimate(
-            self._replayed, self.critics["critic"], self.state_normaliser, settings.gamma, settings.gae_lambda
-        )
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
+        """The local policies under their local conductors, and under those that are not deployed."""
+        return super().teams(sample) | conducted_teams(self.actors, self.conductor, self.state_normaliser)
 
-    def update_normalisers(self, rollout: Rollout) -> None:
-        """Every rollout counts once."""
-        super().update_normalisers(self._fresh or rollout)
+    def teacher(self) -> Teacher:
+        """The agents under the central conductor."""
+        return ConductedTeacher(self.actors, self.conductor, self.state_normaliser)
 
-    def experience(self) -> StateDict:
-        """The rollouts that are kept for replaying."""
-        return {"replay": self.replay} if self.settings.replay_rollouts else {}
+    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
+        """w^i, which stands in for the conductor when deployed."""
+        return self.conductor.local_conductor(group)
 
     # --- persistence ------------------------------------------------------------------------------------------------
 
     def components(self) -> StateDict:
-        """The shared parts, the conductor's level and what watches the bound."""
-        parts = super().components() | {"monitor": self.monitor}
+        """The shared parts, the critics, the conductor's level and what watches the bound."""
+        parts = {"critic": self.critic, **super().components(), **self.conductor.components(), "monitor": self.monitor}
         if self.instruction_critic is not None:
             parts["instruction_critic"] = self.instruction_critic
         return parts
+
+    def experience(self) -> StateDict:
+        """The rollouts that are kept for replaying."""
+        return {"replay": self.past} if self.settings.replay_rollouts else {}

@@ -25,35 +25,32 @@ Source: Marzi et al. 2025, "Hierarchical Message-Passing Policies for Multi-Agen
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec
-from hmarl.sdk.team import Team
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
-from hmarl.trainer.contract.teacher import GoalKind, Labels, Teacher
-from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.contract.shown import EvaluatedTeam
+from hmarl.trainer.contract.teacher import Teacher
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.hierarchy.acting import HierarchyActing, HierarchyActors
 from hmarl.trainer.hierarchy.graph import membership
-from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Noise, Standing, Step
+from hmarl.trainer.hierarchy.hierarchy import Hierarchy
 from hmarl.trainer.hierarchy.level import Decisions, Judgements, Level
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards
 from hmarl.trainer.hierarchy.settings import HierarchySettings
+from hmarl.trainer.hierarchy.teacher import HierarchyTeacher
 from hmarl.trainer.hierarchy.teams import HierarchyTeam
-from hmarl.trainer.networks.distributions import ActionHead
-from hmarl.trainer.networks.policies import GroupPolicy, group_head, select_all
 from hmarl.trainer.networks.settings import AlgorithmSettings
 
 _log = logging.getLogger(__name__)
 
 
 class Himpo(Algorithm):
-    """Levels that learn on their own time scales, over one dynamic graph."""
+    """A hierarchy: managers set workers goals, agents message their neighbours, each level learns at its own pace."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HierarchySettings
     exportable: ClassVar[bool] = False
@@ -66,8 +63,8 @@ class Himpo(Algorithm):
         super().__init__(spec, settings, generator, device)
         sizes = [self.feature_size(group) for group in spec.groups]
         self.hierarchy = Hierarchy(spec, settings, self.heads, sizes, generator, device)
-        self._standing = self.hierarchy.nothing_in_force(0)
-        self._goal_noise = self.hierarchy.draw_goal_noise((0,), self.noise_generator)
+        self.together = HierarchyActors(self.actors, self.hierarchy)
+        self.acting = self.all_levels = HierarchyActing(self.together, self.local_acting, self.noise_generator)
         if settings.graph in ("auto", "radius", "nearest") and not self.hierarchy.positions.dimensions:
             _log.warning(
                 "himpo: no observation of %s has a part 'position', so that all agents hear one another and "
@@ -75,80 +72,21 @@ class Himpo(Algorithm):
                 spec.name,
             )
 
-    def create_policies(self) -> list[GroupPolicy]:
-        """No agent has a policy of its own."""
-        return []
-
-    def head(self, group: AgentGroup) -> ActionHead:
-        """Continuous actions as the settings say."""
-        return group_head(group, self.settings)
-
     def feature_size(self, group: AgentGroup) -> int:
         """D, the width of what workers of a group see: the observation, and who they are if they are told apart."""
         return group.example.observation_size + (len(group.agents) if self.settings.agent_identity else 0)
-
-    # --- acting (line 1) --------------------------------------------------------------------------------------------
-
-    def begin_rollout(self, steps: int, batch_size: int) -> None:
-        """Draw the rollout's noise; all decide anew at its first step."""
-        super().begin_rollout(steps, batch_size)
-        if len(self._standing.clock) != batch_size:
-            self._standing = self.hierarchy.nothing_in_force(batch_size)
-        self._standing = replace(self._standing, clock=torch.zeros_like(self._standing.clock))
-        self._goal_noise = self.hierarchy.draw_goal_noise((steps, batch_size), self.noise_generator)
-
-    @torch.no_grad()
-    def act(self, observation: Observation, step: int) -> Decision:
-        """Goals where they have run out, then all agents' actions."""
-        perturbations = [perturbation[step] for perturbation in self._perturbations]
-        noise = Noise(perturbations, *(drawn[step] for drawn in self._goal_noise))
-        taken = self.decide_together(observation, self._standing, noise)
-        self._standing = taken.standing
-        return Decision(taken.actions, self.to_environment(taken.actions), taken.record)
-
-    def decide_together(self, observation: Observation, standing: Standing, noise: Noise | None) -> Step:
-        """One step of the whole hierarchy.
-
-        Args:
-            observation: tensors on the training device.
-            standing: what is in force.
-            noise: of the step; None takes all agents' most likely choices.
-        """
-        return self.hierarchy.step(
-            self.worker_features(observation.observations), observation.action_masks, observation.observations,
-            observation.active, standing, noise,
-        )  # fmt: skip
-
-    def worker_features(self, observations: Sequence[Tensor]) -> list[Tensor]:
-        """Per group [..., N_group, D] of raw observations [..., N_group, observation_size]."""
-        features = self.normalised(observations)
-        if not self.settings.agent_identity:
-            return features
-        return [
-            torch.cat([seen, torch.eye(seen.shape[-2], device=seen.device).expand(*seen.shape[:-1], -1)], dim=-1)
-            for seen in features
-        ]
-
-    def episodes_ended(self, ended: Tensor) -> None:
-        """A new episode starts with nothing in force."""
-        if len(self._standing.clock) == len(ended):
-            self._standing = self.hierarchy.ended(self._standing, ended)
-
-    def acting_state(self) -> dict[str, Tensor]:
-        """What is in force."""
-        return self._standing.tensors()
-
-    def load_acting_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``acting_state`` returned."""
-        self._standing = Standing(**{name: state[name].clone() for name in self._standing.tensors()})
 
     # --- learning (lines 2 and 3) -----------------------------------------------------------------------------------
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """What came of each level's decisions, from the top down; then each level learns from its own."""
-        graphs = RolloutGraphs(self.hierarchy, rollout, self.worker_features, self._standing)
-        metrics, schedule = self._graph_metrics(rollout), self.schedule(progress)
-        for prefix, level, decisions, judgements in self._judged(graphs):
+        schedule = self.schedule(progress)
+        # 2: what came of each level's decisions, the reward of the level below being the advantage of the one above
+        graphs = RolloutGraphs(self.hierarchy, rollout, self.together.worker_features, self.all_levels.standing)
+        judged = self._judged(graphs)
+        metrics = self._graph_metrics(rollout)
+        # 3: θ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H, φ on E[ (V − R)² ], of each level
+        for prefix, level, decisions, judgements in judged:
             improved = level.improve(decisions, judgements, self.noise_generator, schedule)
             metrics |= {f"{prefix}{name}": value for name, value in improved.items()}
         self.update_normalisers(rollout)
@@ -239,13 +177,13 @@ class Himpo(Algorithm):
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
-    def teams(self, sample: bool = False) -> dict[str, Team]:
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The whole hierarchy."""
-        return {HierarchyTeam.name: HierarchyTeam(self, sample)}
+        return {HierarchyTeam.name: HierarchyTeam(self.together, sample)}
 
     def teacher(self) -> Teacher:
         """The whole hierarchy."""
-        return HierarchyTeacher(self)
+        return HierarchyTeacher(self.together)
 
     @classmethod
     def check_exportable(cls, settings: AlgorithmSettings) -> NoReturn:
@@ -255,49 +193,9 @@ class Himpo(Algorithm):
             "single agent to deploy as it is; hmarl-export distils a local student for each"
         )
 
-    def deployable(self, agent: int) -> NoReturn:
-        """Always refused."""
-        self.check_exportable(self.settings)
-
     def components(self) -> StateDict:
         """The shared parts and the levels."""
         parts = super().components()
         for name, level in self.hierarchy.levels():
             parts |= level.components(name)
         return parts
-
-
-class HierarchyTeacher:
-    """The whole hierarchy, with its likeliest goals: what students are to do, and the goals that they are to guess.
-
-    Args:
-        algorithm: whose hierarchy.
-    """
-
-    name = "hierarchy"
-
-    def __init__(self, algorithm: Himpo) -> None:
-        self._algorithm, head = algorithm, algorithm.hierarchy.goal_head
-        kind = GoalKind(head.output_size, not head.continuous) if algorithm.settings.levels > 1 else None
-        self.goal_kinds: Sequence[GoalKind | None] = (kind,) * len(algorithm.spec.groups)
-        self.begin(0)
-
-    def begin(self, batch_size: int) -> None:
-        """B new episodes, in which no goals are in force yet."""
-        self._standing = self._algorithm.hierarchy.nothing_in_force(batch_size)
-
-    def act(self, observation: Observation, perturbations: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-        """Per group [B, N_group, ...] the workers' raw actions."""
-        return select_all(self._algorithm.decide_together(observation, self._standing, None).workers, perturbations)
-
-    def label(self, observation: Observation, actions: Sequence[Tensor]) -> Labels:
-        """What every worker would do, and its goal, whatever was done; goals run out by the steps."""
-        step = self._algorithm.decide_together(observation, self._standing, None)
-        self._standing = step.standing
-        groups, told = self._algorithm.spec.groups, step.graph.goal
-        goals = [None if told is None else told[:, list(group.agents)].transpose(0, 1) for group in groups]
-        return Labels(step.workers, goals)
-
-    def episodes_ended(self, ended: Tensor) -> None:
-        """[B] bool: nothing stays in force of what has ended."""
-        self._standing = self._algorithm.hierarchy.ended(self._standing, ended)

@@ -5,67 +5,66 @@ Source: de Witt et al. 2020, "Is Independent Learning All You Need in the StarCr
 
 from __future__ import annotations
 
+from functools import partial
+from typing import ClassVar
+
 import torch
-from torch import Tensor
+from pydantic import Field
 
-from hmarl.trainer.algorithms.mappo import Mappo
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
-from hmarl.trainer.learning.critic import Critic
-from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
-from hmarl.trainer.sequential.heterogeneous import Estimate
+from hmarl.trainer.learning.returns import normalise_advantages
+from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.sequential.estimates import LocalCritics
+from hmarl.trainer.sequential.gradient_steps import GradientSteps, clipped_loss, clipped_share
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.turns import all_at_once
 
 
-class Ippo(Mappo):
+class IppoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
+    """Settings of IPPO."""
+
+    share_parameters: bool = Field(
+        True, description="agents of a group share one network, told apart by a one-hot input"
+    )
+    clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε]")
+
+
+class Ippo(Algorithm):
     """MAPPO's step on local values V(o^i), one critic per group."""
 
-    def create_critics(self) -> dict[str, Critic]:
-        """One V(o^i, i) per group."""
-        return {
-            f"critics.{g}": Critic(
-                group.example.observation_size + len(group.agents), self.settings, self.generator, self.device
-            )
-            for g, group in enumerate(self.spec.groups)
-        }
+    settings_class: ClassVar[type[AlgorithmSettings]] = IppoSettings
+    settings: IppoSettings
 
-    @torch.no_grad()
-    def estimate(self, rollout: Rollout) -> Estimate:
-        """As the joint estimate, for every agent: all fields but ``states`` are [T, B, N]."""
-        values = torch.empty(rollout.steps + 1, *rollout.rewards.shape[1:], device=self.device)
-        final_values = torch.empty(len(rollout.final_states), len(self.spec.agents), device=self.device)
-        for g, group in enumerate(self.spec.groups):
-            members = list(group.agents)
-            values[:-1, :, members] = self._values(g, rollout.observations[g])
-            values[-1, :, members] = self._values(g, rollout.last_observations[g])
-            final_values[:, members] = self._values(g, rollout.final_observations(g))
-        following, ended = rollout.next_values_of_agents(values, final_values)
-        advantages = generalised_advantages(
-            rollout.rewards, values[:-1], following, ended, self.settings.gamma, self.settings.gae_lambda
+    def __init__(
+        self, spec: EnvironmentSpec, settings: IppoSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.critics = LocalCritics(spec, settings, self.observation_normalisers, generator, device)
+        self.steps = GradientSteps(self.policies, settings, self.noise_generator)
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """θ ← descent on −E[ min(r·Âⁱ, clip(r, 1−ε, 1+ε)·Âⁱ) ] − c·H, a shared θ over all who share it."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # Âⁱ(oⁱ, aⁱ) by GAE of each agent's own reward, and its own λ-returns Rⁱ
+        estimate = self.critics.estimate(rollout, settings)
+        there = None if rollout.all_active else rollout.active.float()
+        advantages = normalise_advantages(estimate.advantages, there)
+        # θ ← descent on the clipped loss of Âⁱ
+        loss = partial(clipped_loss, clip=settings.clip, entropy_coefficient=settings.entropy_coefficient)
+        report = partial(clipped_share, clip=settings.clip)
+        metrics = all_at_once(
+            TeamSamples(rollout, self.policies, self.features(rollout)),
+            advantages,
+            improve=lambda turn: self.steps.descend(turn, loss, report),
+            schedule=schedule,
         )
-        states = rollout.states[:-1].flatten(0, 1)
-        return Estimate(states, values[:-1], following, advantages, advantages + values[:-1])
+        # φ ← argmin E[ (V_φ(oⁱ, i) − Rⁱ)² ], one φ per group
+        metrics |= self.critics.fit(rollout, estimate.returns, self.noise_generator, schedule)
+        self.update_normalisers(rollout)
+        return metrics
 
-    def _values(self, group: int, observations: Tensor) -> Tensor:
-        """[..., N_group] of observations [..., N_group, D]."""
-        return self.critics[f"critics.{group}"].values(self._critic_inputs(group, observations))
-
-    def _critic_inputs(self, group: int, observations: Tensor) -> Tensor:
-        """[..., N_group, D + N_group]: normalised observations with a one-hot identity."""
-        features = self.observation_normalisers[group](observations)
-        members = observations.shape[-2]
-        identity = torch.eye(members, device=features.device).expand(*features.shape[:-1], members)
-        return torch.cat([features, identity], dim=-1)
-
-    def per_agent_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B, N]: each agent's own advantage."""
-        return normalise_advantages(estimate.advantages, None if rollout.all_active else rollout.active.float())
-
-    def update_critic(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """Every V(o^i) regresses on its agents' own λ-returns at the steps at which they were there."""
-        rows = []
-        for g, group in enumerate(self.spec.groups):
-            there = rollout.active[:, :, list(group.agents)]
-            if there.any():
-                inputs = self._critic_inputs(g, rollout.observations[g])[there]
-                targets = estimate.returns[:, :, list(group.agents)][there]
-                rows.append(self.critics[f"critics.{g}"].fit(inputs, targets, self.noise_generator, schedule))
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    def components(self) -> StateDict:
+        """The shared parts, the critics and the optimisers."""
+        return {**self.critics.components(), **super().components(), **self.steps.components()}

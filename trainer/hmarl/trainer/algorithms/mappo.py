@@ -5,45 +5,66 @@ Source: Yu et al. 2022, "The Surprising Effectiveness of PPO in Cooperative Mult
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
+import torch
 from pydantic import Field
-from torch import Tensor
 
-from hmarl.trainer.algorithms.happo import Happo, HappoSettings
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
-from hmarl.trainer.networks.settings import AlgorithmSettings
-from hmarl.trainer.sequential.heterogeneous import Estimate, per_agent_metrics
+from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.returns import normalise_advantages
+from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.sequential.gradient_steps import GradientSteps, clipped_loss, clipped_share
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.turns import all_at_once
 
 
-class MappoSettings(HappoSettings):
+class MappoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of MAPPO."""
 
     share_parameters: bool = Field(
         True, description="agents of a group share one network, told apart by a one-hot input"
     )
+    clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε]")
 
 
-class Mappo(Happo):
+class Mappo(Algorithm):
     """HAPPO's step without the sequence: no agent's advantage knows of the others' updates."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MappoSettings
     settings: MappoSettings
 
-    def update_agents(self, rollout: Rollout, estimate: Estimate, schedule: float) -> dict[str, float]:
-        """Each row of parameters climbs once: a shared one on the samples of all who share it."""
-        advantages = self.per_agent_advantages(rollout, estimate)
-        features = self.features(rollout)
-        metrics: dict[int, dict[str, float]] = {}
-        for g, (group, policy) in enumerate(zip(self.spec.groups, self.policies, strict=True)):
-            width = policy.members if policy.shared else 1
-            for first in range(0, policy.members, width):
-                members = slice(first, first + width)
-                samples = self.samples_of(rollout, features, g, members)
-                theirs = advantages[:, :, list(group.agents[members])].flatten()
-                metrics[group.agents[first]] = self.descend(g, first, samples, theirs, schedule).metrics
-        return per_agent_metrics(self.spec, metrics)
+    def __init__(
+        self, spec: EnvironmentSpec, settings: MappoSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
-    def per_agent_advantages(self, rollout: Rollout, estimate: Estimate) -> Tensor:
-        """[T, B, N]: the joint advantage for each agent."""
-        return self.agents_advantages(rollout, estimate).unsqueeze(-1).expand_as(rollout.rewards)
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Algorithm 1: θ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H, a shared θ over all who share it."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # Â(s, a) by GAE, the same for each agent, and the λ-returns R
+        estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
+        advantages = normalise_advantages(estimate.advantages).unsqueeze(-1).expand_as(rollout.rewards)
+        # θ ← descent on the clipped loss of Â
+        loss = partial(clipped_loss, clip=settings.clip, entropy_coefficient=settings.entropy_coefficient)
+        report = partial(clipped_share, clip=settings.clip)
+        metrics = all_at_once(
+            TeamSamples(rollout, self.policies, self.features(rollout)),
+            advantages,
+            improve=lambda turn: self.steps.descend(turn, loss, report),
+            schedule=schedule,
+        )
+        # φ ← argmin E[ (V_φ(s) − R)² ]
+        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        self.update_normalisers(rollout)
+        return metrics
+
+    def components(self) -> StateDict:
+        """The shared parts, the critic and the optimisers."""
+        return {"critic": self.critic, **super().components(), **self.steps.components()}

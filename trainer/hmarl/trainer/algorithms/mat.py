@@ -9,21 +9,28 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NoReturn
+from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
-from torch import Tensor
 
-from hmarl.sdk.errors import UsageError
-from hmarl.trainer.guiders.guided_team import GuidedTeam
-from hmarl.trainer.guiders.settings import GuidedSettings
-from hmarl.trainer.guiders.team_batch import TeamBatch
-from hmarl.trainer.networks.policies import GroupPolicy
-from hmarl.trainer.networks.settings import AlgorithmSettings
-from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.shown import EvaluatedTeam
+from hmarl.trainer.contract.teacher import Teacher
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.guiders.acting import GuidedActing
+from hmarl.trainer.guiders.alone import guide_alone, refuse_export
+from hmarl.trainer.guiders.settings import GuiderFields
+from hmarl.trainer.guiders.teacher import GuiderTeacher
+from hmarl.trainer.guiders.teams import CentralTeam
+from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.metrics import mean_metrics
+from hmarl.trainer.learning.returns import explained_variance
+from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 
 
-class MatSettings(GuidedSettings):
+class MatSettings(GuiderFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of MAT."""
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "recurrent", "memory_size", "chunk_length"})
@@ -31,35 +38,51 @@ class MatSettings(GuidedSettings):
     guider: Literal["mat"] = Field("mat", description="attention over the agents")
 
 
-class Mat(GuidedTeam):
+class Mat(Algorithm):
     """Centralised execution: one attention network for the team; cannot be exported as separate agents."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MatSettings
     exportable: ClassVar[bool] = False
-    settings: GuidedSettings
+    settings: MatSettings
 
-    def create_policies(self) -> list[GroupPolicy]:
-        """No agent has a policy of its own."""
-        return []
+    def __init__(
+        self, spec: EnvironmentSpec, settings: MatSettings, generator: torch.Generator, device: torch.device
+    ) -> None:
+        super().__init__(spec, settings, generator, device)
+        self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, 0, generator)
+        self.acting = self.guided = GuidedActing(self.guider, self.local_acting)
 
-    def learn(self, part: TeamBatch, order: Tensor, old_log_prob: Tensor, schedule: float) -> dict[str, Tensor]:
-        """−E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ], r = μ_φ/μ_old of every agent's action (Eq. 5)."""
-        judged = self.judge(part, order, self.guider_optimiser.parameter)
-        log_ratio = part.log_prob(judged.distributions) - old_log_prob
-        objective = clipped_surrogate(log_ratio.exp(), part.normalised_advantages(), self.settings.clip)
-        metrics = self.guider_step(part, judged, objective, None, schedule)
-        return metrics | {"agent_kl": part.moved(log_ratio)}
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """φ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H + c_v·L_V, all agents as one sequence."""
+        settings, schedule = self.settings, self.schedule(progress)
+        # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
+        estimate = self.guider.estimate(rollout, self.guided.remembered())
+        batch = self.guider.batch(rollout, estimate)
+        self.guider.value_normaliser.update(estimate.returns)
+        # for every epoch, with an order i_1 … i_N of its own, and every minibatch: a step on the clipped loss
+        metrics = mean_metrics(
+            guide_alone(self.guider, minibatch, settings.clip, schedule)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator)
+        )
+        self.update_normalisers(rollout)
+        return metrics | {"explained_variance": explained_variance(estimate.values, estimate.returns)}
+
+    # --- what it is judged by, and distilled ------------------------------------------------------------------------
+
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
+        """The guider acting for the whole team."""
+        return {CentralTeam.name: CentralTeam(self.guider, sample)}
+
+    def teacher(self) -> Teacher:
+        """The guider."""
+        return GuiderTeacher(self.guider)
 
     @classmethod
-    def check_exportable(cls, settings: AlgorithmSettings) -> NoReturn:
+    def check_exportable(cls, settings: AlgorithmSettings) -> None:
         """Always refused."""
-        assert isinstance(settings, GuidedSettings)
-        raise UsageError(
-            f"{cls.__name__.lower()}: acts for the whole team at once from all agents' observations, so that there is "
-            "no policy of a single agent to deploy; hmarl-export --distil distils a local student for each agent, and "
-            f"magpo (or ctds) with --set algorithm.guider={settings.guider} trains one for each"
-        )
+        assert isinstance(settings, MatSettings)
+        refuse_export("mat", settings.guider)
 
-    def deployable(self, agent: int) -> NoReturn:
-        """Always refused."""
-        self.check_exportable(self.settings)
+    def components(self) -> StateDict:
+        """The shared parts and the guider."""
+        return super().components() | self.guider.components()

@@ -22,15 +22,15 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
-from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.contract.deployable import DeployablePolicy, FixedPreference
 from hmarl.trainer.experience.replay import Replay, Rows, all_finite, cut_into_fragments
-from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.returns import generalised_advantages
+from hmarl.trainer.mixing.acting import Exploration, LatentActing, one_hot
 from hmarl.trainer.mixing.latent import LatentPolicy, latent_log_likelihood
 from hmarl.trainer.mixing.mixer import MonotoneMixer
 from hmarl.trainer.networks.distributions import Categorical
@@ -38,9 +38,7 @@ from hmarl.trainer.networks.flat import Memory, Mlp
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.settings import AlgorithmSettings, HiddenSizes
-
-# Gumbel noise of this size leaves nothing of the utilities' order: a uniform choice among the legal actions.
-_OVERRIDING = 1e6
+from hmarl.trainer.records.plots import Panel, PanelPlot, Plot
 
 
 class MavenSettings(AlgorithmSettings):
@@ -103,6 +101,13 @@ class Maven(Algorithm):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MavenSettings
     discrete_only: ClassVar[bool] = True
+    live_metrics: ClassVar[tuple[str, ...]] = ("td_loss", "latent_entropy")
+    plots: ClassVar[tuple[Plot, ...]] = (
+        PanelPlot(
+            "diagnostics.png",
+            (Panel("loss of the values", ("td_loss",)), Panel("entropy of the latent (nats)", ("latent_entropy",))),
+        ),
+    )
     settings: MavenSettings
 
     def __init__(
@@ -128,95 +133,43 @@ class Maven(Algorithm):
         self.targets = [theta.clone() for theta in learnt[:-1]]  # utilities per group, mixer
         self.step_moments = RunningNormaliser((2,), device)  # reward, terminates
         self.replay = Replay(settings.replay_capacity)
-        self.frames = torch.zeros((), dtype=torch.int64, device=device)
+        self.exploration = Exploration(
+            settings.epsilon_start, settings.epsilon_final, settings.exploration_steps, device
+        )
         order = [agent for group in spec.groups for agent in group.agents]
         self._agent_order = torch.tensor(order, device=device).argsort()
-        self._latent_noise = torch.zeros(0, device=device)
-        self._begin_episodes(0)
+        self.acting = self.under_latents = LatentActing(
+            self.local_acting, self.latent_policy, self.state_normaliser, self.exploration, self.noise_generator
+        )
 
     @property
     def context_size(self) -> int:
         """K, the width of the one-hot latent."""
         return self.settings.latents
 
-    # --- acting -----------------------------------------------------------------------------------------------------
-
-    @property
-    def epsilon(self) -> float:
-        """Share of random actions now."""
-        done = min(1.0, float(self.frames) / self.settings.exploration_steps)
-        return self.settings.epsilon_start + done * (self.settings.epsilon_final - self.settings.epsilon_start)
-
-    def begin_rollout(self, steps: int, batch_size: int) -> None:
-        """Draw the rollout's exploration and the noise of its latents."""
-        super().begin_rollout(steps, batch_size)
-        for perturbation in self._perturbations:
-            drawn = torch.rand(perturbation.shape[:-1], generator=self.noise_generator, device=self.device)
-            perturbation.mul_(((drawn < self.epsilon) * _OVERRIDING).unsqueeze(-1))
-        noise = torch.empty(steps, batch_size, self.settings.latents, device=self.device)
-        self._latent_noise = noise.exponential_(generator=self.noise_generator).clamp_(min=1e-30).log_().neg_()
-        if len(self._latent) != batch_size:
-            self._begin_episodes(batch_size)
-
-    def _begin_episodes(self, batch_size: int) -> None:
-        """Nothing has been drawn, seen or earned yet."""
-        self._latent = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        self._drawn = torch.zeros(batch_size, dtype=torch.bool, device=self.device)
-        self._first_state = torch.zeros(batch_size, self.spec.state_size, device=self.device)
-        self._earned = torch.zeros(batch_size, device=self.device)  # by running episodes in earlier rollouts
-
-    @torch.no_grad()
-    def act(self, observation: Observation, step: int) -> Decision:
-        """Draw z ~ π(z|s₀) where an episode begins, then all agents' ε-greedy actions."""
-        drawn = self.latent_policy.distribution(self.state_normaliser(observation.state))
-        begins = ~self._drawn
-        self._latent = torch.where(begins, drawn.select(self._latent_noise[step]), self._latent)
-        self._first_state = torch.where(begins.unsqueeze(-1), observation.state, self._first_state)
-        self._drawn = torch.ones_like(begins)
-        decision = self.act_in_context(observation, step, self.one_hot(self._latent))
-        decision.extras = {"latent": self._latent, "first_state": self._first_state, "earned": self._earned}
-        return decision
-
-    def one_hot(self, latent: Tensor) -> Tensor:
-        """[...] int64 -> [..., K] float32."""
-        return functional.one_hot(latent, self.settings.latents).float()
-
-    def episodes_ended(self, ended: Tensor) -> None:
-        """A new episode draws a new latent."""
-        super().episodes_ended(ended)
-        if len(self._drawn) == len(ended):
-            self._drawn = self._drawn & ~ended
-            self._earned = self._earned.masked_fill(ended, 0.0)
-
-    def acting_state(self) -> dict[str, Tensor]:
-        """The latents in force, what the agents remember, and where running episodes began and what they earned."""
-        own = {"latent": self._latent, "drawn": self._drawn, "first_state": self._first_state, "earned": self._earned}
-        return super().acting_state() | own
-
-    def load_acting_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``acting_state`` returned."""
-        super().load_acting_state(state)
-        self._latent, self._drawn = state["latent"].clone(), state["drawn"].clone()
-        self._first_state, self._earned = state["first_state"].clone(), state["earned"].clone()
-
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Store the rollout, improve π(z|s₀) on its episodes, and everything else on replayed fragments."""
-        schedule = self.schedule(progress)
-        self.frames += rollout.steps * rollout.batch_size
-        rows = cut_into_fragments(rollout, self.settings.chunk_length or rollout.steps)
+        settings, schedule = self.settings, self.schedule(progress)
+        self.exploration.frames += rollout.steps * rollout.batch_size
+        # 2: the rollout's fragments of episodes go to the replay buffer
+        rows = cut_into_fragments(rollout, settings.chunk_length or rollout.steps)
         if all_finite(rows):
             del rows["extras.first_state"], rows["extras.earned"]  # of π(z|s₀) alone
             self.replay.add(rows)
         self.update_normalisers(rollout)
         self.step_moments.update(torch.stack([rollout.team_rewards, rollout.terminated.float()], dim=-1).flatten(0, 1))
-        metrics = self.latent_policy.learn(*self._episodes(rollout), schedule)
-        metrics |= {"epsilon": self.epsilon, "replay_fragments": float(len(self.replay))}
-        if not len(self.replay):
-            return metrics
-        steps = [self._improve(schedule) for _ in range(self.settings.gradient_steps)]
-        return metrics | {name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]}
+        # 3: π(z|s₀) climbs the returns of the episodes that ended
+        returns, earned = episode_returns(rollout)
+        self.under_latents.earn(earned)
+        ended = rollout.ended & returns.isfinite()
+        first_states = self.state_normaliser(rollout.extras["first_state"][ended])
+        metrics = self.latent_policy.learn(first_states, rollout.extras["latent"][ended], returns[ended], schedule)
+        metrics |= {"epsilon": self.exploration.epsilon, "replay_fragments": float(len(self.replay))}
+        # 4: utilities, mixing and discriminator on fragments drawn from the buffer
+        steps = settings.gradient_steps if len(self.replay) else 0
+        return metrics | mean_metrics(self._improve(schedule) for _ in range(steps))
 
     @property
     def reward_scale(self) -> float:
@@ -240,18 +193,6 @@ class Maven(Algorithm):
         reward, terminates = self.step_moments.mean.tolist()
         return self.reward_scale * reward / max(1.0 - self.settings.gamma * (1.0 - terminates), 1e-3)
 
-    def _episodes(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the E episodes that ended: start states [E, state_size] normalised, latents [E], returns [E]."""
-        earned, returns = rollout.extras["earned"][0], torch.empty_like(rollout.team_rewards)
-        for t in range(rollout.steps):
-            earned = earned + rollout.team_rewards[t]
-            returns[t] = earned
-            earned = earned.masked_fill(rollout.ended[t], 0.0)
-        self._earned = earned
-        ended = rollout.ended & returns.isfinite()
-        states = self.state_normaliser(rollout.extras["first_state"][ended])
-        return states, rollout.extras["latent"][ended], returns[ended]
-
     def _improve(self, schedule: float) -> dict[str, Tensor]:
         """One gradient step on fragments drawn from the replay buffer; the targets follow."""
         batch = self.prepare(self.replay.sample(self.settings.batch_fragments, self.noise_generator))
@@ -273,7 +214,7 @@ class Maven(Algorithm):
         states = self.state_normaliser(rows["states"]).transpose(0, 1)
         latent = rows["extras.latent"]
         length, size = states.shape[:2]
-        context = self.one_hot(latent).expand(length, -1, -1)
+        context = one_hot(latent, self.settings.latents).expand(length, -1, -1)
         inputs: list[Tensor] = []
         masks: list[Tensor | None] = []
         memories: list[Memory | None] = []
@@ -388,7 +329,7 @@ class Maven(Algorithm):
             "mixer": self.mixer_theta,
             "discriminator": self.discriminator_theta,
             "step_moments": self.step_moments,
-            "frames": self.frames,
+            "frames": self.exploration.frames,
         }
         parts |= {f"targets.{index}": target for index, target in enumerate(self.targets)}
         return parts | {f"optimisers.{index}": optimiser for index, optimiser in enumerate(self.optimisers)}
@@ -396,3 +337,15 @@ class Maven(Algorithm):
     def experience(self) -> StateDict:
         """The replay buffer."""
         return {"replay": self.replay}
+
+
+def episode_returns(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """[T, B] what each running episode has earned up to each step, earlier rollouts included; and [B] what those that
+    still run have earned at the end.
+    """
+    earned, returns = rollout.extras["earned"][0], torch.empty_like(rollout.team_rewards)
+    for t in range(rollout.steps):
+        earned = earned + rollout.team_rewards[t]
+        returns[t] = earned
+        earned = earned.masked_fill(rollout.ended[t], 0.0)
+    return returns, earned

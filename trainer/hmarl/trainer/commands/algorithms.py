@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import sys
+from typing import Any
 
-import typer
-
-from hmarl.sdk.commands._common import print_json, run_command
+from hmarl.runtime.command_line import AS_JSON, argument, command, flag
+from hmarl.sdk.commands._common import print_json, run
 from hmarl.sdk.commands._console import make_console, print_listing
-from hmarl.trainer.commands.shared import need_torch
+from hmarl.trainer.commands.shared import need_extra, need_torch
 
 
-def algorithms(
-    name: Annotated[str | None, typer.Argument(help="show this algorithm's settings")] = None,
-    presets: Annotated[bool, typer.Option("--presets", help="list the presets")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object as the last line of stdout")] = False,
-) -> None:
+@command(
+    "hmarl-algorithms",
+    argument("algorithm", "show this algorithm's settings", required=False),
+    flag("--presets", "list the presets"),
+    AS_JSON,
+    examples=("hmarl-algorithms", "hmarl-algorithms hcpo", "hmarl-algorithms --presets"),
+)
+def algorithms(algorithm: str | None, presets: bool, as_json: bool) -> None:
     """List the algorithms, the settings of one, or the presets."""
+    need_extra("hmarl-algorithms")
+    from hmarl.trainer.algorithms import check_algorithm
+
+    if algorithm is not None:
+        check_algorithm(algorithm)
     need_torch("hmarl-algorithms")
     from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
     from hmarl.trainer.contract.algorithm import Algorithm
-    from hmarl.trainer.networks.settings import Settings
+    from hmarl.trainer.networks.settings import AlgorithmSettings, Settings
     from hmarl.trainer.runs.presets import PRESETS
     from hmarl.trainer.runs.settings import RunSettings
     from hmarl.trainer.students.settings import DistillationSettings
@@ -35,16 +43,16 @@ def algorithms(
             for preset in PRESETS
         ]
         document: dict[str, Any] = {"presets": [vars(preset) for preset in PRESETS]}
-    elif name is not None:
-        algorithm = find_algorithm(name)
-        classes: dict[str, type[Settings]] = {"algorithm": algorithm.settings_class, "run": RunSettings}
-        if algorithm.teacher is not Algorithm.teacher:
+    elif algorithm is not None:
+        found = find_algorithm(algorithm)
+        classes: dict[str, type[Settings | AlgorithmSettings]] = {"algorithm": found.settings_class, "run": RunSettings}
+        if found.teacher is not Algorithm.teacher:
             classes["distillation"] = DistillationSettings
-        title, columns = f"settings of {name} (--set SETTING=VALUE)", ("setting", "default", "meaning")
+        title, columns = f"settings of {algorithm} (--set SETTING=VALUE)", ("setting", "default", "meaning")
         rows, document = [], {}
         for prefix, model in classes.items():
             for key, field in model.model_fields.items():
-                if prefix == "algorithm" and key in algorithm.settings_class.without_effect:
+                if prefix == "algorithm" and key in found.settings_class.without_effect:
                     continue
                 rows.append((f"{prefix}.{key}", json.dumps(field.default), field.description or ""))
                 document[f"{prefix}.{key}"] = field.default
@@ -63,4 +71,4 @@ def algorithms(
 
 def algorithms_main() -> None:
     """Entry point of hmarl-algorithms."""
-    run_command(algorithms)
+    sys.exit(run(algorithms))

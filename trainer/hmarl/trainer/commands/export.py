@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
-from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, option
+from hmarl.sdk.commands import _common
+from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.commands.shared import need_torch
+from hmarl.trainer.commands.shared import need_extra, need_torch, read_config
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import StudentsModel
 
-_DISTILLATION_HELP = "distillation.KEY=VALUE, repeatable, with --distil; see hmarl-algorithms ALGORITHM"
 
-
+@command(
+    "hmarl-export",
+    argument("run", "run directory of hmarl-train", PATH),
+    option("--out", "bundle to write: a directory, or a file ending in .zip; by default RUN/bundle", PATH),
+    option("--checkpoint", "best, last or a number of steps", default="best", shown="WHICH"),
+    option("--name", "the bundle's name; by default the run's"),
+    flag("--distil", "export local students of the team that knows more"),
+    settings_option(
+        "distillation.KEY=VALUE", "of the distillation, with --distil; hmarl-algorithms ALGORITHM lists them"
+    ),
+    flag("--restart-students", "discard the students in RUN/students, distil anew"),
+    AS_JSON,
+    examples=("hmarl-export runs/mine", "hmarl-export runs/mine --checkpoint last --out bundle.zip"),
+)
 def export(
-    run: Annotated[Path, typer.Argument(help="run directory of hmarl-train")],
-    out: Annotated[Path | None, typer.Option(help="bundle to write: a directory, or a file ending in .zip")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best, last or a number of steps")] = "best",
-    name: Annotated[str | None, typer.Option(help="the bundle's name; default the run's")] = None,
-    distil: Annotated[bool, typer.Option("--distil", help="export local students of the team that knows more")] = False,
-    settings: Annotated[list[str] | None, typer.Option("--set", help=_DISTILLATION_HELP)] = None,
-    restart_students: Annotated[bool, typer.Option(help="discard the students in RUN/students, distil anew")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object as the last line of stdout")] = False,
+    run: Path,
+    out: Path | None,
+    checkpoint: str,
+    name: str | None,
+    distil: bool,
+    settings: tuple[str, ...],
+    restart_students: bool,
+    as_json: bool,
 ) -> None:
     """Write a run's local policies, one per agent, as ONNX, check them against torch, and put them into a bundle.
 
@@ -40,6 +54,8 @@ def export(
     between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command. With
     --set distillation.told=team (or state) students see more than their agents: they are reported on, not exported.
     """
+    need_extra("hmarl-export")
+    read_config(run)  # is there a run?
     need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone
@@ -75,7 +91,7 @@ def export(
         print_json(document | ({} if students is None else {"students": to_plain(students)}))
 
 
-def _distillation(console: Console, run: Path, distil: bool, settings: list[str] | None, restart: bool) -> Any:
+def _distillation(console: Console, run: Path, distil: bool, settings: tuple[str, ...], restart: bool) -> Any:
     """The settings of the distillation, checked; None where nothing is distilled."""
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.networks.settings import validate
@@ -85,9 +101,9 @@ def _distillation(console: Console, run: Path, distil: bool, settings: list[str]
     from hmarl.trainer.students.settings import DistillationSettings
 
     given = parse_settings(settings, ("distillation",))["distillation"]
-    checked = validate(DistillationSettings, given, "distillation")
     config = RunConfig.read(run)
     algorithm = config.algorithm
+    checked = validate(DistillationSettings, given, "distillation", algorithm)
     if distil or find_algorithm(algorithm).distils:
         if "environments" in given:
             return checked
@@ -147,4 +163,4 @@ def _report_students(console: Console, students: StudentsModel) -> None:
 
 def export_main() -> None:
     """Entry point of hmarl-export."""
-    run_command(export)
+    sys.exit(_common.run(export))

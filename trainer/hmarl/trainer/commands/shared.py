@@ -2,39 +2,94 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
 import threading
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hmarl.sdk.commands._console import make_console
+from hmarl.sdk.environments import check_request
 from hmarl.sdk.errors import MissingExtraError
 
+if TYPE_CHECKING:
+    from hmarl.trainer.runs.config import RunConfig
 
-def need_torch(purpose: str) -> None:
-    """Load the trainer's packages; raise the error that names the extra when they are missing."""
-    # OpenMP's threads spin while they wait: the default spins so long that a machine that is shared grinds to a halt,
-    # none at all halves the speed of one that is not.
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# Read when PyTorch is loaded. OpenMP's threads spin while they wait: the default spins so long that a machine that is
+# shared grinds to a halt, none at all halves the speed of one that is not.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
+@contextmanager
+def said_when_slow(what: str, at_once: bool = False) -> Iterator[None]:
+    """Say what is being done, unless it is done very soon.
+
+    Args:
+        what: is done.
+        at_once: a terminal is told without waiting; in a log it only matters when it takes long.
+    """
     console = make_console(stderr=True)
-    # A terminal is told at once; in a log that only matters when it takes long.
-    patience_s = 0.0 if console.is_terminal else 2.0
-    notice = threading.Timer(patience_s, console.print, [f"{purpose}: loading PyTorch"])
+    notice = threading.Timer(0.0 if at_once and console.is_terminal else 1.5, console.print, [what])
     notice.daemon = True
     notice.start()
     try:
-        import onnx  # noqa: F401
-        import safetensors  # noqa: F401
-        import torch  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train", purpose) from error
+        yield
     finally:
         notice.cancel()
 
 
+def need_extra(purpose: str) -> None:
+    """Refuse to go on without the trainer's packages; loads none of them.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    for package in ("onnx", "pydantic", "safetensors", "torch"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "train", purpose)
+
+
+def need_torch(purpose: str) -> None:
+    """Load the trainer's packages, and say so."""
+    need_extra(purpose)
+    with said_when_slow(f"{purpose}: loading PyTorch", at_once="torch" not in sys.modules):
+        import onnx  # noqa: F401
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+
+
+def check_environment(purpose: str, name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse an environment that cannot be made, before what takes longer is begun.
+
+    Raises:
+        UsageError: unknown family, task or argument, or a wrong value.
+        MissingExtraError: the family needs a package that is not installed.
+    """
+    with said_when_slow(f"{purpose}: loading {name}"):  # some are written in PyTorch or JAX
+        check_request(name, arguments)
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run; needs no PyTorch.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    from hmarl.trainer.runs.config import RunConfig
+
+    return RunConfig.read(run)
+
+
 class _StandardError(logging.StreamHandler[Any]):
     """Logs to what standard error is at the moment: while a progress bar is shown, lines go above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""

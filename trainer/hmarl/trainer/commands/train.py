@@ -3,80 +3,108 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
-from hmarl.sdk.commands._common import parse_settings, print_json, run_command
+from hmarl.runtime.command_line import AS_JSON, PATH, ExitCode, argument, command, integer, option
+from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.commands.shared import log_to_standard_error, need_torch
+from hmarl.trainer.commands.shared import check_environment, log_to_standard_error, need_extra, need_torch, read_config
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.run import Run
 
-_SETTINGS_HELP = "KEY=VALUE with KEY algorithm.*, env.* or run.*, repeatable; see hmarl-algorithms ALGORITHM"
 
-
+@command(
+    "hmarl-train",
+    argument("algorithm", "what to train with; see hmarl-algorithms", required=False),
+    option("--env", "see hmarl-envs; or MODULE:FUNCTION of your own", shown="FAMILY/TASK"),
+    option("--steps", "environment steps of the team, summed over environments", integer()),
+    option("--seed", "of everything random", integer()),
+    option("--out", "run directory; by default runs/ALGORITHM-TASK-seedN-TIME", PATH, shown="DIR"),
+    option("--device", "torch device, e.g. cpu or cuda", shown="NAME"),
+    settings_option(
+        "KEY=VALUE", "a setting algorithm.*, run.* or argument env.*; hmarl-algorithms ALGORITHM lists them"
+    ),
+    option("--preset", "a named preset, see hmarl-algorithms --presets", shown="NAME"),
+    option("--resume", "continue the run in this directory", PATH, shown="DIR"),
+    AS_JSON,
+    examples=(
+        "hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3",
+        "hmarl-train happo --env my_environment:make --steps 1000000",
+        "hmarl-train --resume runs/mine",
+    ),
+)
 @answering_signals
 def train(
-    algorithm: Annotated[str | None, typer.Argument(help="what to train with; see hmarl-algorithms")] = None,
-    env: Annotated[str | None, typer.Option(help="FAMILY/TASK, see hmarl-envs; or package.module:function")] = None,
-    steps: Annotated[int | None, typer.Option(help="environment steps of the team, summed over environments")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
-    out: Annotated[Path | None, typer.Option(help="run directory; default runs/ALGORITHM-TASK-seedN-TIME")] = None,
-    device: Annotated[str | None, typer.Option(help="torch device, e.g. cpu or cuda")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help=_SETTINGS_HELP)] = None,
-    preset: Annotated[str | None, typer.Option(help="a named preset, see hmarl-algorithms --presets")] = None,
-    resume: Annotated[Path | None, typer.Option(help="continue the run in this directory")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the summary as the last line of stdout")] = False,
-) -> None:
+    algorithm: str | None,
+    env: str | None,
+    steps: int | None,
+    seed: int | None,
+    out: Path | None,
+    device: str | None,
+    settings: tuple[str, ...],
+    preset: str | None,
+    resume: Path | None,
+    as_json: bool,
+) -> int:
     """Train a team.
 
-    Example: hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3 --set algorithm.instructions=10
-
-    Without --steps and --set a pair of algorithm and task runs with its preset where it has one (hmarl-algorithms
-    --presets); --preset takes a named one instead. Ctrl-C saves and says how to resume; a killed run continues from
-    its last checkpoint with --resume, bit for bit.
+    A pair of algorithm and task that has a preset (hmarl-algorithms --presets) starts from its settings and steps;
+    --set and --steps override single ones of them. --preset NAME starts from a named preset instead. Ctrl-C saves and
+    says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
     if resume is not None and (algorithm or env or settings or preset or out or seed is not None or device):
         raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
     if resume is None and (algorithm is None or env is None):
-        raise UsageError("usage: hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; see --help")
-    need_torch("hmarl-train")
-    log_to_standard_error()
-    from hmarl.trainer.runs.run import Interrupted
-
+        given = "nothing" if algorithm is None else f"{algorithm} without --env"
+        raise UsageError(
+            f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
+            "hmarl-algorithms and hmarl-envs list what there is"
+        )
+    need_extra("hmarl-train")
     if resume is not None:
-        run = _resumed(console, resume, steps)
+        read_config(resume)  # is there a run?
+        need_torch("hmarl-train")
+        log_to_standard_error()
+        running = _resumed(console, resume, steps)
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
-        flags = {"steps": steps, "seed": seed, "device": device}
-        config, used = _configured(console, algorithm, env, flags, settings, preset, out)
-        run = _created(console, config, used, out)
+        if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
+            check_writable(out, f"--out {out}")
+        request = _requested(algorithm, env, {"steps": steps, "seed": seed, "device": device}, settings, preset)
+        need_torch("hmarl-train")
+        log_to_standard_error()
+        running = _created(console, _configured(console, request, out), request.preset, out)
+    from hmarl.trainer.runs.stopping import Interrupted
+
     try:
         with stop_on_signals() as stop:
-            summary = run.train(stop)
+            summary = running.train(stop)
     except KeyboardInterrupt as interruption:
         stop.wait_until_said()
-        console.print(f"\nstopped; {run.stopped(saved=isinstance(interruption, Interrupted))}")
-        raise SystemExit(130) from None
+        console.print(f"\nstopped; {running.stopped(saved=isinstance(interruption, Interrupted))}")
+        return ExitCode.INTERRUPTED
     finally:
-        run.close()
-    _report(console, summary, run.directory)
+        running.close()
+    _report(console, summary, running.directory)
     if as_json:
-        print_json({"run": str(run.directory), **summary})
+        print_json({"run": str(running.directory), **summary})
     if summary["problems"]:
         from hmarl.trainer.records.problems import IncompleteError
 
-        raise IncompleteError(f"trained and saved in {run.directory}, but {'; '.join(summary['problems'])}")
+        raise IncompleteError(f"trained and saved in {running.directory}, but {'; '.join(summary['problems'])}")
+    return ExitCode.DONE
 
 
 def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
@@ -116,38 +144,67 @@ def _announce_building(console: Console, config: RunConfig) -> None:
     console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
-def _configured(
-    console: Console,
-    algorithm: str,
-    env: str,
-    flags: dict[str, Any],
-    settings: list[str] | None,
-    preset_name: str | None,
-    out: Path | None,
-) -> tuple[RunConfig, str]:
-    """The run's config, and in words which preset it is based on; empty without one."""
-    from hmarl.trainer.runs.config import make_config
-    from hmarl.trainer.runs.environment_count import fitted_run
-    from hmarl.trainer.runs.lock import RunLock
+@dataclass(frozen=True)
+class _Request:
+    """What is to be trained, the preset's settings under the user's own.
+
+    Attributes:
+        algorithm, environment: names.
+        algorithm_settings, run, arguments: of the algorithm, the run and the environment.
+        preset: in words, the preset that it is based on; empty without one.
+    """
+
+    algorithm: str
+    environment: str
+    algorithm_settings: dict[str, Any]
+    run: dict[str, Any]
+    arguments: dict[str, Any]
+    preset: str
+
+
+def _requested(
+    algorithm: str, env: str, flags: dict[str, Any], settings: tuple[str, ...], preset_name: str | None
+) -> _Request:
+    """What is asked for, checked as far as that can be done without PyTorch.
+
+    Raises:
+        UsageError: an unknown name, or a wrong value.
+    """
+    from hmarl.trainer.algorithms import check_algorithm
+    from hmarl.trainer.networks.settings import validate
     from hmarl.trainer.runs.presets import find_preset, named_preset
-    from hmarl.trainer.runs.run import refuse_other_run
+    from hmarl.trainer.runs.settings import RunSettings
 
     given = parse_settings(settings, ("algorithm", "env", "run"))
+    check_algorithm(algorithm)
     preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
-    base_algorithm = dict(preset.algorithm_settings) if preset else {}
-    base_run = {**preset.run_settings, "steps": preset.steps} if preset else {}
-    arguments = dict(preset.environment_arguments) if preset else {}
-    run = {**base_run, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
-    arguments = {**arguments, **given["env"]}
-    chosen = {**base_algorithm, **given["algorithm"]}
-    make_config(algorithm, env, chosen, run, arguments)  # what can be refused at once is, before anything is measured
+    base = {**preset.run_settings, "steps": preset.steps} if preset else {}
+    run = {**base, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
+    validate(RunSettings, run, "run")
+    arguments = {**(preset.environment_arguments if preset else {}), **given["env"]}
+    check_environment("hmarl-train", env, arguments)
+    chosen = {**(preset.algorithm_settings if preset else {}), **given["algorithm"]}
+    used = f"preset {preset_name}" if preset_name else "preset" if preset else ""
+    return _Request(algorithm, env, chosen, run, arguments, used)
+
+
+def _configured(console: Console, request: _Request, out: Path | None) -> RunConfig:
+    """The run's config, with as many environments as fit."""
+    from hmarl.trainer.runs.config import make_config
+    from hmarl.trainer.runs.directory import refuse_other_run
+    from hmarl.trainer.runs.environment_count import fitted_run
+    from hmarl.trainer.runs.lock import RunLock
+
+    def config(run: dict[str, Any]) -> RunConfig:
+        return make_config(request.algorithm, request.environment, request.algorithm_settings, run, request.arguments)
+
+    config(request.run)  # what can be refused at once is, before anything is measured
     if out is not None:
         if (out / "config.json").exists():
             RunLock(out).release()  # a run that is going on is told from one that has ended
         refuse_other_run(out)
         check_writable(out, f"--out {out}")
-    config = make_config(algorithm, env, chosen, fitted_run(env, arguments, run, console.print), arguments)
-    return config, f"preset {preset.name}" if preset_name and preset else "preset" if preset else ""
+    return config(fitted_run(request.environment, request.arguments, request.run, console.print))
 
 
 def _default_directory(config: RunConfig) -> Path:
@@ -183,7 +240,7 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
 
 def train_main() -> None:
     """Entry point of hmarl-train."""
-    run_command(train)
+    sys.exit(run(train))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.sequential.samples import AgentSamples
+
 
 @dataclass(frozen=True)
 class ImprovementBound:
@@ -71,14 +74,70 @@ class ImprovementBound:
         }
 
 
-class BoundMonitor:
-    """Gathers the bound's terms while an update goes on: ``begin``, ``conductor_moved``, ``agent_moved`` …, ``finish``.
+class WatchedStep:
+    """One step of conductor and agents while it is taken: ``conductor_moved``, ``agent_moved`` …, then ``metrics``.
 
     Every quantity is a mean over the visited states, times 1/(1 − γ), the mass of ρ: visited states weigh the same
-    instead of by γ^t. J(π_k) likewise is the mean team reward per step of the rollout that π_k collected, times
-    1/(1 − γ), so that bound and realised improvement have one unit. The improvement that an update brings is known
-    only once the next rollout has been collected: ``realised_improvement`` in the metrics of update k is
-    J(π_k) − J(π_{k−1}), of the step that update k − 1 took.
+    instead of by γ^t.
+
+    Args:
+        gamma: the discount; at 1 there is no bound, and nothing is reported.
+        advantages: [M] joint advantage Â(s, a), not normalised, of the update's samples.
+        weight: [M] importance weights of samples that older policies collected, or None.
+        known: what is reported beside the bound.
+    """
+
+    def __init__(self, gamma: float, advantages: Tensor, weight: Tensor | None, known: dict[str, float]) -> None:
+        self._gamma, self._known = gamma, known
+        self._advantages = advantages
+        self._weight = torch.ones_like(advantages) if weight is None else weight
+        self._conductor_ratio = torch.ones_like(advantages)
+        self._conductor_kl_max = 0.0
+        self._joint_log_ratio = torch.zeros_like(advantages)
+        self._kl = torch.zeros_like(advantages)
+
+    def conductor_moved(self, ratio: Tensor, kl: Tensor) -> None:
+        """The conductor's step: w̄/w [M] of the instructions in force, and KL(w ‖ w̄) [any] where it decided."""
+        self._conductor_ratio, self._conductor_kl_max = ratio, float(kl.max()) if len(kl) else 0.0
+
+    def agent_moved(self, samples: AgentSamples, new: Distribution) -> None:
+        """One agent's step: its part of the rollout, and its new policy there."""
+        if self._gamma >= 1.0:
+            return
+        active = samples.active
+        log_ratio, kl = new.log_prob(samples.actions) - samples.old_log_prob, samples.old.kl(new)
+        self._joint_log_ratio = self._joint_log_ratio + (log_ratio if active is None else log_ratio * active)
+        self._kl = self._kl + (kl if active is None else kl * active)
+
+    def metrics(self) -> dict[str, float]:
+        """What the step promises, and what the one before it brought."""
+        return {} if self._gamma >= 1.0 else self._known | self.bound().metrics()
+
+    def bound(self) -> ImprovementBound:
+        """Theorem 1 for the step just taken.
+
+        Under the old policies E[A] = 0; the critic's estimate is centred accordingly. The sum over instructions is at
+        most its largest term, so the largest KL of the visited pairs (s, M) stands for the largest sum.
+        """
+        mass = 1.0 / (1.0 - self._gamma)
+        total = self._weight.sum().clamp(min=1e-12)
+        centred = self._advantages - (self._weight * self._advantages).sum() / total
+        of_conductor = self._weight * self._conductor_ratio * centred
+        conductor = mass * float(of_conductor.sum() / total)
+        joint = mass * float((of_conductor * self._joint_log_ratio.exp()).sum() / total)
+        return ImprovementBound(
+            conductor, joint - conductor, self._conductor_kl_max, float(self._kl.max()),
+            float(self._advantages.abs().max()), self._gamma,
+        )  # fmt: skip
+
+
+class BoundMonitor:
+    """Compares what each step promised with what came of it.
+
+    J(π_k) is the mean team reward per step of the rollout that π_k collected, times 1/(1 − γ), so that bound and
+    realised improvement have one unit. The improvement that an update brings is known only once the next rollout has
+    been collected: ``realised_improvement`` in the metrics of update k is J(π_k) − J(π_{k−1}), of the step that update
+    k − 1 took.
 
     Args:
         gamma: the discount; at 1 there is no bound, and nothing is reported.
@@ -89,69 +148,23 @@ class BoundMonitor:
         self.gamma = gamma
         # J of the policy before, and whether it is known; a tensor, because checkpoints hold it.
         self._performance = torch.zeros(2, dtype=torch.float64, device=device)
-        self._realised: dict[str, float] = {}
-        self._advantages = self._weight = self._conductor_ratio = self._joint_log_ratio = self._kl = torch.zeros(0)
-        self._conductor_kl_max = 0.0
 
-    def begin(self, team_rewards: Tensor, advantages: Tensor, weight: Tensor | None = None) -> None:
-        """A rollout has been collected.
+    def begin(self, team_rewards: Tensor, advantages: Tensor, weight: Tensor | None = None) -> WatchedStep:
+        """A rollout has been collected: the step that is taken on it, to be watched.
 
         Args:
             team_rewards: [T, B] of the policy in force.
             advantages: [M] joint advantage Â(s, a), not normalised, of the update's samples.
-            weight: [M] importance weights of samples that older policies collected, or None.
+            weight: [M] importance weights, see ``WatchedStep``.
         """
-        if self.gamma >= 1.0:
-            return
-        performance = float(team_rewards.double().mean()) / (1.0 - self.gamma)
-        self._realised = {"performance": performance}
-        if self._performance[1] > 0:
-            self._realised["realised_improvement"] = performance - float(self._performance[0])
-        self._performance.copy_(torch.tensor([performance, 1.0]))
-        self._advantages = advantages
-        self._weight = torch.ones_like(advantages) if weight is None else weight
-        self._joint_log_ratio = torch.zeros_like(advantages)
-        self._kl = torch.zeros_like(advantages)
-
-    def conductor_moved(self, ratio: Tensor, kl: Tensor) -> None:
-        """The conductor's step: w̄/w [M] of the instructions in force, and KL(w ‖ w̄) [any] where it decided."""
-        self._conductor_ratio, self._conductor_kl_max = ratio, float(kl.max()) if len(kl) else 0.0
-
-    def agent_moved(self, log_ratio: Tensor, kl: Tensor, active: Tensor | None) -> None:
-        """One agent's step.
-
-        Args:
-            log_ratio: [M] log π̄^i/π^i of its actions.
-            kl: [M] KL(π^i ‖ π̄^i) given the instruction in force.
-            active: [M] 0 where the agent had left, or None.
-        """
-        if self.gamma >= 1.0:
-            return
-        self._joint_log_ratio = self._joint_log_ratio + (log_ratio if active is None else log_ratio * active)
-        self._kl = self._kl + (kl if active is None else kl * active)
-
-    def finish(self) -> dict[str, float]:
-        """The update's metrics; none for an update that was not begun."""
-        if not len(self._advantages):
-            return {}
-        return self._realised | self.bound().metrics()
-
-    def bound(self) -> ImprovementBound:
-        """Theorem 1 for the step just taken.
-
-        Under the old policies E[A] = 0; the critic's estimate is centred accordingly. The sum over instructions is at
-        most its largest term, so the largest KL of the visited pairs (s, M) stands for the largest sum.
-        """
-        mass = 1.0 / (1.0 - self.gamma)
-        total = self._weight.sum().clamp(min=1e-12)
-        centred = self._advantages - (self._weight * self._advantages).sum() / total
-        of_conductor = self._weight * self._conductor_ratio * centred
-        conductor = mass * float(of_conductor.sum() / total)
-        joint = mass * float((of_conductor * self._joint_log_ratio.exp()).sum() / total)
-        return ImprovementBound(
-            conductor, joint - conductor, self._conductor_kl_max, float(self._kl.max()),
-            float(self._advantages.abs().max()), self.gamma,
-        )  # fmt: skip
+        known: dict[str, float] = {}
+        if self.gamma < 1.0:
+            performance = float(team_rewards.double().mean()) / (1.0 - self.gamma)
+            known["performance"] = performance
+            if self._performance[1] > 0:
+                known["realised_improvement"] = performance - float(self._performance[0])
+            self._performance.copy_(torch.tensor([performance, 1.0]))
+        return WatchedStep(self.gamma, advantages, weight, known)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next update compares itself with."""

@@ -1,6 +1,7 @@
 """The conductor's level: a central conductor instructs the team, local conductors stand in for it when deployed.
 
-An algorithm puts the level above its agents by composing a ``ConductorLevel`` and showing its agents the ``context``:
+An algorithm puts the level above its agents by composing a ``ConductorLevel`` and a ``ConductedActing``, which shows
+its agents the instruction:
 
     acting      begin_rollout; instruct at every step; episodes_ended
     learning    decision_advantages, then improve: Ψ ← trust-region step with δ₁ (Algorithm 2), and ψ^i ← argmin
@@ -16,10 +17,10 @@ Algorithms 1 and 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from hmarl.sdk.errors import UsageError
@@ -41,13 +42,14 @@ from hmarl.trainer.learning.returns import decision_advantages, normalise_advant
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import GroupPolicy
-from hmarl.trainer.networks.settings import AlgorithmSettings, HiddenSizes
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, Estimate
-from hmarl.trainer.sequential.trust_region_steps import TrustRegionImprovementSettings, improve_by_trust_region
+from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings
+from hmarl.trainer.sequential.constrained_steps import StepSearch, improve_by_trust_region
+from hmarl.trainer.sequential.estimates import Estimate
+from hmarl.trainer.sequential.samples import AgentSamples
 
 
-class ConductorSettings(TrustRegionImprovementSettings, AlgorithmSettings):
-    """Settings of a conductor, beside those of the algorithm whose agents it instructs."""
+class ConductorFields(BaseModel):
+    """Of algorithms with a conductor above their agents; its step is searched for as ``TrustRegionFields`` say."""
 
     instruction_space: Literal["discrete", "continuous"] = Field(
         "discrete", description="one of K instructions, or (an extension) a vector of D real numbers"
@@ -69,10 +71,15 @@ class ConductorSettings(TrustRegionImprovementSettings, AlgorithmSettings):
     def _instructions_can_be_weighted(self) -> Self:
         """Refuse weights that vectors do not have: Algorithm 3 as printed takes probabilities, not densities."""
         if self.instruction_space == "continuous":
-            self._need("instruction_space=continuous", instruction_weight="ratio")
+            self.need("instruction_space=continuous", instruction_weight="ratio")
         return self
 
-    def _need(self, by: str, **needed: object) -> None:
+    def need(self, by: str, **needed: object) -> None:
+        """Refuse other values than those needed by a setting.
+
+        Raises:
+            UsageError: names the setting, its value, the needed one and who needs it.
+        """
         for name, expected in needed.items():
             if getattr(self, name) != expected:
                 raise UsageError(f"algorithm.{name}: got {getattr(self, name)!r}, expected {expected!r} with {by}")
@@ -83,6 +90,31 @@ class ConductorSettings(TrustRegionImprovementSettings, AlgorithmSettings):
         if self.instruction_space == "continuous":
             return latent_instructions(self.instruction_size)
         return discrete_instructions(self.instructions)
+
+
+class ConductorSettings(NetworkSettings, StepSearch, Protocol):
+    """The settings that a conductor's level reads."""
+
+    instruction_interval: int
+    conductor_kl_limit: float
+    conductor_hidden_sizes: HiddenSizes
+    conductor_entropy_coefficient: float
+    distillation_learning_rate: float
+    distillation_epochs: int
+    distillation_minibatches: int
+    share_parameters: bool
+    max_gradient_norm: float
+    gamma: float
+
+    @property
+    def instruction_weight(self) -> str:
+        """How the agents' samples are weighted."""
+        ...
+
+    @property
+    def instruction_head(self) -> ActionHead:
+        """What instructions are."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -137,7 +169,8 @@ class ConductorLevel:
             for local in self.local_conductors
         ]
         self._noise = torch.zeros(0, device=device)
-        self._nothing_in_force(0)
+        self._instruction = no_instructions(self.head, 0, device)
+        self._remaining = torch.zeros(0, dtype=torch.int64, device=device)
 
     # --- acting (Algorithm 1, line 3) -------------------------------------------------------------------------------
 
@@ -145,11 +178,8 @@ class ConductorLevel:
         """Draw the rollout's noise, [T, B, K] or [T, B, D], from a generator on the device."""
         self._noise = self.head.draw_perturbations((steps, batch_size), generator)
         if len(self._instruction) != batch_size:
-            self._nothing_in_force(batch_size)
-
-    def _nothing_in_force(self, batch_size: int) -> None:
-        self._instruction = no_instructions(self.head, batch_size, self.device)
-        self._remaining = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+            self._instruction = no_instructions(self.head, batch_size, self.device)
+            self._remaining = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
 
     @torch.no_grad()
     def instruct(self, states: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -181,6 +211,10 @@ class ConductorLevel:
         """A new episode starts with a new instruction; ``ended`` [B] bool."""
         if self._remaining.shape == ended.shape:  # else nothing has been instructed yet
             self._remaining = self._remaining.masked_fill(ended, 0)
+
+    def likeliest(self, states: Tensor) -> Tensor:
+        """[B] or [B, D] the mode of w(·|s) of normalised states [B, state_size]."""
+        return self.distribution(states).mode()
 
     def acting_state(self) -> dict[str, Tensor]:
         """The instructions in force and the steps for which they still hold."""

@@ -1,46 +1,123 @@
-"""What every team that plays with the trainer's policies does alike: seeds, noise, tensors."""
+"""How a team acts while it learns: a part that an algorithm is given, and that remembers from step to step.
+
+``LocalActing`` is the agents' own; a conductor (``conductors.acting``), a guider (``guiders.acting``), a latent
+(``mixing.acting``) and a hierarchy (``hierarchy.acting``) have one each, some of them around a ``LocalActing``.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.networks.distributions import ActionHead
+from hmarl.trainer.contract.actors import Actors
+from hmarl.trainer.experience.rollout import Decision
 
 
-class ActsInGroups(Protocol):
-    """Whatever acts for groups of agents with equal spaces."""
+class Acting(Protocol):
+    """What the collector needs (see ``experience.rollout.Actor``), and what a resumed run goes on with."""
 
-    spec: EnvironmentSpec
-    device: torch.device
-    heads: list[ActionHead]
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Called before a rollout's first step, e.g. to draw its noise at once."""
+        ...
+
+    def act(self, observation: Observation, step: int) -> Decision:
+        """Choose all agents' actions; ``observation`` holds tensors on the training device, ``step`` counts from 0."""
+        ...
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """[B] bool: forget what belongs to the episodes that have just ended."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What is remembered from step to step, so that a resumed run acts on as if never stopped."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        ...
 
 
-def drawn_noise(algorithm: ActsInGroups, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """One step's action noise, per group [N_group, B, A] on the training device; the generator is on the CPU."""
-    return [
-        head.draw_perturbations((len(group.agents), batch_size), generator).to(algorithm.device)
-        for group, head in zip(algorithm.spec.groups, algorithm.heads, strict=True)
-    ]
+class ActingInContext(Acting, Protocol):
+    """An acting that can be told what all agents see alike, by a level above it."""
+
+    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
+        """``act`` given what all agents see alike, ``context`` [B, C]."""
+        ...
 
 
-def joint_seed(seeds: npt.NDArray[np.int64]) -> int:
-    """One seed of all episodes' seeds."""
-    seed = np.random.SeedSequence(np.asarray(seeds, dtype=np.uint64).tolist()).generate_state(1, np.uint64)[0]
-    return int(seed >> np.uint64(1))
+class LocalActing:
+    """Local policies, each on its own agent's observation.
 
+    Args:
+        actors: whose policies.
+        chunk_length: steps between two recordings of what is remembered; None records a rollout's beginning alone.
+        generator: of the action noise, on the device.
 
-def as_tensors(observation: Observation, device: torch.device) -> Observation:
-    """The same observation as tensors on a device."""
-    return Observation(
-        tuple(torch.as_tensor(o, device=device) for o in observation.observations),
-        tuple(None if m is None else torch.as_tensor(m, device=device) for m in observation.action_masks),
-        torch.as_tensor(observation.state, device=device),
-        torch.as_tensor(observation.active, device=device),
-    )
+    Attributes:
+        noise: of the rollout, per group [T, N_group, B, A].
+        memories: per group [N_group, B, H]; empty without memory.
+    """
+
+    def __init__(self, actors: Actors, chunk_length: int | None, generator: torch.Generator) -> None:
+        self.actors = actors
+        self.noise: list[Tensor] = []
+        self.memories: list[Tensor] = []
+        self._generator = generator
+        self._chunk_length = chunk_length
+        self._recorded_every = 1
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Draw the rollout's noise."""
+        actors = self.actors
+        self.noise = [
+            head.draw_perturbations((steps, len(group.agents), batch_size), self._generator)
+            for group, head in zip(actors.spec.groups, actors.heads, strict=True)
+        ]
+        self._recorded_every = self._chunk_length or steps
+        if not self.memories or self.memories[0].shape[1] != batch_size:
+            self.memories = actors.no_memories(batch_size)
+
+    def noise_at(self, step: int) -> list[Tensor]:
+        """Per group [N_group, B, A]."""
+        return [noise[step] for noise in self.noise]
+
+    def records(self, step: int) -> bool:
+        """Whether what is remembered before a step of the rollout is recorded: a chunk begins."""
+        return step % self._recorded_every == 0
+
+    @torch.no_grad()
+    def act(self, observation: Observation, step: int) -> Decision:
+        """Sample all agents' actions, a group at a time."""
+        return self.act_in_context(observation, step, None)
+
+    @torch.no_grad()
+    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
+        """``act`` given what all agents see alike, ``context`` [B, C]."""
+        before = tuple(self.memories)
+        decision, self.memories = self.actors.decide(observation, context, self.noise_at(step), self.memories)
+        if before and self.records(step):
+            decision.memories = before
+        return decision
+
+    @torch.no_grad()
+    def watch(self, observation: Observation, context: Tensor | None) -> None:
+        """Remember a step at which others act."""
+        if self.memories:
+            _, self.memories = self.actors.distributions(observation, context, self.memories)
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """[B] bool: forget what was remembered of the episodes that have just ended."""
+        if self.memories and self.memories[0].shape[1] == len(ended):
+            self.memories = [memory.masked_fill(ended.view(1, -1, 1), 0.0) for memory in self.memories]
+
+    def state(self) -> dict[str, Tensor]:
+        """What the agents remember."""
+        return {f"memories.{g}": memory for g, memory in enumerate(self.memories)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        if self.actors.recurrent:
+            self.memories = [state[f"memories.{g}"].clone() for g in range(len(self.actors.policies))]

@@ -1,4 +1,8 @@
-"""What training, evaluation and export need of an algorithm, and the acting that all of them have in common."""
+"""What training, evaluation and export need of an algorithm.
+
+An algorithm derives from ``Algorithm`` directly, and from nothing else: what it shares with others are parts that it
+composes (how its team acts, its critic, the steps that it takes) and functions that its ``update`` calls.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,28 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec, check_bounds
-from hmarl.sdk.team import Team
+from hmarl.sdk.spaces import EnvironmentSpec, check_bounds
+from hmarl.trainer.contract.acting import Acting, LocalActing
+from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.contract.deployable import DeployablePolicy
 from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
-from hmarl.trainer.networks.distributions import ActionHead
 from hmarl.trainer.networks.normalisation import RunningNormaliser
-from hmarl.trainer.networks.policies import GroupPolicy, no_memories, select_all, step_all
+from hmarl.trainer.networks.policies import GroupPolicy, group_head
 from hmarl.trainer.networks.settings import AlgorithmSettings
+from hmarl.trainer.records.plots import Plot, diagnostics
 
 StateDict = dict[str, Any]
 
 
 class Algorithm:
-    """A team's policies, group by group, and how they act; members say how they learn (``update``).
+    """A team's policies, group by group, and how they act; an algorithm says how they learn (``update``).
 
     Args:
         spec: the environment.
-        settings: of the member's own class.
+        settings: of the algorithm's own class.
         generator: CPU generator of the initial weights and of what is drawn once an update.
         device: where networks and rollouts live.
 
@@ -38,14 +44,23 @@ class Algorithm:
         UsageError: an agent's actions are of a kind that the algorithm cannot learn (``discrete_only``).
 
     Attributes:
-        exportable: whether there are local policies to export.
+        actors: the local policies as pure functions.
+        local_acting: how the local policies act.
+        acting: how the team acts while it learns: so, unless the algorithm puts another part here.
+        exportable: whether there are local policies, which can be exported.
         distils: whether students of the ``teacher`` are exported instead, without being asked for.
+        live_metrics: which of the metrics that its updates return are shown while it trains, after the return.
+        plots: what is drawn of its runs beside the returns.
+        gaps: between its ``teams``, recorded with each evaluation.
     """
 
     settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     discrete_only: ClassVar[bool] = False
     exportable: ClassVar[bool] = True
     distils: ClassVar[bool] = False
+    live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "explained_variance")
+    plots: ClassVar[tuple[Plot, ...]] = (diagnostics(("agent_entropy",), ("agent_kl",)),)
+    gaps: ClassVar[tuple[ReturnGap, ...]] = ()
     settings: AlgorithmSettings
 
     def __init__(
@@ -54,8 +69,8 @@ class Algorithm:
         self.check_spaces(spec)
         self.spec, self.settings, self.device, self.generator = spec, settings, device, generator
         self.noise_generator = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        self.heads = [self.head(group) for group in spec.groups]
-        self.policies = self.create_policies()
+        self.heads = [group_head(group, settings) for group in spec.groups]
+        self.policies = self.create_policies() if self.exportable else []
         normalise = settings.normalise_observations
         self.observation_normalisers = [
             RunningNormaliser(
@@ -69,9 +84,9 @@ class Algorithm:
         self.position = {
             agent: (g, member) for g, group in enumerate(spec.groups) for member, agent in enumerate(group.agents)
         }
-        self._perturbations: list[Tensor] = []
-        self._memories: list[Tensor] = []  # per group [N_group, B, H]
-        self._chunk_length = 1
+        self.actors = Actors(spec, device, self.heads, self.policies, self.observation_normalisers, settings.recurrent)
+        self.local_acting = LocalActing(self.actors, settings.chunk_length, self.noise_generator)
+        self.acting: Acting = self.local_acting
 
     @classmethod
     def check_spaces(cls, spec: EnvironmentSpec) -> None:
@@ -90,7 +105,7 @@ class Algorithm:
                 )
 
     def create_policies(self) -> list[GroupPolicy]:
-        """Fresh local policies, one a group; none where nothing local is learnt (``exportable`` is then False)."""
+        """Fresh local policies, one a group."""
         policies = [
             GroupPolicy.create(
                 len(group.agents),
@@ -112,77 +127,31 @@ class Algorithm:
         """C, the width of what all agents see beside their observations (an instruction or a latent, one-hot)."""
         return 0
 
-    def head(self, group: AgentGroup) -> ActionHead:
-        """What turns a network's output into actions of the group."""
-        return ActionHead(group.example.action_space)
-
-    # --- acting -----------------------------------------------------------------------------------------------------
+    # --- acting: the part's ------------------------------------------------------------------------------------------
 
     def begin_rollout(self, steps: int, batch_size: int) -> None:
-        """Draw the rollout's action noise: [T, N_group, B, A] per group."""
-        self._perturbations = [
-            head.draw_perturbations((steps, len(group.agents), batch_size), self.noise_generator)
-            for group, head in zip(self.spec.groups, self.heads, strict=True)
-        ]
-        self._chunk_length = self.settings.chunk_length or steps
-        if self.settings.recurrent and (not self._memories or self._memories[0].shape[1] != batch_size):
-            self._memories = self.no_memories(batch_size)
+        """Draw the rollout's noise."""
+        self.acting.begin_rollout(steps, batch_size)
 
-    def no_memories(self, batch_size: int) -> list[Tensor]:
-        """Per group [N_group, B, H] zeros: what agents remember when an episode begins."""
-        return no_memories(self.policies, batch_size)
-
-    @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
-        """Sample all agents' actions, a group at a time."""
-        return self.act_in_context(observation, step, None)
-
-    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
-        """``act`` given what all agents see alike, ``context`` [B, C]."""
-        before = tuple(self._memories)
-        noise = [perturbation[step] for perturbation in self._perturbations]
-        decision, self._memories = self.decide(observation, context, noise, self._memories)
-        if self.settings.recurrent and step % self._chunk_length == 0:
-            decision.memories = before
-        return decision
-
-    def decide(
-        self,
-        observation: Observation,
-        context: Tensor | None,
-        perturbations: list[Tensor] | None,
-        memories: list[Tensor],
-    ) -> tuple[Decision, list[Tensor]]:
-        """All agents' actions, and what they remember after them.
-
-        Args:
-            observation: tensors on the training device.
-            context: [B, C] what all agents see alike, or None.
-            perturbations: per group [N_group, B, A]; None selects the modes.
-            memories: per group [N_group, B, H] for recurrent policies, else empty.
-        """
-        features = self.normalised(observation.observations)
-        distributions, following = step_all(self.policies, features, observation.action_masks, context, memories)
-        actions = select_all(distributions, perturbations)
-        return Decision(actions, self.to_environment(actions)), following
-
-    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw actions per group in the environment's units."""
-        return tuple(head.to_environment(action) for head, action in zip(self.heads, actions, strict=True))
+        """Choose all agents' actions."""
+        return self.acting.act(observation, step)
 
     def episodes_ended(self, ended: Tensor) -> None:
-        """Forget what was remembered of the episodes that have just ended."""
-        if self._memories and self._memories[0].shape[1] == len(ended):
-            self._memories = [memory.masked_fill(ended.view(1, -1, 1), 0.0) for memory in self._memories]
+        """[B] bool: forget what was remembered of the episodes that have just ended."""
+        self.acting.episodes_ended(ended)
 
     def acting_state(self) -> dict[str, Tensor]:
         """What ``act`` remembers from step to step, so that a resumed run acts on as if never stopped."""
-        return {f"memories.{g}": memory for g, memory in enumerate(self._memories)}
+        return self.acting.state()
 
     def load_acting_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``acting_state`` returned."""
-        if self.settings.recurrent:
-            self._memories = [state[f"memories.{g}"].clone() for g in range(len(self.policies))]
+        self.acting.load_state(state)
+
+    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Raw actions per group in the environment's units."""
+        return self.actors.to_environment(actions)
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -214,7 +183,7 @@ class Algorithm:
 
     def normalised(self, observations: Sequence[Tensor]) -> list[Tensor]:
         """Observations per group [..., N_group, observation_size] as the networks see them."""
-        return [normaliser(x) for normaliser, x in zip(self.observation_normalisers, observations, strict=True)]
+        return self.actors.normalised(observations)
 
     def update_normalisers(self, rollout: Rollout) -> None:
         """Take a rollout's observations and states into the running statistics."""
@@ -250,7 +219,7 @@ class Algorithm:
         """
         return None
 
-    def teams(self, sample: bool = False) -> dict[str, Team]:
+    def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The ways to play with what was learnt, by name, the one that it is judged by first; ``local`` is deployed.
 
         Args:
@@ -264,6 +233,7 @@ class Algorithm:
         Raises:
             UsageError: the algorithm acts for the whole team at once, and has no local policies (``exportable``).
         """
+        self.check_exportable(self.settings)
         group, member = self.position[agent]
         conductor, interval = self.local_conductor(group)
         return DeployablePolicy.create(

@@ -8,16 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from hmarl.runtime.bundle import (
-    ActionSpaceModel,
-    AgentModel,
-    BoxSpace,
-    DiscreteSpace,
-    MultiDiscreteSpace,
-    NoiseModel,
-    StateModel,
-    TensorModel,
-)
+from hmarl.runtime.bundle import AgentModel, NoiseModel, StateModel, TensorModel
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.learning.instructions import discrete_instructions, instruction_context
@@ -283,7 +274,7 @@ class DeployablePolicy(nn.Module):
             file=file,
             interchangeable=interchangeable,
             kind=f"{agent.observation_size} -> {_describe_space(agent)}",
-            action_space=space_model(agent),
+            action_space=agent.action_space_model,
             observation=TensorModel(
                 name="observation",
                 shape=[agent.observation_size],
@@ -318,16 +309,6 @@ class DeployablePolicy(nn.Module):
                             meaning="mean of the local conductor's Gaussian" if latent else self.conductor.chooses),
             ]  # fmt: skip
         return rows
-
-
-def space_model(agent: AgentSpec) -> ActionSpaceModel:
-    """The action space as the manifest writes it."""
-    space = agent.action_space
-    if isinstance(space, spaces.Discrete):
-        return DiscreteSpace(n=int(space.n))
-    if isinstance(space, spaces.MultiDiscrete):
-        return MultiDiscreteSpace(n=[int(n) for n in space.nvec])
-    return BoxSpace(low=space.low.astype(float).tolist(), high=space.high.astype(float).tolist())
 
 
 def _describe_space(agent: AgentSpec) -> str:

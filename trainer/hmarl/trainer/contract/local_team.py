@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from hmarl.runtime.bundle import AgentModel
-from hmarl.runtime.session import InstructionChoice, noise_for
+from hmarl.runtime.choices import InstructionChoice, drawn_noises
+from hmarl.runtime.session import noise_for
 from hmarl.sdk.clients.agent import check_spec
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.evaluation.assignment import assign
-from hmarl.sdk.evaluation.deployed_teams import drawn_noises
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.deployable import DeployablePolicy
 
@@ -52,6 +52,8 @@ class LocalTeam:
     """
 
     name = "local"
+    label = "deployed policies"
+    colour = "#0072b2"
 
     def __init__(
         self,

@@ -242,24 +242,6 @@ class Rollout:
             return self.observations[group].new_zeros(0, *self.observations[group].shape[2:])
         return torch.cat([final.observations[group] for final in self._finals])
 
-    def agent_fields(self, agent: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """One agent's observation, mask, raw action and activity, time and environments flattened to M = T·B.
-
-        Returns:
-            [M, observation_size], [M, mask_size] or None, [M, ...], [M] bool.
-        """
-        for g, group in enumerate(self.spec.groups):
-            if agent in group.agents:
-                position = group.agents.index(agent)
-                mask = self.action_masks[g]
-                return (
-                    self.observations[g][:, :, position].flatten(0, 1),
-                    None if mask is None else mask[:, :, position].flatten(0, 1),
-                    self.actions[g][:, :, position].flatten(0, 1),
-                    self.active[:, :, agent].flatten(),
-                )
-        raise IndexError(f"agent: got {agent}, expected 0 … {len(self.spec.agents) - 1}")
-
 
 @dataclass
 class EpisodeStatistics:

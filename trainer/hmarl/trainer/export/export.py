@@ -38,6 +38,7 @@ from hmarl.trainer.export.parity import TOLERANCES, Parity, ParityError, compare
 from hmarl.trainer.export.samples import batch_sizes, example_inputs, recorded_rows, rollout_observations
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.drawing import run_plots
 from hmarl.trainer.runs.loaded_run import LoadedRun, load_run
 from hmarl.trainer.students.dagger import Distilled, distil_run
 from hmarl.trainer.students.settings import DistillationSettings
@@ -92,10 +93,10 @@ def export_run(
     samples = rollout_observations(config.environment, config.environment_arguments, loaded.spec)
     parity, records = check_all(graphs, files, samples, loaded)
     students = distilled.report if distilled else None
-    card, plots = model_card(
-        run, loaded.config, loaded.checkpoint, loaded.summary, loaded.evaluation, _parity_row(parity),
-        name, students,
-    )  # fmt: skip
+    plots = {f"plots/{file}": content for file, content in run_plots(run, config, loaded.algorithm).items()}
+    card = model_card(
+        loaded.config, loaded.checkpoint, loaded.summary, loaded.evaluation, _parity_row(parity), name, plots, students
+    )
     manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
     if distilled:
         manifest["students"] = to_plain(distilled.report)

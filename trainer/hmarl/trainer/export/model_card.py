@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import ParityModel, StudentsModel
 from hmarl.sdk.commands._common import parse_settings
-from hmarl.trainer.records.plots import run_plots
-from hmarl.trainer.records.recorder import read_metrics
 from hmarl.trainer.students.report import figures
 
 if TYPE_CHECKING:
@@ -20,29 +19,27 @@ if TYPE_CHECKING:
 
 
 def model_card(
-    run: Path,
     config: RunConfig,
     checkpoint: Checkpoint,
     summary: dict[str, Any],
     evaluation: dict[str, dict[str, Any]],
     parity: ParityModel,
     name: str,
+    plots: Iterable[str],
     students: StudentsModel | None = None,
-) -> tuple[str, dict[str, bytes]]:
-    """The card as Markdown with Hugging Face front matter, and its plots by file name.
+) -> str:
+    """The card as Markdown with Hugging Face front matter.
 
     Args:
-        run: the run's directory.
         config: of the run.
         checkpoint: that is exported.
         summary: of the run, empty where it has not ended.
         evaluation: of the checkpoint, empty where it was not evaluated.
         parity: what the comparison with torch found.
         name: the bundle's.
+        plots: the files that show the training, as the card reaches them.
         students: what a distillation came to, None without one.
     """
-    title = f"{config.algorithm} on {config.environment}"
-    plots = {f"plots/{file}": content for file, content in run_plots(read_metrics(run), title).items()}
     table = "\n".join(
         f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "
         f"| {row['episodes']} |"
@@ -69,7 +66,7 @@ def model_card(
         "## Limits\n\nTrained in simulation for this task and these spaces; observations far from those seen in "
         "training are clipped at ten standard deviations, and nothing is promised there.",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n", plots
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _acting(config: RunConfig) -> str:

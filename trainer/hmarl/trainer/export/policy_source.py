@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hmarl.runtime.session import InstructionChoice
+from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team

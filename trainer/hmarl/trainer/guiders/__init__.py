@@ -9,7 +9,7 @@ from hmarl.trainer.guiders.attention import AttentionGuider
 from hmarl.trainer.guiders.factorised import FactorisedGuider
 from hmarl.trainer.guiders.guider import Guider
 from hmarl.trainer.guiders.retention import RetentionGuider
-from hmarl.trainer.guiders.settings import GuidedSettings
+from hmarl.trainer.guiders.settings import GuiderSettings
 from hmarl.trainer.networks.distributions import ActionHead
 
 GUIDERS: dict[str, type[AttentionGuider] | type[RetentionGuider] | type[FactorisedGuider]] = {
@@ -22,7 +22,7 @@ GUIDERS: dict[str, type[AttentionGuider] | type[RetentionGuider] | type[Factoris
 def create_guider(
     groups: Sequence[AgentGroup],
     heads: Sequence[ActionHead],
-    settings: GuidedSettings,
+    settings: GuiderSettings,
     context_size: int,
     instruction_size: int,
 ) -> Guider:

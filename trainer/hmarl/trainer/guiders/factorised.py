@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.guiders.guider import Acted, Guider, Judged, TeamView
-from hmarl.trainer.guiders.settings import GuidedSettings
+from hmarl.trainer.guiders.settings import GuiderSettings
 from hmarl.trainer.networks.distributions import ActionHead
 from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.networks.layers import Parameters
@@ -42,7 +42,7 @@ class FactorisedGuider(Guider):
         self,
         groups: Sequence[AgentGroup],
         heads: Sequence[ActionHead],
-        settings: GuidedSettings,
+        settings: GuiderSettings,
         context_size: int = 0,
         instruction_size: int = 0,
     ) -> None:

@@ -1,17 +1,21 @@
-"""Settings of all algorithms in which a guider collects."""
+"""Settings of guiders, and of the local policies that follow one."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.networks.settings import PolicyGradientSettings, StochasticGradientSettings
+from hmarl.trainer.networks.settings import NetworkSettings
 
 
-class GuidedSettings(PolicyGradientSettings, StochasticGradientSettings):
-    """Settings of all algorithms with a guider."""
+class GuiderFields(BaseModel):
+    """Of algorithms in which a guider collects: its network, and how it learns.
+
+    Listed before ``AlgorithmSettings`` and ``GradientStepFields``, whose defaults for gradients and epochs are not a
+    guider's.
+    """
 
     guider: Literal["mat", "sable", "factorised"] = Field(
         "mat",
@@ -42,10 +46,66 @@ class GuidedSettings(PolicyGradientSettings, StochasticGradientSettings):
     )
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> GuidedSettings:
+    def _heads_divide_the_width(self) -> Self:
         if self.embedding_size % self.attention_heads:
             raise UsageError(
                 f"algorithm.attention_heads: got {self.attention_heads}, expected a divisor of "
                 f"algorithm.embedding_size ({self.embedding_size})"
             )
         return self
+
+
+class FollowerFields(BaseModel):
+    """Of algorithms in which local policies follow the guider: how far the two may part."""
+
+    delta: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
+        1.5,
+        description="δ, how far guider and local policies may part: ratios μ/π within (1/δ, δ); auto (an "
+        "extension): from 1.5 on, as imitation_gap says",
+    )
+    imitation_gap: float = Field(
+        0.02, gt=0, description="with delta=auto: mean KL(μ ‖ π) per agent, in nats, around which δ shrinks or grows"
+    )
+    reinforcement_weight: float = Field(
+        1.0, ge=0, description="λ, weight of the local policies' own surrogate; 0: they only imitate"
+    )
+    double_clip: bool = Field(
+        True,
+        description="the guider's surrogate has no gradient away from the local policies beyond δ; False: its ratio is "
+        "clipped once, to 1 ± ε (ablation)",
+    )
+    backtracking: bool = Field(
+        True,
+        description="where actions lie outside (1/δ, δ) the KL draws the guider to the local policies, or (factorised) "
+        "it becomes what they are after every update; False: neither (ablation)",
+    )
+    learner_learning_rate: float | None = Field(
+        None, gt=0, description="Adam's step size for the local policies; by default learning_rate, the guider's"
+    )
+
+
+class GuiderSettings(NetworkSettings, Protocol):
+    """The settings that a guider reads."""
+
+    embedding_size: int
+    blocks: int
+    attention_heads: int
+    guider_sees_state: bool
+    shuffle_agents: bool
+    share_parameters: bool
+    recurrent: bool
+    gamma: float
+    gae_lambda: float
+    learning_rate: float
+    max_gradient_norm: float
+    normalise_values: bool
+    epochs: int
+    minibatches: int
+    clip: float
+    entropy_coefficient: float
+    value_coefficient: float
+
+    @property
+    def guider(self) -> str:
+        """Its name among ``GUIDERS``."""
+        ...

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hmarl.trainer.contract.algorithm import StateDict
 from hmarl.trainer.hierarchy.networks import GraphNetwork, TeamGraph
+from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.returns import explained_variance, normalise_advantages, weighted_mean
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.normalisation import ValueNormaliser
@@ -182,20 +183,18 @@ class Level:
         returns = judgements.returns[judgements.judged]
         self.normaliser.update(returns)
         steps = self._minibatches(decisions.graph, generator)
-        rows = [
+        metrics = mean_metrics(
             self._climb(decisions, old, advantages, schedule)
             if units is None
             else self._climb(decisions.take(units), old[units], advantages[units], schedule)
             for units in steps
-        ]
+        )
         if judgements.graph is not decisions.graph:
             steps = self._minibatches(judgements.graph, generator)
-        losses = [self._fit(judgements if units is None else judgements.take(units), schedule) for units in steps]
-        metrics = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
-        return metrics | {
-            "critic_loss": float(torch.stack(losses).mean()),
-            "explained_variance": explained_variance(judgements.values[judgements.judged], returns),
-        }
+        metrics |= mean_metrics(
+            self._fit(judgements if units is None else judgements.take(units), schedule) for units in steps
+        )
+        return metrics | {"explained_variance": explained_variance(judgements.values[judgements.judged], returns)}
 
     def _minibatches(self, graph: TeamGraph, generator: torch.Generator) -> list[Tensor | None]:
         """Of all epochs, the moments of each; None for all."""
@@ -215,13 +214,13 @@ class Level:
             moved = part.mean(log_ratio.exp() - 1.0 - log_ratio)
         return {"kl": moved, "entropy": entropy.detach(), "gradient_norm": norm}
 
-    def _fit(self, part: Judgements, schedule: float) -> Tensor:
-        """A step of the value; its loss before."""
+    def _fit(self, part: Judgements, schedule: float) -> dict[str, Tensor]:
+        """A step of the value."""
         (predicted,) = self.value(self.value_optimiser.parameter, part.graph)
         errors = predicted.squeeze(-1) - self.normaliser.normalise(part.returns)
         loss = weighted_mean(errors.square(), part.judged.float())
         self.value_optimiser.step(loss, schedule)
-        return loss.detach()
+        return {"critic_loss": loss.detach()}
 
     # --- persistence ------------------------------------------------------------------------------------------------
 

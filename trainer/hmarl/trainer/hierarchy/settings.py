@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.learning.instructions import discrete_instructions, latent_instructions
 from hmarl.trainer.networks.distributions import ActionHead
-from hmarl.trainer.networks.settings import PolicyGradientSettings, StochasticGradientSettings
+from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 
 
-class HierarchySettings(PolicyGradientSettings, StochasticGradientSettings):
+class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HiMPo."""
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "memory_size", "chunk_length"})

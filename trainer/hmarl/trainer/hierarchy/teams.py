@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,36 +11,16 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.evaluation.annotation import TeamAnnotation
-from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.contract.acting import as_tensors, drawn_noise, joint_seed
-from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Noise, Standing, Step
-from hmarl.trainer.hierarchy.settings import HierarchySettings
-from hmarl.trainer.networks.distributions import ActionHead
-
-
-class ActsTogether(Protocol):
-    """An algorithm whose hierarchy acts for the whole team."""
-
-    spec: EnvironmentSpec
-    settings: HierarchySettings
-    device: torch.device
-    heads: list[ActionHead]
-    hierarchy: Hierarchy
-
-    def decide_together(self, observation: Observation, standing: Standing, noise: Noise | None) -> Step:
-        """One step of the whole hierarchy."""
-        ...
-
-    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Raw actions per group in the environment's units."""
-        ...
+from hmarl.trainer.contract.team_inputs import as_tensors, drawn_noise, joint_seed
+from hmarl.trainer.hierarchy.acting import HierarchyActors
+from hmarl.trainer.hierarchy.hierarchy import Noise, Step
 
 
 class HierarchyTeam:
     """A whole hierarchy: messages among the workers, goals from above.
 
     Args:
-        algorithm: whose hierarchy.
+        together: the hierarchy's agents.
         sample: draw goals and actions, with noise seeded by the episodes' seeds, instead of taking the modes.
 
     Attributes:
@@ -49,34 +28,36 @@ class HierarchyTeam:
     """
 
     name = "hierarchy"
+    label = "whole hierarchy"
+    colour = "#e69f00"
 
-    def __init__(self, algorithm: ActsTogether, sample: bool = False) -> None:
-        self._algorithm, self._sample = algorithm, sample
+    def __init__(self, together: HierarchyActors, sample: bool = False) -> None:
+        self._together, self._sample = together, sample
         self._generator = torch.Generator()
-        self._standing = algorithm.hierarchy.nothing_in_force(0)
+        self._standing = together.hierarchy.nothing_in_force(0)
         self.last: Step | None = None
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start episodes with nothing in force."""
         self._generator.manual_seed(joint_seed(seeds))
-        self._standing, self.last = self._algorithm.hierarchy.nothing_in_force(len(seeds)), None
+        self._standing, self.last = self._together.hierarchy.nothing_in_force(len(seeds)), None
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
         """All agents' actions, goals before it where they have run out."""
-        algorithm, noise = self._algorithm, None
+        actors, noise = self._together.actors, None
         if self._sample:
-            goals = algorithm.hierarchy.draw_goal_noise((len(running),), self._generator)
-            actions = drawn_noise(algorithm, len(running), self._generator)
-            noise = Noise(actions, *(drawn.to(algorithm.device) for drawn in goals))
-        self.last = algorithm.decide_together(as_tensors(observation, algorithm.device), self._standing, noise)
+            goals = self._together.hierarchy.draw_goal_noise((len(running),), self._generator)
+            actions = drawn_noise(actors, len(running), self._generator)
+            noise = Noise(actions, *(drawn.to(actors.device) for drawn in goals))
+        self.last = self._together.decide(as_tensors(observation, actors.device), self._standing, noise)
         self._standing = self.last.standing
-        return tuple(action.cpu().numpy() for action in algorithm.to_environment(self.last.actions))
+        return tuple(action.cpu().numpy() for action in actors.to_environment(self.last.actions))
 
     def explain(self, index: int = 0) -> TeamAnnotation | None:
         """Messages, clusters and goals at the last step."""
         if self.last is None:
             return None
-        graph, record, settings = self.last.graph, self.last.record, self._algorithm.settings
+        graph, record, settings = self.last.graph, self.last.record, self._together.hierarchy.settings
 
         def told(goals: Tensor | None, decided: str) -> tuple[npt.NDArray[Any] | None, npt.NDArray[np.bool_] | None]:
             if goals is None:

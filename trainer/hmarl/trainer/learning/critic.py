@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal, Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hmarl.trainer.learning.returns import explained_variance
+from hmarl.trainer.networks.activation import Activation
 from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.networks.normalisation import ValueNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
-from hmarl.trainer.networks.settings import ActorCriticSettings
+from hmarl.trainer.networks.settings import HiddenSizes
+
+
+class CriticSettings(Protocol):
+    """The settings that a critic reads."""
+
+    critic_hidden_sizes: HiddenSizes
+    activation: Activation
+    normalise_layers: bool
+    normalise_values: bool
+    critic_learning_rate: float
+    max_gradient_norm: float
+    critic_epochs: int
+    critic_minibatches: int
+    critic_loss: Literal["mse", "huber"]
+    huber_delta: float
 
 
 class Critic:
@@ -26,7 +44,7 @@ class Critic:
     def __init__(
         self,
         state_size: int,
-        settings: ActorCriticSettings,
+        settings: CriticSettings,
         generator: torch.Generator,
         device: torch.device,
         outputs: int = 1,

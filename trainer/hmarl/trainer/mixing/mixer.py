@@ -13,7 +13,8 @@ from functools import cached_property
 from torch import Tensor
 from torch.nn import functional
 
-from hmarl.trainer.networks.flat import Activation, Mlp
+from hmarl.trainer.networks.activation import Activation
+from hmarl.trainer.networks.flat import Mlp
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ class RunningNormaliser:
         self.count = torch.zeros((*shape[:-1], 1), dtype=torch.float64, device=device)
         self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
         self.variance = torch.ones(shape, dtype=torch.float64, device=device)
-        self._refresh()
+        self.shift, self.scale = self._in_use()
 
-    def _refresh(self) -> None:
-        self.shift = self.mean.float()
-        self.scale = (self.variance + 1e-8).rsqrt().float()
+    def _in_use(self) -> tuple[Tensor, Tensor]:
+        """What ``__call__`` subtracts and multiplies by, float32."""
+        return self.mean.float(), (self.variance + 1e-8).rsqrt().float()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise [..., *shape] float32."""
@@ -61,7 +61,7 @@ class RunningNormaliser:
         self.mean = self.mean + difference * added / total
         self.variance = torch.where(self.count + added > 0, combined / total, self.variance)
         self.count = self.count + added
-        self._refresh()
+        self.shift, self.scale = self._in_use()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The statistics as tensors."""
@@ -70,7 +70,7 @@ class RunningNormaliser:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
         self.count, self.mean, self.variance = (state[key].clone() for key in ("count", "mean", "variance"))
-        self._refresh()
+        self.shift, self.scale = self._in_use()
 
 
 class ValueNormaliser:

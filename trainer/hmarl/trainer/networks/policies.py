@@ -12,7 +12,7 @@ from torch import Tensor
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import Memory, Mlp, RecurrentNetwork
-from hmarl.trainer.networks.settings import AlgorithmSettings, PolicyGradientSettings
+from hmarl.trainer.networks.settings import AlgorithmSettings, NetworkSettings, PolicyGradientFields
 
 
 @dataclass
@@ -39,7 +39,7 @@ class GroupPolicy:
         members: int,
         input_size: int,
         head: ActionHead,
-        settings: AlgorithmSettings,
+        settings: NetworkSettings,
         generator: torch.Generator,
         *,
         shared: bool = False,
@@ -75,6 +75,11 @@ class GroupPolicy:
     def shared(self) -> bool:
         """Whether all members use one row of parameters."""
         return self.theta.shape[0] == 1 and self.members > 1
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether members remember."""
+        return isinstance(self.network, RecurrentNetwork)
 
     def row(self, member: int) -> Tensor:
         """[P] parameters of one member, a view."""
@@ -150,8 +155,7 @@ class GroupPolicy:
         """
         inputs = self.inputs(features, context).flatten(0, 1).transpose(0, 1)
         legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
-        recurrent = isinstance(self.network, RecurrentNetwork)
-        remembered = Memory(memory, (~begins).float().view(1, *begins.shape, 1)) if recurrent else None
+        remembered = Memory(memory, (~begins).float().view(1, *begins.shape, 1)) if self.recurrent else None
         return self.all_distributions(inputs, legal, remembered, theta)
 
     def _outputs(self, theta: Tensor, inputs: Tensor, memory: Memory | None) -> Tensor:
@@ -234,6 +238,8 @@ def select_all(distributions: Sequence[Distribution], perturbations: Sequence[Te
     return tuple(each.select(perturbation).transpose(0, 1) for each, perturbation in drawn)
 
 
-def group_head(group: AgentGroup, settings: PolicyGradientSettings) -> ActionHead:
-    """The head for the group's action space."""
-    return ActionHead(group.example.action_space, settings.squash, settings.initial_std)
+def group_head(group: AgentGroup, settings: AlgorithmSettings) -> ActionHead:
+    """What turns a network's output into actions of the group, continuous ones as the settings say."""
+    if isinstance(settings, PolicyGradientFields):
+        return ActionHead(group.example.action_space, settings.squash, settings.initial_std)
+    return ActionHead(group.example.action_space)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,34 +16,59 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hmarl.sdk.errors import UsageError, unknown_name
-from hmarl.trainer.networks.flat import Activation
+from hmarl.trainer.networks.activation import Activation
 
 HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
 
 
+STRICT = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+"""Unknown keys are refused, values are checked and never change afterwards."""
+
+
+def _truth_is_no_number(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """Pydantic would take ``true`` for 1."""
+    kind = cls.model_fields[str(info.field_name)].annotation
+    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+        raise PydanticCustomError("truth_value", "Input should be neither true nor false")
+    return value
+
+
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values are checked on assignment and never change afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would take ``true`` for 1."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise PydanticCustomError("truth_value", "Input should be neither true nor false")
-        return value
-
-
-class AlgorithmSettings(Settings):
-    """What all algorithms share (``--set algorithm.KEY=VALUE``).
+    """Base of all settings that stand by themselves; those of an algorithm are composed, see ``AlgorithmSettings``.
 
     Attributes:
+        retired: names of settings that there were once, without which everything is as it was with them. They are in
+            the config.json of old runs and in commands written down long ago, and are passed over.
+        without_effect: names of those that there is no use for; other values than the default are refused.
+    """
+
+    retired: ClassVar[frozenset[str]] = frozenset()
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+
+    model_config = STRICT
+    _check_truth = field_validator("*", mode="before")(_truth_is_no_number)
+
+
+class AlgorithmSettings(BaseModel):
+    """What all algorithms share (``--set algorithm.KEY=VALUE``).
+
+    An algorithm's settings are this and the groups of fields (``…Fields``) of the parts that it composes, side by side:
+
+        class HappoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields)
+
+    They state the defaults in which the algorithm differs by naming the field again, and derive from no other
+    algorithm's, so that a default changed in one changes no other. Fields are listed from the last base to the first.
+
+    Attributes:
+        retired: as of ``Settings``.
         without_effect: names of those that an algorithm has no use for; other values than the default are refused.
     """
 
+    retired: ClassVar[frozenset[str]] = frozenset()
     without_effect: ClassVar[frozenset[str]] = frozenset()
+
+    model_config = STRICT
+    _check_truth = field_validator("*", mode="before")(_truth_is_no_number)
 
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of the policies")
@@ -107,16 +132,26 @@ class AlgorithmSettings(Settings):
         return not self.agent_identity
 
 
-class PolicyGradientSettings(AlgorithmSettings):
-    """What the algorithms with stochastic policies and advantages share."""
+class NetworkSettings(Protocol):
+    """The settings that networks are built from."""
+
+    hidden_sizes: HiddenSizes
+    activation: Activation
+    normalise_layers: bool
+    agent_identity: bool
+    memory_size: int
+
+
+class PolicyGradientFields(BaseModel):
+    """Of algorithms with stochastic policies and advantages."""
 
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of the advantage estimate")
     squash: Literal["clip", "tanh"] = Field("clip", description="how continuous actions are kept in bounds")
     initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
 
 
-class ActorCriticSettings(PolicyGradientSettings):
-    """What the algorithms with a critic of its own share."""
+class CriticFields(BaseModel):
+    """Of algorithms with a critic of its own."""
 
     critic_hidden_sizes: HiddenSizes = Field((128, 128), description="hidden layers of the centralised critic")
     critic_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the critic")
@@ -126,8 +161,8 @@ class ActorCriticSettings(PolicyGradientSettings):
     huber_delta: float = Field(10.0, gt=0, description="where the Huber loss turns linear")
 
 
-class StochasticGradientSettings(Settings):
-    """What all algorithms that climb a surrogate by minibatch Adam share."""
+class GradientStepFields(BaseModel):
+    """Of algorithms that climb a surrogate by minibatch Adam."""
 
     learning_rate: float = Field(5e-4, gt=0, description="Adam's step size for the policies")
     epochs: int = Field(5, ge=1, description="passes over the rollout per update of a policy")
@@ -135,25 +170,32 @@ class StochasticGradientSettings(Settings):
     entropy_coefficient: float = Field(0.01, ge=0, description="weight of the entropy bonus")
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=Settings | AlgorithmSettings)
 
 
-def validate(model: type[S], values: dict[str, Any], prefix: str) -> S:
+def without_retired(model: type[S], values: dict[str, Any]) -> dict[str, Any]:
+    """The values but for those of ``retired`` settings."""
+    return {key: value for key, value in values.items() if key not in model.retired}
+
+
+def validate(model: type[S], values: dict[str, Any], prefix: str, algorithm: str = "ALGORITHM") -> S:
     """Check settings, with errors that name the key, what was got and what was expected.
 
     Args:
         model: the settings' class.
         values: keys and values; missing ones take their defaults.
         prefix: how the user names this group, e.g. ``"algorithm"``.
+        algorithm: whose settings ``hmarl-algorithms`` is said to list.
 
     Raises:
         UsageError: unknown key (with a suggestion) or a value out of range.
     """
-    known = list(model.model_fields)
+    values = without_retired(model, values)
     for key in values:
-        if key not in known:
-            names = [f"{prefix}.{name}" for name in known]
-            raise UsageError(unknown_name("setting", f"{prefix}.{key}", names))
+        if key not in model.model_fields:
+            names = [f"{prefix}.{name}" for name in model.model_fields if name not in model.without_effect]
+            listed_by = f"hmarl-algorithms {algorithm}"
+            raise UsageError(unknown_name("setting", f"{prefix}.{key}", names, listed_by))
     try:
         return model(**values)
     except ValidationError as error:

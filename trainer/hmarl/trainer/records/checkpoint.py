@@ -22,14 +22,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hmarl.runtime.bundle import BundleError, replace_file
+from hmarl.runtime.bundle import replace_file
+from hmarl.trainer.records.problems import CheckpointError
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(BundleError):
-    """A checkpoint is missing, damaged or does not fit; exit code 3."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +211,8 @@ def any_written(folder: Path) -> bool:
     return any(path.with_suffix(".json").exists() for path in checkpoints_in(folder))
 
 
-def last_good(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, None when there is none."""
+def newest_path(folder: Path) -> Path | None:
+    """Where the newest checkpoint that is whole is, None when there is none."""
     for path in reversed(checkpoints_in(folder)):
         try:
             return read_checkpoint(path).path

@@ -1,4 +1,4 @@
-"""What goes wrong beside training: what ends it (files that cannot be written), and what is only reported."""
+"""What goes wrong in training and beside it: what ends it, and what is only reported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hmarl.runtime.bundle import BundleError
 from hmarl.sdk.errors import HmarlError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -15,6 +16,14 @@ _log = logging.getLogger(__name__)
 
 class StorageError(HmarlError):
     """What was to be kept could not be written; what was there before is whole."""
+
+
+class DivergedError(HmarlError):
+    """Updates diverged too often in a row; the last good checkpoint is untouched."""
+
+
+class CheckpointError(BundleError):
+    """A checkpoint, or a run, is missing, damaged or does not fit; exit code 3."""
 
 
 class IncompleteError(HmarlError):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.networks.settings import AlgorithmSettings, validate
-from hmarl.trainer.records.checkpoint import CheckpointError
-from hmarl.trainer.runs.devices import device_named
+from hmarl.trainer.networks.settings import AlgorithmSettings, validate, without_retired
+from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.settings import RunSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RunConfig(BaseModel):
@@ -26,6 +27,12 @@ class RunConfig(BaseModel):
     environment_arguments: dict[str, Any]
     run: dict[str, Any]
     algorithm_settings: dict[str, Any]
+
+    @field_validator("run")
+    @classmethod
+    def _still_there(cls, run: dict[str, Any]) -> dict[str, Any]:
+        """An old run's without what has been retired since."""
+        return without_retired(RunSettings, run)
 
     def write(self, run: Path) -> None:
         """Into a run directory."""
@@ -42,17 +49,19 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); is it a run's?") from error
+            advice = "this is a bundle, see hmarl-verify" if (run / "manifest.json").is_file() else "is it a run's?"
+            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); {advice}") from error
         except ValueError as error:
             raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
 
     def settings(self) -> AlgorithmSettings:
         """The algorithm's settings, checked."""
-        return validate(find_algorithm(self.algorithm).settings_class, self.algorithm_settings, "algorithm")
+        kind = find_algorithm(self.algorithm).settings_class
+        return validate(kind, self.algorithm_settings, "algorithm", self.algorithm)
 
     def run_settings(self) -> RunSettings:
         """The run's settings, checked."""
-        return validate(RunSettings, self.run, "run")
+        return validate(RunSettings, self.run, "run", self.algorithm)
 
 
 def make_config(
@@ -67,8 +76,8 @@ def make_config(
     Raises:
         UsageError: unknown algorithm or setting, value out of range, unknown device.
     """
-    settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm")
-    run = validate(RunSettings, run_settings, "run")
+    settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm", algorithm)
+    run = validate(RunSettings, run_settings, "run", algorithm)
     device_of(run)
     settings.check_rollouts(run.rollout_length)
     return RunConfig(
@@ -87,4 +96,6 @@ def device_of(run: RunSettings) -> torch.device:
     Raises:
         UsageError: no such device on this machine.
     """
+    from hmarl.trainer.runs.devices import device_named  # noqa: PLC0415 - the rest of this file does without torch
+
     return device_named(run.device)

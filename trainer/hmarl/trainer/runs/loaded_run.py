@@ -10,10 +10,11 @@ from typing import Any
 from hmarl.sdk.environments import make
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.records.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_object, restore
-from hmarl.trainer.records.recorder import evaluation_path, read_evaluation
+from hmarl.trainer.records.checkpoint import Checkpoint, find_checkpoint, read_object, restore
+from hmarl.trainer.records.metrics import evaluation_path, read_evaluation
+from hmarl.trainer.records.problems import CheckpointError
+from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.run import build_algorithm
 
 
 @dataclass(frozen=True)

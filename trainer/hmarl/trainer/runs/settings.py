@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import (
-    Field,
-)
+from typing import ClassVar
+
+from pydantic import Field
 
 from hmarl.trainer.networks.settings import Settings
 
 
 class RunSettings(Settings):
     """What does not depend on the algorithm (``--set run.KEY=VALUE``)."""
+
+    retired: ClassVar[frozenset[str]] = frozenset({"log_interval_s"})
 
     steps: int = Field(1_000_000, ge=1, description="environment steps of the whole team, summed over the environments")
     seed: int = Field(0, ge=0, lt=2**31, description="seeds networks, action noise, permutations and environments")
@@ -28,4 +30,3 @@ class RunSettings(Settings):
     checkpoint_interval: int = Field(20, ge=1, description="updates between two checkpoints")
     checkpoints_kept: int = Field(3, ge=1, description="newest checkpoints kept beside the best one")
     max_rollbacks: int = Field(5, ge=1, description="consecutive diverged updates after which training stops")
-    log_interval_s: float = Field(1.0, gt=0, description="seconds between two refreshes of the progress display")

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
 # From the second signal to the end by force: time for closing what closes in time.
@@ -24,7 +24,12 @@ _ANSWER_S = 0.5  # at the end, for an answer that standard error does not take a
 _INTERRUPTED = 130
 
 P = ParamSpec("P")
+T = TypeVar("T")
 _active: StopRequest | None = None
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user asked to stop; everything up to the last update has been saved."""
 
 
 class StopRequest:
@@ -63,10 +68,11 @@ class StopRequest:
         """True once it has been asked for again."""
         return self._asked > 1
 
-    def say(self) -> None:
-        """Tell whoever asks what happens now."""
+    def say(self, number: int) -> None:
+        """Tell whoever asks, by that signal, what happens now."""
         what = "stopping after this update, which is saved" if self._postponed else "stopping"
-        print(f"\n{what}; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+        again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+        print(f"\n{what}; {again} leaves at once", file=sys.stderr, flush=True)
         self._answered.set()
 
     def wait_until_said(self) -> None:
@@ -111,14 +117,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
         answering.join(_ANSWER_S)  # the main thread may get here before the answer is out
 
 
-def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
+def answering_signals(command: Callable[P, T]) -> Callable[P, T]:
     """The same command with signals answered from its first moment on."""
 
     @functools.wraps(command)
-    def run(*positional: P.args, **named: P.kwargs) -> None:
+    def run(*positional: P.args, **named: P.kwargs) -> T:
         with stop_on_signals() as stop:
             try:
-                command(*positional, **named)
+                return command(*positional, **named)
             finally:
                 if stop.insisted:  # the interpreter's own end may wait for what hangs
                     sys.stderr.flush()
@@ -130,12 +136,13 @@ def answering_signals(command: Callable[P, None]) -> Callable[P, None]:
 def _answer(reader: socket.socket, stop: StopRequest) -> None:
     """Say so at the first signal; see to it at the second that the process ends; end it at the third."""
     # In a thread of its own: a standard error that is not read must not keep the next signal from being seen.
-    asked, saying = 0, threading.Thread(target=stop.say, daemon=True)
+    asked, saying = 0, threading.Thread()
     with reader:
         while received := reader.recv(64):
-            for _ in range(sum(number in SIGNALS for number in received)):
+            for number in filter(SIGNALS.__contains__, received):
                 asked += 1
                 if asked == 1:
+                    saying = threading.Thread(target=stop.say, args=(number,), daemon=True)
                     saying.start()
                 elif asked == 2:
                     threading.Thread(target=_leave, args=(_GRACE_S,), daemon=True).start()

@@ -1,27 +1,55 @@
-"""Agents that climb a surrogate by several epochs of minibatch Adam: everything but the surrogate itself."""
+"""A policy improved by several epochs of minibatch Adam on a loss, and the clipped loss that many have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.optimiser import FlatAdam
-from hmarl.trainer.networks.settings import ActorCriticSettings, AlgorithmSettings, StochasticGradientSettings
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, HeterogeneousAgents, Improvement
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.sequential.turns import Improvement, Turn
+
+Loss = Callable[[Distribution, Turn], Tensor]
+"""The candidate policy at a turn's samples ↦ the scalar to be descended."""
+
+Report = Callable[[Distribution, Turn], dict[str, float]]
+"""The new policy at a turn's samples ↦ further metrics."""
 
 
-class GradientSettings(ActorCriticSettings, StochasticGradientSettings):
-    """Settings of all heterogeneous agents that take gradient steps."""
+class GradientStepSettings(Protocol):
+    """The settings that gradient steps read."""
+
+    learning_rate: float
+    max_gradient_norm: float
+    epochs: int
+    minibatches: int
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
     """[M] min( r · A, clip(r, 1−ε, 1+ε) · A ) (Schulman et al. 2017, Eq. 7)."""
     return torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
+
+
+def clipped_loss(new: Distribution, turn: Turn, clip: float, entropy_coefficient: float) -> Tensor:
+    """−E[ min(r·A, clip(r, 1−ε, 1+ε)·A) ] − c·H; one after the other A = F·Â (Zhong et al. 2024, Eq. 16)."""
+    samples = turn.samples
+    objective = samples.mean(clipped_surrogate(samples.ratio(new), turn.advantages, clip), samples.surrogate_weight)
+    return -objective - entropy_coefficient * samples.mean(new.entropy())
+
+
+def clipped_share(new: Distribution, turn: Turn, clip: float) -> dict[str, float]:
+    """The share of samples beyond the clipping range."""
+    beyond = (turn.samples.ratio(new) - 1.0).abs() > clip
+    return {"agent_clipped": float(turn.samples.mean(beyond.float()))}
+
+
+def no_report(new: Distribution, turn: Turn) -> dict[str, float]:
+    """Nothing."""
+    return {}
 
 
 def minibatches(units: int, epochs: int, parts: int, generator: torch.Generator) -> Iterator[Tensor | None]:
@@ -33,63 +61,48 @@ def minibatches(units: int, epochs: int, parts: int, generator: torch.Generator)
             yield from torch.randperm(units, generator=generator, device=generator.device).split(-(-units // parts))
 
 
-class GradientAgents(HeterogeneousAgents):
-    """Each agent descends ``loss`` for several epochs; a member of the family says what the loss is."""
+class GradientSteps:
+    """One Adam for every row of parameters of a team's policies.
 
-    settings_class: ClassVar[type[AlgorithmSettings]] = GradientSettings
-    settings: GradientSettings
+    Args:
+        policies: per group.
+        settings: of the steps.
+        generator: of the minibatches, on the device.
+
+    Attributes:
+        optimisers: per group, one a row.
+    """
 
     def __init__(
-        self, spec: EnvironmentSpec, settings: GradientSettings, generator: torch.Generator, device: torch.device
+        self, policies: Sequence[GroupPolicy], settings: GradientStepSettings, generator: torch.Generator
     ) -> None:
-        super().__init__(spec, settings, generator, device)
+        self.settings, self.generator = settings, generator
         self.optimisers = [
             [FlatAdam(row, settings.learning_rate, settings.max_gradient_norm) for row in policy.theta]
-            for policy in self.policies
+            for policy in policies
         ]
 
-    def loss(self, new: Distribution, samples: AgentSamples, advantages: Tensor) -> Tensor:
-        """Scalar to be descended.
-
-        Args:
-            new: the candidate policy at the samples.
-            samples: a minibatch of one agent's samples.
-            advantages: [M] what ``advantages_given`` returned for them.
-        """
-        raise NotImplementedError
-
-    def improve_agent(self, agent: int, samples: AgentSamples, advantages: Tensor, schedule: float) -> Improvement:
-        """Minibatch Adam on the agent's loss."""
-        return self.descend(*self.position[agent], samples, advantages, schedule)
-
-    def descend(
-        self, group: int, member: int, samples: AgentSamples, advantages: Tensor, schedule: float
-    ) -> Improvement:
-        """Minibatch Adam on the loss of one member of a group, or of all of it where they share parameters."""
-        policy, settings = self.policies[group], self.settings
-        optimiser = self.optimisers[group][0 if policy.shared else member]
+    def descend(self, turn: Turn, loss: Loss, report: Report = no_report) -> Improvement:
+        """Epochs of minibatches on the loss of one turn; the turn's policy is changed in place."""
+        policy, samples, settings = turn.policy, turn.samples, self.settings
+        optimiser = self.optimisers[turn.group][0 if policy.shared else turn.member]
         norms = []
-        for units in minibatches(samples.units, settings.epochs, settings.minibatches, self.noise_generator):
-            part = samples if units is None else samples.take(units)
-            advantage = advantages if units is None else advantages[samples.rows(units)]
-            loss = self.loss(part.under(policy, optimiser.parameter), part, advantage)
-            norms.append(optimiser.step(loss, schedule))
+        for units in minibatches(samples.units, settings.epochs, settings.minibatches, self.generator):
+            part = turn if units is None else turn.take(units)
+            norms.append(optimiser.step(loss(part.samples.under(policy, optimiser.parameter), part), turn.schedule))
         with torch.no_grad():
-            new = samples.under(policy, policy.row(member))
+            new = samples.under(policy, policy.row(turn.member))
             metrics = {
                 "agent_kl": float(samples.mean(samples.old.kl(new))),
                 "agent_entropy": float(samples.mean(new.entropy())),
                 "agent_gradient_norm": float(torch.stack(norms).mean()),
             }
-            return Improvement(new, metrics | self.report(new, samples))
-
-    def report(self, new: Distribution, samples: AgentSamples) -> dict[str, float]:
-        """Further metrics of one agent's update."""
-        return {}
+            return Improvement(new, metrics | report(new, turn))
 
     def components(self) -> dict[str, object]:
-        """The shared parts and one optimiser per row of parameters."""
-        parts = super().components()
-        for g, row in enumerate(self.optimisers):
-            parts |= {f"optimisers.{g}.{member}": optimiser for member, optimiser in enumerate(row)}
-        return parts
+        """The optimisers, as ``Algorithm.components`` names them."""
+        return {
+            f"optimisers.{g}.{member}": optimiser
+            for g, row in enumerate(self.optimisers)
+            for member, optimiser in enumerate(row)
+        }

@@ -34,11 +34,12 @@ from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.records.checkpoint import Checkpoint, Counters, flatten, restore
-from hmarl.trainer.records.problems import storing
-from hmarl.trainer.records.recorder import LiveProgress, Recorder
+from hmarl.trainer.records.live_progress import LiveProgress
+from hmarl.trainer.records.problems import DivergedError, storing
+from hmarl.trainer.records.recorder import Recorder
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.lock import RunLock
-from hmarl.trainer.runs.run import EVALUATION_SEED, DivergedError, derived_seeds
+from hmarl.trainer.runs.seeds import EVALUATION_SEED, derived_seeds
 from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.learner import Learner
@@ -49,6 +50,9 @@ from hmarl.trainer.students.teams import InformedTeam, TeacherTeam
 
 # The best round is chosen by the episodes of the one, and reported are those of the other.
 _CHOICE_SEED, REPORT_SEED = EVALUATION_SEED, EVALUATION_SEED + 1
+
+# Of a round, while the distillation goes on.
+_SHOWN = ("return", "teacher_return", "imitation_kl", "action_agreement", "learnt_goal_error")
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +134,7 @@ class Distillation:
         frames = self._rollout.steps * self._rollout.batch_size
         title = f"distillation · {self.algorithm.spec.name}"
         if self._stopped() is None:
-            with LiveProgress(title, self.settings.rounds * frames, self._counters.steps) as progress:
+            with LiveProgress(title, self.settings.rounds * frames, self._counters.steps, _SHOWN) as progress:
                 self._rounds(kept, progress)
         kept.finish()
         for policy, theta in zip(self.students.policies, self._best, strict=True):

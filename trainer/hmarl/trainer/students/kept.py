@@ -21,7 +21,6 @@ from hmarl.runtime.bundle import remove_temporaries, replace_file
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.records.checkpoint import (
     Checkpoint,
-    CheckpointError,
     Counters,
     any_written,
     checkpoints_in,
@@ -31,7 +30,7 @@ from hmarl.trainer.records.checkpoint import (
     read_object,
     write_checkpoint,
 )
-from hmarl.trainer.records.problems import storing
+from hmarl.trainer.records.problems import CheckpointError, storing
 from hmarl.trainer.students.demonstrations import Demonstrations
 
 # One round may turn out to be damaged.

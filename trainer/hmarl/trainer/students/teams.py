@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.trainer.contract.acting import as_tensors, drawn_noise, joint_seed
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.contract.teacher import Teacher
+from hmarl.trainer.contract.team_inputs import as_tensors, drawn_noise, joint_seed
 from hmarl.trainer.students.student import Students
 
 

@@ -1,4 +1,4 @@
-"""Checks the actions given to environments that compute in NumPy."""
+"""Checks the actions that an environment is given, so that what it computes with is in range."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
+from hmarl.runtime.manifest import BoxSpace
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentGroup
 
@@ -15,7 +15,12 @@ from hmarl.sdk.spaces import AgentGroup
 def checked_actions(
     actions: tuple[npt.NDArray[Any], ...], groups: tuple[AgentGroup, ...], batch_size: int
 ) -> tuple[npt.NDArray[Any], ...]:
-    """The actions, one array per group, as environments may use them.
+    """The actions as an environment may use them; the first thing that its ``step`` does, before anything changes.
+
+    Args:
+        actions: as given to ``step``: one array per group.
+        groups: ``EnvironmentSpec.groups``.
+        batch_size: B.
 
     Returns:
         Discrete actions as contiguous int64 [B, N_group] in range, those of a Box as float32 [B, N_group, D] clipped to
@@ -33,14 +38,15 @@ def checked_actions(
 
 
 def _checked_group_actions(array: npt.NDArray[Any], group: AgentGroup, batch_size: int) -> npt.NDArray[Any]:
-    agent, space = group.example, group.example.action_space
+    agent = group.example
+    continuous = isinstance(agent.action_space_model, BoxSpace)
     shape = (batch_size, len(group.agents), *agent.action_shape)
-    kind = "f" if isinstance(space, spaces.Box) else "iu"
+    kind = "f" if continuous else "iu"
     if array.shape != shape or array.dtype.kind not in kind:
         wanted = f"{agent.action_dtype} {list(shape)}"
         raise UsageError(f"actions of '{agent.id}': got {array.dtype} {list(array.shape)}, expected {wanted}")
-    if isinstance(space, spaces.Box):
-        clipped: npt.NDArray[np.float32] = np.clip(array.astype(np.float32, copy=False), space.low, space.high)
+    if continuous:
+        clipped: npt.NDArray[np.float32] = np.clip(array.astype(np.float32, copy=False), *agent.action_bounds)
         if np.isnan(clipped).any():
             raise UsageError(f"actions of '{agent.id}': got NaN")
         return clipped

@@ -1,15 +1,14 @@
-"""Checks the arguments that environments are made with."""
+"""Checks the arguments that environments are made with: a typing error is told with all that the task takes."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hmarl.sdk.errors import UsageError, unknown_name
+from hmarl.sdk.errors import UsageError, did_you_mean, unknown_name
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Rule:
     fits: Callable[[Any], bool]
 
 
-def resolve(
+def resolve_arguments(
     environment: str,
     arguments: Mapping[str, Any],
     defaults: Mapping[str, Any],
@@ -130,8 +129,7 @@ def check_keys(
     known = [parameter for parameter in parameters_of(function) if parameter not in ours]
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(key, [*known, *others], n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = did_you_mean(key, [*known, *others])
             takes = what_it_takes(function, ours)
             raise UsageError(f"{name}: got an unexpected keyword argument '{key}'; {takes}{hint}")
 

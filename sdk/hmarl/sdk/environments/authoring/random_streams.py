@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.utils import seeding
 
 from hmarl.sdk.errors import UsageError
 
@@ -15,7 +14,10 @@ _LOW_64 = (1 << 64) - 1
 
 
 class RandomStreams:
-    """B independent PCG64 generators.
+    """B independent PCG64 generators, one for each copy of an environment, which ``reset`` seeds.
+
+    What a copy draws then follows from its own seed alone, however many copies run beside it; and ``get_state`` and
+    ``from_state`` let an episode go on exactly where it was saved.
 
     Args:
         seeds: [B] integers, each at least 0; equal seeds give equal streams, whatever B is.
@@ -26,7 +28,7 @@ class RandomStreams:
 
     def __init__(self, seeds: npt.NDArray[np.int64], batch_size: int) -> None:
         checked = checked_seeds(seeds, batch_size)
-        self.generators = [seeding.np_random(int(seed))[0] for seed in checked]
+        self.generators = [np.random.default_rng(int(seed)) for seed in checked]
 
     def uniforms(self, rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.float64]:
         """The next ``count`` numbers in [0, 1) of each of the generators ``rows``: [R, count]."""
@@ -92,7 +94,11 @@ def checked_seeds(seeds: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[
 def checked_state(
     state: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, npt.NDArray[Any]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Copies of the arrays of ``state``, with the keys, shapes and dtypes of ``expected``.
+    """Copies of the arrays of ``state``, with the keys, shapes and dtypes of ``expected``; for ``set_state``.
+
+    Args:
+        state: as given to ``set_state``.
+        expected: as ``get_state`` would return it now.
 
     Raises:
         UsageError: a key is missing or unknown, or an array has another shape or kind of number.

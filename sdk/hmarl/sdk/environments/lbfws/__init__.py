@@ -48,9 +48,16 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult
-from hmarl.sdk.environments.authoring.actions import checked_actions
-from hmarl.sdk.environments.authoring.arguments import COUNT, Rule, at_least, is_integer, resolve
-from hmarl.sdk.environments.authoring.random_streams import RandomStreams, checked_state
+from hmarl.sdk.environments.authoring import (
+    COUNT,
+    RandomStreams,
+    Rule,
+    at_least,
+    checked_actions,
+    checked_state,
+    is_integer,
+    resolve_arguments,
+)
 from hmarl.sdk.environments.lbfws import drawing, saving
 from hmarl.sdk.environments.lbfws.field import ACTIONS, AROUND, NONE, Eyes, Flags
 from hmarl.sdk.environments.lbfws.rules import Foraging, Rules
@@ -94,7 +101,7 @@ def make(task: str, batch_size: int = 1, **arguments: Any) -> LbfwsEnvironment:
     if task not in _LEVELS:
         raise UsageError(unknown_name("lbfws task", task, TASKS))
     name = f"lbfws/{task}"
-    return LbfwsEnvironment(name, batch_size, _rules(task, resolve(name, arguments, _DEFAULTS, _RULES)))
+    return LbfwsEnvironment(name, batch_size, _rules(task, resolve_arguments(name, arguments, _DEFAULTS, _RULES)))
 
 
 class LbfwsEnvironment:

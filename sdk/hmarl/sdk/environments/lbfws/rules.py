@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environments.authoring.random_streams import RandomStreams
+from hmarl.sdk.environments.authoring import RandomStreams
 from hmarl.sdk.environments.lbfws.field import AWAY, LOAD, Field, Flags, Integers
 
 Floats = npt.NDArray[np.float64]

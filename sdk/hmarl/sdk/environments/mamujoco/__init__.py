@@ -14,9 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult
-from hmarl.sdk.environments.authoring.actions import checked_actions
-from hmarl.sdk.environments.authoring.arguments import COUNT, at_least, resolve
-from hmarl.sdk.environments.authoring.random_streams import RandomStreams, checked_state
+from hmarl.sdk.environments.authoring import (
+    COUNT,
+    RandomStreams,
+    at_least,
+    checked_actions,
+    checked_state,
+    resolve_arguments,
+)
 from hmarl.sdk.environments.mamujoco import drawing
 from hmarl.sdk.environments.mamujoco.factors import divide
 from hmarl.sdk.environments.mamujoco.physics import Physics, Rows
@@ -44,7 +49,7 @@ def make(task: str, batch_size: int = 1, **arguments: Any) -> MamujocoEnvironmen
         UsageError: an unknown task or argument, or a value of the wrong type or out of range.
     """
     robot, partition = robot_of(task)
-    resolved = resolve(f"mamujoco/{task}", arguments, _DEFAULTS, _RULES)
+    resolved = resolve_arguments(f"mamujoco/{task}", arguments, _DEFAULTS, _RULES)
     return MamujocoEnvironment(task, batch_size, robot, partition, resolved)
 
 

@@ -13,9 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult
-from hmarl.sdk.environments.authoring.actions import checked_actions
-from hmarl.sdk.environments.authoring.arguments import COUNT, FLAG, PROPORTION, resolve
-from hmarl.sdk.environments.authoring.random_streams import RandomStreams, checked_state
+from hmarl.sdk.environments.authoring import (
+    COUNT,
+    FLAG,
+    PROPORTION,
+    RandomStreams,
+    checked_actions,
+    checked_state,
+    resolve_arguments,
+)
 from hmarl.sdk.environments.mpe import drawing
 from hmarl.sdk.environments.mpe.scenarios import SCENARIOS, Scenario
 from hmarl.sdk.environments.mpe.world import TIME_STEP_S
@@ -41,7 +47,7 @@ def make(task: str, batch_size: int = 1, **arguments: Any) -> MpeEnvironment:
     """
     if task not in SCENARIOS:
         raise UsageError(unknown_name("mpe task", task, TASKS))
-    resolved = resolve(f"mpe/{task}", arguments, SCENARIOS[task].defaults, _RULES)
+    resolved = resolve_arguments(f"mpe/{task}", arguments, SCENARIOS[task].defaults, _RULES)
     scenario = SCENARIOS[task](batch_size, resolved)
     return MpeEnvironment(task, batch_size, scenario, resolved)
 

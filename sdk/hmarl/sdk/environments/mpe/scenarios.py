@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environments.authoring.random_streams import RandomStreams
+from hmarl.sdk.environments.authoring import RandomStreams
 from hmarl.sdk.environments.mpe.world import (
     MOVES,
     SENSITIVITY,

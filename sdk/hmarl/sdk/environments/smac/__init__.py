@@ -23,6 +23,7 @@ from typing import Any
 from hmarl.sdk.environment import CopyCost
 from hmarl.sdk.environments.smac.interface import Package, Request, make_multi_agent
 from hmarl.sdk.environments.workers.lifted import LiftedVector
+from hmarl.sdk.environments.workers.pool import REPLY_TIMEOUT_S
 
 TASKS = ["MAP, e.g. 3m, 8m, 2s3z, 3s5z, 5m_vs_6m, MMM2, corridor; with env.entry=PACKAGE.MODULE:CLASS any name"]
 COPY_COST = CopyCost(memory_bytes=600 << 20, processes=1)  # a StarCraft II each
@@ -42,7 +43,7 @@ def make(
     python: str | None = None,
     entry: str | None = None,
     workers: int | None = None,
-    timeout_s: float = 300.0,
+    timeout_s: float = REPLY_TIMEOUT_S,
     **arguments: Any,
 ) -> LiftedVector:
     """Make B copies of a battle.

@@ -23,9 +23,18 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from hmarl.sdk.environment import CopyCost, Observation, StepResult
-from hmarl.sdk.environments.authoring.actions import checked_actions
-from hmarl.sdk.environments.authoring.arguments import COUNT, FLAG, NUMBER, POSITIVE, Rule, at_least, resolve
-from hmarl.sdk.environments.authoring.random_streams import checked_seeds, checked_state
+from hmarl.sdk.environments.authoring import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    POSITIVE,
+    Rule,
+    at_least,
+    checked_actions,
+    checked_seeds,
+    checked_state,
+    resolve_arguments,
+)
 from hmarl.sdk.environments.smax import drawing
 from hmarl.sdk.environments.smax.battle import Battles, Sight, Simulator
 from hmarl.sdk.environments.smax.package import SCENARIOS, Scenario
@@ -72,7 +81,7 @@ def make(task: str, batch_size: int = 1, *, device: str = "cpu", **arguments: An
     """
     if task not in _SCENARIOS:
         raise UsageError(unknown_name("smax task", task, TASKS))
-    resolved = resolve(f"smax/{task}", arguments, _DEFAULTS, _RULES, others=["device"])
+    resolved = resolve_arguments(f"smax/{task}", arguments, _DEFAULTS, _RULES, others=["device"])
     return SmaxEnvironment(task, batch_size, _device(device), {**resolved, "device": device})
 
 

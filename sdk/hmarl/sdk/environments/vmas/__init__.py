@@ -15,7 +15,6 @@ Each ``VmasVector`` has a stream of its own, apart from the process's global one
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 import warnings
@@ -33,7 +32,7 @@ from vmas.simulator.environment import Environment
 
 from hmarl.sdk.environment import VECTORISED, Array, Observation, StepResult
 from hmarl.sdk.environments.vmas import drawing, saving
-from hmarl.sdk.errors import EnvironmentFault, UsageError, unknown_name
+from hmarl.sdk.errors import EnvironmentFault, UsageError, did_you_mean, unknown_name
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
 _FOLDER = Path(vmas.__file__).parent / "scenarios"
@@ -90,7 +89,7 @@ def _scenario_path(task: str) -> Path:
     by_stem = {path.stem: path for path in _FILES.values()}
     path = _FILES.get(task) or by_stem.get(task)
     if path is None:
-        raise UsageError(unknown_name("vmas scenario", task, _FILES))
+        raise UsageError(unknown_name("vmas scenario", task, _FILES, "hmarl-envs vmas"))
     return path
 
 
@@ -358,9 +357,7 @@ def _known_arguments(path: Path) -> str:
 def _unknown_arguments(path: Path, arguments: Mapping[str, Any]) -> str:
     known = _argument_names(path)
     unknown = [key for key in arguments if key not in known] or list(arguments)
-    close = difflib.get_close_matches(unknown[0], known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"unknown argument '{unknown[0]}'{hint}"
+    return f"unknown argument '{unknown[0]}'{did_you_mean(unknown[0], known)}"
 
 
 def _agent_specs(environment: Environment, seen: list[Any]) -> tuple[AgentSpec, ...]:

@@ -32,6 +32,7 @@ from hmarl.sdk.errors import EnvironmentFault
 if TYPE_CHECKING:
     from hmarl.sdk.environments.workers.process import Layout
 
+REPLY_TIMEOUT_S = 300.0  # within which a worker process has to reply, unless its environment is told otherwise
 _CLOSE_TIMEOUT_S = 3.0
 _SHARED_MEMORY = Path("/dev/shm")
 # What a file system says that knows no reservation.
@@ -60,7 +61,7 @@ class CopySource:
     maker: str
     settings: Mapping[str, Any]
     python: str | None = None
-    timeout_s: float = 300.0
+    timeout_s: float = REPLY_TIMEOUT_S
 
 
 def describe(source: CopySource, number: int) -> dict[str, Any]:

@@ -23,22 +23,20 @@ from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.returns import generalised_advantages
 from hmarl.trainer.networks.normalisation import RunningNormaliser
-from hmarl.trainer.sequential.heterogeneous import Estimate
+from hmarl.trainer.sequential.estimates import Discounting, Estimate
 
 
 @dataclass(frozen=True)
-class Replayed:
+class Joined:
     """A rollout with past ones beside it, as if further environments had been played.
 
     Attributes:
         rollout: all of them, B(n + 1) environments, the fresh one first.
         next_states: [T, B(n + 1), state_size] the states that followed, final ones where episodes ended.
-        weight: [T, B(n + 1)] ρ; 1 in the fresh rollout.
     """
 
     rollout: Rollout
     next_states: Tensor
-    weight: Tensor
 
 
 def rows_of(rollout: Rollout) -> Rows:
@@ -76,7 +74,7 @@ def rollout_of(spec: EnvironmentSpec, rows: Rows) -> Rollout:
     return rollout
 
 
-class RolloutReplay:
+class PastRollouts:
     """The last rollouts, each with the log-likelihood [T, B] of what was done in it under those who did it.
 
     Args:
@@ -88,11 +86,11 @@ class RolloutReplay:
         self.spec, self.capacity = spec, capacity
         self.kept: list[Rows] = []  # oldest first
 
-    def beside(self, rollout: Rollout) -> tuple[Rollout, Rows]:
-        """The rollout with the kept ones beside it, and all their rows."""
+    def beside(self, rollout: Rollout) -> Joined:
+        """The rollout with the kept ones beside it."""
         fresh = rows_of(rollout)
         joined = {name: torch.cat([values, *(rows[name] for rows in self.kept)], 1) for name, values in fresh.items()}
-        return rollout_of(self.spec, joined), joined
+        return Joined(rollout_of(self.spec, joined), joined["next_states"])
 
     def weights(self, log_likelihood: Tensor, limit: float) -> Tensor:
         """[T, B(n + 1)] ρ of the joined rollouts, given their log-likelihood under the present policies."""
@@ -123,15 +121,24 @@ class RolloutReplay:
 
 
 @torch.no_grad()
-def replayed_estimate(
-    replayed: Replayed, critic: Critic, normaliser: RunningNormaliser, gamma: float, gae_lambda: float
+def v_trace_estimate(
+    joined: Joined, weight: Tensor, critic: Critic, normaliser: RunningNormaliser, discounting: Discounting
 ) -> Estimate:
-    """Values, V-trace advantages and targets of all samples by the present critic."""
-    rollout, trace = replayed.rollout, replayed.weight.clamp(max=1.0)
+    """Values, V-trace advantages and targets of all samples by the present critic.
+
+    Args:
+        joined: the rollouts.
+        weight: [T, B(n + 1)] ρ; 1 in the fresh rollout.
+        critic: V(s).
+        normaliser: of the states.
+        discounting: γ and λ.
+    """
+    rollout, trace = joined.rollout, weight.clamp(max=1.0)
     states = normaliser(rollout.states)
     values = critic.values(states)
-    next_values = critic.values(normaliser(replayed.next_states)).masked_fill(rollout.terminated, 0.0)
+    next_values = critic.values(normaliser(joined.next_states)).masked_fill(rollout.terminated, 0.0)
     advantages = generalised_advantages(
-        rollout.team_rewards, values, next_values, rollout.ended, gamma, gae_lambda, correction=trace
-    )
+        rollout.team_rewards, values, next_values, rollout.ended, discounting.gamma, discounting.gae_lambda,
+        correction=trace,
+    )  # fmt: skip
     return Estimate(states.flatten(0, 1), values, next_values, advantages, values + trace * advantages)

@@ -6,20 +6,31 @@ Agents (HATRPO, HCPO) and conductors take the same step, each with limits of its
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from hmarl.trainer.learning.trust_region import TrustRegionSettings, trust_region_step
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.policies import GroupPolicy
-from hmarl.trainer.networks.settings import Settings
-from hmarl.trainer.sequential.heterogeneous import AgentSamples, Improvement
+from hmarl.trainer.sequential.samples import AgentSamples
+from hmarl.trainer.sequential.turns import Improvement
 
 
-class TrustRegionImprovementSettings(Settings):
-    """How trust-region steps are searched for; their limits δ are settings of those who take them."""
+class StepSearch(Protocol):
+    """The settings that a trust-region step is searched by."""
+
+    curvature_fraction: float
+
+    def trust_region(self, kl_limit: float) -> TrustRegionSettings:
+        """The step's constants with the given δ."""
+        ...
+
+
+class TrustRegionFields(BaseModel):
+    """Of algorithms that take trust-region steps: the search; their limits δ belong to those who take them."""
 
     conjugate_gradient_steps: int = Field(10, ge=1, description="iterations for the natural gradient")
     damping: float = Field(0.01, ge=0, description="added to the KL Hessian's diagonal")
@@ -36,6 +47,13 @@ class TrustRegionImprovementSettings(Settings):
             kl_limit, self.conjugate_gradient_steps, self.damping, self.backtracks, self.backtrack_coefficient,
             self.accept_ratio,
         )  # fmt: skip
+
+
+class AgentLimitFields(BaseModel):
+    """Of algorithms whose agents take trust-region steps."""
+
+    kl_limit: float = Field(0.01, gt=0, description="δ, largest mean KL(old ‖ new) of one agent's step, in nats")
+    entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy in the surrogate")
 
 
 def surrogate(new: Distribution, samples: AgentSamples, advantages: Tensor, entropy_coefficient: float = 0.0) -> Tensor:
@@ -56,7 +74,7 @@ def improve_by_trust_region(
     member: int,
     samples: AgentSamples,
     advantages: Tensor,
-    settings: TrustRegionImprovementSettings,
+    settings: StepSearch,
     *,
     kl_limit: float,
     entropy_coefficient: float = 0.0,

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.guider import TeamView
 from hmarl.trainer.learning.returns import normalise_advantages, weighted_mean
 from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.sequential.estimates import Estimate
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,58 @@ class TeamBatch:
         """[L·C] of mean 0 and standard deviation 1, then weighted."""
         advantages = normalise_advantages(self.advantages.flatten())
         return advantages if self.weight is None else advantages * self.weight.flatten()
+
+
+@torch.no_grad()
+def team_batch(
+    rollout: Rollout,
+    view: TeamView,
+    estimate: Estimate,
+    nothing_remembered: Tensor,
+    policies: Sequence[GroupPolicy],
+    *,
+    instruction: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> TeamBatch:
+    """A rollout as sequences: from one recording of what was remembered to the next, or of single steps.
+
+    Args:
+        rollout: full.
+        view: [T, B, ...] what the guider sees of it.
+        estimate: of it.
+        nothing_remembered: [1, *memory_shape] of a guider at an episode's beginning.
+        policies: the local ones, per group.
+        instruction: [T, B, K] of a conductor, or None.
+        weight: [T, B] of the steps in the policies' surrogates, or None.
+    """
+    chunks = len(rollout.memories) or rollout.steps
+    count, length = chunks * rollout.batch_size, rollout.steps // chunks
+
+    def sequences(x: Tensor) -> Tensor:
+        """[T, B, ...] -> [L, n·B, ...]."""
+        return x.unflatten(0, (chunks, length)).transpose(0, 1).flatten(1, 2)
+
+    grouped = [agent for group in rollout.spec.groups for agent in group.agents]
+    guider_memory = nothing_remembered.expand(count, *nothing_remembered.shape[1:])
+    memories = [torch.zeros(policy.members, count, 0, device=rollout.device) for policy in policies]
+    if rollout.memories:
+        *local, of_guider = zip(*rollout.memories, strict=True)
+        guider_memory = torch.cat(of_guider)
+        memories = [torch.stack(group).transpose(0, 1).flatten(1, 2) for group in local] or memories
+    return TeamBatch(
+        view=TeamView(
+            [sequences(features) for features in view.features],
+            [None if mask is None else sequences(mask) for mask in view.action_masks],
+            None if view.context is None else sequences(view.context),
+            None if instruction is None else sequences(instruction),
+        ),
+        actions=[sequences(actions) for actions in rollout.actions],
+        active=None if rollout.all_active else sequences(rollout.active[:, :, grouped]).flatten(0, 1).T.float(),
+        begins=sequences(rollout.begins),
+        advantages=sequences(estimate.advantages),
+        returns=sequences(estimate.returns),
+        values=sequences(rollout.extras["value"]),
+        guider_memory=guider_memory,
+        memories=memories,
+        weight=None if weight is None else sequences(weight),
+    )

@@ -1,0 +1,81 @@
+"""All agents' local policies, as pure functions of what is seen and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.experience.rollout import Decision
+from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.normalisation import RunningNormaliser
+from hmarl.trainer.networks.policies import GroupPolicy, no_memories, select_all, step_all
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Who acts, and how what they see and do is scaled. Nothing is remembered here: memories come in and go out.
+
+    Attributes:
+        spec: the environment.
+        device: where networks live.
+        heads: per group, what turns a network's output into actions.
+        policies: per group; empty where no agent has a policy of its own.
+        normalisers: per group, of the observations.
+        recurrent: whether policies remember.
+    """
+
+    spec: EnvironmentSpec
+    device: torch.device
+    heads: list[ActionHead]
+    policies: list[GroupPolicy]
+    normalisers: list[RunningNormaliser]
+    recurrent: bool
+
+    def normalised(self, observations: Sequence[Tensor]) -> list[Tensor]:
+        """Observations per group [..., N_group, observation_size] as the networks see them."""
+        return [normaliser(x) for normaliser, x in zip(self.normalisers, observations, strict=True)]
+
+    def no_memories(self, batch_size: int) -> list[Tensor]:
+        """Per group [N_group, B, H] zeros: what is remembered when an episode begins; empty without memory."""
+        return no_memories(self.policies, batch_size) if self.recurrent else []
+
+    def distributions(
+        self, observation: Observation, context: Tensor | None, memories: Sequence[Tensor]
+    ) -> tuple[list[Distribution], list[Tensor]]:
+        """Per group [N_group, B] what actions are drawn from, and what is remembered after them.
+
+        Args:
+            observation: tensors on the training device.
+            context: [B, C] what all agents see alike, or None.
+            memories: as ``no_memories`` returns them.
+        """
+        seen = self.normalised(observation.observations)
+        return step_all(self.policies, seen, observation.action_masks, context, memories)
+
+    def decide(
+        self,
+        observation: Observation,
+        context: Tensor | None,
+        perturbations: list[Tensor] | None,
+        memories: Sequence[Tensor],
+    ) -> tuple[Decision, list[Tensor]]:
+        """All agents' actions, and what is remembered after them.
+
+        Args:
+            observation: tensors on the training device.
+            context: [B, C] what all agents see alike, or None.
+            perturbations: per group [N_group, B, A]; None selects the modes.
+            memories: as ``no_memories`` returns them.
+        """
+        distributions, following = self.distributions(observation, context, memories)
+        actions = select_all(distributions, perturbations)
+        return Decision(actions, self.to_environment(actions)), following
+
+    def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Raw actions per group in the environment's units."""
+        return tuple(head.to_environment(action) for head, action in zip(self.heads, actions, strict=True))

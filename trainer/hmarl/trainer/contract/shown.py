@@ -1,0 +1,56 @@
+"""What an algorithm says of how training shows it: who plays in its evaluations, gaps between them, its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from hmarl.sdk.team import Team
+from hmarl.trainer.records.plots import EvaluationCurve, Plot, ReturnPlot
+
+if TYPE_CHECKING:
+    from hmarl.trainer.contract.algorithm import Algorithm
+
+
+class EvaluatedTeam(Team, Protocol):
+    """A way to play with what was learnt, in evaluations and in their plot.
+
+    Attributes:
+        label: who acts, for a legend.
+        colour: of its curve, matplotlib's.
+    """
+
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class ReturnGap:
+    """What one team earns more than another, recorded with each evaluation of both.
+
+    Attributes:
+        name: of the metric.
+        of: name of the team that earns more, as is to be expected.
+        over: name of the other.
+    """
+
+    name: str
+    of: str
+    over: str
+
+    @property
+    def metric(self) -> str:
+        """What metrics.jsonl calls it."""
+        return f"evaluation/{self.name}"
+
+
+def gap_metrics(gaps: Sequence[ReturnGap], returns: Mapping[str, float]) -> dict[str, float]:
+    """The gaps between mean returns by team."""
+    return {gap.metric: returns[gap.of] - returns[gap.over] for gap in gaps}
+
+
+def plots_of(algorithm: Algorithm) -> tuple[Plot, ...]:
+    """All plots of an algorithm's runs."""
+    curves = (EvaluationCurve(name, team.label, team.colour) for name, team in algorithm.teams().items())
+    return (ReturnPlot(tuple(curves)), *algorithm.plots)

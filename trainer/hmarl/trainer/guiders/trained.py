@@ -1,0 +1,296 @@
+"""A guider in training: its network with parameters, optimiser and value, as a part that an algorithm composes.
+
+In an update
+
+    estimate     V as the guider had it when it acted, Â by GAE and the λ-returns R
+    batch        the rollout as sequences
+    minibatches  of several epochs, the agents in a new order in each, with log μ_old of the actions in that order
+    judge        μ_φ(·|o, a of those before) and V_φ there
+    descend      on −objective + penalty − c·H + c_v·L_V
+
+The algorithm says what the objective is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation
+from hmarl.trainer.contract.actors import Actors
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.guiders import create_guider
+from hmarl.trainer.guiders.batch import TeamBatch, team_batch
+from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
+from hmarl.trainer.guiders.settings import GuiderSettings
+from hmarl.trainer.learning.returns import generalised_advantages
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.normalisation import RunningNormaliser, ValueNormaliser
+from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.sequential.estimates import Estimate
+from hmarl.trainer.sequential.gradient_steps import minibatches
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a guider remembers where a rollout's values need a bootstrap.
+
+    Attributes:
+        last: [B, *memory_shape] after the last step.
+        at_ends: of every step at which episodes ended, [ended, *memory_shape].
+    """
+
+    last: Tensor
+    at_ends: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """A part of a rollout to descend on once.
+
+    Attributes:
+        part: the sequences.
+        order: [N] int64, in which the agents decide.
+        old_log_prob: [N, L·C] of the actions, agents group by group, under the guider that collected, in that order.
+    """
+
+    part: TeamBatch
+    order: Tensor
+    old_log_prob: Tensor
+
+
+class TrainedGuider:
+    """A guider's network, what it has learnt, and how it learns.
+
+    Args:
+        actors: whose team it guides; their observations are what it sees.
+        state_normaliser: of the state, for guiders that see it.
+        settings: of network, optimiser and epochs.
+        instruction_size: K, the width of a conductor's instruction; 0 without one.
+        generator: CPU generator of the initial weights and of the agents' orders.
+
+    Attributes:
+        network: the guider as a pure function.
+        theta: [P] its parameters.
+        value_normaliser: the units of V.
+    """
+
+    def __init__(
+        self,
+        actors: Actors,
+        state_normaliser: RunningNormaliser,
+        settings: GuiderSettings,
+        instruction_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        spec, device = actors.spec, actors.device
+        self.actors, self.settings = actors, settings
+        self._state_normaliser, self._generator = state_normaliser, generator
+        context_size = spec.state_size if settings.guider_sees_state else 0
+        self.network = create_guider(spec.groups, actors.heads, settings, context_size, instruction_size)
+        self.theta = self.network.initialise(generator).to(device)
+        self._parameters = self.network.named(self.theta)  # views, which see every update
+        self.optimiser = FlatAdam(self.theta, settings.learning_rate, settings.max_gradient_norm)
+        self.value_normaliser = ValueNormaliser(device, settings.normalise_values)
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    @property
+    def agents(self) -> int:
+        """N."""
+        return len(self.actors.spec.agents)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the guider or the local policies remember."""
+        return self.actors.recurrent or self.network.memory_shape != (0,)
+
+    def no_memory(self, batch_size: int) -> Tensor:
+        """[B, *memory_shape]: what is remembered when an episode begins."""
+        return self.network.no_memory(batch_size, self.actors.device)
+
+    def draw_order(self) -> Tensor:
+        """[N] int64: a random order of the agents, or their natural one."""
+        if not self.settings.shuffle_agents:
+            return torch.arange(self.agents)
+        return torch.randperm(self.agents, generator=self._generator)
+
+    def view(
+        self,
+        observations: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        states: Tensor,
+        instruction: Tensor | None = None,
+    ) -> TeamView:
+        """What the guider sees of raw observations [..., N_group, D], masks, states [..., S] and, where there is a
+        conductor, its instruction [..., K].
+        """
+        context = self._state_normaliser(states) if self.settings.guider_sees_state else None
+        return TeamView(self.actors.normalised(observations), masks, context, instruction)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Observation,
+        instruction: Tensor | None,
+        perturbations: Sequence[Tensor] | None,
+        memory: Tensor,
+        *,
+        order: Sequence[int] | None = None,
+        taken: Sequence[Tensor] | None = None,
+    ) -> Acted:
+        """a^{i_1} ∼ μ(·|o), a^{i_2} ∼ μ(·|o, a^{i_1}), … .
+
+        Args:
+            observation: tensors on the training device.
+            instruction: [B, K] of a conductor, or None.
+            perturbations: per group [N_group, B, A]; None selects the modes.
+            memory: [B, *memory_shape].
+            order: of all agents; None is their natural one.
+            taken: see ``Guider.act``.
+        """
+        view = self.view(observation.observations, observation.action_masks, observation.state, instruction)
+        order = range(self.agents) if order is None else order
+        return self.network.act(self._parameters, view, perturbations, order, memory, taken)
+
+    @torch.no_grad()
+    def distributions(self, observation: Observation, taken: Sequence[Tensor], memory: Tensor) -> list[Distribution]:
+        """Per group [N_group, B]: what the guider would have every agent do at a step, given what those before it in
+        their natural order did.
+
+        Args:
+            observation: tensors on the training device.
+            taken: per group [B, N_group, ...] raw actions.
+            memory: [B, *memory_shape] before the step.
+        """
+        view = self.view(
+            [seen.unsqueeze(0) for seen in observation.observations],
+            [None if mask is None else mask.unsqueeze(0) for mask in observation.action_masks],
+            observation.state.unsqueeze(0),
+        )
+        order = torch.arange(self.agents, device=self.actors.device)
+        begins = torch.zeros(1, len(memory), dtype=torch.bool, device=self.actors.device)
+        actions = [action.unsqueeze(0) for action in taken]
+        return self.network.judge(self._parameters, view, actions, order, memory, begins).distributions
+
+    # --- what came of a rollout -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def estimate(self, rollout: Rollout, remembered: Remembered) -> Estimate:
+        """V as the guider had it when it acted, the joint advantage by GAE and λ-returns."""
+        settings = self.settings
+        values, next_values = self._values(rollout, remembered)
+        advantages = generalised_advantages(
+            rollout.team_rewards, values, next_values, rollout.ended, settings.gamma, settings.gae_lambda
+        )
+        states = self._state_normaliser(rollout.states[:-1]).flatten(0, 1)
+        return Estimate(states, values, next_values, advantages, advantages + values)
+
+    def _values(self, rollout: Rollout, remembered: Remembered) -> tuple[Tensor, Tensor]:
+        """[T, B] V as the guider had it when it acted, and [T, B] of what followed (0 after termination)."""
+        seen_last = self.view(rollout.last_observations, rollout.last_action_masks, rollout.states[-1])
+        last = self.network.value(self._parameters, seen_last, remembered.last)
+        finals = last[:0]
+        if len(rollout.final_states):
+            groups = range(len(rollout.spec.groups))
+            seen = [rollout.final_observations(g) for g in groups]
+            view = self.view(seen, [None for _ in groups], rollout.final_states)
+            finals = self.network.value(self._parameters, view, torch.cat(remembered.at_ends))
+        values = torch.cat([rollout.extras["value"], last.unsqueeze(0)])
+        values, finals = self.value_normaliser.denormalise(values), self.value_normaliser.denormalise(finals)
+        return values[:-1], rollout.next_values(values, finals)
+
+    @torch.no_grad()
+    def batch(
+        self, rollout: Rollout, estimate: Estimate, instruction: Tensor | None = None, weight: Tensor | None = None
+    ) -> TeamBatch:
+        """The rollout as sequences; instruction and weight as ``team_batch`` takes them."""
+        view = self.view(rollout.observations, rollout.action_masks, rollout.states[:-1])
+        return team_batch(
+            rollout, view, estimate, self.no_memory(1), self.actors.policies, instruction=instruction, weight=weight
+        )
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def minibatches(self, batch: TeamBatch, generator: torch.Generator) -> Iterator[Minibatch]:
+        """Epochs of minibatches, the agents in a new order in each epoch; ratios are to the guider as it is now.
+
+        Args:
+            batch: the whole rollout.
+            generator: of the minibatches, on the device.
+        """
+        settings, behaviour = self.settings, self.theta.clone()
+        old_log_probs: dict[tuple[int, ...], Tensor] = {}  # of few agents there are few orders, and epochs share them
+        for _ in range(settings.epochs):
+            drawn = self.draw_order()
+            order, key = drawn.to(self.actors.device), tuple(drawn.tolist())
+            if key not in old_log_probs:
+                old_log_probs[key] = self._log_prob(batch, order, behaviour)
+            for units in minibatches(batch.sequences, 1, settings.minibatches, generator):
+                old = old_log_probs[key]
+                if units is None:
+                    yield Minibatch(batch, order, old)
+                else:
+                    yield Minibatch(batch.take(units), order, batch.rows(old, units))
+
+    @torch.no_grad()
+    def _log_prob(self, batch: TeamBatch, order: Tensor, theta: Tensor) -> Tensor:
+        """[N, L·C] of a batch's actions under the guider with parameters ``theta``; a minibatch's worth at a time."""
+        size, log_probs = -(-batch.sequences // self.settings.minibatches), []
+        for first in range(0, batch.sequences, size):
+            part = batch.take(slice(first, first + size))
+            log_prob = part.log_prob(self.judge(part, order, theta).distributions)
+            log_probs.append(log_prob.unflatten(1, part.begins.shape))
+        return torch.cat(log_probs, dim=-1).flatten(1)
+
+    def judge(self, part: TeamBatch, order: Tensor, theta: Tensor | None = None) -> Judged:
+        """The guider at the steps of a minibatch: with gradient, or with parameters ``theta``."""
+        parameters = self.network.named(self.optimiser.parameter if theta is None else theta)
+        return self.network.judge(parameters, part.view, part.actions, order, part.guider_memory, part.begins)
+
+    def descend(
+        self, part: TeamBatch, judged: Judged, objective: Tensor, penalty: Tensor | None, schedule: float
+    ) -> dict[str, Tensor]:
+        """φ ← descent on −objective + penalty − c · H + c_v · L_V.
+
+        Args:
+            part: the minibatch.
+            judged: the guider there, with gradient.
+            objective: [N, L·C] surrogate.
+            penalty: scalar, or None.
+            schedule: factor on the step size.
+
+        Returns:
+            Metrics, scalars.
+        """
+        settings = self.settings
+        entropy = part.mean(torch.cat([distribution.entropy() for distribution in judged.distributions]))
+        targets = self.value_normaliser.normalise(part.returns)
+        value_loss = clipped_value_loss(judged.values, part.values, targets, settings.clip)
+        loss = -part.mean(objective) - settings.entropy_coefficient * entropy
+        loss = loss + settings.value_coefficient * value_loss
+        norm = self.optimiser.step(loss if penalty is None else loss + penalty, schedule)
+        return {"agent_entropy": entropy.detach(), "critic_loss": value_loss.detach(), "guider_gradient_norm": norm}
+
+    def components(self) -> dict[str, object]:
+        """The guider, as ``Algorithm.components`` names it."""
+        return {
+            "guider": self.theta, "guider_optimiser": self.optimiser, "value_moments": self.value_normaliser,
+        }  # fmt: skip
+
+
+def clipped_value_loss(values: Tensor, old: Tensor, targets: Tensor, clip: float) -> Tensor:
+    """E[ max( (V − R)², (clip(V, V_old ± ε) − R)² ) ] in normalised units (Schulman et al.'s code; Yu et al. 2022,
+    Eq. 3).
+
+    Args:
+        values: [L, C] V.
+        old: [L, C] what the network said when it acted.
+        targets: [L, C] R.
+        clip: ε.
+    """
+    clipped = old + (values - old).clamp(-clip, clip)
+    return torch.maximum((values - targets).square(), (clipped - targets).square()).mean()

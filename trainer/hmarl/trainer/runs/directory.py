@@ -1,0 +1,53 @@
+"""A run's directory: what may begin or go on in it, and what a kill left there."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import torch
+
+from hmarl.runtime.bundle import remove_temporaries
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.records.checkpoint import Checkpoint, any_written, newest_checkpoint
+
+
+def checkpoint_folder(directory: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return directory / "checkpoints"
+
+
+def resume_command(directory: Path) -> str:
+    """What to type to continue."""
+    return f"hmarl-train --resume {shlex.quote(str(directory))}"
+
+
+def refuse_other_run(directory: Path) -> None:
+    """Refuse to begin a run where there is one.
+
+    Raises:
+        UsageError: there is.
+    """
+    if (directory / "config.json").exists():
+        resume = f"--resume {shlex.quote(str(directory))}"
+        raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
+
+
+def resumable_checkpoint(directory: Path, device: torch.device) -> Checkpoint | None:
+    """Where a run goes on; None where it was stopped before its first checkpoint.
+
+    Raises:
+        CheckpointError: it has had checkpoints, of which no whole one is left.
+    """
+    # Evaluations come after the first checkpoint, and show that there was one.
+    if any_written(checkpoint_folder(directory)) or any(directory.glob("eval/*.json")):
+        return newest_checkpoint(checkpoint_folder(directory), device)
+    return None
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Temporary files of a run that was killed; of the directory itself only those that are the run's own."""
+    for name in ("config.json", "metrics.jsonl", "summary.json"):
+        remove_temporaries(directory, name)
+    for folder in ("checkpoints", "eval", "plots"):
+        remove_temporaries(directory / folder)

@@ -1,0 +1,77 @@
+"""An iteration: one rollout and one update, what is measured of both, and when too many updates have diverged."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+from hmarl.trainer.records.checkpoint import Counters
+from hmarl.trainer.records.problems import DivergedError
+from hmarl.trainer.runs.announcements import Announcements
+from hmarl.trainer.runs.settings import RunSettings
+from hmarl.trainer.runs.training import Divergence, Training
+
+_log = logging.getLogger(__name__)
+
+
+class Iterations:
+    """Makes a training's iterations.
+
+    Args:
+        training: what learns.
+        settings: of the run.
+    """
+
+    def __init__(self, training: Training, settings: RunSettings) -> None:
+        self._training, self._settings = training, settings
+        self._rollbacks = 0
+        self._advice_given: set[str] = set()
+
+    def next(self, counters: Counters, announcements: Announcements) -> tuple[Counters, dict[str, float]]:
+        """One rollout and one update; a diverged update is named and undone.
+
+        Args:
+            counters: where the run stands.
+            announcements: told what goes on.
+
+        Returns:
+            Where the run stands afterwards, and the update's metrics.
+
+        Raises:
+            DivergedError: too many updates diverged in a row.
+        """
+        training, begin = self._training, time.monotonic()
+        announcements.collecting()
+        statistics = training.collect()
+        announcements.updating()
+        collected = time.monotonic()
+        metrics, divergence = training.update(counters.steps / self._settings.steps)
+        counters = replace(
+            counters,
+            update=counters.update + 1,
+            steps=counters.steps + training.frames,
+            episodes=counters.episodes + len(statistics.returns),
+        )
+        self._warn(counters.update, metrics, divergence)
+        metrics |= training.episode_metrics(statistics)
+        metrics["rollout_s"], metrics["update_s"] = collected - begin, time.monotonic() - collected
+        announcements.updated()
+        self._stop_when_diverging(divergence)
+        return counters, metrics
+
+    def _warn(self, update: int, metrics: dict[str, float], divergence: Divergence | None) -> None:
+        """Of what goes wrong in an update; the algorithm's advice once."""
+        if divergence is not None:
+            _log.warning("update %d diverged: %s; rolled back", update, divergence.why)
+        advice = self._training.algorithm.advice(metrics)
+        if advice and advice not in self._advice_given:
+            _log.warning("update %d: %s", update, advice)
+            self._advice_given.add(advice)
+
+    def _stop_when_diverging(self, divergence: Divergence | None) -> None:
+        self._rollbacks = 0 if divergence is None else self._rollbacks + 1
+        if divergence is not None and self._rollbacks >= self._settings.max_rollbacks:
+            raise DivergedError(
+                f"training: {self._rollbacks} updates in a row diverged ({divergence.why}); {divergence.advice}"
+            )

@@ -1,0 +1,144 @@
+"""What critics make of a rollout: values, advantages and the returns that they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.critic import Critic, CriticSettings
+from hmarl.trainer.learning.returns import generalised_advantages
+from hmarl.trainer.networks.normalisation import RunningNormaliser
+
+
+class Discounting(Protocol):
+    """The settings of an advantage estimate: γ and λ."""
+
+    gamma: float
+    gae_lambda: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a critic makes of a rollout.
+
+    Attributes:
+        states: [T·B, state_size] normalised.
+        values: [T, B] V(s_t); next_values: [T, B] of the states that followed (0 after termination).
+        advantages: [T, B] joint advantage Â(s_t, a_t), not normalised.
+        returns: [T, B] λ-returns, the critic's targets.
+    """
+
+    states: Tensor
+    values: Tensor
+    next_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@torch.no_grad()
+def joint_estimate(
+    rollout: Rollout, critic: Critic, normaliser: RunningNormaliser, discounting: Discounting
+) -> Estimate:
+    """V(s), the joint advantage by GAE and λ-returns.
+
+    Args:
+        rollout: full.
+        critic: V(s).
+        normaliser: of the states.
+        discounting: γ and λ.
+    """
+    states = normaliser(rollout.states)
+    values = critic.values(states)
+    final_values = critic.values(normaliser(rollout.final_states))
+    next_values = rollout.next_values(values, final_values)
+    advantages = generalised_advantages(
+        rollout.team_rewards, values[:-1], next_values, rollout.ended, discounting.gamma, discounting.gae_lambda
+    )
+    return Estimate(states[:-1].flatten(0, 1), values[:-1], next_values, advantages, advantages + values[:-1])
+
+
+class LocalCritics:
+    """One V(o^i, i) a group: every agent's value of its own observation.
+
+    Args:
+        spec: the environment.
+        settings: of the critics.
+        normalisers: per group, of the observations.
+        generator: CPU generator of the initial weights.
+        device: where the networks live.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        settings: CriticSettings,
+        normalisers: Sequence[RunningNormaliser],
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.device, self.normalisers = spec, device, normalisers
+        self.critics = [
+            Critic(group.example.observation_size + len(group.agents), settings, generator, device)
+            for group in spec.groups
+        ]
+
+    @torch.no_grad()
+    def estimate(self, rollout: Rollout, discounting: Discounting) -> Estimate:
+        """As the joint estimate, for every agent and its own reward: all fields but ``states`` are [T, B, N]."""
+        values = torch.empty(rollout.steps + 1, *rollout.rewards.shape[1:], device=self.device)
+        final_values = torch.empty(len(rollout.final_states), len(self.spec.agents), device=self.device)
+        for g, group in enumerate(self.spec.groups):
+            members = list(group.agents)
+            values[:-1, :, members] = self._values(g, rollout.observations[g])
+            values[-1, :, members] = self._values(g, rollout.last_observations[g])
+            final_values[:, members] = self._values(g, rollout.final_observations(g))
+        following, ended = rollout.next_values_of_agents(values, final_values)
+        advantages = generalised_advantages(
+            rollout.rewards, values[:-1], following, ended, discounting.gamma, discounting.gae_lambda
+        )
+        states = rollout.states[:-1].flatten(0, 1)
+        return Estimate(states, values[:-1], following, advantages, advantages + values[:-1])
+
+    def _values(self, group: int, observations: Tensor) -> Tensor:
+        """[..., N_group] of observations [..., N_group, D]."""
+        return self.critics[group].values(self._inputs(group, observations))
+
+    def _inputs(self, group: int, observations: Tensor) -> Tensor:
+        """[..., N_group, D + N_group]: normalised observations with a one-hot identity."""
+        features = self.normalisers[group](observations)
+        members = observations.shape[-2]
+        identity = torch.eye(members, device=features.device).expand(*features.shape[:-1], members)
+        return torch.cat([features, identity], dim=-1)
+
+    def fit(
+        self, rollout: Rollout, returns: Tensor, generator: torch.Generator, schedule: float = 1.0
+    ) -> dict[str, float]:
+        """Every V(o^i) regresses on its agents' own λ-returns at the steps at which they were there.
+
+        Args:
+            rollout: full.
+            returns: [T, B, N].
+            generator: of the minibatches.
+            schedule: factor on the step size.
+
+        Returns:
+            Metrics, means over the groups.
+        """
+        rows = []
+        for g, group in enumerate(self.spec.groups):
+            there = rollout.active[:, :, list(group.agents)]
+            if there.any():
+                inputs = self._inputs(g, rollout.observations[g])[there]
+                targets = returns[:, :, list(group.agents)][there]
+                rows.append(self.critics[g].fit(inputs, targets, generator, schedule))
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+    def components(self) -> dict[str, object]:
+        """The critics, as ``Algorithm.components`` names them."""
+        return {f"critics.{g}": critic for g, critic in enumerate(self.critics)}

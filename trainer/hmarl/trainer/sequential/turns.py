@@ -1,0 +1,169 @@
+"""Whose policy improves when: one agent after the other, or all at once.
+
+Both hand every agent's ``improve`` a ``Turn``, which is all that it may know. One after the other (HATRPO, Algorithm 1,
+lines 5 to 11):
+
+    F ← 1
+    for an order i_1 … i_N of the agents:
+        θ^{i_m} ← improve on the advantage given F, e.g. F · Â
+        F ← F · π^{i_m}_new(a|o) / π^{i_m}_old(a|o)
+
+Source: Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinforcement Learning"; Zhong et al. 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.sequential.samples import AgentSamples, TeamSamples
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is known when one agent's policy improves, or the policy of several agents who share it.
+
+    Attributes:
+        agent: whose turn it is, the first of those who share the policy.
+        group, member: the agent's group, and which of its members it is.
+        policy: of the group; improved in place.
+        samples: the agents' part of the rollout, M rows, with the weights that a conductor's update has left.
+        advantages: [M] what is to be maximised.
+        factor: [M] F, the product of the ratios π_new/π_old of the agents before; all 1 where all improve at once.
+        place: in the order, from 1; agents: N.
+        schedule: factor on step sizes.
+        progress: share of the training done, in [0, 1).
+    """
+
+    agent: int
+    group: int
+    member: int
+    policy: GroupPolicy
+    samples: AgentSamples
+    advantages: Tensor
+    factor: Tensor
+    place: int
+    agents: int
+    schedule: float = 1.0
+    progress: float = 0.0
+
+    def take(self, units: Tensor) -> Turn:
+        """The same with a part of the samples, ``units`` [u] int64 (see ``AgentSamples.units``)."""
+        rows = self.samples.rows(units)
+        return replace(
+            self, samples=self.samples.take(units), advantages=self.advantages[rows], factor=self.factor[rows]
+        )
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What one turn made.
+
+    Attributes:
+        policy: the new policy at the turn's samples, without gradient.
+        metrics: of the update.
+    """
+
+    policy: Distribution
+    metrics: dict[str, float]
+
+
+Order = Callable[[Sequence[int], Tensor], int]
+"""Whose turn is next: of the agents that remain, ascending, given F [M]."""
+
+
+def random_order(generator: torch.Generator) -> Order:
+    """A random permutation, drawn agent by agent from a CPU generator."""
+
+    def next_agent(remaining: Sequence[int], factor: Tensor) -> int:
+        return remaining[int(torch.randint(len(remaining), (), generator=generator))]
+
+    return next_agent
+
+
+def one_after_the_other(
+    team: TeamSamples,
+    order: Order,
+    advantage: Callable[[Tensor], Tensor],
+    improve: Callable[[Turn], Improvement],
+    *,
+    schedule: float = 1.0,
+    progress: float = 0.0,
+) -> dict[str, float]:
+    """Every agent improves once, knowing how those before it have changed.
+
+    Args:
+        team: the rollout.
+        order: whose turn is next.
+        advantage: F [M] ↦ [M] what the next agent maximises.
+        improve: improves a policy in place.
+        schedule: factor on step sizes.
+        progress: share of the training done, in [0, 1).
+
+    Returns:
+        ``per_agent_metrics``, and the largest F.
+    """
+    remaining, agents = list(range(len(team.spec.agents))), len(team.spec.agents)
+    factor = torch.ones(team.rollout.team_rewards.numel(), device=team.rollout.team_rewards.device)
+    rows: dict[int, dict[str, float]] = {}
+    while remaining:
+        agent = order(remaining, factor)
+        remaining.remove(agent)
+        group, member = team.place_of(agent)
+        turn = Turn(
+            agent, group, member, team.policies[group], team.of_agent(agent), advantage(factor), factor,
+            agents - len(remaining), agents, schedule, progress,
+        )  # fmt: skip
+        improvement = improve(turn)
+        rows[agent] = improvement.metrics
+        if remaining:
+            factor = factor * turn.samples.ratio_where_active(improvement.policy)
+    return per_agent_metrics(team.spec, rows) | {"sequential_factor_max": float(factor.max())}
+
+
+def all_at_once(
+    team: TeamSamples,
+    advantages: Tensor,
+    improve: Callable[[Turn], Improvement],
+    *,
+    schedule: float = 1.0,
+    progress: float = 0.0,
+) -> dict[str, float]:
+    """Each row of parameters improves once, a shared one on the samples of all who share it; none knows of the others.
+
+    Args:
+        team: the rollout.
+        advantages: [T, B, N] what each agent maximises.
+        improve: improves a policy in place.
+        schedule: factor on step sizes.
+        progress: share of the training done, in [0, 1).
+
+    Returns:
+        ``per_agent_metrics``.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for g, (group, policy) in enumerate(zip(team.spec.groups, team.policies, strict=True)):
+        width = policy.members if policy.shared else 1
+        for first in range(0, policy.members, width):
+            members = slice(first, first + width)
+            agent, theirs = group.agents[first], advantages[:, :, list(group.agents[members])].flatten()
+            turn = Turn(
+                agent, g, first, policy, team.of_members(g, members), theirs, torch.ones_like(theirs), 1,
+                len(team.spec.agents), schedule, progress,
+            )  # fmt: skip
+            rows[agent] = improve(turn).metrics
+    return per_agent_metrics(team.spec, rows)
+
+
+def per_agent_metrics(spec: EnvironmentSpec, rows: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Mean over agents of every metric; for divergences also the largest and every agent's."""
+    names = next(iter(rows.values()))
+    merged = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names}
+    merged |= {f"{name}_max": max(row[name] for row in rows.values()) for name in names if name.endswith("kl")}
+    return merged | {f"agent_kl/{spec.agents[agent].id}": row["agent_kl"] for agent, row in rows.items()}
