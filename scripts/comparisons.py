@@ -339,12 +339,12 @@ COMPARISONS = (
         for agents, others, remark in (
             (
                 3, windows_without(seeds=1),
-                "With Eq. 5's rewards HiMPo stays a little behind MAPPO. Teams without a hierarchy, and workers who "
-                "see the reward themselves (FL), are ahead of it (one seed each): within this budget learning by way "
-                "of goals costs more than it brings. Local rewards and a graph that is redrawn help (NL and SG are "
-                "without; sampling-3-parts has three seeds, and SG is hardly behind there).",
+                "With Eq. 5's equal parts (window; himpo in the curves) HiMPo stays a little behind MAPPO. Teams "
+                "without a hierarchy, and workers who see the reward themselves (FL), are ahead of it (one seed each): "
+                "so learning by way of goals costs more than it brings. Local rewards and a graph that is redrawn help "
+                "(NL and SG are without; sampling-3-parts has three seeds, and SG is hardly behind there).",
             ),
-            (7, (), "Level at the end; HiMPo is ahead on the way there."),
+            (7, (), "Level at the end; HiMPo (window; himpo in the curves) is ahead on the way there."),
         )
     ),
     Comparison(
@@ -352,8 +352,8 @@ COMPARISONS = (
         (window("window"), *algorithms("mappo"), himpo_with("flat with messages", "levels=1", seeds=1)),
         settings=_FEW_EPISODES,
         remark=(
-            "HiMPo, MAPPO and a flat team that exchanges messages (one seed) end level, HiMPo's seeds farther apart; "
-            "the flat team is there three times as soon. Within this budget goals do not pay."
+            "With Eq. 5's equal parts (window; himpo in the curves) HiMPo, MAPPO and a flat team that exchanges "
+            "messages (one seed) end level, HiMPo's seeds farther apart; the flat team is there three times as soon."
         ),
     ),
     Comparison(
@@ -394,6 +394,7 @@ COMPARISONS = (
         "smacv2-5-units", "smax/smacv2_5_units", 300_000, 50_000,
         (window("window", seeds=1), *algorithms("mappo", seeds=1)),
         settings=_FEW_EPISODES, measure="success_rate",
-        remark="One seed. At the end MAPPO wins half of the 32 battles, HiMPo a quarter, and neither is done.",
+        remark="One seed. At the end MAPPO wins half of the 32 battles, HiMPo with Eq. 5's equal parts (window; himpo "
+        "in the curves) a quarter, and neither is done.",
     ),
 )  # fmt: skip
