@@ -359,11 +359,13 @@ COMPARISONS = (
     Comparison(
         "lbfws-hard-parts", "lbfws/hard", 500_000, 50_000, _HIERARCHY_PARTS, settings=_FEW_EPISODES,
         remark=(
-            "Half the budget of lbfws-hard, three seeds. HiMPo is level with MAPPO. Its local rewards help most (NL is "
-            "without), a graph that is redrawn hardly (SG is without). But workers who see the reward themselves (FL), "
-            "and a flat team that exchanges messages, learn two to three times as fast, whatever the seed: probably "
-            "because a worker is told of the reward by one number for all steps of a window, and food is taken in one "
-            "of them."
+            "Half the budget of lbfws-hard, three seeds. HiMPo, whose workers earn their superiors' TD errors step by "
+            "step and whose superiors judge every pair, ends far ahead of MAPPO and of itself with Eq. 5's equal parts "
+            "(window): in those one number tells of all steps of a window, and food is taken in one of them. It is "
+            "level with workers who see the reward themselves (window, FL), and not far behind a flat team that "
+            "exchanges messages. Among windows local rewards help most (NL is without), a graph that is redrawn hardly "
+            "(SG is without). Both changes count: with telescoped rewards alone a run (seed 600) had 3.54 after "
+            "256,000 frames and 5.06 at the end, with values of pairs as well 4.62 after 256,000."
         ),
     ),
     *(

@@ -305,7 +305,7 @@ PRESETS: tuple[Preset, ...] = (
         _SAMPLING_RUN,
     ),
     Preset(
-        "himpo", "lbfws/*", 1_000_000, "hard: return about 4.7, as a whole team",
+        "himpo", "lbfws/*", 500_000, "hard: return about 4.9, as a whole team",
         {**_HIERARCHY, "learning_rate": 7e-4, "epochs": 5}, _SAMPLING_RUN,
     ),
     Preset(
