@@ -22,7 +22,7 @@ from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.distributions import Categorical, Distribution
 from hmarl.trainer.sequential.constrained_steps import surrogate
 from hmarl.trainer.sequential.estimates import Estimate, joint_estimate
-from hmarl.trainer.sequential.gradient_steps import Loss, Report, clipped_loss, no_report
+from hmarl.trainer.sequential.gradient_steps import Enough, Loss, Report, clipped_loss, no_report
 from hmarl.trainer.sequential.samples import AgentSamples
 from hmarl.trainer.sequential.turns import Improvement, Turn
 from training_runs import CPU, new_algorithm, team_samples, turn_of
@@ -60,7 +60,7 @@ def descended(algorithm: Any) -> Loss:
     present = torch.ones(1, agents, dtype=torch.bool)
     rollout.finish(Observation((torch.zeros(1, agents, 1),), (None,), torch.zeros(1, 1), present))
 
-    def descend(turn: Turn, loss: Loss, report: Report = no_report) -> Improvement:
+    def descend(turn: Turn, loss: Loss, report: Report = no_report, enough: Enough | None = None) -> Improvement:
         found.append(loss)
         return Improvement(turn.samples.old, {"agent_kl": 0.0})
 

@@ -124,7 +124,10 @@ class Hierarchy:
         def superiors(of_manager: bool, told: bool) -> Level:
             policy, value = (
                 SuperiorNetwork(spec, features, structure, outputs, gain, told, self.count, of_manager, values)
-                for outputs, gain, values in ((self.goal_head.output_size, 0.01, False), (1, 1.0, True))
+                for outputs, gain, values in (
+                    (self.goal_head.output_size, 0.01, False),
+                    (1, 1.0, not settings.edge_values),
+                )
             )
             units = [range(self.count if of_manager else len(spec.agents))]
             return Level(

@@ -122,6 +122,11 @@ class GraphNetwork(FlatNetwork):
             shapes |= linear_shapes(f"output.{layer}", width, size)
         return shapes
 
+    @property
+    @abstractmethod
+    def of_agents(self) -> bool:
+        """Whether there is an output for every agent, which may leave; not for every superior."""
+
     @abstractmethod
     def inner_shapes(self) -> Shapes:
         """The layers between input and output."""
@@ -192,6 +197,11 @@ class GraphNetwork(FlatNetwork):
 class WorkerNetwork(GraphNetwork):
     """Observation and goal → messages among neighbours → one output per agent."""
 
+    @property
+    def of_agents(self) -> bool:
+        """Always."""
+        return True
+
     def inner_shapes(self) -> Shapes:
         """Messages and a last hidden layer."""
         width = self.structure.width
@@ -218,7 +228,8 @@ class SuperiorNetwork(GraphNetwork):
         sub_managers: S.
         of_manager: the superior is the manager, and its subordinates are the sub-managers, of each of whom it sees a
             summary of its workers; else the superiors are the sub-managers, and their subordinates the workers.
-        values: outputs are the superiors' own (a value of what each sees), not one for each subordinate (a goal).
+        values: outputs are the superiors' own (a value of what each sees), not one for each subordinate (a goal, or a
+            value of the pair).
 
     The others are ``GraphNetwork``'s.
     """
@@ -237,6 +248,11 @@ class SuperiorNetwork(GraphNetwork):
     ) -> None:
         super().__init__(spec, features, structure, [outputs], output_gain, told)
         self.sub_managers, self.of_manager, self.values = sub_managers, of_manager, values
+
+    @property
+    def of_agents(self) -> bool:
+        """Of sub-managers' outputs for each of their workers."""
+        return not self.of_manager and not self.values
 
     def inner_shapes(self) -> Shapes:
         """Reports, messages among sub-managers, and a last hidden layer of (superior, subordinate)."""

@@ -41,6 +41,16 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
     static_graph: bool = Field(
         False, description="True: messages and reports go the ways of an episode's first step (ablation SG)"
     )
+    worker_reward: Literal["window", "telescoped"] = Field(
+        "telescoped",
+        description="what subordinates earn while a goal holds. window: their superior's advantage, in equal parts; "
+        "telescoped: at every step their superior's TD error of that step, which add up to it",
+    )
+    edge_values: bool = Field(
+        True,
+        description="superiors judge every pair of themselves and a subordinate, as Eq. 5 writes it; False: what they "
+        "see, once for all their subordinates",
+    )
     local_rewards: bool = Field(
         True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
     )
@@ -85,6 +95,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
                 f"algorithm.manager_interval: got {self.manager_interval} times goal_interval={self.goal_interval} "
                 f"steps, expected at most run.rollout_length ({length}), at whose end all goals do"
             )
+
+    @property
+    def telescoped(self) -> bool:
+        """Whether subordinates earn their superiors' TD errors."""
+        return self.worker_reward == "telescoped"
 
     @property
     def goal_head(self) -> ActionHead:
