@@ -40,6 +40,7 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hatrpo-coordsum": ("hatrpo", "coordsum/3x10-30", {"share_parameters": True}, {}),
     "hcpo-recurrent": ("hcpo", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3}, {}),
     "hcpo-latent": ("hcpo", "mpe/simple_spread", {"instruction_space": "continuous", "instruction_interval": 2}, {}),
+    "hcpo-common": ("hcpo", "mpe/simple_spread", {"conductor_sees": "common", "common_search": 3}, {}),
     "hcpo-replay": ("hcpo", "mpe/simple_spread", {"replay_rollouts": 2}, {}),
     "hamdpo-mpe": ("hamdpo", "mpe/simple_spread", {"recurrent": True}, {"continuous_actions": True}),
     "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),

@@ -31,13 +31,13 @@ from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimat
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.contract.shown import EvaluatedTeam
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.instructions import InstructionWeights
 from hmarl.trainer.learning.returns import normalise_advantages
-from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.constrained_steps import AgentLimitFields, TrustRegionFields, improve_by_trust_region
@@ -87,8 +87,8 @@ class Hcpo(Algorithm):
     ) -> None:
         super().__init__(spec, settings, generator, device)
         self.critic = Critic(spec.state_size, settings, generator, device)
-        self.conductor = ConductorLevel(spec, settings, generator, device)
-        self.acting = ConductedActing(self.local_acting, self.conductor, self.state_normaliser, self.noise_generator)
+        self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
+        self.acting = ConductedActing(self.local_acting, self.conductor, self.noise_generator)
         self.instruction_critic = (
             Critic(spec.state_size, settings, generator, device, settings.instructions)
             if settings.critic == "q"
@@ -111,6 +111,7 @@ class Hcpo(Algorithm):
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, self.settings)  # 5
         metrics = self._improve(rollout, estimate, rollout, None, progress)
         self.update_normalisers(rollout)
+        self.conductor.sight.learn(rollout)
         return metrics
 
     def _update_off_policy(self, rollout: Rollout, progress: float) -> dict[str, float]:
@@ -122,6 +123,7 @@ class Hcpo(Algorithm):
         estimate = v_trace_estimate(joined, weight, self.critic, self.state_normaliser, settings)  # 5
         metrics = self._improve(joined.rollout, estimate, rollout, weight.flatten(), progress)
         self.update_normalisers(rollout)
+        self.conductor.sight.learn(rollout)
         self.past.add(rollout, log_likelihood[:, : rollout.batch_size])
         replayed = weight[:, rollout.batch_size :]
         return metrics | ({"replay_weight": float(replayed.mean())} if replayed.numel() else {})
@@ -199,8 +201,8 @@ class Hcpo(Algorithm):
     @torch.no_grad()
     def _log_likelihood(self, rollout: Rollout) -> Tensor:
         """[T, B] log w(M|s) + Σ_i log π^i(a^i|o^i, M) under the present policies, over the agents that were there."""
-        conductor = self.conductor.distribution(self.state_normaliser(rollout.states))
-        total = conductor.log_prob(rollout.extras["instruction"])
+        states = self.state_normaliser(rollout.states).flatten(0, 1)
+        total = self.conductor.samples(rollout, states).old_log_prob.view(rollout.terminated.shape)
         team = self.samples(rollout, self.features(rollout))
         for agent in self.position:
             samples = team.of_agent(agent)
@@ -212,15 +214,15 @@ class Hcpo(Algorithm):
 
     def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The local policies under their local conductors, and under those that are not deployed."""
-        return super().teams(sample) | conducted_teams(self.actors, self.conductor, self.state_normaliser)
+        return super().teams(sample) | conducted_teams(self.actors, self.conductor)
 
-    def teacher(self) -> Teacher:
-        """The agents under the central conductor."""
-        return ConductedTeacher(self.actors, self.conductor, self.state_normaliser)
+    def teacher(self) -> Teacher | None:
+        """The agents under the central conductor; none where every agent has a copy of it."""
+        return ConductedTeacher(self.actors, self.conductor) if self.conductor.common is None else None
 
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """w^i, which stands in for the conductor when deployed."""
-        return self.conductor.local_conductor(group)
+    def instructing(self, agent: int) -> Instructing:
+        """w^i, which stands in for the conductor when deployed, or a copy of it."""
+        return self.conductor.instructing(agent, *self.position[agent])
 
     # --- persistence ------------------------------------------------------------------------------------------------
 
