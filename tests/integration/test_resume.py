@@ -41,6 +41,9 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-recurrent": ("hcpo", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3}, {}),
     "hcpo-latent": ("hcpo", "mpe/simple_spread", {"instruction_space": "continuous", "instruction_interval": 2}, {}),
     "hcpo-common": ("hcpo", "mpe/simple_spread", {"conductor_sees": "common", "common_search": 3}, {}),
+    "hcpo-local": (
+        "hcpo", "mpe/simple_spread", {"local_share": 0.7, "local_share_end": 0.2, "instruction_interval": 2}, {},
+    ),
     "hcpo-replay": ("hcpo", "mpe/simple_spread", {"replay_rollouts": 2}, {}),
     "hamdpo-mpe": ("hamdpo", "mpe/simple_spread", {"recurrent": True}, {"continuous_actions": True}),
     "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.trainer.conductors.level import ConductorLevel, InForce
+from hmarl.trainer.conductors.local_share import LocalShare
 from hmarl.trainer.contract.acting import ActingInContext
 from hmarl.trainer.experience.rollout import Decision
 
@@ -18,10 +19,17 @@ class ConductedActing:
         below: how the team acts on an instruction.
         conductor: the level above it.
         generator: of the instructions' noise, on the device.
+        local_share: instead of the team below, where local conductors conduct a share of the environments.
     """
 
-    def __init__(self, below: ActingInContext, conductor: ConductorLevel, generator: torch.Generator) -> None:
-        self.below, self.conductor = below, conductor
+    def __init__(
+        self,
+        below: ActingInContext,
+        conductor: ConductorLevel,
+        generator: torch.Generator,
+        local_share: LocalShare | None = None,
+    ) -> None:
+        self.below, self.conductor, self.local_share = below, conductor, local_share
         self.in_force = conductor.nothing_in_force(0)
         self._noise = torch.zeros(0, device=conductor.device)
         self._generator = generator
@@ -36,9 +44,13 @@ class ConductedActing:
     @torch.no_grad()
     def act(self, observation: Observation, step: int) -> Decision:
         """The team's actions under the instruction in force, which is recorded."""
-        self.in_force, record = self.conductor.instruct(observation, self.in_force, self._noise[step])
-        context = self.conductor.seen_of(self.in_force.instruction)
-        decision = self.below.act_in_context(observation, step, context)
+        noise = self._noise[step]
+        self.in_force, record = self.conductor.instruct(observation, self.in_force, noise)
+        if self.local_share is not None:
+            decision = self.local_share.act(observation, step, self.in_force, record["decided"], noise)
+        else:
+            context = self.conductor.seen_of(self.in_force.instruction)
+            decision = self.below.act_in_context(observation, step, context)
         decision.extras |= record
         return decision
 
@@ -50,9 +62,12 @@ class ConductedActing:
 
     def state(self) -> dict[str, Tensor]:
         """The instructions in force and what the team remembers."""
-        return self.below.state() | self.in_force.state()
+        local = {} if self.local_share is None else self.local_share.state()
+        return self.below.state() | self.in_force.state() | local
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
         self.below.load_state(state)
         self.in_force = InForce.of_state(state)
+        if self.local_share is not None:
+            self.local_share.load_state(state)

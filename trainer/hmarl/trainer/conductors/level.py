@@ -49,6 +49,9 @@ from hmarl.trainer.sequential.constrained_steps import StepSearch, improve_by_tr
 from hmarl.trainer.sequential.estimates import Estimate
 from hmarl.trainer.sequential.samples import AgentSamples
 
+# Recorded where local conductors conduct a part of the environments, see ``conductors.local_share``.
+LOCALLY = "locally"
+
 
 class ConductorFields(BaseModel):
     """Of algorithms with a conductor above their agents; its step is searched for as ``TrustRegionFields`` say."""
@@ -313,7 +316,7 @@ class ConductorLevel:
             weight: [M] importance weights of samples that older policies collected, or None.
             fresh: the part of the rollout that the present policies collected, for the metrics; None is all of it.
         """
-        settings, decided = self.settings, rollout.extras["decided"].flatten()
+        settings, decided = self.settings, self._decided(rollout)
         samples = self.samples(rollout, states, weight)
         improvement = improve_by_trust_region(
             self.policy, 0, samples, normalise_advantages(advantages.flatten(), decided.float()), settings,
@@ -331,8 +334,9 @@ class ConductorLevel:
     @torch.no_grad()
     def samples(self, rollout: Rollout, states: Tensor, weight: Tensor | None = None) -> AgentSamples:
         """The conductor seen as an agent who observes what ``sight`` shows, present at its decision steps."""
-        instruction, decided = rollout.extras["instruction"].flatten(0, 1), rollout.extras["decided"].flatten()
-        active = None if self.settings.instruction_interval == 1 else decided.float()
+        instruction, decided = rollout.extras["instruction"].flatten(0, 1), self._decided(rollout)
+        everywhere = self.settings.instruction_interval == 1 and LOCALLY not in rollout.extras
+        active = None if everywhere else decided.float()
         seen = self.sight.along(rollout, states)
         old = self.distribution(seen)
         return AgentSamples(seen, None, None, instruction, active, weight, None, old, old.log_prob(instruction))
@@ -365,11 +369,20 @@ class ConductorLevel:
         probabilities = self.local.probabilities(features, samples.actions)
         return {agent: self._since_decision(theirs, rollout) for agent, theirs in probabilities.items()}
 
+    def _decided(self, rollout: Rollout) -> Tensor:
+        """[M] bool: where this conductor has chosen an instruction that was followed."""
+        decided = rollout.extras["decided"]
+        locally = rollout.extras.get(LOCALLY)
+        return (decided if locally is None else decided & ~locally).flatten()
+
     def _since_decision(self, weight: Tensor, rollout: Rollout) -> Tensor:
-        """[M]: the weight where the instruction in force was chosen; 1 before the rollout's first decision."""
-        if self.settings.instruction_interval == 1:
-            return weight
-        return since_decision(weight.view(rollout.terminated.shape), rollout.extras["decided"]).flatten()
+        """[M]: the weight where the instruction in force was chosen; 1 before the rollout's first decision, and where
+        local conductors have chosen.
+        """
+        if self.settings.instruction_interval > 1:
+            weight = since_decision(weight.view(rollout.terminated.shape), rollout.extras["decided"]).flatten()
+        locally = rollout.extras.get(LOCALLY)
+        return weight if locally is None else weight.masked_fill(locally.flatten(), 1.0)
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 

@@ -76,6 +76,17 @@ class LocalConductors:
         """[N_group, M] ψ^i(·|o^i)."""
         return self.policies[group].all_distributions(self.inputs(group, features))
 
+    def drawn(self, group: int, features: Tensor, noise: Tensor) -> Tensor:
+        """[B, N_group, ...] M^i ∼ ψ^i(·|o^i), with numbers that all agents share.
+
+        Args:
+            group: of agents.
+            features: [B, N_group, D] normalised observations.
+            noise: [B, K] or [B, D].
+        """
+        choice = self.choices(group, features.unsqueeze(0))
+        return choice.select(noise.unsqueeze(0)).transpose(0, 1)
+
     def probabilities(self, features: list[Tensor], chosen: Tensor) -> dict[int, Tensor]:
         """Per agent, [M] ψ^i(M|o^i) of the instructions ``chosen`` [M]."""
         return {
