@@ -43,7 +43,7 @@ from hmarl.trainer.learning.instructions import (
 from hmarl.trainer.learning.returns import decision_advantages, normalise_advantages
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.normalisation import RunningNormaliser
-from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.policies import Context, GroupPolicy
 from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings
 from hmarl.trainer.sequential.constrained_steps import StepSearch, improve_by_trust_region
 from hmarl.trainer.sequential.estimates import Estimate
@@ -51,6 +51,7 @@ from hmarl.trainer.sequential.samples import AgentSamples
 
 # Recorded where local conductors conduct a part of the environments, see ``conductors.local_share``.
 LOCALLY = "locally"
+OWN_BEFORE = "own_before."  # of local conductors that remember: per group, what was seen of the instruction before
 
 
 class ConductorFields(BaseModel):
@@ -83,7 +84,16 @@ class ConductorFields(BaseModel):
         "ratio", description="ratio: samples weighted by w_new/w_old, unweighted KL; paper: Algorithm 3 as printed"
     )
     distillation_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the local conductors")
-    distillation_epochs: int = Field(1, ge=1, description="passes over the rollout per distillation")
+    distillation_epochs: int = Field(
+        1, ge=1, description="passes over the rollout per distillation; at most, with distillation_patience"
+    )
+    distillation_patience: int = Field(
+        0, ge=0, description="passes without improvement on held-out steps that end a distillation; 0: none does"
+    )
+    share_local_conductors: bool | None = Field(
+        None, description="local conductors of a group share one network; as share_parameters where it is not given"
+    )
+    local_conductors_remember: bool = Field(False, description="every local conductor sees its own last instruction")
     distillation_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
 
     @model_validator(mode="after")
@@ -120,6 +130,9 @@ class ConductorSettings(NetworkSettings, StepSearch, Protocol):
     distillation_learning_rate: float
     distillation_epochs: int
     distillation_minibatches: int
+    distillation_patience: int
+    share_local_conductors: bool | None
+    local_conductors_remember: bool
     share_parameters: bool
     max_gradient_norm: float
     conductor_remembers: bool
@@ -262,6 +275,8 @@ class ConductorLevel:
         choice = self.distribution(self.sight.now(observation, before.step, last))
         after = self.renewed(before, choice.mode() if noise is None else choice.select(noise))
         record = {"instruction": after.instruction, "decided": before.remaining <= 0}
+        if self.local is not None and self.local.remember:
+            record["last_instruction"] = last
         return after, record | self.sight.record(before.step, last)
 
     def renewed(self, before: InForce, chosen: Tensor) -> InForce:
@@ -327,7 +342,7 @@ class ConductorLevel:
         metrics |= instruction_metrics(self.head, (fresh or rollout).extras["instruction"].flatten(0, 1), new)
         weights = self.agents_weights(rollout, features, samples, new)  # with the local conductors as they were
         if self.local is not None:
-            metrics |= self.local.follow(rollout, features, new, generator, schedule)
+            metrics |= self.local.follow(rollout, features, new, generator, schedule, self._last(rollout))
         ratio = self._since_decision(samples.ratio(new), rollout)
         return ConductorImprovement(ratio, samples.old.kl(new)[decided], weights, metrics)
 
@@ -366,8 +381,16 @@ class ConductorLevel:
         if self.local is None:
             old = self._since_decision(samples.old_log_prob.exp(), rollout)
             return dict.fromkeys(range(len(rollout.spec.agents)), old)
-        probabilities = self.local.probabilities(features, samples.actions)
+        probabilities = self.local.probabilities(features, samples.actions, self._last(rollout))
         return {agent: self._since_decision(theirs, rollout) for agent, theirs in probabilities.items()}
+
+    def _last(self, rollout: Rollout) -> Context | None:
+        """What the agents saw of the instruction before, for local conductors that see it too."""
+        if self.local is None or not self.local.remember:
+            return None
+        if LOCALLY in rollout.extras:
+            return [rollout.extras[f"{OWN_BEFORE}{g}"] for g in range(len(rollout.spec.groups))]
+        return rollout.extras["last_instruction"]
 
     def _decided(self, rollout: Rollout) -> Tensor:
         """[M] bool: where this conductor has chosen an instruction that was followed."""

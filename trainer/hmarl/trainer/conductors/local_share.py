@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.trainer.conductors.level import LOCALLY, ConductorLevel, InForce
+from hmarl.trainer.conductors.level import LOCALLY, OWN_BEFORE, ConductorLevel, InForce
 from hmarl.trainer.contract.acting import LocalActing
 from hmarl.trainer.experience.rollout import Decision, Rollout
 
@@ -57,9 +57,12 @@ class LocalShare:
         locally = torch.arange(batch_size, device=decided.device) < round(self.share * batch_size)
         record, own = {LOCALLY: locally}, []
         for g, seen in enumerate(self._actors.normalised(observation.observations)):
-            drawn = self._local.drawn(g, seen, noise)
+            last = self._before(g, central, seen.shape[1])
+            drawn = self._local.drawn(g, seen, noise, last)
             everywhere = central.instruction.unsqueeze(1).expand_as(drawn)
-            held = self._own[g] if self._own and self._own[g].shape == drawn.shape else drawn
+            held = self._own[g] if self._holds(batch_size) else drawn
+            if last is not None:
+                record[f"{OWN_BEFORE}{g}"] = last
             theirs = torch.where(_fit(decided, drawn), drawn, held)
             own.append(torch.where(_fit(locally, drawn), theirs, everywhere))
             record[f"{_OWN}{g}"] = own[g]
@@ -67,6 +70,22 @@ class LocalShare:
         decision = self._acting.act_in_context(observation, step, [self._conductor.seen_of(each) for each in own])
         decision.extras |= record
         return decision
+
+    def _holds(self, batch_size: int) -> bool:
+        """Whether instructions of the step before are there."""
+        return bool(self._own) and len(self._own[0]) == batch_size
+
+    def _before(self, group: int, central: InForce, members: int) -> Tensor | None:
+        """[B, N_group, K] or [B, N_group, D] what was seen of the instruction before, zeros where an episode begins;
+        None for local conductors that do not remember.
+        """
+        if not self._local.remember:
+            return None
+        if not self._holds(len(central.step)):
+            size = self._conductor.head.output_size
+            return torch.zeros(len(central.step), members, size, device=central.step.device)
+        seen = self._conductor.seen_of(self._own[group])
+        return seen * _fit(central.step > 1, seen)
 
     def metrics(self, rollout: Rollout) -> dict[str, float]:
         """The share, and the mean team reward of a step under each kind of conductor, where there is one."""
