@@ -23,6 +23,7 @@ from pydantic import Field
 
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
+from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
@@ -121,12 +122,13 @@ class GuidedHcpo(Algorithm):
         return instructed.metrics | metrics | {"explained_variance": explained, "delta": bond.delta}
 
     def advice(self, metrics: dict[str, float]) -> str | None:
-        """Guider and local policies have parted when most actions lie beyond δ."""
-        return parted(
+        """Guider and local policies have parted when most actions lie beyond δ; and what a conductor may bring."""
+        of_guider = parted(
             metrics,
             f"Lower algorithm.delta (now {self.settings.delta}) or algorithm.learning_rate, or raise "
             "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow",
         )
+        return of_guider or conductor_advice(metrics)
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
+from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot
 from hmarl.trainer.conductors.improvement_bound import BoundMonitor, WatchedStep
 from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
@@ -242,6 +243,10 @@ class Hcpo(Algorithm):
             own = samples.old_log_prob if samples.active is None else samples.old_log_prob * samples.active
             total = total + own.view(total.shape)
         return total
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """What a conductor may bring with it."""
+        return conductor_advice(metrics)
 
     # --- what it is judged by, deployed and distilled ---------------------------------------------------------------
 

@@ -168,8 +168,8 @@ class Algorithm:
         raise NotImplementedError
 
     def advice(self, metrics: dict[str, float]) -> str | None:
-        """What is going wrong in the update that made these metrics and what would help, logged once; None if nothing
-        is.
+        """What goes wrong in the update or evaluation that made these metrics and what would help, logged once; None if
+        nothing does.
         """
         return None
 
