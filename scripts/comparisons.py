@@ -95,6 +95,12 @@ _PRINTED_SCHEDULE = (
 )  # fmt: skip
 
 
+# The preset state-conductor on coordsum, spelled out.
+_STATE_CONDUCTOR = (
+    "algorithm.conductor_sees=state", "algorithm.gamma=0.9", "algorithm.entropy_coefficient=0.01",
+    "algorithm.conductor_entropy_coefficient=0.02", "algorithm.instruction_scale=1",
+)  # fmt: skip
+_SMALL_STEPS = ("algorithm.gamma=0.95", "algorithm.kl_limit=0.002")
 _FEW_EPISODES = ("run.evaluation_episodes=32",)
 COMPARISONS = (
     Comparison(
@@ -133,7 +139,8 @@ COMPARISONS = (
     ),
     Comparison(
         "coordsum", "coordsum/3x10-30", 1_000_000, 50_000,
-        algorithms("hcpo", "hatrpo") + algorithms("happo", "mappo", "guided-hcpo", seeds=1),
+        (Variant("hcpo", "hcpo", _STATE_CONDUCTOR), *algorithms("hatrpo"),
+         *algorithms("happo", "mappo", "guided-hcpo", seeds=1)),
         settings=_FEW_EPISODES, references=(("best fixed table", 119.0), ("best with memory", 181.0)),
         instruction_choices=True,
         remark=(
@@ -145,6 +152,36 @@ COMPARISONS = (
             "from common random numbers; with private ones they disagree, and without an instruction they are lost. "
             "Guided HCPO (one seed) is slower, and does as well under any instruction."
         ),
+    ),
+    Comparison(
+        "coordsum-common", "coordsum/3x10-30", 1_000_000, 100_000,
+        (
+            *algorithms("hcpo"),
+            Variant("hcpo, sees nothing", "hcpo", ("algorithm.conductor_sees=nothing",), 1),
+            Variant("hcpo, sees the state", "hcpo", ("algorithm.conductor_sees=state",), 1),
+            Variant("hatrpo, γ=0.3", "hatrpo", ("algorithm.gamma=0.3", "algorithm.entropy_coefficient=0.003"), 1),
+        ),
+        environment_settings=("record=own",),
+        references=(("best fixed table", 119.0), ("any common numbers, used evenly", 164.5), ("with memory", 181.0)),
+    ),
+    Comparison(
+        "speaker_listener-common", "mpe/simple_speaker_listener", 600_000, 100_000,
+        (
+            *algorithms("hcpo"), *algorithms("hatrpo"),
+            Variant(
+                "hcpo, half conducted locally", "hcpo",
+                ("algorithm.conductor_sees=state", "algorithm.local_share=0.5"), 1,
+            ),
+            Variant("hcpo, sees the state", "hcpo", ("algorithm.conductor_sees=state",), 1),
+            Variant("hatrpo, hcpo's γ and δ", "hatrpo", _SMALL_STEPS, 1),
+        ),
+    ),
+    *(
+        Comparison(
+            f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000, algorithms("hcpo", seeds=1),
+            settings=_FEW_EPISODES, environment_settings=("record=own",),
+        )
+        for task in ("3x30-50", "5x20-80")
     ),
     Comparison(
         "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 500_000, 50_000,

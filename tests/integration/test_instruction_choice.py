@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.session import Policy
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import evaluate
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 def obedient() -> Hcpo:
     """Local conductors to whom all four instructions are alike, and actors that do instruction k as action k."""
     algorithm, _, _ = new_hcpo("mpe/simple_spread")
-    for local in algorithm.conductor.local_conductors:
+    assert algorithm.conductor.local is not None
+    for local in algorithm.conductor.local.policies:
         local.theta.zero_()
     for policy in algorithm.policies:
         policy.theta.zero_()
@@ -88,3 +90,27 @@ def test_a_choice_that_does_not_apply_is_refused(run: Path, tmp_path: Path) -> N
     train(tiny_config("hatrpo", "mpe/simple_spread"), tmp_path / "flat")
     with pytest.raises(UsageError, match="got 'sample', but hatrpo has no instructions to choose"):
         load_team(tmp_path / "flat", instruction_choice="sample")
+
+
+def test_a_common_knowledge_conductor_is_drawn_from_in_common_unless_told_otherwise(tmp_path: Path) -> None:
+    settings = {"conductor_hidden_sizes": [8], "instructions": 4, "conductor_sees": "common", "instruction_interval": 2}
+    train(tiny_config("hcpo", "coordsum/2x4-6", settings), tmp_path / "run")
+    bundle = export_run(tmp_path / "run", tmp_path / "bundle")
+    environment = make("coordsum/2x4-6", 4)
+    instructions, returns = {}, {}
+    for choice in (None, "common", "argmax"):
+        make_team, _, _ = load_team(tmp_path / "run", checkpoint="last", instruction_choice=choice)
+        torch_team = make_team(environment.spec)
+        deployed = BundleTeam(bundle, environment.spec, instruction_choice=choice)
+        returns[choice] = evaluate(environment, torch_team, 4, 1).returns
+        np.testing.assert_array_equal(evaluate(environment, deployed, 4, 1).returns, returns[choice])
+        sessions = [Policy(bundle, agent).session() for agent in bundle.agent_ids]
+        for session in sessions:
+            session.reset(3, instruction_choice=choice)
+        instructions[choice] = [
+            [int(session.act(np.float32([0.5, step / 100])).diagnostics["instruction"]) for session in sessions]
+            for step in range(30)
+        ]
+        assert all(first == second for first, second in instructions[choice]), "the copies have parted"
+    assert instructions[None] == instructions["common"] != instructions["argmax"]
+    np.testing.assert_array_equal(returns[None], returns["common"])

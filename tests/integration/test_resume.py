@@ -33,6 +33,10 @@ IN_CHUNKS: dict[str, Any] = {**GUIDED, "recurrent": True, "chunk_length": 3}
 HIERARCHY: dict[str, Any] = {**GUIDED, "goal_size": 3, "goal_interval": 3}
 INTERCHANGEABLE: dict[str, Any] = {"share_parameters": True, "agent_identity": False, "recurrent": True}
 # Special settings and spaces; plain runs of every algorithm in every family are resumed by test_families.py.
+LOCAL: dict[str, Any] = {
+    "local_share": 0.7, "local_share_end": 0.2, "instruction_interval": 2, "local_conductors_remember": True,
+    "share_local_conductors": True, "distillation_patience": 1, "distillation_epochs": 5,
+}  # fmt: skip
 TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-mpe": ("hcpo", "mpe/simple_spread", {**HELD, "critic": "q"}, {}),
     "hatrpo-mpe": ("hatrpo", "mpe/simple_spread", {}, {"continuous_actions": True}),
@@ -40,6 +44,8 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hatrpo-coordsum": ("hatrpo", "coordsum/3x10-30", {"share_parameters": True}, {}),
     "hcpo-recurrent": ("hcpo", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3}, {}),
     "hcpo-latent": ("hcpo", "mpe/simple_spread", {"instruction_space": "continuous", "instruction_interval": 2}, {}),
+    "hcpo-common": ("hcpo", "mpe/simple_spread", {"conductor_sees": "common", "common_search": 3}, {}),
+    "hcpo-local": ("hcpo", "mpe/simple_spread", LOCAL, {}),
     "hcpo-replay": ("hcpo", "mpe/simple_spread", {"replay_rollouts": 2}, {}),
     "hamdpo-mpe": ("hamdpo", "mpe/simple_spread", {"recurrent": True}, {"continuous_actions": True}),
     "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),

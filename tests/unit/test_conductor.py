@@ -14,13 +14,14 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
-from hmarl.trainer.conductors.level import ConductorFields, ConductorImprovement, ConductorLevel
+from hmarl.trainer.conductors.level import ConductorFields, ConductorImprovement, ConductorLevel, InForce
 from hmarl.trainer.contract.acting import LocalActing
 from hmarl.trainer.contract.algorithm import Algorithm
+from hmarl.trainer.contract.deployable import Instructing
+from hmarl.trainer.contract.team_inputs import as_tensors
 from hmarl.trainer.experience.rollout import Collector, Decision, Rollout
 from hmarl.trainer.export.samples import example_inputs
 from hmarl.trainer.networks.distributions import Categorical
-from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.networks.settings import AlgorithmSettings, validate
 from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
 from hmarl.trainer.sequential.estimates import Estimate
@@ -56,16 +57,16 @@ class Idle(Algorithm):
         self, spec: EnvironmentSpec, settings: IdleSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.conductor = ConductorLevel(spec, settings, generator, device)
+        self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
         told = Told(self.actors, None, self.noise_generator)
-        self.acting = ConductedActing(told, self.conductor, self.state_normaliser, self.noise_generator)
+        self.acting = ConductedActing(told, self.conductor, self.noise_generator)
 
     @property
     def context_size(self) -> int:
         return self.settings.instruction_head.output_size
 
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        return self.conductor.local_conductor(group)
+    def instructing(self, agent: int) -> Instructing:
+        return self.conductor.instructing(agent, *self.position[agent])
 
     def states(self, rollout: Rollout) -> Tensor:
         return self.state_normaliser(rollout.states[:-1]).flatten(0, 1)
@@ -127,7 +128,8 @@ def test_the_conductor_learns_within_its_limit_and_local_conductors_follow() -> 
     assert shares[-1] > shares[0] + 0.25, shares
     assert metrics["instruction_usage/2"] == pytest.approx(shares[-1])
     assert metrics["local_conductor_kl"] < 0.05
-    choices = algorithm.conductor._local_choices(0, algorithm.features(rollout)[0])
+    assert algorithm.conductor.local is not None
+    choices = algorithm.conductor.local.choices(0, algorithm.features(rollout)[0])
     assert isinstance(choices, Categorical)
     assert choices.log_probs[..., 2].exp().mean() > shares[0] + 0.2
 
@@ -152,7 +154,8 @@ def test_ratio_weights_are_those_of_the_step_and_of_the_sample(interval: int) ->
 
 def test_the_papers_weights_are_the_new_conductor_and_the_old_local_conductors() -> None:
     algorithm, rollout, _ = conducted(instruction_weight="paper", distillation_learning_rate=1e-2)
-    local = algorithm.conductor._local_choices(0, algorithm.features(rollout)[0])
+    assert algorithm.conductor.local is not None
+    local = algorithm.conductor.local.choices(0, algorithm.features(rollout)[0])
     old = local.log_prob(rollout.extras["instruction"].flatten().expand(2, -1)).exp()
     improvement = algorithm.improve(rollout, rewarded(rollout))
     for agent in range(2):
@@ -187,39 +190,43 @@ def test_advantages_run_from_decision_to_decision() -> None:
 def test_a_copy_of_its_components_and_acting_state_goes_on_alike() -> None:
     algorithm, rollout, _ = conducted("toy_environments:leaving", 4, instruction_interval=7)
     algorithm.improve(rollout, rewarded(rollout))
-    level, spec = algorithm.conductor, algorithm.spec
-    copy = ConductorLevel(spec, algorithm.settings, torch.Generator().manual_seed(99), CPU)
+    level, spec, settings = algorithm.conductor, algorithm.spec, algorithm.settings
+    copy = ConductorLevel(spec, settings, algorithm.state_normaliser, torch.Generator().manual_seed(99), CPU)
     groups = range(len(spec.groups))
     expected = {"conductor", *(f"{part}.{g}" for g in groups for part in ("local_conductors", "distillers"))}
     assert set(level.components()) == set(copy.components()) == expected
     copy.policy.theta.copy_(level.policy.theta)
-    states = torch.randn(4, spec.state_size, generator=torch.Generator().manual_seed(0))
-    for step in range(3):  # in the middle of an instruction
-        level.instruct(states, step)
-    copy.load_acting_state(level.acting_state())
+    seen = as_tensors(make("toy_environments:leaving", 4).reset(np.arange(4)), CPU)
+    in_force = level.nothing_in_force(4)
+    for _ in range(3):  # in the middle of an instruction
+        in_force, _ = level.instruct(seen, in_force, None)
     acted = []
-    for each in (level, copy):
-        each.begin_rollout(5, 4, torch.Generator().manual_seed(1))
-        each.episodes_ended(torch.tensor([True, False, False, True]))
-        acted.append([each.instruct(states, step)[1] for step in range(5)])
+    for each, before in ((level, in_force), (copy, InForce.of_state(in_force.state()))):
+        noise = each.draw_noise(5, 4, torch.Generator().manual_seed(1))
+        now, records = before.ended(torch.tensor([True, False, False, True])), []
+        for step in range(5):
+            now, record = each.instruct(seen, now, noise[step])
+            records.append(record)
+        acted.append(records)
     for mine, other in zip(*acted, strict=True):
         assert torch.equal(mine["instruction"], other["instruction"])
         assert torch.equal(mine["decided"], other["decided"])
-    decided = torch.stack([extras["decided"] for extras in acted[0]])
+    decided = torch.stack([record["decided"] for record in acted[0]])
     assert decided.nonzero().tolist() == [[0, 0], [0, 3], [4, 1], [4, 2]]
 
 
 def test_a_batch_of_another_size_starts_with_nothing_in_force() -> None:
     algorithm, _, _ = conducted(instruction_interval=7)
-    algorithm.conductor.begin_rollout(1, 2, torch.Generator().manual_seed(0))
-    algorithm.conductor.episodes_ended(torch.ones(32, dtype=torch.bool))  # of another batch: no matter
-    _, extras = algorithm.conductor.instruct(torch.zeros(2, algorithm.spec.state_size), 0)
-    assert extras["decided"].tolist() == [True, True]
+    algorithm.begin_rollout(1, 2)
+    algorithm.episodes_ended(torch.ones(32, dtype=torch.bool))  # of another batch: no matter
+    decision = algorithm.act(as_tensors(make(TOY, 2).reset(np.arange(2)), CPU), 0)
+    assert decision.extras["decided"].tolist() == [True, True]
 
 
 def test_deployed_agents_are_instructed_by_their_local_conductor() -> None:
     algorithm, _, _ = conducted(instruction_interval=4)
-    local = algorithm.conductor.local_conductors[0]
+    assert algorithm.conductor.local is not None
+    local = algorithm.conductor.local.policies[0]
     local.theta.zero_()
     local.theta[:, -3:] = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])  # the last layer's biases
     for agent, chosen in ((0, 1), (1, 2)):

@@ -21,9 +21,11 @@ class Toy:
     def __init__(self, batch_size, broken=""):
         self.batch_size, self.broken = batch_size, broken
         high = np.inf if broken == "unbounded" else 1.0
-        walkers = [AgentSpec(f"walker_{i}", 3, spaces.Discrete(3), has_action_mask=True) for i in range(2)]
-        helper = AgentSpec("helper", 2, spaces.Box(-1.0, high, (1,), np.float32), observation_layout=(("all", 2),))
-        self.spec = EnvironmentSpec("toy", (*walkers, helper), 2, HORIZON, "sum")
+        layout = (("all", 1), ("more", 2))
+        walkers = [AgentSpec(f"walker_{i}", 3, spaces.Discrete(3), True, layout) for i in range(2)]
+        layout = (("own", 1), ("all", 1))
+        helper = AgentSpec("helper", 2, spaces.Box(-1.0, high, (1,), np.float32), observation_layout=layout)
+        self.spec = EnvironmentSpec("toy", (*walkers, helper), 2, HORIZON, "sum", common_observations=("all",))
         self._closed = False
         self._shared = np.zeros((batch_size, 2), np.float32)
 
@@ -132,7 +134,9 @@ class Toy:
             state = self._shared
         if self.broken == "wide state":
             state = np.repeat(state, 2, axis=1)
-        helper = state[:, None, :2].copy()
+        helper = state[:, None, 1::-1].copy()
+        if self.broken == "seen otherwise":
+            helper[odd, 0, 1] += 1.0
         return Observation((walkers, helper), (masks, None), state, active)
 
 
@@ -150,6 +154,7 @@ def test_a_sound_environment_passes_every_check():
         "finite values",
         "action masks",
         "active agents",
+        "common observations",
         "results kept",
         "same seed, same episode",
         "different seeds differ",
@@ -173,6 +178,7 @@ def test_a_sound_environment_passes_every_check():
         ("no legal action", "action masks"),
         ("mask of the absent", "action masks"),
         ("ghost", "active agents"),
+        ("seen otherwise", "common observations"),
         ("paid after leaving", "active agents"),
         ("handed out", "results kept"),
         ("unseeded", "same seed, same episode"),
@@ -253,7 +259,7 @@ def test_a_spec_that_contradicts_itself_is_named():
     class Mislabelled(Toy):
         def __init__(self, batch_size):
             super().__init__(batch_size)
-            helper = dataclasses.replace(self.spec.agents[2], observation_layout=(("all", 7),))
+            helper = dataclasses.replace(self.spec.agents[2], observation_layout=(("own", 6), ("all", 1)))
             self.spec = dataclasses.replace(self.spec, agents=(*self.spec.agents[:2], helper))
 
     (result, *_) = check_environment(Mislabelled)

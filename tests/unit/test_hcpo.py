@@ -307,8 +307,10 @@ def test_distillation_follows_the_updated_conductor_in_training() -> None:
     first[0, 0], first[1, 0], last[0, 0], last[1, 1] = 1.0, -1.0, 9.0, 9.0
     new = algorithm.conductor.distribution(estimate.states)
     features = algorithm.features(rollout)
-    algorithm.conductor._distil(rollout, features, new, algorithm.noise_generator, 1.0)
-    local = algorithm.conductor._local_choices(0, features[0]).mode().T.view(12, 16, 2)
+    followers = algorithm.conductor.local
+    assert followers is not None
+    followers.follow(rollout, features, new, algorithm.noise_generator, 1.0)
+    local = followers.choices(0, features[0]).mode().T.view(12, 16, 2)
     agreed = local == new.mode().view(12, 16, 1)
     assert agreed[:, :, 0].float().mean() > 0.9, "the first agent sees what the conductor looks at"
     assert agreed[:, :, 1].float().mean() < 0.8, "the second does not"

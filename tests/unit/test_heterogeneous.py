@@ -246,7 +246,8 @@ def test_the_papers_kl_weight_is_the_agents_own_local_conductor() -> None:
     algorithm = updated(instruction_weight="paper")
     for agent, samples, _ in algorithm.records:
         group, member = algorithm.position[agent]
-        local = algorithm.conductor.local_conductors[group]
+        assert algorithm.conductor.local is not None
+        local = algorithm.conductor.local.policies[group]
         distribution = local.distribution(local.row(member), torch.zeros(1, 1))
         assert isinstance(distribution, Categorical)
         instruction = samples.inputs[:, 1:].argmax(-1)

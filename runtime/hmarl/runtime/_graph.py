@@ -31,7 +31,7 @@ _ORT_TYPES: dict[DataType, str] = {"float32": "tensor(float)", "int64": "tensor(
 
 def graph_inputs(agent: AgentModel) -> list[TensorModel]:
     """All input tensors of an agent's graph, as the manifest describes them."""
-    mask = [agent.action_mask] if agent.action_mask is not None else []
+    optional = [tensor for tensor in (agent.action_mask, agent.step) if tensor is not None]
     states = [
         TensorModel(name=state.input, shape=state.shape, dtype=state.dtype, meaning=state.meaning)
         for state in agent.states
@@ -40,7 +40,7 @@ def graph_inputs(agent: AgentModel) -> list[TensorModel]:
         TensorModel(name=noise.name, shape=noise.shape, dtype="float32", meaning=noise.purpose)
         for noise in agent.noises
     ]
-    return [agent.observation, *mask, *states, *noises]
+    return [agent.observation, *optional, *states, *noises]
 
 
 def graph_outputs(agent: AgentModel) -> list[TensorModel]:
@@ -167,6 +167,9 @@ def check_manifest(agent: AgentModel) -> None:
     if agent.action_mask is not None:
         expectations.append(("action_mask.shape", agent.action_mask.shape, [sum(branch_sizes(space))]))
         expectations.append(("action_mask.dtype", agent.action_mask.dtype, "bool"))
+    if agent.step is not None:
+        expectations.append(("step.shape", agent.step.shape, []))
+        expectations.append(("step.dtype", agent.step.dtype, "int64"))
     for state in agent.states:
         expectations.append((f"states.{state.input}.reset: length", len(state.reset), math.prod(state.shape)))
     for field, got, expected in expectations:

@@ -82,6 +82,11 @@ def _check_agent(field: str, agent: AgentModel, files: Mapping[str, str]) -> Non
             raise ValueError(f"{field}.observation_layout.{name}: got {length}, expected a length")
     _check_tensors(field, agent)
     _check_space(f"{field}.action_space", agent)
+    if agent.instruction_choice is not None and all(noise.purpose != "instruction" for noise in agent.noises):
+        raise ValueError(
+            f"{field}.instruction_choice: got '{agent.instruction_choice}', expected null without a noise of purpose "
+            "'instruction'"
+        )
     for index, state in enumerate(agent.states):
         _check_numbers(f"{field}.states.{index}.reset", state.reset)
 
@@ -91,6 +96,8 @@ def _check_tensors(field: str, agent: AgentModel) -> None:
     tensors = {"observation": agent.observation, "action": agent.action}
     if agent.action_mask is not None:
         tensors["action_mask"] = agent.action_mask
+    if agent.step is not None:
+        tensors["step"] = agent.step
     tensors |= {f"diagnostics.{index}": tensor for index, tensor in enumerate(agent.diagnostics)}
     shapes = [(where, tensor.name, tensor.shape) for where, tensor in tensors.items()]
     shapes += [(f"noises.{index}", noise.name, noise.shape) for index, noise in enumerate(agent.noises)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from hmarl.runtime.errors import UsageError
-from hmarl.runtime.manifest import AgentModel, NoiseModel
+
+if TYPE_CHECKING:
+    from hmarl.runtime.manifest import AgentModel, NoiseModel
 
 # ``argmax``; ``sample``, with numbers of the agent's own; ``common``, with numbers that all agents of the team share.
 InstructionChoice = Literal["argmax", "sample", "common"]
@@ -26,16 +28,21 @@ def checked_choice(choice: Any) -> InstructionChoice | None:
     return known
 
 
-def effective_choice(choice: InstructionChoice | None, sample: bool) -> InstructionChoice:
-    """What None stands for: ``common`` when actions are drawn, else ``argmax``."""
-    return choice or ("common" if sample else "argmax")
+def effective_choice(
+    choice: InstructionChoice | None, sample: bool, model: AgentModel | None = None
+) -> InstructionChoice:
+    """What None stands for: what the agent's manifest says; where it is silent, ``common`` when actions are drawn, else
+    ``argmax``.
+    """
+    said = None if model is None else model.instruction_choice
+    return choice or said or ("common" if sample else "argmax")
 
 
 def drawn_noises(
     model: AgentModel, sample: bool, instruction_choice: InstructionChoice | None
 ) -> list[tuple[NoiseModel, str]]:
     """The noise inputs that are drawn, each with its stream; the others stay zero, which means deterministic."""
-    stream = _STREAMS[effective_choice(instruction_choice, sample)]
+    stream = _STREAMS[effective_choice(instruction_choice, sample, model)]
     drawn: list[tuple[NoiseModel, str]] = []
     for noise in model.noises:
         if noise.purpose == "instruction" and stream is not None:

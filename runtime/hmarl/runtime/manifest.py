@@ -9,7 +9,7 @@ A bundle is a directory (or the same in one zip)::
 
 The graph of an agent is one pure function of what that agent alone can know::
 
-    (observation, action_mask?, state..., noise...) -> (action, next state..., diagnostics...)
+    (observation, action_mask?, step?, state..., noise...) -> (action, next state..., diagnostics...)
 
 Every tensor has a leading dynamic batch dimension. Randomness comes in through the noise inputs: ``uniform`` in the
 open interval (0, 1) or ``normal`` (mean 0, standard deviation 1). All-zero noise means the deterministic policy (argmax
@@ -25,6 +25,7 @@ import msgspec
 
 from hmarl.runtime._manifest_checks import check_manifest
 from hmarl.runtime._manifest_checks import check_printable as check_printable  # noqa: PLC0414 - so that it is exported
+from hmarl.runtime.choices import InstructionChoice
 
 SCHEMA_VERSION = 1
 DataType = Literal["float32", "int64", "bool"]
@@ -102,7 +103,9 @@ class AgentModel(_Strict, frozen=True, kw_only=True):
     """One agent's graph and its tensors.
 
     An ``interchangeable`` agent's graph does not know which agent it acts for: the agents of its group share ``file``,
-    and it may serve further ones that were not trained.
+    and it may serve further ones that were not trained. ``step`` is how many steps of the episode lie behind, a number
+    that all agents of a team know alike, also who has missed some. ``instruction_choice`` says how an episode's
+    instructions are chosen when its start does not; None: ``common`` when actions are drawn, else ``argmax``.
     """
 
     id: str
@@ -113,8 +116,10 @@ class AgentModel(_Strict, frozen=True, kw_only=True):
     observation: TensorModel
     observation_layout: list[tuple[str, int]] = []
     action_mask: TensorModel | None = None
+    step: TensorModel | None = None
     states: list[StateModel] = []
     noises: list[NoiseModel] = []
+    instruction_choice: InstructionChoice | None = None
     action: TensorModel
     diagnostics: list[TensorModel] = []
 

@@ -47,6 +47,7 @@ __all__ = [
     "noise_for",
 ]
 
+_LAST_STEP: Final = 2**63 - 1  # that an int64 holds; steps may be larger
 _isfinite: Final = np.isfinite
 
 
@@ -192,6 +193,7 @@ class PolicySession:
         self._run = buffers.run
         self._observation = buffers.inputs[agent.observation.name][0, ...]
         self._mask = buffers.inputs[agent.action_mask.name][0, ...] if agent.action_mask is not None else None
+        self._step = buffers.inputs[agent.step.name] if agent.step is not None else None
         branches = branch_sizes(agent.action_space) if agent.action_mask is not None else None
         self._checked = InputCheck(len(self._observation), branches).checked
         self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
@@ -223,8 +225,8 @@ class PolicySession:
             seed: the episode's seed in [0, 2**64), the same for all agents of a team.
             sample: False for argmax or mean, True to draw actions.
             instruction_choice: how a policy with instructions chooses them: ``argmax``; ``sample``, with numbers of the
-                agent's own; ``common``, with numbers that all agents of the team share. None: ``common`` when sampling,
-                else ``argmax``.
+                agent's own; ``common``, with numbers that all agents of the team share. None: as the bundle's manifest
+                says, where it says nothing ``common`` when sampling, else ``argmax``.
             first_step: the step of the first observation, above 0 when an episode is rejoined in the middle.
             diagnostics: whether actions carry the policy's further outputs.
 
@@ -284,6 +286,8 @@ class PolicySession:
             self._observation[...] = observation
             if self._mask is not None:
                 self._mask[...] = action_mask
+            if self._step is not None:
+                self._step[...] = min(step, _LAST_STEP)
             for buffer, source in self._noises:
                 buffer[...] = source.draw(self._seed, step)
             try:

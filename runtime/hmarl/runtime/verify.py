@@ -149,7 +149,7 @@ def _check_batches(policy: Policy, tolerance: float, report: AgentReport) -> Non
 
 
 def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) -> dict[str, Array]:
-    """Random non-zero inputs: normal observations and states, uniform or normal noise, masks with legal actions."""
+    """Random inputs: normal observations, states as reset, uniform or normal noise, legal masks, steps of episodes."""
     feeds: dict[str, Array] = {}
     uniform = {noise.name for noise in agent.noises if noise.distribution == "uniform"}
     for tensor in graph_inputs(agent):
@@ -158,6 +158,8 @@ def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) 
             mask = generator.random(shape) < 0.7
             mask[:, first_of_branches(agent)] = True
             feeds[tensor.name] = mask
+        elif tensor == agent.step:
+            feeds[tensor.name] = generator.integers(1000, size=shape)
         elif tensor.name in uniform:
             feeds[tensor.name] = generator.uniform(1e-3, 1 - 1e-3, shape).astype(np.float32)
         elif tensor.name in {state.input for state in agent.states}:

@@ -272,6 +272,9 @@ class EnvironmentSpec:
         control_period_s: seconds between two steps in the simulated or real world, None when unknown.
         arguments: the keyword arguments that the environment was made with.
         has_success: whether ``StepResult.success`` is reported.
+        common_observations: parts of all agents' observation layouts, by name, that all agents who are there observe
+            alike at every step, to the last bit; what a conductor without a message may rely on. None declared: they
+            are found in training.
         horizon_guessed: the horizon was not declared, it was read off an attribute that looks like one. A guess only
             describes, and episodes may last longer.
     """
@@ -285,6 +288,7 @@ class EnvironmentSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     has_success: bool = False
     horizon_guessed: bool = False
+    common_observations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ids = [agent.id for agent in self.agents]
@@ -294,6 +298,15 @@ class EnvironmentSpec:
             _check_name(f"agents[{index}].id", agent.id)
             for name, _ in agent.observation_layout:
                 _check_name(f"agents[{index}].observation_layout", name)
+        for name in self.common_observations:
+            lengths = [
+                tuple(length for part, length in agent.observation_layout if part == name) for agent in self.agents
+            ]
+            if not lengths[0] or set(lengths) != {lengths[0]}:
+                raise ValueError(
+                    f"common_observations: got '{name}', expected a part of one length in every agent's "
+                    "observation_layout"
+                )
 
     @property
     def declared_horizon(self) -> int | None:

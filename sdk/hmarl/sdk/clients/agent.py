@@ -88,8 +88,8 @@ class Agent(Protocol):
         Args:
             seed: the episode's seed in [0, 2**64), the same for all agents of a team.
             sample: False for argmax or mean, True to draw actions.
-            instruction_choice: how a policy with instructions chooses them; None: ``common`` when sampling, else
-                ``argmax``.
+            instruction_choice: how a policy with instructions chooses them; None: as its bundle says, where it says
+                nothing ``common`` when sampling, else ``argmax``.
             first_step: the step of the first observation, above 0 when an episode is joined in the middle.
         """
         ...

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.choices import CHOICES, InstructionChoice, effective_choice
+from hmarl.runtime.choices import CHOICES, InstructionChoice
 from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option
 from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
@@ -334,7 +334,7 @@ def _write_pictures(
             "environment": evaluation.environment,
             "environment arguments": json.dumps(dict(environment.spec.arguments), default=str),
             "actions": "drawn" if options.sample else "deterministic",
-            "instruction choice": effective_choice(options.instruction_choice, options.sample),
+            "instruction choice": options.instruction_choice or "as the policies say",
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
             "environments side by side": environment.batch_size,
         }
@@ -396,8 +396,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
     flag("--sample", "draw actions instead of taking the best ones"),
     option(
         "--instruction-choice",
-        f"how instructions are chosen: {', '.join(CHOICES)}; by default {effective_choice(None, True)} with --sample, "
-        f"else {effective_choice(None, False)}",
+        f"how instructions are chosen: {', '.join(CHOICES)}; by default as the policies say",
         choice(*CHOICES),
         shown="NAME",
     ),

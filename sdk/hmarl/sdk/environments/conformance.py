@@ -326,6 +326,31 @@ def _check_shapes(context: _Context) -> str:
     return "observations, masks, state, active, rewards and flags"
 
 
+def _check_common(context: _Context) -> str:
+    spec, parts = context.spec, context.spec.common_observations
+    for where, seen in context.trace.observations():
+        of_agent = {
+            index: seen.observations[g][:, member]
+            for g, group in enumerate(spec.groups)
+            for member, index in enumerate(group.agents)
+        }
+        for part in parts:
+            shown = np.stack([of_agent[i][:, _columns(agent, part)] for i, agent in enumerate(spec.agents)], 1)
+            first = shown[np.arange(len(shown)), seen.active.argmax(1)][:, None]
+            differs = ((shown != first).any(-1) & seen.active).nonzero()
+            if len(differs[0]):
+                row, other = differs[0][0], spec.agents[differs[1][0]].id
+                one = spec.agents[seen.active[row].argmax()].id
+                raise Violation(f"{where}, environment {row}: '{part}' is not the same for '{one}' and '{other}'")
+    return f"{', '.join(parts)}: alike for all agents" if parts else "none declared"
+
+
+def _columns(agent: AgentSpec, part: str) -> list[int]:
+    """Where a part of an agent's observation lies."""
+    names = [name for name, length in agent.observation_layout for _ in range(length)]
+    return [place for place, name in enumerate(names) if name == part]
+
+
 def _check_finite(context: _Context) -> str:
     for where, seen in context.trace.observations():
         named = {f"observations[{index}]": array for index, array in enumerate(seen.observations)}
@@ -533,6 +558,7 @@ _CHECKS: tuple[tuple[str, Callable[[_Context], str]], ...] = (
     ("finite values", _check_finite),
     ("action masks", _check_masks),
     ("active agents", _check_active),
+    ("common observations", _check_common),
     ("results kept", _check_kept),
     ("same seed, same episode", _check_same_seed),
     ("different seeds differ", _check_different_seeds),

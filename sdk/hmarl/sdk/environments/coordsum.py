@@ -85,6 +85,7 @@ class CoordSum:
             horizon=EPISODE_STEPS,
             team_reward="shared",
             arguments={"record": record},
+            common_observations=("target", "step"),
         )
         self._numbers, self._target_count = numbers, targets
         record_count = targets if record == "own" else numbers

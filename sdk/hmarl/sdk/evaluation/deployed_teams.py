@@ -143,6 +143,8 @@ class BundleTeam:
         feeds = {model.observation.name: np.ascontiguousarray(observations[:, place.position]), **states}
         if model.action_mask is not None and masks is not None:
             feeds[model.action_mask.name] = np.ascontiguousarray(masks[:, place.position])
+        if model.step is not None:
+            feeds[model.step.name] = np.full(len(self._seeds), self._step, np.int64)
         for noise, stream in self._noises[number]:
             feeds[noise.name] = noise_for(noise, model.id, self._seeds, self._step, stream=stream)
         begin = time.perf_counter()

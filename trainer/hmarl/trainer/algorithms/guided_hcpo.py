@@ -20,15 +20,15 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
+from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
@@ -40,7 +40,6 @@ from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.returns import explained_variance
-from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
@@ -84,9 +83,9 @@ class GuidedHcpo(Algorithm):
         rate = settings.learner_learning_rate or settings.learning_rate
         self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
         self.delta = Delta(settings.delta, settings.imitation_gap, device)
-        self.conductor = ConductorLevel(spec, settings, generator, device)
+        self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
         self.guided = GuidedActing(self.guider, self.local_acting)
-        self.acting = ConductedActing(self.guided, self.conductor, self.state_normaliser, self.noise_generator)
+        self.acting = ConductedActing(self.guided, self.conductor, self.noise_generator)
 
     @property
     def context_size(self) -> int:
@@ -118,36 +117,34 @@ class GuidedHcpo(Algorithm):
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])
         self.update_normalisers(rollout)
+        self.conductor.sight.learn(rollout)
         explained = explained_variance(estimate.values, estimate.returns)
         return instructed.metrics | metrics | {"explained_variance": explained, "delta": bond.delta}
 
     def advice(self, metrics: dict[str, float]) -> str | None:
-        """Guider and local policies have parted when most actions lie beyond δ."""
-        return parted(
+        """Guider and local policies have parted when most actions lie beyond δ; and what a conductor may bring."""
+        of_guider = parted(
             metrics,
             f"Lower algorithm.delta (now {self.settings.delta}) or algorithm.learning_rate, or raise "
             "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow",
         )
+        return of_guider or conductor_advice(metrics)
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 
     def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The local policies, the guider under the likeliest instructions, and the conductors that are not deployed."""
-        guided = CentralTeam(self.guider, sample, self._likeliest, self.settings.instruction_interval)
-        conducted = conducted_teams(self.actors, self.conductor, self.state_normaliser)
+        guided = CentralTeam(self.guider, sample, self.conductor)
+        conducted = conducted_teams(self.actors, self.conductor)
         return super().teams(sample) | {CentralTeam.name: guided} | conducted
 
-    def _likeliest(self, observation: Observation) -> Tensor:
-        """What the agents see of the mode of w(·|s)."""
-        return self.conductor.seen_of(self.conductor.likeliest(self.state_normaliser(observation.state)))
+    def teacher(self) -> Teacher | None:
+        """The agents under the central conductor; none where every agent has a copy of it."""
+        return ConductedTeacher(self.actors, self.conductor) if self.conductor.common is None else None
 
-    def teacher(self) -> Teacher:
-        """The agents under the central conductor."""
-        return ConductedTeacher(self.actors, self.conductor, self.state_normaliser)
-
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """w^i, which stands in for the conductor when deployed."""
-        return self.conductor.local_conductor(group)
+    def instructing(self, agent: int) -> Instructing:
+        """w^i, which stands in for the conductor when deployed, or a copy of it."""
+        return self.conductor.instructing(agent, *self.position[agent])
 
     def components(self) -> StateDict:
         """The shared parts, the guider, the local policies' optimisers, δ and the conductor's level."""

@@ -1,4 +1,4 @@
-"""HAA2C: one unclipped policy-gradient step for one agent after the other.
+"""HAA2C: a few unclipped policy-gradient steps for one agent after the other.
 
 Source: Zhong et al. 2024, "Heterogeneous-Agent Reinforcement Learning", section 5.2.
 """
@@ -28,7 +28,9 @@ from hmarl.trainer.sequential.turns import Turn, one_after_the_other, random_ord
 class Haa2cSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HAA2C."""
 
-    epochs: int = Field(1, ge=1, description="gradient steps per agent; with more than one it is no policy gradient")
+    epochs: int = Field(
+        5, ge=1, description="gradient steps per agent, 5 in the source's code; the first is the policy gradient"
+    )
 
 
 def policy_gradient_loss(new: Distribution, turn: Turn, entropy_coefficient: float) -> Tensor:
@@ -39,7 +41,7 @@ def policy_gradient_loss(new: Distribution, turn: Turn, entropy_coefficient: flo
 
 
 class Haa2c(Algorithm):
-    """Each agent takes one step up the policy gradient."""
+    """Each agent takes a few steps up the policy gradient, which is exact in the first."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = Haa2cSettings
     settings: Haa2cSettings
@@ -52,12 +54,12 @@ class Haa2c(Algorithm):
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
-        """θ^{i_m} ← a step up E[ ∇log π · F·Â ] for m = 1 … N."""
+        """θ^{i_m} ← steps up E[ r · F·Â ] for m = 1 … N."""
         settings, schedule = self.settings, self.schedule(progress)
         # Â(s, a) by GAE, and the λ-returns R
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
         joint = normalise_advantages(estimate.advantages).flatten()
-        # for i_1 … i_N, a random permutation: θ^i ← a step up the policy gradient; F ← F · π^i_new / π^i_old
+        # for i_1 … i_N, a random permutation: θ^i ← steps up the policy gradient; F ← F · π^i_new / π^i_old
         loss = partial(policy_gradient_loss, entropy_coefficient=settings.entropy_coefficient)
         metrics = one_after_the_other(
             TeamSamples(rollout, self.policies, self.features(rollout)),

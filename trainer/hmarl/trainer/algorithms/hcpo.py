@@ -24,20 +24,23 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
+from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot
 from hmarl.trainer.conductors.improvement_bound import BoundMonitor, WatchedStep
 from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
+from hmarl.trainer.conductors.local_share import LocalShare, conducted_locally, own_instructions
 from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
+from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.contract.shown import EvaluatedTeam
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.instructions import InstructionWeights
-from hmarl.trainer.learning.returns import normalise_advantages
-from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.learning.returns import normalise_each
+from hmarl.trainer.networks.policies import Context
 from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.constrained_steps import AgentLimitFields, TrustRegionFields, improve_by_trust_region
@@ -53,6 +56,12 @@ class HcpoSettings(
 
     kl_limit: float = Field(0.005, gt=0, description="δ₂, largest mean KL of one agent's step, in nats")
     critic: Literal["v", "q"] = Field("v", description="v: joint GAE at both levels; q: V(s) and Q(s, M), Eqs. 5-7")
+    local_share: float = Field(
+        0.0, ge=0, le=1, description="share of the environments that local conductors conduct in rollouts"
+    )
+    local_share_end: float | None = Field(
+        None, ge=0, le=1, description="what it comes to by the end of training; as at the start where it is not given"
+    )
     replay_rollouts: int = Field(
         0, ge=0, description="past rollouts that every update learns from again (an extension); 0 is on-policy"
     )
@@ -63,12 +72,28 @@ class HcpoSettings(
         """Refuse what has not been worked out."""
         if self.instruction_space == "continuous":
             self.need("instruction_space=continuous", critic="v")
+        if self.conducts_locally:
+            by = "local_share" if self.local_share else "local_share_end"
+            self.need(
+                f"{by}={getattr(self, by)}",
+                conductor_sees="state", critic="v", instruction_weight="ratio", replay_rollouts=0,
+            )  # fmt: skip
         if self.replay_rollouts:
             self.need(
                 f"replay_rollouts={self.replay_rollouts}",
                 critic="v", instruction_weight="ratio", instruction_interval=1, recurrent=False,
             )  # fmt: skip
         return self
+
+    @property
+    def conducts_locally(self) -> bool:
+        """Whether local conductors ever conduct rollouts."""
+        return bool(self.local_share or self.local_share_end)
+
+    def local_share_at(self, progress: float) -> float:
+        """The share when that share of the training is done."""
+        end = self.local_share if self.local_share_end is None else self.local_share_end
+        return self.local_share + (end - self.local_share) * progress
 
 
 class Hcpo(Algorithm):
@@ -87,8 +112,11 @@ class Hcpo(Algorithm):
     ) -> None:
         super().__init__(spec, settings, generator, device)
         self.critic = Critic(spec.state_size, settings, generator, device)
-        self.conductor = ConductorLevel(spec, settings, generator, device)
-        self.acting = ConductedActing(self.local_acting, self.conductor, self.state_normaliser, self.noise_generator)
+        self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
+        self.local_share = (
+            LocalShare(self.local_acting, self.conductor, settings.local_share) if settings.conducts_locally else None
+        )
+        self.acting = ConductedActing(self.local_acting, self.conductor, self.noise_generator, self.local_share)
         self.instruction_critic = (
             Critic(spec.state_size, settings, generator, device, settings.instructions)
             if settings.critic == "q"
@@ -111,6 +139,10 @@ class Hcpo(Algorithm):
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, self.settings)  # 5
         metrics = self._improve(rollout, estimate, rollout, None, progress)
         self.update_normalisers(rollout)
+        self.conductor.sight.learn(rollout)
+        if self.local_share is not None:
+            metrics |= self.local_share.metrics(rollout)
+            self.local_share.share = self.settings.local_share_at(progress)
         return metrics
 
     def _update_off_policy(self, rollout: Rollout, progress: float) -> dict[str, float]:
@@ -122,6 +154,7 @@ class Hcpo(Algorithm):
         estimate = v_trace_estimate(joined, weight, self.critic, self.state_normaliser, settings)  # 5
         metrics = self._improve(joined.rollout, estimate, rollout, weight.flatten(), progress)
         self.update_normalisers(rollout)
+        self.conductor.sight.learn(rollout)
         self.past.add(rollout, log_likelihood[:, : rollout.batch_size])
         replayed = weight[:, rollout.batch_size :]
         return metrics | ({"replay_weight": float(replayed.mean())} if replayed.numel() else {})
@@ -148,7 +181,7 @@ class Hcpo(Algorithm):
         )  # fmt: skip
         watched.conductor_moved(instructed.ratio, instructed.kl)
         # 7 to 12: for a random permutation, θ^i ← θ^i + αʲβx (Algorithm 3) on Θ · A(a|s, M); Θ ← ratio · Θ
-        joint = normalise_advantages(of_actions).flatten()
+        joint = normalise_each(of_actions, conducted_locally(rollout)).flatten()
         metrics = instructed.metrics | one_after_the_other(
             self.samples(rollout, features, instructed.weights),
             order=random_order(self.generator),
@@ -193,14 +226,17 @@ class Hcpo(Algorithm):
         self, rollout: Rollout, features: list[Tensor], weights: InstructionWeights | None = None
     ) -> TeamSamples:
         """The rollout as the agents' samples, with the instructions that they saw."""
-        context = self.conductor.seen_of(rollout.extras["instruction"])
+        own = own_instructions(rollout)
+        context: Context = self.conductor.seen_of(rollout.extras["instruction"])
+        if own is not None:
+            context = [self.conductor.seen_of(instruction) for instruction in own]
         return TeamSamples(rollout, self.policies, features, context, weights)
 
     @torch.no_grad()
     def _log_likelihood(self, rollout: Rollout) -> Tensor:
         """[T, B] log w(M|s) + Σ_i log π^i(a^i|o^i, M) under the present policies, over the agents that were there."""
-        conductor = self.conductor.distribution(self.state_normaliser(rollout.states))
-        total = conductor.log_prob(rollout.extras["instruction"])
+        states = self.state_normaliser(rollout.states).flatten(0, 1)
+        total = self.conductor.samples(rollout, states).old_log_prob.view(rollout.terminated.shape)
         team = self.samples(rollout, self.features(rollout))
         for agent in self.position:
             samples = team.of_agent(agent)
@@ -208,19 +244,23 @@ class Hcpo(Algorithm):
             total = total + own.view(total.shape)
         return total
 
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """What a conductor may bring with it."""
+        return conductor_advice(metrics)
+
     # --- what it is judged by, deployed and distilled ---------------------------------------------------------------
 
     def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The local policies under their local conductors, and under those that are not deployed."""
-        return super().teams(sample) | conducted_teams(self.actors, self.conductor, self.state_normaliser)
+        return super().teams(sample) | conducted_teams(self.actors, self.conductor)
 
-    def teacher(self) -> Teacher:
-        """The agents under the central conductor."""
-        return ConductedTeacher(self.actors, self.conductor, self.state_normaliser)
+    def teacher(self) -> Teacher | None:
+        """The agents under the central conductor; none where every agent has a copy of it."""
+        return ConductedTeacher(self.actors, self.conductor) if self.conductor.common is None else None
 
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """w^i, which stands in for the conductor when deployed."""
-        return self.conductor.local_conductor(group)
+    def instructing(self, agent: int) -> Instructing:
+        """w^i, which stands in for the conductor when deployed, or a copy of it."""
+        return self.conductor.instructing(agent, *self.position[agent])
 
     # --- persistence ------------------------------------------------------------------------------------------------
 

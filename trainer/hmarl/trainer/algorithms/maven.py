@@ -25,7 +25,8 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
-from hmarl.trainer.contract.deployable import DeployablePolicy, FixedPreference
+from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
+from hmarl.trainer.contract.fixed import FixedPreference
 from hmarl.trainer.experience.replay import Replay, Rows, all_finite, cut_into_fragments
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.metrics import mean_metrics
@@ -317,8 +318,7 @@ class Maven(Algorithm):
             normaliser=self.observation_normalisers[group],
             policy=self.policies[group],
             member=member,
-            conductor=FixedPreference(self.latent_policy.mean.log()),
-            interval=None,
+            instructing=Instructing.of(FixedPreference(self.latent_policy.mean.log()), interval=None),
             greedy=True,
         )
 

@@ -1,14 +1,14 @@
-"""The conductor's level: a central conductor instructs the team, local conductors stand in for it when deployed.
+"""The conductor's level: a conductor instructs the team, and its agents are instructed without it when deployed.
 
 An algorithm puts the level above its agents by composing a ``ConductorLevel`` and a ``ConductedActing``, which shows
 its agents the instruction:
 
-    acting      begin_rollout; instruct at every step; episodes_ended
+    acting      instruct at every step, given what is in force
     learning    decision_advantages, then improve: Ψ ← trust-region step with δ₁ (Algorithm 2), and ψ^i ← argmin
                 −E_{w_new}[log ψ^i] (Algorithm 1, line 10); it leaves the weights of the agents' samples
-    deployed    local_conductor(group) chooses from the agent's own observation
+    deployed    instructing(agent): a local conductor, or a copy of a common-knowledge conductor
 
-States and observations come in normalised, by the algorithm whose level it is.
+The conductor sees what ``settings.conductor_sees`` says, see ``conductors.sight``.
 
 Source: Liu et al. 2025, "HCPO: Hierarchical Conductor-Based Policy Optimization in Multi-Agent Reinforcement Learning",
 Algorithms 1 and 2.
@@ -23,13 +23,15 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.conductors.local_conductors import LocalConductors
+from hmarl.trainer.conductors.sight import CommonKnowledge, Sight, StateSight
+from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.experience.rollout import Rollout
-from hmarl.trainer.learning.imitation import distil
 from hmarl.trainer.learning.instructions import (
     InstructionWeights,
-    agreement,
     discrete_instructions,
     held_until_renewed,
     instruction_context,
@@ -40,12 +42,16 @@ from hmarl.trainer.learning.instructions import (
 )
 from hmarl.trainer.learning.returns import decision_advantages, normalise_advantages
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
-from hmarl.trainer.networks.optimiser import FlatAdam
-from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.normalisation import RunningNormaliser
+from hmarl.trainer.networks.policies import Context, GroupPolicy
 from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings
 from hmarl.trainer.sequential.constrained_steps import StepSearch, improve_by_trust_region
 from hmarl.trainer.sequential.estimates import Estimate
 from hmarl.trainer.sequential.samples import AgentSamples
+
+# Recorded where local conductors conduct a part of the environments, see ``conductors.local_share``.
+LOCALLY = "locally"
+OWN_BEFORE = "own_before."  # of local conductors that remember: per group, what was seen of the instruction before
 
 
 class ConductorFields(BaseModel):
@@ -56,7 +62,21 @@ class ConductorFields(BaseModel):
     )
     instructions: int = Field(10, ge=1, description="K, the number of discrete instructions")
     instruction_size: int = Field(4, ge=1, description="D, the width of a continuous instruction")
+    instruction_scale: float = Field(
+        1.0, gt=0, description="factor on instructions where they are seen: a louder one tells policies apart sooner"
+    )
     instruction_interval: int = Field(1, ge=1, description="steps for which an instruction holds")
+    conductor_sees: Literal["state", "common", "nothing"] = Field(
+        "state",
+        description="state, with local conductors when deployed; common: what all agents observe alike, the step and "
+        "its own last instruction, with copies when deployed; nothing: the same without observations",
+    )
+    conductor_remembers: bool = Field(
+        True, description="a conductor that does not see the state sees its own last instruction"
+    )
+    common_search: int = Field(
+        5, ge=1, description="rollouts in which what all agents observe alike is found, where it is not declared"
+    )
     conductor_kl_limit: float = Field(0.01, gt=0, description="δ₁, largest mean KL of the conductor's step, in nats")
     conductor_hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of all conductors")
     conductor_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the instructions' entropy")
@@ -64,7 +84,16 @@ class ConductorFields(BaseModel):
         "ratio", description="ratio: samples weighted by w_new/w_old, unweighted KL; paper: Algorithm 3 as printed"
     )
     distillation_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the local conductors")
-    distillation_epochs: int = Field(1, ge=1, description="passes over the rollout per distillation")
+    distillation_epochs: int = Field(
+        1, ge=1, description="passes over the rollout per distillation; at most, with distillation_patience"
+    )
+    distillation_patience: int = Field(
+        0, ge=0, description="passes without improvement on held-out steps that end a distillation; 0: none does"
+    )
+    share_local_conductors: bool | None = Field(
+        None, description="local conductors of a group share one network; as share_parameters where it is not given"
+    )
+    local_conductors_remember: bool = Field(False, description="every local conductor sees its own last instruction")
     distillation_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
 
     @model_validator(mode="after")
@@ -93,18 +122,30 @@ class ConductorFields(BaseModel):
 
 
 class ConductorSettings(NetworkSettings, StepSearch, Protocol):
-    """The settings that a conductor's level reads."""
+    """The settings that a conductor's level reads, those of the local conductors among them."""
 
+    instruction_scale: float
     instruction_interval: int
-    conductor_kl_limit: float
     conductor_hidden_sizes: HiddenSizes
-    conductor_entropy_coefficient: float
     distillation_learning_rate: float
     distillation_epochs: int
     distillation_minibatches: int
+    distillation_patience: int
+    share_local_conductors: bool | None
+    local_conductors_remember: bool
     share_parameters: bool
     max_gradient_norm: float
+    conductor_remembers: bool
+    common_search: int
+    conductor_kl_limit: float
+    conductor_entropy_coefficient: float
+    normalise_observations: bool
     gamma: float
+
+    @property
+    def conductor_sees(self) -> Literal["state", "common", "nothing"]:
+        """What the conductor sees."""
+        ...
 
     @property
     def instruction_weight(self) -> str:
@@ -134,95 +175,124 @@ class ConductorImprovement:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class InForce:
+    """The instructions in force in B episodes.
+
+    Attributes:
+        instruction: [B] int64 or [B, D] float32; without meaning before an episode's first step.
+        remaining: [B] int64, steps for which they still hold.
+        step: [B] int64, steps of the episodes that lie behind.
+    """
+
+    instruction: Tensor
+    remaining: Tensor
+    step: Tensor
+
+    def ended(self, ended: Tensor) -> InForce:
+        """``ended`` [B] bool: a new episode starts, with a new instruction."""
+        return InForce(self.instruction, self.remaining.masked_fill(ended, 0), self.step.masked_fill(ended, 0))
+
+    def state(self) -> dict[str, Tensor]:
+        """As tensors by name."""
+        return {"instruction": self.instruction, "remaining": self.remaining, "episode_step": self.step}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor]) -> InForce:
+        """What ``state`` returned; older versions did not count the steps, which their conductors never saw."""
+        instruction, remaining = state["instruction"].clone(), state["remaining"].clone()
+        return cls(instruction, remaining, state.get("episode_step", torch.zeros_like(remaining)).clone())
+
+
 class ConductorLevel:
-    """A central conductor w_Ψ(M|s) and every agent's local conductor ψ^i(M|o^i).
+    """A conductor w_Ψ and, where it sees the state, every agent's local conductor ψ^i(M|o^i).
 
     Args:
         spec: the environment.
         settings: of the algorithm whose level it is.
+        state_normaliser: the algorithm's, who updates it.
         generator: CPU generator of the initial weights.
         device: where networks and rollouts live.
 
     Attributes:
         head: what instructions are.
-        policy: w_Ψ, of one member, who observes the state.
-        local_conductors: ψ^i per group; distillers: their optimisers.
+        common: what the conductor sees if it is common knowledge, else None.
+        sight: what the conductor sees.
+        policy: w_Ψ, of one member.
+        local: the local conductors, None if the conductor is common knowledge.
     """
 
     def __init__(
-        self, spec: EnvironmentSpec, settings: ConductorSettings, generator: torch.Generator, device: torch.device
+        self,
+        spec: EnvironmentSpec,
+        settings: ConductorSettings,
+        state_normaliser: RunningNormaliser,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> None:
-        self.spec, self.settings, self.device = spec, settings, device
-        self.head, sizes = settings.instruction_head, settings.conductor_hidden_sizes
-        self.policy = GroupPolicy.create(1, spec.state_size, self.head, settings, generator, hidden_sizes=sizes)
-        self.local_conductors = [
-            GroupPolicy.create(
-                len(group.agents), group.example.observation_size, self.head, settings, generator,
-                shared=settings.share_parameters, hidden_sizes=sizes,
-            )
-            for group in spec.groups
-        ]  # fmt: skip
-        for policy in (self.policy, *self.local_conductors):
-            policy.theta = policy.theta.to(device)
-        self.distillers = [
-            FlatAdam(local.theta, settings.distillation_learning_rate, settings.max_gradient_norm)
-            for local in self.local_conductors
-        ]
-        self._noise = torch.zeros(0, device=device)
-        self._instruction = no_instructions(self.head, 0, device)
-        self._remaining = torch.zeros(0, dtype=torch.int64, device=device)
+        self.settings, self.device, self.head = settings, device, settings.instruction_head
+        self.common: CommonKnowledge | None = None
+        self.sight: Sight = StateSight(spec.state_size, state_normaliser)
+        if settings.conductor_sees != "state":
+            size = self.head.output_size if settings.conductor_remembers else 0
+            self.sight = self.common = CommonKnowledge(
+                spec, device, sees=settings.conductor_sees, instruction_size=size, search=settings.common_search,
+                normalise=settings.normalise_observations,
+            )  # fmt: skip
+        self.policy = GroupPolicy.create(
+            1, self.sight.size, self.head, settings, generator, hidden_sizes=settings.conductor_hidden_sizes
+        )
+        self.policy.theta = self.policy.theta.to(device)
+        self.local = LocalConductors(spec, settings, self.head, generator, device) if self.common is None else None
 
     # --- acting (Algorithm 1, line 3) -------------------------------------------------------------------------------
 
-    def begin_rollout(self, steps: int, batch_size: int, generator: torch.Generator) -> None:
-        """Draw the rollout's noise, [T, B, K] or [T, B, D], from a generator on the device."""
-        self._noise = self.head.draw_perturbations((steps, batch_size), generator)
-        if len(self._instruction) != batch_size:
-            self._instruction = no_instructions(self.head, batch_size, self.device)
-            self._remaining = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+    def nothing_in_force(self, batch_size: int) -> InForce:
+        """B episodes begin."""
+        remaining, step = torch.zeros(2, batch_size, dtype=torch.int64, device=self.device).unbind()
+        return InForce(no_instructions(self.head, batch_size, self.device), remaining.clone(), step.clone())
+
+    def draw_noise(self, steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
+        """[T, B, K] or [T, B, D] a rollout's noise, from a generator on the device."""
+        return self.head.draw_perturbations((steps, batch_size), generator)
 
     @torch.no_grad()
-    def instruct(self, states: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def instruct(
+        self, observation: Observation, before: InForce, noise: Tensor | None
+    ) -> tuple[InForce, dict[str, Tensor]]:
         """M ∼ w(·|s) where an instruction has run out.
 
         Args:
-            states: [B, state_size] normalised.
-            step: of the rollout, from 0.
+            observation: tensors on the training device.
+            before: what was in force at the step before.
+            noise: [B, K] or [B, D] of this step; None takes the likeliest instructions.
 
         Returns:
-            What the agents see, [B, K] or [B, D] float32; and what ``improve`` needs recorded of the step:
-            ``instruction`` ([B] int64 or [B, D] float32) in force and whether it was ``decided`` ([B] bool) here.
+            What is in force at this step; and what ``improve`` needs recorded of it: ``instruction`` ([B] int64 or
+            [B, D] float32) and whether it was ``decided`` ([B] bool) here, and what the conductor saw.
         """
-        drawn = self.distribution(states).select(self._noise[step])
-        decided = self._remaining <= 0
-        self._instruction = held_until_renewed(decided, drawn, self._instruction)
-        self._remaining = torch.where(decided, self.settings.instruction_interval, self._remaining) - 1
-        return self.seen_of(self._instruction), {"instruction": self._instruction, "decided": decided}
+        last = self.seen_of(before.instruction) * (before.step > 0).unsqueeze(-1)
+        choice = self.distribution(self.sight.now(observation, before.step, last))
+        after = self.renewed(before, choice.mode() if noise is None else choice.select(noise))
+        record = {"instruction": after.instruction, "decided": before.remaining <= 0}
+        if self.local is not None and self.local.remember:
+            record["last_instruction"] = last
+        return after, record | self.sight.record(before.step, last)
 
-    def distribution(self, states: Tensor) -> Distribution:
-        """w(·|s) of normalised states [..., state_size]."""
-        return self.policy.distribution(self.policy.row(0), states)
+    def renewed(self, before: InForce, chosen: Tensor) -> InForce:
+        """What is in force one step later, ``chosen`` [B] or [B, D] where an instruction has run out."""
+        decided = before.remaining <= 0
+        instruction = held_until_renewed(decided, chosen, before.instruction)
+        remaining = torch.where(decided, self.settings.instruction_interval, before.remaining) - 1
+        return InForce(instruction, remaining, before.step + 1)
+
+    def distribution(self, seen: Tensor) -> Distribution:
+        """w(·|s) of what ``sight`` shows, [..., size]."""
+        return self.policy.distribution(self.policy.row(0), seen)
 
     def seen_of(self, instruction: Tensor) -> Tensor:
         """What the agents see of instructions, [..., K] or [..., D] float32."""
-        return instruction_context(self.head, instruction)
-
-    def episodes_ended(self, ended: Tensor) -> None:
-        """A new episode starts with a new instruction; ``ended`` [B] bool."""
-        if self._remaining.shape == ended.shape:  # else nothing has been instructed yet
-            self._remaining = self._remaining.masked_fill(ended, 0)
-
-    def likeliest(self, states: Tensor) -> Tensor:
-        """[B] or [B, D] the mode of w(·|s) of normalised states [B, state_size]."""
-        return self.distribution(states).mode()
-
-    def acting_state(self) -> dict[str, Tensor]:
-        """The instructions in force and the steps for which they still hold."""
-        return {"instruction": self._instruction, "remaining": self._remaining}
-
-    def load_acting_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``acting_state`` returned."""
-        self._instruction, self._remaining = state["instruction"].clone(), state["remaining"].clone()
+        return instruction_context(self.head, instruction, self.settings.instruction_scale)
 
     # --- learning (lines 5, 6 and 10) -------------------------------------------------------------------------------
 
@@ -253,7 +323,7 @@ class ConductorLevel:
 
         Args:
             rollout: full, with the extras of ``instruct``.
-            states: [M, state_size] normalised.
+            states: [M, state_size] normalised, for a conductor that sees them.
             advantages: [T, B] A(M|s), not normalised; meaningful where an instruction was decided.
             features: per group, normalised observations [T, B, N_group, observation_size].
             generator: of the distillation's minibatches, on the device.
@@ -261,7 +331,7 @@ class ConductorLevel:
             weight: [M] importance weights of samples that older policies collected, or None.
             fresh: the part of the rollout that the present policies collected, for the metrics; None is all of it.
         """
-        settings, decided = self.settings, rollout.extras["decided"].flatten()
+        settings, decided = self.settings, self._decided(rollout)
         samples = self.samples(rollout, states, weight)
         improvement = improve_by_trust_region(
             self.policy, 0, samples, normalise_advantages(advantages.flatten(), decided.float()), settings,
@@ -271,17 +341,20 @@ class ConductorLevel:
         metrics = {key.replace("agent_", "conductor_"): value for key, value in improvement.metrics.items()}
         metrics |= instruction_metrics(self.head, (fresh or rollout).extras["instruction"].flatten(0, 1), new)
         weights = self.agents_weights(rollout, features, samples, new)  # with the local conductors as they were
-        metrics |= self._distil(rollout, features, new, generator, schedule)
+        if self.local is not None:
+            metrics |= self.local.follow(rollout, features, new, generator, schedule, self._last(rollout))
         ratio = self._since_decision(samples.ratio(new), rollout)
         return ConductorImprovement(ratio, samples.old.kl(new)[decided], weights, metrics)
 
     @torch.no_grad()
     def samples(self, rollout: Rollout, states: Tensor, weight: Tensor | None = None) -> AgentSamples:
-        """The conductor seen as an agent whose observation is the state, present at its decision steps."""
-        instruction, decided = rollout.extras["instruction"].flatten(0, 1), rollout.extras["decided"].flatten()
-        active = None if self.settings.instruction_interval == 1 else decided.float()
-        old = self.distribution(states)
-        return AgentSamples(states, None, None, instruction, active, weight, None, old, old.log_prob(instruction))
+        """The conductor seen as an agent who observes what ``sight`` shows, present at its decision steps."""
+        instruction, decided = rollout.extras["instruction"].flatten(0, 1), self._decided(rollout)
+        everywhere = self.settings.instruction_interval == 1 and LOCALLY not in rollout.extras
+        active = None if everywhere else decided.float()
+        seen = self.sight.along(rollout, states)
+        old = self.distribution(seen)
+        return AgentSamples(seen, None, None, instruction, active, weight, None, old, old.log_prob(instruction))
 
     @torch.no_grad()
     def agents_weights(
@@ -291,74 +364,62 @@ class ConductorLevel:
 
         HCPO's Eq. 17 sums over instructions with weight w_{k+1}(M|s). The samples' instructions were drawn from w_k, so
         the ratio w_{k+1}/w_k estimates that sum without bias (``ratio``); Algorithm 3 as printed multiplies by
-        w_{k+1}(M|s) and weights the KL by the old local conductor (``paper``).
+        w_{k+1}(M|s) and weights the KL by the old local conductor (``paper``), which a common-knowledge conductor is.
         """
         weight, kl = samples.surrogate_weight, None
         if self.settings.instruction_weight == "ratio":
             surrogate = self._since_decision(samples.ratio(new), rollout)
         else:
             surrogate = self._since_decision(new.log_prob(samples.actions).exp(), rollout)
-            kl = self._local_probabilities(rollout, features, samples.actions)
+            kl = self._probabilities_when_deployed(rollout, features, samples)
         return InstructionWeights(surrogate if weight is None else surrogate * weight, kl)
 
-    def _local_probabilities(self, rollout: Rollout, features: list[Tensor], chosen: Tensor) -> dict[int, Tensor]:
+    def _probabilities_when_deployed(
+        self, rollout: Rollout, features: list[Tensor], samples: AgentSamples
+    ) -> dict[int, Tensor]:
         """Per agent, [M] ψ^i(M|o^i) of the instruction in force, where it was chosen."""
-        probabilities = {}
-        for g, group in enumerate(self.spec.groups):
-            local = self._local_choices(g, features[g]).log_prob(chosen.expand(len(group.agents), -1))
-            for member, agent in enumerate(group.agents):
-                probabilities[agent] = self._since_decision(local[member].exp(), rollout)
-        return probabilities
+        if self.local is None:
+            old = self._since_decision(samples.old_log_prob.exp(), rollout)
+            return dict.fromkeys(range(len(rollout.spec.agents)), old)
+        probabilities = self.local.probabilities(features, samples.actions, self._last(rollout))
+        return {agent: self._since_decision(theirs, rollout) for agent, theirs in probabilities.items()}
+
+    def _last(self, rollout: Rollout) -> Context | None:
+        """What the agents saw of the instruction before, for local conductors that see it too."""
+        if self.local is None or not self.local.remember:
+            return None
+        if LOCALLY in rollout.extras:
+            return [rollout.extras[f"{OWN_BEFORE}{g}"] for g in range(len(rollout.spec.groups))]
+        return rollout.extras["last_instruction"]
+
+    def _decided(self, rollout: Rollout) -> Tensor:
+        """[M] bool: where this conductor has chosen an instruction that was followed."""
+        decided = rollout.extras["decided"]
+        locally = rollout.extras.get(LOCALLY)
+        return (decided if locally is None else decided & ~locally).flatten()
 
     def _since_decision(self, weight: Tensor, rollout: Rollout) -> Tensor:
-        """[M]: the weight where the instruction in force was chosen; 1 before the rollout's first decision."""
-        if self.settings.instruction_interval == 1:
-            return weight
-        return since_decision(weight.view(rollout.terminated.shape), rollout.extras["decided"]).flatten()
-
-    def _local_inputs(self, group: int, features: Tensor) -> Tensor:
-        """[N_group, M, input_size] what a group's local conductors see."""
-        return self.local_conductors[group].inputs(features).flatten(0, 1).transpose(0, 1).contiguous()
-
-    def _local_choices(self, group: int, features: Tensor) -> Distribution:
-        """[N_group, M] ψ^i(·|o^i)."""
-        return self.local_conductors[group].all_distributions(self._local_inputs(group, features))
-
-    def _distil(
-        self,
-        rollout: Rollout,
-        features: list[Tensor],
-        conductor: Distribution,
-        generator: torch.Generator,
-        schedule: float,
-    ) -> dict[str, float]:
-        """ψ^i ← argmin −E_{w_{k+1}}[log ψ^i(M|o^i)] on the same batch (line 10); also reports how far they agree."""
-        gaps, agreements = [], []
-        for g, (local, distiller) in enumerate(zip(self.local_conductors, self.distillers, strict=True)):
-            inputs = self._local_inputs(g, features[g])
-            members = list(self.spec.groups[g].agents)
-            weight = None if rollout.all_active else rollout.active[:, :, members].flatten(0, 1).T.float()
-            gaps.append(
-                distil(
-                    local, distiller, inputs, conductor, weight, generator,
-                    self.settings.distillation_epochs, self.settings.distillation_minibatches, schedule,
-                )
-            )  # fmt: skip
-            agreements.append(agreement(conductor, local.all_distributions(inputs)))
-        return {
-            "local_conductor_kl": sum(gaps) / len(gaps),
-            "local_conductor_agreement": sum(agreements) / len(agreements),
-        }
+        """[M]: the weight where the instruction in force was chosen; 1 before the rollout's first decision, and where
+        local conductors have chosen.
+        """
+        if self.settings.instruction_interval > 1:
+            weight = since_decision(weight.view(rollout.terminated.shape), rollout.extras["decided"]).flatten()
+        locally = rollout.extras.get(LOCALLY)
+        return weight if locally is None else weight.masked_fill(locally.flatten(), 1.0)
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 
-    def local_conductor(self, group: int) -> tuple[GroupPolicy, int]:
-        """w^i, which stands in for the conductor when deployed, and for how many steps its instructions hold."""
-        return self.local_conductors[group], self.settings.instruction_interval
+    def instructing(self, agent: int, group: int, member: int) -> Instructing:
+        """Who instructs an agent when deployed: its local conductor, or its copy of this one."""
+        if self.local is not None:
+            return self.local.instructing(group, member)
+        assert self.common is not None
+        return Instructing.of(
+            self.policy, 0, self.settings.instruction_interval, self.settings.instruction_scale,
+            self.common.fixed(agent), self.common.remembers,
+        )  # fmt: skip
 
     def components(self) -> dict[str, object]:
-        """The conductor and the local conductors with their optimisers, as ``Algorithm.components`` names them."""
-        parts: dict[str, object] = {"conductor": self.policy.theta}
-        for g, (local, distiller) in enumerate(zip(self.local_conductors, self.distillers, strict=True)):
-            parts |= {f"local_conductors.{g}": local.theta, f"distillers.{g}": distiller}
-        return parts
+        """The conductor, what it sees and the local conductors, as ``Algorithm.components`` names them."""
+        local = {} if self.local is None else self.local.components()
+        return {"conductor": self.policy.theta, **local, **self.sight.components()}

@@ -14,6 +14,7 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.experience.rollout import Decision
+from hmarl.trainer.networks.policies import Context
 
 
 class Acting(Protocol):
@@ -94,8 +95,8 @@ class LocalActing:
         return self.act_in_context(observation, step, None)
 
     @torch.no_grad()
-    def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
-        """``act`` given what all agents see alike, ``context`` [B, C]."""
+    def act_in_context(self, observation: Observation, step: int, context: Context | None) -> Decision:
+        """``act`` given what all agents see alike, ``context`` [B, C], or what each sees; see ``Context``."""
         before = tuple(self.memories)
         decision, self.memories = self.actors.decide(observation, context, self.noise_at(step), self.memories)
         if before and self.records(step):
@@ -103,7 +104,7 @@ class LocalActing:
         return decision
 
     @torch.no_grad()
-    def watch(self, observation: Observation, context: Tensor | None) -> None:
+    def watch(self, observation: Observation, context: Context | None) -> None:
         """Remember a step at which others act."""
         if self.memories:
             _, self.memories = self.actors.distributions(observation, context, self.memories)

@@ -13,7 +13,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.experience.rollout import Decision
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.normalisation import RunningNormaliser
-from hmarl.trainer.networks.policies import GroupPolicy, no_memories, select_all, step_all
+from hmarl.trainer.networks.policies import Context, GroupPolicy, no_memories, select_all, step_all
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Actors:
         return no_memories(self.policies, batch_size) if self.recurrent else []
 
     def distributions(
-        self, observation: Observation, context: Tensor | None, memories: Sequence[Tensor]
+        self, observation: Observation, context: Context | None, memories: Sequence[Tensor]
     ) -> tuple[list[Distribution], list[Tensor]]:
         """Per group [N_group, B] what actions are drawn from, and what is remembered after them.
 
         Args:
             observation: tensors on the training device.
-            context: [B, C] what all agents see alike, or None.
+            context: see ``Context``; or None.
             memories: as ``no_memories`` returns them.
         """
         seen = self.normalised(observation.observations)
@@ -60,7 +60,7 @@ class Actors:
     def decide(
         self,
         observation: Observation,
-        context: Tensor | None,
+        context: Context | None,
         perturbations: list[Tensor] | None,
         memories: Sequence[Tensor],
     ) -> tuple[Decision, list[Tensor]]:
@@ -68,7 +68,7 @@ class Actors:
 
         Args:
             observation: tensors on the training device.
-            context: [B, C] what all agents see alike, or None.
+            context: see ``Context``; or None.
             perturbations: per group [N_group, B, A]; None selects the modes.
             memories: as ``no_memories`` returns them.
         """

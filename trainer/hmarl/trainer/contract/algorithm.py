@@ -18,7 +18,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec, check_bounds
 from hmarl.trainer.contract.acting import Acting, LocalActing
 from hmarl.trainer.contract.actors import Actors
-from hmarl.trainer.contract.deployable import DeployablePolicy
+from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.teacher import Teacher
@@ -168,8 +168,8 @@ class Algorithm:
         raise NotImplementedError
 
     def advice(self, metrics: dict[str, float]) -> str | None:
-        """What is going wrong in the update that made these metrics and what would help, logged once; None if nothing
-        is.
+        """What goes wrong in the update or evaluation that made these metrics and what would help, logged once; None if
+        nothing does.
         """
         return None
 
@@ -204,9 +204,9 @@ class Algorithm:
             UsageError: it has none; says what to train instead.
         """
 
-    def local_conductor(self, group: int) -> tuple[GroupPolicy | None, int]:
-        """Who chooses a group's instructions when deployed, and for how many steps each holds; none here."""
-        return None, 1
+    def instructing(self, agent: int) -> Instructing | None:
+        """Who chooses an agent's instructions when deployed; none here."""
+        return None
 
     @property
     def interchangeable(self) -> bool:
@@ -235,14 +235,12 @@ class Algorithm:
         """
         self.check_exportable(self.settings)
         group, member = self.position[agent]
-        conductor, interval = self.local_conductor(group)
         return DeployablePolicy.create(
             self.spec.agents[agent],
             normaliser=self.observation_normalisers[group],
             policy=self.policies[group],
             member=member,
-            conductor=conductor,
-            interval=interval,
+            instructing=self.instructing(agent),
         )
 
     def components(self) -> StateDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,122 +12,107 @@ from torch import Tensor, nn
 from hmarl.runtime.bundle import AgentModel, NoiseModel, StateModel, TensorModel
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec
+from hmarl.trainer.contract.fixed import CommonSight, FixedNetwork, FixedNormaliser, FixedPreference
 from hmarl.trainer.learning.instructions import discrete_instructions, instruction_context
 from hmarl.trainer.networks.distributions import ActionHead, DiagonalGaussian
-from hmarl.trainer.networks.flat import Mlp, RecurrentNetwork
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.policies import GroupPolicy
 
 # ONNX files are protocol buffers, which end below 2 GiB; the graph itself takes kilobytes.
 LARGEST_GRAPH_BYTES = 2**31 - 2**20
+_STEP = TensorModel(name="step", shape=[], dtype="int64", meaning="steps of the episode that lie behind")
 
 
-class FixedNetwork(nn.Module):
-    """One row of a ``GroupPolicy`` with its parameters copied, as an ordinary module."""
+@dataclass(frozen=True)
+class Instructing:
+    """Who chooses an agent's instructions.
 
-    chooses = "local conductor's preference, not normalised"
+    Attributes:
+        conductor: sees the normalised observation, or what ``sight`` shows; then, if it ``remembers``, the instruction
+            before.
+        head: what instructions are.
+        log_std: [D] of instructions that are vectors, else empty.
+        interval: steps for which an instruction holds; None: to the episode's end.
+        scale: factor on an instruction where it is seen.
+        sight: of a common-knowledge conductor, whose copies in all agents choose alike; None for an agent's own.
+        remembers: whether the conductor sees the instruction before.
+    """
 
-    def __init__(self, network: Mlp, theta: Tensor, identity: Tensor | None) -> None:
-        super().__init__()
-        self.network = network
-        parameters = network.named(theta.detach().cpu().clone())
-        self.weights = nn.ParameterDict(
-            {key.replace(".", "_"): nn.Parameter(value.contiguous(), False) for key, value in parameters.items()}
-        )
-        self.identity: Tensor | None
-        self.register_buffer("identity", identity)
+    conductor: FixedNetwork | FixedPreference
+    head: ActionHead
+    log_std: Tensor
+    interval: int | None = 1
+    scale: float = 1.0
+    sight: CommonSight | None = None
+    remembers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.interval is not None and self.interval < 1:
+            raise ValueError(f"interval: got {self.interval}, expected at least 1")
 
     @classmethod
-    def of(cls, policy: GroupPolicy, member: int) -> FixedNetwork:
-        """The network of one member, its one-hot identity (where one network tells several apart) built in."""
-        identity = torch.eye(policy.members)[member] if policy.told_apart else None
-        return cls(policy.network, policy.row(member)[: policy.network.size], identity)
-
-    @property
-    def output_size(self) -> int:
-        """Number of outputs."""
-        return self.network.output_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, input_size without identity] -> [batch, output_size]."""
-        return self.network.apply(self._named(), self._with_identity(x))
-
-    def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for a recurrent network, which also takes and returns its memory [batch, H]."""
-        assert isinstance(self.network, RecurrentNetwork)
-        return self.network.step(self._named(), self._with_identity(x), memory)
-
-    def _named(self) -> dict[str, Tensor]:
-        return {name: self.weights[name.replace(".", "_")] for name in self.network.shapes}
-
-    def _with_identity(self, x: Tensor) -> Tensor:
-        return x if self.identity is None else torch.cat([x, self.identity.expand(x.shape[0], -1)], dim=-1)
-
-
-class FixedPreference(nn.Module):
-    """Chooses an instruction without looking: the same logits [K] whatever is observed."""
-
-    chooses = "log-probabilities recorded at export, whatever is observed"
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits: Tensor
-        self.register_buffer("logits", logits.detach().cpu().clone())
-
-    @property
-    def output_size(self) -> int:
-        """K."""
-        return self.logits.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, ...] -> [batch, K]."""
-        return self.logits.expand(x.shape[0], -1)
+    def of(
+        cls,
+        conductor: GroupPolicy | FixedPreference,
+        member: int = 0,
+        interval: int | None = 1,
+        scale: float = 1.0,
+        sight: CommonSight | None = None,
+        remembers: bool = False,
+    ) -> Instructing:
+        """By one member of a group of conductors, or always with the same preference."""
+        if isinstance(conductor, FixedPreference):
+            return cls(conductor, discrete_instructions(conductor.output_size), torch.zeros(0), interval)
+        log_std = conductor.row(member)[conductor.network.size :]
+        return cls(FixedNetwork.of(conductor, member), conductor.head, log_std, interval, scale, sight, remembers)
 
 
 class DeployablePolicy(nn.Module):
-    """(observation, action_mask?, memory?, instruction_state?, instruction_noise?, action_noise?) → (action, next
-    states..., diagnostics...).
+    """(observation, action_mask?, step?, memory?, instruction_state?, last_instruction?, instruction_noise?,
+    action_noise?) → (action, next states..., diagnostics...).
 
     Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero
-    noise gives the deterministic policy. With a local conductor the instruction is chosen from the agent's own
-    observation and held for ``interval`` steps; the instruction in force and its remaining steps are then a state [2],
-    or [D + 1] where instructions are vectors.
+    noise gives the deterministic policy. With a conductor the instruction is chosen from what the agent alone knows and
+    held for ``interval`` steps; the instruction in force and its remaining steps are then a state [2], or [D + 1] where
+    instructions are vectors. A conductor that remembers sees the instruction before, a state too. One that is
+    common knowledge is told the step, and renews its instructions where the step is a multiple of ``interval``: a copy
+    that has missed steps is in step again at the next one.
     An ``interval`` of None holds the first instruction until the episode ends. What a recurrent policy remembers is the
     state ``memory`` [H]. A ``greedy`` policy takes its best action always and has no action noise.
 
-    Raises:
-        ValueError: ``interval`` below 1.
+    Args:
+        agent: whose policy.
+        normaliser: of its observations.
+        actor: π(a | o, M).
+        head: of its actions.
+        log_std: [A] of continuous actions, else empty.
+        instructing: who chooses its instructions, None without.
+        greedy: whether it always takes its best action.
     """
 
     def __init__(
         self,
         agent: AgentSpec,
-        shift: Tensor,
-        scale: Tensor,
-        clip: float,
+        normaliser: FixedNormaliser,
         actor: FixedNetwork,
         head: ActionHead,
         log_std: Tensor,
-        conductor: FixedNetwork | FixedPreference | None = None,
-        interval: int | None = 1,
+        instructing: Instructing | None = None,
         greedy: bool = False,
-        instruction_head: ActionHead | None = None,
-        instruction_log_std: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if interval is not None and interval < 1:
-            raise ValueError(f"interval: got {interval}, expected at least 1")
-        self.agent, self.head, self.clip, self.interval, self.greedy = agent, head, clip, interval, greedy
-        self.shift: Tensor
-        self.scale: Tensor
+        self.agent, self.head, self.greedy = agent, head, greedy
+        self.normaliser, self.actor = normaliser, actor
         self.log_std: Tensor
-        self.register_buffer("shift", shift.detach().cpu().clone())
-        self.register_buffer("scale", scale.detach().cpu().clone())
         self.register_buffer("log_std", log_std.detach().cpu().clone())
-        self.actor, self.conductor = actor, conductor
-        self.instruction_head = instruction_head or discrete_instructions(conductor.output_size if conductor else 1)
+        self.conductor = None if instructing is None else instructing.conductor
+        self.sight = None if instructing is None else instructing.sight
+        self.interval = 1 if instructing is None else instructing.interval
+        self.remembers = instructing is not None and instructing.remembers
+        self.instruction_scale = 1.0 if instructing is None else instructing.scale
+        self.instruction_head = discrete_instructions(1) if instructing is None else instructing.head
         self.instruction_log_std: Tensor
-        extra = torch.zeros(0) if instruction_log_std is None else instruction_log_std
+        extra = torch.zeros(0) if instructing is None else instructing.log_std
         self.register_buffer("instruction_log_std", extra.detach().cpu().clone())
 
     @classmethod
@@ -137,27 +123,18 @@ class DeployablePolicy(nn.Module):
         normaliser: RunningNormaliser,
         policy: GroupPolicy,
         member: int,
-        conductor: GroupPolicy | FixedPreference | None = None,
-        interval: int | None = 1,
+        instructing: Instructing | None = None,
         greedy: bool = False,
     ) -> DeployablePolicy:
-        """Copy one member's policy (and local conductor) out of its group."""
-        enabled = normaliser.enabled
-        size = agent.observation_size
-        learnt = conductor if isinstance(conductor, GroupPolicy) else None
+        """Copy one member's policy out of its group."""
         return cls(
             agent,
-            normaliser.shift.expand(policy.members, -1)[member] if enabled else torch.zeros(size),
-            normaliser.scale.expand(policy.members, -1)[member] if enabled else torch.ones(size),
-            normaliser.clip if enabled else float("inf"),
+            FixedNormaliser.of(normaliser, policy.members, member),
             FixedNetwork.of(policy, member),
             policy.head,
             policy.row(member)[policy.network.size :],
-            FixedNetwork.of(conductor, member) if isinstance(conductor, GroupPolicy) else conductor,
-            interval,
+            instructing,
             greedy,
-            None if learnt is None else learnt.head,
-            None if learnt is None else learnt.row(member)[learnt.network.size :],
         )
 
     @property
@@ -179,17 +156,11 @@ class DeployablePolicy(nn.Module):
         """Tensors in the order of ``input_names`` to tensors in that of ``output_names``, all batched."""
         given = dict(zip(self.input_names, tensors, strict=True))
         outputs: dict[str, Tensor] = {}
-        x = (given["observation"] - self.shift) * self.scale
-        if self.clip != float("inf"):
-            x = x.clamp(-self.clip, self.clip)
+        x = self.normaliser(given["observation"])
         if self.conductor is not None:
-            preference, kind = self.conductor(x), self.instruction_head
-            choice = kind.distribution(preference, self.instruction_log_std)
-            instruction = choice.select(kind.perturbation(given["instruction_noise"]))
-            if self.holds_instruction:
-                instruction, outputs["next_instruction_state"] = self._hold(instruction, given["instruction_state"])
-            outputs |= {"instruction": instruction, self._preference_name: preference}
-            x = torch.cat([x, instruction_context(kind, instruction)], dim=-1)
+            chosen = self._instruct(self.conductor, x, given)
+            outputs |= chosen
+            x = torch.cat([x, self.seen_of(chosen["instruction"])], dim=-1)
         if self.memory_size:
             output, outputs["next_memory"] = self.actor.step(x, given["memory"])
         else:
@@ -203,25 +174,53 @@ class DeployablePolicy(nn.Module):
             outputs["action_logits"] = distribution.logits  # type: ignore[attr-defined]
         return tuple(outputs[name] for name in self.output_names)
 
+    def _instruct(
+        self, conductor: FixedNetwork | FixedPreference, x: Tensor, given: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The instruction in force, with the states and diagnostics that go with it; ``x`` normalised."""
+        kind, outputs = self.instruction_head, {}
+        seen = x if self.sight is None else self.sight(given["observation"], given["step"])
+        preference = conductor(torch.cat([seen, given["last_instruction"]], dim=-1) if self.remembers else seen)
+        choice = kind.distribution(preference, self.instruction_log_std)
+        instruction = choice.select(kind.perturbation(given["instruction_noise"]))
+        if self.holds_instruction:
+            instruction, outputs["next_instruction_state"] = self._hold(
+                instruction, given["instruction_state"], given.get("step")
+            )
+        if self.remembers:
+            outputs["next_last_instruction"] = self.seen_of(instruction)
+        return outputs | {"instruction": instruction, self._preference_name: preference}
+
+    def seen_of(self, instruction: Tensor) -> Tensor:
+        """[batch, K] or [batch, D]: how actor and conductor see instructions."""
+        return instruction_context(self.instruction_head, instruction, self.instruction_scale)
+
     @property
     def _preference_name(self) -> str:
         return "instruction_mean" if self.instruction_head.continuous else "instruction_logits"
 
-    def _hold(self, drawn: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the instruction in force while steps of it remain; ``state`` [batch, 2] or [batch, D + 1]: instruction,
-        steps left (or, where it holds to the end, 1 once it has been chosen).
+    def _hold(self, drawn: Tensor, state: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keep the instruction in force while it holds; ``state`` [batch, 2] or [batch, D + 1]: instruction, steps left
+        (or, where the step or the episode's end says when it ends, 1 once it has been chosen).
         """
         held, left = state[:, :-1], state[:, -1]
         renew = left < 0.5
+        if step is not None and self.interval is not None:
+            renew = renew | (step % self.interval == 0)
         if self.instruction_head.continuous:
             instruction = held = torch.where(renew.unsqueeze(-1), drawn, held)
         else:
             instruction = torch.where(renew, drawn, held.squeeze(-1).to(torch.int64))
             held = instruction.unsqueeze(-1).to(state.dtype)
         remaining = torch.ones_like(left)
-        if self.interval is not None:
-            remaining = torch.where(renew, float(self.interval), left) - 1.0
+        if self.counts_down:
+            remaining = torch.where(renew, float(self.interval or 0), left) - 1.0
         return instruction, torch.cat([held, remaining.unsqueeze(-1)], dim=-1)
+
+    @property
+    def counts_down(self) -> bool:
+        """Whether the steps for which an instruction still holds are counted in its state."""
+        return self.interval is not None and self.sight is None
 
     @cached_property
     def states(self) -> list[StateModel]:
@@ -235,9 +234,15 @@ class DeployablePolicy(nn.Module):
             input="instruction_state", output="next_instruction_state", shape=[held + 1], dtype="float32",
             reset=[0.0] * (held + 1),
             meaning="instruction in force, "
-            + ("1 once it has been chosen" if self.interval is None else "steps for which it still holds"),
+            + ("steps for which it still holds" if self.counts_down else "1 once it has been chosen"),
         )  # fmt: skip
-        return [memory] * (size > 0) + [instruction] * self.holds_instruction
+        last = StateModel(
+            input="last_instruction", output="next_last_instruction", shape=[self.instructions], dtype="float32",
+            reset=[0.0] * self.instructions,
+            meaning="the instruction before" + ("" if self.instruction_head.continuous else ", one-hot")
+            + f", times {self.instruction_scale:g}" * (self.instruction_scale != 1.0) + "; zeros where there is none",
+        )  # fmt: skip
+        return [memory] * (size > 0) + [instruction] * self.holds_instruction + [last] * self.remembers
 
     @property
     def input_names(self) -> list[str]:
@@ -245,6 +250,8 @@ class DeployablePolicy(nn.Module):
         names = ["observation"]
         if self.agent.has_action_mask:
             names.append("action_mask")
+        if self.sight is not None:
+            names.append("step")
         names += [state.input for state in self.states]
         if self.conductor is not None:
             names.append("instruction_noise")
@@ -283,8 +290,10 @@ class DeployablePolicy(nn.Module):
             ),
             observation_layout=list(agent.observation_layout),
             action_mask=mask if agent.has_action_mask else None,
+            step=None if self.sight is None else _STEP,
             states=self.states,
             noises=[instruction_noise] * (self.conductor is not None) + [action_noise] * (not self.greedy),
+            instruction_choice=None if self.sight is None else "common",
             action=TensorModel(
                 name="action",
                 shape=list(agent.action_shape),
@@ -293,6 +302,15 @@ class DeployablePolicy(nn.Module):
             ),
             diagnostics=self._diagnostics(),
         )
+
+    @property
+    def _preference_meaning(self) -> str:
+        whose = "local" if self.sight is None else "common-knowledge"
+        if self.instruction_head.continuous:
+            return f"mean of the {whose} conductor's Gaussian"
+        if isinstance(self.conductor, FixedPreference):
+            return "log-probabilities recorded at export, whatever is observed"
+        return f"{whose} conductor's preference, not normalised"
 
     def _diagnostics(self) -> list[TensorModel]:
         meaning = "mean of the Gaussian before bounding" if self.head.continuous else "masked, not normalised"
@@ -306,7 +324,7 @@ class DeployablePolicy(nn.Module):
                 TensorModel(name="instruction", shape=[self.instructions] if latent else [],
                             dtype="float32" if latent else "int64", meaning="instruction in force"),
                 TensorModel(name=self._preference_name, shape=[self.instructions], dtype="float32",
-                            meaning="mean of the local conductor's Gaussian" if latent else self.conductor.chooses),
+                            meaning=self._preference_meaning),
             ]  # fmt: skip
         return rows
 

@@ -107,6 +107,8 @@ class LocalTeam:
         inputs = [torch.from_numpy(np.ascontiguousarray(observation, dtype=np.float32))]
         if module.agent.has_action_mask and mask is not None:
             inputs.append(torch.from_numpy(np.ascontiguousarray(mask)))
+        if self._models[agent].step is not None:
+            inputs.append(torch.full((len(observation),), self._step))
         inputs += self._states[agent]
         inputs += [torch.from_numpy(noise) for noise in self._noises(agent)]
         outputs = module(*inputs)

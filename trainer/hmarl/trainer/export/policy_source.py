@@ -10,7 +10,7 @@ from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
-from hmarl.trainer.conductors.teams import CONDUCTORS
+from hmarl.trainer.conductors.teams import CONDUCTORS, NOT_CONDUCTED
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.runs.loaded_run import load_run
 
@@ -43,7 +43,7 @@ def load_team(
     name = variant or next(iter(known))
     if name not in known:
         raise UsageError(f"variant: got '{name}', expected one of {', '.join(known)}")
-    if instruction_choice is not None and (name != "local" or not set(CONDUCTORS) <= set(known)):
+    if instruction_choice is not None and (name != "local" or not set(NOT_CONDUCTED) <= set(known)):
         of = f"the variant {name}" if name != "local" else loaded.config.algorithm
         raise UsageError(f"instruction_choice: got '{instruction_choice}', but {of} has no instructions to choose")
     if sample and name in CONDUCTORS:

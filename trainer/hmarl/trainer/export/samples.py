@@ -27,6 +27,7 @@ COMPARED_BYTES = 2**26
 RECORDED_BYTES = 2**22
 BATCH_SIZES = (1, 2, 7, 64, 256)
 _RECORDED_ROWS = 64
+_LONG_EPISODE = 1000  # steps
 _ROLLOUT_STEPS, _ROLLOUT_ENVIRONMENTS = 64, 16
 
 
@@ -66,14 +67,10 @@ def example_inputs(
     if entry.action_mask is not None:
         masks = given.get("action_mask")
         inputs["action_mask"] = torch.from_numpy(_random_masks(module, rows, generator)) if masks is None else masks
+    if entry.step is not None:
+        inputs[entry.step.name] = torch.from_numpy(generator.integers(_LONG_EPISODE, size=rows))
     for state in entry.states:
-        if state.input == "memory":
-            held = generator.uniform(-1, 1, (rows, *state.shape))
-        else:
-            remaining = generator.integers(module.interval or 2, size=rows)
-            instruction = random_instructions(module.instruction_head, rows, generator).numpy().reshape(rows, -1)
-            held = np.concatenate([instruction, remaining[:, None]], axis=1)
-        inputs[state.input] = torch.from_numpy(held.astype(np.float32))
+        inputs[state.input] = _random_state(module, state.input, rows, generator)
     for noise in entry.noises:
         shape = (rows, *noise.shape)
         drawn = (
@@ -86,12 +83,25 @@ def example_inputs(
     return inputs
 
 
+def _random_state(module: DeployablePolicy, name: str, rows: int, generator: np.random.Generator) -> Tensor:
+    """[rows, *shape] float32: any memory; any instruction, and none before half of the steps."""
+    if name == "memory":
+        return torch.from_numpy(generator.uniform(-1, 1, (rows, module.memory_size)).astype(np.float32))
+    instruction = random_instructions(module.instruction_head, rows, generator)
+    if name == "last_instruction":
+        there = torch.from_numpy(generator.random((rows, 1)) < 0.5)
+        return torch.where(there, module.seen_of(instruction), 0.0)
+    last = module.interval or 2 if module.counts_down else 2
+    remaining = torch.from_numpy(generator.integers(last, size=(rows, 1)))
+    return torch.cat([instruction.view(rows, -1), remaining], dim=1).float()
+
+
 def _random_observations(
     module: DeployablePolicy, rows: int, generator: np.random.Generator
 ) -> npt.NDArray[np.float32]:
     drawn = generator.normal(size=(rows, module.agent.observation_size))
-    drawn *= 3.0 / module.scale.numpy()
-    drawn += module.shift.numpy()
+    drawn *= 3.0 / module.normaliser.scale.numpy()
+    drawn += module.normaliser.shift.numpy()
     return drawn.astype(np.float32)
 
 

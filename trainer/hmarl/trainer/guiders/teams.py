@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
+from hmarl.trainer.conductors.level import ConductorLevel
 from hmarl.trainer.contract.team_inputs import as_tensors, drawn_noise, joint_seed
 from hmarl.trainer.guiders.trained import TrainedGuider
-
-Instruct = Callable[[Observation], Tensor]
-"""What a conductor would most likely instruct all agents to do, [B, K]."""
 
 
 class CentralTeam:
@@ -24,27 +21,24 @@ class CentralTeam:
     Args:
         guider: who acts.
         sample: draw actions, with noise seeded by the episodes' seeds, instead of taking the modes.
-        instruct: of a conductor above the guider; None without one.
-        interval: steps for which an instruction holds.
+        conductor: above the guider, whose likeliest instructions it follows; None without one.
     """
 
     name = "guider"
     label = "guider"
     colour = "#009e73"
 
-    def __init__(
-        self, guider: TrainedGuider, sample: bool = False, instruct: Instruct | None = None, interval: int = 1
-    ) -> None:
+    def __init__(self, guider: TrainedGuider, sample: bool = False, conductor: ConductorLevel | None = None) -> None:
         self._guider, self._sample = guider, sample
-        self._instruct, self._interval = instruct, interval
+        self._conductor = conductor
+        self._in_force = None if conductor is None else conductor.nothing_in_force(0)
         self._generator = torch.Generator()
         self._memory = guider.no_memory(0)
-        self._instruction: Tensor | None = None
-        self._step = 0
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start episodes with nothing remembered, and no instruction in force."""
-        self._step = 0
+        if self._conductor is not None:
+            self._in_force = self._conductor.nothing_in_force(len(seeds))
         self._generator.manual_seed(joint_seed(seeds))
         self._memory = self._guider.no_memory(len(seeds))
 
@@ -54,12 +48,16 @@ class CentralTeam:
         actors = self._guider.actors
         noise = drawn_noise(actors, len(running), self._generator) if self._sample else None
         seen = as_tensors(observation, actors.device)
-        if self._instruct is not None and self._step % self._interval == 0:
-            self._instruction = self._instruct(seen)
-        self._step += 1
-        acted = self._guider.act(seen, self._instruction, noise, self._memory)
+        acted = self._guider.act(seen, self._instructed(seen), noise, self._memory)
         self._memory = acted.memory
         return tuple(action.cpu().numpy() for action in actors.to_environment(acted.actions))
+
+    def _instructed(self, observation: Observation) -> Tensor | None:
+        """[B, K] what the agents see of the instruction in force; None without a conductor."""
+        if self._conductor is None or self._in_force is None:
+            return None
+        self._in_force, _ = self._conductor.instruct(observation, self._in_force, None)
+        return self._conductor.seen_of(self._in_force.instruction)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -58,17 +58,91 @@ def distil(
     Returns:
         Mean KL(teacher ‖ student) in nats over the last pass.
     """
-    samples = inputs.shape[1]
-    last: list[Tensor] = []
+    gap = 0.0
     for _ in range(epochs):
-        last = []
-        order = torch.randperm(samples, generator=generator, device=generator.device)
-        for rows in order.split(-(-samples // minibatches)):
-            student = students.all_distributions(inputs[:, rows], theta=optimiser.parameter)
-            present = (
-                torch.ones(inputs.shape[0], len(rows), device=inputs.device) if weight is None else weight[:, rows]
-            )
-            loss = imitation_loss(teacher.take(rows), student, present)
-            optimiser.step(loss.sum(), schedule)
-            last.append(loss.detach().sum() * len(rows) / present.sum().clamp(min=1.0))
+        order = torch.randperm(inputs.shape[1], generator=generator, device=generator.device)
+        gap = _descend(students, optimiser, inputs, teacher, weight, order, minibatches, schedule)
+    return gap
+
+
+# Of the steps of a batch, those on which it is seen whether students still learn; and what counts as learning.
+_HELD_OUT = 10
+_LEAST_IMPROVEMENT = 0.01
+
+
+def distil_until_settled(
+    students: GroupPolicy,
+    optimiser: FlatAdam,
+    inputs: Tensor,
+    teacher: Distribution,
+    weight: Tensor | None,
+    generator: torch.Generator,
+    limit: int,
+    minibatches: int,
+    patience: int,
+    schedule: float = 1.0,
+) -> tuple[float, int]:
+    """``distil`` until a tenth of the steps, which are not learnt from, say that it no longer helps.
+
+    Args:
+        students: policies of the teacher's kind.
+        optimiser: of ``students.theta``.
+        inputs: [N, M, input_size].
+        teacher: [M] without gradient, the same for all.
+        weight: [N, M] 0 or 1, or None.
+        generator: of the steps held out and the minibatches.
+        limit: passes at most.
+        minibatches: parts of a pass.
+        patience: passes that may bring less than a hundredth, before it ends; the students go back to the best.
+        schedule: factor on the step size.
+
+    Returns:
+        Mean KL(teacher ‖ student) in nats on the steps held out, and the passes that were made.
+    """
+    order = torch.randperm(inputs.shape[1], generator=generator, device=generator.device)
+    held_out, learnt = order[: -(-len(order) // _HELD_OUT)], order[-(-len(order) // _HELD_OUT) :]
+    best, best_theta, waited, passes = _gap(students, inputs, teacher, weight, held_out), students.theta.clone(), 0, 0
+    while passes < limit and waited < patience and len(learnt):
+        mixed = learnt[torch.randperm(len(learnt), generator=generator, device=generator.device)]
+        _descend(students, optimiser, inputs, teacher, weight, mixed, minibatches, schedule)
+        passes += 1
+        gap = _gap(students, inputs, teacher, weight, held_out)
+        waited = 0 if gap < (1.0 - _LEAST_IMPROVEMENT) * best else waited + 1
+        if gap < best:
+            best, best_theta = gap, students.theta.clone()
+    students.theta.copy_(best_theta)
+    return best, passes
+
+
+def _descend(
+    students: GroupPolicy,
+    optimiser: FlatAdam,
+    inputs: Tensor,
+    teacher: Distribution,
+    weight: Tensor | None,
+    order: Tensor,
+    minibatches: int,
+    schedule: float,
+) -> float:
+    """One pass over the rows ``order``; returns the mean KL met on the way."""
+    last = []
+    for rows in order.split(-(-len(order) // minibatches)):
+        student = students.all_distributions(inputs[:, rows], theta=optimiser.parameter)
+        present = _present(inputs, weight, rows)
+        loss = imitation_loss(teacher.take(rows), student, present)
+        optimiser.step(loss.sum(), schedule)
+        last.append(loss.detach().sum() * len(rows) / present.sum().clamp(min=1.0))
     return float(torch.stack(last).mean())
+
+
+@torch.no_grad()
+def _gap(students: GroupPolicy, inputs: Tensor, teacher: Distribution, weight: Tensor | None, rows: Tensor) -> float:
+    """Mean KL(teacher ‖ student) at some rows."""
+    present = _present(inputs, weight, rows)
+    loss = imitation_loss(teacher.take(rows), students.all_distributions(inputs[:, rows]), present)
+    return float(loss.sum() * len(rows) / present.sum().clamp(min=1.0))
+
+
+def _present(inputs: Tensor, weight: Tensor | None, rows: Tensor) -> Tensor:
+    """[N, m] 0 or 1: which students were there at the rows."""
+    return torch.ones(inputs.shape[0], len(rows), device=inputs.device) if weight is None else weight[:, rows]

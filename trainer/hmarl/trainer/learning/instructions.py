@@ -59,9 +59,10 @@ def random_instructions(head: ActionHead, batch_size: int, generator: np.random.
     return torch.from_numpy(generator.integers(head.output_size, size=batch_size))
 
 
-def instruction_context(head: ActionHead, instruction: Tensor) -> Tensor:
-    """What the actors see of an instruction: [..., K] one-hot of [...] int64, or the vector [..., D] itself."""
-    return instruction if head.continuous else functional.one_hot(instruction, head.output_size).float()
+def instruction_context(head: ActionHead, instruction: Tensor, scale: float = 1.0) -> Tensor:
+    """What the actors see of an instruction: [..., K] one-hot of [...] int64, or the vector [..., D] itself; scaled."""
+    seen = instruction if head.continuous else functional.one_hot(instruction, head.output_size).float()
+    return seen if scale == 1.0 else seen * scale
 
 
 def held_until_renewed(renew: Tensor, drawn: Tensor, held: Tensor) -> Tensor:

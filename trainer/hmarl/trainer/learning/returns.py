@@ -110,6 +110,16 @@ def normalise_advantages(advantages: Tensor, weight: Tensor | None = None) -> Te
     return (advantages - mean) / (std + 1e-8)
 
 
+def normalise_each(advantages: Tensor, part: Tensor | None) -> Tensor:
+    """Mean 0, standard deviation 1 over the entries where ``part`` is true and over the others, apart; both of any
+    shape. None: over all.
+    """
+    if part is None:
+        return normalise_advantages(advantages)
+    inside, outside = (normalise_advantages(advantages, each.float()) for each in (part, ~part))
+    return torch.where(part, inside, outside)
+
+
 def explained_variance(predictions: Tensor, targets: Tensor) -> float:
     """1 − Var(targets − predictions) / Var(targets): 1 is a perfect critic, 0 one that predicts the mean."""
     variance = targets.var(correction=0)

@@ -90,11 +90,13 @@ class GroupPolicy:
 
         Args:
             features: [..., N, D] normalised observations.
-            context: [..., C] what all members see alike (the one-hot instruction), or None.
+            context: [..., C] what all members see alike (the one-hot instruction), or [..., N, C] what each sees; or
+                None.
         """
         parts = [features]
         if context is not None:
-            parts.append(context.unsqueeze(-2).expand(*features.shape[:-1], context.shape[-1]))
+            each = context if context.dim() == features.dim() else context.unsqueeze(-2)
+            parts.append(each.expand(*features.shape[:-1], context.shape[-1]))
         if self.told_apart:
             identity = torch.eye(self.members, device=features.device)
             parts.append(identity.expand(*features.shape[:-1], self.members))
@@ -193,11 +195,20 @@ def no_memories(policies: Sequence[GroupPolicy], batch_size: int) -> list[Tensor
     ]
 
 
+Context = Tensor | Sequence[Tensor]
+"""What agents see beside their observations: [..., C] all alike, or per group [..., N_group, C] each its own."""
+
+
+def context_of(context: Context | None, group: int) -> Tensor | None:
+    """A group's part of what is seen."""
+    return context if context is None or isinstance(context, Tensor) else context[group]
+
+
 def step_all(
     policies: Sequence[GroupPolicy],
     features: Sequence[Tensor],
     masks: Sequence[Tensor | None],
-    context: Tensor | None,
+    context: Context | None,
     memories: Sequence[Tensor],
 ) -> tuple[list[Distribution], list[Tensor]]:
     """All agents' distributions at one step, and what they remember after it.
@@ -206,7 +217,7 @@ def step_all(
         policies: one a group.
         features: per group [B, N_group, D] normalised observations.
         masks: per group [B, N_group, A] bool, or None.
-        context: [B, C] what all agents see alike, or None.
+        context: see ``Context``; or None.
         memories: per group [N_group, B, H] for recurrent policies, else empty.
 
     Returns:
@@ -216,7 +227,7 @@ def step_all(
     for g, policy in enumerate(policies):
         mask = masks[g]
         distribution, memory = policy.step(
-            policy.inputs(features[g], context).transpose(0, 1),
+            policy.inputs(features[g], context_of(context, g)).transpose(0, 1),
             None if mask is None else mask.transpose(0, 1),
             memories[g] if memories else None,
         )

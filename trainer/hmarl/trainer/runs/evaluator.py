@@ -20,6 +20,7 @@ from hmarl.trainer.contract.shown import EvaluatedTeam, gap_metrics
 from hmarl.trainer.records.checkpoint import Counters
 from hmarl.trainer.records.metrics import evaluation_metric, evaluation_path
 from hmarl.trainer.records.problems import Problems, StorageError, storing
+from hmarl.trainer.runs.advice import Advice
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.seeds import EVALUATION_SEED
 
@@ -58,6 +59,7 @@ class Evaluator:
         self._config, self._directory, self._algorithm = config, directory, algorithm
         self._settings = config.run_settings()
         self._environment: VectorEnvironment | None = None
+        self._advice = Advice(algorithm)
 
     def due(self, counters: Counters) -> bool:
         """Whether one is: every so many steps, and at the end."""
@@ -108,6 +110,7 @@ class Evaluator:
         with storing():
             content = json.dumps(details, default=str) + "\n"
             replace_file(evaluation_path(self._directory, steps), content.encode())
+        self._advice.on(metrics, f"evaluation at {steps:,} steps")
         return Evaluated(metrics | gap_metrics(self._algorithm.gaps, returns), returns)
 
     def _play(self, team: EvaluatedTeam) -> Evaluation:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hmarl.trainer.records.checkpoint import Counters
 from hmarl.trainer.records.problems import DivergedError
+from hmarl.trainer.runs.advice import Advice
 from hmarl.trainer.runs.announcements import Announcements
 from hmarl.trainer.runs.settings import RunSettings
 from hmarl.trainer.runs.training import Divergence, Training
@@ -26,7 +27,7 @@ class Iterations:
     def __init__(self, training: Training, settings: RunSettings) -> None:
         self._training, self._settings = training, settings
         self._rollbacks = 0
-        self._advice_given: set[str] = set()
+        self._advice = Advice(training.algorithm)
 
     def next(self, counters: Counters, announcements: Announcements) -> tuple[Counters, dict[str, float]]:
         """One rollout and one update; a diverged update is named and undone.
@@ -64,10 +65,7 @@ class Iterations:
         """Of what goes wrong in an update; the algorithm's advice once."""
         if divergence is not None:
             _log.warning("update %d diverged: %s; rolled back", update, divergence.why)
-        advice = self._training.algorithm.advice(metrics)
-        if advice and advice not in self._advice_given:
-            _log.warning("update %d: %s", update, advice)
-            self._advice_given.add(advice)
+        self._advice.on(metrics, f"update {update}")
 
     def _stop_when_diverging(self, divergence: Divergence | None) -> None:
         self._rollbacks = 0 if divergence is None else self._rollbacks + 1

@@ -13,7 +13,7 @@ from hmarl.trainer.learning.instructions import InstructionWeights
 from hmarl.trainer.learning.returns import weighted_mean
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.flat import Memory
-from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.policies import Context, GroupPolicy, context_of
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class TeamSamples:
         rollout: full.
         policies: per group, as they are now.
         features: per group, normalised observations [T, B, N_group, observation_size].
-        context: [T, B, C] what all agents saw alike, or None.
+        context: what the agents saw beside their observations, see ``Context``; or None.
         weights: of the samples, that a conductor's update has left; None without a conductor.
     """
 
     rollout: Rollout
     policies: list[GroupPolicy]
     features: list[Tensor]
-    context: Tensor | None = None
+    context: Context | None = None
     weights: InstructionWeights | None = None
 
     @property
@@ -135,7 +135,11 @@ class TeamSamples:
         policy, rollout = self.policies[group], self.rollout
         agents = list(self.spec.groups[group].agents[members])
         mask, memory = rollout.action_masks[group], self._memory(group, members)
-        inputs = policy.inputs(self.features[group], self.context)[:, :, members].flatten(0, 2).contiguous()
+        inputs = (
+            policy.inputs(self.features[group], context_of(self.context, group))[:, :, members]
+            .flatten(0, 2)
+            .contiguous()
+        )
         mask = None if mask is None else mask[:, :, members].flatten(0, 2)
         actions = rollout.actions[group][:, :, members].flatten(0, 2)
         active = None if rollout.all_active else rollout.active[:, :, agents].flatten().float()
