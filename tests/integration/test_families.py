@@ -192,7 +192,7 @@ def _start(algorithm: str, environment: str, arguments: dict[str, Any], run: Pat
 def _assert_refused(algorithm: str, environment: str, arguments: dict[str, Any], call: Call, folder: Path) -> None:
     code, said = _start(algorithm, environment, arguments, folder / "refused", call)
     assert code == 2, said
-    assert f"hmarl-export: {algorithm}: agent '" in said
+    assert f": {algorithm}: agent '" in said
     assert "expected Discrete" in said
     assert not (folder / "refused").exists(), "a run that was refused must leave nothing behind"
 
