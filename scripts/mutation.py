@@ -139,8 +139,13 @@ def mutmut(place: Path, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(place / "mutants/src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     done = subprocess.run(
         [Path(sys.executable).parent / "mutmut", *arguments],
-        cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
+        cwd=place,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     with (place / "mutmut.log").open("a", encoding="utf-8") as log:
         log.write(done.stdout)
     if done.returncode:

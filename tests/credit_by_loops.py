@@ -17,9 +17,16 @@ from training_runs import new_algorithm
 STEPS, BATCH, AGENTS, SUB_MANAGERS = 18, 3, 5, 2
 INTERVAL, MANAGER_INTERVAL = 3, 2  # α and K
 SMALL = {
-    "embedding_size": 8, "goal_size": 3, "goal_interval": INTERVAL, "manager_interval": MANAGER_INTERVAL,
-    "sub_managers": SUB_MANAGERS, "epochs": 1, "minibatches": 1, "worker_reward": "window", "edge_values": False,
-}  # fmt: skip
+    "embedding_size": 8,
+    "goal_size": 3,
+    "goal_interval": INTERVAL,
+    "manager_interval": MANAGER_INTERVAL,
+    "sub_managers": SUB_MANAGERS,
+    "epochs": 1,
+    "minibatches": 1,
+    "worker_reward": "window",
+    "edge_values": False,
+}
 # Agents starve after five steps without a meal, at different times; episodes are cut off after eight.
 STARVING = {"endurance": 5, "horizon": 8}
 TELESCOPED = {"worker_reward": "telescoped"}

@@ -26,10 +26,17 @@ def settings(**others: Any) -> HamdpoSettings:
 @pytest.mark.parametrize(
     ("step_size", "moved", "expected"),
     [
-        (1.0, 0.0301, 0.5), (1.0, 0.0299, 1.0), (1.0, 0.02, 1.0), (1.0, 0.0134, 1.0), (1.0, 0.0133, 2.0),
-        (0.011, 1.0, 0.01), (0.01, 1.0, 0.01), (80.0, 0.0, 100.0), (100.0, 0.0, 100.0),
+        (1.0, 0.0301, 0.5),
+        (1.0, 0.0299, 1.0),
+        (1.0, 0.02, 1.0),
+        (1.0, 0.0134, 1.0),
+        (1.0, 0.0133, 2.0),
+        (0.011, 1.0, 0.01),
+        (0.01, 1.0, 0.01),
+        (80.0, 0.0, 100.0),
+        (100.0, 0.0, 100.0),
     ],
-)  # fmt: skip
+)
 def test_a_step_size_is_halved_or_doubled_where_the_divergence_is_not_near_the_target(
     step_size: float, moved: float, expected: float
 ) -> None:

@@ -34,7 +34,7 @@ OWN = ServerSettings()
 
 def default(function: Callable[..., Any], name: str) -> Any:
     if isinstance(function, click.Command):
-        return next(option.default for option in function.params if option.name == name)
+        return next(o.get_default(click.Context(function)) for o in function.params if o.name == name)
     return inspect.signature(function).parameters[name].default
 
 

@@ -39,9 +39,14 @@ def distilled(rate: float, weight: Tensor | None = None, **options: float) -> tu
     optimiser = FlatAdam(students.theta, rate, 10.0)
     passes = {"epochs": 1, "minibatches": 1} | options
     gap = distil(
-        students, optimiser, torch.zeros(2, 4, 1), Categorical(TEACHER.log()), weight,
-        torch.Generator().manual_seed(3), **passes,  # type: ignore[arg-type]
-    )  # fmt: skip
+        students,
+        optimiser,
+        torch.zeros(2, 4, 1),
+        Categorical(TEACHER.log()),
+        weight,
+        torch.Generator().manual_seed(3),
+        **passes,  # type: ignore[arg-type]
+    )
     return gap, students.theta[:, -2:].clone(), optimiser
 
 

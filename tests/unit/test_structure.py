@@ -27,9 +27,15 @@ SOURCES = sorted(path for part in PARTS for path in part.rglob("*.py"))
 
 # Networks are a family of their own: flat parameters, what a guider is, a row of tokens, attention among them.
 DEEP_NETWORKS = {
-    "AttentionGuider", "FactorisedGuider", "RecurrentNetwork", "RetentionGuider", "SequenceGuider", "StudentNetwork",
-    "SuperiorNetwork", "WorkerNetwork",
-}  # fmt: skip
+    "AttentionGuider",
+    "FactorisedGuider",
+    "RecurrentNetwork",
+    "RetentionGuider",
+    "SequenceGuider",
+    "StudentNetwork",
+    "SuperiorNetwork",
+    "WorkerNetwork",
+}
 # Where an object is made: what these assign exists from the start.
 MAKERS = {"__init__", "__post_init__", "__new__"}
 
@@ -163,8 +169,12 @@ class Later(Early):
 
 
 def test_no_class_stands_more_than_one_level_below_its_base() -> None:
-    of_trainer = {node.name for path in TRAINER.rglob("*.py") for node in ast.walk(tree_of(path))
-                  if isinstance(node, ast.ClassDef)}  # fmt: skip
+    of_trainer = {
+        node.name
+        for path in TRAINER.rglob("*.py")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+    }
     assert {name for name in of_trainer if depth(classes()[name], of_trainer) > 2} == DEEP_NETWORKS
 
 

@@ -18,7 +18,7 @@ from credit_by_loops import (
     ByLoops,
     foragers,
     graphs_of,
-)  # fmt: skip
+)
 from hmarl.trainer.hierarchy.level import Decisions, Judgements
 from hmarl.trainer.hierarchy.outcome import Outcome, step_errors
 
@@ -43,10 +43,14 @@ def test_inside_a_window_values_are_not_discounted_and_where_the_next_one_opens_
     # Windows [0, 3), [3, 6) and [6, 7), cut short by the rollout, after which V is 10.
     found = errors_of([6.0, 2.0, 8.0, 1.0, 5.0, 7.0, 10.0], ended=[], decided=[0, 3, 6])
     assert found == [
-        1 + 6 - 4, 0 + 2 - 6, 2 + 0.5 * 8 - 2,
-        0 + 1 - 8, 3 + 5 - 1, 0 + 0.5 * 7 - 5,
+        1 + 6 - 4,
+        0 + 2 - 6,
+        2 + 0.5 * 8 - 2,
+        0 + 1 - 8,
+        3 + 5 - 1,
+        0 + 0.5 * 7 - 5,
         1 + 0.5 * 10 - 7,
-    ]  # fmt: skip
+    ]
     assert sum(found[:3]) == 1 + 0 + 2 + GAMMA * 8 - 4  # the decision's advantage with λ = 0
 
 
@@ -54,10 +58,14 @@ def test_an_episodes_end_closes_a_window_with_nothing_after_termination_and_the_
     # The episode terminates at step 1 (what follows is worth 0), the next is cut off at step 4, where V was 20.
     found = errors_of([6.0, 0.0, 8.0, 1.0, 20.0, 7.0, 10.0], ended=[1, 4], decided=[0, 2, 5])
     assert found == [
-        1 + 6 - 4, 0 + 0 - 6,
-        2 + 8 - 2, 0 + 1 - 8, 3 + 0.5 * 20 - 1,
-        0 + 7 - 5, 1 + 0.5 * 10 - 7,
-    ]  # fmt: skip
+        1 + 6 - 4,
+        0 + 0 - 6,
+        2 + 8 - 2,
+        0 + 1 - 8,
+        3 + 0.5 * 20 - 1,
+        0 + 7 - 5,
+        1 + 0.5 * 10 - 7,
+    ]
 
 
 def test_those_below_earn_the_errors_at_every_step_and_no_gradient_passes_up() -> None:

@@ -132,10 +132,15 @@ class Students:
             shared = share and members > 1
             told_apart = shared and run.agent_identity
             network = StudentNetwork(
-                group.example.observation_size + told + (members if told_apart else 0), settings.hidden_sizes,
-                head.output_size, run.activation, normalise_layers=run.normalise_layers,
-                memory=settings.memory_size, goal=goal, decision_sizes=settings.decision_sizes,
-            )  # fmt: skip
+                group.example.observation_size + told + (members if told_apart else 0),
+                settings.hidden_sizes,
+                head.output_size,
+                run.activation,
+                normalise_layers=run.normalise_layers,
+                memory=settings.memory_size,
+                goal=goal,
+                decision_sizes=settings.decision_sizes,
+            )
             if settings.told == "nothing":  # else they are not exported
                 check_size(group.example, 4 * network.size, "distillation.hidden_sizes")
             theta = fresh_rows(1 if shared else members, network, head, generator).to(algorithm.device)
