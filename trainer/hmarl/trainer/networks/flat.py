@@ -11,7 +11,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -79,6 +81,63 @@ class FlatNetwork(ABC):
 
 
 @dataclass(frozen=True)
+class Layers:
+    """Linear layers one after the other, as a part of a network.
+
+    Attributes:
+        sizes: width of the input, then of each layer's output.
+        activation: what follows a layer that is not the network's last.
+        normalise: layer normalisation of each layer's input.
+        first: number of the first layer; parameters are named after the numbers.
+    """
+
+    sizes: Sequence[int]
+    activation: Activation
+    normalise: bool = False
+    first: int = 0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, in the order in which they lie in the flat vector."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (inputs, outputs) in enumerate(pairwise(self.sizes), self.first):
+            if self.normalise:
+                shapes |= {f"{layer}.norm_gain": (inputs,), f"{layer}.norm_bias": (inputs,)}
+            shapes |= {f"{layer}.weight": (outputs, inputs), f"{layer}.bias": (outputs,)}
+        return shapes
+
+    @property
+    def last(self) -> int:
+        """Number of the last layer."""
+        return self.first + len(self.sizes) - 2
+
+    def activated(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """All layers, each with its activation: [..., sizes[0]] -> [..., sizes[-1]]."""
+        return self._through(parameters, range(self.first, self.last + 1), x)
+
+    def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """All layers, the last without an activation: [..., sizes[0]] -> [..., sizes[-1]]."""
+        return self._layer(parameters, self.last, self._through(parameters, range(self.first, self.last), x))
+
+    def _through(self, parameters: dict[str, Tensor], numbers: range, x: Tensor) -> Tensor:
+        for number in numbers:
+            x = ACTIVATIONS[self.activation](self._layer(parameters, number, x))
+        return x
+
+    def _layer(self, parameters: dict[str, Tensor], number: int, x: Tensor) -> Tensor:
+        if self.normalise:
+            x = layer_norm(x, parameters[f"{number}.norm_gain"], parameters[f"{number}.norm_bias"])
+        return linear(x, parameters[f"{number}.weight"], parameters[f"{number}.bias"])
+
+
+def initial_gain(activation: Activation) -> float:
+    """Gain of the orthogonal initialisation of a layer that an activation follows."""
+    if activation == "silu":
+        return 1.0
+    return torch.nn.init.calculate_gain("tanh" if activation == "tanh" else "relu")
+
+
+@dataclass(frozen=True)
 class Mlp(FlatNetwork):
     """A multi-layer perceptron, ``input_size`` → ``hidden_sizes`` → ``output_size``.
 
@@ -95,37 +154,24 @@ class Mlp(FlatNetwork):
     output_gain: float = 0.01
     normalise_layers: bool = False
 
-    @property
+    @cached_property
+    def layers(self) -> Layers:
+        """All of them."""
+        sizes = [self.input_size, *self.hidden_sizes, self.output_size]
+        return Layers(sizes, self.activation, self.normalise_layers)
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
-        return self._layer_shapes([self.input_size, *self.hidden_sizes, self.output_size])
-
-    def _layer_shapes(self, sizes: Sequence[int], first: int = 0) -> dict[str, tuple[int, ...]]:
-        """Of the layers ``first``, ``first`` + 1, … from width ``sizes[0]`` to ``sizes[1]``, to ``sizes[2]``, … ."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (inputs, outputs) in enumerate(pairwise(sizes), first):
-            if self.normalise_layers:
-                shapes |= {f"{layer}.norm_gain": (inputs,), f"{layer}.norm_bias": (inputs,)}
-            shapes |= {f"{layer}.weight": (outputs, inputs), f"{layer}.bias": (outputs,)}
-        return shapes
+        return self.layers.shapes
 
     @property
     def memory_size(self) -> int:
-        """H, the width of what the network remembers from step to step; 0 without memory."""
+        """H, the width of what the network remembers from step to step: 0."""
         return 0
 
-    @property
-    def last_layer(self) -> int:
-        """Number of the output layer."""
-        return len(self.hidden_sizes)
-
     def _gain(self, name: str) -> float:
-        """Gain of one weight's orthogonal initialisation."""
-        if name == f"{self.last_layer}.weight":
-            return self.output_gain
-        if name.startswith("memory") or self.activation == "silu":
-            return 1.0
-        return torch.nn.init.calculate_gain("tanh" if self.activation == "tanh" else "relu")
+        return self.output_gain if name == f"{self.layers.last}.weight" else initial_gain(self.activation)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Evaluate.
@@ -141,25 +187,7 @@ class Mlp(FlatNetwork):
 
     def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Evaluate with parameters that ``named`` returned (saves the slicing when they do not change)."""
-        return self.output(parameters, self.hidden(parameters, x))
-
-    def hidden(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """The hidden layers: [..., input_size] -> [..., hidden_sizes[-1]]."""
-        return self._activated(parameters, range(len(self.hidden_sizes)), x)
-
-    def _activated(self, parameters: dict[str, Tensor], layers: range, x: Tensor) -> Tensor:
-        for layer in layers:
-            x = ACTIVATIONS[self.activation](self._layer(parameters, layer, x))
-        return x
-
-    def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """The last layer, which has no activation."""
-        return self._layer(parameters, self.last_layer, x)
-
-    def _layer(self, parameters: dict[str, Tensor], layer: int, x: Tensor) -> Tensor:
-        if self.normalise_layers:
-            x = layer_norm(x, parameters[f"{layer}.norm_gain"], parameters[f"{layer}.norm_bias"])
-        return linear(x, parameters[f"{layer}.weight"], parameters[f"{layer}.bias"])
+        return self.layers(parameters, x)
 
 
 @dataclass(frozen=True)
@@ -194,47 +222,89 @@ class Memory:
         return Memory(self.initial[..., chosen, :], kept.transpose(0, 1).unsqueeze(0))
 
 
+class Goal(Protocol):
+    """What a recurrent network predicts from its memory, and decides by."""
+
+    @property
+    def size(self) -> int:
+        """G, its width."""
+        ...
+
+    @property
+    def discrete(self) -> bool:
+        """Whether it is one of G, so that logits are predicted."""
+        ...
+
+
 @dataclass(frozen=True)
-class RecurrentNetwork(Mlp):
-    """Hidden layers → gated recurrent unit → output layer.
+class RecurrentNetwork(FlatNetwork):
+    """Hidden layers → gated recurrent unit → (a predicted goal →) hidden layers → output layer.
 
     Attributes:
+        hidden_sizes: before the recurrent unit.
+        activation, output_gain, normalise_layers: as an ``Mlp``'s.
         memory: H, the width of the recurrent state.
+        decision_sizes: hidden layers between the memory and the output layer.
+        goal: what is predicted from the memory and seen beside it by the layers after it; None leaves it out.
 
     Source: Cho et al. 2014, in the form of ``torch.nn.GRU``: r, z = σ(W x + U h), n = tanh(W x + r ⊙ U h),
     h' = (1 − z) ⊙ n + z ⊙ h.
     """
 
+    input_size: int
+    hidden_sizes: Sequence[int]
+    output_size: int
+    activation: Activation = "relu"
+    output_gain: float = 0.01
+    normalise_layers: bool = False
     memory: int = 64
+    decision_sizes: Sequence[int] = ()
+    goal: Goal | None = None
 
     @property
     def memory_size(self) -> int:
         """H."""
         return self.memory
 
-    @property
+    @cached_property
+    def before(self) -> Layers:
+        """The layers before the recurrent unit."""
+        return Layers([self.input_size, *self.hidden_sizes], self.activation, self.normalise_layers)
+
+    @cached_property
+    def decision(self) -> Layers:
+        """The layers after it, numbered on."""
+        sizes = [self.memory + (self.goal.size if self.goal else 0), *self.decision_sizes, self.output_size]
+        return Layers(sizes, self.activation, self.normalise_layers, first=len(self.hidden_sizes))
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """As an ``Mlp``'s, with the recurrent unit before the last layer."""
-        seen = [self.input_size, *self.hidden_sizes]
-        shapes = self._layer_shapes(seen) | {
-            "memory.input_weight": (3 * self.memory, seen[-1]),
+        """Name and shape of every parameter, in the order in which they lie in the flat vector."""
+        shapes = self.before.shapes | {
+            "memory.input_weight": (3 * self.memory, self.before.sizes[-1]),
             "memory.input_bias": (3 * self.memory,),
             "memory.weight": (3 * self.memory, self.memory),
             "memory.bias": (3 * self.memory,),
         }
-        return shapes | self.output_shapes()
+        if self.goal:
+            shapes |= {"goal.weight": (self.goal.size, self.memory), "goal.bias": (self.goal.size,)}
+        return shapes | self.decision.shapes
 
-    def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter after the recurrent unit."""
-        return self._layer_shapes([self.memory, self.output_size], first=len(self.hidden_sizes))
+    def _gain(self, name: str) -> float:
+        if name.startswith("memory"):
+            return 1.0
+        return self.output_gain if name == f"{self.decision.last}.weight" else initial_gain(self.activation)
 
-    def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Not for a network with memory.
+    def output(self, parameters: dict[str, Tensor], remembered: Tensor) -> Tensor:
+        """[..., output_size] from what is remembered [..., H]."""
+        if self.goal is not None:
+            goal = self.predicted_goal(parameters, remembered)
+            remembered = torch.cat([remembered, goal.softmax(-1) if self.goal.discrete else goal], dim=-1)
+        return self.decision(parameters, remembered)
 
-        Raises:
-            TypeError: always; ``step`` and ``sequence`` take the memory.
-        """
-        raise TypeError("a recurrent network needs its memory: use step or sequence")
+    def predicted_goal(self, parameters: dict[str, Tensor], remembered: Tensor) -> Tensor:
+        """[..., G] goals, or logits of discrete ones, from what is remembered [..., H]."""
+        return linear(remembered, parameters["goal.weight"], parameters["goal.bias"])
 
     def step(self, parameters: dict[str, Tensor], x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """One step of many rows.
@@ -278,7 +348,7 @@ class RecurrentNetwork(Mlp):
 
     def _gates(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """[..., 3 H] what the input contributes to the gates, of all rows at once."""
-        hidden = self.hidden(parameters, x)
+        hidden = self.before.activated(parameters, x)
         return linear(hidden, parameters["memory.input_weight"], parameters["memory.input_bias"])
 
     @staticmethod
