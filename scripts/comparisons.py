@@ -70,15 +70,19 @@ def himpo_with(label: str, *settings: str, seeds: int = 3) -> Variant:
 def hierarchies_without(seeds: int) -> tuple[Variant, ...]:
     """HiMPo without one of its parts at a time: the source's ablations, and teams without goals."""
     return (
-        himpo_with("FL", "workers_see_reward=true", seeds=seeds), himpo_with("NL", "local_rewards=false", seeds=seeds),
-        himpo_with("SG", "static_graph=true", seeds=seeds), himpo_with("flat with messages", "levels=1", seeds=seeds),
+        himpo_with("FL", "workers_see_reward=true", seeds=seeds),
+        himpo_with("NL", "local_rewards=false", seeds=seeds),
+        himpo_with("SG", "static_graph=true", seeds=seeds),
+        himpo_with("flat with messages", "levels=1", seeds=seeds),
         himpo_with("flat without messages", "levels=1", "message_rounds=0", seeds=1),
-    )  # fmt: skip
+    )
 
 
 _HIERARCHY_PARTS = (
-    *algorithms("himpo", "mappo"), *hierarchies_without(seeds=3), himpo_with("two levels", "levels=2", seeds=1),
-)  # fmt: skip
+    *algorithms("himpo", "mappo"),
+    *hierarchies_without(seeds=3),
+    himpo_with("two levels", "levels=2", seeds=1),
+)
 
 
 _FEW_EPISODES = ("run.evaluation_episodes=32",)

@@ -98,11 +98,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 DISTILLATION = [
     word
     for key, value in {
-        "environments": BATCH, "steps": 8, "rounds": 2, "epochs": 1, "minibatches": 1, "memory_size": 8,
-        "hidden_sizes": "[8]", "decision_sizes": "[8]", "evaluation_episodes": BATCH,
+        "environments": BATCH,
+        "steps": 8,
+        "rounds": 2,
+        "epochs": 1,
+        "minibatches": 1,
+        "memory_size": 8,
+        "hidden_sizes": "[8]",
+        "decision_sizes": "[8]",
+        "evaluation_episodes": BATCH,
     }.items()
     for word in ("--set", f"distillation.{key}={value}")
-]  # fmt: skip
+]
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -343,9 +343,10 @@ def test_ippo_normalises_over_the_agents_that_are_there(monkeypatch: pytest.Monk
     turns: list[Turn] = []
     monkeypatch.setattr(algorithm.critics, "estimate", lambda *_: estimate)
     monkeypatch.setattr(
-        algorithm.steps, "descend",
+        algorithm.steps,
+        "descend",
         lambda turn, *_: turns.append(turn) or Improvement(turn.samples.old, {"agent_kl": 0.0}),
-    )  # fmt: skip
+    )
     algorithm.update(rollout, 0.0)
     (turn,) = turns
     normalised = turn.advantages.view(rollout.active.shape)[rollout.active]

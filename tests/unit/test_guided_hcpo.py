@@ -19,8 +19,12 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 TOY = "toy_environments:masked_discrete"
 SMALL: dict[str, Any] = {
-    "conductor_hidden_sizes": (8,), "instructions": 3, "embedding_size": 8, "epochs": 2, "minibatches": 2,
-}  # fmt: skip
+    "conductor_hidden_sizes": (8,),
+    "instructions": 3,
+    "embedding_size": 8,
+    "epochs": 2,
+    "minibatches": 2,
+}
 
 
 def collected(**settings: Any) -> tuple[GuidedHcpo, Rollout, Collector]:

@@ -30,10 +30,15 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 BATCH = 4
 SMALL = {"embedding_size": 8, "goal_size": 3, "goal_interval": 2, "manager_interval": 2, "epochs": 2, "minibatches": 2}
 KINDS = [
-    {"levels": 1}, {"levels": 1, "message_rounds": 0}, {"levels": 2}, {"levels": 3},
-    {"levels": 3, "goal_space": "discrete"}, {"levels": 3, "static_graph": True}, {"levels": 3, "agent_identity": True},
+    {"levels": 1},
+    {"levels": 1, "message_rounds": 0},
+    {"levels": 2},
+    {"levels": 3},
+    {"levels": 3, "goal_space": "discrete"},
+    {"levels": 3, "static_graph": True},
+    {"levels": 3, "agent_identity": True},
     {"levels": 3, "workers_see_reward": True, "local_rewards": False},
-]  # fmt: skip
+]
 
 
 def toy(positions: bool = True) -> ToyEnvironment:

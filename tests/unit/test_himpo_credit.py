@@ -28,9 +28,14 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 STEPS, BATCH, AGENTS, SUB_MANAGERS = 18, 3, 5, 2
 INTERVAL, MANAGER_INTERVAL = 3, 2  # α and K
 SMALL = {
-    "embedding_size": 8, "goal_size": 3, "goal_interval": INTERVAL, "manager_interval": MANAGER_INTERVAL,
-    "sub_managers": SUB_MANAGERS, "epochs": 1, "minibatches": 1,
-}  # fmt: skip
+    "embedding_size": 8,
+    "goal_size": 3,
+    "goal_interval": INTERVAL,
+    "manager_interval": MANAGER_INTERVAL,
+    "sub_managers": SUB_MANAGERS,
+    "epochs": 1,
+    "minibatches": 1,
+}
 # Agents starve after five steps without a meal, at different times; episodes are cut off after eight.
 STARVING = {"endurance": 5, "horizon": 8}
 
@@ -161,11 +166,14 @@ def expected(loops: ByLoops, algorithm: Himpo) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"levels": 2}, {"levels": 3}, {"levels": 3, "local_rewards": False}, {"levels": 3, "workers_see_reward": True},
+        {"levels": 2},
+        {"levels": 3},
+        {"levels": 3, "local_rewards": False},
+        {"levels": 3, "workers_see_reward": True},
         {"levels": 3, "manager_gae_lambda": 0.7},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_advantages_of_all_levels_are_those_of_plain_loops_over_eq_5(settings: dict[str, Any]) -> None:
     algorithm, rollout, collector = foragers(**settings)
     for _ in range(2):  # the second rollout begins amid episodes, after a step of learning
@@ -261,9 +269,12 @@ def decisions_of(advantages: Tensor, actions: Tensor = ACTIONS, weight: Tensor =
     moments, units = actions.shape
     nothing, anything = torch.zeros(moments, units), torch.ones(moments, units)
     graph = TeamGraph(
-        [nothing.unsqueeze(-1)], weight > 0, torch.zeros(moments, units, 0),
-        torch.zeros(moments, units, units, dtype=torch.bool), torch.zeros(moments, units, dtype=torch.int64),
-    )  # fmt: skip
+        [nothing.unsqueeze(-1)],
+        weight > 0,
+        torch.zeros(moments, units, 0),
+        torch.zeros(moments, units, units, dtype=torch.bool),
+        torch.zeros(moments, units, dtype=torch.int64),
+    )
     return Decisions(graph, [actions], [None], nothing, advantages, anything, weight, weight > 0)
 
 
@@ -292,10 +303,16 @@ def test_a_levels_loss_is_less_the_clipped_objective_less_the_entropy_of_those_w
 @pytest.mark.parametrize(
     ("ratio", "advantage", "moves"),
     [
-        (1.0, 1.0, True), (1.1, 1.0, True), (1.3, 1.0, False), (0.7, 1.0, True),
-        (1.0, -1.0, True), (0.9, -1.0, True), (0.7, -1.0, False), (1.3, -1.0, True),
+        (1.0, 1.0, True),
+        (1.1, 1.0, True),
+        (1.3, 1.0, False),
+        (0.7, 1.0, True),
+        (1.0, -1.0, True),
+        (0.9, -1.0, True),
+        (0.7, -1.0, False),
+        (1.3, -1.0, True),
     ],
-)  # fmt: skip
+)
 def test_the_clip_ends_what_draws_a_ratio_farther_out_and_nothing_else(
     ratio: float, advantage: float, moves: bool
 ) -> None:

@@ -62,9 +62,12 @@ def test_rollout_bootstraps_from_the_final_state_and_not_from_the_one_after_auto
     nothing = np.zeros(2, np.bool_)
     decision = Decision((torch.zeros(2, 2, dtype=torch.int64),), (torch.zeros(2, 2, dtype=torch.int64),))
     ends = StepResult(
-        observation(100.0), np.ones((2, 2), np.float32), np.array([True, False]), np.array([False, True]),
+        observation(100.0),
+        np.ones((2, 2), np.float32),
+        np.array([True, False]),
+        np.array([False, True]),
         observation(7.0),
-    )  # fmt: skip
+    )
     goes_on = StepResult(observation(200.0), np.zeros((2, 2), np.float32), nothing, nothing, None)
     rollout.begin()
     rollout.record(0, observation(1.0), decision, ends)
@@ -121,9 +124,14 @@ def test_decision_advantages_hand_computed_for_interval_two() -> None:
 def test_decision_window_is_cut_by_an_episode_end(last_value: float, expected: float) -> None:
     """Interval 3; the episode ends after the second step (terminated: next value 0; truncated: 8)."""
     advantages = decision_advantages(
-        column(0.5, 2, 100, 100), column(2, 0, 50, 0), column(0, last_value, 0, 50), flags(0, 1, 0, 0),
-        flags(1, 0, 1, 0), GAMMA, LAMBDA,
-    )  # fmt: skip
+        column(0.5, 2, 100, 100),
+        column(2, 0, 50, 0),
+        column(0, last_value, 0, 50),
+        flags(0, 1, 0, 0),
+        flags(1, 0, 1, 0),
+        GAMMA,
+        LAMBDA,
+    )
     # 0.5 + 2/2 + last/4 - 2; nothing of the next episode's rewards of 100.
     assert advantages[0].item() == pytest.approx(expected)
 

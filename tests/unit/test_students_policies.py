@@ -310,10 +310,13 @@ def test_fidelity_by_hand() -> None:
     active = torch.tensor([True, True, False, True]).view(4, 1, 1)
     rounds = Demonstrations(
         {
-            "begins": begins, "features.0": features, "active.0": active, "label.0": label.view(4, 1, 1, 4),
+            "begins": begins,
+            "features.0": features,
+            "active.0": active,
+            "label.0": label.view(4, 1, 1, 4),
             "goal.0": true.view(4, 1, 1, 1),
         }
-    )  # fmt: skip
+    )
     found = measure(students, rounds)
     there = true.flatten()[[0, 1, 3]]
     assert found.action_agreement == pytest.approx(2 / 3)

@@ -17,9 +17,13 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 TOY = "toy_environments:masked_discrete"
 COLOURS = {
-    "local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7", "guider": "#009e73",
+    "local": "#0072b2",
+    "central": "#d55e00",
+    "random": "#999999",
+    "none": "#cc79a7",
+    "guider": "#009e73",
     "hierarchy": "#e69f00",
-}  # fmt: skip
+}
 # What an update measures, and what shows it.
 LIVE = {"imitation_kl", "conductor_kl", "instruction_entropy", "agent_kl", "explained_variance"}
 DRAWN = {"imitation_kl": "imitation.png", "bound": "improvement_bound.png", "agent_kl": "diagnostics.png"}

@@ -101,8 +101,12 @@ def progress_bar(console: Console, remaining: ProgressColumn | None = None) -> P
         remaining: shows the time that remains; rich's own where None.
     """
     return Progress(
-        TextColumn("{task.description}", style="bold", markup=False,
-                   table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32)),
+        TextColumn(
+            "{task.description}",
+            style="bold",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32),
+        ),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=10)),
         TextColumn("{task.percentage:5.1f}%", table_column=Column(no_wrap=True)),
         TextColumn("ETA"),
@@ -111,4 +115,4 @@ def progress_bar(console: Console, remaining: ProgressColumn | None = None) -> P
         expand=True,
         transient=True,
         disable=not console.is_terminal,
-    )  # fmt: skip
+    )

@@ -150,9 +150,12 @@ class Himpo(Algorithm):
             graphs.moments,
             [actions.flatten(0, 1) for actions in rollout.actions],
             [None if mask is None else mask.flatten(0, 1) for mask in rollout.action_masks],
-            outcome.values.flatten(0, 1), outcome.advantages.flatten(0, 1), outcome.returns.flatten(0, 1),
-            rollout.active.flatten(0, 1).float(), rollout.active.flatten(0, 1),
-        )  # fmt: skip
+            outcome.values.flatten(0, 1),
+            outcome.advantages.flatten(0, 1),
+            outcome.returns.flatten(0, 1),
+            rollout.active.flatten(0, 1).float(),
+            rollout.active.flatten(0, 1),
+        )
 
     def _graph_metrics(self, rollout: Rollout) -> dict[str, float]:
         """How many an agent hears, and how many clusters have an agent in them."""

@@ -219,11 +219,14 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
 
     rows = [
         (
-            name, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
+            name,
+            f"{row['return_mean']:.2f}",
+            f"{row['return_median']:.2f}",
+            f"{row['return_iqm']:.2f}",
             "" if row.get("success_rate") is None else f"{row['success_rate']:.0%}",
         )
         for name, row in summary["final"].items()
-    ]  # fmt: skip
+    ]
     title = f"final evaluation of {summary['algorithm']} on {summary['environment']}"
     if rows:
         print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)

@@ -32,9 +32,11 @@ class ImprovementBoundPlot:
         axes.set_ylim(20.0 * min(*values, 0.0), 3.0 * max(*values, 1e-6))
         axes.axhline(0.0, color="black", lw=0.6)
         label_axes(
-            [axes], xlabel="environment steps", ylabel="improvement of J per update (symlog)",
+            [axes],
+            xlabel="environment steps",
+            ylabel="improvement of J per update (symlog)",
             title=f"{title}: the bound is vacuous in practice",
-        )  # fmt: skip
+        )
         axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.8, 0.32))
         figure.supxlabel(_why_vacuous(rows), fontsize=8, x=0.02, ha="left")
         return png(figure)

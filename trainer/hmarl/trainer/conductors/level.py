@@ -157,11 +157,16 @@ class ConductorLevel:
         self.policy = GroupPolicy.create(1, spec.state_size, self.head, settings, generator, hidden_sizes=sizes)
         self.local_conductors = [
             GroupPolicy.create(
-                len(group.agents), group.example.observation_size, self.head, settings, generator,
-                shared=settings.share_parameters, hidden_sizes=sizes,
+                len(group.agents),
+                group.example.observation_size,
+                self.head,
+                settings,
+                generator,
+                shared=settings.share_parameters,
+                hidden_sizes=sizes,
             )
             for group in spec.groups
-        ]  # fmt: skip
+        ]
         for policy in (self.policy, *self.local_conductors):
             policy.theta = policy.theta.to(device)
         self.distillers = [
@@ -233,9 +238,14 @@ class ConductorLevel:
         if self.settings.instruction_interval == 1:
             return estimate.advantages
         return decision_advantages(
-            rollout.team_rewards, estimate.values, estimate.next_values, rollout.ended, rollout.extras["decided"],
-            self.settings.gamma, gae_lambda,
-        )  # fmt: skip
+            rollout.team_rewards,
+            estimate.values,
+            estimate.next_values,
+            rollout.ended,
+            rollout.extras["decided"],
+            self.settings.gamma,
+            gae_lambda,
+        )
 
     def improve(
         self,
@@ -264,9 +274,14 @@ class ConductorLevel:
         settings, decided = self.settings, rollout.extras["decided"].flatten()
         samples = self.samples(rollout, states, weight)
         improvement = improve_by_trust_region(
-            self.policy, 0, samples, normalise_advantages(advantages.flatten(), decided.float()), settings,
-            kl_limit=settings.conductor_kl_limit, entropy_coefficient=settings.conductor_entropy_coefficient,
-        )  # fmt: skip
+            self.policy,
+            0,
+            samples,
+            normalise_advantages(advantages.flatten(), decided.float()),
+            settings,
+            kl_limit=settings.conductor_kl_limit,
+            entropy_coefficient=settings.conductor_entropy_coefficient,
+        )
         new = improvement.policy
         metrics = {key.replace("agent_", "conductor_"): value for key, value in improvement.metrics.items()}
         metrics |= instruction_metrics(self.head, (fresh or rollout).extras["instruction"].flatten(0, 1), new)
@@ -340,10 +355,17 @@ class ConductorLevel:
             weight = None if rollout.all_active else rollout.active[:, :, members].flatten(0, 1).T.float()
             gaps.append(
                 distil(
-                    local, distiller, inputs, conductor, weight, generator,
-                    self.settings.distillation_epochs, self.settings.distillation_minibatches, schedule,
+                    local,
+                    distiller,
+                    inputs,
+                    conductor,
+                    weight,
+                    generator,
+                    self.settings.distillation_epochs,
+                    self.settings.distillation_minibatches,
+                    schedule,
                 )
-            )  # fmt: skip
+            )
             agreements.append(agreement(conductor, local.all_distributions(inputs)))
         return {
             "local_conductor_kl": sum(gaps) / len(gaps),

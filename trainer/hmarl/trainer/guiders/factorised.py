@@ -58,11 +58,16 @@ class FactorisedGuider(FlatNetwork):
         settings = self.settings
         return [
             GroupPolicy.create(
-                len(group.agents), group.example.observation_size + self.instruction_size, head, settings, generator,
-                shared=settings.share_parameters, recurrent=settings.recurrent,
+                len(group.agents),
+                group.example.observation_size + self.instruction_size,
+                head,
+                settings,
+                generator,
+                shared=settings.share_parameters,
+                recurrent=settings.recurrent,
             )
             for group, head in zip(self.groups, self.heads, strict=True)
-        ]  # fmt: skip
+        ]
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -141,7 +146,7 @@ class FactorisedGuider(FlatNetwork):
                 parameters[f"policies.{g}"],
             )
             for g, (policy, remembered) in enumerate(zip(self.policies, self._memories(memory), strict=True))
-        ]  # fmt: skip
+        ]
         return Judged(distributions, self._value(parameters, view))
 
     def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:

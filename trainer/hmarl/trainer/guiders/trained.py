@@ -277,9 +277,7 @@ class TrainedGuider:
 
     def components(self) -> dict[str, object]:
         """The guider, as ``Algorithm.components`` names it."""
-        return {
-            "guider": self.theta, "guider_optimiser": self.optimiser, "value_moments": self.value_normaliser,
-        }  # fmt: skip
+        return {"guider": self.theta, "guider_optimiser": self.optimiser, "value_moments": self.value_normaliser}
 
 
 def clipped_value_loss(values: Tensor, old: Tensor, targets: Tensor, clip: float) -> Tensor:

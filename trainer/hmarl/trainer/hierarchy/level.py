@@ -190,9 +190,7 @@ class Level:
         self.value_optimiser.step(value_loss, schedule)
         with torch.no_grad():
             moved = part.mean(log_ratio.exp() - 1.0 - log_ratio)
-        return {
-            "kl": moved, "entropy": entropy.detach(), "gradient_norm": norm, "critic_loss": value_loss.detach(),
-        }  # fmt: skip
+        return {"kl": moved, "entropy": entropy.detach(), "gradient_norm": norm, "critic_loss": value_loss.detach()}
 
     # --- persistence ------------------------------------------------------------------------------------------------
 

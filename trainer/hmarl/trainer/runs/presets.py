@@ -44,18 +44,32 @@ _NO_BONUS: dict[str, Any] = {"entropy_coefficient": 0.0}
 _TABLE_GAME_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 50, "threads": 1}
 # One step, two agents: what matters is what a team of samplers does, so that argmax would hide everything.
 _GUIDED: dict[str, Any] = {
-    "embedding_size": 32, "learning_rate": 1e-3, "max_gradient_norm": 10.0, "epochs": 4, "minibatches": 2,
+    "embedding_size": 32,
+    "learning_rate": 1e-3,
+    "max_gradient_norm": 10.0,
+    "epochs": 4,
+    "minibatches": 2,
     "deterministic_evaluation": False,
-}  # fmt: skip
+}
 _ONE_STEP_RUN: dict[str, Any] = {
-    "environments": 64, "rollout_length": 4, "threads": 1, "evaluation_interval": 10_000, "evaluation_episodes": 1000,
-}  # fmt: skip
+    "environments": 64,
+    "rollout_length": 4,
+    "threads": 1,
+    "evaluation_interval": 10_000,
+    "evaluation_episodes": 1000,
+}
 # With less entropy a guider may settle before it has found the largest sums. A guider that remembers (sable) and looks
 # further ahead learns to vary its numbers, which no table can.
 _GUIDED_GAME: dict[str, Any] = {
-    "gamma": 0.95, "entropy_coefficient": 0.02, "embedding_size": 32, "learning_rate": 1e-3,
-    "learning_rate_decay": "linear", "epochs": 4, "minibatches": 8, "max_gradient_norm": 10.0,
-}  # fmt: skip
+    "gamma": 0.95,
+    "entropy_coefficient": 0.02,
+    "embedding_size": 32,
+    "learning_rate": 1e-3,
+    "learning_rate_decay": "linear",
+    "epochs": 4,
+    "minibatches": 8,
+    "max_gradient_norm": 10.0,
+}
 _REMEMBERING: dict[str, Any] = {**_GUIDED_GAME, "chunk_length": 16}
 _GUIDED_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 128, "threads": 1}
 _UNGUIDED: dict[str, Any] = {"max_gradient_norm": 0.5, "clip": 0.05}
