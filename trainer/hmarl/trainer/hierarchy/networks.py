@@ -19,8 +19,8 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.hierarchy.graph import membership, natural_order
 from hmarl.trainer.networks.activation import Activation
-from hmarl.trainer.networks.flat import ACTIVATIONS, FlatNetwork
-from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.networks.flat import FlatNetwork
+from hmarl.trainer.networks.layers import ACTIVATIONS, Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
 @dataclass(frozen=True)

@@ -9,38 +9,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hmarl.trainer.networks.activation import Activation
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "elu": functional.elu,
-    "silu": functional.silu,
-}
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x Wᵀ + b`` of one network ([..., in], [out, in], [out]) or N ([N, M, in], [N, out, in], [N, out])."""
-    if weight.dim() == 2:
-        return functional.linear(x, weight, bias)
-    return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
-
-
-def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-    """Layer normalisation with the parameters of one network ([in]) or of a stack ([N, in])."""
-    if gain.dim() == 1:
-        return functional.layer_norm(x, gain.shape, gain, bias)
-    return functional.layer_norm(x, gain.shape[-1:]) * gain.unsqueeze(-2) + bias.unsqueeze(-2)
+from hmarl.trainer.networks.layers import DenseLayers, Parameters, Shapes, dense, initial_gain, linear
 
 
 class FlatNetwork(ABC):
@@ -48,7 +26,7 @@ class FlatNetwork(ABC):
 
     @property
     @abstractmethod
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
 
     @property
@@ -56,7 +34,7 @@ class FlatNetwork(ABC):
         """P, the number of parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def named(self, theta: Tensor) -> dict[str, Tensor]:
+    def named(self, theta: Tensor) -> Parameters:
         """Views of the flat parameters [..., P] under their names, shaped [..., *shape]."""
         pieces = theta.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
         return {
@@ -81,63 +59,6 @@ class FlatNetwork(ABC):
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Linear layers one after the other, as a part of a network.
-
-    Attributes:
-        sizes: width of the input, then of each layer's output.
-        activation: what follows a layer that is not the network's last.
-        normalise: layer normalisation of each layer's input.
-        first: number of the first layer; parameters are named after the numbers.
-    """
-
-    sizes: Sequence[int]
-    activation: Activation
-    normalise: bool = False
-    first: int = 0
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter, in the order in which they lie in the flat vector."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (inputs, outputs) in enumerate(pairwise(self.sizes), self.first):
-            if self.normalise:
-                shapes |= {f"{layer}.norm_gain": (inputs,), f"{layer}.norm_bias": (inputs,)}
-            shapes |= {f"{layer}.weight": (outputs, inputs), f"{layer}.bias": (outputs,)}
-        return shapes
-
-    @property
-    def last(self) -> int:
-        """Number of the last layer."""
-        return self.first + len(self.sizes) - 2
-
-    def activated(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """All layers, each with its activation: [..., sizes[0]] -> [..., sizes[-1]]."""
-        return self._through(parameters, range(self.first, self.last + 1), x)
-
-    def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """All layers, the last without an activation: [..., sizes[0]] -> [..., sizes[-1]]."""
-        return self._layer(parameters, self.last, self._through(parameters, range(self.first, self.last), x))
-
-    def _through(self, parameters: dict[str, Tensor], numbers: range, x: Tensor) -> Tensor:
-        for number in numbers:
-            x = ACTIVATIONS[self.activation](self._layer(parameters, number, x))
-        return x
-
-    def _layer(self, parameters: dict[str, Tensor], number: int, x: Tensor) -> Tensor:
-        if self.normalise:
-            x = layer_norm(x, parameters[f"{number}.norm_gain"], parameters[f"{number}.norm_bias"])
-        return linear(x, parameters[f"{number}.weight"], parameters[f"{number}.bias"])
-
-
-def initial_gain(activation: Activation) -> float:
-    """Gain of the orthogonal initialisation of a layer that an activation follows."""
-    if activation == "silu":
-        return 1.0
-    return torch.nn.init.calculate_gain("tanh" if activation == "tanh" else "relu")
-
-
-@dataclass(frozen=True)
 class Mlp(FlatNetwork):
     """A multi-layer perceptron, ``input_size`` → ``hidden_sizes`` → ``output_size``.
 
@@ -155,13 +76,13 @@ class Mlp(FlatNetwork):
     normalise_layers: bool = False
 
     @cached_property
-    def layers(self) -> Layers:
+    def layers(self) -> DenseLayers:
         """All of them."""
         sizes = [self.input_size, *self.hidden_sizes, self.output_size]
-        return Layers(sizes, self.activation, self.normalise_layers)
+        return DenseLayers(sizes, self.activation, self.normalise_layers)
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
         return self.layers.shapes
 
@@ -185,7 +106,7 @@ class Mlp(FlatNetwork):
         """
         return self.apply(self.named(theta), x)
 
-    def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    def apply(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Evaluate with parameters that ``named`` returned (saves the slicing when they do not change)."""
         return self.layers(parameters, x)
 
@@ -222,7 +143,7 @@ class Memory:
         return Memory(self.initial[..., chosen, :], kept.transpose(0, 1).unsqueeze(0))
 
 
-class Goal(Protocol):
+class GoalShape(Protocol):
     """What a recurrent network predicts from its memory, and decides by."""
 
     @property
@@ -259,7 +180,7 @@ class RecurrentNetwork(FlatNetwork):
     normalise_layers: bool = False
     memory: int = 64
     decision_sizes: Sequence[int] = ()
-    goal: Goal | None = None
+    goal: GoalShape | None = None
 
     @property
     def memory_size(self) -> int:
@@ -267,18 +188,18 @@ class RecurrentNetwork(FlatNetwork):
         return self.memory
 
     @cached_property
-    def before(self) -> Layers:
+    def before(self) -> DenseLayers:
         """The layers before the recurrent unit."""
-        return Layers([self.input_size, *self.hidden_sizes], self.activation, self.normalise_layers)
+        return DenseLayers([self.input_size, *self.hidden_sizes], self.activation, self.normalise_layers)
 
     @cached_property
-    def decision(self) -> Layers:
+    def decision(self) -> DenseLayers:
         """The layers after it, numbered on."""
         sizes = [self.memory + (self.goal.size if self.goal else 0), *self.decision_sizes, self.output_size]
-        return Layers(sizes, self.activation, self.normalise_layers, first=len(self.hidden_sizes))
+        return DenseLayers(sizes, self.activation, self.normalise_layers, first=len(self.hidden_sizes))
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
         shapes = self.before.shapes | {
             "memory.input_weight": (3 * self.memory, self.before.sizes[-1]),
@@ -295,18 +216,18 @@ class RecurrentNetwork(FlatNetwork):
             return 1.0
         return self.output_gain if name == f"{self.decision.last}.weight" else initial_gain(self.activation)
 
-    def output(self, parameters: dict[str, Tensor], remembered: Tensor) -> Tensor:
+    def output(self, parameters: Parameters, remembered: Tensor) -> Tensor:
         """[..., output_size] from what is remembered [..., H]."""
         if self.goal is not None:
             goal = self.predicted_goal(parameters, remembered)
             remembered = torch.cat([remembered, goal.softmax(-1) if self.goal.discrete else goal], dim=-1)
         return self.decision(parameters, remembered)
 
-    def predicted_goal(self, parameters: dict[str, Tensor], remembered: Tensor) -> Tensor:
+    def predicted_goal(self, parameters: Parameters, remembered: Tensor) -> Tensor:
         """[..., G] goals, or logits of discrete ones, from what is remembered [..., H]."""
-        return linear(remembered, parameters["goal.weight"], parameters["goal.bias"])
+        return dense(parameters, "goal", remembered)
 
-    def step(self, parameters: dict[str, Tensor], x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, parameters: Parameters, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """One step of many rows.
 
         Args:
@@ -320,7 +241,7 @@ class RecurrentNetwork(FlatNetwork):
         following = self._advance(parameters, self._gates(parameters, x), memory)
         return self.output(parameters, following), following
 
-    def sequence(self, parameters: dict[str, Tensor], x: Tensor, memory: Memory) -> Tensor:
+    def sequence(self, parameters: Parameters, x: Tensor, memory: Memory) -> Tensor:
         """Outputs at all rows of a batch, each chunk run through from its start.
 
         Args:
@@ -333,7 +254,7 @@ class RecurrentNetwork(FlatNetwork):
         """
         return self.output(parameters, self.remembered(parameters, x, memory))
 
-    def remembered(self, parameters: dict[str, Tensor], x: Tensor, memory: Memory) -> Tensor:
+    def remembered(self, parameters: Parameters, x: Tensor, memory: Memory) -> Tensor:
         """[M, H], or [N, M, H]: the memory after each of the rows of ``sequence``."""
         chunks, length, batch, _ = memory.kept.shape
         lead = x.shape[:-2]
@@ -346,13 +267,13 @@ class RecurrentNetwork(FlatNetwork):
             remembered.append(held.view(*lead, chunks, batch, self.memory))
         return torch.stack(remembered, dim=-3).flatten(-4, -2)
 
-    def _gates(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _gates(self, parameters: Parameters, x: Tensor) -> Tensor:
         """[..., 3 H] what the input contributes to the gates, of all rows at once."""
         hidden = self.before.activated(parameters, x)
         return linear(hidden, parameters["memory.input_weight"], parameters["memory.input_bias"])
 
     @staticmethod
-    def _advance(parameters: dict[str, Tensor], gates: Tensor, memory: Tensor) -> Tensor:
+    def _advance(parameters: Parameters, gates: Tensor, memory: Tensor) -> Tensor:
         """[..., H] the memory one step later."""
         recurrent = linear(memory, parameters["memory.weight"], parameters["memory.bias"])
         reset, update, candidate = gates.chunk(3, dim=-1)
