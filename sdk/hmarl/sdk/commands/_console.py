@@ -23,6 +23,8 @@ _INDENT = 4
 class _Console(Console):
     """A console that goes silent when its reader has gone: work that goes on is worth more than what is said of it."""
 
+    quiet: bool  # made by Rich
+
     def on_broken_pipe(self) -> None:
         """Rich's own ends the program."""
         self.quiet = True
