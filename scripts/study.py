@@ -54,7 +54,7 @@ COLOURS = {
     "himpo": "#4b0082",
 }
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-CONDUCTORS = ("local", "central", "random", "none")
+CONDUCTORS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7"}
 FIRST_SEED = 100
 
 
@@ -172,10 +172,15 @@ def draw(comparison: Comparison, runs: Records, path: Path) -> None:
     plt.close(figure)
 
 
+def conductors_of(records: list[Record]) -> dict[str, str]:
+    """The conductors under which runs were evaluated, each with its colour: no central one where agents have copies."""
+    return {name: colour for name, colour in CONDUCTORS.items() if name in records[0].returns}
+
+
 def draw_conductors(comparison: Comparison, records: list[Record], path: Path) -> None:
-    """HCPO under its four conductors, and the instructions' entropy."""
+    """HCPO under its conductors, and the instructions' entropy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, colour in zip(CONDUCTORS, ("#0072b2", "#d55e00", "#999999", "#cc79a7"), strict=True):
+    for name, colour in conductors_of(records).items():
         steps, returns = curve(records, f"evaluation/{name}/return_mean")
         left.plot(steps, returns.mean(0), "o-", ms=3, color=colour, label=f"{name} conductor")
         left.fill_between(steps, returns.min(0), returns.max(0), color=colour, alpha=0.15)
@@ -243,8 +248,10 @@ def returns_table(by: str, returns: Mapping[str, list[list[float]]]) -> str:
 
 
 def conductor_table(records: list[Record]) -> str:
-    """Markdown: teams under their four conductors at the last evaluation."""
-    return returns_table("conductor", {name: [record.returns[name] for record in records] for name in CONDUCTORS})
+    """Markdown: teams under their conductors at the last evaluation."""
+    return returns_table(
+        "conductor", {name: [record.returns[name] for record in records] for name in conductors_of(records)}
+    )
 
 
 def returns_by_choice(run: Path) -> dict[str, list[float]]:
@@ -269,7 +276,7 @@ def section(comparison: Comparison, runs: Records, out: Path) -> str:
     if "hcpo" in runs:
         draw_conductors(comparison, runs["hcpo"], out / f"{comparison.name}-conductors.png")
         paragraphs += [
-            "HCPO under its four conductors:",
+            "HCPO under its conductors:",
             conductor_table(runs["hcpo"]),
             f"![conductors]({comparison.name}-conductors.png)",
         ]

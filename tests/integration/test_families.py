@@ -325,7 +325,8 @@ def _assert_served_as_torch_acts(run: Path, bundle: Bundle, over_grpc: bool) -> 
             teams: list[Team] = [BundleTeam(bundle, spec, sample=sample)]
             teams += [FleetTeam(endpoints, spec, sample=sample)] if endpoints else []
             for served in teams:
-                make_team, *_ = load_team(run, checkpoint="last", sample=sample)
+                choice = bundle.manifest.agents[0].instruction_choice
+                make_team, *_ = load_team(run, checkpoint="last", sample=sample, instruction_choice=choice)
                 team = HeldAgainst(served, make_team(spec), spec)
                 played = evaluate(environment, team, BATCH, seed=7)
                 team.close()

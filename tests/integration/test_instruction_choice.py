@@ -17,6 +17,7 @@ from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.instruction_choice import best_choice
 from hmarl.trainer.export.policy_source import load_team
 from training_runs import new_hcpo, tiny_config, train
 
@@ -96,6 +97,8 @@ def test_a_common_knowledge_conductor_is_drawn_from_in_common_unless_told_otherw
     settings = {"conductor_hidden_sizes": [8], "instructions": 4, "conductor_sees": "common", "instruction_interval": 2}
     train(tiny_config("hcpo", "coordsum/2x4-6", settings), tmp_path / "run")
     bundle = export_run(tmp_path / "run", tmp_path / "bundle")
+    assert {agent.instruction_choice for agent in bundle.manifest.agents} == {"common"}
+    assert "Every agent has a copy of the conductor" in (tmp_path / "bundle" / "README.md").read_text()
     environment = make("coordsum/2x4-6", 4)
     instructions, returns = {}, {}
     for choice in (None, "common", "argmax"):
@@ -114,3 +117,34 @@ def test_a_common_knowledge_conductor_is_drawn_from_in_common_unless_told_otherw
         assert all(first == second for first, second in instructions[choice]), "the copies have parted"
     assert instructions[None] == instructions["common"] != instructions["argmax"]
     np.testing.assert_array_equal(returns[None], returns["common"])
+
+
+def test_the_default_is_the_choice_that_earns_most() -> None:
+    """Of choices within the standard error of their difference the first: common, argmax, sample."""
+    alike = np.array([1.0, 2.0, 3.0, 4.0])
+    noisy = alike + np.array([2.0, -2.0, 1.0, 0.0])  # a quarter more, give or take 0.85
+    assert best_choice({"common": alike, "argmax": alike, "sample": alike}) == "common"
+    assert best_choice({"common": alike, "argmax": noisy, "sample": alike}) == "common"
+    assert best_choice({"common": alike, "argmax": alike + 0.1, "sample": alike}) == "argmax"
+    assert best_choice({"common": alike, "argmax": alike, "sample": alike + 0.1}) == "sample"
+    assert best_choice({"common": alike + 1.0, "argmax": alike, "sample": alike}) == "common"
+    assert best_choice({"common": alike[:1], "argmax": alike[:1] + 0.1, "sample": alike[:1]}) == "argmax"
+
+
+def test_a_bundle_plays_by_the_choice_that_was_decided_at_export(run: Path, tmp_path: Path) -> None:
+    bundle = export_run(run, tmp_path / "bundle")
+    (chosen,) = {agent.instruction_choice for agent in bundle.manifest.agents}
+    told = bundle.manifest.training["instruction_choice"]
+    assert told["chosen"] == chosen
+    assert set(told["mean_returns"]) == {"common", "argmax", "sample"}
+    assert told["episodes"] == 2
+    environment = make("mpe/simple_spread", 4)
+    for choice, mean in told["mean_returns"].items():
+        team = BundleTeam(bundle, environment.spec, instruction_choice=choice)
+        assert evaluate(environment, team, 2, told["seed"]).returns.mean() == pytest.approx(mean, rel=1e-5)
+    by_default = evaluate(environment, BundleTeam(bundle, environment.spec), 4, 1).returns
+    by_choice = evaluate(environment, BundleTeam(bundle, environment.spec, instruction_choice=chosen), 4, 1).returns
+    np.testing.assert_array_equal(by_default, by_choice)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert f"choose by `{chosen}`" in card
+    assert all(f"| `{choice}` | {mean:.2f} |" in card for choice, mean in told["mean_returns"].items())

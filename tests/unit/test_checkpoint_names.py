@@ -8,7 +8,7 @@ import torch
 from hmarl.sdk.environments import make
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.networks.settings import validate
-from training_runs import CPU, of_use, tiny_networks
+from training_runs import CPU, new_algorithm, of_use, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -28,14 +28,14 @@ NAMES = {
             "conductor delta distillers.0 guider guider_optimiser local_conductors.0 optimisers.0 policies.0 "
             "value_moments"
         ),
-        "guider_memory instruction memories.0 remaining",
+        "episode_step guider_memory instruction memories.0 remaining",
     ),
     "haa2c": (
         "critic optimisers.0.0 optimisers.0.1 policies.0",
         "memories.0",
     ),
     "hamdpo": (
-        "critic optimisers.0.0 optimisers.0.1 policies.0",
+        "critic optimisers.0.0 optimisers.0.1 policies.0 step_sizes",
         "memories.0",
     ),
     "happo": (
@@ -48,7 +48,7 @@ NAMES = {
     ),
     "hcpo": (
         "conductor critic distillers.0 instruction_critic local_conductors.0 monitor policies.0",
-        "instruction memories.0 remaining",
+        "episode_step instruction memories.0 remaining",
     ),
     "himpo": (
         (
@@ -99,3 +99,17 @@ def test_the_names_in_checkpoints_stay(name: str) -> None:
     learnt, remembered = NAMES[name]
     assert set(algorithm.components()) == EVERYWHERE | set(learnt.split())
     assert set(algorithm.acting_state()) == set(remembered.split())
+
+
+@pytest.mark.parametrize("name", ["hcpo", "guided-hcpo"])
+def test_what_was_remembered_before_steps_were_counted_is_taken(name: str) -> None:
+    algorithm, rollout, collector = new_algorithm(
+        name, "toy_environments:masked_discrete", 2, 3, None, instruction_interval=7, conductor_hidden_sizes=(8,)
+    )
+    collector.collect(algorithm)
+    older = {key: value for key, value in algorithm.acting_state().items() if key != "episode_step"}
+    algorithm.load_acting_state(older)
+    assert algorithm.acting_state()["episode_step"].tolist() == [0, 0]
+    assert torch.equal(algorithm.acting_state()["remaining"], older["remaining"])
+    collector.collect(algorithm)
+    assert rollout.extras["decided"].sum() == 2  # one episode's end in three steps, each of two

@@ -14,7 +14,8 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
-from hmarl.trainer.conductors.level import ConductorFields, ConductorImprovement, ConductorLevel, InForce
+from hmarl.trainer.conductors.level import ConductorImprovement, ConductorLevel, InForce
+from hmarl.trainer.conductors.settings import ConductorFields
 from hmarl.trainer.contract.acting import LocalActing
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.contract.deployable import Instructing

@@ -34,7 +34,8 @@ OWN = ServerSettings()
 
 def default(function: Callable[..., Any], name: str) -> Any:
     if isinstance(function, click.Command):
-        return next(o.get_default(click.Context(function)) for o in function.params if o.name == name)
+        given = next(option.default for option in function.params if option.name == name)
+        return given if isinstance(given, str | int | float) else None  # click has a mark of its own for none
     return inspect.signature(function).parameters[name].default
 
 

@@ -24,7 +24,8 @@ from pydantic import Field
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
 from hmarl.trainer.conductors.advice import conductor_advice
-from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
+from hmarl.trainer.conductors.level import ConductorLevel
+from hmarl.trainer.conductors.settings import ConductorFields
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict

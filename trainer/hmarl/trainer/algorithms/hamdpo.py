@@ -17,8 +17,9 @@ Optimization"; Tomar et al. 2022 (MDPO) for a single agent; Schulman et al. 2017
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +43,8 @@ RANGE = 100.0  # η stays within this factor of η₀
 
 class HamdpoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HAMDPO; ``epochs`` × ``minibatches`` is the number of gradient steps per agent update."""
+
+    before: ClassVar[Mapping[str, Any]] = {"step_size_schedule": "linear"}
 
     epochs: int = Field(10, ge=1, description="passes over the rollout per agent update")
     step_size: float = Field(1.0, gt=0, description="η₀, weight 1/η of the divergence at the start")
@@ -160,4 +163,5 @@ class Hamdpo(Algorithm):
     def components(self) -> StateDict:
         """The shared parts, the critic, the optimisers and the step sizes."""
         shared = super().components()
-        return {"critic": self.critic, **shared, **self.steps.components(), "step_sizes": self.step_sizes}
+        adapted = {"step_sizes": self.step_sizes} if self.settings.step_size_schedule == "adaptive" else {}
+        return {"critic": self.critic, **shared, **self.steps.components(), **adapted}

@@ -27,9 +27,10 @@ from hmarl.trainer.conductors.acting import ConductedActing
 from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot
 from hmarl.trainer.conductors.improvement_bound import BoundMonitor, WatchedStep
-from hmarl.trainer.conductors.level import ConductorFields, ConductorLevel
+from hmarl.trainer.conductors.level import ConductorLevel
 from hmarl.trainer.conductors.local_share import LocalShare, conducted_locally, own_instructions
 from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
+from hmarl.trainer.conductors.settings import ConductorFields
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict

@@ -17,145 +17,36 @@ Algorithms 1 and 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
 
 import torch
-from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.local_conductors import LocalConductors
+from hmarl.trainer.conductors.settings import ConductorSettings
 from hmarl.trainer.conductors.sight import CommonKnowledge, Sight, StateSight
 from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.instructions import (
     InstructionWeights,
-    discrete_instructions,
     held_until_renewed,
     instruction_context,
     instruction_metrics,
-    latent_instructions,
     no_instructions,
     since_decision,
 )
 from hmarl.trainer.learning.returns import decision_advantages, normalise_advantages
-from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.policies import Context, GroupPolicy
-from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings
-from hmarl.trainer.sequential.constrained_steps import StepSearch, improve_by_trust_region
+from hmarl.trainer.sequential.constrained_steps import improve_by_trust_region
 from hmarl.trainer.sequential.estimates import Estimate
 from hmarl.trainer.sequential.samples import AgentSamples
 
 # Recorded where local conductors conduct a part of the environments, see ``conductors.local_share``.
 LOCALLY = "locally"
 OWN_BEFORE = "own_before."  # of local conductors that remember: per group, what was seen of the instruction before
-
-
-class ConductorFields(BaseModel):
-    """Of algorithms with a conductor above their agents; its step is searched for as ``TrustRegionFields`` say."""
-
-    instruction_space: Literal["discrete", "continuous"] = Field(
-        "discrete", description="one of K instructions, or (an extension) a vector of D real numbers"
-    )
-    instructions: int = Field(10, ge=1, description="K, the number of discrete instructions")
-    instruction_size: int = Field(4, ge=1, description="D, the width of a continuous instruction")
-    instruction_scale: float = Field(
-        1.0, gt=0, description="factor on instructions where they are seen: a louder one tells policies apart sooner"
-    )
-    instruction_interval: int = Field(1, ge=1, description="steps for which an instruction holds")
-    conductor_sees: Literal["state", "common", "nothing"] = Field(
-        "state",
-        description="state, with local conductors when deployed; common: what all agents observe alike, the step and "
-        "its own last instruction, with copies when deployed; nothing: the same without observations",
-    )
-    conductor_remembers: bool = Field(
-        True, description="a conductor that does not see the state sees its own last instruction"
-    )
-    common_search: int = Field(
-        5, ge=1, description="rollouts in which what all agents observe alike is found, where it is not declared"
-    )
-    conductor_kl_limit: float = Field(0.01, gt=0, description="δ₁, largest mean KL of the conductor's step, in nats")
-    conductor_hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of all conductors")
-    conductor_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the instructions' entropy")
-    instruction_weight: Literal["ratio", "paper"] = Field(
-        "ratio", description="ratio: samples weighted by w_new/w_old, unweighted KL; paper: Algorithm 3 as printed"
-    )
-    distillation_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the local conductors")
-    distillation_epochs: int = Field(
-        1, ge=1, description="passes over the rollout per distillation; at most, with distillation_patience"
-    )
-    distillation_patience: int = Field(
-        0, ge=0, description="passes without improvement on held-out steps that end a distillation; 0: none does"
-    )
-    share_local_conductors: bool | None = Field(
-        None, description="local conductors of a group share one network; as share_parameters where it is not given"
-    )
-    local_conductors_remember: bool = Field(False, description="every local conductor sees its own last instruction")
-    distillation_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
-
-    @model_validator(mode="after")
-    def _instructions_can_be_weighted(self) -> Self:
-        """Refuse weights that vectors do not have: Algorithm 3 as printed takes probabilities, not densities."""
-        if self.instruction_space == "continuous":
-            self.need("instruction_space=continuous", instruction_weight="ratio")
-        return self
-
-    def need(self, by: str, **needed: object) -> None:
-        """Refuse other values than those needed by a setting.
-
-        Raises:
-            UsageError: names the setting, its value, the needed one and who needs it.
-        """
-        for name, expected in needed.items():
-            if getattr(self, name) != expected:
-                raise UsageError(f"algorithm.{name}: got {getattr(self, name)!r}, expected {expected!r} with {by}")
-
-    @property
-    def instruction_head(self) -> ActionHead:
-        """What instructions are; its ``output_size`` is the width of what agents see of one: K (one-hot) or D."""
-        if self.instruction_space == "continuous":
-            return latent_instructions(self.instruction_size)
-        return discrete_instructions(self.instructions)
-
-
-class ConductorSettings(NetworkSettings, StepSearch, Protocol):
-    """The settings that a conductor's level reads, those of the local conductors among them."""
-
-    instruction_scale: float
-    instruction_interval: int
-    conductor_hidden_sizes: HiddenSizes
-    distillation_learning_rate: float
-    distillation_epochs: int
-    distillation_minibatches: int
-    distillation_patience: int
-    share_local_conductors: bool | None
-    local_conductors_remember: bool
-    share_parameters: bool
-    max_gradient_norm: float
-    conductor_remembers: bool
-    common_search: int
-    conductor_kl_limit: float
-    conductor_entropy_coefficient: float
-    normalise_observations: bool
-    gamma: float
-
-    @property
-    def conductor_sees(self) -> Literal["state", "common", "nothing"]:
-        """What the conductor sees."""
-        ...
-
-    @property
-    def instruction_weight(self) -> str:
-        """How the agents' samples are weighted."""
-        ...
-
-    @property
-    def instruction_head(self) -> ActionHead:
-        """What instructions are."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.conductors.settings import LocalConductorSettings
 from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.imitation import distil, distil_until_settled
@@ -15,23 +14,6 @@ from hmarl.trainer.learning.instructions import agreement
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import Context, GroupPolicy, context_of
-from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings
-
-
-class LocalConductorSettings(NetworkSettings, Protocol):
-    """The settings that local conductors read."""
-
-    instruction_scale: float
-    instruction_interval: int
-    conductor_hidden_sizes: HiddenSizes
-    distillation_learning_rate: float
-    distillation_epochs: int
-    distillation_minibatches: int
-    distillation_patience: int
-    share_local_conductors: bool | None
-    local_conductors_remember: bool
-    share_parameters: bool
-    max_gradient_norm: float
 
 
 class LocalConductors:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from hmarl.runtime.bundle import (
@@ -26,6 +27,7 @@ from hmarl.runtime.bundle import (
     to_plain,
     write_bundle,
 )
+from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.session import Policy
 from hmarl.sdk.files import check_writable
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -33,6 +35,7 @@ from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.deployable import check_size
 from hmarl.trainer.contract.local_team import LocalPolicies
 from hmarl.trainer.export.graphs import OPSET, Graph, file_stems, onnx_bytes
+from hmarl.trainer.export.instruction_choice import decide_choice
 from hmarl.trainer.export.model_card import model_card
 from hmarl.trainer.export.parity import TOLERANCES, Parity, ParityError, compare, interleaved, record
 from hmarl.trainer.export.samples import batch_sizes, example_inputs, recorded_rows, rollout_observations
@@ -88,16 +91,29 @@ def export_run(
         distilled = distil_run(
             run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart_students
         )
-    graphs = graphs_of(loaded.spec, distilled.students if distilled else loaded.algorithm)
+    chosen = None if distilled else decide_choice(loaded)
+    graphs = graphs_of(
+        loaded.spec, distilled.students if distilled else loaded.algorithm, None if chosen is None else chosen.choice
+    )
     files = {graph.file: onnx_bytes(graph) for graph in graphs}
     samples = rollout_observations(config.environment, config.environment_arguments, loaded.spec)
     parity, records = check_all(graphs, files, samples, loaded)
     students = distilled.report if distilled else None
     plots = {f"plots/{file}": content for file, content in run_plots(run, config, loaded.algorithm).items()}
     card = model_card(
-        loaded.config, loaded.checkpoint, loaded.summary, loaded.evaluation, _parity_row(parity), name, plots, students
+        loaded.config,
+        loaded.checkpoint,
+        loaded.summary,
+        loaded.evaluation,
+        _parity_row(parity),
+        name,
+        plots,
+        students,
+        chosen,
     )
     manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
+    if chosen is not None:
+        manifest["training"]["instruction_choice"] = chosen.plain()
     if distilled:
         manifest["students"] = to_plain(distilled.report)
         manifest["evaluation"] = {**manifest["evaluation"], "students": distilled.evaluation}
@@ -114,8 +130,13 @@ def _bundle_name(run: Path, name: str | None) -> str:
     return called
 
 
-def graphs_of(spec: EnvironmentSpec, policies: LocalPolicies) -> list[Graph]:
+def graphs_of(spec: EnvironmentSpec, policies: LocalPolicies, choice: InstructionChoice | None = None) -> list[Graph]:
     """A team's graphs: one per agent, or per group where its agents are interchangeable.
+
+    Args:
+        spec: of the environment.
+        policies: whose graphs.
+        choice: how their instructions are chosen by default; None where they have none, or do not say.
 
     Raises:
         UsageError: one is too large for an ONNX file.
@@ -128,7 +149,8 @@ def graphs_of(spec: EnvironmentSpec, policies: LocalPolicies) -> list[Graph]:
     for (_, agents), stem in zip(parts, file_stems(name for name, _ in parts), strict=True):
         file = f"agents/{stem}.onnx"
         modules = [policies.deployable(agent).eval() for agent in agents]
-        entries = tuple(module.describe(file, interchangeable) for module in modules)
+        described = (module.describe(file, interchangeable) for module in modules)
+        entries = tuple(entry if choice is None else replace(entry, instruction_choice=choice) for entry in described)
         tensors = (*modules[0].parameters(), *modules[0].buffers())
         check_size(modules[0].agent, sum(tensor.nbytes for tensor in tensors), "algorithm.hidden_sizes")
         graphs.append(Graph(file, modules[0], agents, entries))

@@ -14,6 +14,7 @@ from hmarl.sdk.commands._common import parse_settings
 from hmarl.trainer.students.report import figures
 
 if TYPE_CHECKING:
+    from hmarl.trainer.export.instruction_choice import ChosenChoice
     from hmarl.trainer.records.checkpoint import Checkpoint
     from hmarl.trainer.runs.config import RunConfig
 
@@ -27,6 +28,7 @@ def model_card(
     name: str,
     plots: Iterable[str],
     students: StudentsModel | None = None,
+    chosen: ChosenChoice | None = None,
 ) -> str:
     """The card as Markdown with Hugging Face front matter.
 
@@ -39,6 +41,7 @@ def model_card(
         name: the bundle's.
         plots: the files that show the training, as the card reaches them.
         students: what a distillation came to, None without one.
+        chosen: how instructions are chosen by default, None without them.
     """
     table = "\n".join(
         f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "
@@ -59,6 +62,7 @@ def model_card(
         if table
         else "",
         _distillation(students) if students else "",
+        _instructions(chosen) if chosen else "",
         "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
         _provenance(config, checkpoint, summary),
         f"## Parity\n\nONNX Runtime (CPU) against torch on {parity.samples:,} random and rollout inputs: largest error "
@@ -103,6 +107,22 @@ def _distillation(students: StudentsModel) -> str:
         "observed so far. What that costs, and how far the students follow:\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
         f"Settings: `{changed}`"
+    )
+
+
+def _instructions(chosen: ChosenChoice) -> str:
+    if not chosen.means:
+        return (
+            "## Instructions\n\nEvery agent has a copy of the conductor, which sees what all agents observe alike; the "
+            "copies draw the same instruction with numbers that the team shares (`common`), without a message, as in "
+            "training."
+        )
+    rows = "\n".join(f"| `{choice}` | {mean:.2f} |" for choice, mean in chosen.means.items())
+    return (
+        "## Instructions\n\nEvery agent chooses its instruction by what it observes alone: with numbers that the team "
+        "shares (`common`), the likeliest (`argmax`), or with numbers of its own (`sample`). Unless told otherwise "
+        f"this bundle's agents choose by `{chosen.choice}`; {chosen.episodes} episodes, the same for "
+        f"all, brought:\n\n| choice | mean return |\n|---|---|\n{rows}"
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +15,8 @@ from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepField
 
 class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HiMPo."""
+
+    before: ClassVar[Mapping[str, Any]] = {"worker_reward": "window", "edge_values": False}
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "memory_size", "chunk_length"})
 

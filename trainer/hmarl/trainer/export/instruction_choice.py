@@ -1,0 +1,87 @@
+"""How a bundle's agents choose their instructions unless they are told: decided by playing.
+
+What was trained, π_mar, is a mixture over instructions, drawn for the whole team at once. Local conductors follow it in
+part; which of the choices then earns most is a matter of the task: ``common`` draws for all agents with the same
+numbers, ``argmax`` plays one instruction a situation, which is another policy, and ``sample`` draws for each apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hmarl.runtime.choices import InstructionChoice
+from hmarl.sdk.environments import make
+from hmarl.sdk.environments.copies import evaluation_copies
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.trainer.contract.local_team import LocalTeam
+from hmarl.trainer.runs.loaded_run import LoadedRun
+
+# As good as each other are choices whose returns differ by less than their standard error; the first one is taken.
+_PREFERRED: tuple[InstructionChoice, ...] = ("common", "argmax", "sample")
+_SEED = 1_000_019
+
+
+@dataclass(frozen=True)
+class ChosenChoice:
+    """What is chosen, and why.
+
+    Attributes:
+        choice: the default.
+        means: mean return of every choice that was played; empty where nothing had to be decided.
+        episodes: that each played, the same for all.
+    """
+
+    choice: InstructionChoice
+    means: dict[InstructionChoice, float]
+    episodes: int
+
+    def plain(self) -> dict[str, object]:
+        """For a manifest."""
+        return {"chosen": self.choice, "mean_returns": self.means, "episodes": self.episodes, "seed": _SEED}
+
+
+def decide_choice(loaded: LoadedRun) -> ChosenChoice | None:
+    """The default choice of a run's agents; None for agents without conductors.
+
+    A common-knowledge conductor's copies draw in common, as it was trained, whatever else might earn.
+    """
+    instructing = loaded.algorithm.instructing(0)
+    if instructing is None:
+        return None
+    if instructing.sight is not None:
+        return ChosenChoice("common", {}, 0)
+    returns = {choice: _returns(loaded, choice) for choice in _PREFERRED}
+    means = {choice: float(values.mean()) for choice, values in returns.items()}
+    return ChosenChoice(best_choice(returns), means, len(returns["common"]))
+
+
+def best_choice(returns: dict[InstructionChoice, np.ndarray]) -> InstructionChoice:
+    """The first, in order of preference, that no other beats by more than the standard error of their difference.
+
+    Args:
+        returns: per choice [E] returns of the same episodes.
+    """
+    best = max(_PREFERRED, key=lambda choice: float(returns[choice].mean()))
+    for choice in _PREFERRED:
+        difference = returns[best] - returns[choice]
+        error = float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+        if float(difference.mean()) <= error:
+            return choice
+    return best
+
+
+def _returns(loaded: LoadedRun, choice: InstructionChoice) -> np.ndarray:
+    """[E] of the deployed policies, playing as the run was evaluated."""
+    config, settings = loaded.config, loaded.config.run_settings()
+    copies = evaluation_copies(config.environment, settings.evaluation_episodes, settings.environments)
+    environment = make(config.environment, copies, **config.environment_arguments)
+    try:
+        team = LocalTeam(loaded.algorithm, not loaded.algorithm.settings.deterministic_evaluation, choice)
+        played = evaluate(
+            environment, team, settings.evaluation_episodes, _SEED, step_limit=settings.evaluation_step_limit
+        )
+    finally:
+        environment.close()
+    return np.asarray(played.returns, dtype=np.float64)
