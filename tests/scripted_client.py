@@ -12,7 +12,7 @@ import pytest
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle, to_json
-from hmarl.sdk import link, remote_episode
+from hmarl.sdk.clients import link, remote_episode
 from hmarl.sdk.clients.fallback import Fallback, NoOp, Situation
 from hmarl.sdk.clients.link import LinkWatch
 from hmarl.sdk.clients.operations import Act, CallFailed, Operation, Start

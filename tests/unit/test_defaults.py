@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 
 from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER, ServerSettings
 from hmarl.runtime.verify import verify_agent, verify_bundle
-from hmarl.sdk.clients.agent import LocalAgent
+from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.commands.check_environment import check
 from hmarl.sdk.commands.evaluate import evaluate_command
 from hmarl.sdk.environments import lbf, pettingzoo, rware, smac, smacv2
@@ -32,6 +33,10 @@ OWN = ServerSettings()
 
 
 def default(function: Callable[..., Any], name: str) -> Any:
+    """A function's default, or what a command hands to its own where an option is not given."""
+    if isinstance(function, click.Command):
+        words = ["x"] * sum(isinstance(each, click.Argument) for each in function.params)
+        return function.make_context("x", words).params[name]
     return inspect.signature(function).parameters[name].default
 
 

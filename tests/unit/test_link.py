@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc._cython import cygrpc
 
-from hmarl.sdk import link
+from hmarl.sdk.clients import link
 from hmarl.sdk.clients.link import LinkWatch, channel_options, stays_on_this_machine
 from hmarl.sdk.clock import now_s
 from told_clock import Clock

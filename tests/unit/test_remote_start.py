@@ -13,12 +13,11 @@ import pytest
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.message_limits import reply_limit_bytes
-from hmarl.sdk import remote_episode
-from hmarl.sdk.clients.agent import AgentError
+from hmarl.sdk.clients import remote_episode
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
 from hmarl.sdk.clients.remote_episode import describe
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.errors import AgentError, UsageError
 from scripted_client import (
     Code,
     Make,
