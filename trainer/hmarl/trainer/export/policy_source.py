@@ -27,8 +27,8 @@ def load_team(
 
     Args:
         run: run directory.
-        variant: ``local`` (what is deployed), for HCPO ``central``, ``random`` or ``none``, for what has a guider
-            ``guider``, for himpo ``hierarchy``; None is ``local``, or whoever acts where there are no local policies.
+        variant: a name of the algorithm's ``teams``: ``local`` (what is deployed), ``central``, ``random`` or ``none``
+            under a conductor, ``guider``, and so on; None is the first of them.
         checkpoint: ``best``, ``last`` or a number of steps.
         sample: draw actions instead of argmax or mean; not under ``central``, ``random`` and ``none``.
         instruction_choice: how the local conductors choose, see ``PolicySession.reset``; ``local`` alone has a choice.
