@@ -9,11 +9,13 @@ EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,dev
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
 PYTEST_ARGS ?=
+# More arguments for the mutation run, e.g. make mutation MUTATION_ARGS='--only hmarl/sdk/clients/link.py'
+MUTATION_ARGS ?=
 # Processes that share the quick tests out
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz soak chaos lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz soak chaos mutation lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,11 +33,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Train HCPO for three minutes, export, serve one process per agent, evaluate over gRPC
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
-test: $(INSTALLED)  ## All quick tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+test: $(INSTALLED)  ## All quick tests, about 10 minutes on two cores
+	@echo "All quick tests take about 10 minutes on two cores; the slowest are listed at the end."
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 10 --durations-min 1 $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the like
-	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --override-ini testpaths=tests -m slow --timeout 3600 $(PYTEST_ARGS)
 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
@@ -45,6 +48,9 @@ fuzz: $(INSTALLED)  ## 110,000 mutated messages on every method of a served agen
 
 soak: $(INSTALLED)  ## Half a million acts, each compared with the policy in process
 	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+mutation: $(INSTALLED)  ## Change the code in one place at a time: does a test fail? An hour on two cores
+	$(BIN)/python scripts/mutation.py --workers $(WORKERS) $(MUTATION_ARGS)
 
 chaos: $(INSTALLED)  ## Kills, freezes, silent and flooding peers beside a healthy client
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py -m reliability --timeout 3600 $(PYTEST_ARGS)

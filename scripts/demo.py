@@ -172,8 +172,9 @@ def _train(options: Options, run: Path, console: Console) -> str:
     words += [word for setting in options.settings for word in ("--set", setting)]
     console.print(
         f"\ntraining stops after {options.minutes:g} minutes, with what is learnt by then; the ETA is of all steps",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     process = subprocess.Popen(_announced(console, "hmarl-train", *words))
     try:
         code = process.wait(60.0 * options.minutes)

@@ -42,9 +42,14 @@ UNKNOWN_HORIZON = 200
 
 
 def comparison(
-    name: str, environment: str, steps: int, interval: int, variants: tuple[Variant, ...], *settings: str,
+    name: str,
+    environment: str,
+    steps: int,
+    interval: int,
+    variants: tuple[Variant, ...],
+    *settings: str,
     remark: str = "",
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """A comparison whose runs keep a checkpoint every ``interval`` updates, and are evaluated at their end alone."""
     kept = ("run.checkpoints_kept=1000", f"run.checkpoint_interval={interval}")
     return Comparison(name, environment, steps, steps, variants, settings=(*kept, *settings), remark=remark)
@@ -54,9 +59,14 @@ def comparison(
 _HATRPO_STEPS = ("algorithm.kl_limit=0.01", "algorithm.instruction_weight=ratio")
 COMPARISONS = (
     comparison(
-        "simple_spread", "mpe/simple_spread", 1_000_000, 20,
-        (*algorithms("hcpo", "hatrpo", "happo", "mappo", seeds=2),
-         Variant("hcpo, hatrpo's steps", "hcpo", _HATRPO_STEPS, seeds=2)),
+        "simple_spread",
+        "mpe/simple_spread",
+        1_000_000,
+        20,
+        (
+            *algorithms("hcpo", "hatrpo", "happo", "mappo", seeds=2),
+            Variant("hcpo, hatrpo's steps", "hcpo", _HATRPO_STEPS, seeds=2),
+        ),
         "algorithm.gamma=0.99",  # the presets' differ
         remark="**As trained yes, but the conductor is not why.** With its preset HCPO's states are the most widely "
         "spread until, at the end, one of HAPPO's seeds passes them. This is due to the two settings that make its "
@@ -68,7 +78,10 @@ COMPARISONS = (
         "that of the random starts, the same for all.",
     ),
     comparison(
-        "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 300_000, 6,
+        "halfcheetah-2x3",
+        "mamujoco/HalfCheetah-2x3",
+        300_000,
+        6,
         algorithms("hcpo", "hatrpo", "happo", "hamdpo", seeds=1),
         "env.threads=1",
         remark="**Slightly, in one seed.** HCPO and HATRPO have the same settings here, so that the conductor is the "
@@ -77,7 +90,7 @@ COMPARISONS = (
         "not tell whether this is more than chance. HAPPO and HAMDPO start narrow, overtake HATRPO for a while and "
         "narrow again; HAPPO ends with the narrowest states and the highest return.",
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,14 @@ from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.run import Run
 
 RUN: dict[str, Any] = {
-    "steps": 40 * 4 * 9, "environments": 4, "rollout_length": 9, "threads": 1, "checkpoint_interval": 2,
-    "evaluation_interval": 300, "evaluation_episodes": 2,
-}  # fmt: skip
+    "steps": 40 * 4 * 9,
+    "environments": 4,
+    "rollout_length": 9,
+    "threads": 1,
+    "checkpoint_interval": 2,
+    "evaluation_interval": 300,
+    "evaluation_episodes": 2,
+}
 SMALL: dict[str, Any] = {"hidden_sizes": (8,), "critic_hidden_sizes": (8,)}
 GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "hidden_sizes": (8,)}
 # Algorithm, environment, its arguments, settings; the last one's environments cannot be saved.

@@ -31,9 +31,16 @@ from hmarl.trainer.students.settings import DistillationSettings
 
 ENOUGH = 0.95  # of the teacher's return
 _HEADER = (
-    "run", "teacher's return", "students, served", "share", "share, told",
-    "their action is the teacher's", "goals", "rounds", "environment steps",
-)  # fmt: skip
+    "run",
+    "teacher's return",
+    "students, served",
+    "share",
+    "share, told",
+    "their action is the teacher's",
+    "goals",
+    "rounds",
+    "environment steps",
+)
 
 
 def distilled(run: Path) -> Bundle:

@@ -37,10 +37,22 @@ from hmarl.sdk.files import write_text
 from hmarl.trainer.export.policy_source import load_team
 
 COLOURS = {
-    "hcpo": "#d55e00", "hatrpo": "#0072b2", "happo": "#009e73", "hamdpo": "#cc79a7", "a2po": "#e69f00",
-    "haa2c": "#56b4e9", "mappo": "#999999", "ippo": "#000000", "maven": "#c9b400", "magpo": "#d62728",
-    "mat": "#9467bd", "sable": "#8c564b", "ctds": "#17becf", "guided-hcpo": "#bcbd22", "himpo": "#4b0082",
-}  # fmt: skip
+    "hcpo": "#d55e00",
+    "hatrpo": "#0072b2",
+    "happo": "#009e73",
+    "hamdpo": "#cc79a7",
+    "a2po": "#e69f00",
+    "haa2c": "#56b4e9",
+    "mappo": "#999999",
+    "ippo": "#000000",
+    "maven": "#c9b400",
+    "magpo": "#d62728",
+    "mat": "#9467bd",
+    "sable": "#8c564b",
+    "ctds": "#17becf",
+    "guided-hcpo": "#bcbd22",
+    "himpo": "#4b0082",
+}
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 CONDUCTORS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7"}
 FIRST_SEED = 100
@@ -256,15 +268,18 @@ def section(comparison: Comparison, runs: Records, out: Path) -> str:
     """Draws a comparison; returns its part of the page, from the heading on."""
     draw(comparison, runs, out / f"{comparison.name}.png")
     paragraphs = [
-        f"## {comparison.name}: {comparison.task}, {comparison.steps:,} frames", comparison.remark,
-        table(comparison, runs), f"![curves]({comparison.name}.png)",
-    ]  # fmt: skip
+        f"## {comparison.name}: {comparison.task}, {comparison.steps:,} frames",
+        comparison.remark,
+        table(comparison, runs),
+        f"![curves]({comparison.name}.png)",
+    ]
     if "hcpo" in runs:
         draw_conductors(comparison, runs["hcpo"], out / f"{comparison.name}-conductors.png")
         paragraphs += [
-            "HCPO under its conductors:", conductor_table(runs["hcpo"]),
+            "HCPO under its conductors:",
+            conductor_table(runs["hcpo"]),
             f"![conductors]({comparison.name}-conductors.png)",
-        ]  # fmt: skip
+        ]
     if comparison.instruction_choices:
         paragraphs += [
             "HCPO's policies, deterministic actions, instructions chosen by every agent in one of three ways:",

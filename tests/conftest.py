@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,19 @@ from hmarl.trainer.commands.train import train
 from toy_bundle import write_toy_bundle
 
 COMMANDS = {"train": train, "export": export, "algorithms": algorithms}
+
+
+def pytest_collection() -> None:
+    """Collecting imports and makes hundreds of thousands of objects that stay until the end: looking for garbage among
+    them, again and again, is a third of the time that it takes.
+    """
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From now on garbage is looked for again, among what the tests themselves make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

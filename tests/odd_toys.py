@@ -138,10 +138,18 @@ class Paid(Pair):
     """Rewards of another kind than a float, by name; numbers they are but for the last ones."""
 
     KINDS = {  # noqa: RUF012
-        "array": np.array([1.0]), "matrix": np.ones((1, 1), np.float32), "integer": 1, "boolean": np.bool_(True),
-        "float32": np.float32(1.0), "zero_d": np.array(1), "vector": np.array([1.0, 2.0]), "none": None,
-        "text": "1.0", "complex": 1 + 2j, "empty": np.zeros(0),
-    }  # fmt: skip
+        "array": np.array([1.0]),
+        "matrix": np.ones((1, 1), np.float32),
+        "integer": 1,
+        "boolean": np.bool_(True),
+        "float32": np.float32(1.0),
+        "zero_d": np.array(1),
+        "vector": np.array([1.0, 2.0]),
+        "none": None,
+        "text": "1.0",
+        "complex": 1 + 2j,
+        "empty": np.zeros(0),
+    }
 
     def __init__(self, kind="array"):
         super().__init__()

@@ -21,8 +21,11 @@ class Training:
         environment.pop("HMARL_DEBUG", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hmarl.trainer.commands.train", *words],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -12,8 +12,16 @@ from command_lines import run_in_pipes, run_in_terminal
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.runs.presets import PRESETS
 
-TINY = ("--set", "run.environments=4", "--set", "run.rollout_length=12", "--set", "run.evaluation_episodes=4",
-        "--set", "run.threads=1")  # fmt: skip
+TINY = (
+    "--set",
+    "run.environments=4",
+    "--set",
+    "run.rollout_length=12",
+    "--set",
+    "run.evaluation_episodes=4",
+    "--set",
+    "run.threads=1",
+)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -67,8 +75,12 @@ def test_in_a_pipe_every_row_is_one_line(variables: dict[str, str]) -> None:
     rows = [_cells(line) for line in output.splitlines()]
     for preset in PRESETS:
         assert [
-            preset.algorithm, preset.environment, preset.name or "by itself", f"{preset.steps:,}", preset.about,
-        ] in rows  # fmt: skip
+            preset.algorithm,
+            preset.environment,
+            preset.name or "by itself",
+            f"{preset.steps:,}",
+            preset.about,
+        ] in rows
 
 
 def test_wrong_usage_is_one_line_in_a_pipe() -> None:

@@ -39,8 +39,13 @@ def run(directory: Path, *command: object) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         [str(word) for word in command],
-        cwd=directory, env=variables, check=False, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=directory,
+        env=variables,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,10 @@ def test_report_of_given_runs(tmp_path: Path) -> None:
     subprocess.run(words, check=True, timeout=240)
     report = (tmp_path / "report" / "exploration.md").read_text()
     assert [line.split(" | ")[0] for line in report.splitlines() if line.startswith("| h")] == [
-        "| hatrpo", "| hcpo, kl_limit=0.02", "| hcpo, kl_limit=0.005",
-    ]  # fmt: skip
+        "| hatrpo",
+        "| hcpo, kl_limit=0.02",
+        "| hcpo, kl_limit=0.005",
+    ]
     assert "nan" not in report
     assert (tmp_path / "report" / "exploration-mpe-simple_spread.png").stat().st_size > 10_000
 

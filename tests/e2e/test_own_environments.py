@@ -11,8 +11,18 @@ import pytest
 
 from command_lines import TESTS, command
 
-TINY = ("--steps", "96", "--set", "run.environments=2", "--set", "run.rollout_length=12", "--set", "run.threads=1",
-        "--set", "run.evaluation_episodes=2")  # fmt: skip
+TINY = (
+    "--steps",
+    "96",
+    "--set",
+    "run.environments=2",
+    "--set",
+    "run.rollout_length=12",
+    "--set",
+    "run.threads=1",
+    "--set",
+    "run.evaluation_episodes=2",
+)
 
 
 @pytest.fixture

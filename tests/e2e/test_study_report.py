@@ -27,11 +27,14 @@ def report(comparison: str, runs: Path, out: Path) -> str:
         ("lbf", "lbf/6x6-2p-1f-coop", "lbf-6x6-2p-1f-coop-300000", "mappo", ["mappo"]),
         # With tables of its conductors and of how instructions are chosen.
         (
-            "coordsum", "coordsum/3x10-30", "coordsum-3x10-30-1000000", "hcpo",
+            "coordsum",
+            "coordsum/3x10-30",
+            "coordsum-3x10-30-1000000",
+            "hcpo",
             ["hcpo", "local", "central", "random", "none", "argmax", "sample", "common"],
         ),
     ],
-)  # fmt: skip
+)
 def test_page_outlives_its_runs(
     comparison: str, task: str, run: str, algorithm: str, rows: list[str], tmp_path: Path
 ) -> None:

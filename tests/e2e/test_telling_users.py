@@ -24,6 +24,7 @@ def run_directory(tmp_path: Path) -> Path:
     run = tmp_path / "my run"
     run.mkdir()
     (run / "config.json").write_text("{}")
+    (run / "checkpoints").mkdir()
     return run
 
 
@@ -54,7 +55,7 @@ def test_what_was_given_to_the_wrong_option_is_told_with_the_right_one(
 
 def test_a_run_is_no_bundle_and_a_bundle_is_no_run(run_directory: Path) -> None:
     code, _, error = run_in_pipes("hmarl-verify", run_directory)
-    assert (code, "this looks like a run directory of hmarl-train, of which hmarl-export makes" in error) == (3, True)
+    assert (code, "this is a run directory: export it with 'hmarl-export" in error) == (3, True)
     code, _, error = run_in_pipes("hmarl-export", BUNDLE)
     assert (code, "no config.json (No such file or directory); this is a bundle" in error) == (3, True)
 

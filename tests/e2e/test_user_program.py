@@ -18,15 +18,16 @@ MISTAKES = [
     ("from hmarl.sdk import (\n", "from hmarl.sdk import (\n    AgentClinet,\n", r'has no attribute "AgentClinet"'),
     ("timeout_s=0.05, fallback", "timeout=0.05, fallback", r'Unexpected keyword argument "timeout" for "AgentClient"'),
     (
-        "fallback=FALLBACKS[0]", "fallback=np.zeros(2)",
+        "fallback=FALLBACKS[0]",
+        "fallback=np.zeros(2)",
         r'Argument "fallback" to "AgentClient" has incompatible type .*expected "Fallback \| None"',
     ),
     ("action.latency_s for", "action.latency for", r'"Action" has no attribute "latency"; maybe "latency_s"\?'),
     ('InstructionChoice = "common"', 'InstructionChoice = "commmon"', r"expression has type \"Literal\['commmon'\]\""),
     ("evaluate(environment, team,", "evaluate(team, environment,", r'expected "VectorEnvironment"'),
-    ("AgentSpec(f\"guesser_{i}\", 1, spaces", "AgentSpec(f\"guesser_{i}\", 1, 2, spaces", r'Argument 3 to "AgentSpec"'),
+    ('AgentSpec(f"guesser_{i}", 1, spaces', 'AgentSpec(f"guesser_{i}", 1, 2, spaces', r'Argument 3 to "AgentSpec"'),
     (") -> StepResult:\n", ") -> Observation:\n", r'Incompatible return value type \(got "StepResult"'),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

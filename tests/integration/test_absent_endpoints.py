@@ -44,8 +44,8 @@ def test_the_command_names_all_of_them_and_what_to_start(closed: dict[str, str],
     done = evaluated(path)
     assert (done.returncode, done.stderr) == (
         4,
-        f"error: endpoints: nothing listens at {closed['agent_0']} (agent_0), {closed['agent_1']} (agent_1); has the "
-        f"fleet ended? start it: hmarl-fleet '/runs/my team/bundle' --out {path}\n",
+        f"hmarl-eval: endpoints: nothing listens at {closed['agent_0']} (agent_0), {closed['agent_1']} (agent_1); "
+        f"has the fleet ended? start it: hmarl-fleet '/runs/my team/bundle' --out {path}\n",
     )
 
 

@@ -158,7 +158,7 @@ def test_a_stream_answers_in_order_and_survives_wrong_requests(agent: Agent, toy
     session = agent.start(3)
     requests = [
         request(session, 0),
-        request("nobody", 1),
+        request("unknown", 1),
         request(session, 1, observation=to_tensor(np.full(6, np.nan, np.float32))),
         request(session, 1),
         request(session, 0),

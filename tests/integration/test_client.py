@@ -105,9 +105,9 @@ def test_an_agent_other_than_the_expected_one_is_refused(served: AgentProcess, t
         AgentClient(served.address, expected=replace(expected, observation_size=18))
 
 
-def test_nobody_at_the_address_and_no_episode_are_clear_errors(served: AgentProcess, tmp_path: Path) -> None:
+def test_no_agent_at_the_address_and_no_episode_are_clear_errors(served: AgentProcess, tmp_path: Path) -> None:
     with pytest.raises(AgentError, match=r"no answer within 0\.3 s; is 'hmarl-agent'"):
-        AgentClient(f"unix:{tmp_path}/nobody", connect_timeout_s=0.3)
+        AgentClient(f"unix:{tmp_path}/empty", connect_timeout_s=0.3)
     with AgentClient(served.address) as agent, pytest.raises(AgentError, match=r"call reset\(seed\) first"):
         agent.act(observations()[0], MASK)
 

@@ -98,11 +98,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 DISTILLATION = [
     word
     for key, value in {
-        "environments": BATCH, "steps": 8, "rounds": 2, "epochs": 1, "minibatches": 1, "memory_size": 8,
-        "hidden_sizes": "[8]", "decision_sizes": "[8]", "evaluation_episodes": BATCH,
+        "environments": BATCH,
+        "steps": 8,
+        "rounds": 2,
+        "epochs": 1,
+        "minibatches": 1,
+        "memory_size": 8,
+        "hidden_sizes": "[8]",
+        "decision_sizes": "[8]",
+        "evaluation_episodes": BATCH,
     }.items()
     for word in ("--set", f"distillation.{key}={value}")
-]  # fmt: skip
+]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -192,7 +199,7 @@ def _start(algorithm: str, environment: str, arguments: dict[str, Any], run: Pat
 def _assert_refused(algorithm: str, environment: str, arguments: dict[str, Any], call: Call, folder: Path) -> None:
     code, said = _start(algorithm, environment, arguments, folder / "refused", call)
     assert code == 2, said
-    assert f"hmarl-export: {algorithm}: agent '" in said
+    assert f": {algorithm}: agent '" in said
     assert "expected Discrete" in said
     assert not (folder / "refused").exists(), "a run that was refused must leave nothing behind"
 
@@ -264,7 +271,7 @@ def _assert_export_refused(run: Path, call: Call, target: Path) -> None:
 
 
 def _assert_students_play(bundle: Bundle) -> None:
-    """Whole episodes, by agents that hear nobody; the bundle says how far they are from their teacher."""
+    """Whole episodes, by agents that hear no other; the bundle says how far they are from their teacher."""
     report = bundle.manifest.students
     assert report is not None
     assert report.teacher == "hierarchy"

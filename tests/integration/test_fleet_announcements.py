@@ -47,10 +47,10 @@ def test_a_provider_that_is_not_there_is_exit_code_2(toy_bundle: Bundle, command
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert "hmarl-agent: error: provider" in done.stderr
+    assert "hmarl-agent: provider" in done.stderr
     if name == "fleet":
         last = done.stderr.splitlines()[-1]
-        assert last.startswith("hmarl-fleet: error: agent 'agent_")
+        assert last.startswith("hmarl-fleet: agent 'agent_")
         assert "ended with exit code 2, which starting it again cannot help; its own messages are above" in last
 
 
@@ -69,9 +69,7 @@ def test_a_run_directory_for_a_bundle_is_answered_with_the_bundle(toy_bundle: Bu
     asked = f"this is a run directory: export it with 'hmarl-export {run_directory}', then take {run_directory}/bundle"
     assert str(none.value) == f"bundle {run_directory}: file 'manifest.json' is missing; {asked}"
     exported = Path(shutil.copytree(toy_bundle.path, run_directory / "bundle"))
-    said = (
-        f"error: bundle {run_directory}: file 'manifest.json' is missing; this is no bundle, there is one in it: take"
-    )
+    said = f"bundle {run_directory}: file 'manifest.json' is missing; this is no bundle, there is one in it: take"
     for command in (["agent", "--agent", "agent_0"], ["fleet"], ["verify"]):
         words = [sys.executable, "-m", f"{COMMANDS}.{command[0]}", str(run_directory), *command[1:]]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)

@@ -165,13 +165,13 @@ def test_a_zip_of_many_entries_is_refused_by_their_number(tmp_path: Path, stated
         (10, struct.pack("<H", 99), "is compressed by method 99"),
         (6, struct.pack("<H", 99), "not a readable zip"),
         (24, struct.pack("<I", 2**30), "bytes or more, expected at most 1,073,741,824"),
-            (24, struct.pack("<I", 2**29), "has 536,870,912 bytes, expected at most"),
+        (24, struct.pack("<I", 2**29), "has 536,870,912 bytes, expected at most"),
         (24, struct.pack("<I", 2**27), "to 134,217,728 bytes, which no policy does"),
         (24, struct.pack("<I", 10), "cannot read 'agents/a.onnx'"),
         (38, struct.pack("<I", 0o120777 << 16), "is a symbolic link"),
         (42, struct.pack("<I", 2**31), "cannot read 'agents/a.onnx'"),
     ],
-)  # fmt: skip
+)
 def test_a_zip_entry_of_another_kind_is_refused(tmp_path: Path, offset: int, value: bytes, message: str) -> None:
     assert message in refusal(patched(zipped(tmp_path / "b.zip"), offset, value))
 
@@ -242,10 +242,20 @@ def document(**fields: object) -> bytes:
         b"\0" * 1000,
     ],
     ids=[
-        "deep list", "deep dict", "long", "huge", "huge in any", "NaN", "bytes", "surrogate", "kind", "empty", "null",
+        "deep list",
+        "deep dict",
+        "long",
+        "huge",
+        "huge in any",
+        "NaN",
+        "bytes",
+        "surrogate",
+        "kind",
+        "empty",
+        "null",
         "zeros",
     ],
-)  # fmt: skip
+)
 def test_manifests_that_are_no_such_json_are_refused(tmp_path: Path, manifest: bytes) -> None:
     write_raw(tmp_path / "b", {GRAPH: b""}, manifest)
     assert "manifest.json" in refusal(tmp_path / "b")

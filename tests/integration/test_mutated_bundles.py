@@ -46,7 +46,7 @@ def ending(path: Path) -> int:
     refusal: BundleError | None = None
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            verify.verify([str(path)])
+            verify.verify.main([str(path)], standalone_mode=False)
         except BundleError as error:
             refusal = error
     assert refusal is None or str(refusal).isprintable()

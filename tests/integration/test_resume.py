@@ -34,9 +34,14 @@ HIERARCHY: dict[str, Any] = {**GUIDED, "goal_size": 3, "goal_interval": 3}
 INTERCHANGEABLE: dict[str, Any] = {"share_parameters": True, "agent_identity": False, "recurrent": True}
 # Special settings and spaces; plain runs of every algorithm in every family are resumed by test_families.py.
 LOCAL: dict[str, Any] = {
-    "local_share": 0.7, "local_share_end": 0.2, "instruction_interval": 2, "local_conductors_remember": True,
-    "share_local_conductors": True, "distillation_patience": 1, "distillation_epochs": 5,
-}  # fmt: skip
+    "local_share": 0.7,
+    "local_share_end": 0.2,
+    "instruction_interval": 2,
+    "local_conductors_remember": True,
+    "share_local_conductors": True,
+    "distillation_patience": 1,
+    "distillation_epochs": 5,
+}
 TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-mpe": ("hcpo", "mpe/simple_spread", {**HELD, "critic": "q"}, {}),
     "hatrpo-mpe": ("hatrpo", "mpe/simple_spread", {}, {"continuous_actions": True}),

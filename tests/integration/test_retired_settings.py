@@ -1,13 +1,15 @@
-"""Settings that there were once: old runs go on, and old commands still do what they did."""
+"""Settings that there were once, or were not yet: old runs go on, and old commands still do what they did."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.run import Run
 from training_runs import command_line, final_hash, tiny_config, train
@@ -32,6 +34,25 @@ def test_a_run_of_old_goes_on_without_its_retired_settings(tmp_path: Path) -> No
     again.train()
     again.close()
     assert final_hash(run) == final_hash(longer)
+
+
+@pytest.mark.parametrize("name", ["hamdpo", "himpo"])
+def test_a_run_of_before_there_was_a_setting_goes_on_as_it_began(name: str, tmp_path: Path) -> None:
+    as_then = dict(find_algorithm(name).settings_class.before)
+    assert as_then
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train(tiny_config(name, "lbfws/hard" if name == "himpo" else "mpe/simple_spread", as_then), run)
+    path = run / "config.json"
+    old = json.loads(path.read_text())
+    for setting in as_then:
+        del old["algorithm_settings"][setting]
+    shutil.copytree(run, whole)
+    path.write_text(json.dumps(old))
+    for directory in (run, whole):
+        resumed = Run.resume(directory, steps=240)
+        resumed.train()
+        resumed.close()
+    assert final_hash(run) == final_hash(whole)
 
 
 def test_an_old_command_is_still_understood(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -40,9 +40,16 @@ Call = Callable[..., tuple[int, str, str]]
 GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
 CONDUCTED: dict[str, Any] = {"conductor_hidden_sizes": (8,), "instructions": 3}
 SETTINGS: dict[str, Any] = {
-    "environments": 8, "steps": 12, "rounds": 2, "epochs": 2, "chunk_length": 4, "hidden_sizes": [8], "memory_size": 6,
-    "decision_sizes": [7], "evaluation_episodes": 6,
-}  # fmt: skip
+    "environments": 8,
+    "steps": 12,
+    "rounds": 2,
+    "epochs": 2,
+    "chunk_length": 4,
+    "hidden_sizes": [8],
+    "memory_size": 6,
+    "decision_sizes": [7],
+    "evaluation_episodes": 6,
+}
 LEAVING = "toy_environments:leaving"
 
 
@@ -156,9 +163,16 @@ def test_students_replace_the_local_conductors(call: Call, tmp_path: Path) -> No
     distilled(run, {**SETTINGS, "rounds": 1})
     settings = {**SETTINGS, "share_parameters": True}
     code, _, said = call(
-        "export", str(run), "--distil", "--out", str(target), "--checkpoint", "last", *words(settings),
+        "export",
+        str(run),
+        "--distil",
+        "--out",
+        str(target),
+        "--checkpoint",
+        "last",
+        *words(settings),
         "--restart-students",
-    )  # fmt: skip
+    )
     assert code == 0, said
     bundle = load_bundle(target)
     assert bundle.manifest.students is not None
@@ -205,9 +219,15 @@ def test_interchangeable_students_are_one_graph(call: Call, tmp_path: Path) -> N
     assert all(agent.interchangeable for agent in bundle.manifest.agents)
     served_as_torch_acts(run, bundle, SETTINGS, "toy_environments:masked_discrete")
     code, _, said = call(
-        "export", str(run), "--distil", "--out", str(target), "--restart-students",
-        "--set", "distillation.share_parameters=false",
-    )  # fmt: skip
+        "export",
+        str(run),
+        "--distil",
+        "--out",
+        str(target),
+        "--restart-students",
+        "--set",
+        "distillation.share_parameters=false",
+    )
     assert code == 2
     assert "hmarl-export: distillation.share_parameters: got False, expected true or null" in said
 
@@ -321,9 +341,18 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
 
 def test_the_report_in_the_manifest_is_strict() -> None:
     fields = {
-        "teacher": "guider", "rounds": 2, "steps": 10, "stopped": "rounds", "episodes": 3, "seed": 1, "sampled": False,
-        "teacher_return": 1.0, "students_return": 0.5, "gap": 0.5, "kl": 0.1,
-    }  # fmt: skip
+        "teacher": "guider",
+        "rounds": 2,
+        "steps": 10,
+        "stopped": "rounds",
+        "episodes": 3,
+        "seed": 1,
+        "sampled": False,
+        "teacher_return": 1.0,
+        "students_return": 0.5,
+        "gap": 0.5,
+        "kl": 0.1,
+    }
     assert from_plain(StudentsModel, fields).ratio is None
     for wrong in ({"gap": None}, {"stopped": "tired"}, {"agreement": 1.0}, {"goal_accuracy": "high"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -352,8 +381,11 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
 
 
 def test_killed_and_gone_on_with_equals_unbroken(mat: Path, tmp_path: Path) -> None:

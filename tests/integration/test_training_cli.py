@@ -22,8 +22,16 @@ from training_runs import command_line, tiny_config, train
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 TRAIN = ("happo", "--env", "mpe/simple_spread")
-FAST = ("--set", "run.environments=4", "--set", "run.rollout_length=12", "--set", "run.evaluation_episodes=4",
-        "--set", "run.threads=1")  # fmt: skip
+FAST = (
+    "--set",
+    "run.environments=4",
+    "--set",
+    "run.rollout_length=12",
+    "--set",
+    "run.evaluation_episodes=4",
+    "--set",
+    "run.threads=1",
+)
 GUIDED = {"embedding_size": 8, "epochs": 2}
 Call = Callable[..., tuple[int, str, str]]
 
@@ -97,10 +105,23 @@ def test_a_run_writes_what_it_promises_and_is_never_overwritten(call: Call, tmp_
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["update"], row["steps"]) for row in rows] == [(1, 48), (2, 96), (3, 144), (4, 192)]
     for key in (
-        "agent_kl", "agent_kl_max", "agent_true_kl", "agent_accepted", "agent_improvement", "conductor_kl",
-        "conductor_predicted_improvement", "instruction_entropy", "instruction_usage/9", "local_conductor_agreement",
-        "agent_kl/agent_1", "critic_loss", "explained_variance", "steps_per_s", "rollout_s", "update_s",
-    ):  # fmt: skip
+        "agent_kl",
+        "agent_kl_max",
+        "agent_true_kl",
+        "agent_accepted",
+        "agent_improvement",
+        "conductor_kl",
+        "conductor_predicted_improvement",
+        "instruction_entropy",
+        "instruction_usage/9",
+        "local_conductor_agreement",
+        "agent_kl/agent_1",
+        "critic_loss",
+        "explained_variance",
+        "steps_per_s",
+        "rollout_s",
+        "update_s",
+    ):
         assert all(key in row for row in rows), key
     assert "return" in rows[-1]
     assert sum(rows[0][f"instruction_usage/{k}"] for k in range(10)) == pytest.approx(1.0)
@@ -119,9 +140,22 @@ def test_a_broken_reward_is_named_rolled_back_and_ends_the_run_when_it_does_not_
     """The toy's rewards are NaN after 20 steps: the second update is the first to see them."""
     run = tmp_path / "run"
     code, _, error = call(
-        "train", "happo", "--env", "toy_environments:poisoned", "--steps", "9600", "--out", str(run), *FAST,
-        "--set", "run.checkpoint_interval=1", "--set", "run.max_rollbacks=3", "--set", "run.checkpoints_kept=9",
-    )  # fmt: skip
+        "train",
+        "happo",
+        "--env",
+        "toy_environments:poisoned",
+        "--steps",
+        "9600",
+        "--out",
+        str(run),
+        *FAST,
+        "--set",
+        "run.checkpoint_interval=1",
+        "--set",
+        "run.max_rollbacks=3",
+        "--set",
+        "run.checkpoints_kept=9",
+    )
     assert code == 4, error
     named = "the environment's reward of agent 'chooser_0' is nan (step 8 of the rollout, environment 0)"
     assert f"update 2 diverged: {named}; rolled back" in caplog.text

@@ -20,8 +20,16 @@ from hmarl.trainer.runs.devices import device_named
 from training_runs import tiny_config, train
 
 Call = Callable[..., tuple[int, str, str]]
-FAST = ("--set", "run.environments=4", "--set", "run.rollout_length=12", "--set", "run.evaluation_episodes=4",
-        "--set", "run.threads=1")  # fmt: skip
+FAST = (
+    "--set",
+    "run.environments=4",
+    "--set",
+    "run.rollout_length=12",
+    "--set",
+    "run.evaluation_episodes=4",
+    "--set",
+    "run.threads=1",
+)
 # Waits at every gate until a file of that name appears in GATES, and notes in the file "made" what it does.
 GATED = """
 import os
@@ -140,9 +148,14 @@ def test_a_disk_without_room_is_found_at_once(gates: Path, tmp_path: Path) -> No
     out = tmp_path / "run"
     words = command("hmarl-train", "happo", "--env", "gated:make", "--out", out, *FAST)
     done = subprocess.run(
-        words, env=surroundings(tmp_path, GATES=str(gates)), capture_output=True, text=True, check=False, timeout=200,
+        words,
+        env=surroundings(tmp_path, GATES=str(gates)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"hmarl-train: --out {out}: cannot write there (File too large)")
     assert not (gates / "made").exists()
@@ -203,8 +216,9 @@ def test_what_to_do_is_something_that_helps(call: Call, tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "fsync", no_space)
     code, _, error = call("train", "--resume", str(run))
     assert (code, error.strip().rpartition("; ")[2]) == (
-        2, "free some space, or copy the run to where it can be written, and resume it there",
-    )  # fmt: skip
+        2,
+        "free some space, or copy the run to where it can be written, and resume it there",
+    )
 
 
 @pytest.mark.parametrize("name", ["meta", "mkldnn", "vulkan", "xla", "hpu"])

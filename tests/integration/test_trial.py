@@ -66,9 +66,10 @@ def huge_constant() -> bytes:
     """1 GiB, which ONNX Runtime computes when it opens the graph."""
     value = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.0])
     return added(
-        Node("ConstantOfShape", ["sizes"], ["large"], value=value), Node("Add", ["large", "nothing"], ["y"]),
+        Node("ConstantOfShape", ["sizes"], ["large"], value=value),
+        Node("Add", ["large", "nothing"], ["y"]),
         sizes=[2**28],
-    )  # fmt: skip
+    )
 
 
 def long_computation() -> bytes:

@@ -104,7 +104,7 @@ def test_the_commands_evaluate_a_team_of_another_size(navigation: Bundle, tmp_pa
     play = ("--set", "env.n_agents=5", "--set", "env.max_steps=10", "--episodes", 2, "--json")
     bundled = command("sdk.commands.evaluate", "--bundle", navigation.path, *play)
     with fleet(navigation, tmp_path / "endpoints.json", "--agents", "agent_0,agent_3,agent_4=agent_1") as endpoints:
-        # Nobody serves agents 1 and 2: where nothing is drawn somebody else can act for them.
+        # No process serves agents 1 and 2: where nothing is drawn another agent can act for them.
         served = command("sdk.commands.evaluate", "--endpoints", endpoints, *play)
         drawn = command("sdk.commands.evaluate", "--endpoints", endpoints, "--sample", *play)
     results = [json.loads(done.stdout.splitlines()[-1]) for done in (bundled, served)]

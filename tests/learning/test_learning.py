@@ -73,8 +73,12 @@ def test_sum_to_ten_is_solved(algorithm: str, tmp_path: Path) -> None:
 DRAWN = {**GUIDED, "learning_rate": 1e-3, "max_gradient_norm": 10.0, "deterministic_evaluation": False}
 SPEC = make("coordsum/sum-to-10").spec
 ONE_STEP = {
-    "environments": 64, "rollout_length": 4, "evaluation_interval": 10**6, "evaluation_episodes": 1000, "threads": 1
-}  # fmt: skip
+    "environments": 64,
+    "rollout_length": 4,
+    "evaluation_interval": 10**6,
+    "evaluation_episodes": 1000,
+    "threads": 1,
+}
 
 
 def trained_on_sum_to_ten(algorithm: str, steps: int, seed: int, run: Path, **settings: Any) -> Path:

@@ -20,9 +20,11 @@ FORMS: list[tuple[spaces.Space[Any], ActionSpaceModel, tuple[int, ...], int]] = 
     (spaces.MultiDiscrete([3, 2]), MultiDiscreteSpace(n=[3, 2]), (2,), 5),
     (
         spaces.Box(np.float32([-1.0, 0.1]), np.float32([0.5, 3.0])),
-        BoxSpace(low=[-1.0, float(np.float32(0.1))], high=[0.5, 3.0]), (2,), 0,
+        BoxSpace(low=[-1.0, float(np.float32(0.1))], high=[0.5, 3.0]),
+        (2,),
+        0,
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("space", "model", "shape", "mask_size"), FORMS)

@@ -22,7 +22,7 @@ from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.distributions import Categorical, Distribution
 from hmarl.trainer.sequential.constrained_steps import surrogate
 from hmarl.trainer.sequential.estimates import Estimate, joint_estimate
-from hmarl.trainer.sequential.gradient_steps import Loss, Report, clipped_loss, no_report
+from hmarl.trainer.sequential.gradient_steps import Enough, Loss, Report, clipped_loss, no_report
 from hmarl.trainer.sequential.samples import AgentSamples
 from hmarl.trainer.sequential.turns import Improvement, Turn
 from training_runs import CPU, new_algorithm, team_samples, turn_of
@@ -60,7 +60,7 @@ def descended(algorithm: Any) -> Loss:
     present = torch.ones(1, agents, dtype=torch.bool)
     rollout.finish(Observation((torch.zeros(1, agents, 1),), (None,), torch.zeros(1, 1), present))
 
-    def descend(turn: Turn, loss: Loss, report: Report = no_report) -> Improvement:
+    def descend(turn: Turn, loss: Loss, report: Report = no_report, enough: Enough | None = None) -> Improvement:
         found.append(loss)
         return Improvement(turn.samples.old, {"agent_kl": 0.0})
 
@@ -145,7 +145,7 @@ def set_probabilities(algorithm: Any, member: int, first: float) -> None:
 
 
 def recording(agents: int, **settings: Any) -> Recording:
-    """Everybody begins with (½, ½)."""
+    """All agents begin with (½, ½)."""
     algorithm = Recording(game(agents), new_player("a2po", agents, **settings).settings, torch.Generator(), CPU)
     for member in range(agents):
         set_probabilities(algorithm, member, 0.5)
@@ -166,7 +166,7 @@ def trajectory() -> tuple[Rollout, Estimate]:
     [
         # γλ = ¼ and no correction: 1 − 2/4, −2, −2 + 12/4, 12; nothing flows over the end.
         ([1.0, 1.0, 1.0, 1.0], [0.5, -2.0, 1.0, 12.0]),
-        # A step takes min(1, F) of what follows: F = 2 counts as 1, F = ½ halves the 3; the first F is nobody's.
+        # A step takes min(1, F) of what follows: F = 2 counts as 1, F = ½ halves the 3; the first F is no agent's.
         ([0.1, 2.0, 3.0, 0.5], [0.5, -2.0, -0.5, 12.0]),
         ([9.0, 0.2, 0.1, 0.0], [0.9, -2.0, -2.0, 12.0]),
     ],
@@ -263,7 +263,7 @@ def test_only_the_sequential_algorithms_let_an_agent_know_of_the_others_updates(
 
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_agents_who_share_parameters_form_one_loss(recurrent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One gradient step on the mean over everybody's samples, and the normalised joint advantage for each."""
+    """One gradient step on the mean over all agents' samples, and the normalised joint advantage for each."""
     algorithm, rollout, collector = new_algorithm(
         "mappo", TOY, 4, 12, {"agents": 3}, epochs=1, recurrent=recurrent, chunk_length=4
     )
@@ -343,9 +343,10 @@ def test_ippo_normalises_over_the_agents_that_are_there(monkeypatch: pytest.Monk
     turns: list[Turn] = []
     monkeypatch.setattr(algorithm.critics, "estimate", lambda *_: estimate)
     monkeypatch.setattr(
-        algorithm.steps, "descend",
+        algorithm.steps,
+        "descend",
         lambda turn, *_: turns.append(turn) or Improvement(turn.samples.old, {"agent_kl": 0.0}),
-    )  # fmt: skip
+    )
     algorithm.update(rollout, 0.0)
     (turn,) = turns
     normalised = turn.advantages.view(rollout.active.shape)[rollout.active]

@@ -26,11 +26,14 @@ GREY = np.full((320, 320, 3), 128, np.uint8)
 
 
 def told(**changes: Any) -> TeamAnnotation:
-    """Three agents: 0 and 1 are one cluster, 2 another; nobody says anything."""
+    """Three agents: 0 and 1 are one cluster, 2 another; no agent says anything."""
     known: dict[str, Any] = {
-        "edges": np.zeros((0, 2), np.int64), "active": np.ones(3, bool), "cluster": np.array([0, 0, 1]),
-        "goals": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]], np.float32), "goals_set": np.ones(3, bool),
-    }  # fmt: skip
+        "edges": np.zeros((0, 2), np.int64),
+        "active": np.ones(3, bool),
+        "cluster": np.array([0, 0, 1]),
+        "goals": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 3.0]], np.float32),
+        "goals_set": np.ones(3, bool),
+    }
     return TeamAnnotation(**{**known, **changes})
 
 
@@ -68,8 +71,10 @@ class OpenTeam(StepTeam):
 
 
 CONTINUOUS = {
-    "goals": np.array([[1, 0, 2], [0, 1, 1]], np.float32), "goals_set": np.ones(2, bool), "cluster": np.array([0, 1]),
-}  # fmt: skip
+    "goals": np.array([[1, 0, 2], [0, 1, 1]], np.float32),
+    "goals_set": np.ones(2, bool),
+    "cluster": np.array([0, 1]),
+}
 SUB_GOALS = {"sub_goals": np.array([[1, 0, 2], [0, 5, 1]], np.float32), "sub_goals_set": np.array([True, False])}
 DISCRETE = {"goals": np.eye(2, dtype=np.float32), "goals_set": np.ones(2, bool), "discrete": True}
 

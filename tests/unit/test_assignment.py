@@ -22,13 +22,13 @@ def models(bundle: Bundle) -> dict[str, AgentModel]:
     return {agent.id: agent for agent in bundle.manifest.agents}
 
 
-def test_everybody_acts_for_itself_and_an_interchangeable_agent_for_the_others(interchangeable_bundle: Bundle) -> None:
+def test_every_agent_acts_for_itself_and_an_interchangeable_one_for_the_others(interchangeable_bundle: Bundle) -> None:
     assigned = assign("toy", environment("agent_1", "bob"), models(interchangeable_bundle))
     assert assigned == {"agent_1": "agent_1", "bob": "agent_0"}
     assert assign("toy", environment("bob", masked=False), models(interchangeable_bundle)) == {"bob": "agent_0"}
 
 
-def test_agents_of_their_own_stand_in_for_nobody(toy_bundle: Bundle) -> None:
+def test_agents_of_their_own_stand_in_for_no_other(toy_bundle: Bundle) -> None:
     with pytest.raises(UsageError, match=r"toy: no agent 'bob'.*there: agent_0, agent_1\), and none of them is inter"):
         assign("toy", environment("agent_0", "bob"), models(toy_bundle))
 

@@ -46,9 +46,12 @@ def write_several(run: Path, *steps: int) -> Path:
 def test_written_tensors_and_counters_come_back(tmp_path: Path) -> None:
     strided = torch.arange(12.0).view(3, 4).T
     everything = {
-        "strided": strided, "double": torch.tensor([1 / 3], dtype=torch.float64), "mask": torch.tensor([True, False]),
-        "generator": torch.Generator().manual_seed(3).get_state(), "parameter": torch.nn.Parameter(torch.ones(2)),
-    }  # fmt: skip
+        "strided": strided,
+        "double": torch.tensor([1 / 3], dtype=torch.float64),
+        "mask": torch.tensor([True, False]),
+        "generator": torch.Generator().manual_seed(3).get_state(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
     counters = Counters(update=3, steps=75, episodes=2, best_return=-3.25, last_evaluation=50)
     path = write_checkpoint(tmp_path, everything, counters)
     read = read_checkpoint(path)

@@ -35,7 +35,7 @@ NAMES = {
         "memories.0",
     ),
     "hamdpo": (
-        "critic optimisers.0.0 optimisers.0.1 policies.0",
+        "critic optimisers.0.0 optimisers.0.1 policies.0 step_sizes",
         "memories.0",
     ),
     "happo": (

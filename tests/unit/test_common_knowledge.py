@@ -111,9 +111,11 @@ def test_deployed_agents_are_instructed_as_in_training(kind: str, interval: int)
         for index, module in enumerate(modules):
             inputs = {
                 "observation": torch.from_numpy(observation.observations[0][:, index].copy()),
-                "step": torch.full((2,), step), "instruction_noise": noise, "action_noise": torch.zeros(2, 4),
+                "step": torch.full((2,), step),
+                "instruction_noise": noise,
+                "action_noise": torch.zeros(2, 4),
                 **states[index],
-            }  # fmt: skip
+            }
             outputs = dict(
                 zip(module.output_names, module(*(inputs[name] for name in module.input_names)), strict=True)
             )

@@ -49,13 +49,17 @@ def rollout(spec: EnvironmentSpec, steps: list[list[Tensor]], active: Tensor | N
 def test_features_are_matched_by_name_and_length() -> None:
     features = comparable_features(SPEC)
     assert [(feature.name, feature.places) for feature in features] == [
-        ("clock", (0, 2, 2)), ("goal[0]", (1, 0, 3)), ("goal[1]", (2, 1, 4)),
-    ]  # fmt: skip
+        ("clock", (0, 2, 2)),
+        ("goal[0]", (1, 0, 3)),
+        ("goal[1]", (2, 1, 4)),
+    ]
     assert comparable_features(team((("goal", 2),), (("goal", 1), ("x", 1)))) == ()
     twice = team((("a", 1), ("b", 1), ("a", 1)), (("a", 1), ("a", 1), ("b", 1)))
     assert [(feature.name, feature.places) for feature in comparable_features(twice)] == [
-        ("a", (0, 0)), ("b", (1, 2)), ("a", (2, 1)),
-    ]  # fmt: skip
+        ("a", (0, 0)),
+        ("b", (1, 2)),
+        ("a", (2, 1)),
+    ]
 
 
 def test_without_layouts_numbers_at_one_place_are_compared() -> None:

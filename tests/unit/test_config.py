@@ -62,11 +62,12 @@ OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
         ("happo", {"recurrent": True, "chunk_length": 4}, r"chunk_length: got 4, expected a divisor of .* \(10\)"),
         ("himpo", {"goal_interval": 11, "levels": 2}, r"goal_interval: got 11, expected at most .* \(10\)"),
         (
-            "himpo", {"goal_interval": 4, "manager_interval": 3},
+            "himpo",
+            {"goal_interval": 4, "manager_interval": 3},
             r"manager_interval: got 3 times goal_interval=4 steps, expected at most .* \(10\)",
         ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_go_with_the_rollouts_are_refused(
     algorithm: str, settings: dict[str, Any], said: str
 ) -> None:
@@ -74,9 +75,12 @@ def test_settings_that_do_not_go_with_the_rollouts_are_refused(
         make_config(algorithm, "lbfws/hard", settings, {"rollout_length": 10}, {})
     fitting = {"chunk_length": 5, "goal_interval": 5, "manager_interval": 2}
     make_config(
-        algorithm, "lbfws/hard", settings | {k: v for k, v in fitting.items() if k in settings},
-        {"rollout_length": 10}, {},
-    )  # fmt: skip
+        algorithm,
+        "lbfws/hard",
+        settings | {k: v for k, v in fitting.items() if k in settings},
+        {"rollout_length": 10},
+        {},
+    )
     make_config("himpo", "lbfws/hard", {"levels": 1, "goal_interval": 99}, {"rollout_length": 10}, {})
 
 

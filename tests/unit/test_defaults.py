@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 
 from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER, ServerSettings
 from hmarl.runtime.verify import verify_agent, verify_bundle
-from hmarl.sdk.clients.agent import LocalAgent
+from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.commands.check_environment import check
 from hmarl.sdk.commands.evaluate import evaluate_command
 from hmarl.sdk.environments import lbf, pettingzoo, rware, smac, smacv2
@@ -32,6 +33,9 @@ OWN = ServerSettings()
 
 
 def default(function: Callable[..., Any], name: str) -> Any:
+    if isinstance(function, click.Command):
+        given = next(option.default for option in function.params if option.name == name)
+        return given if isinstance(given, str | int | float) else None  # click has a mark of its own for none
     return inspect.signature(function).parameters[name].default
 
 

@@ -141,8 +141,8 @@ def test_check_env_passes_mpe_and_says_so_in_json(capsys):
     *table, last = capsys.readouterr().out.splitlines()
     report = json.loads(last)
     assert report["passed"] is True
-    assert len(report["checks"]) == 16
-    assert sum("✓" in line for line in table) == 16
+    assert len(report["checks"]) == 17
+    assert sum("✓" in line for line in table) == 17
 
 
 def test_check_env_exits_with_4_when_a_check_fails(capsys, monkeypatch):

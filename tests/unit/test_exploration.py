@@ -103,9 +103,11 @@ def test_equal_points_have_no_density() -> None:
 
 @pytest.mark.parametrize(
     ("points", "expected"),
-    [(torch.zeros(3, 2), "got one with 2 others (of other episodes), expected 3 or more"),
-     (torch.tensor([[0.0], [1.0], [2.0], [math.nan]]), "not finite")],
-)  # fmt: skip
+    [
+        (torch.zeros(3, 2), "got one with 2 others (of other episodes), expected 3 or more"),
+        (torch.tensor([[0.0], [1.0], [2.0], [math.nan]]), "not finite"),
+    ],
+)
 def test_points_that_nothing_can_be_said_of_are_refused(points: torch.Tensor, expected: str) -> None:
     with pytest.raises(ValueError, match="points") as caught:
         state_entropy(points)

@@ -153,9 +153,10 @@ class Witness:
 def in_time(values: Tensor, length: int) -> Tensor:
     """[T, B, ...] from sequences [L, n·B, ...]: sequence c is of environment c mod B, from step (c div B)·L on."""
     sequences = values.shape[1]
-    rows = [values[t % length, (t // length) * BATCH : (t // length + 1) * BATCH] for t in range(
-        length * sequences // BATCH
-    )]  # fmt: skip
+    rows = [
+        values[t % length, (t // length) * BATCH : (t // length + 1) * BATCH]
+        for t in range(length * sequences // BATCH)
+    ]
     return torch.stack(rows)
 
 
@@ -227,9 +228,10 @@ def test_judging_a_batch_gives_the_probabilities_of_acting(
         close(grouped_in_time(log_prob, length), expected)
         if algorithm.settings.recurrent:
             for g, (mine, log) in enumerate(zip(algorithm.followers.distributions(batch), witness.local, strict=True)):
-                taken = [said.log_prob(actions.transpose(0, 1)).T for (_, said), actions in zip(
-                    log, witness.rollout.actions[g], strict=True
-                )]  # fmt: skip
+                taken = [
+                    said.log_prob(actions.transpose(0, 1)).T
+                    for (_, said), actions in zip(log, witness.rollout.actions[g], strict=True)
+                ]
                 close(grouped_in_time(batch.group_log_prob(g, mine), length), torch.stack(taken))
         with torch.enable_grad():
             algorithm.update(witness.rollout, 0.0)
@@ -291,8 +293,17 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     assert torch.equal(taken.context, instructed[:, units])
     assert torch.equal(taken.instruction, instructed[:, units] + 1.0)
     assert {field.name for field in fields(TeamBatch)} == {
-        "view", "actions", "active", "begins", "advantages", "returns", "values", "guider_memory", "memories", "weight"
-    }, "a new field: take it, and test it"  # fmt: skip
+        "view",
+        "actions",
+        "active",
+        "begins",
+        "advantages",
+        "returns",
+        "values",
+        "guider_memory",
+        "memories",
+        "weight",
+    }, "a new field: take it, and test it"
 
 
 # --- learning -------------------------------------------------------------------------------------------------------

@@ -19,8 +19,12 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 TOY = "toy_environments:masked_discrete"
 SMALL: dict[str, Any] = {
-    "conductor_hidden_sizes": (8,), "instructions": 3, "embedding_size": 8, "epochs": 2, "minibatches": 2,
-}  # fmt: skip
+    "conductor_hidden_sizes": (8,),
+    "instructions": 3,
+    "embedding_size": 8,
+    "epochs": 2,
+    "minibatches": 2,
+}
 
 
 def collected(**settings: Any) -> tuple[GuidedHcpo, Rollout, Collector]:
@@ -40,7 +44,7 @@ def test_actions_depend_on_the_instruction_and_values_do_not(guider: str, recurr
     instruction = algorithm.conductor.seen_of(rollout.extras["instruction"])
     batch = guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()), instruction)
     assert batch.view.instruction is not None
-    # Sequences of one step where nobody remembers, else the whole rollout.
+    # Sequences of one step where no agent remembers, else the whole rollout.
     expected = instruction if guider.remembers else instruction.flatten(0, 1).unsqueeze(0)
     assert torch.equal(batch.view.instruction, expected)
     # Weights near zero hide what the policies see.

@@ -13,13 +13,16 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
-from hmarl.trainer.guiders.attention import AttentionGuider
-from hmarl.trainer.guiders.guider import Guider, Judged, TeamView
-from hmarl.trainer.guiders.retention import RetentionGuider
+from hmarl.trainer.guiders.attention import AttentionNetwork
+from hmarl.trainer.guiders.guider import Judged, TeamView
+from hmarl.trainer.guiders.retention import RetentionNetwork
+from hmarl.trainer.guiders.sequence import SequenceGuider
 from hmarl.trainer.networks.distributions import ActionHead, Categorical
 
 pytestmark = pytest.mark.usefixtures("single_thread", "double_precision")
-each_guider = pytest.mark.parametrize("guider_class", [AttentionGuider, RetentionGuider])
+each_guider = pytest.mark.parametrize("network", [AttentionNetwork, RetentionNetwork])
+
+Network = type[AttentionNetwork] | type[RetentionNetwork]
 
 _CONTEXT = 2
 _CHOOSER = ("chooser", 3, spaces.Discrete(3), True)
@@ -57,21 +60,23 @@ class Recorded:
     memory: Tensor
 
 
-def new_guider(kind: type[Guider], agents: Sequence[tuple], blocks: int = 1, heads: int = 1) -> tuple[Guider, Tensor]:
+def new_guider(
+    network: Network, agents: Sequence[tuple], blocks: int = 1, heads: int = 1
+) -> tuple[SequenceGuider, Tensor]:
     specs = tuple(
         AgentSpec(f"{name}_{i}", size, space, has_action_mask=masked)
         for i, (name, size, space, masked) in enumerate(agents)
     )
     groups = EnvironmentSpec("toy", specs, 1, None, "shared").groups
     group_heads = [ActionHead(group.example.action_space) for group in groups]
-    guider = kind(groups, group_heads, Structure(8, blocks, heads), _CONTEXT)
+    guider = SequenceGuider(network, groups, group_heads, Structure(8, blocks, heads), _CONTEXT)
     generator = torch.Generator().manual_seed(7)
     # Away from the start, where policies are near uniform and biases zero.
     theta = guider.initialise(generator) + 0.2 * torch.randn(guider.size, generator=generator)
     return guider, theta
 
 
-def record(guider: Guider, theta: Tensor, steps: int, sequences: int, begin_rate: float = 0.1) -> Recorded:
+def record(guider: SequenceGuider, theta: Tensor, steps: int, sequences: int, begin_rate: float = 0.1) -> Recorded:
     """Legal random actions, after a memory that random steps have left."""
     generator = torch.Generator().manual_seed(8)
     features, masks, actions = [], [], []
@@ -88,7 +93,7 @@ def record(guider: Guider, theta: Tensor, steps: int, sequences: int, begin_rate
         actions.append(uniform.select(perturbation))
     view = TeamView(features, masks, torch.randn(steps, sequences, _CONTEXT, generator=generator))
     begins = torch.rand(steps, sequences, generator=generator) < begin_rate
-    memory = guider.no_memory(sequences, torch.device("cpu"))
+    memory = torch.zeros(sequences, *guider.memory_shape)
     for t in range(min(steps, 2)):
         memory = guider.act(guider.named(theta), at(view, t), None, range(guider.agents), memory).memory
     return Recorded(view, actions, begins, memory)
@@ -99,11 +104,11 @@ def at(view: TeamView, step: int) -> TeamView:
     return TeamView([x[step] for x in view.features], masks, None if view.context is None else view.context[step])
 
 
-def judge(guider: Guider, theta: Tensor, seen: Recorded, order: Sequence[int]) -> Judged:
+def judge(guider: SequenceGuider, theta: Tensor, seen: Recorded, order: Sequence[int]) -> Judged:
     return guider.judge(guider.named(theta), seen.view, seen.actions, torch.tensor(order), seen.memory, seen.begins)
 
 
-def log_probs(guider: Guider, judged: Judged, actions: Sequence[Tensor]) -> Tensor:
+def log_probs(guider: SequenceGuider, judged: Judged, actions: Sequence[Tensor]) -> Tensor:
     """[L, C, N] of the recorded actions, agents in natural order."""
     steps, sequences = actions[0].shape[:2]
     result = torch.empty(steps, sequences, guider.agents)
@@ -124,10 +129,8 @@ def probabilities(judged: Judged, steps: int, sequences: int) -> Tensor:
 @pytest.mark.parametrize(("blocks", "heads"), [(1, 1), (2, 4)])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 0, 4, 2, 1)])
 @torch.no_grad()
-def test_acting_agrees_with_judging(
-    guider_class: type[Guider], blocks: int, heads: int, order: tuple[int, ...]
-) -> None:
-    guider, theta = new_guider(guider_class, UNLIKE, blocks, heads)
+def test_acting_agrees_with_judging(network: Network, blocks: int, heads: int, order: tuple[int, ...]) -> None:
+    guider, theta = new_guider(network, UNLIKE, blocks, heads)
     seen = record(guider, theta, STEPS, SEQUENCES)
     parameters, generator = guider.named(theta), torch.Generator().manual_seed(1)
     noise = [
@@ -164,8 +167,8 @@ def test_acting_agrees_with_judging(
 
 @each_guider
 @torch.no_grad()
-def test_the_modes_are_the_most_probable_legal_actions(guider_class: type[Guider]) -> None:
-    guider, theta = new_guider(guider_class, ALIKE)
+def test_the_modes_are_the_most_probable_legal_actions(network: Network) -> None:
+    guider, theta = new_guider(network, ALIKE)
     seen = record(guider, theta, 1, 50)
     acted = guider.act(guider.named(theta), at(seen.view, 0), None, (2, 0, 3, 1), seen.memory)
     seen.actions = [actions.unsqueeze(0) for actions in acted.actions]
@@ -180,8 +183,8 @@ def test_the_modes_are_the_most_probable_legal_actions(guider_class: type[Guider
 
 @each_guider
 @torch.no_grad()
-def test_the_probabilities_of_all_joint_actions_sum_to_one(guider_class: type[Guider]) -> None:
-    guider, theta = new_guider(guider_class, (_CHOOSER, _BRANCHER, _CHOOSER))
+def test_the_probabilities_of_all_joint_actions_sum_to_one(network: Network) -> None:
+    guider, theta = new_guider(network, (_CHOOSER, _BRANCHER, _CHOOSER))
     one = record(guider, theta, 1, 1, begin_rate=0.0)
     joint = torch.tensor(list(itertools.product(range(3), range(2), range(3), range(3))))
     sequences = len(joint)
@@ -203,8 +206,8 @@ def test_the_probabilities_of_all_joint_actions_sum_to_one(guider_class: type[Gu
 
 @each_guider
 @torch.no_grad()
-def test_agents_are_told_apart_by_their_one_hots_alone(guider_class: type[Guider]) -> None:
-    guider, theta = new_guider(guider_class, ALIKE, blocks=2)
+def test_agents_are_told_apart_by_their_one_hots_alone(network: Network) -> None:
+    guider, theta = new_guider(network, ALIKE, blocks=2)
     seen, order, places = record(guider, theta, STEPS, SEQUENCES), (1, 3, 0, 2), [2, 0, 3, 1]
     seen.memory.zero_()
     renamed, inputs = theta.clone(), _CHOOSER[1] + _CONTEXT
@@ -231,8 +234,8 @@ def test_agents_are_told_apart_by_their_one_hots_alone(guider_class: type[Guider
 @each_guider
 @pytest.mark.parametrize("changed", [0, 1, 2, 3])
 @torch.no_grad()
-def test_an_action_is_seen_by_the_agents_after_it_alone(guider_class: type[Guider], changed: int) -> None:
-    guider, theta = new_guider(guider_class, ALIKE)
+def test_an_action_is_seen_by_the_agents_after_it_alone(network: Network, changed: int) -> None:
+    guider, theta = new_guider(network, ALIKE)
     seen, order, step = record(guider, theta, STEPS, 1, begin_rate=0.0), (1, 3, 0, 2), 20
     ended = 40
     seen.begins[ended] = True
@@ -246,7 +249,7 @@ def test_an_action_is_seen_by_the_agents_after_it_alone(guider_class: type[Guide
     ] > 1e-9
     expected = torch.zeros(STEPS, 4, dtype=torch.bool)
     expected[step, changed + 1 :] = True
-    if guider_class is RetentionGuider:  # whoever acts in later steps of the episode, even if the last has changed
+    if network is RetentionNetwork:  # whoever acts in later steps of the episode, even if the last has changed
         expected[step + 1 : ended] = True
     legal = seen.view.action_masks[0]
     assert legal is not None
@@ -256,14 +259,14 @@ def test_an_action_is_seen_by_the_agents_after_it_alone(guider_class: type[Guide
 
 
 @each_guider
-def test_what_was_seen_is_remembered_until_the_episode_ends(guider_class: type[Guider]) -> None:
-    guider, theta = new_guider(guider_class, ALIKE, heads=2)
+def test_what_was_seen_is_remembered_until_the_episode_ends(network: Network) -> None:
+    guider, theta = new_guider(network, ALIKE, heads=2)
     seen = record(guider, theta, 2 * STEPS, 1, begin_rate=0.0)
     begin = STEPS + 3
     seen.begins[begin] = True
     features, memory = seen.view.features[0].requires_grad_(True), seen.memory.clone().requires_grad_(True)
     seen.memory = memory
-    remembers = guider_class is RetentionGuider
+    remembers = network is RetentionNetwork
 
     def reached(judged: Judged, step: int) -> list[bool]:
         """From which steps, and at last whether from the memory before the first, gradient flows into one step."""
@@ -281,7 +284,7 @@ def test_what_was_seen_is_remembered_until_the_episode_ends(guider_class: type[G
 
 @torch.no_grad()
 def test_a_retention_fades_by_the_decay_of_its_head() -> None:
-    guider, theta = new_guider(RetentionGuider, ALIKE, heads=2)
+    guider, theta = new_guider(RetentionNetwork, ALIKE, heads=2)
     seen = record(guider, theta, 1, SEQUENCES)
     states = 2 * 4 * 4  # of the encoder's only retention, the first in a memory
     faint = seen.memory.clone()
@@ -297,17 +300,17 @@ def test_a_retention_fades_by_the_decay_of_its_head() -> None:
 
 @torch.no_grad()
 def test_steps_are_counted_from_the_episodes_begin() -> None:
-    guider, theta = new_guider(RetentionGuider, ALIKE)
+    guider, theta = new_guider(RetentionNetwork, ALIKE)
     seen = record(guider, theta, 5, SEQUENCES)
-    memory = guider.no_memory(SEQUENCES, torch.device("cpu"))
+    memory = torch.zeros(SEQUENCES, *guider.memory_shape)
     for t in range(5):
         torch.testing.assert_close(memory[:, -1], torch.full((SEQUENCES,), float(t)))
         memory = guider.act(guider.named(theta), at(seen.view, t), None, range(4), memory).memory
 
 
 @each_guider
-def test_every_parameter_is_learnt(guider_class: type[Guider]) -> None:
-    guider, theta = new_guider(guider_class, UNLIKE, blocks=2, heads=2)
+def test_every_parameter_is_learnt(network: Network) -> None:
+    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2)
     theta.requires_grad_(True)
     seen = record(guider, theta.detach(), 6, SEQUENCES)
     loss = torch.zeros(())
@@ -328,4 +331,4 @@ def test_every_parameter_is_learnt(guider_class: type[Guider]) -> None:
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="embedding_size: got 8, expected a multiple of attention_heads"):
-        new_guider(RetentionGuider, ALIKE, heads=3)
+        new_guider(RetentionNetwork, ALIKE, heads=3)

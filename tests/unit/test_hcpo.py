@@ -227,9 +227,14 @@ def test_weights_are_those_of_the_step_at_which_the_instruction_was_chosen(inter
 @pytest.mark.parametrize("interval", [1, 3])
 def test_both_levels_keep_their_limits_over_real_updates(mode: str, interval: int) -> None:
     algorithm, rollout, collector = new_hcpo(
-        "mpe/simple_spread", 16, 25, instruction_weight=mode, instruction_interval=interval,
-        kl_limit=0.003, conductor_kl_limit=0.008,
-    )  # fmt: skip
+        "mpe/simple_spread",
+        16,
+        25,
+        instruction_weight=mode,
+        instruction_interval=interval,
+        kl_limit=0.003,
+        conductor_kl_limit=0.008,
+    )
     accepted: list[tuple[float, float]] = []
     for update in range(4):
         collector.collect(algorithm)

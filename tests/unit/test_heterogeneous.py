@@ -108,7 +108,7 @@ class Recording(Hcpo):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.conductor, "improve", self._conducted)
             patch.setattr(hcpo, "improve_by_trust_region", self._improved)
-            patch.setattr(hcpo, "normalise_advantages", lambda advantages: advantages)
+            patch.setattr(hcpo, "normalise_each", lambda advantages, _: advantages)
             return super().update(rollout, progress)
 
     def _conducted(

@@ -27,14 +27,14 @@ def pairs(edges: torch.Tensor) -> set[tuple[int, int]]:
     return {(int(i), int(j)) for _, i, j in edges.nonzero()}
 
 
-def test_within_the_radius_neighbours_hear_one_another_and_nobody_hears_who_has_left() -> None:
+def test_within_the_radius_neighbours_hear_one_another_and_no_agent_hears_who_has_left() -> None:
     assert pairs(message_edges(PLACES, THERE, "radius", 1.0, 0)) == {(0, 1), (1, 0)}
     assert pairs(message_edges(PLACES, THERE, "radius", 2.0, 0)) == {(0, 1), (1, 0), (2, 3), (3, 2)}
 
 
 def test_the_nearest_are_heard_whatever_the_distance() -> None:
     assert pairs(message_edges(PLACES, THERE, "nearest", 0.0, 1)) == {(0, 1), (1, 0), (2, 3), (3, 2)}
-    # With as many neighbours as there are others everybody is heard, but for the one who has left.
+    # With as many neighbours as there are others all agents are heard, but for the one that has left.
     assert message_edges(PLACES, THERE, "nearest", 0.0, 9).equal(message_edges(PLACES, THERE, "all", 0.0, 0))
 
 

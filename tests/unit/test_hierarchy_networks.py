@@ -77,9 +77,14 @@ def padded(seen: TeamGraph, more: int) -> TeamGraph:
     edges[:, :agents, :agents] = seen.edges
     assert seen.goal is not None
     return TeamGraph(
-        [beside(seen.features[0], 7.0)], beside(seen.active, 0), beside(seen.positions, 9.0), edges,
-        beside(seen.cluster, 0), beside(seen.goal, 5.0), seen.sub_goal,
-    )  # fmt: skip
+        [beside(seen.features[0], 7.0)],
+        beside(seen.active, 0),
+        beside(seen.positions, 9.0),
+        edges,
+        beside(seen.cluster, 0),
+        beside(seen.goal, 5.0),
+        seen.sub_goal,
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -87,9 +92,14 @@ def test_who_is_named_first_does_not_matter(name: str) -> None:
     seen, order = graph(4), torch.tensor([2, 0, 3, 1])
     assert seen.goal is not None
     shuffled = TeamGraph(
-        [seen.features[0][:, order]], seen.active[:, order], seen.positions[:, order],
-        seen.edges[:, order][:, :, order], seen.cluster[:, order], seen.goal[:, order], seen.sub_goal,
-    )  # fmt: skip
+        [seen.features[0][:, order]],
+        seen.active[:, order],
+        seen.positions[:, order],
+        seen.edges[:, order][:, :, order],
+        seen.cluster[:, order],
+        seen.goal[:, order],
+        seen.sub_goal,
+    )
     expected = output(NETWORKS[name](4), seen)
     if name in ("workers", "sub-managers"):
         expected = expected[:, order]
@@ -145,7 +155,7 @@ def test_messages_are_the_means_of_eq_1_by_hand() -> None:
     torch.testing.assert_close(network(theta, seen)[0][0], expected)
 
 
-def test_without_messages_nobody_depends_on_the_others() -> None:
+def test_without_messages_no_agent_depends_on_the_others() -> None:
     network = WorkerNetwork(spec(3), [5], replace(STRUCTURE, rounds=0), [4], 1.0, told=True)
     seen = graph(3)
     others = seen.features[0].clone()

@@ -30,10 +30,17 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 BATCH = 4
 SMALL = {"embedding_size": 8, "goal_size": 3, "goal_interval": 2, "manager_interval": 2, "epochs": 2, "minibatches": 2}
 KINDS = [
-    {"levels": 1}, {"levels": 1, "message_rounds": 0}, {"levels": 2}, {"levels": 3},
-    {"levels": 3, "goal_space": "discrete"}, {"levels": 3, "static_graph": True}, {"levels": 3, "agent_identity": True},
+    {"levels": 1},
+    {"levels": 1, "message_rounds": 0},
+    {"levels": 2},
+    {"levels": 3},
+    {"levels": 3, "goal_space": "discrete"},
+    {"levels": 3, "static_graph": True},
+    {"levels": 3, "agent_identity": True},
     {"levels": 3, "workers_see_reward": True, "local_rewards": False},
-]  # fmt: skip
+    {"levels": 3, "worker_reward": "window"},
+    {"levels": 3, "edge_values": False},
+]
 
 
 def toy(positions: bool = True) -> ToyEnvironment:
@@ -102,10 +109,10 @@ def test_messages_are_redrawn_at_every_step_and_with_a_static_graph_once_an_epis
     assert not moving.extras["edges"][0].equal(moving.extras["edges"][1])
     edges, cluster = still.extras["edges"], still.extras["cluster"]
     there = still.active.unsqueeze(-1) & still.active.unsqueeze(-2)
-    assert not there.all(), "nobody left"
+    assert not there.all(), "no agent left"
     for first, episode in ((0, slice(0, 5)), (5, slice(5, 10))):
         assert cluster[episode].equal(cluster[first].expand_as(cluster[episode]))
-        assert edges[episode].equal(edges[first] & there[episode]), "somebody who has left is heard"
+        assert edges[episode].equal(edges[first] & there[episode]), "an agent that has left is heard"
     assert not edges[0].equal(edges[5])
 
 
@@ -142,7 +149,7 @@ def test_local_rewards_are_what_the_workers_of_a_cluster_earn_on_average() -> No
 def test_a_decisions_advantage_is_what_its_window_brought_and_the_value_after_less_the_value_before(
     levels: int,
 ) -> None:
-    algorithm = hierarchy(levels=levels, gamma=0.9)
+    algorithm = hierarchy(levels=levels, gamma=0.9, edge_values=False)
     (rollout,) = collected(algorithm, 12)
     level = algorithm.hierarchy.sub_managers
     assert level is not None
@@ -170,7 +177,7 @@ def test_a_decisions_advantage_is_what_its_window_brought_and_the_value_after_le
 @pytest.mark.parametrize("superior", [False, True])
 def test_advantages_and_the_returns_that_values_learn_have_a_lambda_each(superior: bool) -> None:
     def outcome(**settings: float) -> Outcome:
-        algorithm = hierarchy(levels=2, **settings)
+        algorithm = hierarchy(levels=2, edge_values=False, **settings)
         (rollout,) = collected(algorithm, 12)
         graphs, rewards = graphs_of(algorithm, rollout), rollout.team_rewards.unsqueeze(-1)
         if superior:
@@ -246,11 +253,12 @@ def test_goals_for_an_empty_cluster_do_not_count() -> None:
     rollout.extras["cluster"] = torch.zeros_like(rollout.extras["cluster"])
     chosen = rollout.extras["manager_decided"]
     anything = torch.randn(10, BATCH, 3)
-    decisions = algorithm._goals_set(
+    decisions, judgements = algorithm._goals_set(
         graphs_of(algorithm, rollout), Outcome(anything, anything, anything), chosen, "sub_goal"
     )
     assert decisions.weight[:, 0].eq(1.0).all()
     assert decisions.weight[:, 1:].eq(0.0).all()
+    assert judgements.judged.all()
 
 
 # --- playing and deploying ------------------------------------------------------------------------------------------
@@ -291,7 +299,7 @@ def test_the_teacher_of_its_students_plays_as_it_does_and_labels_with_its_goals(
                 assert labels.goals[g].transpose(0, 1).equal(team.last.graph.goal[:, list(group.agents)])
 
 
-def test_without_positions_a_hierarchy_says_that_everybody_hears_everybody(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_positions_a_hierarchy_says_that_all_agents_hear_one_another(caplog: pytest.LogCaptureFixture) -> None:
     hierarchy()
     assert not caplog.records
     hierarchy(positions=False, graph="none")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,172 +12,63 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from credit_by_loops import (
+    AGENTS,
+    BATCH,
+    PAIRS,
+    SMALL,
+    STEPS,
+    SUB_MANAGERS,
+    TELESCOPED,
+    ByLoops,
+    expected,
+    foragers,
+    graphs_of,
+)
 from hmarl.trainer.algorithms.himpo import Himpo
-from hmarl.trainer.experience.rollout import Collector, Rollout
-from hmarl.trainer.hierarchy.level import Decisions, Level
+from hmarl.trainer.hierarchy.level import Decisions, Judgements, Level
 from hmarl.trainer.hierarchy.networks import TeamGraph
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.networks.distributions import ActionHead
 from hmarl.trainer.networks.settings import validate
-from training_runs import CPU, as_tensors, new_algorithm
+from training_runs import CPU, as_tensors
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
-STEPS, BATCH, AGENTS, SUB_MANAGERS = 18, 3, 5, 2
-INTERVAL, MANAGER_INTERVAL = 3, 2  # α and K
-SMALL = {
-    "embedding_size": 8, "goal_size": 3, "goal_interval": INTERVAL, "manager_interval": MANAGER_INTERVAL,
-    "sub_managers": SUB_MANAGERS, "epochs": 1, "minibatches": 1,
-}  # fmt: skip
-# Agents starve after five steps without a meal, at different times; episodes are cut off after eight.
-STARVING = {"endurance": 5, "horizon": 8}
-
-
-def foragers(**settings: Any) -> tuple[Himpo, Rollout, Collector]:
-    return new_algorithm("himpo", "lbfws/hard", BATCH, STEPS, STARVING, **{**SMALL, **settings})
-
-
-def graphs_of(algorithm: Himpo, rollout: Rollout) -> RolloutGraphs:
-    return RolloutGraphs(
-        algorithm.hierarchy, rollout, algorithm.together.worker_features, algorithm.all_levels.standing
-    )
-
-
 # --- every level's advantages, straight from the equations ----------------------------------------------------------
-
-
-class ByLoops:
-    """A rollout's windows, rewards and advantages by plain loops over steps, environments and agents.
-
-    Args:
-        algorithm: that collected it.
-        rollout: of T steps.
-        graphs: of it; only what the levels value is taken from them.
-    """
-
-    def __init__(self, algorithm: Himpo, rollout: Rollout, graphs: RolloutGraphs) -> None:
-        self.settings, self.rollout, self._graphs = algorithm.settings, rollout, graphs
-        self._workers = algorithm.hierarchy.workers
-        self._finals = {(int(t), int(b)): index for index, (t, b) in enumerate(rollout.ended.nonzero())}
-
-    def windows(self, b: int, length: int) -> list[tuple[int, int]]:
-        """[start, stop) of an environment's windows, cut by the ends of its episodes and of the rollout."""
-        found, start = [], 0
-        for t in range(STEPS):
-            if t + 1 - start == length or self.rollout.ended[t, b] or t + 1 == STEPS:
-                found.append((start, t + 1))
-                start = t + 1
-        return found
-
-    def advantages(self, level: Level, rewards: Tensor, length: int, gae_lambda: float) -> Tensor:
-        """[T, B, V] of a level that decides at the starts of windows; 0 at all other steps. γ and λ per decision.
-        Workers, who judge for themselves, look forward to nothing once they have left.
-        """
-        values, last = level.values(self._graphs.moments).unflatten(0, (STEPS, BATCH)), level.values(self._graphs.last)
-        finals, gamma = level.values(self._graphs.finals), self.settings.gamma
-        found, there = torch.zeros_like(values), self.rollout.next_active().float()
-        for b in range(BATCH):
-            later = torch.zeros(values.shape[-1])
-            for start, stop in reversed(self.windows(b, length)):
-                if self.rollout.ended[stop - 1, b]:
-                    later = torch.zeros_like(later)
-                if self.rollout.terminated[stop - 1, b]:
-                    after = torch.zeros_like(later)
-                elif self.rollout.ended[stop - 1, b]:
-                    after = finals[self._finals[stop - 1, b]]
-                else:
-                    after = last[b] if stop == STEPS else values[stop, b]
-                if level is self._workers:
-                    after, later = after * there[stop - 1, b], later * there[stop - 1, b]
-                brought = sum(rewards[t, b] for t in range(start, stop))
-                later = brought + gamma * after - values[start, b] + gamma * gae_lambda * later
-                found[start, b] = later
-        return found
-
-    def sub_managers_rewards(self, above: Tensor) -> Tensor:
-        """[T, B, S] A^m(t₀) / K once for each of the sub-managers' decisions in the manager's window, and what the
-        workers of their own clusters earn on average, as if the whole team did.
-        """
-        rewards, extras = torch.zeros(STEPS, BATCH, SUB_MANAGERS), self.rollout.extras
-        for b in range(BATCH):
-            starts = {start for start, _ in self.windows(b, INTERVAL)}
-            for start, stop in self.windows(b, INTERVAL * MANAGER_INTERVAL):
-                for t in range(start, stop):
-                    rewards[t, b] += above[start, b, 0] / MANAGER_INTERVAL if t in starts else 0.0
-        for t, b, s in self._cells(SUB_MANAGERS):
-            workers = [i for i in range(AGENTS) if extras["cluster"][t, b, i] == s and self.rollout.active[t, b, i]]
-            if self.settings.local_rewards and workers:
-                rewards[t, b, s] += AGENTS * sum(self.rollout.rewards[t, b, i] for i in workers) / len(workers)
-        return rewards
-
-    def workers_rewards(self, above: Tensor) -> Tensor:
-        """[T, B, N] A^s(t₀) / α of the own cluster at every step of a window."""
-        rewards, cluster = torch.zeros(STEPS, BATCH, AGENTS), self.rollout.extras["cluster"]
-        for b in range(BATCH):
-            for start, stop in self.windows(b, INTERVAL):
-                for t in range(start, stop):
-                    for i in range(AGENTS):
-                        rewards[t, b, i] = above[start, b, cluster[start, b, i]] / INTERVAL
-        if self.settings.workers_see_reward:
-            rewards += self.rollout.team_rewards.unsqueeze(-1)
-        return rewards
-
-    def rows(self, length: int) -> list[int]:
-        """t·B + b of all decisions, in order."""
-        return sorted(start * BATCH + b for b in range(BATCH) for start, _ in self.windows(b, length))
-
-    @staticmethod
-    def _cells(units: int) -> Iterator[tuple[int, int, int]]:
-        return ((t, b, u) for t in range(STEPS) for b in range(BATCH) for u in range(units))
-
-
-def expected(loops: ByLoops, algorithm: Himpo) -> list[tuple[Tensor, Tensor]]:
-    """Of each level from the top down [decisions, units] advantages and [decisions, V] returns less values."""
-    hierarchy, settings, found = algorithm.hierarchy, algorithm.settings, []
-    team = loops.rollout.team_rewards.unsqueeze(-1)
-    rewards, goal_lambda = team.expand(-1, -1, SUB_MANAGERS), settings.manager_gae_lambda
-    value_lambda = settings.value_lambda
-    if hierarchy.manager is not None:
-        length = INTERVAL * MANAGER_INTERVAL
-        above = loops.advantages(hierarchy.manager, team, length, goal_lambda)
-        gained = loops.advantages(hierarchy.manager, team, length, value_lambda)
-        rows = loops.rows(length)
-        found.append((above.flatten(0, 1)[rows].expand(-1, SUB_MANAGERS), gained.flatten(0, 1)[rows]))
-        rewards = loops.sub_managers_rewards(above)
-    assert hierarchy.sub_managers is not None
-    above = loops.advantages(hierarchy.sub_managers, rewards, INTERVAL, goal_lambda)
-    rows, cluster = loops.rows(INTERVAL), loops.rollout.extras["cluster"].flatten(0, 1)
-    gained = loops.advantages(hierarchy.sub_managers, rewards, INTERVAL, value_lambda)
-    found.append((above.flatten(0, 1)[rows].gather(-1, cluster[rows]), gained.flatten(0, 1)[rows]))
-    own, gained = (
-        loops.advantages(hierarchy.workers, loops.workers_rewards(above), 1, gae_lambda)
-        for gae_lambda in (settings.gae_lambda, value_lambda)
-    )
-    return [*found, (own.flatten(0, 1), gained.flatten(0, 1))]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"levels": 2}, {"levels": 3}, {"levels": 3, "local_rewards": False}, {"levels": 3, "workers_see_reward": True},
+        {"levels": 2},
+        {"levels": 3},
+        {"levels": 3, "local_rewards": False},
+        {"levels": 3, "workers_see_reward": True},
         {"levels": 3, "manager_gae_lambda": 0.7},
+        {"levels": 2, **TELESCOPED},
+        {"levels": 3, **TELESCOPED},
+        {"levels": 3, **TELESCOPED, "local_rewards": False, "workers_see_reward": True, "manager_gae_lambda": 0.7},
+        {"levels": 2, **PAIRS},
+        {"levels": 3, **PAIRS},
+        {"levels": 3, **PAIRS, **TELESCOPED},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_advantages_of_all_levels_are_those_of_plain_loops_over_eq_5(settings: dict[str, Any]) -> None:
     algorithm, rollout, collector = foragers(**settings)
     for _ in range(2):  # the second rollout begins amid episodes, after a step of learning
         collector.collect(algorithm)
         graphs = graphs_of(algorithm, rollout)
-        judged = [decisions for _, _, decisions in algorithm._judged(graphs)]
-        loops = ByLoops(algorithm, rollout, graphs)
+        judged, close = algorithm._judged(graphs), {"rtol": 1e-5, "atol": 1e-5}
         assert len(judged) == settings["levels"]
-        for decisions, (advantages, gained) in zip(judged, expected(loops, algorithm), strict=True):
-            there, close = decisions.weight > 0, {"rtol": 1e-5, "atol": 1e-5}
+        expectations = expected(ByLoops(algorithm, rollout, graphs), algorithm)
+        for (_, _, decisions, judgements), (advantages, gained) in zip(judged, expectations, strict=True):
+            there = decisions.weight > 0
             torch.testing.assert_close(decisions.advantages[there], advantages[there], **close)
-            there = decisions.judged
-            torch.testing.assert_close((decisions.returns - decisions.values)[there], gained[there], **close)
+            there = judgements.judged
+            torch.testing.assert_close((judgements.returns - judgements.values)[there], gained[there], **close)
         algorithm.update(rollout, 0.0)
 
 
@@ -259,12 +149,27 @@ def recording(entropy_coefficient: float = 0.0) -> Any:
 
 def decisions_of(advantages: Tensor, actions: Tensor = ACTIONS, weight: Tensor = WEIGHT) -> Decisions:
     moments, units = actions.shape
-    nothing, anything = torch.zeros(moments, units), torch.ones(moments, units)
+    nothing = torch.zeros(moments, units)
     graph = TeamGraph(
-        [nothing.unsqueeze(-1)], weight > 0, torch.zeros(moments, units, 0),
-        torch.zeros(moments, units, units, dtype=torch.bool), torch.zeros(moments, units, dtype=torch.int64),
-    )  # fmt: skip
-    return Decisions(graph, [actions], [None], nothing, advantages, anything, weight, weight > 0)
+        [nothing.unsqueeze(-1)],
+        weight > 0,
+        torch.zeros(moments, units, 0),
+        torch.zeros(moments, units, units, dtype=torch.bool),
+        torch.zeros(moments, units, dtype=torch.int64),
+    )
+    return Decisions(graph, [actions], [None], advantages, weight)
+
+
+def judgements_of(decisions: Decisions, returns: Tensor | None = None) -> Judgements:
+    """Zeros that were to be ``returns`` (ones), judged where something was decided."""
+    nothing = torch.zeros_like(decisions.weight)
+    return Judgements(decisions.graph, nothing, nothing + 1 if returns is None else returns, decisions.weight > 0)
+
+
+def improve(level: Any, decisions: Decisions, returns: Tensor | None = None) -> dict[str, float]:
+    """The level's metrics after it has learnt."""
+    learnt: dict[str, float] = level.improve(decisions, judgements_of(decisions, returns), torch.Generator(), 1.0)
+    return learnt
 
 
 def old_log_prob(ratio: Tensor, actions: Tensor = ACTIONS) -> Tensor:
@@ -281,7 +186,7 @@ def test_a_levels_loss_is_less_the_clipped_objective_less_the_entropy_of_those_w
     level = recording(entropy_coefficient=0.5)
     ratio = torch.tensor([[1.1, 1.5, 0.5], [1.5, 0.5, 7.0]])
     advantages = torch.tensor([[2.0, 1.0, 1.0], [-1.0, -1.0, 100.0]])
-    metrics = level._step(decisions_of(advantages), old_log_prob(ratio), advantages, 1.0)
+    metrics = level._climb(decisions_of(advantages), old_log_prob(ratio), advantages, 1.0)
     objective = (1.1 * 2.0 + 1.2 + 0.5 - 1.5 - 0.8) / 5
     first, second, third = entropy_of(POLICY)
     entropy = (2 * first + 2 * second + third) / 5
@@ -292,10 +197,16 @@ def test_a_levels_loss_is_less_the_clipped_objective_less_the_entropy_of_those_w
 @pytest.mark.parametrize(
     ("ratio", "advantage", "moves"),
     [
-        (1.0, 1.0, True), (1.1, 1.0, True), (1.3, 1.0, False), (0.7, 1.0, True),
-        (1.0, -1.0, True), (0.9, -1.0, True), (0.7, -1.0, False), (1.3, -1.0, True),
+        (1.0, 1.0, True),
+        (1.1, 1.0, True),
+        (1.3, 1.0, False),
+        (0.7, 1.0, True),
+        (1.0, -1.0, True),
+        (0.9, -1.0, True),
+        (0.7, -1.0, False),
+        (1.3, -1.0, True),
     ],
-)  # fmt: skip
+)
 def test_the_clip_ends_what_draws_a_ratio_farther_out_and_nothing_else(
     ratio: float, advantage: float, moves: bool
 ) -> None:
@@ -303,7 +214,7 @@ def test_the_clip_ends_what_draws_a_ratio_farther_out_and_nothing_else(
     of_interest[0, 1] = 1.0
     advantages = advantage * torch.ones_like(WEIGHT)
     part = decisions_of(advantages, weight=of_interest)
-    level._step(part, old_log_prob(torch.full_like(WEIGHT, ratio)), advantages, 1.0)
+    level._climb(part, old_log_prob(torch.full_like(WEIGHT, ratio)), advantages, 1.0)
     # −r·Â·∇log π of the second action, of which π is 0.2: (−0.8, 0.8).
     slope = -ratio * advantage * 0.8 if moves else 0.0
     gradient = level.optimiser.gradient.view(3, 2)
@@ -315,7 +226,7 @@ def test_advantages_are_normalised_over_those_who_are_there() -> None:
     # Those of the five who are there have mean 3 and variance (4 · 2²) / 5 = 3.2.
     advantages = torch.tensor([[1.0, 5.0, 5.0], [1.0, 3.0, 1000.0]])
     level = recording()
-    level.improve(decisions_of(advantages), torch.Generator(), 1.0)
+    improve(level, decisions_of(advantages))
     slopes = torch.zeros(3, 2)
     for m, u in WEIGHT.nonzero().tolist():
         normalised = (advantages[m, u] - 3.0) / math.sqrt(3.2)
@@ -324,13 +235,13 @@ def test_advantages_are_normalised_over_those_who_are_there() -> None:
     torch.testing.assert_close(level.optimiser.gradient.view(3, 2), slopes)
 
 
-def test_what_was_decided_for_nobody_does_not_move_the_policy() -> None:
+def test_what_was_decided_for_no_agent_does_not_move_the_policy() -> None:
     gradients = []
     for action, advantage in ((0, -50.0), (1, 1000.0)):
         level, actions = recording(entropy_coefficient=0.3), ACTIONS.clone()
         advantages = torch.tensor([[1.0, 5.0, 5.0], [1.0, 3.0, advantage]])
         actions[1, 2] = action
-        level.improve(decisions_of(advantages, actions), torch.Generator(), 1.0)
+        improve(level, decisions_of(advantages, actions))
         gradients.append(level.optimiser.gradient)
     torch.testing.assert_close(gradients[0], gradients[1])
     assert gradients[0].any()
@@ -341,7 +252,7 @@ def test_the_value_learns_from_those_who_are_there() -> None:
     level.value_optimiser = RecordingOptimiser(torch.zeros(3, requires_grad=True), torch.zeros(()), torch.zeros(()))
     decisions = decisions_of(torch.zeros(2, 3))
     returns = torch.tensor([[1.0, 2.0, 3.0], [1.0, 4.0, 1000.0]])
-    metrics = level.improve(replace(decisions, returns=returns), torch.Generator(), 1.0)
+    metrics = improve(level, decisions, returns)
     assert metrics["critic_loss"] == pytest.approx((1 + 4 + 9 + 1 + 16) / 5)
     torch.testing.assert_close(level.value_optimiser.gradient, torch.tensor([-4.0, -12.0, -6.0]) / 5)
     # Var(targets − 0) / Var(targets) = 1: all that zeros explain is nothing.
@@ -350,11 +261,11 @@ def test_the_value_learns_from_those_who_are_there() -> None:
     assert moments.tolist() == pytest.approx([1.0, 11 / 5, 31 / 5])
 
 
-def test_a_minibatch_in_which_nobody_is_left_teaches_nothing() -> None:
+def test_a_minibatch_in_which_no_agent_is_left_teaches_nothing() -> None:
     level = new_level()
-    nobody = decisions_of(torch.ones(2, 3), weight=torch.zeros(2, 3))
-    metrics = level._step(nobody, torch.zeros(2, 3), torch.ones(2, 3), 1.0)
-    assert float(metrics["critic_loss"]) == 0.0
+    empty = decisions_of(torch.ones(2, 3), weight=torch.zeros(2, 3))
+    level._climb(empty, torch.zeros(2, 3), torch.ones(2, 3), 1.0)
+    assert float(level._fit(judgements_of(empty), 1.0)["critic_loss"]) == 0.0
     assert level.theta.equal(POLICY.log().flatten())
     assert not level.value_theta.any()
 
@@ -362,17 +273,17 @@ def test_a_minibatch_in_which_nobody_is_left_teaches_nothing() -> None:
 def test_a_step_makes_better_actions_likelier_and_the_entropy_bonus_makes_all_more_alike() -> None:
     level = new_level()
     before = POLICY.log()
-    level.improve(decisions_of(torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 9.0]])), torch.Generator(), 1.0)
+    improve(level, decisions_of(torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 9.0]])))
     moved = level.theta.view(3, 2) - before
     assert (moved.gather(-1, ACTIONS[0].unsqueeze(-1)) > 0).all()  # the first moment's were the better ones
     bonus = new_level(entropy_coefficient=0.1)
-    bonus.improve(decisions_of(torch.zeros(2, 3)), torch.Generator(), 1.0)
+    improve(bonus, decisions_of(torch.zeros(2, 3)))
     after = entropy_of(bonus.theta.view(3, 2).softmax(-1))
     assert after[1] > entropy_of(POLICY)[1]
     assert after[2] > entropy_of(POLICY)[2]
 
 
-# --- decisions for nobody -------------------------------------------------------------------------------------------
+# --- decisions for no agent -------------------------------------------------------------------------------------------
 
 
 def with_leavers() -> tuple[Himpo, RolloutGraphs]:
@@ -394,7 +305,7 @@ def anything(judges: int) -> Outcome:
 def test_goals_for_leavers_weigh_nothing() -> None:
     algorithm, graphs = with_leavers()
     decided = graphs.rollout.extras["decided"]
-    weight = algorithm._goals_set(graphs, anything(3), decided, "goal").weight
+    weight = algorithm._goals_set(graphs, anything(3), decided, "goal")[0].weight
     expected_rows = [
         [float(not (i == 4 and t >= 9) and not (i == 0 and b == 1 and t >= 3)) for i in range(AGENTS)]
         for t, b in decided.nonzero().tolist()
@@ -402,19 +313,19 @@ def test_goals_for_leavers_weigh_nothing() -> None:
     assert weight.tolist() == expected_rows
 
 
-def test_goals_for_clusters_in_which_nobody_is_left_weigh_nothing() -> None:
+def test_goals_for_clusters_in_which_no_agent_is_left_weigh_nothing() -> None:
     algorithm, graphs = with_leavers()
     chosen = graphs.rollout.extras["manager_decided"]
-    weight = algorithm._goals_set(graphs, anything(1), chosen, "sub_goal").weight
+    weight = algorithm._goals_set(graphs, anything(1), chosen, "sub_goal")[0].weight
     assert weight.tolist() == [[1.0, float(t < 9), 0.0] for t, _ in chosen.nonzero().tolist()]
     assert 0.0 < float(weight[:, 1].mean()) < 1.0
 
 
 def test_actions_of_leavers_weigh_nothing() -> None:
     algorithm, graphs = with_leavers()
-    decisions = algorithm._actions_taken(graphs, anything(AGENTS))
+    decisions, judgements = algorithm._actions_taken(graphs, anything(AGENTS))
     weight = decisions.weight.unflatten(0, (STEPS, BATCH))
-    assert decisions.judged.equal(decisions.weight > 0)
+    assert judgements.judged.equal(decisions.weight > 0)
     assert weight[:9, :, 4].eq(1.0).all()
     assert weight[9:, :, 4].eq(0.0).all()
     assert weight[3:, 1, 0].eq(0.0).all()

@@ -103,10 +103,14 @@ def place_in_training(model: onnx.ModelProto, tensor: bytes, padding: int) -> by
 @pytest.mark.parametrize(
     "place",
     [
-        place_in_initializer, place_in_attribute, place_in_sparse, place_in_sub_graph, place_in_function,
+        place_in_initializer,
+        place_in_attribute,
+        place_in_sparse,
+        place_in_sub_graph,
+        place_in_function,
         place_in_training,
     ],
-)  # fmt: skip
+)
 def test_external_data_is_refused_wherever_it_is_and_however_it_is_encoded(
     place: Callable[[onnx.ModelProto, bytes, int], bytes], padding: int
 ) -> None:
@@ -200,7 +204,7 @@ def weight(**fields: Any) -> Change:
         (weight(data_type=TensorProto.FLOAT, dims=[2]), "sizes [2] mean 2 values, got others"),
         (weight(data_type=TensorProto.INT64, dims=[1], int64_data=[1], float_data=[1.0]), "got others"),
     ],
-)  # fmt: skip
+)
 def test_what_no_exporter_writes_is_refused(change: Change, message: str) -> None:
     assert message in problem(changed(change))
 

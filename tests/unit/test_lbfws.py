@@ -22,8 +22,15 @@ Place = tuple[int, int]
 
 # Three agents on 7 by 7 cells who see 2 cells far; a store lasts 20 steps, a level of food 6.
 SMALL: dict[str, Any] = {
-    "agents": 3, "size": 7, "food": [1, 2], "horizon": 50, "sight": 2, "endurance": 20, "nutrition": 6, "regrowth": 4,
-}  # fmt: skip
+    "agents": 3,
+    "size": 7,
+    "food": [1, 2],
+    "horizon": 50,
+    "sight": 2,
+    "endurance": 20,
+    "nutrition": 6,
+    "regrowth": 4,
+}
 
 
 def small(batch_size: int = 1, **arguments: Any) -> LbfwsEnvironment:

@@ -87,9 +87,13 @@ def test_training_distils_until_it_is_settled() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "rows"),
-    [({}, 2), ({"share_local_conductors": True}, 1), ({"share_parameters": True}, 1),
-     ({"share_parameters": True, "share_local_conductors": False}, 2)],
-)  # fmt: skip
+    [
+        ({}, 2),
+        ({"share_local_conductors": True}, 1),
+        ({"share_parameters": True}, 1),
+        ({"share_parameters": True, "share_local_conductors": False}, 2),
+    ],
+)
 def test_they_share_a_network_if_told_to(settings: dict[str, Any], rows: int) -> None:
     algorithm, _, _ = new_hcpo(**settings)
     assert algorithm.conductor.local is not None
@@ -142,9 +146,12 @@ def test_deployed_they_remember_as_in_training(interval: int) -> None:
         own = decision.extras["own_instructions.0"]
         for agent, module in enumerate(modules):
             inputs = {
-                "observation": seen.observations[0][:, agent], "action_mask": seen.action_masks[0][:, agent],
-                "instruction_noise": noise, "action_noise": torch.zeros(2, module.head.output_size), **states[agent],
-            }  # fmt: skip
+                "observation": seen.observations[0][:, agent],
+                "action_mask": seen.action_masks[0][:, agent],
+                "instruction_noise": noise,
+                "action_noise": torch.zeros(2, module.head.output_size),
+                **states[agent],
+            }
             computed = module(*(inputs[name] for name in module.input_names))
             outputs = dict(zip(module.output_names, computed, strict=True))
             states[agent] = {state.input: outputs[state.output] for state in module.states}

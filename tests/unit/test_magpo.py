@@ -50,7 +50,7 @@ class RecordingOptimiser:
 
 
 def new_player(name: str = "magpo", agents: int = 2, **settings: Any) -> Any:
-    """In a game of two actions in which everybody sees one number; nothing is normalised, no entropy bonus."""
+    """In a game of two actions in which all agents see one number; nothing is normalised, no entropy bonus."""
     algorithm_class = find_algorithm(name)
     specs = tuple(AgentSpec(f"agent_{i}", 1, spaces.Discrete(2)) for i in range(agents))
     game = EnvironmentSpec("toy/game", specs, state_size=1, horizon=None, team_reward="shared")
@@ -77,7 +77,7 @@ def bond_of(algorithm: Any) -> Bond:
 
 
 def batch_of(actions: Tensor, active: Tensor | None = None, values: Tensor | None = None) -> TeamBatch:
-    """Steps of one sequence each, with these actions [N, M], at which everybody sees another number."""
+    """Steps of one sequence each, with these actions [N, M], at each of which the agents see another number."""
     agents, steps = actions.shape
     seen = torch.linspace(-1.0, 1.0, agents * steps).view(1, steps, agents, 1)
     zeros = torch.zeros(1, steps)
@@ -112,9 +112,15 @@ def guide(
     part = batch_of(actions, None if active is None else active.repeat(copies, 1))
     judged = Judged([Categorical(logits)], torch.zeros(1, 3))
     metrics = following.guide(
-        algorithm.guider, part, judged, [Categorical(local.log())], of_taken(old, actions), advantages,
-        bond_of(algorithm), 1.0,
-    )  # fmt: skip
+        algorithm.guider,
+        part,
+        judged,
+        [Categorical(local.log())],
+        of_taken(old, actions),
+        advantages,
+        bond_of(algorithm),
+        1.0,
+    )
     (loss,) = algorithm.guider.optimiser.losses
     algorithm.guider.optimiser.losses = []
     return float(loss.detach()), torch.autograd.grad(loss, logits)[0], metrics
@@ -129,9 +135,15 @@ def follow(
     logits = local.log().requires_grad_(True)
     part = batch_of(actions, None if active is None else active.repeat(copies, 1))
     following.follow(
-        algorithm.followers, part, [Categorical(guider.log())], [Categorical(logits)], of_taken(old, actions),
-        advantages, bond_of(algorithm), 1.0,
-    )  # fmt: skip
+        algorithm.followers,
+        part,
+        [Categorical(guider.log())],
+        [Categorical(logits)],
+        of_taken(old, actions),
+        advantages,
+        bond_of(algorithm),
+        1.0,
+    )
     (loss,) = algorithm.followers.optimisers[0].losses
     algorithm.followers.optimisers[0].losses = []
     return float(loss.detach()), torch.autograd.grad(loss, logits)[0]
@@ -361,9 +373,10 @@ def test_values_are_clipped_about_what_the_network_said_in_whatever_units(
     algorithm, rollout, collector = new_algorithm(name, TOY, 4, 10, epochs=1, minibatches=1)
     said: list[tuple[Tensor, Tensor]] = []
     monkeypatch.setattr(
-        trained, "clipped_value_loss",
+        trained,
+        "clipped_value_loss",
         lambda values, old, *rest: said.append((old, values)) or clipped_value_loss(values, old, *rest),
-    )  # fmt: skip
+    )
     for _ in range(2):
         collector.collect(algorithm)
         rollout.team_rewards += 50.0
@@ -508,9 +521,15 @@ def test_distilling_makes_every_student_the_teacher_where_it_was_there() -> None
     students = GroupPolicy(network, ActionHead(spaces.Discrete(2)), torch.zeros(2, network.size), members=2)
     weight = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
     gap = distil(
-        students, FlatAdam(students.theta, 0.02, 10.0), torch.zeros(2, 3, 1), Categorical(GUIDER[0].log()), weight,
-        torch.Generator().manual_seed(0), epochs=400, minibatches=1,
-    )  # fmt: skip
+        students,
+        FlatAdam(students.theta, 0.02, 10.0),
+        torch.zeros(2, 3, 1),
+        Categorical(GUIDER[0].log()),
+        weight,
+        torch.Generator().manual_seed(0),
+        epochs=400,
+        minibatches=1,
+    )
     probabilities = students.all_distributions(torch.zeros(2, 1, 1)).log_probs.exp()[:, 0, 0]  # type: ignore[attr-defined]
     torch.testing.assert_close(probabilities, torch.tensor([0.625, 0.55]), rtol=0.0, atol=1e-3)
     steps = [(0.75, 0.625), (0.5, 0.625), (0.5, 0.55), (0.6, 0.55)]

@@ -13,13 +13,38 @@ from raw_bundle import GRAPH, manifest_bytes, plain_agent, plain_graph, refusal,
 from toy_bundle import toy_agent, toy_manifest
 
 LEGAL_IDS = [
-    "agent_0", "agent:2", "агент:2", "team/blue 1", "a,b=c", "智能体①", "وكيل", "Ärger-ß.é", "e\u0301", "🤖", "..",
-    "x" * 256, "'\"\\",
-]  # fmt: skip
+    "agent_0",
+    "agent:2",
+    "агент:2",
+    "team/blue 1",
+    "a,b=c",
+    "智能体①",
+    "وكيل",
+    "Ärger-ß.é",
+    "e\u0301",
+    "🤖",
+    "..",
+    "x" * 256,
+    "'\"\\",
+]
 ILLEGAL_IDS = [
-    "", "a\nb", "a\tb", "\x1b[31mred", "\0", "a\x7f", "a\u2028b", "a\u2029b", "\u202egnp.exe", "a\u200bb", "\u2066x",
-    "\ufeffa", "a\u00a0b", "\ue000", "\U000e0001", "x" * 257,
-]  # fmt: skip
+    "",
+    "a\nb",
+    "a\tb",
+    "\x1b[31mred",
+    "\0",
+    "a\x7f",
+    "a\u2028b",
+    "a\u2029b",
+    "\u202egnp.exe",
+    "a\u200bb",
+    "\u2066x",
+    "\ufeffa",
+    "a\u00a0b",
+    "\ue000",
+    "\U000e0001",
+    "x" * 257,
+]
 
 
 def bundle_of(path: Path, **fields: Any) -> Path:
@@ -99,7 +124,7 @@ BOX = {"type": "box", "low": [0.0], "high": [1.0]}
         ({"observation_layout": [["a\nb", 2]]}, "observation_layout: got 'a\\nb'"),
         ({"observation_layout": [["a", -2]]}, "observation_layout.a: got -2"),
     ],
-)  # fmt: skip
+)
 def test_an_agent_that_cannot_be_served_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     assert message in refusal(bundle_of(tmp_path / "b", **fields))
 
@@ -118,7 +143,7 @@ def test_an_agent_that_cannot_be_served_is_refused(tmp_path: Path, fields: dict[
         ({"agents": [plain_agent(), plain_agent()]}, "agents: got the id 'a' more than once"),
         ({"agents": [plain_agent(str(index)) for index in range(4097)]}, "agents: got 4,097, expected at most 4,096"),
     ],
-)  # fmt: skip
+)
 def test_a_manifest_that_cannot_be_served_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     manifest = manifest_bytes({GRAPH: plain_graph()}, **fields)
     assert message in refusal(write_raw(tmp_path / "b", {GRAPH: plain_graph()}, manifest))

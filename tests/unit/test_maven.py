@@ -29,8 +29,11 @@ from training_runs import CPU, new_algorithm
 pytestmark = pytest.mark.usefixtures("single_thread")
 CHOOSERS = "toy_environments:masked_discrete"
 SMALL: dict[str, Any] = {
-    "hidden_sizes": (8,), "mixing_hidden_sizes": (8,), "latent_hidden_sizes": (8,), "mixing_embedding": 4,
-}  # fmt: skip
+    "hidden_sizes": (8,),
+    "mixing_hidden_sizes": (8,),
+    "latent_hidden_sizes": (8,),
+    "mixing_embedding": 4,
+}
 
 
 def maven(environment: str = CHOOSERS, batch_size: int = 4, steps: int = 8, **settings: Any) -> Any:
@@ -61,7 +64,7 @@ def test_the_teams_value_never_falls_when_a_utility_rises() -> None:
     assert (slope > 0).any()
 
 
-def test_everybodys_best_action_is_the_teams_best() -> None:
+def test_every_agents_best_action_is_the_teams_best() -> None:
     """IGM, by enumerating all joint actions."""
     generator = torch.Generator().manual_seed(1)
     mixer = MonotoneMixer(3, 2, (8,), 4)
@@ -69,8 +72,9 @@ def test_everybodys_best_action_is_the_teams_best() -> None:
     for _ in range(20):
         utilities, context = torch.randn(3, 4, generator=generator), torch.randn(2, generator=generator)
         joint = list(itertools.product(range(4), repeat=3))
-        totals = [mixer(theta, torch.stack([u[a] for u, a in zip(utilities, acts, strict=True)]), context)
-                  for acts in joint]  # fmt: skip
+        totals = [
+            mixer(theta, torch.stack([u[a] for u, a in zip(utilities, acts, strict=True)]), context) for acts in joint
+        ]
         own_best = totals[joint.index(tuple(utilities.argmax(-1).tolist()))]
         assert own_best >= torch.stack(totals).max() - 1e-6
 
@@ -100,11 +104,18 @@ def hand_made() -> tuple[Maven, Batch, list[Categorical]]:
     learnt = torch.zeros(2, 3, 2, 4)
     learnt[..., 1] = 3.0
     batch = Batch(
-        inputs=[], masks=[None], memories=[None], actions=[torch.ones(2, 2, 2, dtype=torch.int64)],
-        present=torch.ones(3, 2, 2), states=torch.zeros(3, 2, 7), context=torch.zeros(3, 2, 9),
-        latent=torch.tensor([0, 1]), rewards=torch.tensor([[1.0, 5.0], [2.0, 99.0]]),
-        terminated=torch.tensor([[False, False], [True, False]]), valid=torch.tensor([[True, True], [True, False]]),
-    )  # fmt: skip
+        inputs=[],
+        masks=[None],
+        memories=[None],
+        actions=[torch.ones(2, 2, 2, dtype=torch.int64)],
+        present=torch.ones(3, 2, 2),
+        states=torch.zeros(3, 2, 7),
+        context=torch.zeros(3, 2, 9),
+        latent=torch.tensor([0, 1]),
+        rewards=torch.tensor([[1.0, 5.0], [2.0, 99.0]]),
+        terminated=torch.tensor([[False, False], [True, False]]),
+        valid=torch.tensor([[True, True], [True, False]]),
+    )
     return algorithm, batch, [Categorical(learnt)]
 
 

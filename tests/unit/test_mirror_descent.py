@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.algorithms.haa2c import policy_gradient_loss
-from hmarl.trainer.algorithms.hamdpo import Hamdpo, HamdpoSettings, divergence_report, mirror_descent_loss, step_size
+from hmarl.trainer.algorithms.hamdpo import Hamdpo, HamdpoSettings, annealed_step_size, mirror_descent_loss
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.networks.distributions import (
     ActionHead,
@@ -37,6 +36,7 @@ LINEAR: dict[str, Any] = {
     "critic_hidden_sizes": (),
     "normalise_observations": False,
     "entropy_coefficient": 0.0,
+    "step_size_schedule": "linear",
 }
 STATES, CHOICES = 3, 3
 # In quarters, per state; ¼ · ¼ makes 48 rows of (s, a, b) exact.
@@ -76,8 +76,7 @@ def improve(algorithm: Hamdpo, advantages: Tensor) -> tuple[Tensor, dict[str, fl
     policy, inputs = algorithm.policies[0], torch.eye(STATES)[states]
     old = Categorical(OLD.log()[states])
     samples = AgentSamples(inputs, None, None, actions, None, None, None, old, old.log_prob(actions))
-    loss, report = (partial(each, settings=algorithm.settings) for each in (mirror_descent_loss, divergence_report))
-    metrics = algorithm.steps.descend(turn_of(algorithm, 0, samples, advantages), loss, report).metrics
+    metrics = algorithm.improve(turn_of(algorithm, 0, samples, advantages)).metrics
     new = policy.distribution(policy.row(0), torch.eye(STATES))
     assert isinstance(new, Categorical)
     return new.log_probs.exp(), metrics
@@ -118,7 +117,8 @@ def loss_at(algorithm: Hamdpo, progress: float = 0.0) -> float:
     action = torch.zeros(1, dtype=torch.int64)
     samples = AgentSamples(torch.zeros(1, 1), None, None, action, None, None, None, old, old.log_prob(action))
     turn = turn_of(algorithm, 0, samples, torch.tensor([2.0]), progress=progress)
-    return float(mirror_descent_loss(Categorical(torch.tensor([[3.0, 1.0]]).log()), turn, algorithm.settings))
+    new, step_size = Categorical(torch.tensor([[3.0, 1.0]]).log()), annealed_step_size(algorithm.settings, progress)
+    return float(mirror_descent_loss(new, turn, algorithm.settings, step_size))
 
 
 def test_the_loss_by_hand_while_the_step_size_anneals() -> None:
@@ -127,13 +127,15 @@ def test_the_loss_by_hand_while_the_step_size_anneals() -> None:
     assert divergence != pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2), rel=0.05), "the directions differ"
     algorithm = tabular(step_size=0.5, step_size_floor=0.2)
     for progress, expected in ((0.0, 0.5), (0.25, 0.375), (0.8, 0.1), (0.95, 0.1)):
-        assert step_size(algorithm.settings, progress) == pytest.approx(expected)
+        assert annealed_step_size(algorithm.settings, progress) == pytest.approx(expected)
         assert loss_at(algorithm, progress) == pytest.approx(-3.0 + divergence / expected, rel=1e-5)
     assert loss_at(tabular(kl_regularisation=False)) == pytest.approx(-3.0)
 
 
 def test_an_update_takes_the_step_size_of_its_progress() -> None:
-    algorithm, rollout, collector = new_algorithm("hamdpo", "toy_environments:masked_discrete", 4, 10, step_size=2.0)
+    algorithm, rollout, collector = new_algorithm(
+        "hamdpo", "toy_environments:masked_discrete", 4, 10, step_size=2.0, step_size_schedule="linear"
+    )
     for progress, expected in ((0.0, 2.0), (0.5, 1.0), (0.99, 0.1)):
         collector.collect(algorithm)
         assert algorithm.update(rollout, progress)["step_size"] == pytest.approx(expected)

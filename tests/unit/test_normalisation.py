@@ -91,6 +91,40 @@ def test_fresh_and_disabled_normalisers() -> None:
     assert disabled.count.item() == 0
 
 
+def test_statistics_are_kept_in_double_precision() -> None:
+    """A count of float32 would stand still at 16,777,216 samples."""
+    normaliser, values = RunningNormaliser((2, 3), CPU), ValueNormaliser(CPU)
+    for _ in range(2):
+        state = normaliser.state_dict() | values.state_dict()
+        assert {name: each.dtype for name, each in state.items()} == dict.fromkeys(state, torch.float64)
+        normaliser.update(batches()[1])
+        values.update(batches()[1])
+
+
+def test_numbers_are_cut_off_at_ten_deviations() -> None:
+    x = torch.tensor([[9.5, 10.5, -10.5, -9.5]])
+    torch.testing.assert_close(RunningNormaliser((4,), CPU)(x), torch.tensor([[9.5, 10.0, -10.0, -9.5]]))
+
+
+def test_what_never_varies_is_zero_and_nothing_else_is_lost() -> None:
+    normaliser = RunningNormaliser((2,), CPU)
+    normaliser.update(torch.tensor([[3.0, 1.0]]))
+    assert normaliser.variance.tolist() == [0.0, 0.0]
+    assert normaliser(torch.tensor([[3.0, 1.0]])).tolist() == [[0.0, 0.0]]
+    assert normaliser(torch.tensor([[4.0, 0.0]])).tolist() == [[10.0, -10.0]]
+    before = {name: each.clone() for name, each in normaliser.state_dict().items()}
+    normaliser.update(torch.zeros(0, 2))
+    assert all(torch.equal(each, before[name]) for name, each in normaliser.state_dict().items())
+
+
+def test_an_agent_that_was_there_once_and_one_that_never_was() -> None:
+    normaliser = RunningNormaliser((2, 1), CPU)
+    normaliser.update(torch.tensor([[[5.0], [7.0]], [[6.0], [8.0]]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    assert (normaliser.count.tolist(), normaliser.mean.tolist()) == ([[1.0], [0.0]], [[5.0], [0.0]])
+    assert normaliser.variance.tolist() == [[0.0], [1.0]]
+    torch.testing.assert_close(normaliser(torch.tensor([[[5.0], [7.0]]])), torch.tensor([[[0.0], [7.0]]]))
+
+
 def test_state_round_trip() -> None:
     first, second = RunningNormaliser((2, 3), CPU), RunningNormaliser((2, 3), CPU)
     first.update(batches()[1])
@@ -113,6 +147,30 @@ def test_value_normaliser_round_trip_and_moments_by_hand() -> None:
     expected = torch.tensor([(7 / 3) ** 0.5 + 4])
     torch.testing.assert_close(normaliser.denormalise(torch.tensor([1.0])), expected)
     torch.testing.assert_close(normaliser.denormalise(normaliser.normalise(values)), values)
+
+
+def test_values_of_earlier_rollouts_weigh_a_hundredth_less_each() -> None:
+    normaliser = ValueNormaliser(CPU)
+    normaliser.update(torch.tensor([0.0]))
+    normaliser.update(torch.tensor([1.99]))
+    # Mean 1.99 / 1.99, second moment 1.99: variance 0.99.
+    torch.testing.assert_close(normaliser.normalise(torch.tensor([1.0])), torch.tensor([0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(normaliser.denormalise(torch.tensor([1.0])), torch.tensor([0.99**0.5 + 1.0]))
+
+
+def test_values_that_never_vary_have_a_thousandth_for_a_deviation() -> None:
+    normaliser = ValueNormaliser(CPU)
+    normaliser.update(torch.full((4,), 2.0))
+    torch.testing.assert_close(normaliser.denormalise(torch.tensor([5.0])), torch.tensor([2.005]))
+
+
+def test_restored_values_are_scaled_alike_and_a_copy() -> None:
+    first, second = ValueNormaliser(CPU), ValueNormaliser(CPU)
+    first.update(torch.tensor([1.0, 5.0]))
+    kept = first.state_dict()
+    second.load_state_dict(kept)
+    kept["moments"].zero_()
+    torch.testing.assert_close(second.normalise(torch.tensor([3.0, 5.0])), torch.tensor([0.0, 1.0]))
 
 
 def test_disabled_value_normaliser_is_the_identity() -> None:

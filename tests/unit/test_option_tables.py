@@ -44,9 +44,9 @@ def plain(default: str) -> str:
 def test_the_page_lists_every_option_and_no_other(command: str) -> None:
     text, table = said(command), rows(command)
     listed = {option for cell, _ in table for option in OPTION.findall(cell)}
-    assert listed == set(OPTION.findall(text)) - {"--help"}
+    assert listed == set(OPTION.findall(text)) - {"--help", "--version"}
     defaults = {cell.strip("`"): plain(default) for cell, default in table if cell.count("--") == 1 and default}
     for entry in re.split(r"^ +(?=--)", text, flags=re.MULTILINE):
         match = re.search(r"^(--[a-z-]+).*default:? ([^\s;)\]]+)", entry, re.DOTALL)
-        if match is not None and match[1] in defaults and match[2] not in {"the", "all", "with"}:
+        if match is not None and match[1] in defaults and match[2] not in {"the", "all", "with", "as"}:
             assert defaults[match[1]] == plain(match[2]), match[1]

@@ -80,6 +80,46 @@ def test_acting_equals_running_the_graph_row_by_row(tmp_path: Path, action: Any)
         assert got.action.shape == (2,)
 
 
+def test_a_policy_says_where_it_comes_from_and_what_it_runs_on(policy: Policy, toy_bundle: Bundle) -> None:
+    assert policy.bundle is toy_bundle
+    assert policy.execution_provider == "CPUExecutionProvider"
+
+
+def test_an_agent_that_was_not_trained_acts_like_another_with_numbers_of_its_own(
+    interchangeable_bundle: Bundle,
+) -> None:
+    alike = Policy(interchangeable_bundle, "agent_7", like="agent_0")
+    assert alike.agent.id == "agent_7"
+    model, guest = Policy(interchangeable_bundle, "agent_0").session(), alike.session()
+    for each in (model, guest):
+        each.reset(7)
+    assert all(same(*pair) for pair in zip(play(model, range(5)), play(guest, range(5)), strict=True))
+    for each in (model, guest):
+        each.reset(7, sample=True)
+    drawn = [[action.action for action in play(each, range(30))] for each in (model, guest)]
+    assert drawn[0] != drawn[1]
+
+
+def test_nothing_of_a_drawn_episode_is_left_in_one_that_is_not(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "b", action="box")
+    fresh, used = (Policy(bundle, "agent_0").session() for _ in range(2))
+    used.reset(3, sample=True)
+    play(used, range(3), None)
+    for each in (fresh, used):
+        each.reset(3)
+    for first, second in zip(play(fresh, range(3), None), play(used, range(3), None), strict=True):
+        assert np.isfinite(first.action).all()
+        np.testing.assert_array_equal(first.action, second.action)
+
+
+def test_diagnostics_can_be_done_without(session: PolicySession) -> None:
+    wanted = session.act(observation(0), LEGAL)
+    session.reset(7, diagnostics=False)
+    assert session.act(observation(0), LEGAL).diagnostics == {}
+    session.reset(7)
+    assert session.act(observation(0), LEGAL).diagnostics.keys() == wanted.diagnostics.keys() != set()
+
+
 def test_replies_do_not_change_when_the_session_goes_on(session: PolicySession) -> None:
     first = session.act(observation(0), LEGAL)
     kept = first.diagnostics["action_logits"].copy()
@@ -101,6 +141,8 @@ def test_steps_count_up_by_themselves_and_gaps_are_reported(session: PolicySessi
     assert (late.step, late.missed_steps, late.replayed) == (5, 3, False)
     assert (session.steps, session.missed_steps) == (3, 3)
     assert session.act(observation(6), LEGAL).step == 6
+    assert session.act(observation(9), LEGAL, step=9).missed_steps == 2
+    assert (session.steps, session.missed_steps) == (5, 5)
 
 
 def test_an_episode_may_start_late_and_a_late_first_step_is_a_gap(session: PolicySession) -> None:
@@ -108,6 +150,23 @@ def test_an_episode_may_start_late_and_a_late_first_step_is_a_gap(session: Polic
     assert session.act(observation(0), LEGAL, step=42).missed_steps == 2
     with pytest.raises(StepOrderError, match="got 39"):
         session.act(observation(0), LEGAL, step=39)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_nothing_of_the_episode_before_is_replayed(session: PolicySession, step: int) -> None:
+    play(session, range(3))
+    session.reset(7, first_step=3)
+    with pytest.raises(StepOrderError):
+        session.act(observation(2), LEGAL, step=step)  # what the buffers still hold
+
+
+def test_a_policy_that_draws_actions_only_has_no_instructions_to_choose(toy_bundle: Bundle) -> None:
+    policy = Policy(toy_bundle, "agent_0")
+    session = policy.session()
+    policy.agent = replace(policy.agent, noises=[each for each in policy.agent.noises if each.purpose == "action"])
+    session.reset(7, sample=True)
+    with pytest.raises(UsageError, match="got 'sample', but agent 'agent_0' has no instructions to choose"):
+        session.reset(7, instruction_choice="sample")
 
 
 def test_a_repeated_step_returns_the_recorded_reply_and_leaves_the_state(policy: Policy) -> None:
@@ -119,7 +178,7 @@ def test_a_repeated_step_returns_the_recorded_reply_and_leaves_the_state(policy:
         got = repeating.act(observation(step), LEGAL, step=step)
         for _ in range(2):
             again = repeating.act(observation(step), LEGAL, step=step)
-            assert again.replayed
+            assert (again.step, again.replayed) == (step, True)
             assert again.missed_steps == got.missed_steps
             assert same(again, want)
         assert same(got, want)
@@ -336,6 +395,7 @@ def test_run_batch_fills_in_defaults_and_checks_names(policy: Policy) -> None:
         ({}, "expected at least 'observation'"),
         ({"observation": rows, "obs": rows}, r"unknown \['obs'\]"),
         ({"observation": rows, "state": np.zeros((3, 8), np.float32)}, r"state: got float32 \(3, 8\)"),
+        ({"observation": np.zeros((), np.float32)}, r"observation: got float32 \(\)"),
     ):
         with pytest.raises(ObservationError, match=message):
             policy.run_batch(feeds)

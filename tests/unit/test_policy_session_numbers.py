@@ -112,18 +112,20 @@ def test_numbers_that_are_not_finite_are_never_handed_out(tmp_path: Path, action
     assert (session.steps, session.missed_steps) == (6, 0)
 
 
-def test_a_step_whose_numbers_were_not_finite_is_not_replayed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_step_whose_numbers_were_not_finite_is_not_replayed(tmp_path: Path, before: int) -> None:
     session = fragile_session(tmp_path / "b", "box", "action")
-    session.act(observation(0))
+    for step in range(before + 1):
+        session.act(observation(step))
     with pytest.raises(NonFiniteError):
-        session.act(TOO_LARGE, step=1)
+        session.act(TOO_LARGE, step=before + 1)
     with pytest.raises(NonFiniteError):  # computed anew: no recorded reply is handed out
-        session.act(TOO_LARGE, step=1)
+        session.act(TOO_LARGE, step=before + 1)
     with pytest.raises(StepOrderError):
-        session.act(observation(0), step=0)
+        session.act(observation(before), step=before)
     with pytest.raises(StepOrderError):  # what lies in the buffers is no reply to the step before
-        session.act(TOO_LARGE, step=0)
-    assert session.act(observation(2), step=2).missed_steps == 1
+        session.act(TOO_LARGE, step=before)
+    assert session.act(observation(2), step=before + 2).missed_steps == 1
 
 
 def test_a_graph_that_does_not_run_is_the_same_kind_of_error(toy_bundle: Bundle, monkeypatch: Any) -> None:

@@ -84,10 +84,9 @@ def test_gradients_reach_back_to_the_chunks_first_step_but_not_past_an_episodes_
     assert (early[0] != 0).any()
 
 
-def test_a_recurrent_network_refuses_to_forget() -> None:
-    with pytest.raises(TypeError, match="step or sequence"):
-        NETWORK(random_theta(), torch.zeros(1, 3))
-    assert Mlp(3, (5,), 2).memory_size == 0
+def test_a_recurrent_network_cannot_be_asked_without_its_memory() -> None:
+    assert not callable(NETWORK)
+    assert (NETWORK.memory_size, Mlp(3, (5,), 2).memory_size) == (4, 0)
 
 
 @pytest.mark.parametrize("chunk_length", [None, 7])

@@ -22,7 +22,7 @@ def policy(toy_bundle: Bundle) -> Policy:
     return Policy(toy_bundle, "agent_0")
 
 
-def test_a_peer_that_opens_all_it_can_locks_nobody_out(policy: Policy) -> None:
+def test_a_peer_that_opens_all_it_can_locks_no_other_out(policy: Policy) -> None:
     clock = Clock()
     registry = SessionRegistry(policy, 16, 600.0, clock)
     greedy = [registry.add(policy.session(), "greedy") for _ in range(16)]

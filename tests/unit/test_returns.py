@@ -15,6 +15,7 @@ from hmarl.trainer.learning.returns import (
     explained_variance,
     generalised_advantages,
     normalise_advantages,
+    weighted_mean,
 )
 from hmarl.trainer.sequential.estimates import joint_estimate
 from training_runs import new_algorithm
@@ -51,6 +52,20 @@ def test_gae_stops_at_termination_and_bootstraps_at_truncation() -> None:
     torch.testing.assert_close(advantages, torch.tensor([[0.5, 1.25], [-2.0, 1.0], [92.0, 92.0]]))
 
 
+def test_gae_of_a_single_step_is_its_difference() -> None:
+    advantages = generalised_advantages(column(1), column(2), column(4), flags(0), GAMMA, LAMBDA)
+    torch.testing.assert_close(advantages, column(1.0))
+
+
+def test_gae_takes_the_corrected_share_of_later_steps() -> None:
+    """The factor of a step weighs what the steps before it take from it; the first one's weighs nothing."""
+    advantages = generalised_advantages(
+        column(1, 2, 4), column(2, 4, 8), column(4, 8, 16), flags(0, 0, 0), GAMMA, LAMBDA, column(9.0, 0.5, 0.25)
+    )
+    # δ = 1, 2, 4 and γλ = 1/4: A_1 = 2 + 1/4 · 1/4 · 4 = 9/4, A_0 = 1 + 1/4 · 1/2 · 9/4.
+    torch.testing.assert_close(advantages, column(1.28125, 2.25, 4.0))
+
+
 def observation(state: float) -> Observation:
     numbers = np.full((2, 1), state, np.float32)
     return Observation((torch.zeros(2, 2, 1),), (None,), torch.from_numpy(numbers), torch.ones(2, 2, dtype=torch.bool))
@@ -62,9 +77,12 @@ def test_rollout_bootstraps_from_the_final_state_and_not_from_the_one_after_auto
     nothing = np.zeros(2, np.bool_)
     decision = Decision((torch.zeros(2, 2, dtype=torch.int64),), (torch.zeros(2, 2, dtype=torch.int64),))
     ends = StepResult(
-        observation(100.0), np.ones((2, 2), np.float32), np.array([True, False]), np.array([False, True]),
+        observation(100.0),
+        np.ones((2, 2), np.float32),
+        np.array([True, False]),
+        np.array([False, True]),
         observation(7.0),
-    )  # fmt: skip
+    )
     goes_on = StepResult(observation(200.0), np.zeros((2, 2), np.float32), nothing, nothing, None)
     rollout.begin()
     rollout.record(0, observation(1.0), decision, ends)
@@ -121,9 +139,14 @@ def test_decision_advantages_hand_computed_for_interval_two() -> None:
 def test_decision_window_is_cut_by_an_episode_end(last_value: float, expected: float) -> None:
     """Interval 3; the episode ends after the second step (terminated: next value 0; truncated: 8)."""
     advantages = decision_advantages(
-        column(0.5, 2, 100, 100), column(2, 0, 50, 0), column(0, last_value, 0, 50), flags(0, 1, 0, 0),
-        flags(1, 0, 1, 0), GAMMA, LAMBDA,
-    )  # fmt: skip
+        column(0.5, 2, 100, 100),
+        column(2, 0, 50, 0),
+        column(0, last_value, 0, 50),
+        flags(0, 1, 0, 0),
+        flags(1, 0, 1, 0),
+        GAMMA,
+        LAMBDA,
+    )
     # 0.5 + 2/2 + last/4 - 2; nothing of the next episode's rewards of 100.
     assert advantages[0].item() == pytest.approx(expected)
 
@@ -141,6 +164,40 @@ def test_decision_advantages_with_a_decision_at_every_step_are_gae() -> None:
     )
 
 
+def test_decision_advantages_discounted_once_per_decision() -> None:
+    advantages = decision_advantages(
+        column(1, 2, 4, 8),
+        column(2, 0, 4, 0),
+        column(0, 4, 0, 16),
+        flags(0, 0, 0, 0),
+        flags(1, 0, 1, 0),
+        GAMMA,
+        LAMBDA,
+        "decision",
+    )
+    # Window of step 2: 4 + 8 + 16/2 = 20, A_2 = 20 - 4. Window of step 0: 1 + 2 + 4/2 = 5, A_0 = 5 - 2 + λ γ A_2.
+    assert advantages[2].item() == pytest.approx(16.0)
+    assert advantages[0].item() == pytest.approx(7.0)
+
+
+def test_decision_advantages_of_agents_with_rewards_of_their_own() -> None:
+    """Two environments, three agents: each agent's column is what it is alone."""
+    generator = torch.Generator().manual_seed(1)
+    rewards, values, next_values = torch.randn(3, 8, 2, 3, generator=generator).unbind(0)
+    ended, decided = (torch.rand(2, 8, 2, generator=generator) < 0.4).unbind(0)
+    together = decision_advantages(rewards, values, next_values, ended, decided, GAMMA, LAMBDA)
+    for agent in range(3):
+        numbers = (each[..., agent] for each in (rewards, values, next_values))
+        alone = decision_advantages(*numbers, ended, decided, GAMMA, LAMBDA)
+        torch.testing.assert_close(together[..., agent], alone)
+
+
+def test_a_weighted_mean_of_one_entry_and_of_none() -> None:
+    values = torch.tensor([3.0, 5.0])
+    assert weighted_mean(values, torch.tensor([0.0, 1.0])) == 5.0
+    assert weighted_mean(values, torch.zeros(2)) == 0.0
+
+
 def test_normalised_advantages_hand_computed_with_weights() -> None:
     advantages = torch.tensor([1.0, 3.0, 99.0, 5.0])
     normalised = normalise_advantages(advantages, torch.tensor([1.0, 1.0, 0.0, 1.0]))
@@ -155,3 +212,5 @@ def test_explained_variance_hand_computed() -> None:
     assert explained_variance(targets, targets) == 1.0
     assert explained_variance(torch.full((4,), 3.0), targets) == pytest.approx(0.0)
     assert explained_variance(torch.tensor([1.0, 1.0, 5.0, 5.0]), targets) == pytest.approx(1.0 - 1.0 / 5.0)
+    # Of targets that hardly vary as well: a mean explains nothing of 0 and 1, variance 1/4.
+    assert explained_variance(torch.full((2,), 0.5), torch.tensor([0.0, 1.0])) == pytest.approx(0.0)

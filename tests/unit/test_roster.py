@@ -40,7 +40,7 @@ def test_an_agent_that_was_not_trained_gets_anothers_entry_under_its_own_id(inte
         ("", "red_09", "empty name"),
     ],
 )
-def test_whom_nobody_can_stand_in_for_is_refused(
+def test_whom_no_agent_can_stand_in_for_is_refused(
     kinds_bundle: Bundle, name: str, like: str | None, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -2,19 +2,17 @@ import logging
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
-pytest.importorskip("hmarl.sdk.environments.smax")
-
-import jax
-
 from hmarl.sdk.environments import make, tasks
 from hmarl.sdk.environments.conformance import check_environment
-from hmarl.sdk.environments.smax.package import SCENARIOS, HeuristicEnemySMAX
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.team import RandomTeam
+
+pytestmark = pytest.mark.skipif(find_spec("jaxmarl") is None, reason="jaxmarl is not installed")
 
 # Compiling takes seconds for each map, set of arguments and batch size: the tests keep to one.
 BATCH = 2
@@ -29,10 +27,15 @@ def make_small(task="3m", batch=BATCH):
 
 @cache
 def jaxmarl_battle():
-    """JaxMARL's own environment, and its auto-resetting step compiled, quickly rather than well."""
+    """JAX's random numbers, JaxMARL's own environment, its auto-resetting step compiled, quickly rather than well."""
+    # In here, as JAX takes a second to import, in every process that collects this file.
+    import jax  # noqa: PLC0415
+
+    from hmarl.sdk.environments.smax.package import SCENARIOS, HeuristicEnemySMAX  # noqa: PLC0415
+
     battle = HeuristicEnemySMAX(scenario=SCENARIOS["3m"], **SHORT)
     quick = {"xla_backend_optimization_level": 0}
-    return battle, jax.jit(battle.step, compiler_options=quick)
+    return jax.random, battle, jax.jit(battle.step, compiler_options=quick)
 
 
 def attack_or_rush(masks):
@@ -45,10 +48,10 @@ def attack_or_rush(masks):
 def test_battles_equal_jaxmarls_single_environment_over_whole_episodes():
     environment = make_small()
     seen = environment.reset(SEEDS)
-    battle, step = jaxmarl_battle()
+    random, battle, step = jaxmarl_battle()
     streams, states = [], []
     for seed in SEEDS:
-        stream, key = jax.random.split(jax.random.PRNGKey(seed))
+        stream, key = random.split(random.PRNGKey(seed))
         _, state = battle.reset(key)
         streams.append(stream)
         states.append(state)
@@ -59,7 +62,7 @@ def test_battles_equal_jaxmarls_single_environment_over_whole_episodes():
         chosen = attack_or_rush(masks) if number < 40 else np.full(masks.shape[:2], STOP)
         result = environment.step((chosen,))
         for row in range(BATCH):
-            streams[row], key = jax.random.split(streams[row])
+            streams[row], key = random.split(streams[row])
             actions = {agent: chosen[row, index] for index, agent in enumerate(battle.agents)}
             theirs, states[row], rewards, done, _ = step(key, states[row], actions)
             ours = result.observation

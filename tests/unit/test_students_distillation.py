@@ -30,9 +30,17 @@ from training_runs import CPU, tiny_networks
 pytestmark = pytest.mark.usefixtures("single_thread")
 LEAVING, ALIKE = "toy_environments:leaving", "toy_environments:masked_discrete"
 SMALL: dict[str, Any] = {
-    "environments": 8, "steps": 10, "rounds": 4, "epochs": 2, "chunk_length": 5, "hidden_sizes": (8,), "memory_size": 6,
-    "decision_sizes": (7,), "evaluation_episodes": 6, "kept_rounds": 2,
-}  # fmt: skip
+    "environments": 8,
+    "steps": 10,
+    "rounds": 4,
+    "epochs": 2,
+    "chunk_length": 5,
+    "hidden_sizes": (8,),
+    "memory_size": 6,
+    "decision_sizes": (7,),
+    "evaluation_episodes": 6,
+    "kept_rounds": 2,
+}
 
 
 def settings_of(**settings: Any) -> DistillationSettings:
@@ -92,9 +100,15 @@ def thetas(distilled: Distilled) -> list[Tensor]:
 @pytest.mark.parametrize("sampled", [False, True])
 def test_students_come_to_do_what_their_teacher_does(sampled: bool, tmp_path: Path) -> None:
     settings = settings_of(
-        environments=32, rounds=5, epochs=15, learning_rate=0.01, memory_size=16, hidden_sizes=(32,), kept_rounds=6,
+        environments=32,
+        rounds=5,
+        epochs=15,
+        learning_rate=0.01,
+        memory_size=16,
+        hidden_sizes=(32,),
+        kept_rounds=6,
         evaluation_episodes=50,
-    )  # fmt: skip
+    )
     distilled = distil(
         kept_in(tmp_path / "students", settings), settings, ALIKE, GoalKind(3), deterministic_evaluation=not sampled
     )
@@ -273,9 +287,14 @@ def test_it_ends_when_the_students_no_longer_improve(tmp_path: Path) -> None:
 
 def test_it_ends_when_the_teachers_return_is_reached(tmp_path: Path) -> None:
     settings = settings_of(
-        environments=32, rounds=30, epochs=10, kept_rounds=9, learning_rate=0.01, hidden_sizes=(32,),
+        environments=32,
+        rounds=30,
+        epochs=10,
+        kept_rounds=9,
+        learning_rate=0.01,
+        hidden_sizes=(32,),
         evaluation_episodes=2,
-    )  # fmt: skip
+    )
     report = distil(kept_in(tmp_path, settings), settings, ALIKE).report
     assert report.stopped == "teacher reached"
     rows = metrics(tmp_path)

@@ -15,13 +15,13 @@ from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.teacher import GoalKind
 from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.networks.distributions import Categorical
-from hmarl.trainer.networks.flat import Memory
+from hmarl.trainer.networks.flat import Memory, RecurrentNetwork
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
 from hmarl.trainer.students.learner import Learner
 from hmarl.trainer.students.report import measure
 from hmarl.trainer.students.settings import DistillationSettings
-from hmarl.trainer.students.student import StudentNetwork, Students
+from hmarl.trainer.students.student import Students
 from toy_environments import ToyEnvironment, leaving, masked_discrete
 from training_runs import CPU, as_tensors, tiny_networks
 
@@ -31,8 +31,10 @@ each_goal = pytest.mark.parametrize("goal", GOALS, ids=["none", "vectors", "choi
 SMALL: dict[str, Any] = {"hidden_sizes": (6,), "memory_size": 5, "decision_sizes": (4,)}
 
 
-def new_network(goal: GoalKind | None, decision_sizes: tuple[int, ...] = (6,)) -> StudentNetwork:
-    return StudentNetwork(3, (5,), 2, "tanh", normalise_layers=True, memory=4, goal=goal, decision_sizes=decision_sizes)
+def new_network(goal: GoalKind | None, decision_sizes: tuple[int, ...] = (6,)) -> RecurrentNetwork:
+    return RecurrentNetwork(
+        3, (5,), 2, "tanh", normalise_layers=True, memory=4, decision_sizes=decision_sizes, goal=goal
+    )
 
 
 def new_algorithm(environment: ToyEnvironment, name: str = "happo", **settings: Any) -> Any:
@@ -78,8 +80,8 @@ def test_step_by_step_and_over_sequences_a_student_is_the_same(
     if goal:
         predicted = network.predicted_goal(parameters, remembered).view(2, 8, 3, 3)
         torch.testing.assert_close(predicted, torch.stack(goals, 1), atol=1e-5, rtol=1e-5)
-    assert set(network.shapes) >= {f"{network.last_layer}.weight", "memory.weight"}
-    assert network.last_layer == 1 + len(decision_sizes)
+    assert set(network.shapes) >= {f"{network.decision.last}.weight", "memory.weight"}
+    assert network.decision.last == 1 + len(decision_sizes)
 
 
 @each_goal
@@ -308,10 +310,13 @@ def test_fidelity_by_hand() -> None:
     active = torch.tensor([True, True, False, True]).view(4, 1, 1)
     rounds = Demonstrations(
         {
-            "begins": begins, "features.0": features, "active.0": active, "label.0": label.view(4, 1, 1, 4),
+            "begins": begins,
+            "features.0": features,
+            "active.0": active,
+            "label.0": label.view(4, 1, 1, 4),
             "goal.0": true.view(4, 1, 1, 1),
         }
-    )  # fmt: skip
+    )
     found = measure(students, rounds)
     there = true.flatten()[[0, 1, 3]]
     assert found.action_agreement == pytest.approx(2 / 3)

@@ -108,7 +108,7 @@ def test_a_guiders_labels_are_what_it_judges_along_the_actions_that_were_taken(n
     actions = [torch.stack([step[g] for step in played.actions]) for g in groups]
     order = torch.arange(len(algorithm.spec.agents))
     network = algorithm.guider.network
-    memory = network.no_memory(BATCH, CPU)
+    memory = algorithm.guider.no_memory(BATCH)
     parameters = network.named(algorithm.guider.theta)
     judged = network.judge(parameters, view, actions, order, memory, played.begins).distributions
     for g, distribution in enumerate(judged):

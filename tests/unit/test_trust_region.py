@@ -44,6 +44,10 @@ def test_conjugate_gradient_needs_one_step_for_each_different_eigenvalue() -> No
     assert len(products) == 2
 
 
+def test_conjugate_gradient_of_nothing_is_nothing() -> None:
+    assert conjugate_gradient(lambda v: 2.0 * v, torch.zeros(3), steps=5).tolist() == [0.0, 0.0, 0.0]
+
+
 GRADIENT = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
 HESSIAN = positive_definite(3, seed=2)
 START = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
@@ -78,6 +82,52 @@ def test_step_on_a_quadratic_is_the_known_closed_form() -> None:
     expected = math.sqrt(2 * 0.02 * float(GRADIENT.dot(torch.linalg.solve(HESSIAN, GRADIENT))))
     assert step.improvement == pytest.approx(expected, rel=1e-6)
     assert step.predicted_improvement == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 1e3])
+def test_the_steps_length_is_the_limits_and_not_the_gradients(scale: float) -> None:
+    """Of the gradients' largest entries, 2, one is scaled to 1."""
+    step = trust_region_step(START, identity, lambda theta: scale * linear(theta), quadratic, settings())
+    shrunk = 0.8 ** (step.tries - 1)  # rounding may put the full step just above the limit
+    assert step.tries <= 2
+    torch.testing.assert_close(step.theta, START + shrunk * natural_step(HESSIAN, 0.02), rtol=1e-6, atol=1e-8)
+    assert step.predicted_improvement == pytest.approx(step.improvement, rel=1e-6)
+
+
+def test_a_divergence_of_just_the_limit_keeps_it() -> None:
+    def at_the_limit(theta: Tensor) -> Tensor:
+        divergence = quadratic(theta)
+        return (divergence - divergence.detach()) + 0.02
+
+    step = trust_region_step(START, identity, linear, at_the_limit, settings())
+    assert (step.accepted, step.tries, step.kl) == (True, 1, 0.02)
+
+
+def test_a_try_that_improves_nothing_is_not_accepted() -> None:
+    """Not even where nothing of the prediction has to be realised."""
+
+    def promising(theta: Tensor) -> Tensor:
+        return linear(theta) - linear(theta).detach()
+
+    step = trust_region_step(START, identity, promising, quadratic, settings(accept_ratio=0.0))
+    assert (step.accepted, step.improvement, step.tries) == (False, 0.0, 10)
+    expected = math.sqrt(2 * 0.02 * float(GRADIENT.dot(torch.linalg.solve(HESSIAN, GRADIENT))))
+    assert step.predicted_improvement == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(step.policy, START)
+
+
+def test_a_model_is_computed_once_for_gradient_and_hessian() -> None:
+    """The policy e^θ: g = J g_π and H = J H_π J with J = diag(e^θ), so that the direction is J⁻¹ H_π⁻¹ g_π."""
+    jacobian = START.exp()
+
+    def divergence(policy: Tensor) -> Tensor:
+        return 0.5 * (policy - jacobian) @ HESSIAN @ (policy - jacobian)
+
+    step = trust_region_step(START, torch.exp, linear, divergence, settings())
+    full = natural_step(HESSIAN, 0.02) / jacobian
+    torch.testing.assert_close(step.theta, START + 0.8 ** (step.tries - 1) * full, rtol=1e-6, atol=1e-8)
+    assert step.accepted
+    torch.testing.assert_close(step.policy, step.theta.exp())
 
 
 def test_damping_enters_the_hessian() -> None:
@@ -136,6 +186,8 @@ def test_old_parameters_come_back_exactly_when_nothing_improves() -> None:
 def test_a_vanishing_gradient_changes_nothing_and_a_broken_one_is_passed_on() -> None:
     flat = trust_region_step(START, identity, lambda theta: 0.0 * theta.sum(), quadratic, settings())
     assert (flat.accepted, flat.tries, torch.equal(flat.theta, START)) == (False, 0, True)
+    assert (flat.kl, flat.improvement, flat.predicted_improvement) == (0.0, 0.0, 0.0)
+    assert torch.equal(flat.policy, START)
     broken = trust_region_step(START, identity, lambda theta: math.nan * theta.sum(), quadratic, settings())
     assert torch.isnan(broken.theta).all(), "the caller must see that the update diverged"
 

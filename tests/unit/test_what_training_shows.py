@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hmarl.trainer.algorithms import ALGORITHMS
-from hmarl.trainer.contract.shown import ReturnGap, gap_metrics, plots_of
+from hmarl.trainer.contract.shown import ReturnGap, gap_metrics, return_plot
 from hmarl.trainer.records.live_progress import LiveProgress
 from hmarl.trainer.records.plots import EvaluationCurve, Panel, PanelPlot, ReturnPlot, draw_plots
 from training_runs import new_algorithm, of_use, tiny_config, train
@@ -17,9 +17,13 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 TOY = "toy_environments:masked_discrete"
 COLOURS = {
-    "local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7", "guider": "#009e73",
+    "local": "#0072b2",
+    "central": "#d55e00",
+    "random": "#999999",
+    "none": "#cc79a7",
+    "guider": "#009e73",
     "hierarchy": "#e69f00",
-}  # fmt: skip
+}
 # What an update measures, and what shows it.
 LIVE = {"imitation_kl", "conductor_kl", "instruction_entropy", "agent_kl", "explained_variance"}
 DRAWN = {"imitation_kl": "imitation.png", "bound": "improvement_bound.png", "agent_kl": "diagnostics.png"}
@@ -41,7 +45,7 @@ def test_an_algorithm_shows_what_it_measures(name: str) -> None:
     algorithm, metrics = updated(name)
     assert set(algorithm.live_metrics) <= metrics.keys(), "shown live, but not measured"
     assert LIVE & metrics.keys() <= set(algorithm.live_metrics), "measured, but not shown live"
-    drawn = draw_plots([{"steps": 40, **metrics}], "x", plots_of(algorithm))
+    drawn = draw_plots([{"steps": 40, **metrics}], "x", (return_plot(algorithm.teams()), *algorithm.plots))
     expected = {file for metric, file in DRAWN.items() if metric in metrics}
     assert drawn.keys() == expected | {"diagnostics.png"}
     for panel in next(plot for plot in algorithm.plots if isinstance(plot, PanelPlot)).panels:

@@ -99,14 +99,21 @@ _HOMES = {
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
     "hmarl.sdk.errors": (
-        "AgentError", "BundleError", "EnvironmentFault", "HmarlError", "MissingExtraError", "MisuseError",
-        "ObservationError", "StaleActionError", "UsageError",
+        "AgentError",
+        "BundleError",
+        "EnvironmentFault",
+        "HmarlError",
+        "MissingExtraError",
+        "MisuseError",
+        "ObservationError",
+        "StaleActionError",
+        "UsageError",
     ),
     "hmarl.sdk.evaluation.closed_loop": ("Evaluation", "evaluate"),
     "hmarl.sdk.evaluation.deployed_teams": ("BundleTeam", "FleetTeam"),
     "hmarl.sdk.spaces": ("AgentGroup", "AgentSpec", "EnvironmentSpec"),
     "hmarl.sdk.team": ("RandomTeam", "Team"),
-}  # fmt: skip
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _CALLED_THERE = {"make_environment": "make"}
 

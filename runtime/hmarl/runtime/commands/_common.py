@@ -23,25 +23,36 @@ def bundle_argument() -> click.Argument:
 def provider_option() -> click.Option:
     """Where policies are computed."""
     return option(
-        "--provider", "where the policy is computed: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]",
-        default=PROVIDER, shown="NAME", variable=True,
-    )  # fmt: skip
+        "--provider",
+        "where the policy is computed: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]",
+        default=PROVIDER,
+        shown="NAME",
+        variable=True,
+    )
 
 
 def grace_option() -> click.Option:
     """The end of what serves."""
     return option(
-        "--grace-s", "seconds that running episodes get on SIGTERM", POSITIVE,
-        default=ServerSettings.grace_s, shown="SECONDS", variable=True,
-    )  # fmt: skip
+        "--grace-s",
+        "seconds that running episodes get on SIGTERM",
+        POSITIVE,
+        default=ServerSettings.grace_s,
+        shown="SECONDS",
+        variable=True,
+    )
 
 
 def log_level_option(default: str) -> click.Option:
     """What is logged."""
     return option(
-        "--log-level", f"least level to log: {', '.join(LOG_LEVELS)}", choice(*LOG_LEVELS),
-        default=default, shown="LEVEL", variable=True,
-    )  # fmt: skip
+        "--log-level",
+        f"least level to log: {', '.join(LOG_LEVELS)}",
+        choice(*LOG_LEVELS),
+        default=default,
+        shown="LEVEL",
+        variable=True,
+    )
 
 
 def run(program: command_line.Command, arguments: Sequence[str] | None = None) -> int:

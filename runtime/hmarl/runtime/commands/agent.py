@@ -108,12 +108,17 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
     bundle_argument(),
     option("--agent", "the agent to serve", required=True, shown="ID", variable=True),
     option(
-        "--like", "for one that was not trained: the interchangeable agent by whose graph it acts",
-        shown="ID", variable=True,
+        "--like",
+        "for one that was not trained: the interchangeable agent by whose graph it acts",
+        shown="ID",
+        variable=True,
     ),
     option(
-        "--listen", "HOST:PORT (port 0: a free one) or unix:PATH",
-        default=ServerSettings.listen, shown="ADDRESS", variable=True,
+        "--listen",
+        "HOST:PORT (port 0: a free one) or unix:PATH",
+        default=ServerSettings.listen,
+        shown="ADDRESS",
+        variable=True,
     ),
     provider_option(),
     option(
@@ -121,8 +126,12 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
     ),
     option("--max-streams", "streams that may be open", integer(1), default=ServerSettings.max_streams, variable=True),
     option(
-        "--session-ttl-s", "seconds after which an idle session ends", POSITIVE,
-        default=ServerSettings.session_ttl_s, shown="SECONDS", variable=True,
+        "--session-ttl-s",
+        "seconds after which an idle session ends",
+        POSITIVE,
+        default=ServerSettings.session_ttl_s,
+        shown="SECONDS",
+        variable=True,
     ),
     grace_option(),
     option("--core", "stay on this processor core: steadier and quicker answers", integer(), variable=True),
@@ -133,7 +142,7 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
         "hmarl-agent models/simple-spread-hcpo --agent agent_0",
         "hmarl-agent bundle.zip --agent agent_1 --listen unix:/run/team/agent_1",
     ),
-)  # fmt: skip
+)
 def serve(**given: Any) -> int:
     """Serve one agent of a bundle over gRPC, until SIGTERM or Ctrl-C."""
     options = Options(**given)

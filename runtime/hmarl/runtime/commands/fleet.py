@@ -26,9 +26,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
 @command(
     "hmarl-fleet",
     bundle_argument(),
-    option(
-        "--out", "write the endpoints there once all agents are serving", PATH, shown="FILE", variable=True
-    ),
+    option("--out", "write the endpoints there once all agents are serving", PATH, shown="FILE", variable=True),
     option(
         "--agents",
         "serve these; LIKE is the agent by whose graph one acts that was not trained; an entry with a comma in a name "
@@ -47,7 +45,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
         "hmarl-fleet bundle --count 5 --socket-dir /run/team",
     ),
-)  # fmt: skip
+)
 def supervise(
     bundle: Path,
     out: Path | None,

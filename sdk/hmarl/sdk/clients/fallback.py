@@ -237,10 +237,12 @@ def _checked(action: Any, situation: Situation, name: str) -> npt.NDArray[Any]:
         UsageError: it is not in the space.
     """
     space = situation.action_space_model
-    array = np.asarray(action, np.float32 if isinstance(space, BoxSpace) else np.int64)
-    if array.shape != action_shape(space) or not _within(array, space):
-        raise UsageError(f"{name}: got {np.asarray(action).tolist()}, expected an action of {situation.action_space}")
-    return array
+    given, dtype = np.asarray(action), np.float32 if isinstance(space, BoxSpace) else np.int64
+    if np.can_cast(given.dtype, dtype, "same_kind"):  # a fraction is no choice, and is not cut off to one
+        array = given.astype(dtype)
+        if array.shape == action_shape(space) and _within(array, space):
+            return array
+    raise UsageError(f"{name}: got {given.tolist()}, expected an action of {situation.action_space}")
 
 
 def _within(action: npt.NDArray[Any], space: ActionSpaceModel) -> bool:

@@ -23,6 +23,8 @@ _INDENT = 4
 class _Console(Console):
     """A console that goes silent when its reader has gone: work that goes on is worth more than what is said of it."""
 
+    quiet: bool  # made by Rich
+
     def on_broken_pipe(self) -> None:
         """Rich's own ends the program."""
         self.quiet = True
@@ -99,8 +101,12 @@ def progress_bar(console: Console, remaining: ProgressColumn | None = None) -> P
         remaining: shows the time that remains; rich's own where None.
     """
     return Progress(
-        TextColumn("{task.description}", style="bold", markup=False,
-                   table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32)),
+        TextColumn(
+            "{task.description}",
+            style="bold",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32),
+        ),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=10)),
         TextColumn("{task.percentage:5.1f}%", table_column=Column(no_wrap=True)),
         TextColumn("ETA"),
@@ -109,4 +115,4 @@ def progress_bar(console: Console, remaining: ProgressColumn | None = None) -> P
         expand=True,
         transient=True,
         disable=not console.is_terminal,
-    )  # fmt: skip
+    )

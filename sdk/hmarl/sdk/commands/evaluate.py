@@ -324,9 +324,12 @@ def _write_pictures(
     recording, video, baseline = None, None, None
     if options.report:  # before the film: a renderer may take the environment with it
         baseline = evaluate(
-            environment, RandomTeam(environment.spec), evaluation.episodes, evaluation.seed,
+            environment,
+            RandomTeam(environment.spec),
+            evaluation.episodes,
+            evaluation.seed,
             step_limit=options.step_limit,
-        )  # fmt: skip
+        )
     if options.video is not None:
         recording, video = _record(out, options.video, environment, team, evaluation, console)
     if options.report:

@@ -70,12 +70,8 @@ def make(
     Raises:
         UsageError: no such interpreter, package, game or argument, or no such interface; says how to install them.
     """
-    own = {"python": python, "entry": entry}
-    given = {**{name: value for name, value in own.items() if value is not None}, **arguments}
-    told = {**_DEFAULTS, **_with_capabilities(task, arguments)} if entry is None else arguments
-    offered = {"map_name": task}
-    request = Request(task, batch_size, python, entry, workers, timeout_s, given, told, offered)
-    return make_multi_agent(PACKAGE, request)
+    completed = {**_DEFAULTS, **_with_capabilities(task, arguments)} if entry is None else {}
+    return make_multi_agent(PACKAGE, Request(task, batch_size, python, entry, workers, timeout_s, arguments, completed))
 
 
 def _with_capabilities(task: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

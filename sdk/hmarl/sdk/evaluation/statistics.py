@@ -71,7 +71,7 @@ def iqm_interval(
 
 
 @dataclass(frozen=True)
-class Estimate:
+class IntervalEstimate:
     """A figure with its 95 % bootstrap interval."""
 
     value: float
@@ -81,7 +81,7 @@ class Estimate:
 
 def aggregate_runs(
     scores: Mapping[str, npt.ArrayLike], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Estimate]:
+) -> dict[str, IntervalEstimate]:
     """IQM over runs and tasks, with stratified bootstrap intervals (rliable).
 
     Args:
@@ -100,12 +100,12 @@ def aggregate_runs(
         reps=resamples,
         random_state=np.random.RandomState(seed),
     )
-    return {name: Estimate(float(values[name][0]), *map(float, intervals[name][:, 0])) for name in scores}
+    return {name: IntervalEstimate(float(values[name][0]), *map(float, intervals[name][:, 0])) for name in scores}
 
 
 def probability_of_improvement(
     better: npt.ArrayLike, worse: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
+) -> IntervalEstimate:
     """Probability that a random run of the one scores higher than one of the other; ties count half (rliable).
 
     Args:
@@ -126,7 +126,7 @@ def probability_of_improvement(
         reps=resamples,
         random_state=np.random.RandomState(seed),
     )
-    return Estimate(float(np.squeeze(values["pair"])), *map(float, np.ravel(intervals["pair"])))
+    return IntervalEstimate(float(np.squeeze(values["pair"])), *map(float, np.ravel(intervals["pair"])))
 
 
 def _estimates(library: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]:

@@ -69,8 +69,14 @@ class _Overlay:
         """A light line from every agent to the middle of its cluster."""
         for cluster, members in self._clusters.items():
             for agent in members:
-                self._line(self._middle(cluster), self._centres[agent], _SPOKE_WIDTH, cluster_colour(cluster),
-                           _SPOKE_OPACITY, self._rings[agent])  # fmt: skip
+                self._line(
+                    self._middle(cluster),
+                    self._centres[agent],
+                    _SPOKE_WIDTH,
+                    cluster_colour(cluster),
+                    _SPOKE_OPACITY,
+                    self._rings[agent],
+                )
 
     def draw_messages(self) -> None:
         """Lines between those who hear one another, arrows to those who hear alone."""
@@ -90,9 +96,15 @@ class _Overlay:
             self.canvas.arrowhead(tip, direction, arrow, _INK, _MESSAGE_OPACITY)
 
     def _line(
-        self, start: _Numbers, end: _Numbers, width: float, colour: Colour, opacity: float,
-        before_end: float, after_start: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        start: _Numbers,
+        end: _Numbers,
+        width: float,
+        colour: Colour,
+        opacity: float,
+        before_end: float,
+        after_start: float = 0.0,
+    ) -> None:
         """A line that leaves out its first and last pixels; none where nothing is left."""
         length = float(np.hypot(*(end - start)))
         if length > before_end + after_start:

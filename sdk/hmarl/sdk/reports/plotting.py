@@ -42,7 +42,7 @@ def new_axes_below_one_another(
     return figure, grid
 
 
-def png(figure: Any) -> str:
+def png_url(figure: Any) -> str:
     """A figure as the source of an image in a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)

@@ -13,10 +13,10 @@ import numpy as np
 
 from hmarl.sdk.errors import MissingExtraError
 from hmarl.sdk.evaluation.closed_loop import Evaluation
-from hmarl.sdk.evaluation.statistics import Estimate, probability_of_improvement
+from hmarl.sdk.evaluation.statistics import IntervalEstimate, probability_of_improvement
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.annotation_plots import annotation_plots
-from hmarl.sdk.reports.plotting import ACCENT, INK, MUTED, data_url, new_axes, png
+from hmarl.sdk.reports.plotting import ACCENT, INK, MUTED, data_url, new_axes, png_url
 from hmarl.sdk.reports.video import Recording
 
 _VIDEO_TYPES = {".gif": "image/gif", ".mp4": "video/mp4"}
@@ -66,7 +66,7 @@ def write_report(path: Path, content: ReportContent) -> None:
         video=_embedded(content.video),
         recording=content.recording,
         told_plots=_told_plots(content.recording),
-        recording_plot=None if content.recording is None else png(_plot_recording(content.recording)),
+        recording_plot=None if content.recording is None else png_url(_plot_recording(content.recording)),
         command=content.command,
         settings=content.settings,
         versions={name: version(name) for name in ("hmarl", "numpy", "onnxruntime", "grpcio")},
@@ -83,7 +83,7 @@ def _number(value: Any, digits: int = 2) -> str:
     return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _improvement(content: ReportContent) -> Estimate | None:
+def _improvement(content: ReportContent) -> IntervalEstimate | None:
     if content.baseline is None:
         return None
     return probability_of_improvement(content.evaluation.returns, content.baseline.returns, resamples=500)
@@ -138,7 +138,9 @@ def _plots(content: ReportContent) -> list[dict[str, str]]:
         ),
         ("Latency", f"Time of {content.evaluation.latency_of}.", _plot_latencies(content.evaluation)),
     ]
-    return [{"title": title, "note": note, "png": png(figure)} for title, note, figure in plots if figure is not None]
+    return [
+        {"title": title, "note": note, "png": png_url(figure)} for title, note, figure in plots if figure is not None
+    ]
 
 
 def _plot_returns(content: ReportContent) -> Any:
@@ -187,7 +189,7 @@ def _told_plots(recording: Recording | None) -> list[dict[str, Any]]:
     if recording is None or not recording.annotations:
         return []
     plots = annotation_plots(recording.annotations)
-    return [{"title": plot.title, "note": plot.note, "png": png(plot.figure), "wide": plot.wide} for plot in plots]
+    return [{"title": plot.title, "note": plot.note, "png": png_url(plot.figure), "wide": plot.wide} for plot in plots]
 
 
 def _plot_recording(recording: Recording) -> Any:

@@ -87,9 +87,14 @@ class A2po(Algorithm):
 def corrected_advantages(rollout: Rollout, estimate: Estimate, factor: Tensor, discounting: Discounting) -> Tensor:
     """[M] Â^i given F [M] (Eq. 4), normalised; F stays behind for the clipped joint ratio."""
     corrected = generalised_advantages(
-        rollout.team_rewards, estimate.values, estimate.next_values, rollout.ended, discounting.gamma,
-        discounting.gae_lambda, factor.view(rollout.terminated.shape).clamp(max=1.0),
-    )  # fmt: skip
+        rollout.team_rewards,
+        estimate.values,
+        estimate.next_values,
+        rollout.ended,
+        discounting.gamma,
+        discounting.gae_lambda,
+        factor.view(rollout.terminated.shape).clamp(max=1.0),
+    )
     return normalise_advantages(corrected).flatten()
 
 

@@ -47,9 +47,14 @@ from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
 
 
 class GuidedHcpoSettings(
-    FollowerFields, GuiderFields, PolicyGradientFields, ConductorFields, TrustRegionFields, AlgorithmSettings,
+    FollowerFields,
+    GuiderFields,
+    PolicyGradientFields,
+    ConductorFields,
+    TrustRegionFields,
+    AlgorithmSettings,
     GradientStepFields,
-):  # fmt: skip
+):
     """Settings of guided HCPO: those of MAGPO and of HCPO's conductor."""
 
     recurrent: bool = Field(
@@ -100,14 +105,20 @@ class GuidedHcpo(Algorithm):
         estimate = self.guider.estimate(rollout, self.guided.remembered())
         # 2: Ψ ← trust-region step on A(M|s); ψ^i ← argmin −E_{w_new}[log ψ^i]
         instructed = self.conductor.improve(
-            rollout, estimate.states, self.conductor.decision_advantages(rollout, estimate, settings.gae_lambda),
-            self.features(rollout), self.noise_generator, schedule,
-        )  # fmt: skip
+            rollout,
+            estimate.states,
+            self.conductor.decision_advantages(rollout, estimate, settings.gae_lambda),
+            self.features(rollout),
+            self.noise_generator,
+            schedule,
+        )
         # 3: guider and local policies as in MAGPO, every step weighted by w_new(M|s)/w_old(M|s)
         batch = self.guider.batch(
-            rollout, estimate, self.conductor.seen_of(rollout.extras["instruction"]),
+            rollout,
+            estimate,
+            self.conductor.seen_of(rollout.extras["instruction"]),
             instructed.ratio.view(rollout.terminated.shape),
-        )  # fmt: skip
+        )
         self.guider.value_normaliser.update(estimate.returns)
         bond = Bond.of(settings, float(self.delta.value), self.guider)
         metrics = mean_metrics(

@@ -5,14 +5,21 @@
 Without a clip and without second derivatives, the divergence alone keeps the new policy near the old one. Solved
 exactly for a tabular policy, the step is π_{k+1}(a|s) ∝ π_k(a|s) · exp(η_k Â(s, a)).
 
+How large η may be depends on the task and on how far training has come. So each agent has an η of its own, which
+follows the divergence that it brings (``step_size_schedule=adaptive``):
+
+    KL(π^i_{k+1} ‖ π^i_k) > 1.5 · target  ⇒  η^i ← η^i / 2, and no epoch follows where it is so after one
+    KL(π^i_{k+1} ‖ π^i_k) < target / 1.5  ⇒  η^i ← 2 · η^i
+
 Source: Nasiri and Rezghi 2023, "Heterogeneous Multi-Agent Reinforcement Learning via Mirror Descent Policy
-Optimization"; Tomar et al. 2022 (MDPO) for a single agent.
+Optimization"; Tomar et al. 2022 (MDPO) for a single agent; Schulman et al. 2017, section 4, for adapting 1/η.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,41 +35,83 @@ from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, Gra
 from hmarl.trainer.sequential.estimates import joint_estimate
 from hmarl.trainer.sequential.gradient_steps import GradientSteps
 from hmarl.trainer.sequential.samples import TeamSamples
-from hmarl.trainer.sequential.turns import Turn, one_after_the_other, random_order
+from hmarl.trainer.sequential.turns import Improvement, Turn, one_after_the_other, random_order
+
+TOLERANCE = 1.5  # a factor about the target within which a divergence is as wished
+RANGE = 100.0  # η stays within this factor of η₀
 
 
 class HamdpoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HAMDPO; ``epochs`` × ``minibatches`` is the number of gradient steps per agent update."""
 
+    before: ClassVar[Mapping[str, Any]] = {"step_size_schedule": "linear"}
+
     epochs: int = Field(10, ge=1, description="passes over the rollout per agent update")
     step_size: float = Field(1.0, gt=0, description="η₀, weight 1/η of the divergence at the start")
-    step_size_floor: float = Field(0.05, gt=0, le=1, description="η falls linearly to this share of η₀")
+    step_size_schedule: Literal["adaptive", "linear"] = Field(
+        "adaptive",
+        description="adaptive: each agent's η follows its divergence, which is to be kl_target; linear: η falls to "
+        "step_size_floor · η₀, as printed",
+    )
+    kl_target: float = Field(
+        0.01,
+        gt=0,
+        description="with step_size_schedule=adaptive: KL(new ‖ old) of an agent's update; beyond 1.5 "
+        "times of it no further epoch follows",
+    )
+    step_size_floor: float = Field(
+        0.05, gt=0, le=1, description="with step_size_schedule=linear: η falls to this share of η₀"
+    )
+    sequential_factor: bool = Field(
+        True, description="F, the ratios of the agents before, in each agent's advantage; False: Â alone (ablation)"
+    )
     kl_regularisation: bool = Field(True, description="False leaves the divergence out (ablation)")
 
 
-def step_size(settings: HamdpoSettings, progress: float) -> float:
+def annealed_step_size(settings: HamdpoSettings, progress: float) -> float:
     """η_k = η₀ · max(1 − k/K_total, floor)."""
     return settings.step_size * max(1.0 - progress, settings.step_size_floor)
 
 
-def mirror_descent_loss(new: Distribution, turn: Turn, settings: HamdpoSettings) -> Tensor:
-    """−E[ r · F · Â ] + (1/η_k) · KL(π_new ‖ π_old) − c · H."""
+def adapted_step_size(step_size: float, divergence: float, settings: HamdpoSettings) -> float:
+    """η of an agent's next update, by the KL(new ‖ old) that this one brought."""
+    if divergence > TOLERANCE * settings.kl_target:
+        return max(step_size / 2.0, settings.step_size / RANGE)
+    if divergence < settings.kl_target / TOLERANCE:
+        return min(step_size * 2.0, settings.step_size * RANGE)
+    return step_size
+
+
+def divergence(new: Distribution, turn: Turn) -> Tensor:
+    """KL(π_new ‖ π_old), mean over the turn's samples, a scalar."""
+    return turn.samples.mean(new.kl(turn.samples.old), turn.samples.kl_weight)
+
+
+def mirror_descent_loss(new: Distribution, turn: Turn, settings: HamdpoSettings, step_size: float) -> Tensor:
+    """−E[ r · F · Â ] + (1/η) · KL(π_new ‖ π_old) − c · H."""
     samples = turn.samples
     loss = -samples.mean(samples.ratio(new) * turn.advantages, samples.surrogate_weight)
     loss = loss - settings.entropy_coefficient * samples.mean(new.entropy())
     if settings.kl_regularisation:
-        loss = loss + samples.mean(new.kl(samples.old), samples.kl_weight) / step_size(settings, turn.progress)
+        loss = loss + divergence(new, turn) / step_size
     return loss
 
 
-def divergence_report(new: Distribution, turn: Turn, settings: HamdpoSettings) -> dict[str, float]:
+def divergence_report(new: Distribution, turn: Turn, step_size: float) -> dict[str, float]:
     """The step size in force and the divergence that it weighs."""
-    divergence = turn.samples.mean(new.kl(turn.samples.old))
-    return {"step_size": step_size(settings, turn.progress), "agent_reverse_kl": float(divergence)}
+    return {"step_size": step_size, "agent_reverse_kl": float(divergence(new, turn))}
 
 
 class Hamdpo(Algorithm):
-    """Each agent takes several gradient steps on its mirror-descent objective."""
+    """Each agent takes several gradient steps on its mirror-descent objective.
+
+    The arguments are ``Algorithm``'s.
+
+    Attributes:
+        critic: V.
+        steps: the agents' optimisers.
+        step_sizes: [N] float32 η of every agent's next update, where they adapt.
+    """
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HamdpoSettings
     settings: HamdpoSettings
@@ -73,6 +122,7 @@ class Hamdpo(Algorithm):
         super().__init__(spec, settings, generator, device)
         self.critic = Critic(spec.state_size, settings, generator, device)
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
+        self.step_sizes = torch.full((len(spec.agents),), settings.step_size)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """θ^{i_m} ← descent on −E[ r·F·Â ] + KL(π ‖ π_k)/η_k for m = 1 … N."""
@@ -81,13 +131,11 @@ class Hamdpo(Algorithm):
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
         joint = normalise_advantages(estimate.advantages).flatten()
         # for i_1 … i_N, a random permutation: θ^i ← descent on the mirror-descent loss; F ← F · π^i_new / π^i_old
-        loss = partial(mirror_descent_loss, settings=settings)
-        report = partial(divergence_report, settings=settings)
         metrics = one_after_the_other(
             TeamSamples(rollout, self.policies, self.features(rollout)),
             order=random_order(self.generator),
-            advantage=lambda factor: factor * joint,
-            improve=lambda turn: self.steps.descend(turn, loss, report),
+            advantage=lambda factor: factor * joint if settings.sequential_factor else joint,
+            improve=self.improve,
             schedule=schedule,
             progress=progress,
         )
@@ -96,6 +144,24 @@ class Hamdpo(Algorithm):
         self.update_normalisers(rollout)
         return metrics
 
+    def improve(self, turn: Turn) -> Improvement:
+        """Descends one agent's loss, and fits its step size to the divergence that came of it."""
+        settings, adaptive = self.settings, self.settings.step_size_schedule == "adaptive"
+        step_size = float(self.step_sizes[turn.agent]) if adaptive else annealed_step_size(settings, turn.progress)
+
+        def gone_far(new: Distribution) -> bool:
+            return bool(divergence(new, turn) > TOLERANCE * settings.kl_target)
+
+        loss = partial(mirror_descent_loss, settings=settings, step_size=step_size)
+        report = partial(divergence_report, step_size=step_size)
+        improvement = self.steps.descend(turn, loss, report, gone_far if adaptive else None)
+        if adaptive:
+            moved = float(divergence(improvement.policy, turn))
+            self.step_sizes[turn.agent] = adapted_step_size(step_size, moved, settings)
+        return improvement
+
     def components(self) -> StateDict:
-        """The shared parts, the critic and the optimisers."""
-        return {"critic": self.critic, **super().components(), **self.steps.components()}
+        """The shared parts, the critic, the optimisers and the step sizes."""
+        shared = super().components()
+        adapted = {"step_sizes": self.step_sizes} if self.settings.step_size_schedule == "adaptive" else {}
+        return {"critic": self.critic, **shared, **self.steps.components(), **adapted}

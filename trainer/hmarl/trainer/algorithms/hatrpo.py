@@ -49,11 +49,16 @@ class Hatrpo(Algorithm):
             order=random_order(self.generator),
             advantage=lambda factor: factor * joint,
             improve=lambda turn: improve_by_trust_region(
-                turn.policy, turn.member, turn.samples, turn.advantages, settings,
-                kl_limit=settings.kl_limit, entropy_coefficient=settings.entropy_coefficient,
+                turn.policy,
+                turn.member,
+                turn.samples,
+                turn.advantages,
+                settings,
+                kl_limit=settings.kl_limit,
+                entropy_coefficient=settings.entropy_coefficient,
             ),
             schedule=schedule,
-        )  # fmt: skip
+        )
         # line 12: φ ← argmin E[ (V_φ(s) − R)² ]
         metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
         self.update_normalisers(rollout)

@@ -77,13 +77,19 @@ class HcpoSettings(
             by = "local_share" if self.local_share else "local_share_end"
             self.need(
                 f"{by}={getattr(self, by)}",
-                conductor_sees="state", critic="v", instruction_weight="ratio", replay_rollouts=0,
-            )  # fmt: skip
+                conductor_sees="state",
+                critic="v",
+                instruction_weight="ratio",
+                replay_rollouts=0,
+            )
         if self.replay_rollouts:
             self.need(
                 f"replay_rollouts={self.replay_rollouts}",
-                critic="v", instruction_weight="ratio", instruction_interval=1, recurrent=False,
-            )  # fmt: skip
+                critic="v",
+                instruction_weight="ratio",
+                instruction_interval=1,
+                recurrent=False,
+            )
         return self
 
     @property
@@ -177,9 +183,15 @@ class Hcpo(Algorithm):
         of_instructions, of_actions = self.advantages(rollout, estimate)
         # 6: Ψ ← Ψ + αʲβx (Algorithm 2); 10: ψ^i ← argmin −E_{w_new}[log ψ^i]
         instructed = self.conductor.improve(
-            rollout, estimate.states, of_instructions, features, self.noise_generator, schedule,
-            weight=weight, fresh=fresh,
-        )  # fmt: skip
+            rollout,
+            estimate.states,
+            of_instructions,
+            features,
+            self.noise_generator,
+            schedule,
+            weight=weight,
+            fresh=fresh,
+        )
         watched.conductor_moved(instructed.ratio, instructed.kl)
         # 7 to 12: for a random permutation, θ^i ← θ^i + αʲβx (Algorithm 3) on Θ · A(a|s, M); Θ ← ratio · Θ
         joint = normalise_each(of_actions, conducted_locally(rollout)).flatten()
@@ -196,9 +208,12 @@ class Hcpo(Algorithm):
         )
         if self.instruction_critic is not None:
             fitted = self.instruction_critic.fit(
-                estimate.states, estimate.returns.flatten(), self.noise_generator, schedule,
+                estimate.states,
+                estimate.returns.flatten(),
+                self.noise_generator,
+                schedule,
                 chosen=rollout.extras["instruction"].flatten(),
-            )  # fmt: skip
+            )
             metrics |= {f"instruction_{key}": value for key, value in fitted.items()}
         return metrics
 
@@ -206,9 +221,14 @@ class Hcpo(Algorithm):
         """θ^i ← θ^i + αʲβx (Algorithm 3)."""
         settings = self.settings
         improvement = improve_by_trust_region(
-            turn.policy, turn.member, turn.samples, turn.advantages, settings,
-            kl_limit=settings.kl_limit, entropy_coefficient=settings.entropy_coefficient,
-        )  # fmt: skip
+            turn.policy,
+            turn.member,
+            turn.samples,
+            turn.advantages,
+            settings,
+            kl_limit=settings.kl_limit,
+            entropy_coefficient=settings.entropy_coefficient,
+        )
         watched.agent_moved(turn.samples, improvement.policy)
         return improvement
 

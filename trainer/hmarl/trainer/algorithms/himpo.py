@@ -8,14 +8,16 @@ one every K·α (levels=3). An iteration:
            A^m from the external reward
            r^s = A^m(o^{m→s}_{t₀}, g^{m→s}_{t₀}) / K + the sub-manager's local reward
            r^w_t = A^s(o^{s→w}_{t₀}, g^{s→w}_{t₀}) / α at every step of the window                    (Eq. 5)
+       or, with telescoped rewards, at every step the TD error δ_t of the level above; over a window they add up to A
     3  each level climbs its own advantages by clipped surrogates (HiMPPO), on its own time scale
 
 So the external reward reaches workers through the advantages of those above them alone, as numbers without gradient.
 
 Decisions of this project where the source is silent: a rollout's first step opens new windows everywhere, so that
 every window's outcome lies in one rollout; γ is applied per decision of a level; Eq. 5 divides by α, and by K, also
-where an episode or a rollout cuts a window short; a superior has one value of what it sees, not one for each of its
-subordinates, so that a subordinate who changes its superior takes no value along.
+where an episode or a rollout cuts a window short; the value of a pair of superior and subordinate ends when the
+subordinate leaves, and goes on with the next pair of a worker who changes its superior (with edge_values=false a
+superior has one value of what it sees, and such a worker takes none along). Telescoped rewards are this project's own.
 
 Source: Marzi et al. 2025, "Hierarchical Message-Passing Policies for Multi-Agent Reinforcement Learning".
 """
@@ -37,8 +39,8 @@ from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.hierarchy.acting import HierarchyActing, HierarchyActors
 from hmarl.trainer.hierarchy.graph import membership
 from hmarl.trainer.hierarchy.hierarchy import Hierarchy
-from hmarl.trainer.hierarchy.level import Decisions, Level
-from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards, told_reward
+from hmarl.trainer.hierarchy.level import Decisions, Judgements, Level
+from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, local_rewards
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.hierarchy.teacher import HierarchyTeacher
 from hmarl.trainer.hierarchy.teams import HierarchyTeam
@@ -84,42 +86,45 @@ class Himpo(Algorithm):
         judged = self._judged(graphs)
         metrics = self._graph_metrics(rollout)
         # 3: θ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H, φ on E[ (V − R)² ], of each level
-        for prefix, level, decisions in judged:
-            improved = level.improve(decisions, self.noise_generator, schedule)
+        for prefix, level, decisions, judgements in judged:
+            improved = level.improve(decisions, judgements, self.noise_generator, schedule)
             metrics |= {f"{prefix}{name}": value for name, value in improved.items()}
         self.update_normalisers(rollout)
         return {
             {"kl": "agent_kl", "entropy": "agent_entropy"}.get(name, name): value for name, value in metrics.items()
         }
 
-    def _judged(self, graphs: RolloutGraphs) -> list[tuple[str, Level, Decisions]]:
+    def _judged(self, graphs: RolloutGraphs) -> list[tuple[str, Level, Decisions, Judgements]]:
         """Per level from the top down: a prefix of its metrics, and its decisions with what came of them, which
         rewards the level below.
         """
         settings, hierarchy, extras = self.settings, self.hierarchy, graphs.rollout.extras
         external = graphs.rollout.team_rewards.unsqueeze(-1)
-        judged: list[tuple[str, Level, Decisions]] = []
-        rewards = external
+        judged: list[tuple[str, Level, Decisions, Judgements]] = []
+        rewards, edges = external, settings.edge_values
         if hierarchy.manager is not None:
             chosen = extras["manager_decided"]
-            outcome = graphs.outcome(hierarchy.manager, rewards, chosen)
-            judged.append(("manager_", hierarchy.manager, self._goals_set(graphs, outcome, chosen, "sub_goal")))
+            outcome = graphs.outcome(hierarchy.manager, self._each_cluster(rewards) if edges else rewards, chosen)
+            judged.append(("manager_", hierarchy.manager, *self._goals_set(graphs, outcome, chosen, "sub_goal")))
             rewards = self._sub_managers_rewards(graphs.rollout, outcome)
         if hierarchy.sub_managers is not None:
             decided = extras["decided"]
-            outcome = graphs.outcome(hierarchy.sub_managers, self._each_cluster(rewards), decided)
-            judged.append(("sub_manager_", hierarchy.sub_managers, self._goals_set(graphs, outcome, decided, "goal")))
-            rewards = told_reward(outcome.advantages, decided, settings.goal_interval).gather(-1, extras["cluster"])
+            rewards = self._each_cluster(rewards)
+            rewards = rewards.gather(-1, extras["cluster"]) if edges else rewards
+            outcome = graphs.outcome(hierarchy.sub_managers, rewards, decided)
+            judged.append(("sub_manager_", hierarchy.sub_managers, *self._goals_set(graphs, outcome, decided, "goal")))
+            told = outcome.told(decided, settings.goal_interval)
+            rewards = told if edges else told.gather(-1, extras["cluster"])
             if settings.workers_see_reward:
                 rewards = rewards + external
         outcome = graphs.outcome(hierarchy.workers, rewards.expand_as(graphs.rollout.rewards))
-        return [*judged, ("", hierarchy.workers, self._actions_taken(graphs, outcome))]
+        return [*judged, ("", hierarchy.workers, *self._actions_taken(graphs, outcome))]
 
     def _sub_managers_rewards(self, rollout: Rollout, above: Outcome) -> Tensor:
-        """[T, B, S] the manager's advantage, once per decision of the sub-managers, and their local rewards."""
+        """[T, B, S] what the manager's advantage brings its sub-managers, and their local rewards."""
         settings, extras = self.settings, rollout.extras
-        told = told_reward(above.advantages, extras["manager_decided"], settings.manager_interval)
-        rewards = self._each_cluster(told * extras["decided"].unsqueeze(-1))
+        told = above.told(extras["manager_decided"], settings.manager_interval, earns=extras["decided"])
+        rewards = self._each_cluster(told)
         if not settings.local_rewards:
             return rewards
         return rewards + local_rewards(rollout, extras["cluster"], settings.sub_managers)
@@ -128,31 +133,38 @@ class Himpo(Algorithm):
         """[T, B, S] of [T, B, 1] or [T, B, S]."""
         return rewards.expand(*rewards.shape[:-1], self.settings.sub_managers)
 
-    def _goals_set(self, graphs: RolloutGraphs, outcome: Outcome, decided: Tensor, goal: str) -> Decisions:
+    def _goals_set(
+        self, graphs: RolloutGraphs, outcome: Outcome, decided: Tensor, goal: str
+    ) -> tuple[Decisions, Judgements]:
         """A superior level's decisions; those for an empty cluster, or for an agent that has left, weigh nothing."""
         rows, graph = decided.flatten(), graphs.moments.take(decided.flatten())
         goals = graphs.rollout.extras[goal].flatten(0, 1)[rows]
-        advantages = outcome.advantages[decided]  # of the superiors; a decision's is that of its superior
+        advantages, edges = outcome.advantages[decided], self.settings.edge_values
         if goal == "goal":
-            weight, advantages = graph.active.float(), advantages.gather(-1, graph.cluster)
+            weight = graph.active.float()
+            # Of the superiors: a decision's is that of its superior.
+            advantages = advantages if edges else advantages.gather(-1, graph.cluster)
         else:
             weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
             advantages = advantages.expand_as(weight)
-        values, returns = outcome.values[decided], outcome.returns[decided]
-        # A superior judges an empty cluster as well: an agent may come.
-        every_agent = torch.ones_like(values, dtype=torch.bool)
-        return Decisions(graph, [goals], [None], values, advantages, returns, weight, every_agent)
+        decisions = Decisions(graph, [goals], [None], advantages, weight)
+        if outcome.errors is None:
+            values, returns = outcome.values[decided], outcome.returns[decided]
+        else:  # a value that pays those below at every step has to be right at every step
+            graph, values, returns = graphs.moments, outcome.values.flatten(0, 1), outcome.returns.flatten(0, 1)
+        # A superior judges an empty cluster as well: an agent may come. A pair with an agent that has left is none.
+        judged = graph.active if edges and goal == "goal" else torch.ones_like(values, dtype=torch.bool)
+        return decisions, Judgements(graph, values, returns, judged)
 
-    def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> Decisions:
+    def _actions_taken(self, graphs: RolloutGraphs, outcome: Outcome) -> tuple[Decisions, Judgements]:
         """The workers' decisions."""
-        rollout = graphs.rollout
-        return Decisions(
-            graphs.moments,
-            [actions.flatten(0, 1) for actions in rollout.actions],
-            [None if mask is None else mask.flatten(0, 1) for mask in rollout.action_masks],
-            outcome.values.flatten(0, 1), outcome.advantages.flatten(0, 1), outcome.returns.flatten(0, 1),
-            rollout.active.flatten(0, 1).float(), rollout.active.flatten(0, 1),
-        )  # fmt: skip
+        rollout, graph = graphs.rollout, graphs.moments
+        active = rollout.active.flatten(0, 1)
+        actions = [actions.flatten(0, 1) for actions in rollout.actions]
+        masks = [None if mask is None else mask.flatten(0, 1) for mask in rollout.action_masks]
+        values, returns = outcome.values.flatten(0, 1), outcome.returns.flatten(0, 1)
+        decisions = Decisions(graph, actions, masks, outcome.advantages.flatten(0, 1), active.float())
+        return decisions, Judgements(graph, values, returns, active)
 
     def _graph_metrics(self, rollout: Rollout) -> dict[str, float]:
         """How many an agent hears, and how many clusters have an agent in them."""

@@ -77,12 +77,12 @@ class Magpo(Algorithm):
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch:
         #     2: φ ← descent on −E[ min(r·Â, clip(r')·Â) ] + E[ KL(μ_φ ‖ π_θ) · 1[outside (1/δ, δ)] ] − c·H + c_v·L_V
         #     3: θ ← descent on λ · (−E[ min(r_π·Â, clip(r_π)·Â) ]) + E[ KL(μ_φ ‖ π_θ) ]
-        # 4: backtrack
         bond = Bond.of(settings, float(self.delta.value), self.guider)
         metrics = mean_metrics(
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
             for minibatch in self.guider.minibatches(batch, self.noise_generator)
         )
+        # 4: the guider becomes what the local policies are, where it is built as they are
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])

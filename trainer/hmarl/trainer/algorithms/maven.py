@@ -116,13 +116,22 @@ class Maven(Algorithm):
     ) -> None:
         super().__init__(spec, settings, generator, device)
         self.latent_policy = LatentPolicy(
-            spec.state_size, settings.latents, settings.latent_hidden_sizes, settings, settings.latent_learning_rate,
-            settings.latent_entropy_coefficient, generator, device,
-        )  # fmt: skip
+            spec.state_size,
+            settings.latents,
+            settings.latent_hidden_sizes,
+            settings,
+            settings.latent_learning_rate,
+            settings.latent_entropy_coefficient,
+            generator,
+            device,
+        )
         self.mixer = MonotoneMixer(
-            len(spec.agents), spec.state_size + settings.latents, settings.mixing_hidden_sizes,
-            settings.mixing_embedding, settings.activation,
-        )  # fmt: skip
+            len(spec.agents),
+            spec.state_size + settings.latents,
+            settings.mixing_hidden_sizes,
+            settings.mixing_embedding,
+            settings.activation,
+        )
         self.mixer_theta = self.mixer.network.initialise(generator).to(device)
         behaviour_size = sum(policy.members * policy.head.output_size for policy in self.policies)
         self.discriminator = Mlp(
@@ -227,10 +236,18 @@ class Maven(Algorithm):
             kept = torch.ones(1, length, size, 1, device=self.device)
             memories.append(Memory(rows[f"memories.{g}"].transpose(0, 1), kept) if self.settings.recurrent else None)
         return Batch(
-            inputs, masks, memories, [rows[f"actions.{g}"].permute(2, 1, 0) for g in range(len(inputs))],
-            rows["active"].transpose(0, 1).float(), states, torch.cat([states, context], dim=-1), latent,
-            rows["rewards"].T * self.reward_scale, rows["terminated"].T, rows["valid"].T,
-        )  # fmt: skip
+            inputs,
+            masks,
+            memories,
+            [rows[f"actions.{g}"].permute(2, 1, 0) for g in range(len(inputs))],
+            rows["active"].transpose(0, 1).float(),
+            states,
+            torch.cat([states, context], dim=-1),
+            latent,
+            rows["rewards"].T * self.reward_scale,
+            rows["terminated"].T,
+            rows["valid"].T,
+        )
 
     def loss(
         self, learnt: list[Tensor], batch: Batch, utilities: list[Categorical], targets: Tensor
@@ -251,9 +268,13 @@ class Maven(Algorithm):
         totals = self.value_offset + self.mixer(learnt[-2], chosen * batch.present[:-1], batch.context[:-1])
         td_loss = ((totals - targets) * valid).square().sum() / valid.sum()
         guessed = latent_log_likelihood(
-            self.discriminator, learnt[-1], self._behaviour(utilities, batch)[:-1], batch.states[:-1], valid,
+            self.discriminator,
+            learnt[-1],
+            self._behaviour(utilities, batch)[:-1],
+            batch.states[:-1],
+            valid,
             batch.latent,
-        ).mean()  # fmt: skip
+        ).mean()
         q_mean = (targets * valid).sum() / valid.sum()
         metrics = {"td_loss": td_loss.detach(), "latent_log_likelihood": guessed.detach(), "q_mean": q_mean}
         return td_loss - self.settings.mutual_information_coefficient * guessed, metrics

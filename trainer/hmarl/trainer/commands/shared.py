@@ -62,7 +62,7 @@ def need_torch(purpose: str) -> None:
         import torch  # noqa: F401
 
 
-def check_environment(purpose: str, name: str, arguments: Mapping[str, Any]) -> None:
+def check_makeable(purpose: str, name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse an environment that cannot be made, before what takes longer is begun.
 
     Raises:

@@ -16,7 +16,7 @@ from hmarl.sdk.commands._common import parse_settings, print_json, run, settings
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.commands.shared import check_environment, log_to_standard_error, need_extra, need_torch, read_config
+from hmarl.trainer.commands.shared import check_makeable, log_to_standard_error, need_extra, need_torch, read_config
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _requested(
     run = {**base, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
     validate(RunSettings, run, "run")
     arguments = {**(preset.environment_arguments if preset else {}), **given["env"]}
-    check_environment("hmarl-train", env, arguments)
+    check_makeable("hmarl-train", env, arguments)
     chosen = {**(preset.algorithm_settings if preset else {}), **given["algorithm"]}
     used = f"preset {preset_name}" if preset_name else "preset" if preset else ""
     return _Request(algorithm, env, chosen, run, arguments, used)
@@ -219,11 +219,14 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
 
     rows = [
         (
-            name, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
+            name,
+            f"{row['return_mean']:.2f}",
+            f"{row['return_median']:.2f}",
+            f"{row['return_iqm']:.2f}",
             "" if row.get("success_rate") is None else f"{row['success_rate']:.0%}",
         )
         for name, row in summary["final"].items()
-    ]  # fmt: skip
+    ]
     title = f"final evaluation of {summary['algorithm']} on {summary['environment']}"
     if rows:
         print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from hmarl.trainer.records.canvas import Points, draw_points, label_axes, new_figure, png, points
-from hmarl.trainer.records.metrics import Rows
+from hmarl.trainer.records.metrics import MetricRows
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ImprovementBoundPlot:
 
     file: str = "improvement_bound.png"
 
-    def draw(self, rows: Rows, title: str) -> bytes | None:
+    def draw(self, rows: MetricRows, title: str) -> bytes | None:
         """None where no bound was recorded."""
         realised, surrogate, bound = realised_points(rows), points(rows, "bound_surrogate"), points(rows, "bound")
         if not bound:
@@ -32,15 +32,17 @@ class ImprovementBoundPlot:
         axes.set_ylim(20.0 * min(*values, 0.0), 3.0 * max(*values, 1e-6))
         axes.axhline(0.0, color="black", lw=0.6)
         label_axes(
-            [axes], xlabel="environment steps", ylabel="improvement of J per update (symlog)",
+            [axes],
+            xlabel="environment steps",
+            ylabel="improvement of J per update (symlog)",
             title=f"{title}: the bound is vacuous in practice",
-        )  # fmt: skip
+        )
         axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.8, 0.32))
         figure.supxlabel(_why_vacuous(rows), fontsize=8, x=0.02, ha="left")
         return png(figure)
 
 
-def realised_points(rows: Rows) -> Points:
+def realised_points(rows: MetricRows) -> Points:
     """(steps, improvement) of each step that Theorem 1 bounds: what it brought stands in the next update's metrics."""
     realised, before = [], None
     for row in rows:
@@ -51,7 +53,7 @@ def realised_points(rows: Rows) -> Points:
     return realised
 
 
-def _why_vacuous(rows: Rows) -> str:
+def _why_vacuous(rows: MetricRows) -> str:
     """What the bound says about this run, in three lines."""
     bounded = [row for row in rows if row.get("bound") is not None]
     largest = max(row["bound_advantage_max"] for row in bounded)

@@ -81,9 +81,11 @@ class CommonObservations:
         self._order = [agent for group in spec.groups for agent in group.agents]
         self._places = [
             torch.tensor([[feature.places[agent] for feature in self.features] for agent in group.agents])
-            .long().view(len(group.agents), len(self.features)).to(device)
+            .long()
+            .view(len(group.agents), len(self.features))
+            .to(device)
             for group in spec.groups
-        ]  # fmt: skip
+        ]
         self._search = 0 if declared else search
         self._searched = torch.zeros((), dtype=torch.int64, device=device)
         self._alike = torch.ones(len(self.features), dtype=torch.bool, device=device)

@@ -126,9 +126,13 @@ class WatchedStep:
         conductor = mass * float(of_conductor.sum() / total)
         joint = mass * float((of_conductor * self._joint_log_ratio.exp()).sum() / total)
         return ImprovementBound(
-            conductor, joint - conductor, self._conductor_kl_max, float(self._kl.max()),
-            float(self._advantages.abs().max()), self._gamma,
-        )  # fmt: skip
+            conductor,
+            joint - conductor,
+            self._conductor_kl_max,
+            float(self._kl.max()),
+            float(self._advantages.abs().max()),
+            self._gamma,
+        )
 
 
 class BoundMonitor:

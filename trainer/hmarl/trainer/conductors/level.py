@@ -127,9 +127,13 @@ class ConductorLevel:
         if settings.conductor_sees != "state":
             size = self.head.output_size if settings.conductor_remembers else 0
             self.sight = self.common = CommonKnowledge(
-                spec, device, sees=settings.conductor_sees, instruction_size=size, search=settings.common_search,
+                spec,
+                device,
+                sees=settings.conductor_sees,
+                instruction_size=size,
+                search=settings.common_search,
                 normalise=settings.normalise_observations,
-            )  # fmt: skip
+            )
         self.policy = GroupPolicy.create(
             1, self.sight.size, self.head, settings, generator, hidden_sizes=settings.conductor_hidden_sizes
         )
@@ -194,9 +198,14 @@ class ConductorLevel:
         if self.settings.instruction_interval == 1:
             return estimate.advantages
         return decision_advantages(
-            rollout.team_rewards, estimate.values, estimate.next_values, rollout.ended, rollout.extras["decided"],
-            self.settings.gamma, gae_lambda,
-        )  # fmt: skip
+            rollout.team_rewards,
+            estimate.values,
+            estimate.next_values,
+            rollout.ended,
+            rollout.extras["decided"],
+            self.settings.gamma,
+            gae_lambda,
+        )
 
     def improve(
         self,
@@ -225,9 +234,14 @@ class ConductorLevel:
         settings, decided = self.settings, self._decided(rollout)
         samples = self.samples(rollout, states, weight)
         improvement = improve_by_trust_region(
-            self.policy, 0, samples, normalise_advantages(advantages.flatten(), decided.float()), settings,
-            kl_limit=settings.conductor_kl_limit, entropy_coefficient=settings.conductor_entropy_coefficient,
-        )  # fmt: skip
+            self.policy,
+            0,
+            samples,
+            normalise_advantages(advantages.flatten(), decided.float()),
+            settings,
+            kl_limit=settings.conductor_kl_limit,
+            entropy_coefficient=settings.conductor_entropy_coefficient,
+        )
         new = improvement.policy
         metrics = {key.replace("agent_", "conductor_"): value for key, value in improvement.metrics.items()}
         metrics |= instruction_metrics(self.head, (fresh or rollout).extras["instruction"].flatten(0, 1), new)
@@ -306,9 +320,13 @@ class ConductorLevel:
             return self.local.instructing(group, member)
         assert self.common is not None
         return Instructing.of(
-            self.policy, 0, self.settings.instruction_interval, self.settings.instruction_scale,
-            self.common.fixed(agent), self.common.remembers,
-        )  # fmt: skip
+            self.policy,
+            0,
+            self.settings.instruction_interval,
+            self.settings.instruction_scale,
+            self.common.fixed(agent),
+            self.common.remembers,
+        )
 
     def components(self) -> dict[str, object]:
         """The conductor, what it sees and the local conductors, as ``Algorithm.components`` names them."""

@@ -44,11 +44,16 @@ class LocalConductors:
         shared = settings.share_parameters if shared is None else shared
         self.policies = [
             GroupPolicy.create(
-                len(group.agents), group.example.observation_size + remembered, head, settings, generator,
-                shared=shared, hidden_sizes=settings.conductor_hidden_sizes,
+                len(group.agents),
+                group.example.observation_size + remembered,
+                head,
+                settings,
+                generator,
+                shared=shared,
+                hidden_sizes=settings.conductor_hidden_sizes,
             )
             for group in spec.groups
-        ]  # fmt: skip
+        ]
         for policy in self.policies:
             policy.theta = policy.theta.to(device)
         self.distillers = [
@@ -147,9 +152,12 @@ class LocalConductors:
         """w^i inside of one agent's graph."""
         settings = self.settings
         return Instructing.of(
-            self.policies[group], member, settings.instruction_interval, settings.instruction_scale,
+            self.policies[group],
+            member,
+            settings.instruction_interval,
+            settings.instruction_scale,
             remembers=settings.local_conductors_remember,
-        )  # fmt: skip
+        )
 
     def components(self) -> dict[str, object]:
         """The networks and their optimisers, as ``Algorithm.components`` names them."""

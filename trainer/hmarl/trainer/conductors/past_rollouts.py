@@ -138,7 +138,12 @@ def v_trace_estimate(
     values = critic.values(states)
     next_values = critic.values(normaliser(joined.next_states)).masked_fill(rollout.terminated, 0.0)
     advantages = generalised_advantages(
-        rollout.team_rewards, values, next_values, rollout.ended, discounting.gamma, discounting.gae_lambda,
+        rollout.team_rewards,
+        values,
+        next_values,
+        rollout.ended,
+        discounting.gamma,
+        discounting.gae_lambda,
         correction=trace,
-    )  # fmt: skip
+    )
     return Estimate(states.flatten(0, 1), values, next_values, advantages, values + trace * advantages)

@@ -227,21 +227,33 @@ class DeployablePolicy(nn.Module):
         """What is carried from step to step."""
         size, held = self.memory_size, self.instructions if self.instruction_head.continuous else 1
         memory = StateModel(
-            input="memory", output="next_memory", shape=[size], dtype="float32", reset=[0.0] * size,
+            input="memory",
+            output="next_memory",
+            shape=[size],
+            dtype="float32",
+            reset=[0.0] * size,
             meaning="what the policy remembers of the episode",
-        )  # fmt: skip
+        )
         instruction = StateModel(
-            input="instruction_state", output="next_instruction_state", shape=[held + 1], dtype="float32",
+            input="instruction_state",
+            output="next_instruction_state",
+            shape=[held + 1],
+            dtype="float32",
             reset=[0.0] * (held + 1),
             meaning="instruction in force, "
             + ("steps for which it still holds" if self.counts_down else "1 once it has been chosen"),
-        )  # fmt: skip
+        )
         last = StateModel(
-            input="last_instruction", output="next_last_instruction", shape=[self.instructions], dtype="float32",
+            input="last_instruction",
+            output="next_last_instruction",
+            shape=[self.instructions],
+            dtype="float32",
             reset=[0.0] * self.instructions,
-            meaning="the instruction before" + ("" if self.instruction_head.continuous else ", one-hot")
-            + f", times {self.instruction_scale:g}" * (self.instruction_scale != 1.0) + "; zeros where there is none",
-        )  # fmt: skip
+            meaning="the instruction before"
+            + ("" if self.instruction_head.continuous else ", one-hot")
+            + f", times {self.instruction_scale:g}" * (self.instruction_scale != 1.0)
+            + "; zeros where there is none",
+        )
         return [memory] * (size > 0) + [instruction] * self.holds_instruction + [last] * self.remembers
 
     @property
@@ -269,13 +281,19 @@ class DeployablePolicy(nn.Module):
         agent, head = self.agent, self.head
         mask = TensorModel(name="action_mask", shape=[agent.mask_size], dtype="bool", meaning="True where legal")
         action_noise = NoiseModel(
-            name="action_noise", shape=[head.output_size], distribution=head.noise_distribution, stream="private",
+            name="action_noise",
+            shape=[head.output_size],
+            distribution=head.noise_distribution,
+            stream="private",
             purpose="action",
-        )  # fmt: skip
+        )
         instruction_noise = NoiseModel(
-            name="instruction_noise", shape=[self.instructions], distribution=self.instruction_head.noise_distribution,
-            stream="common", purpose="instruction",
-        )  # fmt: skip
+            name="instruction_noise",
+            shape=[self.instructions],
+            distribution=self.instruction_head.noise_distribution,
+            stream="common",
+            purpose="instruction",
+        )
         return AgentModel(
             id=agent.id,
             file=file,
@@ -315,17 +333,29 @@ class DeployablePolicy(nn.Module):
     def _diagnostics(self) -> list[TensorModel]:
         meaning = "mean of the Gaussian before bounding" if self.head.continuous else "masked, not normalised"
         rows = [
-            TensorModel(name="action_mean" if self.head.continuous else "action_logits", shape=[self.head.output_size],
-                        dtype="float32", meaning=meaning)
-        ]  # fmt: skip
+            TensorModel(
+                name="action_mean" if self.head.continuous else "action_logits",
+                shape=[self.head.output_size],
+                dtype="float32",
+                meaning=meaning,
+            )
+        ]
         if self.conductor is not None:
             latent = self.instruction_head.continuous
             rows += [
-                TensorModel(name="instruction", shape=[self.instructions] if latent else [],
-                            dtype="float32" if latent else "int64", meaning="instruction in force"),
-                TensorModel(name=self._preference_name, shape=[self.instructions], dtype="float32",
-                            meaning=self._preference_meaning),
-            ]  # fmt: skip
+                TensorModel(
+                    name="instruction",
+                    shape=[self.instructions] if latent else [],
+                    dtype="float32" if latent else "int64",
+                    meaning="instruction in force",
+                ),
+                TensorModel(
+                    name=self._preference_name,
+                    shape=[self.instructions],
+                    dtype="float32",
+                    meaning=self._preference_meaning,
+                ),
+            ]
         return rows
 
 

@@ -39,7 +39,7 @@ class FixedNormaliser(nn.Module):
 class FixedNetwork(nn.Module):
     """One row of a ``GroupPolicy`` with its parameters copied, as an ordinary module."""
 
-    def __init__(self, network: Mlp, theta: Tensor, identity: Tensor | None) -> None:
+    def __init__(self, network: Mlp | RecurrentNetwork, theta: Tensor, identity: Tensor | None) -> None:
         super().__init__()
         self.network = network
         parameters = network.named(theta.detach().cpu().clone())
@@ -61,7 +61,8 @@ class FixedNetwork(nn.Module):
         return self.network.output_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, input_size without identity] -> [batch, output_size]."""
+        """[batch, input_size without identity] -> [batch, output_size]; of a network without memory."""
+        assert isinstance(self.network, Mlp)
         return self.network.apply(self._named(), self._with_identity(x))
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

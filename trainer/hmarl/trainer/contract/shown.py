@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from hmarl.sdk.team import Team
 from hmarl.trainer.records.plots import EvaluationCurve, Plot, ReturnPlot
-
-if TYPE_CHECKING:
-    from hmarl.trainer.contract.algorithm import Algorithm
 
 
 class EvaluatedTeam(Team, Protocol):
@@ -50,7 +47,6 @@ def gap_metrics(gaps: Sequence[ReturnGap], returns: Mapping[str, float]) -> dict
     return {gap.metric: returns[gap.of] - returns[gap.over] for gap in gaps}
 
 
-def plots_of(algorithm: Algorithm) -> tuple[Plot, ...]:
-    """All plots of an algorithm's runs."""
-    curves = (EvaluationCurve(name, team.label, team.colour) for name, team in algorithm.teams().items())
-    return (ReturnPlot(tuple(curves)), *algorithm.plots)
+def return_plot(teams: Mapping[str, EvaluatedTeam]) -> Plot:
+    """The returns in training and in the evaluations of an algorithm's teams."""
+    return ReturnPlot(tuple(EvaluationCurve(name, team.label, team.colour) for name, team in teams.items()))

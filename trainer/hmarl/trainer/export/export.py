@@ -206,18 +206,26 @@ def check_all(
 
 def _parity_row(parity: Parity) -> ParityModel:
     return ParityModel(
-        provider="cpu", tolerance=TOLERANCES["cpu"], max_error=parity.max_error, action_mismatches=0,
-        near_ties=parity.near_ties, samples=parity.samples, batch_sizes=sorted(parity.batch_sizes),
-    )  # fmt: skip
+        provider="cpu",
+        tolerance=TOLERANCES["cpu"],
+        max_error=parity.max_error,
+        action_mismatches=0,
+        near_ties=parity.near_ties,
+        samples=parity.samples,
+        batch_sizes=sorted(parity.batch_sizes),
+    )
 
 
 def _manifest(loaded: LoadedRun, graphs: list[Graph], parity: Parity, name: str) -> dict[str, Any]:
     config, spec = loaded.config, loaded.spec
     entries = {agent: entry for graph in graphs for agent, entry in zip(graph.agents, graph.entries, strict=True)}
     environment = EnvironmentModel(
-        name=config.environment, arguments=config.environment_arguments, horizon=spec.horizon,
-        team_reward=spec.team_reward, control_period_s=spec.control_period_s,
-    )  # fmt: skip
+        name=config.environment,
+        arguments=config.environment_arguments,
+        horizon=spec.horizon,
+        team_reward=spec.team_reward,
+        control_period_s=spec.control_period_s,
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,

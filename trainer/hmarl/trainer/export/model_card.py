@@ -83,12 +83,18 @@ def _front_matter(config: RunConfig, deployed: float | None) -> str:
     lines = ["---", "library_name: hmarl", "tags:", "- multi-agent-reinforcement-learning", f"- {config.algorithm}"]
     if deployed is not None:
         lines += [
-            "model-index:", f"- name: {config.algorithm}", "  results:", "  - task:",
+            "model-index:",
+            f"- name: {config.algorithm}",
+            "  results:",
+            "  - task:",
             "      type: reinforcement-learning",
-            "    dataset:", f"      name: {_yaml(config.environment)}", f"      type: {_yaml(config.environment)}",
+            "    dataset:",
+            f"      name: {_yaml(config.environment)}",
+            f"      type: {_yaml(config.environment)}",
             "    metrics:",
-            "    - type: mean_return", f"      value: {deployed:.2f}",
-        ]  # fmt: skip
+            "    - type: mean_return",
+            f"      value: {deployed:.2f}",
+        ]
     return "\n".join([*lines, "---"])
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.guiders.attention import AttentionGuider
+from hmarl.trainer.guiders.attention import AttentionNetwork
 from hmarl.trainer.guiders.factorised import FactorisedGuider
 from hmarl.trainer.guiders.guider import Guider
-from hmarl.trainer.guiders.retention import RetentionGuider
+from hmarl.trainer.guiders.retention import RetentionNetwork
+from hmarl.trainer.guiders.sequence import SequenceGuider
 from hmarl.trainer.guiders.settings import GuiderSettings
 from hmarl.trainer.networks.distributions import ActionHead
 
-GUIDERS: dict[str, type[AttentionGuider] | type[RetentionGuider] | type[FactorisedGuider]] = {
-    "mat": AttentionGuider,
-    "sable": RetentionGuider,
+Build = Callable[[Sequence[AgentGroup], Sequence[ActionHead], GuiderSettings, int, int], Guider]
+
+GUIDERS: dict[str, Build] = {
+    "mat": partial(SequenceGuider, AttentionNetwork),
+    "sable": partial(SequenceGuider, RetentionNetwork),
     "factorised": FactorisedGuider,
 }
 

@@ -1,4 +1,4 @@
-"""A guider that nobody follows: what it descends on, and why it is not exported."""
+"""A guider without followers: what it descends on, and why it is not exported."""
 
 from __future__ import annotations
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hmarl.trainer.guiders.sequence import SequenceGuider
+from hmarl.trainer.guiders.guider import GuiderStructure, head_width
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
@@ -25,19 +26,27 @@ class _Seen:
     memory: Tensor
 
 
-class AttentionGuider(SequenceGuider):
+class AttentionNetwork:
     """Encoder blocks: attention, perceptron. Decoder blocks: masked attention among actions, masked attention from
     representations to those, perceptron. Each with a residual path and layer normalisation after it.
 
     Differs: identities are told by one-hots instead of by position, so that the agents may decide in any order.
+
+    Args:
+        structure: width E, number of blocks and of heads.
+        agents: N.
     """
+
+    def __init__(self, structure: GuiderStructure, agents: int) -> None:
+        self.width, self.blocks, self.head_width = structure.embedding_size, structure.blocks, head_width(structure)
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
         """Nothing is remembered."""
         return (0,)
 
-    def network_shapes(self) -> Shapes:
+    @cached_property
+    def shapes(self) -> Shapes:
         """Encoder and decoder."""
         shapes = norm_shapes("encoder.norm", self.width) | norm_shapes("decoder.norm", self.width)
         for block in range(self.blocks):
@@ -54,9 +63,10 @@ class AttentionGuider(SequenceGuider):
                 shapes |= norm_shapes(f"{name}.norm", self.width)
         return shapes
 
-    def _gain(self, name: str) -> float:
+    def gain(self, name: str) -> float:
+        """Gain of the orthogonal initialisation of one of its weights."""
         # Three orthogonal matrices one below the other have columns of this length.
-        return math.sqrt(3.0) if name.endswith("inputs.weight") else super()._gain(name)
+        return math.sqrt(3.0) if name.endswith("inputs.weight") else 1.0
 
     def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, _Seen]:
         """Attention among all agents' observations."""
@@ -131,7 +141,7 @@ class AttentionGuider(SequenceGuider):
 
     def _split(self, x: Tensor) -> Tensor:
         """[M, m, E] -> [M, heads, m, E / heads]."""
-        return x.unflatten(-1, (self.attention_heads, -1)).transpose(-2, -3)
+        return x.unflatten(-1, (-1, self.head_width)).transpose(-2, -3)
 
 
 def _perceptron(parameters: Parameters, name: str, x: Tensor) -> Tensor:

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.guiders.guider import Acted, Guider, Judged, TeamView
+from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
 from hmarl.trainer.guiders.settings import GuiderSettings
 from hmarl.trainer.networks.distributions import ActionHead
-from hmarl.trainer.networks.flat import Mlp
+from hmarl.trainer.networks.flat import FlatNetwork, Mlp
 from hmarl.trainer.networks.layers import Parameters
 from hmarl.trainer.networks.policies import GroupPolicy, select_all, step_all
 
 
-class FactorisedGuider(Guider):
+class FactorisedGuider(FlatNetwork):
     """The local policies' networks, and a perceptron that values what all agents see together.
 
     Args:
@@ -46,8 +46,9 @@ class FactorisedGuider(Guider):
         context_size: int = 0,
         instruction_size: int = 0,
     ) -> None:
-        super().__init__(groups, heads, context_size, instruction_size)
-        self.settings = settings
+        self.groups, self.heads, self.settings = groups, heads, settings
+        self.instruction_size = instruction_size
+        self.agents = sum(len(group.agents) for group in groups)
         self.policies = self._create_policies(torch.Generator())
         seen = context_size + sum(len(group.agents) * group.example.observation_size for group in groups)
         width = (settings.embedding_size, settings.embedding_size)
@@ -57,11 +58,16 @@ class FactorisedGuider(Guider):
         settings = self.settings
         return [
             GroupPolicy.create(
-                len(group.agents), group.example.observation_size + self.instruction_size, head, settings, generator,
-                shared=settings.share_parameters, recurrent=settings.recurrent,
+                len(group.agents),
+                group.example.observation_size + self.instruction_size,
+                head,
+                settings,
+                generator,
+                shared=settings.share_parameters,
+                recurrent=settings.recurrent,
             )
             for group, head in zip(self.groups, self.heads, strict=True)
-        ]  # fmt: skip
+        ]
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -140,7 +146,7 @@ class FactorisedGuider(Guider):
                 parameters[f"policies.{g}"],
             )
             for g, (policy, remembered) in enumerate(zip(self.policies, self._memories(memory), strict=True))
-        ]  # fmt: skip
+        ]
         return Judged(distributions, self._value(parameters, view))
 
     def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:

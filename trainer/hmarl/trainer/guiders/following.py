@@ -142,11 +142,15 @@ class Followers:
         view = part.view
         return [
             policy.along(
-                view.features[g], view.instruction, view.action_masks[g], part.memories[g], part.begins,
+                view.features[g],
+                view.instruction,
+                view.action_masks[g],
+                part.memories[g],
+                part.begins,
                 optimiser.parameter,
             )
             for g, (policy, optimiser) in enumerate(zip(self.policies, self.optimisers, strict=True))
-        ]  # fmt: skip
+        ]
 
     def components(self) -> dict[str, object]:
         """The optimisers, as ``Algorithm.components`` names them."""
@@ -203,9 +207,10 @@ def guide(
     metrics = guider.descend(part, judged, objective, penalty, schedule)
     with torch.no_grad():
         return metrics | {
-            "agent_kl": part.moved(log_prob - old_log_prob), "imitation_kl": part.mean(divergence),
+            "agent_kl": part.moved(log_prob - old_log_prob),
+            "imitation_kl": part.mean(divergence),
             "outside_share": part.mean(apart),
-        }  # fmt: skip
+        }
 
 
 def follow(

@@ -5,27 +5,39 @@ Source: Li et al. 2025 (MAGPO), section 4.1.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.networks.distributions import ActionHead, Distribution
-from hmarl.trainer.networks.flat import FlatNetwork
+from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.layers import Parameters
 from hmarl.trainer.networks.policies import GroupPolicy
 
 
 class GuiderStructure(Protocol):
-    """The settings that an autoregressive guider is built from."""
+    """The settings that an autoregressive guider is built from: width E, number of blocks and of heads."""
 
     embedding_size: int
     blocks: int
     attention_heads: int
+
+
+def head_width(structure: GuiderStructure) -> int:
+    """Width d = E / heads of a head.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+    width, remainder = divmod(structure.embedding_size, structure.attention_heads)
+    if remainder:
+        raise ValueError(
+            f"embedding_size: got {structure.embedding_size}, expected a multiple of attention_heads "
+            f"({structure.attention_heads})"
+        )
+    return width
 
 
 @dataclass(frozen=True)
@@ -75,34 +87,29 @@ class Judged:
     values: Tensor
 
 
-class Guider(FlatNetwork):
-    """A policy of a whole team and its value, as a pure function of flat parameters.
-
-    Args:
-        groups: of agents with equal spaces.
-        heads: how each group acts.
-        context_size, instruction_size: C and K of the views.
-    """
-
-    backtracks: ClassVar[bool] = False
-
-    def __init__(
-        self, groups: Sequence[AgentGroup], heads: Sequence[ActionHead], context_size: int, instruction_size: int
-    ) -> None:
-        self.groups, self.heads = groups, heads
-        self.context_size, self.instruction_size = context_size, instruction_size
-        self.agents = sum(len(group.agents) for group in groups)
+class Guider(Protocol):
+    """A policy of a whole team and its value, as a pure function of flat parameters."""
 
     @property
-    @abstractmethod
+    def backtracks(self) -> bool:
+        """Whether it is built as the local policies are, and so can become what they are."""
+        ...
+
+    @property
     def memory_shape(self) -> tuple[int, ...]:
-        """What is remembered of an environment from step to step; (0,) for a network without memory."""
+        """What is remembered of an environment from step to step, all zero where an episode begins; (0,) for a network
+        without memory.
+        """
+        ...
 
-    def no_memory(self, batch: int, device: torch.device) -> Tensor:
-        """[batch, *memory_shape]: what is remembered when an episode begins."""
-        return torch.zeros(batch, *self.memory_shape, device=device)
+    def initialise(self, generator: torch.Generator) -> Tensor:
+        """Fresh parameters [P]."""
+        ...
 
-    @abstractmethod
+    def named(self, theta: Tensor) -> Parameters:
+        """Views of the flat parameters under their names."""
+        ...
+
     def act(
         self,
         parameters: Parameters,
@@ -123,12 +130,12 @@ class Guider(FlatNetwork):
             taken: per group [B, N_group, ...] raw actions that are taken, whatever the policy would do; None lets it
                 choose.
         """
+        ...
 
-    @abstractmethod
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
         """[B] normalised value of what is seen, [B, ...], after ``memory``."""
+        ...
 
-    @abstractmethod
     def judge(
         self,
         parameters: Parameters,
@@ -148,6 +155,7 @@ class Guider(FlatNetwork):
             memory: [C, *memory_shape] before the first step.
             begins: [L, C] bool, True where a step begins an episode.
         """
+        ...
 
     def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:
         """Become the local policies, in place (MAGPO, section 4.1, step 4).
@@ -155,4 +163,4 @@ class Guider(FlatNetwork):
         Raises:
             TypeError: this network is not built as they are (``backtracks``).
         """
-        raise TypeError(f"{type(self).__name__} is not built as the local policies are")
+        ...

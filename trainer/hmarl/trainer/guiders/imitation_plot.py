@@ -8,7 +8,7 @@ from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.shown import ReturnGap
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.records.canvas import draw_points, label_axes, new_figure, png, points
-from hmarl.trainer.records.metrics import Rows
+from hmarl.trainer.records.metrics import MetricRows
 
 IMITATION_GAP = ReturnGap("imitation_gap", of=CentralTeam.name, over=LocalTeam.name)
 
@@ -19,7 +19,7 @@ class ImitationPlot:
 
     file: str = "imitation.png"
 
-    def draw(self, rows: Rows, title: str) -> bytes | None:
+    def draw(self, rows: MetricRows, title: str) -> bytes | None:
         """None where no imitation was recorded."""
         divergence = points(rows, "imitation_kl")
         if not divergence:

@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hmarl.trainer.guiders.sequence import SequenceGuider
+from hmarl.trainer.guiders.guider import GuiderStructure, head_width
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 # Tokens a chunk: more of them cost arithmetic within chunks, fewer cost states between them.
@@ -52,7 +53,7 @@ class _Step:
     last: Tensor | None
 
 
-class RetentionGuider(SequenceGuider):
+class RetentionNetwork:
     """Encoder blocks: retention, gated perceptron. Decoder blocks: retention among actions, retention from
     representations to those, gated perceptron. Each with a residual path and layer normalisation after it.
 
@@ -63,19 +64,23 @@ class RetentionGuider(SequenceGuider):
     never feeds it, and so never knows what the last agent did); the step's position is added once, where encoder and
     decoder begin; layer instead of root-mean-square normalisation; a head's output that is small is not blown up
     (ε = 1), for the sign of one query times one key would make a jump of it; decays are not scaled down.
+
+    Args:
+        structure: width E, number of blocks and of heads.
+        agents: N.
     """
+
+    def __init__(self, structure: GuiderStructure, agents: int) -> None:
+        self.width, self.blocks, self.heads = structure.embedding_size, structure.blocks, structure.attention_heads
+        self.agents, self.head_width = agents, head_width(structure)
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
         """States, last token, step number."""
         return (3 * self.blocks * self.width * self.head_width + self.width + 1,)
 
-    @property
-    def head_width(self) -> int:
-        """Width d = E / heads of a head."""
-        return self.width // self.attention_heads
-
-    def network_shapes(self) -> Shapes:
+    @cached_property
+    def shapes(self) -> Shapes:
         """Encoder and decoder."""
         shapes = norm_shapes("encoder.norm", self.width) | norm_shapes("decoder.norm", self.width)
         for block in range(self.blocks):
@@ -89,6 +94,10 @@ class RetentionGuider(SequenceGuider):
                 shapes |= linear_shapes(f"{name}.output", self.width, self.width)
                 shapes |= norm_shapes(f"{name}.norm", self.width)
         return shapes
+
+    def gain(self, name: str) -> float:
+        """Gain of the orthogonal initialisation of one of its weights."""
+        return 1.0
 
     # --- acting: step by step ---------------------------------------------------------------------------------------
 
@@ -117,7 +126,7 @@ class RetentionGuider(SequenceGuider):
         """Retention of tokens that all see one another and ``states``, which are replaced by those after them."""
 
         def retain(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            q, k, v = (x.unflatten(-1, (self.attention_heads, -1)).transpose(1, 2) for x in (query, key, value))
+            q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
             states[layer] = states[layer] + k.mT @ v
             return (q @ states[layer]).transpose(1, 2)
 
@@ -187,11 +196,11 @@ class RetentionGuider(SequenceGuider):
     def _parts(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, layers, heads, d, d] states, [B, E] token of the last action, [B, 1] number of the step."""
         states, last, step = memory.split([self.memory_shape[0] - self.width - 1, self.width, 1], dim=1)
-        return states.unflatten(1, (3 * self.blocks, self.attention_heads, self.head_width, -1)), last, step
+        return states.unflatten(1, (3 * self.blocks, self.heads, self.head_width, -1)), last, step
 
     def _decays(self, device: torch.device) -> Tensor:
         """[heads] κ, as RetNet's: 1 − κ falls geometrically."""
-        return 1.0 - torch.logspace(math.log2(_FASTEST), math.log2(_SLOWEST), self.attention_heads, 2.0, device=device)
+        return 1.0 - torch.logspace(math.log2(_FASTEST), math.log2(_SLOWEST), self.heads, 2.0, device=device)
 
     def _position(self, step: Tensor) -> Tensor:
         """[..., E] of step numbers [..., 1]: sines and cosines of geometrically falling frequency."""

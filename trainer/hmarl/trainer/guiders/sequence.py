@@ -13,10 +13,9 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from gymnasium import spaces
@@ -24,80 +23,34 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.sdk.spaces import AgentGroup
-from hmarl.trainer.guiders.guider import Acted, Guider, GuiderStructure, Judged, TeamView
+from hmarl.trainer.guiders.guider import Acted, GuiderStructure, Judged, TeamView
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.flat import FlatNetwork
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.networks.policies import GroupPolicy
 
 
-class SequenceGuider(Guider):
-    """An autoregressive policy of a whole team and its value.
+class TokenNetwork(Protocol):
+    """What stands between the tokens and the output layers, as a part of a guider.
 
-    Args:
-        groups: of agents with equal spaces.
-        heads: how each group acts.
-        structure: width E, number of blocks and of attention heads.
-        context_size, instruction_size: C and K of the views.
-
-    Raises:
-        ValueError: the heads do not divide the width.
+    Of the guider's parameters, which all methods are given, it reads those of ``shapes`` and ``start`` [E], the token
+    before the first action.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[AgentGroup],
-        heads: Sequence[ActionHead],
-        structure: GuiderStructure,
-        context_size: int = 0,
-        instruction_size: int = 0,
-    ) -> None:
-        super().__init__(groups, heads, context_size, instruction_size)
-        if structure.embedding_size % structure.attention_heads:
-            raise ValueError(
-                f"embedding_size: got {structure.embedding_size}, expected a multiple of attention_heads "
-                f"({structure.attention_heads})"
-            )
-        self.width, self.blocks = structure.embedding_size, structure.blocks
-        self.attention_heads = structure.attention_heads
-        self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
-
-    # --- structure --------------------------------------------------------------------------------------------------
-
-    @cached_property
+    @property
     def shapes(self) -> Shapes:
-        """The layers of each group, those of the network between, and the value's."""
-        shapes: Shapes = {"start": (self.width,), "actor.weight": (self.width, self.agents)}
-        for g, (group, head) in enumerate(zip(self.groups, self.heads, strict=True)):
-            seen = group.example.observation_size + self.context_size + self.agents
-            shapes |= linear_shapes(f"observation.{g}", seen, self.width)
-            shapes[f"action.{g}.weight"] = (self.width, head.output_size)
-        shapes |= self.network_shapes()
-        shapes |= linear_shapes("policy_hidden", self.width + self.instruction_size, self.width)
-        shapes |= norm_shapes("policy_norm", self.width)
-        for g, head in enumerate(self.heads):
-            shapes |= linear_shapes(f"policy.{g}", self.width, head.output_size)
-            shapes[f"extra.{g}"] = (head.extra_size,)
-        return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
+        """Its own parameters."""
+        ...
 
-    @abstractmethod
-    def network_shapes(self) -> Shapes:
-        """The parameters between the groups' input and output layers."""
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """What is remembered of an environment from step to step; (0,) without memory."""
+        ...
 
-    def _gain(self, name: str) -> float:
-        if name.startswith("policy."):
-            return 0.01
-        return 1.0
+    def gain(self, name: str) -> float:
+        """Gain of the orthogonal initialisation of one of its weights."""
+        ...
 
-    def initialise(self, generator: torch.Generator) -> Tensor:
-        """Fresh parameters [P]."""
-        theta = super().initialise(generator)
-        named = self.named(theta)
-        for g, head in enumerate(self.heads):
-            named[f"extra.{g}"].copy_(head.initialise())
-        return theta
-
-    # --- what a network must offer ----------------------------------------------------------------------------------
-
-    @abstractmethod
     def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, Any]:
         """All agents' representations at one step.
 
@@ -109,8 +62,8 @@ class SequenceGuider(Guider):
         Returns:
             [B, N, E], and what ``decode`` starts from.
         """
+        ...
 
-    @abstractmethod
     def decode(self, parameters: Parameters, query: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """The next agent's output at one step.
 
@@ -123,12 +76,12 @@ class SequenceGuider(Guider):
         Returns:
             [B, E], and what the next agent's call takes.
         """
+        ...
 
-    @abstractmethod
     def remembered(self, carried: Any, last: Tensor) -> Tensor:
         """[B, *memory_shape] after the step, from what the last ``decode`` left and the last action's token [B, E]."""
+        ...
 
-    @abstractmethod
     def parallel(
         self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -144,6 +97,73 @@ class SequenceGuider(Guider):
         Returns:
             [L, C, N, E] representations, [L, C, N, E] outputs.
         """
+        ...
+
+
+class SequenceGuider(FlatNetwork):
+    """An autoregressive policy of a whole team and its value.
+
+    Args:
+        network: builds what stands between tokens and output layers, for a structure and N agents.
+        groups: of agents with equal spaces.
+        heads: how each group acts.
+        structure: width E, number of blocks and of heads.
+        context_size, instruction_size: C and K of the views.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    backtracks: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        network: Callable[[GuiderStructure, int], TokenNetwork],
+        groups: Sequence[AgentGroup],
+        heads: Sequence[ActionHead],
+        structure: GuiderStructure,
+        context_size: int = 0,
+        instruction_size: int = 0,
+    ) -> None:
+        self.groups, self.heads, self.width = groups, heads, structure.embedding_size
+        self.context_size, self.instruction_size = context_size, instruction_size
+        self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
+        self.agents = len(self.position)
+        self.network = network(structure, self.agents)
+
+    # --- structure --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """The layers of each group, those of the network between, and the value's."""
+        shapes: Shapes = {"start": (self.width,), "actor.weight": (self.width, self.agents)}
+        for g, (group, head) in enumerate(zip(self.groups, self.heads, strict=True)):
+            seen = group.example.observation_size + self.context_size + self.agents
+            shapes |= linear_shapes(f"observation.{g}", seen, self.width)
+            shapes[f"action.{g}.weight"] = (self.width, head.output_size)
+        shapes |= self.network.shapes
+        shapes |= linear_shapes("policy_hidden", self.width + self.instruction_size, self.width)
+        shapes |= norm_shapes("policy_norm", self.width)
+        for g, head in enumerate(self.heads):
+            shapes |= linear_shapes(f"policy.{g}", self.width, head.output_size)
+            shapes[f"extra.{g}"] = (head.extra_size,)
+        return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
+
+    def _gain(self, name: str) -> float:
+        return 0.01 if name.startswith("policy.") else self.network.gain(name)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """The network's."""
+        return self.network.memory_shape
+
+    def initialise(self, generator: torch.Generator) -> Tensor:
+        """Fresh parameters [P]."""
+        theta = super().initialise(generator)
+        named = self.named(theta)
+        for g, head in enumerate(self.heads):
+            named[f"extra.{g}"].copy_(head.initialise())
+        return theta
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -157,14 +177,14 @@ class SequenceGuider(Guider):
         taken: Sequence[Tensor] | None = None,
     ) -> Acted:
         """Draw all agents' actions, one agent after the other, or follow what was done instead."""
-        representation, carried = self.encode(parameters, self.observation_tokens(parameters, view), memory)
+        representation, carried = self.network.encode(parameters, self.observation_tokens(parameters, view), memory)
         batch = len(representation)
         previous = parameters["start"].expand(batch, -1)
         actions: dict[int, Tensor] = {}
         log_prob = torch.zeros(batch, self.agents, device=representation.device)
         for agent in order:
             g, member = self.position[agent]
-            output, carried = self.decode(parameters, representation[:, agent], previous, carried)
+            output, carried = self.network.decode(parameters, representation[:, agent], previous, carried)
             mask = view.action_masks[g]
             output = self._finish(parameters, output, view.instruction)
             distribution = self._distribution(parameters, g, output, None if mask is None else mask[:, member])
@@ -175,11 +195,13 @@ class SequenceGuider(Guider):
             actions[agent], log_prob[:, agent] = chosen, distribution.log_prob(chosen)
             previous = self._action_token(parameters, g, chosen) + parameters["actor.weight"][:, agent]
         grouped = tuple(torch.stack([actions[agent] for agent in group.agents], dim=1) for group in self.groups)
-        return Acted(grouped, log_prob, self._value(parameters, representation), self.remembered(carried, previous))
+        remembered = self.network.remembered(carried, previous)
+        return Acted(grouped, log_prob, self._value(parameters, representation), remembered)
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
         """[B] normalised value of what is seen, [B, ...], after ``memory``."""
-        return self._value(parameters, self.encode(parameters, self.observation_tokens(parameters, view), memory)[0])
+        tokens = self.observation_tokens(parameters, view)
+        return self._value(parameters, self.network.encode(parameters, tokens, memory)[0])
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +217,7 @@ class SequenceGuider(Guider):
         """Policies and values at recorded steps, all at once."""
         tokens = self.observation_tokens(parameters, view).index_select(-2, order)
         taken = self.action_tokens(parameters, actions).index_select(-2, order)
-        representation, outputs = self.parallel(parameters, tokens, taken, memory, begins)
+        representation, outputs = self.network.parallel(parameters, tokens, taken, memory, begins)
         instruction = None if view.instruction is None else view.instruction.unsqueeze(-2)
         finished = self._finish(parameters, outputs, instruction).flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
         places, distributions = torch.argsort(order), []
@@ -204,6 +226,14 @@ class SequenceGuider(Guider):
             legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
             distributions.append(self._distribution(parameters, g, theirs, legal))
         return Judged(distributions, self._value(parameters, representation))
+
+    def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:
+        """Not by a row of tokens.
+
+        Raises:
+            TypeError: always; it is not built as local policies are.
+        """
+        raise TypeError("a guider that takes a team as a row of tokens is not built as the local policies are")
 
     # --- tokens, policies and values --------------------------------------------------------------------------------
 

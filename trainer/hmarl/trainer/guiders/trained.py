@@ -110,7 +110,7 @@ class TrainedGuider:
 
     def no_memory(self, batch_size: int) -> Tensor:
         """[B, *memory_shape]: what is remembered when an episode begins."""
-        return self.network.no_memory(batch_size, self.actors.device)
+        return torch.zeros(batch_size, *self.network.memory_shape, device=self.actors.device)
 
     def draw_order(self) -> Tensor:
         """[N] int64: a random order of the agents, or their natural one."""
@@ -277,9 +277,7 @@ class TrainedGuider:
 
     def components(self) -> dict[str, object]:
         """The guider, as ``Algorithm.components`` names it."""
-        return {
-            "guider": self.theta, "guider_optimiser": self.optimiser, "value_moments": self.value_normaliser,
-        }  # fmt: skip
+        return {"guider": self.theta, "guider_optimiser": self.optimiser, "value_moments": self.value_normaliser}
 
 
 def clipped_value_loss(values: Tensor, old: Tensor, targets: Tensor, clip: float) -> Tensor:

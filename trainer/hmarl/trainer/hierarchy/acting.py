@@ -35,9 +35,13 @@ class HierarchyActors:
             noise: of the step; None takes all agents' most likely choices.
         """
         return self.hierarchy.step(
-            self.worker_features(observation.observations), observation.action_masks, observation.observations,
-            observation.active, standing, noise,
-        )  # fmt: skip
+            self.worker_features(observation.observations),
+            observation.action_masks,
+            observation.observations,
+            observation.active,
+            standing,
+            noise,
+        )
 
     def worker_features(self, observations: Sequence[Tensor]) -> list[Tensor]:
         """Per group [..., N_group, D] of raw observations [..., N_group, observation_size]."""

@@ -118,13 +118,21 @@ class Hierarchy:
         self.workers = Level(
             WorkerNetwork(spec, features, structure, [head.output_size for head in heads], 0.01, settings.levels > 1),
             WorkerNetwork(spec, features, structure, [1], 1.0, settings.levels > 1),
-            heads, groups, settings, settings.entropy_coefficient, generator, device,
-        )  # fmt: skip
+            heads,
+            groups,
+            settings,
+            settings.entropy_coefficient,
+            generator,
+            device,
+        )
 
         def superiors(of_manager: bool, told: bool) -> Level:
             policy, value = (
                 SuperiorNetwork(spec, features, structure, outputs, gain, told, self.count, of_manager, values)
-                for outputs, gain, values in ((self.goal_head.output_size, 0.01, False), (1, 1.0, True))
+                for outputs, gain, values in (
+                    (self.goal_head.output_size, 0.01, False),
+                    (1, 1.0, not settings.edge_values),
+                )
             )
             units = [range(self.count if of_manager else len(spec.agents))]
             return Level(
@@ -192,9 +200,14 @@ class Hierarchy:
         """
         told, levels = self.seen, self.settings.levels
         return TeamGraph(
-            features, active, positions, edges & active.unsqueeze(-1) & active.unsqueeze(-2), cluster,
-            told(goal) if levels > 1 else None, told(sub_goal) if levels == 3 else None,
-        )  # fmt: skip
+            features,
+            active,
+            positions,
+            edges & active.unsqueeze(-1) & active.unsqueeze(-2),
+            cluster,
+            told(goal) if levels > 1 else None,
+            told(sub_goal) if levels == 3 else None,
+        )
 
     def draw_goal_noise(self, lead: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Perturbations of goals, [*lead, N, G] of the workers' and [*lead, S, G] of the sub-managers'."""

@@ -36,6 +36,27 @@ class LevelSettings(Protocol):
 
 
 @dataclass(frozen=True)
+class Judgements:
+    """What a level's value said at M moments, and what came then.
+
+    Attributes:
+        graph: what it saw.
+        values: [M, V] of the V who judge: a worker judges for itself, a superior for its subordinates.
+        returns: [M, V], targets of the value.
+        judged: [M, V] bool, False where there was no agent to judge.
+    """
+
+    graph: TeamGraph
+    values: Tensor
+    returns: Tensor
+    judged: Tensor
+
+    def take(self, rows: Tensor) -> Judgements:
+        """The moments ``rows``: [m] int64, or [M] bool."""
+        return Judgements(self.graph.take(rows), self.values[rows], self.returns[rows], self.judged[rows])
+
+
+@dataclass(frozen=True)
 class Decisions:
     """What a level decided at M moments, and what came of it.
 
@@ -43,21 +64,15 @@ class Decisions:
         graph: what it saw.
         actions: per output layer [M, units of it, ...] raw.
         masks: per output layer [M, units of it, A] bool, or None.
-        values: [M, V] before, of the V who judge: a worker judges for itself, a superior for its subordinates.
         advantages: [M, units], not normalised.
-        returns: [M, V], targets of the value.
         weight: [M, units] float32, 0 where there was no agent to decide for.
-        judged: [M, V] bool, False where there was no agent to judge.
     """
 
     graph: TeamGraph
     actions: list[Tensor]
     masks: list[Tensor | None]
-    values: Tensor
     advantages: Tensor
-    returns: Tensor
     weight: Tensor
-    judged: Tensor
 
     def take(self, rows: Tensor) -> Decisions:
         """The moments ``rows``: [m] int64, or [M] bool."""
@@ -65,11 +80,8 @@ class Decisions:
             self.graph.take(rows),
             [actions[rows] for actions in self.actions],
             [None if mask is None else mask[rows] for mask in self.masks],
-            self.values[rows],
             self.advantages[rows],
-            self.returns[rows],
             self.weight[rows],
-            self.judged[rows],
         )
 
     def mean(self, values: Tensor) -> Tensor:
@@ -154,45 +166,61 @@ class Level:
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
-    def improve(self, decisions: Decisions, generator: torch.Generator, schedule: float) -> dict[str, float]:
+    def improve(
+        self, decisions: Decisions, judgements: Judgements, generator: torch.Generator, schedule: float
+    ) -> dict[str, float]:
         """Epochs of minibatches on −E[ min( r·Â, clip(r, 1−ε, 1+ε)·Â ) ] − c·H and on (V − R)².
 
         Args:
             decisions: of a rollout.
+            judgements: of the same moments, or of more; where the graph is the decisions' own, so are the minibatches.
             generator: of the minibatches.
             schedule: factor on the step sizes.
         """
-        settings = self.settings
         with torch.no_grad():
             old = self.log_prob(self.distributions(decisions.graph, decisions.masks), decisions.actions)
         advantages = normalise_advantages(decisions.advantages, decisions.weight)
-        judged = decisions.judged
-        self.normaliser.update(decisions.returns[judged])
-        parts = min(settings.minibatches, decisions.graph.moments)
+        returns = judgements.returns[judgements.judged]
+        self.normaliser.update(returns)
+        steps = self._minibatches(decisions.graph, generator)
         metrics = mean_metrics(
-            self._step(decisions, old, advantages, schedule)
+            self._climb(decisions, old, advantages, schedule)
             if units is None
-            else self._step(decisions.take(units), old[units], advantages[units], schedule)
-            for units in minibatches(decisions.graph.moments, settings.epochs, parts, generator)
+            else self._climb(decisions.take(units), old[units], advantages[units], schedule)
+            for units in steps
         )
-        return metrics | {"explained_variance": explained_variance(decisions.values[judged], decisions.returns[judged])}
+        if judgements.graph is not decisions.graph:
+            steps = self._minibatches(judgements.graph, generator)
+        metrics |= mean_metrics(
+            self._fit(judgements if units is None else judgements.take(units), schedule) for units in steps
+        )
+        return metrics | {"explained_variance": explained_variance(judgements.values[judgements.judged], returns)}
 
-    def _step(self, part: Decisions, old: Tensor, advantages: Tensor, schedule: float) -> dict[str, Tensor]:
+    def _minibatches(self, graph: TeamGraph, generator: torch.Generator) -> list[Tensor | None]:
+        """Of all epochs, the moments of each; None for all."""
+        settings = self.settings
+        parts = min(settings.minibatches, graph.moments)
+        return list(minibatches(graph.moments, settings.epochs, parts, generator))
+
+    def _climb(self, part: Decisions, old: Tensor, advantages: Tensor, schedule: float) -> dict[str, Tensor]:
+        """A step of the policy."""
         distributions = self.distributions(part.graph, part.masks, self.optimiser.parameter)
         log_ratio = self.log_prob(distributions, part.actions) - old
         entropies = [distribution.entropy() for distribution in distributions]
         entropy = part.mean(entropies[0] if len(entropies) == 1 else torch.cat(entropies, dim=1)[:, self._natural])
         objective = part.mean(clipped_surrogate(log_ratio.exp(), advantages, self.settings.clip))
         norm = self.optimiser.step(-objective - self.entropy_coefficient * entropy, schedule)
-        (predicted,) = self.value(self.value_optimiser.parameter, part.graph)
-        errors = predicted.squeeze(-1) - self.normaliser.normalise(part.returns)
-        value_loss = weighted_mean(errors.square(), part.judged.float())
-        self.value_optimiser.step(value_loss, schedule)
         with torch.no_grad():
             moved = part.mean(log_ratio.exp() - 1.0 - log_ratio)
-        return {
-            "kl": moved, "entropy": entropy.detach(), "gradient_norm": norm, "critic_loss": value_loss.detach(),
-        }  # fmt: skip
+        return {"kl": moved, "entropy": entropy.detach(), "gradient_norm": norm}
+
+    def _fit(self, part: Judgements, schedule: float) -> dict[str, Tensor]:
+        """A step of the value."""
+        (predicted,) = self.value(self.value_optimiser.parameter, part.graph)
+        errors = predicted.squeeze(-1) - self.normaliser.normalise(part.returns)
+        loss = weighted_mean(errors.square(), part.judged.float())
+        self.value_optimiser.step(loss, schedule)
+        return {"critic_loss": loss.detach()}
 
     # --- persistence ------------------------------------------------------------------------------------------------
 

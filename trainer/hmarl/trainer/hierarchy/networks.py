@@ -8,10 +8,10 @@ Source: Marzi et al. 2025 (HiMPo), Eq. 1 and section 3.2.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.hierarchy.graph import membership, natural_order
 from hmarl.trainer.networks.activation import Activation
-from hmarl.trainer.networks.flat import ACTIVATIONS, FlatNetwork
-from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+from hmarl.trainer.networks.flat import FlatNetwork
+from hmarl.trainer.networks.layers import ACTIVATIONS, Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,35 @@ class GraphStructure:
     position_size: int
 
 
-class GraphNetwork(FlatNetwork):
-    """What the networks of all levels have in common.
+class GraphNetwork(Protocol):
+    """What a level owes: a pure function of flat parameters and a graph."""
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        ...
+
+    @property
+    def of_agents(self) -> bool:
+        """Whether there is an output for every agent, which may leave; not for every superior."""
+        ...
+
+    def initialise(self, generator: torch.Generator) -> Tensor:
+        """Fresh parameters [P]."""
+        ...
+
+    def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
+        """[M, units, outputs] of every output layer.
+
+        Args:
+            theta: [P].
+            graph: M moments.
+        """
+        ...
+
+
+class GraphLayers:
+    """The layers that the networks of all levels have in common, as a part of each.
 
     Args:
         spec: the environment.
@@ -105,11 +132,10 @@ class GraphNetwork(FlatNetwork):
     ) -> None:
         self.spec, self.sizes, self.structure = spec, tuple(features), structure
         self.outputs, self.output_gain, self.told = tuple(outputs), output_gain, told
-        self._activate = ACTIVATIONS[structure.activation]
+        self.activate = ACTIVATIONS[structure.activation]
         self._natural = torch.tensor(natural_order(spec))
 
-    @cached_property
-    def shapes(self) -> Shapes:
+    def shapes_around(self, inner: Shapes) -> Shapes:
         """Input layers per group, what the level has between, output layers."""
         width = self.structure.width
         shapes: Shapes = {}
@@ -117,28 +143,17 @@ class GraphNetwork(FlatNetwork):
             shapes |= linear_shapes(f"observation.{g}", size, width)
         if self.told:
             shapes["goal.weight"] = (width, self.structure.goal_size)
-        shapes |= self.inner_shapes()
+        shapes |= inner
         for layer, size in enumerate(self.outputs):
             shapes |= linear_shapes(f"output.{layer}", width, size)
         return shapes
 
-    @abstractmethod
-    def inner_shapes(self) -> Shapes:
-        """The layers between input and output."""
-
-    @abstractmethod
-    def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
-        """[M, units, outputs] of every output layer.
-
-        Args:
-            theta: [P].
-            graph: M moments.
-        """
-
-    def _gain(self, name: str) -> float:
+    def gain(self, name: str) -> float:
+        """Gain of one weight's orthogonal initialisation."""
         return self.output_gain if name.startswith("output.") else 2.0**0.5
 
-    def _message_shapes(self, edge_size: int) -> Shapes:
+    def message_shapes(self, edge_size: int) -> Shapes:
+        """Of ``exchange``; messages over edges of this many numbers."""
         width = self.structure.width
         shapes: Shapes = {}
         for r in range(self.structure.rounds):
@@ -149,15 +164,15 @@ class GraphNetwork(FlatNetwork):
             shapes |= linear_shapes(f"update.{r}", 2 * width, width) | norm_shapes(f"update.{r}.norm", width)
         return shapes
 
-    def _agents(self, parameters: Parameters, graph: TeamGraph, goal: Tensor | None) -> Tensor:
+    def agents(self, parameters: Parameters, graph: TeamGraph, goal: Tensor | None) -> Tensor:
         """[M, N, E] of all agents' observations and goals, 0 where an agent has left."""
         seen = [dense(parameters, f"observation.{g}", features) for g, features in enumerate(graph.features)]
         encoded = seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)[:, self._natural.to(seen[0].device)]
         if goal is not None:
             encoded = encoded + goal @ parameters["goal.weight"].mT
-        return self._activate(encoded) * graph.active.unsqueeze(-1)
+        return self.activate(encoded) * graph.active.unsqueeze(-1)
 
-    def _exchange(self, parameters: Parameters, nodes: Tensor, edges: Tensor, positions: Tensor | None) -> Tensor:
+    def exchange(self, parameters: Parameters, nodes: Tensor, edges: Tensor, positions: Tensor | None) -> Tensor:
         """L rounds of h_i ← UPDATE(h_i, mean_{j∈N(i)} MSG(h_j, h_i, e_ij)) (Eq. 1).
 
         Args:
@@ -183,44 +198,67 @@ class GraphNetwork(FlatNetwork):
             message = message + (held @ parameters[f"message.{r}.sender.weight"].mT).index_select(0, sender)
             if apart is not None:
                 message = message + apart @ parameters[f"message.{r}.edge.weight"].mT
-            heard = torch.zeros_like(held).index_add(0, receiver, self._activate(message)) * share
-            step = self._activate(dense(parameters, f"update.{r}", torch.cat([held, heard], dim=-1)))
+            heard = torch.zeros_like(held).index_add(0, receiver, self.activate(message)) * share
+            step = self.activate(dense(parameters, f"update.{r}", torch.cat([held, heard], dim=-1)))
             held = norm(parameters, f"update.{r}.norm", held + step)
         return held.view(moments, count, width)
 
 
-class WorkerNetwork(GraphNetwork):
-    """Observation and goal → messages among neighbours → one output per agent."""
+class WorkerNetwork(FlatNetwork):
+    """Observation and goal → messages among neighbours → one output per agent; built as ``GraphLayers`` is."""
 
-    def inner_shapes(self) -> Shapes:
-        """Messages and a last hidden layer."""
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        features: Sequence[int],
+        structure: GraphStructure,
+        outputs: Sequence[int],
+        output_gain: float,
+        told: bool,
+    ) -> None:
+        self.spec, self.structure = spec, structure
+        self.layers = GraphLayers(spec, features, structure, outputs, output_gain, told)
+
+    @property
+    def of_agents(self) -> bool:
+        """Always."""
+        return True
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Between input and output: messages and a last hidden layer."""
         width = self.structure.width
-        return self._message_shapes(self.structure.position_size) | linear_shapes("hidden", width, width)
+        messages = self.layers.message_shapes(self.structure.position_size)
+        return self.layers.shapes_around(messages | linear_shapes("hidden", width, width))
+
+    def _gain(self, name: str) -> float:
+        return self.layers.gain(name)
 
     def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
         """Per output layer [M, N_group, outputs], or [M, N, outputs] where there is one for all."""
         parameters = self.named(theta)
-        nodes = self._agents(parameters, graph, graph.goal)
+        nodes = self.layers.agents(parameters, graph, graph.goal)
         positions = graph.positions if self.structure.position_size else None
-        nodes = self._exchange(parameters, nodes, graph.edges, positions)
-        hidden = self._activate(dense(parameters, "hidden", nodes))
-        if len(self.outputs) == 1:
+        nodes = self.layers.exchange(parameters, nodes, graph.edges, positions)
+        hidden = self.layers.activate(dense(parameters, "hidden", nodes))
+        if len(self.layers.outputs) == 1:
             return [dense(parameters, "output.0", hidden)]
         return [
             dense(parameters, f"output.{g}", hidden[:, list(group.agents)]) for g, group in enumerate(self.spec.groups)
         ]
 
 
-class SuperiorNetwork(GraphNetwork):
+class SuperiorNetwork(FlatNetwork):
     """Subordinates' reports → messages among superiors → one output for each subordinate, or for each superior.
 
     Args:
         sub_managers: S.
         of_manager: the superior is the manager, and its subordinates are the sub-managers, of each of whom it sees a
             summary of its workers; else the superiors are the sub-managers, and their subordinates the workers.
-        values: outputs are the superiors' own (a value of what each sees), not one for each subordinate (a goal).
+        values: outputs are the superiors' own (a value of what each sees), not one for each subordinate (a goal, or a
+            value of the pair).
 
-    The others are ``GraphNetwork``'s.
+    The others are ``GraphLayers``'.
     """
 
     def __init__(
@@ -235,45 +273,57 @@ class SuperiorNetwork(GraphNetwork):
         of_manager: bool,
         values: bool,
     ) -> None:
-        super().__init__(spec, features, structure, [outputs], output_gain, told)
+        self.structure, self.told = structure, told
+        self.layers = GraphLayers(spec, features, structure, [outputs], output_gain, told)
         self.sub_managers, self.of_manager, self.values = sub_managers, of_manager, values
 
-    def inner_shapes(self) -> Shapes:
-        """Reports, messages among sub-managers, and a last hidden layer of (superior, subordinate)."""
+    @property
+    def of_agents(self) -> bool:
+        """Of sub-managers' outputs for each of their workers."""
+        return not self.of_manager and not self.values
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Between input and output: reports, messages among sub-managers, a last hidden layer of (superior,
+        subordinate).
+        """
         width = self.structure.width
         shapes = linear_shapes("report", width, width) | {"reporters.weight": (width, 1)}
         if self.of_manager:
             shapes["workers.weight"] = (width, 1)
         else:
-            shapes |= self._message_shapes(0)
+            shapes |= self.layers.message_shapes(0)
         if not self.values:
             shapes["subordinate.weight"] = (width, width)
-        return shapes | linear_shapes("superior", width, width)
+        return self.layers.shapes_around(shapes | linear_shapes("superior", width, width))
+
+    def _gain(self, name: str) -> float:
+        return self.layers.gain(name)
 
     def __call__(self, theta: Tensor, graph: TeamGraph) -> list[Tensor]:
         """[M, N, outputs] for every worker, or [M, S, outputs] for every sub-manager; of values [M, S, outputs] of
         the sub-managers, or [M, 1, outputs] of the manager.
         """
         parameters = self.named(theta)
-        workers = self._agents(parameters, graph, None)
+        workers = self.layers.agents(parameters, graph, None)
         belongs = membership(graph.cluster, graph.active, self.sub_managers)
         if self.of_manager:
             subordinates = _summary(parameters["workers.weight"], workers, belongs)  # [M, S, E]
             belongs = (belongs.sum(1) > 0).float().unsqueeze(-1)  # empty clusters do not report
         else:
             subordinates = workers
-        reports = self._activate(dense(parameters, "report", subordinates))
+        reports = self.layers.activate(dense(parameters, "report", subordinates))
         superiors = _summary(parameters["reporters.weight"], reports, belongs)  # [M, S, E], or [M, 1, E]
         if graph.sub_goal is not None and self.told:
             superiors = superiors + graph.sub_goal @ parameters["goal.weight"].mT
         if not self.of_manager:
-            superiors = self._exchange(parameters, superiors, _peers(belongs.sum(1) > 0), None)
+            superiors = self.layers.exchange(parameters, superiors, _peers(belongs.sum(1) > 0), None)
         hidden = dense(parameters, "superior", superiors)
         if not self.values:
             if not self.of_manager:
                 hidden = hidden.gather(1, graph.cluster.unsqueeze(-1).expand(-1, -1, self.structure.width))
             hidden = hidden + subordinates @ parameters["subordinate.weight"].mT
-        return [dense(parameters, "output.0", self._activate(hidden))]
+        return [dense(parameters, "output.0", self.layers.activate(hidden))]
 
 
 def _summary(weight: Tensor, nodes: Tensor, belongs: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""What came of a hierarchy's decisions: a rollout as graphs, and every level's advantages over its own windows.
+"""What came of a hierarchy's decisions: a rollout as graphs, every level's advantages over its own windows, and what
+those below earn by them.
 
-Source: Marzi et al. 2025 (HiMPo), section 3.3.
+Source: Marzi et al. 2025 (HiMPo), section 3.3; telescoped rewards are this project's own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,29 @@ def told_reward(advantages: Tensor, decided: Tensor, length: int) -> Tensor:
     return since_decision(advantages.detach(), decided) / length
 
 
+def step_errors(
+    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, decided: Tensor, gamma: float
+) -> Tensor:
+    """[T, B, U] δ_t = r_t + c_t·V(o_{t+1}) − V(o_t), a superior's TD error at every step, also between its decisions.
+
+    c_t is γ where the next decision follows, the episode ends or the rollout does, and 1 inside a window: γ is applied
+    once per decision, so that over a window the errors add up to the decision's advantage with λ = 0.
+
+    Args:
+        rewards: [T, B, U] of every step.
+        values: [T, B, U] at every step.
+        next_values: [T, B, U] of what followed: 0 where the episode terminated, of the final state where it was
+            truncated.
+        ended: [T, B] or [T, B, U] bool.
+        decided: [T, B] bool.
+        gamma: per decision.
+    """
+    closes = ended.clone() if ended.dim() == rewards.dim() else ended.unsqueeze(-1).clone()
+    closes[:-1] |= decided[1:].unsqueeze(-1)
+    closes[-1] = True
+    return rewards + torch.where(closes, gamma, 1.0) * next_values - values
+
+
 def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tensor:
     """[T, B, S] the team's reward at every step as it would be if all earned what the workers under each sub-manager
     earn on average. (Their sum would pay workers for crowding into one cluster.)
@@ -51,15 +75,32 @@ class Outcome:
     """What came of one level's decisions.
 
     Attributes:
-        values: [T, B, V] of the V who judge (every worker, or every superior) before the decisions; this and the others
-            are meaningful where something was decided.
+        values: [T, B, V] of the V who judge (every worker, every superior, or every pair of a superior and a
+            subordinate) before the decisions; this and the others are meaningful where something was decided.
         advantages: [T, B, V].
         returns: [T, B, V], λ-returns.
+        errors: [T, B, V] of every step, where those below earn them (telescoped); values and returns are meaningful at
+            every step then. None elsewhere.
     """
 
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    errors: Tensor | None = None
+
+    def told(self, decided: Tensor, length: int, earns: Tensor | None = None) -> Tensor:
+        """[T, B, V] what those below earn at every step, without gradient.
+
+        Args:
+            decided: [T, B] bool, where this level decided.
+            length: α, or K.
+            earns: [T, B] bool, where those below decide themselves: what is divided by K comes once a decision. None
+                where they do so at every step.
+        """
+        if self.errors is not None:
+            return self.errors.detach()
+        told = told_reward(self.advantages, decided, length)
+        return told if earns is None else told * earns.unsqueeze(-1)
 
 
 class RolloutGraphs:
@@ -115,7 +156,7 @@ class RolloutGraphs:
             decided: [T, B] bool where a superior level decided; None for workers, who always do.
         """
         rollout, lead, settings = self.rollout, self.rollout.ended.shape, self._settings
-        if decided is None:
+        if decided is None or settings.telescoped:
             values = level.values(self.moments).unflatten(0, lead)
         else:
             values = torch.zeros_like(rewards)
@@ -123,13 +164,19 @@ class RolloutGraphs:
         following = torch.cat([values, level.values(self.last).unsqueeze(0)])
         finals = level.values(self.finals)
 
+        if level.value.of_agents:
+            next_values, ended = rollout.next_values_of_agents(following, finals)
+        else:
+            next_values, ended = rollout.next_values(following, finals), rollout.ended
+
         def advantages(gae_lambda: float) -> Tensor:
+            given = (rewards, values, next_values, ended)
             if decided is None:
-                next_values, ended = rollout.next_values_of_agents(following, finals)
-                return generalised_advantages(rewards, values, next_values, ended, settings.gamma, gae_lambda)
-            next_values = rollout.next_values(following, finals)
-            given = (rewards, values, next_values, rollout.ended, decided, settings.gamma, gae_lambda)
-            return decision_advantages(*given, "decision")
+                return generalised_advantages(*given, settings.gamma, gae_lambda)
+            return decision_advantages(*given, decided, settings.gamma, gae_lambda, "decision")
 
         gae_lambda = settings.gae_lambda if decided is None else settings.manager_gae_lambda
-        return Outcome(values, advantages(gae_lambda), advantages(settings.value_lambda) + values)
+        errors = None
+        if decided is not None and settings.telescoped:
+            errors = step_errors(rewards, values, next_values, ended, decided, settings.gamma)
+        return Outcome(values, advantages(gae_lambda), advantages(settings.value_lambda) + values, errors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +15,8 @@ from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepField
 
 class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HiMPo."""
+
+    before: ClassVar[Mapping[str, Any]] = {"worker_reward": "window", "edge_values": False}
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "memory_size", "chunk_length"})
 
@@ -40,6 +43,16 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
     message_rounds: int = Field(1, ge=0, description="L, rounds of messages before a decision; 0: no messages")
     static_graph: bool = Field(
         False, description="True: messages and reports go the ways of an episode's first step (ablation SG)"
+    )
+    worker_reward: Literal["window", "telescoped"] = Field(
+        "telescoped",
+        description="what subordinates earn while a goal holds. window: their superior's advantage, in equal parts; "
+        "telescoped: at every step their superior's TD error of that step, which add up to it",
+    )
+    edge_values: bool = Field(
+        True,
+        description="superiors judge every pair of themselves and a subordinate, as Eq. 5 writes it; False: what they "
+        "see, once for all their subordinates",
     )
     local_rewards: bool = Field(
         True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
@@ -85,6 +98,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
                 f"algorithm.manager_interval: got {self.manager_interval} times goal_interval={self.goal_interval} "
                 f"steps, expected at most run.rollout_length ({length}), at whose end all goals do"
             )
+
+    @property
+    def telescoped(self) -> bool:
+        """Whether subordinates earn their superiors' TD errors."""
+        return self.worker_reward == "telescoped"
 
     @property
     def goal_head(self) -> ActionHead:

@@ -69,10 +69,15 @@ class HierarchyTeam:
         sub_goals, sub_goals_set = told(graph.sub_goal, "manager_decided")
         edges = graph.edges[index] & (settings.message_rounds > 0)
         return TeamAnnotation(
-            edges.nonzero().cpu().numpy(), graph.active[index].cpu().numpy(),
+            edges.nonzero().cpu().numpy(),
+            graph.active[index].cpu().numpy(),
             graph.cluster[index].cpu().numpy() if settings.levels > 1 else None,
-            goals, goals_set, sub_goals, sub_goals_set, settings.goal_space == "discrete",
-        )  # fmt: skip
+            goals,
+            goals_set,
+            sub_goals,
+            sub_goals_set,
+            settings.goal_space == "discrete",
+        )
 
     def close(self) -> None:
         """Nothing to free."""

@@ -66,7 +66,7 @@ def decision_advantages(
         rewards: [T, B, ...] float32.
         values: [T, B, ...], as above; of no matter where nothing was decided.
         next_values: [T, B, ...], as above.
-        ended: [T, B], as above.
+        ended: [T, B] or [T, B, ...], as above.
         decided: [T, B] bool, True where a decision was taken.
         gamma: discount.
         gae_lambda: λ per decision.
@@ -79,8 +79,7 @@ def decision_advantages(
         value.
     """
     per_step, per_decision = (gamma, 1.0) if discount == "step" else (1.0, gamma)
-    lead = (*ended.shape, *(1,) * (rewards.dim() - 2))
-    ended, decided = ended.view(lead), decided.view(lead)
+    ended, decided = (flags.view(*flags.shape, *(1,) * (rewards.dim() - flags.dim())) for flags in (ended, decided))
     advantages = torch.zeros_like(rewards)
     # Seen from step t: the discounted reward until the next decision and its bootstrap value, and that decision's
     # advantage.

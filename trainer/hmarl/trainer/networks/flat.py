@@ -9,36 +9,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hmarl.trainer.networks.activation import Activation
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "elu": functional.elu,
-    "silu": functional.silu,
-}
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x Wᵀ + b`` of one network ([..., in], [out, in], [out]) or N ([N, M, in], [N, out, in], [N, out])."""
-    if weight.dim() == 2:
-        return functional.linear(x, weight, bias)
-    return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
-
-
-def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-    """Layer normalisation with the parameters of one network ([in]) or of a stack ([N, in])."""
-    if gain.dim() == 1:
-        return functional.layer_norm(x, gain.shape, gain, bias)
-    return functional.layer_norm(x, gain.shape[-1:]) * gain.unsqueeze(-2) + bias.unsqueeze(-2)
+from hmarl.trainer.networks.layers import DenseLayers, Parameters, Shapes, dense, initial_gain, linear
 
 
 class FlatNetwork(ABC):
@@ -46,7 +26,7 @@ class FlatNetwork(ABC):
 
     @property
     @abstractmethod
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
 
     @property
@@ -54,7 +34,7 @@ class FlatNetwork(ABC):
         """P, the number of parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def named(self, theta: Tensor) -> dict[str, Tensor]:
+    def named(self, theta: Tensor) -> Parameters:
         """Views of the flat parameters [..., P] under their names, shaped [..., *shape]."""
         pieces = theta.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
         return {
@@ -95,37 +75,24 @@ class Mlp(FlatNetwork):
     output_gain: float = 0.01
     normalise_layers: bool = False
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter, in the order in which they lie in the flat vector."""
-        return self._layer_shapes([self.input_size, *self.hidden_sizes, self.output_size])
+    @cached_property
+    def layers(self) -> DenseLayers:
+        """All of them."""
+        sizes = [self.input_size, *self.hidden_sizes, self.output_size]
+        return DenseLayers(sizes, self.activation, self.normalise_layers)
 
-    def _layer_shapes(self, sizes: Sequence[int], first: int = 0) -> dict[str, tuple[int, ...]]:
-        """Of the layers ``first``, ``first`` + 1, … from width ``sizes[0]`` to ``sizes[1]``, to ``sizes[2]``, … ."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (inputs, outputs) in enumerate(pairwise(sizes), first):
-            if self.normalise_layers:
-                shapes |= {f"{layer}.norm_gain": (inputs,), f"{layer}.norm_bias": (inputs,)}
-            shapes |= {f"{layer}.weight": (outputs, inputs), f"{layer}.bias": (outputs,)}
-        return shapes
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Name and shape of every parameter, in the order in which they lie in the flat vector."""
+        return self.layers.shapes
 
     @property
     def memory_size(self) -> int:
-        """H, the width of what the network remembers from step to step; 0 without memory."""
+        """H, the width of what the network remembers from step to step: 0."""
         return 0
 
-    @property
-    def last_layer(self) -> int:
-        """Number of the output layer."""
-        return len(self.hidden_sizes)
-
     def _gain(self, name: str) -> float:
-        """Gain of one weight's orthogonal initialisation."""
-        if name == f"{self.last_layer}.weight":
-            return self.output_gain
-        if name.startswith("memory") or self.activation == "silu":
-            return 1.0
-        return torch.nn.init.calculate_gain("tanh" if self.activation == "tanh" else "relu")
+        return self.output_gain if name == f"{self.layers.last}.weight" else initial_gain(self.activation)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Evaluate.
@@ -139,27 +106,9 @@ class Mlp(FlatNetwork):
         """
         return self.apply(self.named(theta), x)
 
-    def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    def apply(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Evaluate with parameters that ``named`` returned (saves the slicing when they do not change)."""
-        return self.output(parameters, self.hidden(parameters, x))
-
-    def hidden(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """The hidden layers: [..., input_size] -> [..., hidden_sizes[-1]]."""
-        return self._activated(parameters, range(len(self.hidden_sizes)), x)
-
-    def _activated(self, parameters: dict[str, Tensor], layers: range, x: Tensor) -> Tensor:
-        for layer in layers:
-            x = ACTIVATIONS[self.activation](self._layer(parameters, layer, x))
-        return x
-
-    def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """The last layer, which has no activation."""
-        return self._layer(parameters, self.last_layer, x)
-
-    def _layer(self, parameters: dict[str, Tensor], layer: int, x: Tensor) -> Tensor:
-        if self.normalise_layers:
-            x = layer_norm(x, parameters[f"{layer}.norm_gain"], parameters[f"{layer}.norm_bias"])
-        return linear(x, parameters[f"{layer}.weight"], parameters[f"{layer}.bias"])
+        return self.layers(parameters, x)
 
 
 @dataclass(frozen=True)
@@ -194,49 +143,91 @@ class Memory:
         return Memory(self.initial[..., chosen, :], kept.transpose(0, 1).unsqueeze(0))
 
 
+class GoalShape(Protocol):
+    """What a recurrent network predicts from its memory, and decides by."""
+
+    @property
+    def size(self) -> int:
+        """G, its width."""
+        ...
+
+    @property
+    def discrete(self) -> bool:
+        """Whether it is one of G, so that logits are predicted."""
+        ...
+
+
 @dataclass(frozen=True)
-class RecurrentNetwork(Mlp):
-    """Hidden layers → gated recurrent unit → output layer.
+class RecurrentNetwork(FlatNetwork):
+    """Hidden layers → gated recurrent unit → (a predicted goal →) hidden layers → output layer.
 
     Attributes:
+        hidden_sizes: before the recurrent unit.
+        activation, output_gain, normalise_layers: as an ``Mlp``'s.
         memory: H, the width of the recurrent state.
+        decision_sizes: hidden layers between the memory and the output layer.
+        goal: what is predicted from the memory and seen beside it by the layers after it; None leaves it out.
 
     Source: Cho et al. 2014, in the form of ``torch.nn.GRU``: r, z = σ(W x + U h), n = tanh(W x + r ⊙ U h),
     h' = (1 − z) ⊙ n + z ⊙ h.
     """
 
+    input_size: int
+    hidden_sizes: Sequence[int]
+    output_size: int
+    activation: Activation = "relu"
+    output_gain: float = 0.01
+    normalise_layers: bool = False
     memory: int = 64
+    decision_sizes: Sequence[int] = ()
+    goal: GoalShape | None = None
 
     @property
     def memory_size(self) -> int:
         """H."""
         return self.memory
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """As an ``Mlp``'s, with the recurrent unit before the last layer."""
-        seen = [self.input_size, *self.hidden_sizes]
-        shapes = self._layer_shapes(seen) | {
-            "memory.input_weight": (3 * self.memory, seen[-1]),
+    @cached_property
+    def before(self) -> DenseLayers:
+        """The layers before the recurrent unit."""
+        return DenseLayers([self.input_size, *self.hidden_sizes], self.activation, self.normalise_layers)
+
+    @cached_property
+    def decision(self) -> DenseLayers:
+        """The layers after it, numbered on."""
+        sizes = [self.memory + (self.goal.size if self.goal else 0), *self.decision_sizes, self.output_size]
+        return DenseLayers(sizes, self.activation, self.normalise_layers, first=len(self.hidden_sizes))
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Name and shape of every parameter, in the order in which they lie in the flat vector."""
+        shapes = self.before.shapes | {
+            "memory.input_weight": (3 * self.memory, self.before.sizes[-1]),
             "memory.input_bias": (3 * self.memory,),
             "memory.weight": (3 * self.memory, self.memory),
             "memory.bias": (3 * self.memory,),
         }
-        return shapes | self.output_shapes()
+        if self.goal:
+            shapes |= {"goal.weight": (self.goal.size, self.memory), "goal.bias": (self.goal.size,)}
+        return shapes | self.decision.shapes
 
-    def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter after the recurrent unit."""
-        return self._layer_shapes([self.memory, self.output_size], first=len(self.hidden_sizes))
+    def _gain(self, name: str) -> float:
+        if name.startswith("memory"):
+            return 1.0
+        return self.output_gain if name == f"{self.decision.last}.weight" else initial_gain(self.activation)
 
-    def apply(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Not for a network with memory.
+    def output(self, parameters: Parameters, remembered: Tensor) -> Tensor:
+        """[..., output_size] from what is remembered [..., H]."""
+        if self.goal is not None:
+            goal = self.predicted_goal(parameters, remembered)
+            remembered = torch.cat([remembered, goal.softmax(-1) if self.goal.discrete else goal], dim=-1)
+        return self.decision(parameters, remembered)
 
-        Raises:
-            TypeError: always; ``step`` and ``sequence`` take the memory.
-        """
-        raise TypeError("a recurrent network needs its memory: use step or sequence")
+    def predicted_goal(self, parameters: Parameters, remembered: Tensor) -> Tensor:
+        """[..., G] goals, or logits of discrete ones, from what is remembered [..., H]."""
+        return dense(parameters, "goal", remembered)
 
-    def step(self, parameters: dict[str, Tensor], x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, parameters: Parameters, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """One step of many rows.
 
         Args:
@@ -250,7 +241,7 @@ class RecurrentNetwork(Mlp):
         following = self._advance(parameters, self._gates(parameters, x), memory)
         return self.output(parameters, following), following
 
-    def sequence(self, parameters: dict[str, Tensor], x: Tensor, memory: Memory) -> Tensor:
+    def sequence(self, parameters: Parameters, x: Tensor, memory: Memory) -> Tensor:
         """Outputs at all rows of a batch, each chunk run through from its start.
 
         Args:
@@ -263,7 +254,7 @@ class RecurrentNetwork(Mlp):
         """
         return self.output(parameters, self.remembered(parameters, x, memory))
 
-    def remembered(self, parameters: dict[str, Tensor], x: Tensor, memory: Memory) -> Tensor:
+    def remembered(self, parameters: Parameters, x: Tensor, memory: Memory) -> Tensor:
         """[M, H], or [N, M, H]: the memory after each of the rows of ``sequence``."""
         chunks, length, batch, _ = memory.kept.shape
         lead = x.shape[:-2]
@@ -276,13 +267,13 @@ class RecurrentNetwork(Mlp):
             remembered.append(held.view(*lead, chunks, batch, self.memory))
         return torch.stack(remembered, dim=-3).flatten(-4, -2)
 
-    def _gates(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _gates(self, parameters: Parameters, x: Tensor) -> Tensor:
         """[..., 3 H] what the input contributes to the gates, of all rows at once."""
-        hidden = self.hidden(parameters, x)
+        hidden = self.before.activated(parameters, x)
         return linear(hidden, parameters["memory.input_weight"], parameters["memory.input_bias"])
 
     @staticmethod
-    def _advance(parameters: dict[str, Tensor], gates: Tensor, memory: Tensor) -> Tensor:
+    def _advance(parameters: Parameters, gates: Tensor, memory: Tensor) -> Tensor:
         """[..., H] the memory one step later."""
         recurrent = linear(memory, parameters["memory.weight"], parameters["memory.bias"])
         reset, update, candidate = gates.chunk(3, dim=-1)

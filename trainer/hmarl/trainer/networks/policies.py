@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
-from hmarl.trainer.networks.flat import Memory, Mlp, RecurrentNetwork
+from hmarl.trainer.networks.flat import FlatNetwork, Memory, Mlp, RecurrentNetwork
 from hmarl.trainer.networks.settings import AlgorithmSettings, NetworkSettings, PolicyGradientFields
 
 
@@ -27,7 +27,7 @@ class GroupPolicy:
         told_apart: whether members who share parameters see a one-hot identity; False where they do not share.
     """
 
-    network: Mlp
+    network: Mlp | RecurrentNetwork
     head: ActionHead
     theta: Tensor
     members: int
@@ -67,7 +67,9 @@ class GroupPolicy:
             "activation": settings.activation,
             "normalise_layers": settings.normalise_layers,
         }
-        network = RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
+        network: Mlp | RecurrentNetwork = (
+            RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
+        )
         theta = fresh_rows(1 if shared else members, network, head, generator)
         return cls(network, head, theta, members, told_apart)
 
@@ -182,7 +184,7 @@ class GroupPolicy:
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
 
 
-def fresh_rows(rows: int, network: Mlp, head: ActionHead, generator: torch.Generator) -> Tensor:
+def fresh_rows(rows: int, network: FlatNetwork, head: ActionHead, generator: torch.Generator) -> Tensor:
     """[rows, P] fresh parameters, of a network and of its head each."""
     return torch.stack([torch.cat([network.initialise(generator), head.initialise()]) for _ in range(rows)])
 

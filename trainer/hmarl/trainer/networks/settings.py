@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
 from pydantic import (
@@ -42,6 +43,7 @@ class Settings(BaseModel):
         without_effect: names of those that there is no use for; other values than the default are refused.
     """
 
+    before: ClassVar[Mapping[str, Any]] = {}
     retired: ClassVar[frozenset[str]] = frozenset()
     without_effect: ClassVar[frozenset[str]] = frozenset()
 
@@ -60,10 +62,13 @@ class AlgorithmSettings(BaseModel):
     algorithm's, so that a default changed in one changes no other. Fields are listed from the last base to the first.
 
     Attributes:
+        before: what runs did before there was a setting for it, by name: an old run's config.json does not name it,
+            and the run goes on as it began.
         retired: as of ``Settings``.
         without_effect: names of those that an algorithm has no use for; other values than the default are refused.
     """
 
+    before: ClassVar[Mapping[str, Any]] = {}
     retired: ClassVar[frozenset[str]] = frozenset()
     without_effect: ClassVar[frozenset[str]] = frozenset()
 

@@ -6,12 +6,12 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from hmarl.trainer.records.metrics import Rows
+from hmarl.trainer.records.metrics import MetricRows
 
 Points = list[tuple[float, float]]
 
 
-def points(rows: Rows, metric: str) -> Points:
+def points(rows: MetricRows, metric: str) -> Points:
     """(steps, value) wherever a metric was recorded."""
     return [(row["steps"], row[metric]) for row in rows if row.get(metric) is not None]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from hmarl.trainer.records.checkpoint import read_object
 
-Rows = list[dict[str, Any]]
+MetricRows = list[dict[str, Any]]
 
 
-def read_metrics(run: Path) -> Rows:
+def read_metrics(run: Path) -> MetricRows:
     """The lines of a run's metrics.jsonl, without one that a kill cut off."""
     path, rows = run / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.trainer.records.canvas import draw_points, label_axes, new_figure, png, points
-from hmarl.trainer.records.metrics import Rows, evaluation_metric
+from hmarl.trainer.records.metrics import MetricRows, evaluation_metric
 
 
 class Plot(Protocol):
@@ -20,7 +20,7 @@ class Plot(Protocol):
         """Its file's name."""
         ...
 
-    def draw(self, rows: Rows, title: str) -> bytes | None:
+    def draw(self, rows: MetricRows, title: str) -> bytes | None:
         """PNG; None where nothing was recorded that it shows.
 
         Args:
@@ -30,7 +30,7 @@ class Plot(Protocol):
         ...
 
 
-def draw_plots(rows: Rows, title: str, plots: Iterable[Plot]) -> dict[str, bytes]:
+def draw_plots(rows: MetricRows, title: str, plots: Iterable[Plot]) -> dict[str, bytes]:
     """Those of the plots for which there are metrics, PNG by file name."""
     drawn = {plot.file: plot.draw(rows, title) for plot in plots}
     return {file: content for file, content in drawn.items() if content is not None}
@@ -69,7 +69,7 @@ class ReturnPlot:
     evaluations: tuple[EvaluationCurve, ...]
     file: str = "return.png"
 
-    def draw(self, rows: Rows, title: str) -> bytes | None:
+    def draw(self, rows: MetricRows, title: str) -> bytes | None:
         """None where neither an episode of training nor one of an evaluation has ended."""
         training = points(rows, "return")
         evaluated = {each: points(rows, evaluation_metric(each.team, "return_mean")) for each in self.evaluations}
@@ -105,7 +105,7 @@ class PanelPlot:
     file: str
     panels: tuple[Panel, ...]
 
-    def draw(self, rows: Rows, title: str) -> bytes | None:
+    def draw(self, rows: MetricRows, title: str) -> bytes | None:
         """None where none of the metrics was recorded."""
         drawn = [{metric: points(rows, metric) for metric in panel.metrics} for panel in self.panels]
         if not any(any(curves.values()) for curves in drawn):

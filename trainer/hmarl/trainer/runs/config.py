@@ -55,9 +55,9 @@ class RunConfig(BaseModel):
             raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
 
     def settings(self) -> AlgorithmSettings:
-        """The algorithm's settings, checked."""
+        """The algorithm's settings, checked; those that an old run does not name are as they were then."""
         kind = find_algorithm(self.algorithm).settings_class
-        return validate(kind, self.algorithm_settings, "algorithm", self.algorithm)
+        return validate(kind, {**kind.before, **self.algorithm_settings}, "algorithm", self.algorithm)
 
     def run_settings(self) -> RunSettings:
         """The run's settings, checked."""

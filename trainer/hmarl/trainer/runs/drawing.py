@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.contract.shown import plots_of
+from hmarl.trainer.contract.shown import return_plot
 from hmarl.trainer.records.metrics import read_metrics
 from hmarl.trainer.records.plots import draw_plots, write_plots
 from hmarl.trainer.records.problems import Problems
@@ -16,7 +16,7 @@ from hmarl.trainer.runs.directory import resume_command
 def run_plots(directory: Path, config: RunConfig, algorithm: Algorithm) -> dict[str, bytes]:
     """All plots for which a run has metrics, PNG by file name."""
     title = f"{config.algorithm} on {config.environment}"
-    return draw_plots(read_metrics(directory), title, plots_of(algorithm))
+    return draw_plots(read_metrics(directory), title, (return_plot(algorithm.teams()), *algorithm.plots))
 
 
 def draw_run(directory: Path, config: RunConfig, algorithm: Algorithm, problems: Problems) -> None:

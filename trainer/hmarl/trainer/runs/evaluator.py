@@ -82,10 +82,11 @@ class Evaluator:
             raise
         except (Exception, SystemExit) as error:
             problems.add(
-                "evaluation", f"evaluation at {steps:,} steps failed: {type(error).__name__}: {error}",
+                "evaluation",
+                f"evaluation at {steps:,} steps failed: {type(error).__name__}: {error}",
                 "training goes on and evaluates again when it is time; by hand: "
                 f"hmarl-eval --run {shlex.quote(str(self._directory))} --checkpoint {steps}",
-            )  # fmt: skip
+            )
             with suppress(Exception):  # it was not made, or is what has failed
                 evaluation_path(self._directory, steps).unlink(missing_ok=True)
                 self.close()
@@ -119,9 +120,12 @@ class Evaluator:
             copies = evaluation_copies(config.environment, settings.evaluation_episodes, settings.environments)
             self._environment = make(config.environment, copies, **config.environment_arguments)
         return evaluate(
-            self._environment, team, settings.evaluation_episodes, EVALUATION_SEED,
+            self._environment,
+            team,
+            settings.evaluation_episodes,
+            EVALUATION_SEED,
             step_limit=settings.evaluation_step_limit,
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Free the environments."""

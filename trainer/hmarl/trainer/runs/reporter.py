@@ -62,9 +62,12 @@ class Reporter:
         try:
             with LiveProgress(title, settings.steps, steps, ("return", *live_metrics)) as progress:
                 announcements = Announcements(
-                    progress.say, updates, settings.rollout_length, settings.environments,
+                    progress.say,
+                    updates,
+                    settings.rollout_length,
+                    settings.environments,
                     cost is not None and cost.compiles,
-                )  # fmt: skip
+                )
                 yield cls(recorder, progress, announcements)
         finally:
             recorder.close()

@@ -105,8 +105,10 @@ class Training:
     def episode_metrics(self, statistics: EpisodeStatistics) -> dict[str, float]:
         """The mean return of recent episodes, and what else is known of those that have just ended."""
         figures: dict[str, Sequence[float]] = {
-            "return": self._returns, "episode_length": statistics.lengths, "success_rate": statistics.successes,
-        }  # fmt: skip
+            "return": self._returns,
+            "episode_length": statistics.lengths,
+            "success_rate": statistics.successes,
+        }
         return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
     # --- what a checkpoint holds ------------------------------------------------------------------------------------

@@ -44,9 +44,13 @@ class TrustRegionFields(BaseModel):
     def trust_region(self, kl_limit: float) -> TrustRegionSettings:
         """The step's constants with the given δ."""
         return TrustRegionSettings(
-            kl_limit, self.conjugate_gradient_steps, self.damping, self.backtracks, self.backtrack_coefficient,
+            kl_limit,
+            self.conjugate_gradient_steps,
+            self.damping,
+            self.backtracks,
+            self.backtrack_coefficient,
             self.accept_ratio,
-        )  # fmt: skip
+        )
 
 
 class AgentLimitFields(BaseModel):

@@ -47,6 +47,10 @@ def clipped_share(new: Distribution, turn: Turn, clip: float) -> dict[str, float
     return {"agent_clipped": float(turn.samples.mean(beyond.float()))}
 
 
+Enough = Callable[[Distribution], bool]
+"""The candidate policy at a turn's samples ↦ whether it has moved far enough."""
+
+
 def no_report(new: Distribution, turn: Turn) -> dict[str, float]:
     """Nothing."""
     return {}
@@ -82,14 +86,24 @@ class GradientSteps:
             for policy in policies
         ]
 
-    def descend(self, turn: Turn, loss: Loss, report: Report = no_report) -> Improvement:
-        """Epochs of minibatches on the loss of one turn; the turn's policy is changed in place."""
+    def descend(self, turn: Turn, loss: Loss, report: Report = no_report, enough: Enough | None = None) -> Improvement:
+        """Epochs of minibatches on the loss of one turn; the turn's policy is changed in place.
+
+        Args:
+            turn: whose.
+            loss: to be descended.
+            report: adds metrics.
+            enough: asked after every epoch but the last; none follows where it says so.
+        """
         policy, samples, settings = turn.policy, turn.samples, self.settings
         optimiser = self.optimisers[turn.group][0 if policy.shared else turn.member]
         norms = []
-        for units in minibatches(samples.units, settings.epochs, settings.minibatches, self.generator):
-            part = turn if units is None else turn.take(units)
-            norms.append(optimiser.step(loss(part.samples.under(policy, optimiser.parameter), part), turn.schedule))
+        for epoch in range(settings.epochs):
+            if epoch and enough is not None and self._has(turn, enough):
+                break
+            for units in minibatches(samples.units, 1, settings.minibatches, self.generator):
+                part = turn if units is None else turn.take(units)
+                norms.append(optimiser.step(loss(part.samples.under(policy, optimiser.parameter), part), turn.schedule))
         with torch.no_grad():
             new = samples.under(policy, policy.row(turn.member))
             metrics = {
@@ -98,6 +112,12 @@ class GradientSteps:
                 "agent_gradient_norm": float(torch.stack(norms).mean()),
             }
             return Improvement(new, metrics | report(new, turn))
+
+    @staticmethod
+    @torch.no_grad()
+    def _has(turn: Turn, enough: Enough) -> bool:
+        """Whether the turn's policy, as it is now, has moved far enough."""
+        return enough(turn.samples.under(turn.policy, turn.policy.row(turn.member)))
 
     def components(self) -> dict[str, object]:
         """The optimisers, as ``Algorithm.components`` names them."""

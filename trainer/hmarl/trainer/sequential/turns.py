@@ -117,9 +117,18 @@ def one_after_the_other(
         remaining.remove(agent)
         group, member = team.place_of(agent)
         turn = Turn(
-            agent, group, member, team.policies[group], team.of_agent(agent), advantage(factor), factor,
-            agents - len(remaining), agents, schedule, progress,
-        )  # fmt: skip
+            agent,
+            group,
+            member,
+            team.policies[group],
+            team.of_agent(agent),
+            advantage(factor),
+            factor,
+            agents - len(remaining),
+            agents,
+            schedule,
+            progress,
+        )
         improvement = improve(turn)
         rows[agent] = improvement.metrics
         if remaining:
@@ -154,9 +163,18 @@ def all_at_once(
             members = slice(first, first + width)
             agent, theirs = group.agents[first], advantages[:, :, list(group.agents[members])].flatten()
             turn = Turn(
-                agent, g, first, policy, team.of_members(g, members), theirs, torch.ones_like(theirs), 1,
-                len(team.spec.agents), schedule, progress,
-            )  # fmt: skip
+                agent,
+                g,
+                first,
+                policy,
+                team.of_members(g, members),
+                theirs,
+                torch.ones_like(theirs),
+                1,
+                len(team.spec.agents),
+                schedule,
+                progress,
+            )
             rows[agent] = improve(turn).metrics
     return per_agent_metrics(team.spec, rows)
 

@@ -175,9 +175,12 @@ class Distillation:
         self._check_finite(learnt)
         earned = float(self._play(self._students_team(), _CHOICE_SEED).returns.mean())
         metrics = {
-            "return": earned, "teacher_return": self._teacher_return, "imitation_kl": met.pop("kl"), **met,
+            "return": earned,
+            "teacher_return": self._teacher_return,
+            "imitation_kl": met.pop("kl"),
+            **met,
             **{f"learnt_{name}": value for name, value in learnt.items()},
-        }  # fmt: skip
+        }
         self._take_stock(earned)
         return metrics
 
@@ -277,11 +280,20 @@ class Distillation:
         expected, earned = float(teachers.returns.mean()), float(students.returns.mean())
         met = asdict(measure(self.students, self._demonstrate(0, teacher_acts=False)))
         report = StudentsModel(
-            teacher=self.teacher.name, rounds=self._counters.update, steps=self._counters.steps, stopped=stopped,
-            episodes=students.episodes, seed=REPORT_SEED, sampled=self.sample, teacher_return=expected,
-            students_return=earned, gap=expected - earned, ratio=earned / expected if expected > 0 else None,
-            settings=self.settings.model_dump(mode="json"), **met,
-        )  # fmt: skip
+            teacher=self.teacher.name,
+            rounds=self._counters.update,
+            steps=self._counters.steps,
+            stopped=stopped,
+            episodes=students.episodes,
+            seed=REPORT_SEED,
+            sampled=self.sample,
+            teacher_return=expected,
+            students_return=earned,
+            gap=expected - earned,
+            ratio=earned / expected if expected > 0 else None,
+            settings=self.settings.model_dump(mode="json"),
+            **met,
+        )
         return Distilled(self.students, report, students.summary())
 
 

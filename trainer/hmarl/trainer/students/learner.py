@@ -61,7 +61,7 @@ class Learner:
         remembered = policy.remembered(part.features(group), memory, part.begins, theta)
         predicted, predicted_goals = policy.decided(remembered, part.mask(group), theta)
         losses = {"kl": imitation_loss(part.labels(group, policy.head), predicted, weight)}
-        loss, goals, kind = losses["kl"], part.goals(group), policy.network.goal
+        loss, goals, kind = losses["kl"], part.goals(group), policy.goal_kind
         if goals is not None and kind is not None and predicted_goals is not None:
             losses["goal_error"] = mean_of_each(kind.errors(predicted_goals, goals), weight)
             loss = loss + self.settings.goal_weight * losses["goal_error"]

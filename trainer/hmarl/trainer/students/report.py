@@ -91,7 +91,7 @@ def _compared(group: int, policy: StudentPolicy, rounds: Demonstrations) -> dict
     else:
         equal = mine == theirs
         found["action_agreement"] = summed((equal.all(-1) if equal.dim() > 2 else equal).float())
-    goals, kind = rounds.goals(group), policy.network.goal
+    goals, kind = rounds.goals(group), policy.goal_kind
     if goals is not None and kind is not None and predicted_goals is not None:
         if kind.discrete:
             found["goal_accuracy"] = summed((predicted_goals.argmax(-1) == goals.argmax(-1)).float())

@@ -14,54 +14,22 @@ from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.contract.deployable import DeployablePolicy, check_size
 from hmarl.trainer.contract.teacher import GoalKind
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.networks.flat import Memory, RecurrentNetwork, linear
+from hmarl.trainer.networks.flat import Memory, RecurrentNetwork
 from hmarl.trainer.networks.policies import GroupPolicy, fresh_rows, no_memories, select_all, step_all
 from hmarl.trainer.students.settings import DistillationSettings
 
 
-@dataclass(frozen=True)
-class StudentNetwork(RecurrentNetwork):
-    """Hidden layers → gated recurrent unit → predicted goal → hidden layers on memory and goal → output layer.
-
-    Attributes:
-        goal: what goals are; None leaves them out.
-        decision_sizes: hidden layers between memory (and goal) and output.
-    """
-
-    goal: GoalKind | None = None
-    decision_sizes: Sequence[int] = ()
-
-    def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter after the recurrent unit."""
-        goal_size = self.goal.size if self.goal else 0
-        shapes = {"goal.weight": (goal_size, self.memory), "goal.bias": (goal_size,)} if self.goal else {}
-        sizes = [self.memory + goal_size, *self.decision_sizes, self.output_size]
-        return shapes | self._layer_shapes(sizes, first=len(self.hidden_sizes))
-
-    @property
-    def last_layer(self) -> int:
-        """Number of the output layer."""
-        return len(self.hidden_sizes) + len(self.decision_sizes)
-
-    def predicted_goal(self, parameters: dict[str, Tensor], remembered: Tensor) -> Tensor:
-        """[..., G] goals, or logits of discrete ones, from what is remembered [..., H]."""
-        return linear(remembered, parameters["goal.weight"], parameters["goal.bias"])
-
-    def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """[..., output_size] from what is remembered [..., H]."""
-        if self.goal is not None:
-            goal = self.predicted_goal(parameters, x)
-            x = torch.cat([x, goal.softmax(-1) if self.goal.discrete else goal], dim=-1)
-        return super().output(
-            parameters, self._activated(parameters, range(len(self.hidden_sizes), self.last_layer), x)
-        )
-
-
 @dataclass
 class StudentPolicy(GroupPolicy):
-    """The students of a group."""
+    """The students of a group.
 
-    network: StudentNetwork
+    Attributes:
+        network: which predicts goals where there are any.
+        goal_kind: what goals are; None without goals.
+    """
+
+    network: RecurrentNetwork
+    goal_kind: GoalKind | None = None
 
     def remembered(self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor) -> Tensor:
         """[N, L·C, H] what all agents remember after each step of C sequences of L steps.
@@ -87,7 +55,7 @@ class StudentPolicy(GroupPolicy):
         parameters, network = self._named(theta), self.network
         extra = theta[:, network.size :].expand(self.members, -1).unsqueeze(1)
         distribution = self.head.distribution(network.output(parameters, remembered), extra, mask)
-        return distribution, network.predicted_goal(parameters, remembered) if network.goal else None
+        return distribution, network.predicted_goal(parameters, remembered) if self.goal_kind else None
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         return self.network.named(theta[:, : self.network.size].expand(self.members, -1))
@@ -131,15 +99,20 @@ class Students:
             members = len(group.agents)
             shared = share and members > 1
             told_apart = shared and run.agent_identity
-            network = StudentNetwork(
-                group.example.observation_size + told + (members if told_apart else 0), settings.hidden_sizes,
-                head.output_size, run.activation, normalise_layers=run.normalise_layers,
-                memory=settings.memory_size, goal=goal, decision_sizes=settings.decision_sizes,
-            )  # fmt: skip
+            network = RecurrentNetwork(
+                group.example.observation_size + told + (members if told_apart else 0),
+                settings.hidden_sizes,
+                head.output_size,
+                run.activation,
+                normalise_layers=run.normalise_layers,
+                memory=settings.memory_size,
+                decision_sizes=settings.decision_sizes,
+                goal=goal,
+            )
             if settings.told == "nothing":  # else they are not exported
                 check_size(group.example, 4 * network.size, "distillation.hidden_sizes")
             theta = fresh_rows(1 if shared else members, network, head, generator).to(algorithm.device)
-            self.policies.append(StudentPolicy(network, head, theta, members, told_apart))
+            self.policies.append(StudentPolicy(network, head, theta, members, told_apart, goal))
 
     def no_memories(self, batch_size: int) -> list[Tensor]:
         """Per group [N_group, B, H] zeros: what the students remember when an episode begins."""

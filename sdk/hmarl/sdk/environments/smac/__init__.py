@@ -60,10 +60,6 @@ def make(
     Raises:
         UsageError: no such interpreter, package, game or argument, or no such interface; says how to install them.
     """
-    own = {"python": python, "entry": entry}
-    given = {**{name: value for name, value in own.items() if value is not None}, **arguments}
     # SMAC tells a battle that was cut off from one that was lost only when asked to.
-    told = {"continuing_episode": True, **arguments} if entry is None else arguments
-    offered = {"map_name": task}
-    request = Request(task, batch_size, python, entry, workers, timeout_s, given, told, offered)
-    return make_multi_agent(PACKAGE, request)
+    completed = {"continuing_episode": True, **arguments}
+    return make_multi_agent(PACKAGE, Request(task, batch_size, python, entry, workers, timeout_s, arguments, completed))

@@ -63,7 +63,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Request:
-    """What ``make`` of a family was asked for, its defaults put in.
+    """What ``make`` of a family was asked for.
 
     Attributes:
         task: the part of the name after the slash.
@@ -72,9 +72,8 @@ class Request:
         entry: import path of a class or function, None for the package's own.
         workers: number of worker processes, None for the default.
         timeout_s: seconds within which a worker has to reply.
-        given: what the caller gave, for ``EnvironmentSpec.arguments``.
-        arguments: keyword arguments for the entry.
-        offered: further ones, passed when it takes them.
+        arguments: what the caller gave for the environment.
+        completed: the same for the package's own entry, its defaults put in.
     """
 
     task: str
@@ -83,9 +82,24 @@ class Request:
     entry: str | None
     workers: int | None
     timeout_s: float
-    given: Mapping[str, Any]
     arguments: Mapping[str, Any]
-    offered: Mapping[str, Any]
+    completed: Mapping[str, Any]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All that the caller gave, for ``EnvironmentSpec.arguments``."""
+        own = {"python": self.python, "entry": self.entry}
+        return {**{name: value for name, value in own.items() if value is not None}, **self.arguments}
+
+    @property
+    def passed(self) -> dict[str, Any]:
+        """Keyword arguments for the entry."""
+        return dict(self.completed if self.entry is None else self.arguments)
+
+    @property
+    def offered(self) -> dict[str, Any]:
+        """Further ones, passed when it takes them."""
+        return {"map_name": self.task}
 
 
 def make_multi_agent(package: Package, request: Request) -> LiftedVector:
@@ -101,8 +115,8 @@ def make_multi_agent(package: Package, request: Request) -> LiftedVector:
     workers = checked_workers(request.workers, request.batch_size, fewest)
     settings: dict[str, Any] = {
         "entry": request.entry or package.entry,
-        "arguments": dict(request.arguments),
-        "offered": dict(request.offered),
+        "arguments": request.passed,
+        "offered": request.offered,
     }
     source = CopySource(_MAKER, settings, python, checked_seconds("timeout_s", request.timeout_s))
     make_copy = partial(MultiAgentCopy, **settings)
@@ -137,7 +151,7 @@ def _lifted(
 
 
 def _check(request: Request) -> None:
-    if "seed" in request.arguments:
+    if "seed" in request.passed:
         raise UsageError("seed: every copy is given its own, expected no such argument")
     if request.entry is not None and not (isinstance(request.entry, str) and all(request.entry.partition(":"))):
         raise UsageError(f"entry: got {request.entry!r}, expected an import path PACKAGE.MODULE:CLASS")
@@ -175,7 +189,7 @@ def _spec(name: str, description: Mapping[str, int], request: Request) -> Enviro
         state_size=description["state_size"],
         horizon=description["episode_limit"] or None,
         team_reward="sum",
-        arguments=dict(request.given),
+        arguments=request.given,
         has_success=True,
         # Of the packages it is known that they keep to it.
         horizon_guessed=request.entry is not None,
