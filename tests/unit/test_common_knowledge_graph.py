@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hmarl.runtime.bundle import write_bundle
+from hmarl.runtime.noise import noise_for
 from hmarl.runtime.session import Policy
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
@@ -109,6 +110,28 @@ def test_instructions_are_renewed_in_step_also_after_missed_steps() -> None:
         assert state[0, 1] == 1.0
         chosen.append(int(outputs["instruction"]))
     assert chosen == [0, 0, 0, 0, 1]  # decided at once at 8, and at 15, a multiple of 3
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_copy_that_has_missed_steps_agrees_again(remembers: bool) -> None:
+    """At once where its last instruction is not seen; where it is, equal noise brings the copies together."""
+    stubborn = linear([[0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]], [0.0, 0.0, 0.0])  # likes its last one
+    module = deployed(0, stubborn if remembers else linear([[1, 0], [0, 1], [0, 0]], [0.0, 0.0, 0.0]), 1, remembers)
+    model = next(noise for noise in module.describe("").noises if noise.purpose == "instruction")
+    instructions = []
+    for missed in (range(0), range(3, 8)):  # one copy sees all steps, the other misses five
+        states = {state.input: torch.tensor([state.reset]).expand(200, -1) for state in module.states}
+        acted = []
+        for at in (at for at in range(20) if at not in missed):
+            noise = torch.from_numpy(noise_for(model, "any", np.arange(200), at, stream="common"))
+            given = {"observation": torch.full((200, 2), 0.1 * at), "step": torch.full((200,), at)}
+            outputs = step(module, **given, instruction_noise=noise, action_noise=torch.zeros(200, 3), **states)
+            states = {state.input: outputs[state.output] for state in module.states}
+            acted.append(outputs["instruction"])
+        instructions.append(acted[-12:])
+    parted = [int((mine != other).sum()) for mine, other in zip(*instructions, strict=True)]
+    assert parted[0] > 20 if remembers else parted == [0] * 12
+    assert parted[-1] <= parted[0] // 10
 
 
 @pytest.mark.parametrize(("kind", "interval"), [("discrete", 4), ("continuous", 1)])

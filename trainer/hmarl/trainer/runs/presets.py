@@ -178,8 +178,8 @@ _PAPER_MPE_RUN: dict[str, Any] = {"environments": 20, "rollout_length": 200, "ev
 
 PRESETS: tuple[Preset, ...] = (
     Preset(
-        "hcpo", "mpe/simple_speaker_listener", 1_000_000, "return about -14.8 in a minute",
-        {**_TRUST_REGION, "gamma": 0.95, "kl_limit": 0.002, "conductor_sees": "nothing"}, _MPE_RUN,
+        "hcpo", "mpe/simple_speaker_listener", 600_000, "return about -14.6 in a minute",
+        {**_TRUST_REGION, **_SHORT_HORIZON, "conductor_sees": "nothing"}, _MPE_RUN,
     ),
     Preset(
         "hcpo", "mpe/*", 2_500_000, "simple_spread: return about -33 in 3 minutes", {**_SMALL_STEPS, "gamma": 0.95},
