@@ -38,6 +38,7 @@ from hmarl.sdk import (
     Evaluation,
     FleetTeam,
     HmarlError,
+    InstructionChoice,
     LocalAgent,
     RandomTeam,
     Team,
@@ -223,16 +224,24 @@ def _teams(
     return {
         "random": RandomTeam(environment.spec),
         "central conductor, torch": _torch_team(environment, run, checkpoint, "central"),
-        "local conductors, torch": _torch_team(environment, run, checkpoint, "local"),
+        "local conductors, torch": _torch_team(
+            environment, run, checkpoint, "local", bundle.manifest.agents[0].instruction_choice
+        ),
         "in-process ONNX": BundleTeam(bundle, environment.spec),
         "gRPC fleet": fleet,
     }
 
 
-def _torch_team(environment: VectorEnvironment, run: Path, checkpoint: str, variant: str) -> Team:
+def _torch_team(
+    environment: VectorEnvironment,
+    run: Path,
+    checkpoint: str,
+    variant: str,
+    instruction_choice: InstructionChoice | None = None,
+) -> Team:
     """The trainer's own policies, found as ``hmarl-eval --run`` finds them."""
     (source,) = entry_points(group="hmarl.policy_sources", name="run")
-    make_team, _, _ = source.load()(run, variant=variant, checkpoint=checkpoint)
+    make_team, _, _ = source.load()(run, variant=variant, checkpoint=checkpoint, instruction_choice=instruction_choice)
     team: Team = make_team(environment.spec)
     return team
 

@@ -24,12 +24,13 @@ def report(comparison: str, runs: Path, out: Path) -> str:
 @pytest.mark.parametrize(
     ("comparison", "task", "run", "algorithm", "rows"),
     [
-        ("lbf", "lbf/6x6-2p-1f-coop", "lbf-6x6-2p-1f-coop-300000", "mappo", ["mappo"]),
+        ("lbf", "lbf/6x6-2p-1f-coop", "lbf-6x6-2p-1f-coop-300000-mappo", "mappo", ["mappo"]),
         # With tables of its conductors and of how instructions are chosen.
         (
             "coordsum",
             "coordsum/3x10-30",
-            "coordsum-3x10-30-1000000",
+            "coordsum-3x10-30-1000000-hcpo-conductor_sees=state-gamma=0.9-entropy_coefficient=0.01-"
+            "conductor_entropy_coefficient=0.02-instruction_scale=1",
             "hcpo",
             ["hcpo", "local", "central", "random", "none", "argmax", "sample", "common"],
         ),
@@ -43,7 +44,7 @@ def test_page_outlives_its_runs(
     out.mkdir()
     (out / "README.md").write_text("# Old title\n\n## smax-2s3z-guided: smax/2s3z\n\nKept.\n")
     for seed in (100, 101):
-        train(tiny_config(algorithm, task, run_settings={"seed": seed}), runs / f"{run}-{algorithm}-seed{seed}")
+        train(tiny_config(algorithm, task, run_settings={"seed": seed}), runs / f"{run}-seed{seed}")
     page = report(comparison, runs, out)
     assert page.startswith("# Learning results")
     assert page.index(f"## {comparison}:") < page.index("## smax-2s3z-guided: smax/2s3z\n\nKept.\n")
