@@ -33,8 +33,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Train HCPO for three minutes, export, serve one process per agent, evaluate over gRPC
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
-test: $(INSTALLED)  ## All quick tests, about 10 minutes on two cores
-	@echo "All quick tests take about 10 minutes on two cores; the slowest are listed at the end."
+test: $(INSTALLED)  ## All quick tests, about 12 minutes on two cores
+	@echo "All quick tests take about 12 minutes on two cores; the slowest are listed at the end."
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 10 --durations-min 1 $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the like

@@ -34,7 +34,7 @@ tiny networks that
 - was served over whole episodes, deterministically and with drawn actions, and did what torch does on the same
   observations: in process, and over gRPC as well where the cell says so.
 
-Algorithms marked *central* act for the whole team at once: after training and resuming, their guider played whole
+Algorithms marked *central* act for the whole team at once: after training and resuming, their team played whole
 episodes, and `hmarl-export` refused them and wrote nothing.
 
 Those marked *students* act centrally as well: `hmarl-export` distilled a student for every agent, and the exported

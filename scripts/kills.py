@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hmarl.runtime.command_line import command, integer, option, run
+from hmarl.sdk import HmarlError
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.run import Run
 
@@ -89,8 +90,8 @@ def killed_and_resumed(config: RunConfig, directory: Path, kills: int, longest_s
     option("--kills", "of all runs together", integer(1), default=65, parameter="wanted"),
     option("--seed", "of the moments", integer(0), default=1, parameter="first_seed"),
 )
-def main(wanted: int, first_seed: int) -> int:
-    """Kill runs and resume them, again and again; exits with 1 when one differs from a run that was never killed."""
+def main(wanted: int, first_seed: int) -> None:
+    """Kill runs and resume them, again and again; exits with 4 when one differs from a run that was never killed."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["hmarl.trainer.runs.run"])
     kills = differing = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -111,8 +112,10 @@ def main(wanted: int, first_seed: int) -> int:
                     differing += 1
             kills += times
             print(f"{algorithm} on {environment}: {times} kills of {runs} runs", flush=True)
-    print(f"{kills} kills, {differing} runs that differ from the one that was never killed")
-    return 1 if differing else 0
+    told = f"{kills} kills, {differing} runs that differ from the one that was never killed"
+    if differing:
+        raise HmarlError(told)
+    print(told)
 
 
 if __name__ == "__main__":

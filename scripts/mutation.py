@@ -10,7 +10,6 @@ the change of every mutant that no test noticed. Changes of nothing but a text (
 
 from __future__ import annotations
 
-import argparse
 import ast
 import difflib
 import os
@@ -23,6 +22,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from hmarl.runtime.command_line import PATH, command, flag, integer, option, run
+from hmarl.sdk.errors import HmarlError, UsageError, unknown_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"trainer": "trainer", "runtime": "runtime", "sdk": "sdk", "proto": "agent"}
@@ -114,7 +116,7 @@ def lay_out(module: str, place: Path) -> None:
     for part, package in PARTS.items():
         shutil.copytree(ROOT / part / "hmarl" / package, place / "src/hmarl" / package, ignore=IGNORED)
     if not (place / "src" / module).is_file():
-        raise SystemExit(f"[tool.mutation]: got {module}, expected the path of a module below {', '.join(PARTS)}")
+        raise UsageError(f"[tool.mutation]: got {module}, expected the path of a module below {', '.join(PARTS)}")
     for name in BESIDE:
         source = ROOT / name
         if source.is_dir():
@@ -149,7 +151,7 @@ def mutmut(place: Path, *arguments: str) -> str:
     with (place / "mutmut.log").open("a", encoding="utf-8") as log:
         log.write(done.stdout)
     if done.returncode:
-        raise SystemExit(f"mutmut {' '.join(arguments)}: exit code {done.returncode}, see {place / 'mutmut.log'}")
+        raise HmarlError(f"mutmut {' '.join(arguments)}: exit code {done.returncode}, see {place / 'mutmut.log'}")
     return done.stdout
 
 
@@ -199,26 +201,26 @@ def judge(module: str, tests: list[str], work: Path, again: bool) -> Outcome:
     return Outcome(module, Counter(found.values()), survivors)
 
 
-def main() -> None:
-    """Mutate the modules named, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="MODULE", help="modules to mutate; all of [tool.mutation] if not")
-    parser.add_argument("--work", type=Path, default=ROOT / "build/mutation", help="where to do so")
-    parser.add_argument("--workers", type=int, default=1, help="modules at a time")
-    parser.add_argument("--again", action="store_true", help="the survivors of the last time only, by today's tests")
-    arguments = parser.parse_args()
+@command(
+    "scripts/mutation.py",
+    option("--only", "a module to mutate; by default all of [tool.mutation]; repeatable", many=True, shown="MODULE"),
+    option("--work", "where to do so", PATH, default=ROOT / "build/mutation"),
+    option("--workers", "modules at a time", integer(1), default=1),
+    flag("--again", "the survivors of the last time only, by today's tests"),
+    examples=("scripts/mutation.py --only hmarl/trainer/learning/critic.py",),
+)
+def main(only: tuple[str, ...], work: Path, workers: int, again: bool) -> None:
+    """Change the code in one place at a time, see whether a test fails, and print a table of it."""
     judged_by = modules()
-    chosen = arguments.only or list(judged_by)
-    unknown = [module for module in chosen if module not in judged_by]
-    if unknown:
-        parser.error(f"--only: got {', '.join(unknown)}, expected some of {', '.join(judged_by)}")
+    for module in only:
+        if module not in judged_by:
+            raise UsageError(f"--only: {unknown_name('module', module, judged_by)}")
     print(HEADER, flush=True)
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        for outcome in pool.map(
-            lambda module: judge(module, judged_by[module], arguments.work.resolve(), arguments.again), chosen
-        ):
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = pool.map(lambda module: judge(module, judged_by[module], work.resolve(), again), only or judged_by)
+        for outcome in outcomes:
             print(outcome.row(), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

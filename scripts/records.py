@@ -37,7 +37,7 @@ class Record:
     @property
     def judged_by(self) -> str:
         """Whose returns count: those of the deployed policies; of the whole team where nothing is deployed as it is."""
-        return next(player for player in _PLAYERS if player in self.returns)
+        return next((player for player in _PLAYERS if player in self.returns), next(iter(self.returns)))
 
     @property
     def final_returns(self) -> np.ndarray:

@@ -78,6 +78,7 @@ class Ctds(Algorithm):
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
             for minibatch in self.guider.minibatches(batch, self.noise_generator)
         )
+        # off by default: the teacher becomes what the students are, where it is built as they are
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])

@@ -112,7 +112,9 @@ class GuidedHcpo(Algorithm):
             self.noise_generator,
             schedule,
         )
-        # 3: guider and local policies as in MAGPO, every step weighted by w_new(M|s)/w_old(M|s)
+        # 3: every step weighted by w_new(M|s)/w_old(M|s), for every epoch and minibatch as in MAGPO:
+        #     φ ← descent on −E[ min(r·Â, clip(r')·Â) ] + E[ KL(μ_φ ‖ π_θ) · 1[outside (1/δ, δ)] ] − c·H + c_v·L_V
+        #     θ ← descent on λ · (−E[ min(r_π·Â, clip(r_π)·Â) ]) + E[ KL(μ_φ ‖ π_θ) ]
         batch = self.guider.batch(
             rollout,
             estimate,
@@ -125,6 +127,7 @@ class GuidedHcpo(Algorithm):
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
             for minibatch in self.guider.minibatches(batch, self.noise_generator)
         )
+        # the guider becomes what the local policies are, where it is built as they are
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])

@@ -39,7 +39,7 @@ class MatSettings(GuiderFields, PolicyGradientFields, AlgorithmSettings, Gradien
 
 
 class Mat(Algorithm):
-    """Centralised execution: one attention network for the team; cannot be exported as separate agents."""
+    """Centralised execution: one attention network for the team; only students of it are exported."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MatSettings
     exportable: ClassVar[bool] = False

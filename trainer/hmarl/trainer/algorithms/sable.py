@@ -35,7 +35,7 @@ class SableSettings(GuiderFields, PolicyGradientFields, AlgorithmSettings, Gradi
 
 
 class Sable(Algorithm):
-    """Centralised execution: one retention network that remembers; cannot be exported as separate agents."""
+    """Centralised execution: one retention network that remembers; only students of it are exported."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = SableSettings
     exportable: ClassVar[bool] = False

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     option("--checkpoint", "best, last or a number of steps", default="best", shown="WHICH"),
     option("--name", "the bundle's name; by default the run's"),
     flag("--distil", "export local students of the team that knows more"),
-    settings_option(
-        "distillation.KEY=VALUE", "of the distillation, with --distil; hmarl-algorithms ALGORITHM lists them"
-    ),
+    settings_option("distillation.KEY=VALUE", "with --distil, see hmarl-algorithms ALGORITHM"),
     flag("--restart-students", "discard the students in RUN/students, distil anew"),
     AS_JSON,
     examples=("hmarl-export runs/mine", "hmarl-export runs/mine --checkpoint last --out bundle.zip"),
@@ -48,11 +46,13 @@ def export(
 ) -> None:
     """Write a run's local policies, one per agent, as ONNX, check them against torch, and put them into a bundle.
 
-    Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance, and
-    algorithms that act for the whole team at once (hmarl-algorithms marks them), unless --distil is given: then one
-    recurrent student per agent learns to do from its own observations what the team does that knows more. The gap
-    between both is printed, and kept in the bundle. A distillation that was cut off goes on with the same command. With
-    --set distillation.told=team (or state) students see more than their agents: they are reported on, not exported.
+    Refuses to write a bundle whose ONNX Runtime outputs differ from torch's by more than the stated tolerance.
+
+    Of an algorithm that acts for the whole team at once (hmarl-algorithms marks them) students are exported, with
+    --distil (himpo without it as well): one recurrent student per agent learns to do from its own observations what the
+    team does that knows more. The gap between both is printed, and kept in the bundle. A distillation that was cut off
+    goes on with the same command. With --set distillation.told=team (or state) students see more than their agents:
+    they are reported on, not exported.
     """
     need_extra("hmarl-export")
     read_config(run)  # is there a run?

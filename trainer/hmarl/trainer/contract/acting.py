@@ -1,7 +1,8 @@
 """How a team acts while it learns: a part that an algorithm is given, and that remembers from step to step.
 
 ``LocalActing`` is the agents' own; a conductor (``conductors.acting``), a guider (``guiders.acting``), a latent
-(``mixing.acting``) and a hierarchy (``hierarchy.acting``) have one each, some of them around a ``LocalActing``.
+(``mixing.acting``) and a hierarchy (``hierarchy.acting``) have one each, some of them around a ``LocalActing``. Its
+``begin_rollout`` draws the rollout's action noise and ``noise_at`` hands it out, where no agent has a policy as well.
 """
 
 from __future__ import annotations

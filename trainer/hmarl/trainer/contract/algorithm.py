@@ -49,8 +49,9 @@ class Algorithm:
         acting: how the team acts while it learns: so, unless the algorithm puts another part here.
         exportable: whether there are local policies, which can be exported.
         distils: whether students of the ``teacher`` are exported instead, without being asked for.
-        live_metrics: which of the metrics that its updates return are shown while it trains, after the return.
-        plots: what is drawn of its runs beside the returns.
+        live_metrics: which of the metrics that its updates return are shown while it trains, after the return. Each of
+            them must be returned, those of the defaults too.
+        plots: what is drawn of its runs beside the returns; the same holds of their metrics.
         gaps: between its ``teams``, recorded with each evaluation.
     """
 

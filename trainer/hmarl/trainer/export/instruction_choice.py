@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.choices import CHOICES, InstructionChoice
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import evaluation_copies
 from hmarl.sdk.evaluation.closed_loop import evaluate
@@ -19,7 +19,7 @@ from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.runs.loaded_run import LoadedRun
 
 # As good as each other are choices whose returns differ by less than their standard error; the first one is taken.
-_PREFERRED: tuple[InstructionChoice, ...] = ("common", "argmax", "sample")
+_PREFERRED: tuple[InstructionChoice, ...] = ("common", *(choice for choice in CHOICES if choice != "common"))
 _SEED = 1_000_019
 
 

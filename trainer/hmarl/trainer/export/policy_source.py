@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -25,10 +27,12 @@ def load_team(
 ) -> tuple[Callable[[EnvironmentSpec], Team], str, dict[str, Any]]:
     """What makes a team for an environment of a run's policies in torch, and its own environment's name and arguments.
 
+    It plays on as many threads as it was trained on (``run.threads``).
+
     Args:
         run: run directory.
-        variant: ``local`` (what is deployed), for HCPO ``central``, ``random`` or ``none``, for what has a guider
-            ``guider``, for himpo ``hierarchy``; None is ``local``, or whoever acts where there are no local policies.
+        variant: a name of the algorithm's ``teams``: ``local`` (what is deployed), ``central``, ``random`` or ``none``
+            under a conductor, ``guider``, and so on; None is the first of them.
         checkpoint: ``best``, ``last`` or a number of steps.
         sample: draw actions instead of argmax or mean; not under ``central``, ``random`` and ``none``.
         instruction_choice: how the local conductors choose, see ``PolicySession.reset``; ``local`` alone has a choice.
@@ -38,6 +42,8 @@ def load_team(
         CheckpointError: no run, or no such checkpoint.
     """
     loaded = load_run(run, checkpoint)
+    # As in training: small batches on more threads mostly wait for them.
+    torch.set_num_threads(loaded.config.run_settings().threads)
     algorithm = loaded.algorithm
     known = algorithm.teams(sample)
     name = variant or next(iter(known))
