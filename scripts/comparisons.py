@@ -161,7 +161,14 @@ COMPARISONS = (
             Variant("hatrpo, γ=0.3", "hatrpo", ("algorithm.gamma=0.3", "algorithm.entropy_coefficient=0.003"), 1),
         ),
         environment_settings=("record=own",),
-        references=(("best fixed table", 119.0), ("any common numbers, used evenly", 164.5), ("with memory", 181.0)),
+        references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5), ("best with memory", 181.0)),
+        remark=(
+            "What is deployed is what was trained: every agent has a copy of the conductor, which sees the target, the "
+            "step and its own last instruction, and all copies draw with the same numbers. The team earns far more "
+            "than any fixed table, nearly what common numbers are worth that are used evenly, and more than MAGPO's "
+            "policies with memory after twice as many frames (138.6, coordsum-own). Under random instructions it earns "
+            "a little less, under none it is lost."
+        ),
     ),
     Comparison(
         "speaker_listener-common", "mpe/simple_speaker_listener", 600_000, 100_000,

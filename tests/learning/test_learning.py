@@ -133,3 +133,31 @@ def test_what_magpo_has_guided_is_right_when_exported_too(seed: int, guider: str
     shares, score = drawn_pairs(BundleTeam(bundle, SPEC, sample=True))
     assert score >= 0.99
     assert max(shares.values()) >= 0.99, "a product of policies that is always right plays one solution"
+
+
+def test_what_a_common_knowledge_conductor_has_learnt_is_deployed(tmp_path: Path) -> None:
+    """An adversary guesses what agent 0 names most often: a fixed table earns about 107 here, numbers that are common
+    and evenly used 144. Local conductors that see less than the conductor, or draw apart, cannot agree and vary.
+    """
+    settings = {
+        "conductor_sees": "common", "instructions": 4, "instruction_scale": 4.0, "conductor_entropy_coefficient": 0.1,
+        "gamma": 0.3, "kl_limit": 0.02, "entropy_coefficient": 0.003,
+    }  # fmt: skip
+    of_run = {"steps": 120_000, "environments": 64, "rollout_length": 25, "evaluation_interval": 120_000, "threads": 1}
+    returns = []
+    for seed in (1, 2, 3):
+        run = tmp_path / f"run-{seed}"
+        training = Run.create(make_config("hcpo", "coordsum/2x4-7", settings, {**of_run, "seed": seed}, {}), run)
+        try:
+            training.train()
+        finally:
+            training.close()
+        bundle, environment = export_run(run, tmp_path / f"bundle-{seed}"), make("coordsum/2x4-7", 50)
+        earned = {
+            choice: float(evaluate(environment, team, 50, 7).returns.mean())
+            for choice in ("common", "argmax", "sample")
+            for team in (BundleTeam(bundle, environment.spec, instruction_choice=choice),)
+        }
+        assert earned["common"] > max(earned["argmax"], earned["sample"]), earned
+        returns.append(earned["common"])
+    assert np.median(returns) > 125.0, returns

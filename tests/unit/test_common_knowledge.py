@@ -178,6 +178,15 @@ def test_guided_hcpo_may_have_such_a_conductor() -> None:
     assert algorithm.deployable(0).describe("").instruction_choice == "common"
 
 
+@pytest.mark.parametrize(
+    "setting", [{"distillation_patience": 1}, {"share_local_conductors": True}, {"local_conductors_remember": True}]
+)
+def test_settings_of_local_conductors_are_refused_where_there_are_none(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    with pytest.raises(UsageError, match=rf"algorithm\.{name}: got .* with conductor_sees=nothing"):
+        validate(Hcpo.settings_class, {"conductor_sees": "nothing", **setting}, "algorithm")
+
+
 def test_settings_say_what_is_possible() -> None:
     with pytest.raises(UsageError, match=r"algorithm\.conductor_sees: got 'all'"):
         validate(Hcpo.settings_class, {"conductor_sees": "all"}, "algorithm")

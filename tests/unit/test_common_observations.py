@@ -15,6 +15,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from hmarl.trainer.conductors.common_observations import CommonObservations, comparable_features
 from hmarl.trainer.experience.rollout import Rollout
+from training_runs import new_hcpo
 
 CPU = torch.device("cpu")
 MOVE = spaces.Discrete(3)
@@ -122,3 +123,13 @@ def test_a_declaration_must_be_in_every_layout() -> None:
     with pytest.raises(ValueError, match="common_observations: got 'nothing'"):
         team((("goal", 2),), (("goal", 2),), common=("nothing",))
     assert make("coordsum/3x10-30").spec.common_observations == ("target", "step")
+
+
+def test_agents_who_observe_it_elsewhere_cannot_share_a_graph() -> None:
+    CommonObservations(team((("clock", 1), ("own", 1)), (("clock", 1), ("own", 1))), CPU, 1).check_interchangeable()
+    CommonObservations(SPEC, CPU, 1, nothing=True).check_interchangeable()
+    message = "'clock' lies at number 0 of what 'agent_0' observes and at number 2 of what 'agent_1' does"
+    with pytest.raises(UsageError, match=message):
+        CommonObservations(SPEC, CPU, 1).check_interchangeable()
+    settings = {"conductor_sees": "common", "share_parameters": True, "agent_identity": False}
+    new_hcpo("coordsum/2x4-6", **settings)

@@ -99,6 +99,24 @@ class CommonObservations:
         """[C] int64: where the features lie in one agent's observation."""
         return torch.tensor([feature.places[agent] for feature in self.features], dtype=torch.int64)
 
+    def check_interchangeable(self) -> None:
+        """Whether agents of a group could be served by one graph.
+
+        Raises:
+            UsageError: two of them observe a common number at different places.
+        """
+        for group in self._spec.groups:
+            first, *others = group.agents
+            for feature in self.features:
+                other = next((each for each in others if feature.places[each] != feature.places[first]), None)
+                if other is not None:
+                    one, two = (self._spec.agents[agent].id for agent in (first, other))
+                    raise UsageError(
+                        "algorithm.agent_identity: got False, expected True with conductor_sees=common: "
+                        f"'{feature.name}' lies at number {feature.places[first]} of what '{one}' observes and at "
+                        f"number {feature.places[other]} of what '{two}' does, so that one graph cannot serve both"
+                    )
+
     def of(self, observations: Sequence[Tensor], active: Tensor) -> Tensor:
         """What the first agent that is there observes of the features.
 

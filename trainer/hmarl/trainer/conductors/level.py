@@ -134,6 +134,8 @@ class ConductorLevel:
                 search=settings.common_search,
                 normalise=settings.normalise_observations,
             )
+            if not settings.agent_identity:
+                self.common.common.check_interchangeable()
         self.policy = GroupPolicy.create(
             1, self.sight.size, self.head, settings, generator, hidden_sizes=settings.conductor_hidden_sizes
         )

@@ -62,6 +62,18 @@ class ConductorFields(BaseModel):
             self.need("instruction_space=continuous", instruction_weight="ratio")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_follows_a_copy(self) -> Self:
+        """Refuse settings of local conductors where there are none."""
+        if self.conductor_sees != "state":
+            self.need(
+                f"conductor_sees={self.conductor_sees}",
+                distillation_patience=0,
+                share_local_conductors=None,
+                local_conductors_remember=False,
+            )
+        return self
+
     def need(self, by: str, **needed: object) -> None:
         """Refuse other values than those needed by a setting.
 
