@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def new_team(name: str, **settings: Any) -> Any:
 def batch_of(algorithm: Any, rollout: Rollout) -> TeamBatch:
     """What an update would learn from."""
     guider = algorithm.guider
-    return guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()))
+    return guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()), algorithm.guided.order)
 
 
 def watch_minibatches(patch: pytest.MonkeyPatch, algorithm: Any, look: Callable[[Minibatch], None]) -> None:
@@ -187,7 +188,10 @@ def test_a_batch_is_what_was_met_step_by_step(
         assert batch.sequences == steps // length * BATCH
         advantages, returns = witness.advantages()
         close(in_time(batch.advantages, length), advantages)
-        close(in_time(batch.returns, length), returns)
+        close(in_time(batch.targets, length), algorithm.guider.value_normaliser.normalise(returns))
+        assert batch.acting_order == tuple(algorithm.guided.order)
+        drawn = torch.stack([acted.log_prob for acted in witness.acted])[..., GROUPED]
+        close(grouped_in_time(batch.acting_log_prob, length), drawn)
         close(in_time(batch.values, length), torch.stack([acted.value for acted in witness.acted]))
         for g, normaliser in enumerate(algorithm.observation_normalisers):
             close(in_time(batch.view.features[g], length), normaliser(rollout.observations[g]))
@@ -235,11 +239,12 @@ def test_judging_a_batch_gives_the_probabilities_of_acting(
             algorithm.update(witness.rollout, 0.0)
 
 
+@pytest.mark.parametrize("guider", ["mat", "sable"])
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_ratios_are_to_the_guider_that_collected_in_the_order_of_each_epoch(
-    minibatches: int, monkeypatch: pytest.MonkeyPatch
+    minibatches: int, guider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    algorithm = new_team("magpo", guider="mat", epochs=6, minibatches=minibatches, learning_rate=0.01)
+    algorithm = new_team("magpo", guider=guider, epochs=6, minibatches=minibatches, learning_rate=0.01)
     witness = Witness(algorithm, 12)
     witness.collect()
     behaviour, orders = algorithm.guider.theta.clone(), []
@@ -257,6 +262,76 @@ def test_ratios_are_to_the_guider_that_collected_in_the_order_of_each_epoch(
     assert not torch.allclose(algorithm.guider.theta, behaviour, atol=0.01)
 
 
+def test_without_reshuffling_all_epochs_keep_the_order_of_acting_and_nothing_is_judged_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for guider in GUIDERS:
+        algorithm = new_team("magpo", guider=guider, epochs=6, minibatches=2, reshuffle=False)
+        orders, judged, acted = [], [], set()
+        watch_minibatches(monkeypatch, algorithm, lambda each, log=orders: log.append(tuple(each.order.tolist())))
+        for name in ("judge", "judge_orders"):
+            Witness._watch(monkeypatch, algorithm.guider.network, name, lambda *given, log=judged: log.append(given))
+        witness = Witness(algorithm, 5)
+        for update in range(1, 7):
+            witness.collect()
+            algorithm.update(witness.rollout, 0.0)
+            acted.add(tuple(algorithm.guided.order))
+            assert orders[-12:] == [tuple(algorithm.guided.order)] * 12
+            assert len(judged) == update * 12, "once a minibatch, to descend"
+        assert len(acted) > 1, "it is drawn for every rollout"
+
+
+@pytest.mark.parametrize(("name", "settings"), [*((team.values) for team in TEAMS[:-1]), ("ctds", {})])
+def test_after_its_epochs_the_guider_is_fixed_and_the_local_policies_go_on(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = new_team(
+        name, epochs=5, guider_epochs=2, chunk_length=4, learning_rate=1e-2, backtracking=False, **settings
+    )
+    witness, guiders, locals_, taught = Witness(algorithm, 12), [], [], []
+    witness.collect()
+    acting = torch.stack([acted.log_prob for acted in witness.acted]).flatten(0, 1)[:, GROUPED]
+
+    def look(minibatch: Minibatch) -> None:
+        guiders.append(algorithm.guider.theta.clone())
+        locals_.append(torch.cat([policy.theta.flatten() for policy in algorithm.policies]))
+        taught.append(minibatch)
+
+    watch_minibatches(monkeypatch, algorithm, look)
+    metrics = algorithm.update(witness.rollout, 0.0)
+    assert len(taught) == 5 * 3
+    assert [each.teachers is None for each in taught] == [True] * 6 + [False] * 9
+    assert [torch.equal(*pair) for pair in pairwise(guiders)] == [False] * 6 + [True] * 8
+    assert not any(torch.equal(*pair) for pair in pairwise(locals_))
+    assert torch.equal(guiders[-1], algorithm.guider.theta)
+    assert np.isfinite(list(metrics.values())).all()
+    seen = []
+    for each in taught[6:]:
+        part = each.part
+        with torch.no_grad():
+            now = algorithm.guider.judge(part, each.order, algorithm.guider.theta).distributions
+        assert each.order.tolist() == algorithm.guided.order
+        close(part.log_prob(each.teachers), part.log_prob(now))
+        seen.append(each.old_log_prob)
+    for epoch in (seen[:3], seen[3:6], seen[6:]):
+        close(torch.cat(epoch, dim=1).sum(1), acting.sum(0))  # every step once, as it was acted
+
+
+def test_a_guider_cannot_learn_in_more_epochs_than_there_are() -> None:
+    with pytest.raises(UsageError, match=r"algorithm\.guider_epochs: got 3, expected at most algorithm\.epochs \(2\)"):
+        new_team("magpo", epochs=2, guider_epochs=3)
+
+
+def test_value_targets_are_normalised_once_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the moments off the device."""
+    algorithm, asked = new_team("magpo", epochs=4, minibatches=3), []
+    witness = Witness(algorithm, 12)
+    witness.collect()
+    Witness._watch(monkeypatch, algorithm.guider.value_normaliser, "normalise", lambda *given: asked.append(given))
+    algorithm.update(witness.rollout, 0.0)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize(("name", "settings"), TEAMS)
 @torch.no_grad()
 def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) -> None:
@@ -268,7 +343,8 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     units = torch.tensor([5, 0, 11, 7])
     part, length = batch.take(units), len(batch.begins)
     assert part.sequences == 4
-    for field in ("weight", "begins", "advantages", "returns", "values"):
+    assert part.acting_order == batch.acting_order
+    for field in ("weight", "begins", "advantages", "targets", "values"):
         assert torch.equal(getattr(part, field), getattr(batch, field)[:, units]), field
     for mine, whole in zip(part.actions + part.view.features, batch.actions + batch.view.features, strict=True):
         assert torch.equal(mine, whole[:, units])
@@ -277,6 +353,7 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
         assert torch.equal(mine, whole[:, units])
     rows = (torch.arange(length).unsqueeze(-1) * batch.sequences + units).flatten()
     assert torch.equal(part.active, batch.active[:, rows])
+    assert torch.equal(part.acting_log_prob, batch.acting_log_prob[:, rows])
     order = torch.tensor([2, 0, 1])
     of_part, of_all = (
         b.log_prob(algorithm.guider.judge(b, order, algorithm.guider.theta).distributions) for b in (part, batch)
@@ -291,7 +368,8 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     assert torch.equal(taken.context, instructed[:, units])
     assert torch.equal(taken.instruction, instructed[:, units] + 1.0)
     assert {field.name for field in fields(TeamBatch)} == {
-        "view", "actions", "active", "begins", "advantages", "returns", "values", "guider_memory", "memories", "weight"
+        "view", "actions", "active", "begins", "acting_order", "acting_log_prob", "advantages", "targets", "values",
+        "guider_memory", "memories", "weight",
     }, "a new field: take it, and test it"  # fmt: skip
 
 
@@ -310,9 +388,9 @@ def test_every_minibatch_is_compared_with_the_guider_that_collected(
     length = 4 if algorithm.guider.remembers else 1
     inner_batch, seen, moved = algorithm.guider.batch, [], []
 
-    def numbered(rollout: Rollout, estimate: Estimate) -> TeamBatch:
+    def numbered(rollout: Rollout, estimate: Estimate, order: list[int]) -> TeamBatch:
         """With t·B + b in the place of the advantages."""
-        batch = inner_batch(rollout, estimate)
+        batch = inner_batch(rollout, estimate, order)
         c = torch.arange(batch.sequences)
         step = torch.arange(length).unsqueeze(-1) + c // BATCH * length
         return replace(batch, advantages=(step * BATCH + c % BATCH).float())

@@ -38,7 +38,8 @@ def test_actions_depend_on_the_instruction_and_values_do_not(guider: str, recurr
     algorithm, rollout, _ = collected(guider=guider, recurrent=recurrent)
     guider, order = algorithm.guider, torch.arange(len(algorithm.spec.agents))
     instruction = algorithm.conductor.seen_of(rollout.extras["instruction"])
-    batch = guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()), instruction)
+    estimate = guider.estimate(rollout, algorithm.guided.remembered())
+    batch = guider.batch(rollout, estimate, algorithm.guided.order, instruction)
     assert batch.view.instruction is not None
     # Sequences of one step where nobody remembers, else the whole rollout.
     expected = instruction if guider.remembers else instruction.flatten(0, 1).unsqueeze(0)
@@ -58,7 +59,7 @@ def test_the_conductors_ratio_weighs_every_step_in_both_surrogates(monkeypatch: 
     seen: list[Tensor] = []
     batch_of, given = algorithm.guider.batch, list[Any]()
     monkeypatch.setattr(
-        algorithm.guider, "batch", lambda *told: given.append(told[2]) or seen.append(batch_of(*told)) or seen[-1]
+        algorithm.guider, "batch", lambda *told: given.append(told[3]) or seen.append(batch_of(*told)) or seen[-1]
     )
     metrics = algorithm.update(rollout, 0.0)
     assert metrics["conductor_kl"] > 0

@@ -306,6 +306,22 @@ def test_steps_are_counted_from_the_episodes_begin() -> None:
 
 
 @each_guider
+@torch.no_grad()
+def test_several_orders_are_judged_as_each_by_itself(guider_class: type[Guider]) -> None:
+    guider, theta = new_guider(guider_class, UNLIKE, blocks=2, heads=2)
+    seen = record(guider, theta, STEPS, SEQUENCES)
+    orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 4, 0, 1, 3)]
+    together = guider.judge_orders(
+        guider.named(theta), seen.view, seen.actions, [torch.tensor(order) for order in orders], seen.memory,
+        seen.begins,
+    )  # fmt: skip
+    for order, judged in zip(orders, together, strict=True):
+        alone = judge(guider, theta, seen, order)
+        torch.testing.assert_close(judged.values, alone.values)
+        torch.testing.assert_close(log_probs(guider, judged, seen.actions), log_probs(guider, alone, seen.actions))
+
+
+@each_guider
 def test_every_parameter_is_learnt(guider_class: type[Guider]) -> None:
     guider, theta = new_guider(guider_class, UNLIKE, blocks=2, heads=2)
     theta.requires_grad_(True)

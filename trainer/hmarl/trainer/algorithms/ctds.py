@@ -68,15 +68,15 @@ class Ctds(Algorithm):
         settings, schedule = self.settings, self.schedule(progress)
         # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
         estimate = self.guider.estimate(rollout, self.guided.remembered())
-        batch = self.guider.batch(rollout, estimate)
         self.guider.value_normaliser.update(estimate.returns)
+        batch = self.guider.batch(rollout, estimate, self.guided.order)
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch:
         #     φ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H + c_v·L_V    (MAT, Eq. 5)
         #     θ ← descent on E[ KL(μ_φ ‖ π_θ) ]
         bond = Bond.of(settings, float(self.delta.value), self.guider)
         metrics = mean_metrics(
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)

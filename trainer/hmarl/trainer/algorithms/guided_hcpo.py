@@ -104,15 +104,15 @@ class GuidedHcpo(Algorithm):
             self.features(rollout), self.noise_generator, schedule,
         )  # fmt: skip
         # 3: guider and local policies as in MAGPO, every step weighted by w_new(M|s)/w_old(M|s)
+        self.guider.value_normaliser.update(estimate.returns)
         batch = self.guider.batch(
-            rollout, estimate, self.conductor.seen_of(rollout.extras["instruction"]),
+            rollout, estimate, self.guided.order, self.conductor.seen_of(rollout.extras["instruction"]),
             instructed.ratio.view(rollout.terminated.shape),
         )  # fmt: skip
-        self.guider.value_normaliser.update(estimate.returns)
         bond = Bond.of(settings, float(self.delta.value), self.guider)
         metrics = mean_metrics(
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)

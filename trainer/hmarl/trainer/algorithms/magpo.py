@@ -72,8 +72,8 @@ class Magpo(Algorithm):
         settings, schedule = self.settings, self.schedule(progress)
         # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
         estimate = self.guider.estimate(rollout, self.guided.remembered())
-        batch = self.guider.batch(rollout, estimate)
         self.guider.value_normaliser.update(estimate.returns)
+        batch = self.guider.batch(rollout, estimate, self.guided.order)
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch:
         #     2: φ ← descent on −E[ min(r·Â, clip(r')·Â) ] + E[ KL(μ_φ ‖ π_θ) · 1[outside (1/δ, δ)] ] − c·H + c_v·L_V
         #     3: θ ← descent on λ · (−E[ min(r_π·Â, clip(r_π)·Â) ]) + E[ KL(μ_φ ‖ π_θ) ]
@@ -81,7 +81,7 @@ class Magpo(Algorithm):
         bond = Bond.of(settings, float(self.delta.value), self.guider)
         metrics = mean_metrics(
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)

@@ -29,7 +29,7 @@ from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepField
 class SableSettings(GuiderFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of Sable."""
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "recurrent", "memory_size"})
+    without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "recurrent", "memory_size", "guider_epochs"})
 
     guider: Literal["sable"] = Field("sable", description="retention over agents and time, which remembers")
 
@@ -53,8 +53,8 @@ class Sable(Algorithm):
         settings, schedule = self.settings, self.schedule(progress)
         # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
         estimate = self.guider.estimate(rollout, self.guided.remembered())
-        batch = self.guider.batch(rollout, estimate)
         self.guider.value_normaliser.update(estimate.returns)
+        batch = self.guider.batch(rollout, estimate, self.guided.order)
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch: a step on the clipped loss
         metrics = mean_metrics(
             guide_alone(self.guider, minibatch, settings.clip, schedule)

@@ -25,7 +25,10 @@ class TeamBatch:
         actions: per group [L, C, N_group, ...] raw.
         active: [N, L·C] float32, agents group by group, 0 where one had left; None when none ever had.
         begins: [L, C] bool, True where a step begins an episode.
-        advantages, returns: [L, C].
+        acting_order: in which the agents decided.
+        acting_log_prob: [N, L·C] of the actions when they were drawn, agents group by group.
+        advantages: [L, C].
+        targets: [L, C] λ-returns in the units of the guider's value.
         values: [L, C] what the guider's network said when it acted, in the units of then.
         guider_memory: [C, *memory_shape] before the first step.
         memories: per group [N_group, C, H] of the local policies; H is 0 where they remember nothing.
@@ -36,8 +39,10 @@ class TeamBatch:
     actions: list[Tensor]
     active: Tensor | None
     begins: Tensor
+    acting_order: tuple[int, ...]
+    acting_log_prob: Tensor
     advantages: Tensor
-    returns: Tensor
+    targets: Tensor
     values: Tensor
     guider_memory: Tensor
     memories: list[Tensor]
@@ -65,8 +70,10 @@ class TeamBatch:
             [actions[:, units] for actions in self.actions],
             None if self.active is None else self.rows(self.active, units),
             self.begins[:, units],
+            self.acting_order,
+            self.rows(self.acting_log_prob, units),
             self.advantages[:, units],
-            self.returns[:, units],
+            self.targets[:, units],
             self.values[:, units],
             self.guider_memory[units],
             [memory[:, units] for memory in self.memories],
@@ -107,6 +114,8 @@ def team_batch(
     rollout: Rollout,
     view: TeamView,
     estimate: Estimate,
+    targets: Tensor,
+    acting_order: Sequence[int],
     nothing_remembered: Tensor,
     policies: Sequence[GroupPolicy],
     *,
@@ -119,6 +128,8 @@ def team_batch(
         rollout: full.
         view: [T, B, ...] what the guider sees of it.
         estimate: of it.
+        targets: [T, B] what the guider's value is to say.
+        acting_order: in which the agents decided.
         nothing_remembered: [1, *memory_shape] of a guider at an episode's beginning.
         policies: the local ones, per group.
         instruction: [T, B, K] of a conductor, or None.
@@ -148,8 +159,10 @@ def team_batch(
         actions=[sequences(actions) for actions in rollout.actions],
         active=None if rollout.all_active else sequences(rollout.active[:, :, grouped]).flatten(0, 1).T.float(),
         begins=sequences(rollout.begins),
+        acting_order=tuple(acting_order),
+        acting_log_prob=sequences(rollout.extras["log_prob"][..., grouped]).flatten(0, 1).T,
         advantages=sequences(estimate.advantages),
-        returns=sequences(estimate.returns),
+        targets=sequences(targets),
         values=sequences(rollout.extras["value"]),
         guider_memory=guider_memory,
         memories=memories,

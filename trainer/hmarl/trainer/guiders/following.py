@@ -156,14 +156,17 @@ class Followers:
 def guide_and_follow(
     guider: TrainedGuider, followers: Followers, minibatch: Minibatch, bond: Bond, schedule: float
 ) -> dict[str, Tensor]:
-    """Guider, then local policies, each with the other held fixed (Eqs. 8 and 10).
+    """Guider, then local policies, each with the other held fixed (Eqs. 8 and 10); the local policies alone where the
+    guider learns no more.
 
     Returns:
         Metrics, scalars.
     """
     part, old_log_prob = minibatch.part, minibatch.old_log_prob
-    judged, local = guider.judge(part, minibatch.order), followers.distributions(part)
-    advantages = part.normalised_advantages()
+    local, advantages = followers.distributions(part), part.normalised_advantages()
+    if minibatch.teachers is not None:
+        return follow(followers, part, minibatch.teachers, local, old_log_prob, advantages, bond, schedule)
+    judged = guider.judge(part, minibatch.order)
     held = [each.detach() for each in local]
     metrics = guide(guider, part, judged, held, old_log_prob, advantages, bond, schedule)
     teachers = [teacher.detach() for teacher in judged.distributions]

@@ -6,7 +6,7 @@ Source: Li et al. 2025 (MAGPO), section 4.1.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -148,6 +148,19 @@ class Guider(FlatNetwork):
             memory: [C, *memory_shape] before the first step.
             begins: [L, C] bool, True where a step begins an episode.
         """
+
+    def judge_orders(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        actions: Sequence[Tensor],
+        orders: Sequence[Tensor],
+        memory: Tensor,
+        begins: Tensor,
+    ) -> Iterator[Judged]:
+        """``judge`` in each of several orders."""
+        for order in orders:
+            yield self.judge(parameters, view, actions, order, memory, begins)
 
     def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:
         """Become the local policies, in place (MAGPO, section 4.1, step 4).

@@ -14,7 +14,7 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -129,20 +129,47 @@ class SequenceGuider(Guider):
         """[B, *memory_shape] after the step, from what the last ``decode`` left and the last action's token [B, E]."""
 
     @abstractmethod
-    def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``encode`` and ``decode`` of many steps at once, their actions known; agents always in decoding order.
+    def past(self, memory: Tensor, begins: Tensor) -> Any:
+        """What many steps' encoding and decoding share: what was remembered before them, and how far back each sees.
+
+        Args:
+            memory: [C, *memory_shape] before the first step.
+            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+        """
+
+    @abstractmethod
+    def encode_steps(self, parameters: Parameters, tokens: Tensor, past: Any) -> Tensor:
+        """``encode`` of many steps at once; agents in any order, which is of no matter.
 
         Args:
             parameters: named.
             tokens: [L, C, N, E] of all agents' observations.
-            taken: [L, C, N, E] of all agents' actions.
-            memory: [C, *memory_shape] before the first step.
-            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+            past: of these steps.
 
         Returns:
-            [L, C, N, E] representations, [L, C, N, E] outputs.
+            Representations, laid out as ``decode_steps`` wants them.
+        """
+
+    @abstractmethod
+    def restored(self, encoded: Tensor, past: Any) -> Tensor:
+        """[L, C, N, E] of what ``encode_steps`` returned."""
+
+    @abstractmethod
+    def ordered(self, encoded: Tensor, order: Tensor) -> Tensor:
+        """What ``encode_steps`` would have returned, had the agents been in ``order`` [N] int64."""
+
+    @abstractmethod
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: Any) -> Tensor:
+        """``decode`` of many steps at once, their actions known; agents always in decoding order.
+
+        Args:
+            parameters: named.
+            encoded: of ``encode_steps``.
+            taken: [L, C, N, E] of all agents' actions.
+            past: of these steps.
+
+        Returns:
+            [L, C, N, E] outputs.
         """
 
     # --- acting -----------------------------------------------------------------------------------------------------
@@ -195,7 +222,33 @@ class SequenceGuider(Guider):
         """Policies and values at recorded steps, all at once."""
         tokens = self.observation_tokens(parameters, view).index_select(-2, order)
         taken = self.action_tokens(parameters, actions).index_select(-2, order)
-        representation, outputs = self.parallel(parameters, tokens, taken, memory, begins)
+        past = self.past(memory, begins)
+        encoded = self.encode_steps(parameters, tokens, past)
+        outputs = self.decode_steps(parameters, encoded, taken, past)
+        values = self._value(parameters, self.restored(encoded, past))
+        return Judged(self._decided(parameters, view, outputs, order), values)
+
+    def judge_orders(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        actions: Sequence[Tensor],
+        orders: Sequence[Tensor],
+        memory: Tensor,
+        begins: Tensor,
+    ) -> Iterator[Judged]:
+        """``judge`` in each of several orders; the encoder, to which no order matters, once for all of them."""
+        past = self.past(memory, begins)
+        encoded = self.encode_steps(parameters, self.observation_tokens(parameters, view), past)
+        values = self._value(parameters, self.restored(encoded, past))
+        taken = self.action_tokens(parameters, actions)
+        for order in orders:
+            encoded_now = self.ordered(encoded, order)
+            outputs = self.decode_steps(parameters, encoded_now, taken.index_select(-2, order), past)
+            yield Judged(self._decided(parameters, view, outputs, order), values)
+
+    def _decided(self, parameters: Parameters, view: TeamView, outputs: Tensor, order: Tensor) -> list[Distribution]:
+        """Per group [N_group, L·C] of the decoder's outputs [L, C, N, E] in an order."""
         instruction = None if view.instruction is None else view.instruction.unsqueeze(-2)
         finished = self._finish(parameters, outputs, instruction).flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
         places, distributions = torch.argsort(order), []
@@ -203,7 +256,7 @@ class SequenceGuider(Guider):
             theirs = finished.index_select(0, places[list(group.agents)])
             legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
             distributions.append(self._distribution(parameters, g, theirs, legal))
-        return Judged(distributions, self._value(parameters, representation))
+        return distributions
 
     # --- tokens, policies and values --------------------------------------------------------------------------------
 
