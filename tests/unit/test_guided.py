@@ -40,6 +40,10 @@ TEAMS = [
     for guider in GUIDERS
     for recurrent in (False, True)
 ] + [pytest.param("mat", {}, id="no local policies")]
+OWN = [
+    pytest.param("magpo", {"guider": guider, "recurrent": True, "credit": "own"}, id=f"{guider}-own credit")
+    for guider in GUIDERS
+]
 # Episodes have five steps: rollouts that end with them, and in the middle of them.
 LENGTHS = [(12, 4), (10, 5), (10, None)]
 
@@ -122,7 +126,7 @@ class Witness:
         self.acted.append(acted)
 
     def value(self, observation: Observation, memory: Tensor) -> Tensor:
-        """[B] in the environment's units."""
+        """[B], or [B, N], in the environment's units."""
         seen = [torch.as_tensor(each) for each in observation.observations]
         guider = self.algorithm.guider
         view = guider.view(seen, [None] * len(seen), torch.as_tensor(observation.state))
@@ -131,24 +135,40 @@ class Witness:
 
     @torch.no_grad()
     def advantages(self) -> tuple[Tensor, Tensor]:
-        """[T, B] advantages and returns by the definition, one environment and one step at a time."""
-        settings = self.algorithm.settings
+        """[T, B], or of agents with credit of their own [T, B, N] group by group, advantages and returns by the
+        definition, one environment, one agent and one step at a time.
+        """
+        own = self.algorithm.settings.credit == "own"
         values = [self.algorithm.guider.value_normaliser.denormalise(acted.value) for acted in self.acted]
         values.append(self.value(self.collector.observation, self.acted[-1].memory))
+        stacked = torch.stack(values)
+        if not own:
+            advantages = self._advantages(stacked, None)
+            return advantages, advantages + stacked[:-1]
+        each = torch.stack([self._advantages(stacked[..., agent], agent) for agent in GROUPED], dim=-1)
+        return each, each + stacked[:-1][..., GROUPED]
+
+    def _advantages(self, values: Tensor, agent: int | None) -> Tensor:
+        """[T, B] of values [T + 1, B], the team's or an agent's."""
+        settings = self.algorithm.settings
         advantages = torch.zeros(self.steps, BATCH)
         for b in range(BATCH):
             running = 0.0
             for t in reversed(range(self.steps)):
                 result, memory = self.results[t], self.acted[t].memory
-                following, ended = float(values[t + 1][b]), False
+                following, ended, seen = float(values[t + 1][b]), False, result.observation
                 if result.final is not None and result.truncated[b]:
-                    following, ended = float(self.value(result.final, memory)[b]), True
-                elif result.terminated[b]:
+                    final = self.value(result.final, memory)[b]
+                    following, ended, seen = float(final if agent is None else final[agent]), True, result.final
+                elif result.terminated[b] or (agent is not None and not seen.active[b, agent]):
                     following, ended = 0.0, True
-                delta = float(result.rewards[b].sum()) + settings.gamma * following - float(values[t][b])
+                if agent is not None and not seen.active[b, agent]:
+                    following = 0.0
+                paid = result.rewards[b].sum() if agent is None else result.rewards[b, agent]
+                delta = float(paid) + settings.gamma * following - float(values[t][b])
                 running = delta + settings.gamma * settings.gae_lambda * (0.0 if ended else running)
                 advantages[t, b] = running
-        return advantages, advantages + torch.stack(values[:-1])
+        return advantages
 
 
 def in_time(values: Tensor, length: int) -> Tensor:
@@ -173,7 +193,7 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("steps", "chunk_length"), LENGTHS)
-@pytest.mark.parametrize(("name", "settings"), TEAMS)
+@pytest.mark.parametrize(("name", "settings"), [*TEAMS, *OWN])
 def test_a_batch_is_what_was_met_step_by_step(
     name: str, settings: dict[str, Any], steps: int, chunk_length: int | None
 ) -> None:
@@ -192,7 +212,8 @@ def test_a_batch_is_what_was_met_step_by_step(
         assert batch.acting_order == tuple(algorithm.guided.order)
         drawn = torch.stack([acted.log_prob for acted in witness.acted])[..., GROUPED]
         close(grouped_in_time(batch.acting_log_prob, length), drawn)
-        close(in_time(batch.values, length), torch.stack([acted.value for acted in witness.acted]))
+        said = torch.stack([acted.value for acted in witness.acted])
+        close(in_time(batch.values, length), said if said.dim() == 2 else said[..., GROUPED])
         for g, normaliser in enumerate(algorithm.observation_normalisers):
             close(in_time(batch.view.features[g], length), normaliser(rollout.observations[g]))
             acted = torch.stack([acted.actions[g] for acted in witness.acted])
@@ -332,7 +353,7 @@ def test_value_targets_are_normalised_once_an_update(monkeypatch: pytest.MonkeyP
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize(("name", "settings"), TEAMS)
+@pytest.mark.parametrize(("name", "settings"), [*TEAMS, *OWN])
 @torch.no_grad()
 def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) -> None:
     algorithm = new_team(name, chunk_length=4, **settings)

@@ -406,7 +406,8 @@ def test_every_minibatch_has_normalised_advantages(monkeypatch: pytest.MonkeyPat
     assert len(seen[0]) == len(seen[1]) == 6
     for guided, followed in zip(*seen, strict=True):
         assert torch.equal(guided, followed)
-        assert guided.shape == (20,)
+        assert guided.shape == (2, 20)
+        assert torch.equal(guided[0], guided[1])
         assert float(guided.mean()) == pytest.approx(0.0, abs=1e-5)
         assert float(guided.std(correction=0)) == pytest.approx(1.0, rel=1e-4)
 

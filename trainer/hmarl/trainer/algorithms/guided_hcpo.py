@@ -39,7 +39,6 @@ from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
 from hmarl.trainer.learning.metrics import mean_metrics
-from hmarl.trainer.learning.returns import explained_variance
 from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
@@ -55,6 +54,7 @@ class GuidedHcpoSettings(
     recurrent: bool = Field(
         False, description="local policies remember: a gated recurrent unit after the hidden layers"
     )
+    credit: Literal["team"] = Field("team", description="instructions are judged by the team's reward")
     instruction_weight: Literal["ratio"] = Field("ratio", description="steps are weighted by w_new/w_old")
 
 
@@ -104,7 +104,7 @@ class GuidedHcpo(Algorithm):
             self.features(rollout), self.noise_generator, schedule,
         )  # fmt: skip
         # 3: guider and local policies as in MAGPO, every step weighted by w_new(M|s)/w_old(M|s)
-        self.guider.value_normaliser.update(estimate.returns)
+        explained = self.guider.adopt_units(rollout, estimate)
         batch = self.guider.batch(
             rollout, estimate, self.guided.order, self.conductor.seen_of(rollout.extras["instruction"]),
             instructed.ratio.view(rollout.terminated.shape),
@@ -118,7 +118,6 @@ class GuidedHcpo(Algorithm):
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])
         self.update_normalisers(rollout)
-        explained = explained_variance(estimate.values, estimate.returns)
         return instructed.metrics | metrics | {"explained_variance": explained, "delta": bond.delta}
 
     def advice(self, metrics: dict[str, float]) -> str | None:

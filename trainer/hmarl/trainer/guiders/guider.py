@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class GuiderStructure(Protocol):
     embedding_size: int
     blocks: int
     attention_heads: int
+
+    @property
+    def credit(self) -> Literal["team", "own"]:
+        """Whether V is one, or every agent's own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Acted:
     Attributes:
         actions: per group [B, N_group, ...] raw.
         log_prob: [B, N] of every agent's action, given those before it.
-        value: [B] normalised.
+        value: [B] normalised; [B, N] where every agent has its own.
         memory: [B, *memory_shape] after the step.
     """
 
@@ -68,7 +73,7 @@ class Judged:
 
     Attributes:
         distributions: per group [N_group, L·C] of every agent's action, given those before it.
-        values: [L, C] normalised.
+        values: [L, C] normalised; [L, C, N], agents group by group, where every agent has its own.
     """
 
     distributions: list[Distribution]
@@ -92,6 +97,7 @@ class Guider(FlatNetwork):
         self.groups, self.heads = groups, heads
         self.context_size, self.instruction_size = context_size, instruction_size
         self.agents = sum(len(group.agents) for group in groups)
+        self.grouped = [agent for group in groups for agent in group.agents]
 
     @property
     @abstractmethod
@@ -126,7 +132,7 @@ class Guider(FlatNetwork):
 
     @abstractmethod
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
-        """[B] normalised value of what is seen, [B, ...], after ``memory``."""
+        """[B] or [B, N] normalised value of what is seen, [B, ...], after ``memory``."""
 
     @abstractmethod
     def judge(

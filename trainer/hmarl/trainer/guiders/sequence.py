@@ -57,7 +57,7 @@ class SequenceGuider(Guider):
                 f"({structure.attention_heads})"
             )
         self.width, self.blocks = structure.embedding_size, structure.blocks
-        self.attention_heads = structure.attention_heads
+        self.attention_heads, self.own_values = structure.attention_heads, structure.credit == "own"
         self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
 
     # --- structure --------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class SequenceGuider(Guider):
         return Acted(grouped, log_prob, self._value(parameters, representation), self.remembered(carried, previous))
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
-        """[B] normalised value of what is seen, [B, ...], after ``memory``."""
+        """[B] or [B, N] normalised value of what is seen, [B, ...], after ``memory``."""
         return self._value(parameters, self.encode(parameters, self.observation_tokens(parameters, view), memory)[0])
 
     # --- learning ---------------------------------------------------------------------------------------------------
@@ -226,6 +226,8 @@ class SequenceGuider(Guider):
         encoded = self.encode_steps(parameters, tokens, past)
         outputs = self.decode_steps(parameters, encoded, taken, past)
         values = self._value(parameters, self.restored(encoded, past))
+        if self.own_values:
+            values = values.index_select(-1, torch.argsort(order)[self.grouped])
         return Judged(self._decided(parameters, view, outputs, order), values)
 
     def judge_orders(
@@ -241,6 +243,7 @@ class SequenceGuider(Guider):
         past = self.past(memory, begins)
         encoded = self.encode_steps(parameters, self.observation_tokens(parameters, view), past)
         values = self._value(parameters, self.restored(encoded, past))
+        values = values[..., self.grouped] if self.own_values else values
         taken = self.action_tokens(parameters, actions)
         for order in orders:
             encoded_now = self.ordered(encoded, order)
@@ -294,8 +297,7 @@ class SequenceGuider(Guider):
         if len(per_group) == 1:
             return per_group[0]
         joined = torch.cat(list(per_group), dim=-2)
-        grouped = [agent for group in self.groups for agent in group.agents]
-        return joined[..., [grouped.index(agent) for agent in range(self.agents)], :]
+        return joined[..., [self.grouped.index(agent) for agent in range(self.agents)], :]
 
     def _finish(self, parameters: Parameters, output: Tensor, instruction: Tensor | None) -> Tensor:
         """[..., E] of outputs [..., E], given what was instructed [..., K]."""
@@ -308,8 +310,8 @@ class SequenceGuider(Guider):
         head = self.heads[group]
         return head.distribution(dense(parameters, f"policy.{group}", output), parameters[f"extra.{group}"], mask)
 
-    @staticmethod
-    def _value(parameters: Parameters, representation: Tensor) -> Tensor:
-        """[...] of representations [..., N, E]: the mean of what each of them says."""
+    def _value(self, parameters: Parameters, representation: Tensor) -> Tensor:
+        """[..., N] of representations [..., N, E], each agent's own; or [...], the mean of what all of them say."""
         hidden = functional.gelu(dense(parameters, "value.hidden", representation))
-        return dense(parameters, "value", hidden).squeeze(-1).mean(-1)
+        values = dense(parameters, "value", hidden).squeeze(-1)
+        return values if self.own_values else values.mean(-1)

@@ -126,6 +126,11 @@ class GuiderSettings(NetworkSettings, Protocol):
     value_coefficient: float
 
     @property
+    def credit(self) -> Literal["team", "own"]:
+        """Whether V is one, or every agent's own."""
+        ...
+
+    @property
     def guider(self) -> str:
         """Its name among ``GUIDERS``."""
         ...

@@ -27,11 +27,11 @@ from hmarl.trainer.guiders import create_guider
 from hmarl.trainer.guiders.batch import TeamBatch, team_batch
 from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
 from hmarl.trainer.guiders.settings import GuiderSettings
-from hmarl.trainer.learning.returns import generalised_advantages
+from hmarl.trainer.learning.returns import explained_variance, weighted_mean
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.normalisation import RunningNormaliser, ValueNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
-from hmarl.trainer.sequential.estimates import Estimate
+from hmarl.trainer.sequential.estimates import Estimate, counted, estimate_by
 from hmarl.trainer.sequential.gradient_steps import minibatches
 
 
@@ -183,17 +183,7 @@ class TrainedGuider:
 
     @torch.no_grad()
     def estimate(self, rollout: Rollout, remembered: Remembered) -> Estimate:
-        """V as the guider had it when it acted, the joint advantage by GAE and λ-returns."""
-        settings = self.settings
-        values, next_values = self._values(rollout, remembered)
-        advantages = generalised_advantages(
-            rollout.team_rewards, values, next_values, rollout.ended, settings.gamma, settings.gae_lambda
-        )
-        states = self._state_normaliser(rollout.states[:-1]).flatten(0, 1)
-        return Estimate(states, values, next_values, advantages, advantages + values)
-
-    def _values(self, rollout: Rollout, remembered: Remembered) -> tuple[Tensor, Tensor]:
-        """[T, B] V as the guider had it when it acted, and [T, B] of what followed (0 after termination)."""
+        """V as the guider had it when it acted, advantages by GAE and λ-returns: the team's, or every agent's own."""
         seen_last = self.view(rollout.last_observations, rollout.last_action_masks, rollout.states[-1])
         last = self.network.value(self._parameters, seen_last, remembered.last)
         finals = last[:0]
@@ -204,7 +194,18 @@ class TrainedGuider:
             finals = self.network.value(self._parameters, view, torch.cat(remembered.at_ends))
         values = torch.cat([rollout.extras["value"], last.unsqueeze(0)])
         values, finals = self.value_normaliser.denormalise(values), self.value_normaliser.denormalise(finals)
-        return values[:-1], rollout.next_values(values, finals)
+        states = self._state_normaliser(rollout.states[:-1]).flatten(0, 1)
+        return estimate_by(rollout, states, values, finals, self.settings)
+
+    def adopt_units(self, rollout: Rollout, estimate: Estimate) -> float:
+        """From now on V is learnt in the units of the λ-returns that count.
+
+        Returns:
+            How much of their variance V has explained.
+        """
+        values, returns = counted(rollout, estimate.values), counted(rollout, estimate.returns)
+        self.value_normaliser.update(returns)
+        return explained_variance(values, returns)
 
     @torch.no_grad()
     def batch(
@@ -319,7 +320,7 @@ class TrainedGuider:
         """
         settings = self.settings
         entropy = part.mean(torch.cat([distribution.entropy() for distribution in judged.distributions]))
-        value_loss = clipped_value_loss(judged.values, part.values, part.targets, settings.clip)
+        value_loss = clipped_value_loss(judged.values, part.values, part.targets, settings.clip, part.valued)
         loss = -part.mean(objective) - settings.entropy_coefficient * entropy
         loss = loss + settings.value_coefficient * value_loss
         norm = self.optimiser.step(loss if penalty is None else loss + penalty, schedule)
@@ -332,15 +333,19 @@ class TrainedGuider:
         }  # fmt: skip
 
 
-def clipped_value_loss(values: Tensor, old: Tensor, targets: Tensor, clip: float) -> Tensor:
+def clipped_value_loss(
+    values: Tensor, old: Tensor, targets: Tensor, clip: float, weight: Tensor | None = None
+) -> Tensor:
     """E[ max( (V − R)², (clip(V, V_old ± ε) − R)² ) ] in normalised units (Schulman et al.'s code; Yu et al. 2022,
     Eq. 3).
 
     Args:
-        values: [L, C] V.
-        old: [L, C] what the network said when it acted.
-        targets: [L, C] R.
+        values: [L, C] V, or [L, C, N] V^i.
+        old: the same, what the network said when it acted.
+        targets: the same, R.
         clip: ε.
+        weight: [L, C, N] 0 or 1, or None.
     """
     clipped = old + (values - old).clamp(-clip, clip)
-    return torch.maximum((values - targets).square(), (clipped - targets).square()).mean()
+    errors = torch.maximum((values - targets).square(), (clipped - targets).square())
+    return errors.mean() if weight is None else weighted_mean(errors, weight)
