@@ -1,6 +1,7 @@
 """Training speed by number of agents: MAGPO beside MAT, its guider alone, and MAPPO, which has none.
 
-All have the same batch, epochs and minibatches, feed-forward policies and otherwise their defaults, and take turns.
+All have the same batch, epochs and minibatches, feed-forward policies and otherwise their defaults, and take turns;
+"short" is MAGPO whose guider learns in two of the epochs, in the order of acting.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 BATCH, STEPS, ROUNDS = 64, 25, 5
 SETTINGS = {"epochs": 5, "minibatches": 2, "recurrent": False}
 CRITIC_SETTINGS = {"critic_epochs": 5, "critic_minibatches": 2}
+SHORT = {"guider_epochs": 2, "reshuffle": False}
 # What MAGPO's guider and what its local policies do in an update: evaluation; losses, gradients and steps.
 GUIDER, LOCAL = ("judge", "descend"), ("distributions", "follow")
 
@@ -65,8 +67,10 @@ def watched(team: Any) -> Stopwatch:
 def row(agents: int) -> str:
     """Of the table, from rounds in which the three train in turn."""
     teams = {
-        name: Training(name, "mpe/simple_spread", BATCH, STEPS, {"N": agents}, **SETTINGS, **more)
-        for name, more in (("mappo", CRITIC_SETTINGS), ("mat", {}), ("magpo", {}))
+        name: Training(
+            "magpo" if name == "short" else name, "mpe/simple_spread", BATCH, STEPS, {"N": agents}, **SETTINGS, **more
+        )
+        for name, more in (("mappo", CRITIC_SETTINGS), ("mat", {}), ("magpo", {}), ("short", SHORT))
     }
     stopwatch = watched(teams["magpo"].algorithm)
     for team in teams.values():
@@ -76,7 +80,7 @@ def row(agents: int) -> str:
     for team in teams.values():
         team.environment.close()
     speed = {name: BATCH * STEPS / statistics.median(sum(each[name]) for each in rounds) for name in teams}
-    ratio = statistics.median(sum(each["mappo"]) / sum(each["magpo"]) for each in rounds)
+    ratios = [statistics.median(sum(each["mappo"]) / sum(each[name]) for each in rounds) for name in ("magpo", "short")]
     rollout, update = (sum(each["magpo"][part] for each in rounds) for part in (0, 1))
     shares = (stopwatch.total(*GUIDER) / update, stopwatch.total(*LOCAL) / update, stopwatch.total("act") / rollout)
     assert rollout > 0
@@ -85,7 +89,7 @@ def row(agents: int) -> str:
         [
             f"{agents:>6}",
             *(f"{each:>8,.0f}" for each in speed.values()),
-            f"{ratio:>9.2f}",
+            *(f"{ratio:>8.2f}" for ratio in ratios),
             *(f"{share:>8.0%}" for share in shares),
             f"{matrix_product_gflops():>9.0f}",
         ]
@@ -99,6 +103,6 @@ def test_guided_training_speed(capsys: pytest.CaptureFixture[str]) -> None:
             f"\nmpe/simple_spread, {BATCH} x {STEPS}, {SETTINGS['epochs']} epochs, one thread: frames/s; MAGPO beside"
         )
         print("MAPPO; share of the guider and of the local policies in MAGPO's updates, of the guider in its rollouts")
-        print("agents   MAPPO     MAT   MAGPO    ratio  guider   local  acting  GFLOP/s")
+        print("agents   MAPPO     MAT   MAGPO   short   ratio   short  guider   local  acting  GFLOP/s")
         for agents in (3, 10, 30):
             print(row(agents))

@@ -175,7 +175,7 @@ def test_a2po_corrects_the_advantage_for_those_before(factor: list[float], expec
     """Wang et al. 2023, Eq. 4, on four steps with an episode's end; then mean 0 and standard deviation 1."""
     algorithm = new_player("a2po", gamma=0.5, gae_lambda=0.5)
     rollout, estimate = trajectory()
-    corrected = corrected_advantages(rollout, estimate, torch.tensor(factor), algorithm.settings)
+    corrected = corrected_advantages(rollout, estimate, 0, torch.tensor(factor), algorithm.settings)
     mean = sum(expected) / 4
     deviation = math.sqrt(sum((x - mean) ** 2 for x in expected) / 4)
     torch.testing.assert_close(corrected, torch.tensor([(x - mean) / deviation for x in expected]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ TEAMS = [
     for guider in GUIDERS
     for recurrent in (False, True)
 ] + [pytest.param("mat", {}, id="no local policies")]
+OWN = [
+    pytest.param("magpo", {"guider": guider, "recurrent": True, "credit": "own"}, id=f"{guider}-own credit")
+    for guider in GUIDERS
+]
 # Episodes have five steps: rollouts that end with them, and in the middle of them.
 LENGTHS = [(12, 4), (10, 5), (10, None)]
 
@@ -67,7 +72,7 @@ def new_team(name: str, **settings: Any) -> Any:
 def batch_of(algorithm: Any, rollout: Rollout) -> TeamBatch:
     """What an update would learn from."""
     guider = algorithm.guider
-    return guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()))
+    return guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()), algorithm.guided.order)
 
 
 def watch_minibatches(patch: pytest.MonkeyPatch, algorithm: Any, look: Callable[[Minibatch], None]) -> None:
@@ -121,7 +126,7 @@ class Witness:
         self.acted.append(acted)
 
     def value(self, observation: Observation, memory: Tensor) -> Tensor:
-        """[B] in the environment's units."""
+        """[B], or [B, N], in the environment's units."""
         seen = [torch.as_tensor(each) for each in observation.observations]
         guider = self.algorithm.guider
         view = guider.view(seen, [None] * len(seen), torch.as_tensor(observation.state))
@@ -130,24 +135,40 @@ class Witness:
 
     @torch.no_grad()
     def advantages(self) -> tuple[Tensor, Tensor]:
-        """[T, B] advantages and returns by the definition, one environment and one step at a time."""
-        settings = self.algorithm.settings
+        """[T, B], or of agents with credit of their own [T, B, N] group by group, advantages and returns by the
+        definition, one environment, one agent and one step at a time.
+        """
+        own = self.algorithm.settings.credit == "own"
         values = [self.algorithm.guider.value_normaliser.denormalise(acted.value) for acted in self.acted]
         values.append(self.value(self.collector.observation, self.acted[-1].memory))
+        stacked = torch.stack(values)
+        if not own:
+            advantages = self._advantages(stacked, None)
+            return advantages, advantages + stacked[:-1]
+        each = torch.stack([self._advantages(stacked[..., agent], agent) for agent in GROUPED], dim=-1)
+        return each, each + stacked[:-1][..., GROUPED]
+
+    def _advantages(self, values: Tensor, agent: int | None) -> Tensor:
+        """[T, B] of values [T + 1, B], the team's or an agent's."""
+        settings = self.algorithm.settings
         advantages = torch.zeros(self.steps, BATCH)
         for b in range(BATCH):
             running = 0.0
             for t in reversed(range(self.steps)):
                 result, memory = self.results[t], self.acted[t].memory
-                following, ended = float(values[t + 1][b]), False
+                following, ended, seen = float(values[t + 1][b]), False, result.observation
                 if result.final is not None and result.truncated[b]:
-                    following, ended = float(self.value(result.final, memory)[b]), True
-                elif result.terminated[b]:
+                    final = self.value(result.final, memory)[b]
+                    following, ended, seen = float(final if agent is None else final[agent]), True, result.final
+                elif result.terminated[b] or (agent is not None and not seen.active[b, agent]):
                     following, ended = 0.0, True
-                delta = float(result.rewards[b].sum()) + settings.gamma * following - float(values[t][b])
+                if agent is not None and not seen.active[b, agent]:
+                    following = 0.0
+                paid = result.rewards[b].sum() if agent is None else result.rewards[b, agent]
+                delta = float(paid) + settings.gamma * following - float(values[t][b])
                 running = delta + settings.gamma * settings.gae_lambda * (0.0 if ended else running)
                 advantages[t, b] = running
-        return advantages, advantages + torch.stack(values[:-1])
+        return advantages
 
 
 def in_time(values: Tensor, length: int) -> Tensor:
@@ -173,7 +194,7 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("steps", "chunk_length"), LENGTHS)
-@pytest.mark.parametrize(("name", "settings"), TEAMS)
+@pytest.mark.parametrize(("name", "settings"), [*TEAMS, *OWN])
 def test_a_batch_is_what_was_met_step_by_step(
     name: str, settings: dict[str, Any], steps: int, chunk_length: int | None
 ) -> None:
@@ -188,8 +209,12 @@ def test_a_batch_is_what_was_met_step_by_step(
         assert batch.sequences == steps // length * BATCH
         advantages, returns = witness.advantages()
         close(in_time(batch.advantages, length), advantages)
-        close(in_time(batch.returns, length), returns)
-        close(in_time(batch.values, length), torch.stack([acted.value for acted in witness.acted]))
+        close(in_time(batch.targets, length), algorithm.guider.value_normaliser.normalise(returns))
+        assert batch.acting_order == tuple(algorithm.guided.order)
+        drawn = torch.stack([acted.log_prob for acted in witness.acted])[..., GROUPED]
+        close(grouped_in_time(batch.acting_log_prob, length), drawn)
+        said = torch.stack([acted.value for acted in witness.acted])
+        close(in_time(batch.values, length), said if said.dim() == 2 else said[..., GROUPED])
         for g, normaliser in enumerate(algorithm.observation_normalisers):
             close(in_time(batch.view.features[g], length), normaliser(rollout.observations[g]))
             acted = torch.stack([acted.actions[g] for acted in witness.acted])
@@ -237,11 +262,12 @@ def test_judging_a_batch_gives_the_probabilities_of_acting(
             algorithm.update(witness.rollout, 0.0)
 
 
+@pytest.mark.parametrize("guider", ["mat", "sable"])
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_ratios_are_to_the_guider_that_collected_in_the_order_of_each_epoch(
-    minibatches: int, monkeypatch: pytest.MonkeyPatch
+    minibatches: int, guider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    algorithm = new_team("magpo", guider="mat", epochs=6, minibatches=minibatches, learning_rate=0.01)
+    algorithm = new_team("magpo", guider=guider, epochs=6, minibatches=minibatches, learning_rate=0.01)
     witness = Witness(algorithm, 12)
     witness.collect()
     behaviour, orders = algorithm.guider.theta.clone(), []
@@ -259,7 +285,77 @@ def test_ratios_are_to_the_guider_that_collected_in_the_order_of_each_epoch(
     assert not torch.allclose(algorithm.guider.theta, behaviour, atol=0.01)
 
 
-@pytest.mark.parametrize(("name", "settings"), TEAMS)
+def test_without_reshuffling_all_epochs_keep_the_order_of_acting_and_nothing_is_judged_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for guider in GUIDERS:
+        algorithm = new_team("magpo", guider=guider, epochs=6, minibatches=2, reshuffle=False)
+        orders, judged, acted = [], [], set()
+        watch_minibatches(monkeypatch, algorithm, lambda each, log=orders: log.append(tuple(each.order.tolist())))
+        for name in ("judge", "judge_orders"):
+            Witness._watch(monkeypatch, algorithm.guider.network, name, lambda *given, log=judged: log.append(given))
+        witness = Witness(algorithm, 5)
+        for update in range(1, 7):
+            witness.collect()
+            algorithm.update(witness.rollout, 0.0)
+            acted.add(tuple(algorithm.guided.order))
+            assert orders[-12:] == [tuple(algorithm.guided.order)] * 12
+            assert len(judged) == update * 12, "once a minibatch, to descend"
+        assert len(acted) > 1, "it is drawn for every rollout"
+
+
+@pytest.mark.parametrize(("name", "settings"), [*((team.values) for team in TEAMS[:-1]), ("ctds", {})])
+def test_after_its_epochs_the_guider_is_fixed_and_the_local_policies_go_on(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = new_team(
+        name, epochs=5, guider_epochs=2, chunk_length=4, learning_rate=1e-2, backtracking=False, **settings
+    )
+    witness, guiders, locals_, taught = Witness(algorithm, 12), [], [], []
+    witness.collect()
+    acting = torch.stack([acted.log_prob for acted in witness.acted]).flatten(0, 1)[:, GROUPED]
+
+    def look(minibatch: Minibatch) -> None:
+        guiders.append(algorithm.guider.theta.clone())
+        locals_.append(torch.cat([policy.theta.flatten() for policy in algorithm.policies]))
+        taught.append(minibatch)
+
+    watch_minibatches(monkeypatch, algorithm, look)
+    metrics = algorithm.update(witness.rollout, 0.0)
+    assert len(taught) == 5 * 3
+    assert [each.teachers is None for each in taught] == [True] * 6 + [False] * 9
+    assert [torch.equal(*pair) for pair in pairwise(guiders)] == [False] * 6 + [True] * 8
+    assert not any(torch.equal(*pair) for pair in pairwise(locals_))
+    assert torch.equal(guiders[-1], algorithm.guider.theta)
+    assert np.isfinite(list(metrics.values())).all()
+    seen = []
+    for each in taught[6:]:
+        part = each.part
+        with torch.no_grad():
+            now = algorithm.guider.judge(part, each.order, algorithm.guider.theta).distributions
+        assert each.order.tolist() == algorithm.guided.order
+        close(part.log_prob(each.teachers), part.log_prob(now))
+        seen.append(each.old_log_prob)
+    for epoch in (seen[:3], seen[3:6], seen[6:]):
+        close(torch.cat(epoch, dim=1).sum(1), acting.sum(0))  # every step once, as it was acted
+
+
+def test_a_guider_cannot_learn_in_more_epochs_than_there_are() -> None:
+    with pytest.raises(UsageError, match=r"algorithm\.guider_epochs: got 3, expected at most algorithm\.epochs \(2\)"):
+        new_team("magpo", epochs=2, guider_epochs=3)
+
+
+def test_value_targets_are_normalised_once_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the moments off the device."""
+    algorithm, asked = new_team("magpo", epochs=4, minibatches=3), []
+    witness = Witness(algorithm, 12)
+    witness.collect()
+    Witness._watch(monkeypatch, algorithm.guider.value_normaliser, "normalise", lambda *given: asked.append(given))
+    algorithm.update(witness.rollout, 0.0)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("name", "settings"), [*TEAMS, *OWN])
 @torch.no_grad()
 def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) -> None:
     algorithm = new_team(name, chunk_length=4, **settings)
@@ -270,7 +366,8 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     units = torch.tensor([5, 0, 11, 7])
     part, length = batch.take(units), len(batch.begins)
     assert part.sequences == 4
-    for field in ("weight", "begins", "advantages", "returns", "values"):
+    assert part.acting_order == batch.acting_order
+    for field in ("weight", "begins", "advantages", "targets", "values"):
         assert torch.equal(getattr(part, field), getattr(batch, field)[:, units]), field
     for mine, whole in zip(part.actions + part.view.features, batch.actions + batch.view.features, strict=True):
         assert torch.equal(mine, whole[:, units])
@@ -279,6 +376,7 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
         assert torch.equal(mine, whole[:, units])
     rows = (torch.arange(length).unsqueeze(-1) * batch.sequences + units).flatten()
     assert torch.equal(part.active, batch.active[:, rows])
+    assert torch.equal(part.acting_log_prob, batch.acting_log_prob[:, rows])
     order = torch.tensor([2, 0, 1])
     of_part, of_all = (
         b.log_prob(algorithm.guider.judge(b, order, algorithm.guider.theta).distributions) for b in (part, batch)
@@ -297,8 +395,10 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
         "actions",
         "active",
         "begins",
+        "acting_order",
+        "acting_log_prob",
         "advantages",
-        "returns",
+        "targets",
         "values",
         "guider_memory",
         "memories",
@@ -321,9 +421,9 @@ def test_every_minibatch_is_compared_with_the_guider_that_collected(
     length = 4 if algorithm.guider.remembers else 1
     inner_batch, seen, moved = algorithm.guider.batch, [], []
 
-    def numbered(rollout: Rollout, estimate: Estimate) -> TeamBatch:
+    def numbered(rollout: Rollout, estimate: Estimate, order: list[int]) -> TeamBatch:
         """With t·B + b in the place of the advantages."""
-        batch = inner_batch(rollout, estimate)
+        batch = inner_batch(rollout, estimate, order)
         c = torch.arange(batch.sequences)
         step = torch.arange(length).unsqueeze(-1) + c // BATCH * length
         return replace(batch, advantages=(step * BATCH + c % BATCH).float())

@@ -42,7 +42,8 @@ def test_actions_depend_on_the_instruction_and_values_do_not(guider: str, recurr
     algorithm, rollout, _ = collected(guider=guider, recurrent=recurrent)
     guider, order = algorithm.guider, torch.arange(len(algorithm.spec.agents))
     instruction = algorithm.conductor.seen_of(rollout.extras["instruction"])
-    batch = guider.batch(rollout, guider.estimate(rollout, algorithm.guided.remembered()), instruction)
+    estimate = guider.estimate(rollout, algorithm.guided.remembered())
+    batch = guider.batch(rollout, estimate, algorithm.guided.order, instruction)
     assert batch.view.instruction is not None
     # Sequences of one step where no agent remembers, else the whole rollout.
     expected = instruction if guider.remembers else instruction.flatten(0, 1).unsqueeze(0)
@@ -62,7 +63,7 @@ def test_the_conductors_ratio_weighs_every_step_in_both_surrogates(monkeypatch: 
     seen: list[Tensor] = []
     batch_of, given = algorithm.guider.batch, list[Any]()
     monkeypatch.setattr(
-        algorithm.guider, "batch", lambda *told: given.append(told[2]) or seen.append(batch_of(*told)) or seen[-1]
+        algorithm.guider, "batch", lambda *told: given.append(told[3]) or seen.append(batch_of(*told)) or seen[-1]
     )
     metrics = algorithm.update(rollout, 0.0)
     assert metrics["conductor_kl"] > 0
@@ -72,7 +73,8 @@ def test_the_conductors_ratio_weighs_every_step_in_both_surrogates(monkeypatch: 
     torch.testing.assert_close(weight.flatten(), ratio.flatten())
     assert weight.std() > 1e-3
     unweighted = (seen[0].advantages - seen[0].advantages.mean()) / seen[0].advantages.std(correction=0)
-    torch.testing.assert_close(seen[0].normalised_advantages(), (unweighted * weight).flatten(), rtol=1e-4, atol=1e-5)
+    for advantages in seen[0].normalised_advantages():
+        torch.testing.assert_close(advantages, (unweighted * weight).flatten(), rtol=1e-4, atol=1e-5)
 
 
 def log_probs(algorithm: GuidedHcpo, rollout: Rollout, states: Tensor | None = None) -> Tensor:

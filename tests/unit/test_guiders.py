@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ class Structure:
     embedding_size: int = 8
     blocks: int = 1
     attention_heads: int = 1
+    credit: Literal["team", "own"] = "team"
 
 
 @dataclass
@@ -61,7 +63,11 @@ class Recorded:
 
 
 def new_guider(
-    network: Network, agents: Sequence[tuple], blocks: int = 1, heads: int = 1
+    network: Network,
+    agents: Sequence[tuple],
+    blocks: int = 1,
+    heads: int = 1,
+    credit: Literal["team", "own"] = "team",
 ) -> tuple[SequenceGuider, Tensor]:
     specs = tuple(
         AgentSpec(f"{name}_{i}", size, space, has_action_mask=masked)
@@ -69,7 +75,7 @@ def new_guider(
     )
     groups = EnvironmentSpec("toy", specs, 1, None, "shared").groups
     group_heads = [ActionHead(group.example.action_space) for group in groups]
-    guider = SequenceGuider(network, groups, group_heads, Structure(8, blocks, heads), _CONTEXT)
+    guider = SequenceGuider(network, groups, group_heads, Structure(8, blocks, heads, credit), _CONTEXT)
     generator = torch.Generator().manual_seed(7)
     # Away from the start, where policies are near uniform and biases zero.
     theta = guider.initialise(generator) + 0.2 * torch.randn(guider.size, generator=generator)
@@ -306,6 +312,53 @@ def test_steps_are_counted_from_the_episodes_begin() -> None:
     for t in range(5):
         torch.testing.assert_close(memory[:, -1], torch.full((SEQUENCES,), float(t)))
         memory = guider.act(guider.named(theta), at(seen.view, t), None, range(4), memory).memory
+
+
+@each_guider
+@torch.no_grad()
+def test_own_values_are_said_of_the_right_agents_whatever_the_order(network: Network) -> None:
+    """Acting says them in the agents' own order, judging group by group; their mean is the team's value."""
+    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2, credit="own")
+    team, _ = new_guider(network, UNLIKE, blocks=2, heads=2)
+    seen = record(guider, theta, STEPS, SEQUENCES, begin_rate=0.0)
+    acted, memory = [], seen.memory
+    for t in range(STEPS):
+        taken = [action[t] for action in seen.actions]
+        step = guider.act(guider.named(theta), at(seen.view, t), None, range(5), memory, taken)
+        torch.testing.assert_close(guider.value(guider.named(theta), at(seen.view, t), memory), step.value)
+        acted.append(step.value)
+        memory = step.memory
+    acting = torch.stack(acted)
+    assert acting.shape == (STEPS, SEQUENCES, 5)
+    assert acting.std(dim=-1).min() > 1e-6
+    order = torch.tensor([0, 1, 2, 3, 4])
+    together = guider.judge_orders(guider.named(theta), seen.view, seen.actions, [order], seen.memory, seen.begins)
+    for judged in (judge(guider, theta, seen, (0, 1, 2, 3, 4)), *together):
+        torch.testing.assert_close(judged.values, acting[..., guider.grouped])
+    torch.testing.assert_close(judge(team, theta, seen, (0, 1, 2, 3, 4)).values, acting.mean(-1))
+    if network is AttentionNetwork:  # what a retention remembers depends on the order of the steps before
+        shuffled = judge(guider, theta, seen, (3, 1, 4, 0, 2)).values
+        torch.testing.assert_close(shuffled, acting[..., guider.grouped])
+
+
+@each_guider
+@torch.no_grad()
+def test_several_orders_are_judged_as_each_by_itself(network: Network) -> None:
+    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2)
+    seen = record(guider, theta, STEPS, SEQUENCES)
+    orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 4, 0, 1, 3)]
+    together = guider.judge_orders(
+        guider.named(theta),
+        seen.view,
+        seen.actions,
+        [torch.tensor(order) for order in orders],
+        seen.memory,
+        seen.begins,
+    )
+    for order, judged in zip(orders, together, strict=True):
+        alone = judge(guider, theta, seen, order)
+        torch.testing.assert_close(judged.values, alone.values)
+        torch.testing.assert_close(log_probs(guider, judged, seen.actions), log_probs(guider, alone, seen.actions))
 
 
 @each_guider

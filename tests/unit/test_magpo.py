@@ -87,7 +87,9 @@ def batch_of(actions: Tensor, active: Tensor | None = None, values: Tensor | Non
         active=active,
         begins=zeros.bool(),
         advantages=zeros,
-        returns=zeros,
+        acting_order=tuple(range(agents)),
+        acting_log_prob=torch.zeros(agents, steps),
+        targets=zeros,
         values=zeros if values is None else values,
         guider_memory=torch.zeros(steps, 0),
         memories=[torch.zeros(agents, steps, 0)],
@@ -252,7 +254,7 @@ def test_without_a_surrogate_repeated_steps_bring_the_guider_back_within_delta(b
     for _ in range(150):
         judged = algorithm.guider.judge(part, order)
         # Values that are what they should be pull at nothing.
-        part = replace(part, values=judged.values.detach(), returns=judged.values.detach())
+        part = replace(part, values=judged.values.detach(), targets=judged.values.detach())
         old_log_prob = part.log_prob(judged.distributions).detach()
         metrics = following.guide(
             algorithm.guider, part, judged, local, old_log_prob, torch.zeros(32), bond_of(algorithm), 1.0
@@ -303,7 +305,7 @@ def test_an_absent_agents_steps_leave_the_local_policies_loss(share_parameters: 
 
 def test_guider_and_local_policies_are_each_held_fixed_in_the_others_loss() -> None:
     algorithm = recording(entropy_coefficient=0.01)
-    part = replace(batch_of(ACTIONS), advantages=ADVANTAGES.view(1, 3), returns=ADVANTAGES.view(1, 3))
+    part = replace(batch_of(ACTIONS), advantages=ADVANTAGES.view(1, 3), targets=ADVANTAGES.view(1, 3))
     order = torch.tensor([0, 1])
     minibatch = Minibatch(part, order, of_taken(OLD))
     metrics = guide_and_follow(algorithm.guider, algorithm.followers, minibatch, bond_of(algorithm), 1.0)
@@ -352,11 +354,11 @@ def test_the_value_loss_by_hand(name: str) -> None:
     algorithm = recording(name)
     part = replace(
         batch_of(torch.zeros(2, 5, dtype=torch.int64)),
-        returns=torch.tensor([[2.0, 2.0, 0.0, 1.2, 1.0]]),
+        targets=torch.tensor([[2.0, 2.0, 0.0, 1.2, 1.0]]),
         values=torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0]]),
     )
     values = torch.tensor([[1.5, 0.9, 2.0, 1.5, 1.1]], requires_grad=True)
-    loss = clipped_value_loss(values, part.values, part.returns, 0.2)
+    loss = clipped_value_loss(values, part.values, part.targets, 0.2)
     assert float(loss.detach()) == pytest.approx((0.8**2 + 1.1**2 + 2.0**2 + 0.3**2 + 0.1**2) / 5, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, values)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, -2.2, 4.0, 0.6, 0.2]]) / 5)
@@ -417,7 +419,8 @@ def test_every_minibatch_has_normalised_advantages(monkeypatch: pytest.MonkeyPat
     assert len(seen[0]) == len(seen[1]) == 6
     for guided, followed in zip(*seen, strict=True):
         assert torch.equal(guided, followed)
-        assert guided.shape == (20,)
+        assert guided.shape == (2, 20)
+        assert torch.equal(guided[0], guided[1])
         assert float(guided.mean()) == pytest.approx(0.0, abs=1e-5)
         assert float(guided.std(correction=0)) == pytest.approx(1.0, rel=1e-4)
 

@@ -180,7 +180,7 @@ class ThreeAgents:
         """On the exact A(a) = Q(a) − E[Q], not normalised."""
         exact = Q[rollout.actions[0].view(-1, 3).unbind(-1)] - expected_value(set())
         team = TeamSamples(rollout, [self.policy], rollout.observations)
-        one_after_the_other(team, self._next, lambda factor: factor * exact.float(), self._improve)
+        one_after_the_other(team, self._next, lambda _, factor: factor * exact.float(), self._improve)
 
     def _next(self, remaining: Sequence[int], factor: Tensor) -> int:
         return self.order[3 - len(remaining)]

@@ -26,14 +26,27 @@ from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
-from hmarl.trainer.sequential.estimates import Discounting, Estimate, joint_estimate
+from hmarl.trainer.networks.settings import (
+    AlgorithmSettings,
+    CreditFields,
+    CriticFields,
+    GradientStepFields,
+    PolicyGradientFields,
+)
+from hmarl.trainer.sequential.estimates import (
+    Discounting,
+    Estimate,
+    advantages_of_agents,
+    fit_joint,
+    joint_estimate,
+    valued_agents,
+)
 from hmarl.trainer.sequential.gradient_steps import GradientSteps, clipped_surrogate
 from hmarl.trainer.sequential.samples import TeamSamples
 from hmarl.trainer.sequential.turns import Order, Turn, one_after_the_other, random_order
 
 
-class A2poSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
+class A2poSettings(CreditFields, CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of A2PO."""
 
     clip: float = Field(0.2, gt=0, lt=1, description="ε, the ratio is clipped to [1−ε, 1+ε]")
@@ -51,31 +64,31 @@ class A2po(Algorithm):
         self, spec: EnvironmentSpec, settings: A2poSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """θ^{i_m} ← descent on −E[ min(l·Â^i, clip(l, 1 ± ε^i)·Â^i) ] − c·H for m = 1 … N (Eq. 7)."""
         settings, schedule = self.settings, self.schedule(progress)
-        # Â(s, a) by GAE, and the λ-returns R
+        # Â(s, a) by GAE, and the λ-returns R; or each agent's own, Âⁱ and Rⁱ
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
-        joint = normalise_advantages(estimate.advantages).flatten()
+        advantages = advantages_of_agents(rollout, estimate)
         team = TeamSamples(rollout, self.policies, self.features(rollout))
         # section 4.2: at every other place the agent with the largest advantage
         order = random_order(self.generator)
         if settings.semi_greedy:
-            order = semi_greedy(scores(team), joint, order)
+            order = semi_greedy(scores(team), advantages.flatten(0, 1).T, order)
         # for i_1 … i_N: Â^i given F (Eq. 4); θ^i ← descent on the loss of the joint ratio; F ← F · π^i_new / π^i_old
         loss, report = partial(joint_ratio_loss, settings=settings), partial(joint_ratio_report, settings=settings)
         metrics = one_after_the_other(
             team,
             order,
-            advantage=lambda factor: corrected_advantages(rollout, estimate, factor, settings),
+            advantage=lambda agent, factor: corrected_advantages(rollout, estimate, agent, factor, settings),
             improve=lambda turn: self.steps.descend(turn, loss, report),
             schedule=schedule,
         )
         # φ ← argmin E[ (V_φ(s) − R)² ]
-        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        metrics |= fit_joint(self.critic, rollout, estimate, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
 
@@ -84,18 +97,26 @@ class A2po(Algorithm):
         return {"critic": self.critic, **super().components(), **self.steps.components()}
 
 
-def corrected_advantages(rollout: Rollout, estimate: Estimate, factor: Tensor, discounting: Discounting) -> Tensor:
-    """[M] Â^i given F [M] (Eq. 4), normalised; F stays behind for the clipped joint ratio."""
+def corrected_advantages(
+    rollout: Rollout, estimate: Estimate, agent: int, factor: Tensor, discounting: Discounting
+) -> Tensor:
+    """[M] Â^i of an agent given F [M] (Eq. 4), normalised; F stays behind for the clipped joint ratio."""
+    rewards, values, following, ended = rollout.team_rewards, estimate.values, estimate.next_values, rollout.ended
+    there = None
+    if estimate.of_agents:
+        rewards, values, following = (each[..., agent] for each in (rollout.rewards, values, following))
+        ended = ended | ~rollout.next_active()[..., agent]  # to leave is to terminate
+        there = None if rollout.all_active else rollout.active[..., agent].float()
     corrected = generalised_advantages(
-        rollout.team_rewards,
-        estimate.values,
-        estimate.next_values,
-        rollout.ended,
+        rewards,
+        values,
+        following,
+        ended,
         discounting.gamma,
         discounting.gae_lambda,
-        factor.view(rollout.terminated.shape).clamp(max=1.0),
+        factor.view(ended.shape).clamp(max=1.0),
     )
-    return normalise_advantages(corrected).flatten()
+    return normalise_advantages(corrected, there).flatten()
 
 
 def clip_of(turn: Turn, settings: A2poSettings) -> float:
@@ -134,19 +155,19 @@ def scores(team: TeamSamples) -> list[Tensor]:
     return found
 
 
-def semi_greedy(scores: Sequence[Tensor], joint: Tensor, otherwise: Order) -> Order:
+def semi_greedy(scores: Sequence[Tensor], advantages: Tensor, otherwise: Order) -> Order:
     """At the first, third, … place the agent whose action explains most of F·Â, at the others ``otherwise``.
 
     Args:
         scores: per agent, see ``explained_advantage``.
-        joint: [M] Â.
+        advantages: [N, M] Â of every agent.
         otherwise: the order at the other places.
     """
 
     def next_agent(remaining: Sequence[int], factor: Tensor) -> int:
         if (len(scores) - len(remaining)) % 2:
             return otherwise(remaining, factor)
-        sizes = [explained_advantage(scores[agent], factor * joint) for agent in remaining]
+        sizes = [explained_advantage(scores[agent], factor * advantages[agent]) for agent in remaining]
         return remaining[max(range(len(remaining)), key=sizes.__getitem__)]
 
     return next_agent

@@ -40,7 +40,6 @@ from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
 from hmarl.trainer.learning.metrics import mean_metrics
-from hmarl.trainer.learning.returns import explained_variance
 from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
@@ -60,6 +59,7 @@ class GuidedHcpoSettings(
     recurrent: bool = Field(
         False, description="local policies remember: a gated recurrent unit after the hidden layers"
     )
+    credit: Literal["team"] = Field("team", description="instructions are judged by the team's reward")
     instruction_weight: Literal["ratio"] = Field("ratio", description="steps are weighted by w_new/w_old")
 
 
@@ -115,17 +115,18 @@ class GuidedHcpo(Algorithm):
         # 3: every step weighted by w_new(M|s)/w_old(M|s), for every epoch and minibatch as in MAGPO:
         #     φ ← descent on −E[ min(r·Â, clip(r')·Â) ] + E[ KL(μ_φ ‖ π_θ) · 1[outside (1/δ, δ)] ] − c·H + c_v·L_V
         #     θ ← descent on λ · (−E[ min(r_π·Â, clip(r_π)·Â) ]) + E[ KL(μ_φ ‖ π_θ) ]
+        explained = self.guider.adopt_units(rollout, estimate)
         batch = self.guider.batch(
             rollout,
             estimate,
+            self.guided.order,
             self.conductor.seen_of(rollout.extras["instruction"]),
             instructed.ratio.view(rollout.terminated.shape),
         )
-        self.guider.value_normaliser.update(estimate.returns)
         bond = Bond.of(settings, float(self.delta.value), self.guider)
         metrics = mean_metrics(
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         # the guider becomes what the local policies are, where it is built as they are
         if settings.backtracking and self.guider.network.backtracks:
@@ -133,7 +134,6 @@ class GuidedHcpo(Algorithm):
         self.delta.adapt(metrics["imitation_kl"])
         self.update_normalisers(rollout)
         self.conductor.sight.learn(rollout)
-        explained = explained_variance(estimate.values, estimate.returns)
         return instructed.metrics | metrics | {"explained_variance": explained, "delta": bond.delta}
 
     def advice(self, metrics: dict[str, float]) -> str | None:

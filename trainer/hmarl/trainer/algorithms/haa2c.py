@@ -16,16 +16,21 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
-from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
-from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.networks.settings import (
+    AlgorithmSettings,
+    CreditFields,
+    CriticFields,
+    GradientStepFields,
+    PolicyGradientFields,
+)
+from hmarl.trainer.sequential.estimates import advantages_of_agents, fit_joint, joint_estimate, valued_agents
 from hmarl.trainer.sequential.gradient_steps import GradientSteps
 from hmarl.trainer.sequential.samples import TeamSamples
 from hmarl.trainer.sequential.turns import Turn, one_after_the_other, random_order
 
 
-class Haa2cSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
+class Haa2cSettings(CreditFields, CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HAA2C."""
 
     epochs: int = Field(
@@ -50,26 +55,26 @@ class Haa2c(Algorithm):
         self, spec: EnvironmentSpec, settings: Haa2cSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """θ^{i_m} ← steps up E[ r · F·Â ] for m = 1 … N."""
         settings, schedule = self.settings, self.schedule(progress)
-        # Â(s, a) by GAE, and the λ-returns R
+        # Â(s, a) by GAE, and the λ-returns R; or each agent's own, Âⁱ and Rⁱ
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
-        joint = normalise_advantages(estimate.advantages).flatten()
+        advantages = advantages_of_agents(rollout, estimate)
         # for i_1 … i_N, a random permutation: θ^i ← steps up the policy gradient; F ← F · π^i_new / π^i_old
         loss = partial(policy_gradient_loss, entropy_coefficient=settings.entropy_coefficient)
         metrics = one_after_the_other(
             TeamSamples(rollout, self.policies, self.features(rollout)),
             order=random_order(self.generator),
-            advantage=lambda factor: factor * joint,
+            advantage=lambda agent, factor: factor * advantages[..., agent].flatten(),
             improve=lambda turn: self.steps.descend(turn, loss),
             schedule=schedule,
         )
         # φ ← argmin E[ (V_φ(s) − R)² ]
-        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        metrics |= fit_joint(self.critic, rollout, estimate, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
 

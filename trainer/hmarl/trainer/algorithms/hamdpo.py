@@ -29,10 +29,15 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
-from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
-from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.networks.settings import (
+    AlgorithmSettings,
+    CreditFields,
+    CriticFields,
+    GradientStepFields,
+    PolicyGradientFields,
+)
+from hmarl.trainer.sequential.estimates import advantages_of_agents, fit_joint, joint_estimate, valued_agents
 from hmarl.trainer.sequential.gradient_steps import GradientSteps
 from hmarl.trainer.sequential.samples import TeamSamples
 from hmarl.trainer.sequential.turns import Improvement, Turn, one_after_the_other, random_order
@@ -41,7 +46,7 @@ TOLERANCE = 1.5  # a factor about the target within which a divergence is as wis
 RANGE = 100.0  # η stays within this factor of η₀
 
 
-class HamdpoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
+class HamdpoSettings(CreditFields, CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of HAMDPO; ``epochs`` × ``minibatches`` is the number of gradient steps per agent update."""
 
     before: ClassVar[Mapping[str, Any]] = {"step_size_schedule": "linear"}
@@ -120,27 +125,32 @@ class Hamdpo(Algorithm):
         self, spec: EnvironmentSpec, settings: HamdpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
         self.step_sizes = torch.full((len(spec.agents),), settings.step_size)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """θ^{i_m} ← descent on −E[ r·F·Â ] + KL(π ‖ π_k)/η_k for m = 1 … N."""
         settings, schedule = self.settings, self.schedule(progress)
-        # Â(s, a) by GAE, and the λ-returns R
+        # Â(s, a) by GAE, and the λ-returns R; or each agent's own, Âⁱ and Rⁱ
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
-        joint = normalise_advantages(estimate.advantages).flatten()
+        advantages = advantages_of_agents(rollout, estimate)
+
+        def advantage(agent: int, factor: Tensor) -> Tensor:
+            own = advantages[..., agent].flatten()
+            return factor * own if settings.sequential_factor else own
+
         # for i_1 … i_N, a random permutation: θ^i ← descent on the mirror-descent loss; F ← F · π^i_new / π^i_old
         metrics = one_after_the_other(
             TeamSamples(rollout, self.policies, self.features(rollout)),
             order=random_order(self.generator),
-            advantage=lambda factor: factor * joint if settings.sequential_factor else joint,
+            advantage=advantage,
             improve=self.improve,
             schedule=schedule,
             progress=progress,
         )
         # φ ← argmin E[ (V_φ(s) − R)² ]
-        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        metrics |= fit_joint(self.critic, rollout, estimate, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
 

@@ -13,15 +13,16 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
-from hmarl.trainer.learning.returns import normalise_advantages
-from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, PolicyGradientFields
+from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, CriticFields, PolicyGradientFields
 from hmarl.trainer.sequential.constrained_steps import AgentLimitFields, TrustRegionFields, improve_by_trust_region
-from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.sequential.estimates import advantages_of_agents, fit_joint, joint_estimate, valued_agents
 from hmarl.trainer.sequential.samples import TeamSamples
 from hmarl.trainer.sequential.turns import one_after_the_other, random_order
 
 
-class HatrpoSettings(AgentLimitFields, TrustRegionFields, CriticFields, PolicyGradientFields, AlgorithmSettings):
+class HatrpoSettings(
+    AgentLimitFields, TrustRegionFields, CreditFields, CriticFields, PolicyGradientFields, AlgorithmSettings
+):
     """Settings of HATRPO."""
 
 
@@ -35,19 +36,19 @@ class Hatrpo(Algorithm):
         self, spec: EnvironmentSpec, settings: HatrpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Algorithm 1: θ^{i_m} ← argmax E[ π/π_old · F·Â ] subject to E[ KL(π_old ‖ π) ] ≤ δ for m = 1 … N."""
         settings, schedule = self.settings, self.schedule(progress)
-        # line 4: Â(s, a) by GAE, and the λ-returns R
+        # line 4: Â(s, a) by GAE, and the λ-returns R; or each agent's own, Âⁱ and Rⁱ
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
-        joint = normalise_advantages(estimate.advantages).flatten()
+        advantages = advantages_of_agents(rollout, estimate)
         # lines 5 to 11, i_1 … i_N a random permutation: θ^i ← θ^i + αʲβ·H⁻¹g; F ← F · π^i_new / π^i_old
         metrics = one_after_the_other(
             TeamSamples(rollout, self.policies, self.features(rollout)),
             order=random_order(self.generator),
-            advantage=lambda factor: factor * joint,
+            advantage=lambda agent, factor: factor * advantages[..., agent].flatten(),
             improve=lambda turn: improve_by_trust_region(
                 turn.policy,
                 turn.member,
@@ -60,7 +61,7 @@ class Hatrpo(Algorithm):
             schedule=schedule,
         )
         # line 12: φ ← argmin E[ (V_φ(s) − R)² ]
-        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        metrics |= fit_joint(self.critic, rollout, estimate, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
 

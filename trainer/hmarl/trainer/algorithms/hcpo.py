@@ -198,7 +198,7 @@ class Hcpo(Algorithm):
         metrics = instructed.metrics | one_after_the_other(
             self.samples(rollout, features, instructed.weights),
             order=random_order(self.generator),
-            advantage=lambda factor: factor * joint,
+            advantage=lambda _, factor: factor * joint,
             improve=lambda turn: self._step(turn, watched),
             schedule=schedule,
         )

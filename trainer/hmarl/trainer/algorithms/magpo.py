@@ -34,12 +34,13 @@ from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
 from hmarl.trainer.learning.metrics import mean_metrics
-from hmarl.trainer.learning.returns import explained_variance
-from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 
 
-class MagpoSettings(FollowerFields, GuiderFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
+class MagpoSettings(
+    FollowerFields, GuiderFields, CreditFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields
+):
     """Settings of MAGPO."""
 
     recurrent: bool = Field(True, description="local policies remember: a gated recurrent unit after the hidden layers")
@@ -70,24 +71,23 @@ class Magpo(Algorithm):
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Lines 2 to 4; then δ follows the imitation gap where it may."""
         settings, schedule = self.settings, self.schedule(progress)
-        # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
+        # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R; or each agent's own, Vⁱ, Âⁱ and Rⁱ
         estimate = self.guider.estimate(rollout, self.guided.remembered())
-        batch = self.guider.batch(rollout, estimate)
-        self.guider.value_normaliser.update(estimate.returns)
+        explained = self.guider.adopt_units(rollout, estimate)
+        batch = self.guider.batch(rollout, estimate, self.guided.order)
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch:
         #     2: φ ← descent on −E[ min(r·Â, clip(r')·Â) ] + E[ KL(μ_φ ‖ π_θ) · 1[outside (1/δ, δ)] ] − c·H + c_v·L_V
         #     3: θ ← descent on λ · (−E[ min(r_π·Â, clip(r_π)·Â) ]) + E[ KL(μ_φ ‖ π_θ) ]
         bond = Bond.of(settings, float(self.delta.value), self.guider)
         metrics = mean_metrics(
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator)
+            for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         # 4: the guider becomes what the local policies are, where it is built as they are
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])
         self.update_normalisers(rollout)
-        explained = explained_variance(estimate.values, estimate.returns)
         return metrics | {"explained_variance": explained, "delta": bond.delta}
 
     def advice(self, metrics: dict[str, float]) -> str | None:

@@ -15,15 +15,20 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
-from hmarl.trainer.learning.returns import normalise_advantages
-from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
-from hmarl.trainer.sequential.estimates import joint_estimate
+from hmarl.trainer.networks.settings import (
+    AlgorithmSettings,
+    CreditFields,
+    CriticFields,
+    GradientStepFields,
+    PolicyGradientFields,
+)
+from hmarl.trainer.sequential.estimates import advantages_of_agents, fit_joint, joint_estimate, valued_agents
 from hmarl.trainer.sequential.gradient_steps import GradientSteps, clipped_loss, clipped_share
 from hmarl.trainer.sequential.samples import TeamSamples
 from hmarl.trainer.sequential.turns import all_at_once
 
 
-class MappoSettings(CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
+class MappoSettings(CreditFields, CriticFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of MAPPO."""
 
     share_parameters: bool = Field(
@@ -42,15 +47,15 @@ class Mappo(Algorithm):
         self, spec: EnvironmentSpec, settings: MappoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Algorithm 1: θ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H, a shared θ over all who share it."""
         settings, schedule = self.settings, self.schedule(progress)
-        # Â(s, a) by GAE, the same for each agent, and the λ-returns R
+        # Â(s, a) by GAE, the same for each agent, and the λ-returns R; or each agent's own, Âⁱ and Rⁱ
         estimate = joint_estimate(rollout, self.critic, self.state_normaliser, settings)
-        advantages = normalise_advantages(estimate.advantages).unsqueeze(-1).expand_as(rollout.rewards)
+        advantages = advantages_of_agents(rollout, estimate)
         # θ ← descent on the clipped loss of Â
         loss = partial(clipped_loss, clip=settings.clip, entropy_coefficient=settings.entropy_coefficient)
         report = partial(clipped_share, clip=settings.clip)
@@ -61,7 +66,7 @@ class Mappo(Algorithm):
             schedule=schedule,
         )
         # φ ← argmin E[ (V_φ(s) − R)² ]
-        metrics |= self.critic.fit(estimate.states, estimate.returns.flatten(), self.noise_generator, schedule)
+        metrics |= fit_joint(self.critic, rollout, estimate, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
 

@@ -22,14 +22,13 @@ from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
 from hmarl.trainer.learning.metrics import mean_metrics
-from hmarl.trainer.learning.returns import explained_variance
-from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
 
 
-class SableSettings(GuiderFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
+class SableSettings(GuiderFields, CreditFields, PolicyGradientFields, AlgorithmSettings, GradientStepFields):
     """Settings of Sable."""
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "recurrent", "memory_size"})
+    without_effect: ClassVar[frozenset[str]] = frozenset({"hidden_sizes", "recurrent", "memory_size", "guider_epochs"})
 
     guider: Literal["sable"] = Field("sable", description="retention over agents and time, which remembers")
 
@@ -51,17 +50,17 @@ class Sable(Algorithm):
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """φ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H + c_v·L_V, all agents as one sequence."""
         settings, schedule = self.settings, self.schedule(progress)
-        # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R
+        # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R; or each agent's own, Vⁱ, Âⁱ and Rⁱ
         estimate = self.guider.estimate(rollout, self.guided.remembered())
-        batch = self.guider.batch(rollout, estimate)
-        self.guider.value_normaliser.update(estimate.returns)
+        explained = self.guider.adopt_units(rollout, estimate)
+        batch = self.guider.batch(rollout, estimate, self.guided.order)
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch: a step on the clipped loss
         metrics = mean_metrics(
             guide_alone(self.guider, minibatch, settings.clip, schedule)
             for minibatch in self.guider.minibatches(batch, self.noise_generator)
         )
         self.update_normalisers(rollout)
-        return metrics | {"explained_variance": explained_variance(estimate.values, estimate.returns)}
+        return metrics | {"explained_variance": explained}
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 

@@ -43,10 +43,11 @@ class GuidedActing:
 
     @torch.no_grad()
     def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
-        """The guider's actions, given a conductor's instruction [B, K]; V is recorded."""
+        """The guider's actions, given a conductor's instruction [B, K]; V and log μ are recorded."""
         memories = (*self.local.memories, self.memory)
         acted = self.guider.act(observation, context, self.local.noise_at(step), self.memory, order=self.order)
-        decision = Decision(acted.actions, self.guider.actors.to_environment(acted.actions), {"value": acted.value})
+        said = {"value": acted.value, "log_prob": acted.log_prob}
+        decision = Decision(acted.actions, self.guider.actors.to_environment(acted.actions), said)
         if self.guider.remembers and self.local.records(step):
             decision.memories = memories
         self.memory = acted.memory

@@ -94,20 +94,32 @@ class AttentionNetwork:
         """[B, 0]."""
         return carried.memory
 
-    def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """All steps and all agents at once, the decoder's attention masked."""
-        # Steps in one dimension: the attention is far faster in four dimensions than in five.
-        representation = self._encoder(parameters, tokens.flatten(0, 1))
+    def past(self, memory: Tensor, begins: Tensor) -> torch.Size:
+        """Steps know of no others: how many there are."""
+        return begins.shape
+
+    def encode_steps(self, parameters: Parameters, tokens: Tensor, past: torch.Size) -> Tensor:
+        """[L·C, N, E]: steps in one dimension, for the attention is far faster in four dimensions than in five."""
+        return self._encoder(parameters, tokens.flatten(0, 1))
+
+    def restored(self, encoded: Tensor, past: torch.Size) -> Tensor:
+        """[L, C, N, E] of [L·C, N, E]."""
+        return encoded.unflatten(0, past)
+
+    def ordered(self, encoded: Tensor, order: Tensor) -> Tensor:
+        """[L·C, N, E] with other agents first."""
+        return encoded.index_select(-2, order)
+
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: torch.Size) -> Tensor:
+        """All steps and all agents at once, the attention masked."""
         start = parameters["start"].expand(*taken.shape[:-2], 1, -1)
         previous = torch.cat([start, taken[..., :-1, :]], dim=-2).flatten(0, 1)
         x = norm(parameters, "decoder.norm", functional.gelu(previous))
         for block in range(self.blocks):
             x = self._attention(parameters, f"decoder.{block}.attention0", x, x, causal=True)
-            x = self._attention(parameters, f"decoder.{block}.attention1", representation, x, causal=True)
+            x = self._attention(parameters, f"decoder.{block}.attention1", encoded, x, causal=True)
             x = _perceptron(parameters, f"decoder.{block}", x)
-        return representation.unflatten(0, begins.shape), x.unflatten(0, begins.shape)
+        return x.unflatten(0, past)
 
     def _encoder(self, parameters: Parameters, tokens: Tensor) -> Tensor:
         x = norm(parameters, "encoder.norm", tokens)

@@ -25,8 +25,11 @@ class TeamBatch:
         actions: per group [L, C, N_group, ...] raw.
         active: [N, L·C] float32, agents group by group, 0 where one had left; None when none ever had.
         begins: [L, C] bool, True where a step begins an episode.
-        advantages, returns: [L, C].
-        values: [L, C] what the guider's network said when it acted, in the units of then.
+        acting_order: in which the agents decided.
+        acting_log_prob: [N, L·C] of the actions when they were drawn, agents group by group.
+        advantages: [L, C] of the team, or [L, C, N] of each agent by its own reward, agents group by group.
+        targets: the same of λ-returns, in the units of the guider's value.
+        values: the same of what the guider's network said when it acted, in the units of then.
         guider_memory: [C, *memory_shape] before the first step.
         memories: per group [N_group, C, H] of the local policies; H is 0 where they remember nothing.
         weight: [L, C] of the steps in the policies' surrogates, or None.
@@ -36,8 +39,10 @@ class TeamBatch:
     actions: list[Tensor]
     active: Tensor | None
     begins: Tensor
+    acting_order: tuple[int, ...]
+    acting_log_prob: Tensor
     advantages: Tensor
-    returns: Tensor
+    targets: Tensor
     values: Tensor
     guider_memory: Tensor
     memories: list[Tensor]
@@ -65,8 +70,10 @@ class TeamBatch:
             [actions[:, units] for actions in self.actions],
             None if self.active is None else self.rows(self.active, units),
             self.begins[:, units],
+            self.acting_order,
+            self.rows(self.acting_log_prob, units),
             self.advantages[:, units],
-            self.returns[:, units],
+            self.targets[:, units],
             self.values[:, units],
             self.guider_memory[units],
             [memory[:, units] for memory in self.memories],
@@ -91,14 +98,24 @@ class TeamBatch:
         """[N_group, L·C] of a group's recorded actions under its distributions [N_group, L·C]."""
         return distribution.log_prob(self.actions[group].flatten(0, 1).transpose(0, 1))
 
+    @property
+    def valued(self) -> Tensor | None:
+        """[L, C, N] 0 or 1, which values count; None where all do."""
+        if self.active is None or self.values.dim() == 2:
+            return None
+        return self.active.T.unflatten(0, self.begins.shape)
+
     @torch.no_grad()
     def moved(self, log_ratio: Tensor) -> Tensor:
         """KL(old ‖ new) by E[ r − 1 − log r ], a scalar; ``log_ratio`` [N, L·C] is log new/old of the actions."""
         return self.mean(log_ratio.exp() - 1.0 - log_ratio)
 
     def normalised_advantages(self) -> Tensor:
-        """[L·C] of mean 0 and standard deviation 1, then weighted."""
-        advantages = normalise_advantages(self.advantages.flatten())
+        """[N, L·C] of mean 0 and standard deviation 1, then weighted."""
+        if self.advantages.dim() == 3:
+            advantages = normalise_advantages(self.advantages.flatten(0, 1).T, self.active)
+        else:
+            advantages = normalise_advantages(self.advantages.flatten()).expand(len(self.acting_order), -1)
         return advantages if self.weight is None else advantages * self.weight.flatten()
 
 
@@ -107,6 +124,8 @@ def team_batch(
     rollout: Rollout,
     view: TeamView,
     estimate: Estimate,
+    targets: Tensor,
+    acting_order: Sequence[int],
     nothing_remembered: Tensor,
     policies: Sequence[GroupPolicy],
     *,
@@ -119,6 +138,8 @@ def team_batch(
         rollout: full.
         view: [T, B, ...] what the guider sees of it.
         estimate: of it.
+        targets: [T, B] or [T, B, N] what the guider's value is to say.
+        acting_order: in which the agents decided.
         nothing_remembered: [1, *memory_shape] of a guider at an episode's beginning.
         policies: the local ones, per group.
         instruction: [T, B, K] of a conductor, or None.
@@ -132,6 +153,11 @@ def team_batch(
         return x.unflatten(0, (chunks, length)).transpose(0, 1).flatten(1, 2)
 
     grouped = [agent for group in rollout.spec.groups for agent in group.agents]
+
+    def judged(x: Tensor) -> Tensor:
+        """[T, B] -> [L, n·B], or [T, B, N] -> [L, n·B, N] group by group."""
+        return sequences(x[..., grouped] if estimate.of_agents else x)
+
     guider_memory = nothing_remembered.expand(count, *nothing_remembered.shape[1:])
     memories = [torch.zeros(policy.members, count, 0, device=rollout.device) for policy in policies]
     if rollout.memories:
@@ -148,9 +174,11 @@ def team_batch(
         actions=[sequences(actions) for actions in rollout.actions],
         active=None if rollout.all_active else sequences(rollout.active[:, :, grouped]).flatten(0, 1).T.float(),
         begins=sequences(rollout.begins),
-        advantages=sequences(estimate.advantages),
-        returns=sequences(estimate.returns),
-        values=sequences(rollout.extras["value"]),
+        acting_order=tuple(acting_order),
+        acting_log_prob=sequences(rollout.extras["log_prob"][..., grouped]).flatten(0, 1).T,
+        advantages=judged(estimate.advantages),
+        targets=judged(targets),
+        values=judged(rollout.extras["value"]),
         guider_memory=guider_memory,
         memories=memories,
         weight=None if weight is None else sequences(weight),

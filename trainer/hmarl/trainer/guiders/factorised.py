@@ -9,7 +9,7 @@ Source: Li et al. 2025 (MAGPO), section 4.1, step 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -48,11 +48,14 @@ class FactorisedGuider(FlatNetwork):
     ) -> None:
         self.groups, self.heads, self.settings = groups, heads, settings
         self.instruction_size = instruction_size
-        self.agents = sum(len(group.agents) for group in groups)
+        self.grouped = [agent for group in groups for agent in group.agents]
+        self.agents = len(self.grouped)
         self.policies = self._create_policies(torch.Generator())
         seen = context_size + sum(len(group.agents) * group.example.observation_size for group in groups)
         width = (settings.embedding_size, settings.embedding_size)
-        self.critic = Mlp(seen, width, 1, settings.activation, 1.0, settings.normalise_layers)
+        self.own_values = settings.credit == "own"
+        outputs = self.agents if self.own_values else 1
+        self.critic = Mlp(seen, width, outputs, settings.activation, 1.0, settings.normalise_layers)
 
     def _create_policies(self, generator: torch.Generator) -> list[GroupPolicy]:
         settings = self.settings
@@ -117,14 +120,15 @@ class FactorisedGuider(FlatNetwork):
         return Acted(actions, log_prob, self._value(parameters, view), after)
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
-        """[B] normalised value of what is seen; memory is of no matter."""
+        """[B] or [B, N] normalised value of what is seen; memory is of no matter."""
         return self._value(parameters, view)
 
     def _value(self, parameters: Parameters, view: TeamView) -> Tensor:
-        """[...] of views [..., N_group, D]."""
+        """[...] of views [..., N_group, D], or [..., N] every agent's own."""
         seen = [features.flatten(-2) for features in view.features]
         seen += [] if view.context is None else [view.context]
-        return self.critic(parameters["critic"], torch.cat(seen, dim=-1)).squeeze(-1)
+        values = self.critic(parameters["critic"], torch.cat(seen, dim=-1))
+        return values if self.own_values else values.squeeze(-1)
 
     def judge(
         self,
@@ -147,7 +151,21 @@ class FactorisedGuider(FlatNetwork):
             )
             for g, (policy, remembered) in enumerate(zip(self.policies, self._memories(memory), strict=True))
         ]
-        return Judged(distributions, self._value(parameters, view))
+        values = self._value(parameters, view)
+        return Judged(distributions, values[..., self.grouped] if self.own_values else values)
+
+    def judge_orders(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        actions: Sequence[Tensor],
+        orders: Sequence[Tensor],
+        memory: Tensor,
+        begins: Tensor,
+    ) -> Iterator[Judged]:
+        """``judge`` in each of several orders, which are of no matter."""
+        for order in orders:
+            yield self.judge(parameters, view, actions, order, memory, begins)
 
     def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:
         """Copy the local policies' parameters."""

@@ -106,7 +106,7 @@ def doubly_clipped_surrogate(
         log_prob: [N, M] log μ_φ of the actions.
         old_log_prob: [N, M] log μ_old.
         local_log_prob: [N, M] log π_θ, without gradient.
-        advantages: [M].
+        advantages: [N, M], or [M] the same for all.
         clip: ε.
         delta: δ.
     """
@@ -160,14 +160,17 @@ class Followers:
 def guide_and_follow(
     guider: TrainedGuider, followers: Followers, minibatch: Minibatch, bond: Bond, schedule: float
 ) -> dict[str, Tensor]:
-    """Guider, then local policies, each with the other held fixed (Eqs. 8 and 10).
+    """Guider, then local policies, each with the other held fixed (Eqs. 8 and 10); the local policies alone where the
+    guider learns no more.
 
     Returns:
         Metrics, scalars.
     """
     part, old_log_prob = minibatch.part, minibatch.old_log_prob
-    judged, local = guider.judge(part, minibatch.order), followers.distributions(part)
-    advantages = part.normalised_advantages()
+    local, advantages = followers.distributions(part), part.normalised_advantages()
+    if minibatch.teachers is not None:
+        return follow(followers, part, minibatch.teachers, local, old_log_prob, advantages, bond, schedule)
+    judged = guider.judge(part, minibatch.order)
     held = [each.detach() for each in local]
     metrics = guide(guider, part, judged, held, old_log_prob, advantages, bond, schedule)
     teachers = [teacher.detach() for teacher in judged.distributions]
@@ -192,7 +195,7 @@ def guide(
         judged: the guider there, with gradient.
         local: per group [N_group, L·C] the local policies there, without gradient.
         old_log_prob: [N, L·C] log μ_old.
-        advantages: [L·C].
+        advantages: [N, L·C], or [L·C] the same for all.
         bond: which terms there are.
         schedule: factor on the step size.
     """
@@ -231,7 +234,7 @@ def follow(
         teachers: per group [N_group, L·C] the guider there, without gradient.
         local: the local policies there, with gradient.
         old_log_prob: [N, L·C] log μ_old.
-        advantages: [L·C].
+        advantages: [N, L·C], or [L·C] the same for all.
         bond: which terms there are.
         schedule: factor on the step sizes.
     """
@@ -243,7 +246,7 @@ def follow(
         loss = imitation_loss(teachers[g], local[g], active)
         if bond.reinforcement_weight:
             ratio = (part.group_log_prob(g, local[g]) - old_log_prob[rows]).exp()
-            surrogate = clipped_surrogate(ratio, advantages, bond.clip)
+            surrogate = clipped_surrogate(ratio, advantages.expand_as(old_log_prob)[rows], bond.clip)
             loss = loss - bond.reinforcement_weight * mean_of_each(surrogate, active)
         norms.append(optimiser.step(loss.mean() if policy.shared else loss.sum(), schedule))
         entropies.append(local[g].entropy().detach())

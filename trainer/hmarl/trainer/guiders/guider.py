@@ -5,9 +5,9 @@ Source: Li et al. 2025 (MAGPO), section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ class GuiderStructure(Protocol):
     embedding_size: int
     blocks: int
     attention_heads: int
+
+    @property
+    def credit(self) -> Literal["team", "own"]:
+        """Whether V is one, or every agent's own."""
+        ...
 
 
 def head_width(structure: GuiderStructure) -> int:
@@ -64,7 +69,7 @@ class Acted:
     Attributes:
         actions: per group [B, N_group, ...] raw.
         log_prob: [B, N] of every agent's action, given those before it.
-        value: [B] normalised.
+        value: [B] normalised; [B, N] where every agent has its own.
         memory: [B, *memory_shape] after the step.
     """
 
@@ -80,7 +85,7 @@ class Judged:
 
     Attributes:
         distributions: per group [N_group, L·C] of every agent's action, given those before it.
-        values: [L, C] normalised.
+        values: [L, C] normalised; [L, C, N], agents group by group, where every agent has its own.
     """
 
     distributions: list[Distribution]
@@ -133,7 +138,7 @@ class Guider(Protocol):
         ...
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
-        """[B] normalised value of what is seen, [B, ...], after ``memory``."""
+        """[B] or [B, N] normalised value of what is seen, [B, ...], after ``memory``."""
         ...
 
     def judge(
@@ -155,6 +160,18 @@ class Guider(Protocol):
             memory: [C, *memory_shape] before the first step.
             begins: [L, C] bool, True where a step begins an episode.
         """
+        ...
+
+    def judge_orders(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        actions: Sequence[Tensor],
+        orders: Sequence[Tensor],
+        memory: Tensor,
+        begins: Tensor,
+    ) -> Iterator[Judged]:
+        """``judge`` in each of several orders."""
         ...
 
     def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:

@@ -134,33 +134,47 @@ class RetentionNetwork:
 
     # --- learning: chunk by chunk -----------------------------------------------------------------------------------
 
-    def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """All steps at once, chunk by chunk."""
+    def past(self, memory: Tensor, begins: Tensor) -> _Past:
+        """Chunks, and what is remembered before them."""
         states, last, step = self._parts(memory)
-        chunks = _Chunks.of(begins, self.agents, self._decays(memory.device))
         position = self._position(_steps_in_episode(step, begins)).unsqueeze(-2)
+        return _Past(_Chunks.of(begins, self.agents, self._decays(memory.device)), states, last, position, begins)
+
+    def encode_steps(self, parameters: Parameters, tokens: Tensor, past: _Past) -> Tensor:
+        """[C, n·s·N, E]: all steps at once, chunk by chunk."""
+        seen = past.chunks.lay(norm(parameters, "encoder.norm", tokens) + past.position)
+        return self._encoder(parameters, seen, self._by_chunks(past))
+
+    def restored(self, encoded: Tensor, past: _Past) -> Tensor:
+        """[L, C, N, E] of [C, n·s·N, E]."""
+        return past.chunks.restore(encoded)
+
+    def ordered(self, encoded: Tensor, order: Tensor) -> Tensor:
+        """[C, n·s·N, E] with other agents first in each step."""
+        return encoded.unflatten(1, (-1, self.agents)).index_select(-2, order).flatten(1, 2)
+
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: _Past) -> Tensor:
+        """All steps at once, chunk by chunk."""
+        fed = past.chunks.lay(self._fed(parameters, taken, past))
+        return past.chunks.restore(self._decoder(parameters, fed, encoded, self._by_chunks(past)))
+
+    def _by_chunks(self, past: _Past) -> _Retain:
+        """Retention of tokens chunk by chunk."""
 
         def retain(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return chunks.retain(query, key, value, states[:, layer], causal=layer >= self.blocks)
+            return past.chunks.retain(query, key, value, past.states[:, layer], causal=layer >= self.blocks)
 
-        seen = chunks.lay(norm(parameters, "encoder.norm", tokens) + position)
-        encoded = self._encoder(parameters, seen, retain)
-        representation = chunks.restore(encoded)
-        fed = chunks.lay(self._fed(parameters, taken, last, begins, position))
-        decoded = self._decoder(parameters, fed, encoded, retain)
-        return representation, chunks.restore(decoded)
+        return retain
 
     @staticmethod
-    def _fed(parameters: Parameters, taken: Tensor, last: Tensor, begins: Tensor, position: Tensor) -> Tensor:
+    def _fed(parameters: Parameters, taken: Tensor, past: _Past) -> Tensor:
         """[L, C, N, E] what the decoder is fed: of each step the start token and the actions but for the last, with
         which the next step begins unless it begins an episode.
         """
-        before = torch.cat([last.unsqueeze(0), taken[:-1, :, -1]]).masked_fill(begins.unsqueeze(-1), 0.0)
+        before = torch.cat([past.last.unsqueeze(0), taken[:-1, :, -1]]).masked_fill(past.begins.unsqueeze(-1), 0.0)
         first = (parameters["start"] + before).unsqueeze(-2)
         fed = functional.gelu(torch.cat([first, taken[..., :-1, :]], dim=-2))
-        return norm(parameters, "decoder.norm", fed) + position
+        return norm(parameters, "decoder.norm", fed) + past.position
 
     # --- both -------------------------------------------------------------------------------------------------------
 
@@ -278,6 +292,25 @@ class _Chunks:
         scores = (q @ k.mT).mul_(self.causal if causal else self.full)
         seen = torch.baddbmm((q @ states).mul_(self.entering), scores, v)
         return seen.view(sequences, count, heads, -1, q.shape[-1]).transpose(2, 3).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What C sequences of L steps share.
+
+    Attributes:
+        chunks: in which they lie.
+        states: [C, layers, heads, d, d] before the first step.
+        last: [C, E] token of the last action before it.
+        position: [L, C, 1, E] of the steps in their episodes.
+        begins: [L, C] bool, where a step begins an episode.
+    """
+
+    chunks: _Chunks
+    states: Tensor
+    last: Tensor
+    position: Tensor
+    begins: Tensor
 
 
 def _decay(episodes: Tensor, decays: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -82,20 +82,47 @@ class TokenNetwork(Protocol):
         """[B, *memory_shape] after the step, from what the last ``decode`` left and the last action's token [B, E]."""
         ...
 
-    def parallel(
-        self, parameters: Parameters, tokens: Tensor, taken: Tensor, memory: Tensor, begins: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``encode`` and ``decode`` of many steps at once, their actions known; agents always in decoding order.
+    def past(self, memory: Tensor, begins: Tensor) -> Any:
+        """What many steps' encoding and decoding share: what was remembered before them, and how far back each sees.
+
+        Args:
+            memory: [C, *memory_shape] before the first step.
+            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+        """
+        ...
+
+    def encode_steps(self, parameters: Parameters, tokens: Tensor, past: Any) -> Tensor:
+        """``encode`` of many steps at once; agents in any order, which is of no matter.
 
         Args:
             parameters: named.
             tokens: [L, C, N, E] of all agents' observations.
-            taken: [L, C, N, E] of all agents' actions.
-            memory: [C, *memory_shape] before the first step.
-            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+            past: of these steps.
 
         Returns:
-            [L, C, N, E] representations, [L, C, N, E] outputs.
+            Representations, laid out as ``decode_steps`` wants them.
+        """
+        ...
+
+    def restored(self, encoded: Tensor, past: Any) -> Tensor:
+        """[L, C, N, E] of what ``encode_steps`` returned."""
+        ...
+
+    def ordered(self, encoded: Tensor, order: Tensor) -> Tensor:
+        """What ``encode_steps`` would have returned, had the agents been in ``order`` [N] int64."""
+        ...
+
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: Any) -> Tensor:
+        """``decode`` of many steps at once, their actions known; agents always in decoding order.
+
+        Args:
+            parameters: named.
+            encoded: of ``encode_steps``.
+            taken: [L, C, N, E] of all agents' actions.
+            past: of these steps.
+
+        Returns:
+            [L, C, N, E] outputs.
         """
         ...
 
@@ -127,6 +154,8 @@ class SequenceGuider(FlatNetwork):
     ) -> None:
         self.groups, self.heads, self.width = groups, heads, structure.embedding_size
         self.context_size, self.instruction_size = context_size, instruction_size
+        self.grouped = [agent for group in groups for agent in group.agents]
+        self.own_values = structure.credit == "own"
         self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
         self.agents = len(self.position)
         self.network = network(structure, self.agents)
@@ -199,7 +228,7 @@ class SequenceGuider(FlatNetwork):
         return Acted(grouped, log_prob, self._value(parameters, representation), remembered)
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
-        """[B] normalised value of what is seen, [B, ...], after ``memory``."""
+        """[B] or [B, N] normalised value of what is seen, [B, ...], after ``memory``."""
         tokens = self.observation_tokens(parameters, view)
         return self._value(parameters, self.network.encode(parameters, tokens, memory)[0])
 
@@ -217,7 +246,36 @@ class SequenceGuider(FlatNetwork):
         """Policies and values at recorded steps, all at once."""
         tokens = self.observation_tokens(parameters, view).index_select(-2, order)
         taken = self.action_tokens(parameters, actions).index_select(-2, order)
-        representation, outputs = self.network.parallel(parameters, tokens, taken, memory, begins)
+        past = self.network.past(memory, begins)
+        encoded = self.network.encode_steps(parameters, tokens, past)
+        outputs = self.network.decode_steps(parameters, encoded, taken, past)
+        values = self._value(parameters, self.network.restored(encoded, past))
+        if self.own_values:
+            values = values.index_select(-1, torch.argsort(order)[self.grouped])
+        return Judged(self._decided(parameters, view, outputs, order), values)
+
+    def judge_orders(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        actions: Sequence[Tensor],
+        orders: Sequence[Tensor],
+        memory: Tensor,
+        begins: Tensor,
+    ) -> Iterator[Judged]:
+        """``judge`` in each of several orders; the encoder, to which no order matters, once for all of them."""
+        past = self.network.past(memory, begins)
+        encoded = self.network.encode_steps(parameters, self.observation_tokens(parameters, view), past)
+        values = self._value(parameters, self.network.restored(encoded, past))
+        values = values[..., self.grouped] if self.own_values else values
+        taken = self.action_tokens(parameters, actions)
+        for order in orders:
+            encoded_now = self.network.ordered(encoded, order)
+            outputs = self.network.decode_steps(parameters, encoded_now, taken.index_select(-2, order), past)
+            yield Judged(self._decided(parameters, view, outputs, order), values)
+
+    def _decided(self, parameters: Parameters, view: TeamView, outputs: Tensor, order: Tensor) -> list[Distribution]:
+        """Per group [N_group, L·C] of the decoder's outputs [L, C, N, E] in an order."""
         instruction = None if view.instruction is None else view.instruction.unsqueeze(-2)
         finished = self._finish(parameters, outputs, instruction).flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
         places, distributions = torch.argsort(order), []
@@ -225,7 +283,7 @@ class SequenceGuider(FlatNetwork):
             theirs = finished.index_select(0, places[list(group.agents)])
             legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
             distributions.append(self._distribution(parameters, g, theirs, legal))
-        return Judged(distributions, self._value(parameters, representation))
+        return distributions
 
     def backtrack(self, theta: Tensor, policies: Sequence[GroupPolicy]) -> None:
         """Not by a row of tokens.
@@ -271,8 +329,7 @@ class SequenceGuider(FlatNetwork):
         if len(per_group) == 1:
             return per_group[0]
         joined = torch.cat(list(per_group), dim=-2)
-        grouped = [agent for group in self.groups for agent in group.agents]
-        return joined[..., [grouped.index(agent) for agent in range(self.agents)], :]
+        return joined[..., [self.grouped.index(agent) for agent in range(self.agents)], :]
 
     def _finish(self, parameters: Parameters, output: Tensor, instruction: Tensor | None) -> Tensor:
         """[..., E] of outputs [..., E], given what was instructed [..., K]."""
@@ -285,8 +342,8 @@ class SequenceGuider(FlatNetwork):
         head = self.heads[group]
         return head.distribution(dense(parameters, f"policy.{group}", output), parameters[f"extra.{group}"], mask)
 
-    @staticmethod
-    def _value(parameters: Parameters, representation: Tensor) -> Tensor:
-        """[...] of representations [..., N, E]: the mean of what each of them says."""
+    def _value(self, parameters: Parameters, representation: Tensor) -> Tensor:
+        """[..., N] of representations [..., N, E], each agent's own; or [...], the mean of what all of them say."""
         hidden = functional.gelu(dense(parameters, "value.hidden", representation))
-        return dense(parameters, "value", hidden).squeeze(-1).mean(-1)
+        values = dense(parameters, "value", hidden).squeeze(-1)
+        return values if self.own_values else values.mean(-1)

@@ -35,7 +35,18 @@ class GuiderFields(BaseModel):
         description="the agents decide in a random order, drawn for every rollout and every epoch; False: always in "
         "their natural one",
     )
+    reshuffle: bool = Field(
+        True,
+        description="a new order in every epoch; False: all epochs keep the order in which the agents acted, in which "
+        "the actions' probabilities are known already (faster)",
+    )
     epochs: int = Field(10, ge=1, description="passes over the rollout per update")
+    guider_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="passes in which the guider learns as well, the first of epochs; in the others the local policies "
+        "follow it as it is then, which costs far less. By default it learns in all",
+    )
     minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
     clip: float = Field(
         0.2, gt=0, lt=1, description="ε: ratios are clipped to 1 ± ε, values (normalised) to the old ones ± ε"
@@ -51,6 +62,14 @@ class GuiderFields(BaseModel):
             raise UsageError(
                 f"algorithm.attention_heads: got {self.attention_heads}, expected a divisor of "
                 f"algorithm.embedding_size ({self.embedding_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guider_learns_in_some_of_the_epochs(self) -> Self:
+        if self.guider_epochs is not None and self.guider_epochs > self.epochs:
+            raise UsageError(
+                f"algorithm.guider_epochs: got {self.guider_epochs}, expected at most algorithm.epochs ({self.epochs})"
             )
         return self
 
@@ -92,6 +111,7 @@ class GuiderSettings(NetworkSettings, Protocol):
     attention_heads: int
     guider_sees_state: bool
     shuffle_agents: bool
+    reshuffle: bool
     share_parameters: bool
     recurrent: bool
     gamma: float
@@ -104,6 +124,11 @@ class GuiderSettings(NetworkSettings, Protocol):
     clip: float
     entropy_coefficient: float
     value_coefficient: float
+
+    @property
+    def credit(self) -> Literal["team", "own"]:
+        """Whether V is one, or every agent's own."""
+        ...
 
     @property
     def guider(self) -> str:

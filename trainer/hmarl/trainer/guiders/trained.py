@@ -3,8 +3,9 @@
 In an update
 
     estimate     V as the guider had it when it acted, Â by GAE and the λ-returns R
-    batch        the rollout as sequences
-    minibatches  of several epochs, the agents in a new order in each, with log μ_old of the actions in that order
+    batch        the rollout as sequences, λ-returns in units of V
+    minibatches  of several epochs, the agents in a new order in each, with log μ_old of the actions in that order;
+                 at last those of epochs in which the guider learns no more, with what it would do there
     judge        μ_φ(·|o, a of those before) and V_φ there
     descend      on −objective + penalty − c·H + c_v·L_V
 
@@ -14,7 +15,7 @@ The algorithm says what the objective is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +27,11 @@ from hmarl.trainer.guiders import create_guider
 from hmarl.trainer.guiders.batch import TeamBatch, team_batch
 from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
 from hmarl.trainer.guiders.settings import GuiderSettings
-from hmarl.trainer.learning.returns import generalised_advantages
+from hmarl.trainer.learning.returns import explained_variance, weighted_mean
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.normalisation import RunningNormaliser, ValueNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
-from hmarl.trainer.sequential.estimates import Estimate
+from hmarl.trainer.sequential.estimates import Estimate, counted, estimate_by
 from hmarl.trainer.sequential.gradient_steps import minibatches
 
 
@@ -55,11 +56,13 @@ class Minibatch:
         part: the sequences.
         order: [N] int64, in which the agents decide.
         old_log_prob: [N, L·C] of the actions, agents group by group, under the guider that collected, in that order.
+        teachers: per group [N_group, L·C] the guider there, without gradient, when it learns no more; else None.
     """
 
     part: TeamBatch
     order: Tensor
     old_log_prob: Tensor
+    teachers: list[Distribution] | None = None
 
 
 class TrainedGuider:
@@ -180,17 +183,7 @@ class TrainedGuider:
 
     @torch.no_grad()
     def estimate(self, rollout: Rollout, remembered: Remembered) -> Estimate:
-        """V as the guider had it when it acted, the joint advantage by GAE and λ-returns."""
-        settings = self.settings
-        values, next_values = self._values(rollout, remembered)
-        advantages = generalised_advantages(
-            rollout.team_rewards, values, next_values, rollout.ended, settings.gamma, settings.gae_lambda
-        )
-        states = self._state_normaliser(rollout.states[:-1]).flatten(0, 1)
-        return Estimate(states, values, next_values, advantages, advantages + values)
-
-    def _values(self, rollout: Rollout, remembered: Remembered) -> tuple[Tensor, Tensor]:
-        """[T, B] V as the guider had it when it acted, and [T, B] of what followed (0 after termination)."""
+        """V as the guider had it when it acted, advantages by GAE and λ-returns: the team's, or every agent's own."""
         seen_last = self.view(rollout.last_observations, rollout.last_action_masks, rollout.states[-1])
         last = self.network.value(self._parameters, seen_last, remembered.last)
         finals = last[:0]
@@ -201,50 +194,116 @@ class TrainedGuider:
             finals = self.network.value(self._parameters, view, torch.cat(remembered.at_ends))
         values = torch.cat([rollout.extras["value"], last.unsqueeze(0)])
         values, finals = self.value_normaliser.denormalise(values), self.value_normaliser.denormalise(finals)
-        return values[:-1], rollout.next_values(values, finals)
+        states = self._state_normaliser(rollout.states[:-1]).flatten(0, 1)
+        return estimate_by(rollout, states, values, finals, self.settings)
+
+    def adopt_units(self, rollout: Rollout, estimate: Estimate) -> float:
+        """From now on V is learnt in the units of the λ-returns that count.
+
+        Returns:
+            How much of their variance V has explained.
+        """
+        values, returns = counted(rollout, estimate.values), counted(rollout, estimate.returns)
+        self.value_normaliser.update(returns)
+        return explained_variance(values, returns)
 
     @torch.no_grad()
     def batch(
-        self, rollout: Rollout, estimate: Estimate, instruction: Tensor | None = None, weight: Tensor | None = None
+        self,
+        rollout: Rollout,
+        estimate: Estimate,
+        acting_order: Sequence[int],
+        instruction: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> TeamBatch:
-        """The rollout as sequences; instruction and weight as ``team_batch`` takes them."""
+        """The rollout as sequences, λ-returns in the units that V is learnt in from now on.
+
+        Args:
+            rollout: full.
+            estimate: of it.
+            acting_order: in which the agents decided.
+            instruction: [T, B, K] of a conductor, or None.
+            weight: [T, B] of the steps in the policies' surrogates, or None.
+        """
         view = self.view(rollout.observations, rollout.action_masks, rollout.states[:-1])
         return team_batch(
-            rollout, view, estimate, self.no_memory(1), self.actors.policies, instruction=instruction, weight=weight
+            rollout,
+            view,
+            estimate,
+            self.value_normaliser.normalise(estimate.returns),
+            acting_order,
+            self.no_memory(1),
+            self.actors.policies,
+            instruction=instruction,
+            weight=weight,
         )
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
-    def minibatches(self, batch: TeamBatch, generator: torch.Generator) -> Iterator[Minibatch]:
+    def minibatches(
+        self, batch: TeamBatch, generator: torch.Generator, guider_epochs: int | None = None
+    ) -> Iterator[Minibatch]:
         """Epochs of minibatches, the agents in a new order in each epoch; ratios are to the guider as it is now.
 
         Args:
             batch: the whole rollout.
             generator: of the minibatches, on the device.
+            guider_epochs: after so many the guider learns no more; None: it learns in all.
         """
-        settings, behaviour = self.settings, self.theta.clone()
-        old_log_probs: dict[tuple[int, ...], Tensor] = {}  # of few agents there are few orders, and epochs share them
-        for _ in range(settings.epochs):
-            drawn = self.draw_order()
-            order, key = drawn.to(self.actors.device), tuple(drawn.tolist())
-            if key not in old_log_probs:
-                old_log_probs[key] = self._log_prob(batch, order, behaviour)
-            for units in minibatches(batch.sequences, 1, settings.minibatches, generator):
-                old = old_log_probs[key]
-                if units is None:
-                    yield Minibatch(batch, order, old)
-                else:
-                    yield Minibatch(batch.take(units), order, batch.rows(old, units))
+        epochs = self.settings.epochs
+        learning = epochs if guider_epochs is None else guider_epochs
+        orders = [self._order_of_epoch(batch) for _ in range(learning)]
+        old_log_probs = self._old_log_probs(batch, orders)
+        for order in orders:
+            yield from self._epoch(batch, generator, order, old_log_probs[order])
+        if learning < epochs:
+            # What the guider would do there is the same in each of these epochs, and judged once.
+            kept = [
+                replace(each, teachers=self._teachers(each))
+                for each in self._epoch(batch, generator, batch.acting_order, batch.acting_log_prob)
+            ]
+            for _ in range(epochs - learning):
+                yield from kept
+
+    def _epoch(
+        self, batch: TeamBatch, generator: torch.Generator, order: tuple[int, ...], old: Tensor
+    ) -> Iterator[Minibatch]:
+        """The minibatches of one pass, with log μ_old [N, L·C] of the whole batch in that order."""
+        placed = torch.tensor(order, device=self.actors.device)
+        for units in minibatches(batch.sequences, 1, self.settings.minibatches, generator):
+            if units is None:
+                yield Minibatch(batch, placed, old)
+            else:
+                yield Minibatch(batch.take(units), placed, batch.rows(old, units))
+
+    def _order_of_epoch(self, batch: TeamBatch) -> tuple[int, ...]:
+        """A new order, or the one in which the agents acted."""
+        return tuple(self.draw_order().tolist()) if self.settings.reshuffle else batch.acting_order
 
     @torch.no_grad()
-    def _log_prob(self, batch: TeamBatch, order: Tensor, theta: Tensor) -> Tensor:
-        """[N, L·C] of a batch's actions under the guider with parameters ``theta``; a minibatch's worth at a time."""
-        size, log_probs = -(-batch.sequences // self.settings.minibatches), []
-        for first in range(0, batch.sequences, size):
+    def _old_log_probs(self, batch: TeamBatch, orders: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+        """By order, [N, L·C] of a batch's actions under the guider that collected; a minibatch's worth at a time.
+
+        In the order of acting they are known. Of few agents there are few orders, and epochs share them.
+        """
+        known = {batch.acting_order: batch.acting_log_prob}
+        others = [order for order in dict.fromkeys(orders) if order not in known]
+        placed = [torch.tensor(order, device=self.actors.device) for order in others]
+        rows: dict[tuple[int, ...], list[Tensor]] = {order: [] for order in others}
+        size = -(-batch.sequences // self.settings.minibatches)
+        for first in range(0, batch.sequences, size) if others else ():
             part = batch.take(slice(first, first + size))
-            log_prob = part.log_prob(self.judge(part, order, theta).distributions)
-            log_probs.append(log_prob.unflatten(1, part.begins.shape))
-        return torch.cat(log_probs, dim=-1).flatten(1)
+            judged = self.network.judge_orders(
+                self._parameters, part.view, part.actions, placed, part.guider_memory, part.begins
+            )
+            for order, each in zip(others, judged, strict=True):
+                rows[order].append(part.log_prob(each.distributions).unflatten(1, part.begins.shape))
+        return known | {order: torch.cat(found, dim=-1).flatten(1) for order, found in rows.items()}
+
+    @torch.no_grad()
+    def _teachers(self, minibatch: Minibatch) -> list[Distribution]:
+        """Per group [N_group, L·C] the guider at the steps of a minibatch."""
+        return self.judge(minibatch.part, minibatch.order, self.theta).distributions
 
     def judge(self, part: TeamBatch, order: Tensor, theta: Tensor | None = None) -> Judged:
         """The guider at the steps of a minibatch: with gradient, or with parameters ``theta``."""
@@ -268,8 +327,7 @@ class TrainedGuider:
         """
         settings = self.settings
         entropy = part.mean(torch.cat([distribution.entropy() for distribution in judged.distributions]))
-        targets = self.value_normaliser.normalise(part.returns)
-        value_loss = clipped_value_loss(judged.values, part.values, targets, settings.clip)
+        value_loss = clipped_value_loss(judged.values, part.values, part.targets, settings.clip, part.valued)
         loss = -part.mean(objective) - settings.entropy_coefficient * entropy
         loss = loss + settings.value_coefficient * value_loss
         norm = self.optimiser.step(loss if penalty is None else loss + penalty, schedule)
@@ -280,15 +338,19 @@ class TrainedGuider:
         return {"guider": self.theta, "guider_optimiser": self.optimiser, "value_moments": self.value_normaliser}
 
 
-def clipped_value_loss(values: Tensor, old: Tensor, targets: Tensor, clip: float) -> Tensor:
+def clipped_value_loss(
+    values: Tensor, old: Tensor, targets: Tensor, clip: float, weight: Tensor | None = None
+) -> Tensor:
     """E[ max( (V − R)², (clip(V, V_old ± ε) − R)² ) ] in normalised units (Schulman et al.'s code; Yu et al. 2022,
     Eq. 3).
 
     Args:
-        values: [L, C] V.
-        old: [L, C] what the network said when it acted.
-        targets: [L, C] R.
+        values: [L, C] V, or [L, C, N] V^i.
+        old: the same, what the network said when it acted.
+        targets: the same, R.
         clip: ε.
+        weight: [L, C, N] 0 or 1, or None.
     """
     clipped = old + (values - old).clamp(-clip, clip)
-    return torch.maximum((values - targets).square(), (clipped - targets).square()).mean()
+    errors = torch.maximum((values - targets).square(), (clipped - targets).square())
+    return errors.mean() if weight is None else weighted_mean(errors, weight)

@@ -1,4 +1,4 @@
-"""The centralised critic: V(s), or Q(s, ·) with one output per instruction."""
+"""The centralised critic: V(s), one output per agent, or Q(s, ·) with one output per instruction."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Critic:
         state_size: width of the state.
         settings: network, optimiser and loss.
         generator: CPU generator of the initial weights.
-        outputs: 1 for V(s); K for Q(s, M).
+        outputs: 1 for V(s); N for V^1(s) … V^N(s); K for Q(s, M).
     """
 
     def __init__(
@@ -68,6 +68,11 @@ class Critic:
         values = self.normaliser.denormalise(self.network(self.theta, states))
         return values.squeeze(-1) if self.network.output_size == 1 else values
 
+    def _loss_where(self, there: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
+        """The loss over the entries that count; the others cost nothing, whatever stands there."""
+        known = torch.where(there, targets, predictions.detach())
+        return self._loss(predictions, known) * there.numel() / there.sum().clamp(min=1)
+
     def _loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         if self.settings.critic_loss == "huber":
             return functional.huber_loss(predictions, targets, delta=self.settings.huber_delta)
@@ -80,18 +85,23 @@ class Critic:
         generator: torch.Generator,
         schedule: float = 1.0,
         chosen: Tensor | None = None,
+        there: Tensor | None = None,
     ) -> dict[str, float]:
         """φ_{k+1} = argmin Σ (V_φ(s_t) − R̂_t)², by minibatch Adam (HCPO Algorithm 1, line 14).
 
         Args:
             states: [M, state_size] normalised.
-            targets: [M] λ-returns.
+            targets: [M] λ-returns, or [M, outputs] of each output.
             generator: of the minibatches.
             schedule: factor on the step size.
-            chosen: [M] int64, which output each target belongs to; None with one output.
+            chosen: [M] int64, which output each target belongs to; None with one output, or one target an output.
+            there: [M, outputs] bool, which targets count; None: all.
         """
-        explained = explained_variance(self._pick(self.values(states), chosen), targets)
-        self.normaliser.update(targets)
+        values, counted = self._pick(self.values(states), chosen), targets
+        if there is not None:
+            values, counted = values[there], targets[there]
+        explained = explained_variance(values, counted)
+        self.normaliser.update(counted)
         scaled = self.normaliser.normalise(targets)
         losses, size = [], -(-len(targets) // self.settings.critic_minibatches)
         for _ in range(self.settings.critic_epochs):
@@ -99,7 +109,8 @@ class Critic:
             for rows in order.split(size):
                 output = self.network(self.optimiser.parameter, states[rows])
                 picked = self._pick(output.squeeze(-1) if chosen is None else output, chosen, rows)
-                loss = self._loss(picked, scaled[rows])
+                wanted = scaled[rows]
+                loss = self._loss(picked, wanted) if there is None else self._loss_where(there[rows], picked, wanted)
                 self.optimiser.step(loss, schedule)
                 losses.append(loss.detach())
         return {"critic_loss": float(torch.stack(losses).mean()), "explained_variance": explained}

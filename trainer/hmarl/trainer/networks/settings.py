@@ -155,6 +155,16 @@ class PolicyGradientFields(BaseModel):
     initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
 
 
+class CreditFields(BaseModel):
+    """Of algorithms in which agents may learn from the team's reward, or each from its own."""
+
+    credit: Literal["team", "own"] = Field(
+        "team",
+        description="team: one V, and each agent learns from the team's reward; own: each learns from its own reward, "
+        "with a V of its own (where the environment shares one reward, they are alike)",
+    )
+
+
 class CriticFields(BaseModel):
     """Of algorithms with a critic of its own."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic, CriticSettings
-from hmarl.trainer.learning.returns import generalised_advantages
+from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 
 
@@ -25,13 +25,14 @@ class Discounting(Protocol):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a critic makes of a rollout.
+    """What critics make of a rollout: of the team, [T, B], or of every agent by its own reward, [T, B, N].
 
     Attributes:
         states: [T·B, state_size] normalised.
-        values: [T, B] V(s_t); next_values: [T, B] of the states that followed (0 after termination).
-        advantages: [T, B] joint advantage Â(s_t, a_t), not normalised.
-        returns: [T, B] λ-returns, the critic's targets.
+        values: [T, B] V(s_t), or [T, B, N] V^i; next_values: of what followed (0 after termination, and to an agent who
+            has left).
+        advantages: joint advantage Â(s_t, a_t), or Â^i; not normalised.
+        returns: λ-returns, the critics' targets.
     """
 
     states: Tensor
@@ -40,27 +41,87 @@ class Estimate:
     advantages: Tensor
     returns: Tensor
 
+    @property
+    def of_agents(self) -> bool:
+        """Whether every agent has an estimate of its own."""
+        return self.values.dim() == 3
+
+
+def estimate_by(
+    rollout: Rollout, states: Tensor, values: Tensor, final_values: Tensor, discounting: Discounting
+) -> Estimate:
+    """Advantages by GAE, and λ-returns.
+
+    Args:
+        rollout: full.
+        states: [T·B, state_size] normalised.
+        values: [T + 1, B] V of all states, which judge the team's reward; or [T + 1, B, N] V^i, each its agent's own.
+        final_values: [F] or [F, N] of what was seen last in episodes that ended.
+        discounting: γ and λ.
+    """
+    if values.dim() == 3:
+        rewards = rollout.rewards
+        following, ended = rollout.next_values_of_agents(values, final_values)
+    else:
+        rewards, ended = rollout.team_rewards, rollout.ended
+        following = rollout.next_values(values, final_values)
+    advantages = generalised_advantages(
+        rewards, values[:-1], following, ended, discounting.gamma, discounting.gae_lambda
+    )
+    return Estimate(states, values[:-1], following, advantages, advantages + values[:-1])
+
+
+def counted(rollout: Rollout, values: Tensor) -> Tensor:
+    """The values that count: all [T, B]; of [T, B, N] those at the steps at which the agents were there."""
+    return values[rollout.active] if values.dim() == 3 and not rollout.all_active else values
+
+
+def advantages_of_agents(rollout: Rollout, estimate: Estimate) -> Tensor:
+    """[T, B, N] of mean 0 and standard deviation 1 over all samples that count: Â, the same for each agent, or Â^i."""
+    if not estimate.of_agents:
+        return normalise_advantages(estimate.advantages).unsqueeze(-1).expand_as(rollout.rewards)
+    return normalise_advantages(estimate.advantages, None if rollout.all_active else rollout.active.float())
+
+
+def valued_agents(spec: EnvironmentSpec, credit: Literal["team", "own"]) -> int:
+    """How many values a critic of states says: one, or one an agent."""
+    return len(spec.agents) if credit == "own" else 1
+
 
 @torch.no_grad()
 def joint_estimate(
     rollout: Rollout, critic: Critic, normaliser: RunningNormaliser, discounting: Discounting
 ) -> Estimate:
-    """V(s), the joint advantage by GAE and λ-returns.
+    """V(s), the joint advantage by GAE and λ-returns; or every agent's own, where the critic says a value for each.
 
     Args:
         rollout: full.
-        critic: V(s).
+        critic: V(s), or V^1(s) … V^N(s).
         normaliser: of the states.
         discounting: γ and λ.
     """
     states = normaliser(rollout.states)
-    values = critic.values(states)
     final_values = critic.values(normaliser(rollout.final_states))
-    next_values = rollout.next_values(values, final_values)
-    advantages = generalised_advantages(
-        rollout.team_rewards, values[:-1], next_values, rollout.ended, discounting.gamma, discounting.gae_lambda
-    )
-    return Estimate(states[:-1].flatten(0, 1), values[:-1], next_values, advantages, advantages + values[:-1])
+    return estimate_by(rollout, states[:-1].flatten(0, 1), critic.values(states), final_values, discounting)
+
+
+def fit_joint(
+    critic: Critic, rollout: Rollout, estimate: Estimate, generator: torch.Generator, schedule: float = 1.0
+) -> dict[str, float]:
+    """φ ← argmin E[ (V_φ(s) − R)² ], or E[ (V_φ^i(s) − R^i)² ] over the agents who were there.
+
+    Args:
+        critic: that has estimated.
+        rollout: full.
+        estimate: of it.
+        generator: of the minibatches.
+        schedule: factor on the step size.
+
+    Returns:
+        Metrics.
+    """
+    there = rollout.active.flatten(0, 1) if estimate.of_agents and not rollout.all_active else None
+    return critic.fit(estimate.states, estimate.returns.flatten(0, 1), generator, schedule, there=there)
 
 
 class LocalCritics:
@@ -98,12 +159,7 @@ class LocalCritics:
             values[:-1, :, members] = self._values(g, rollout.observations[g])
             values[-1, :, members] = self._values(g, rollout.last_observations[g])
             final_values[:, members] = self._values(g, rollout.final_observations(g))
-        following, ended = rollout.next_values_of_agents(values, final_values)
-        advantages = generalised_advantages(
-            rollout.rewards, values[:-1], following, ended, discounting.gamma, discounting.gae_lambda
-        )
-        states = rollout.states[:-1].flatten(0, 1)
-        return Estimate(states, values[:-1], following, advantages, advantages + values[:-1])
+        return estimate_by(rollout, rollout.states[:-1].flatten(0, 1), values, final_values, discounting)
 
     def _values(self, group: int, observations: Tensor) -> Tensor:
         """[..., N_group] of observations [..., N_group, D]."""

@@ -90,7 +90,7 @@ def random_order(generator: torch.Generator) -> Order:
 def one_after_the_other(
     team: TeamSamples,
     order: Order,
-    advantage: Callable[[Tensor], Tensor],
+    advantage: Callable[[int, Tensor], Tensor],
     improve: Callable[[Turn], Improvement],
     *,
     schedule: float = 1.0,
@@ -101,7 +101,7 @@ def one_after_the_other(
     Args:
         team: the rollout.
         order: whose turn is next.
-        advantage: F [M] ↦ [M] what the next agent maximises.
+        advantage: an agent and F [M] ↦ [M] what it maximises when it is its turn.
         improve: improves a policy in place.
         schedule: factor on step sizes.
         progress: share of the training done, in [0, 1).
@@ -122,7 +122,7 @@ def one_after_the_other(
             member,
             team.policies[group],
             team.of_agent(agent),
-            advantage(factor),
+            advantage(agent, factor),
             factor,
             agents - len(remaining),
             agents,
