@@ -158,7 +158,7 @@ COMPARISONS = (
             *algorithms("hcpo"),
             Variant("hcpo, sees nothing", "hcpo", ("algorithm.conductor_sees=nothing",), 1),
             Variant("hcpo, sees the state", "hcpo", ("algorithm.conductor_sees=state",), 1),
-            Variant("hatrpo, γ=0.3", "hatrpo", ("algorithm.gamma=0.3", "algorithm.entropy_coefficient=0.003"), 1),
+            Variant("hatrpo, γ=0.3", "hatrpo", ("algorithm.gamma=0.3", "algorithm.entropy_coefficient=0.003"), 2),
         ),
         environment_settings=("record=own",),
         references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5), ("best with memory", 181.0)),
