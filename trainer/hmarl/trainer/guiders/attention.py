@@ -56,7 +56,7 @@ class AttentionGuider(SequenceGuider):
 
     def _gain(self, name: str) -> float:
         # Three orthogonal matrices one below the other have columns of this length.
-        return math.sqrt(3.0) if name.endswith("inputs.weight") else super()._gain(name)
+        return super()._gain(name) * (math.sqrt(3.0) if name.endswith("inputs.weight") else 1.0)
 
     def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, _Seen]:
         """Attention among all agents' observations."""

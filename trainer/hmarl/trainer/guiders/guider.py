@@ -32,6 +32,11 @@ class GuiderStructure(Protocol):
         """Whether V is one, or every agent's own."""
         ...
 
+    @property
+    def initial_gains(self) -> Literal["unit", "small"]:
+        """How the weights are drawn."""
+        ...
+
 
 @dataclass(frozen=True)
 class TeamView:

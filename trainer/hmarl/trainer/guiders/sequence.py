@@ -13,6 +13,7 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -27,6 +28,10 @@ from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.guiders.guider import Acted, Guider, GuiderStructure, Judged, TeamView
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
+
+# As the authors of MAT and Sable have it, what attention, retention, perceptrons and V put out.
+_SMALL_GAIN = 0.01
+_SMALL = (".inputs.weight", ".projection.weight", ".output.weight", "value.weight")
 
 
 class SequenceGuider(Guider):
@@ -58,6 +63,7 @@ class SequenceGuider(Guider):
             )
         self.width, self.blocks = structure.embedding_size, structure.blocks
         self.attention_heads, self.own_values = structure.attention_heads, structure.credit == "own"
+        self.small_gains = structure.initial_gains == "small"
         self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
 
     # --- structure --------------------------------------------------------------------------------------------------
@@ -76,6 +82,8 @@ class SequenceGuider(Guider):
         for g, head in enumerate(self.heads):
             shapes |= linear_shapes(f"policy.{g}", self.width, head.output_size)
             shapes[f"extra.{g}"] = (head.extra_size,)
+        if self.small_gains:
+            shapes |= norm_shapes("value.norm", self.width)
         return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
 
     @abstractmethod
@@ -85,7 +93,9 @@ class SequenceGuider(Guider):
     def _gain(self, name: str) -> float:
         if name.startswith("policy."):
             return 0.01
-        return 1.0
+        if not self.small_gains:
+            return 1.0
+        return _SMALL_GAIN if name.endswith(_SMALL) else math.sqrt(2.0)
 
     def initialise(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters [P]."""
@@ -313,5 +323,6 @@ class SequenceGuider(Guider):
     def _value(self, parameters: Parameters, representation: Tensor) -> Tensor:
         """[..., N] of representations [..., N, E], each agent's own; or [...], the mean of what all of them say."""
         hidden = functional.gelu(dense(parameters, "value.hidden", representation))
+        hidden = norm(parameters, "value.norm", hidden) if self.small_gains else hidden
         values = dense(parameters, "value", hidden).squeeze(-1)
         return values if self.own_values else values.mean(-1)
