@@ -334,7 +334,11 @@ COMPARISONS = (
     *(
         Comparison(
             f"simple_spread-{agents}", "mpe/simple_spread", steps, steps // 10,
-            algorithms("magpo", "mappo", seeds=3) + algorithms("happo", seeds=1), settings=_FEW_EPISODES,
+            (
+                Variant("magpo, networks apart", "magpo", ("algorithm.share_parameters=false",)),
+                *algorithms("mappo", seeds=3), *algorithms("happo", seeds=1),
+            ),
+            settings=_FEW_EPISODES,
             environment_settings=(f"N={agents}",), remark=remark,
         )
         for agents, steps, remark in (

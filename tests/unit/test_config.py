@@ -13,6 +13,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
 from hmarl.trainer.algorithms.hcpo import HcpoSettings
+from hmarl.trainer.algorithms.magpo import MagpoSettings
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.networks.settings import Settings, validate
 from hmarl.trainer.runs.config import RunConfig, make_config
@@ -161,7 +162,11 @@ def test_every_preset_is_a_valid_configuration() -> None:
         environment = preset.environment.replace("*", "simple_spread")
         run = {**preset.run_settings, "steps": preset.steps}
         make_config(preset.algorithm, environment, preset.algorithm_settings, run, preset.environment_arguments)
-        found = find_preset(preset.algorithm, environment) if preset.name is None else named_preset(preset.name, "hcpo")
+        found = (
+            find_preset(preset.algorithm, environment)
+            if preset.name is None
+            else named_preset(preset.name, preset.algorithm)
+        )
         assert found is preset
     assert find_preset("hcpo", "rware/tiny-2ag") is None
 
@@ -187,6 +192,38 @@ def test_the_papers_presets_hold_its_tables(
     assert (settings.normalise_layers, settings.damping) == (True, 0.1)
     assert (settings.conductor_kl_limit, settings.instructions, settings.accept_ratio) == (0.01, 10, 0.5)
     assert preset.run_settings["environments"] * preset.run_settings["rollout_length"] == batch
+
+
+def test_magpos_named_presets_hold_its_public_settings() -> None:
+    """One row of each family by hand, and what all share."""
+    rows = {
+        "paper-magpo-spread-5": (8, 0.5, 128, 5, 0.1, 1, 0.001, 3, 5e-4, 4.0, 1.3),
+        "paper-magpo-coordsum-3x30": (4, 0.5, 64, 15, 0.1, 1, 0.01, 1, 5e-4, 8.0, 1.2),
+        "paper-magpo-lbf-8x8": (4, 10.0, 32, 15, 0.2, 4, 0.001, 2, 2.5e-4, 2.0, 1.5),
+        "paper-magpo-rware-4": (2, 0.5, 128, 5, 0.2, 2, 0.01, 3, 5e-4, 8.0, 1.3),
+        "paper-magpo-smax-2s3z": (4, 10.0, 128, 5, 0.2, 2, 0.01, 1, 5e-4, 4.0, 1.3),
+    }
+    for name, row in rows.items():
+        preset = named_preset(name, "magpo")
+        made = validate(MagpoSettings, preset.algorithm_settings, "algorithm")
+        assert row == (
+            made.minibatches,
+            made.max_gradient_norm,
+            made.embedding_size,
+            made.epochs,
+            made.clip,
+            made.attention_heads,
+            made.entropy_coefficient,
+            made.blocks,
+            made.learning_rate,
+            made.reinforcement_weight,
+            made.delta,
+        )
+        assert (made.guider, made.credit, made.share_parameters, made.recurrent) == ("sable", "own", True, True)
+        assert made.learner_learning_rate is None, "one step size for both"
+        assert (preset.steps, preset.run_settings["rollout_length"]) == (20_000_000, 128)
+    assert named_preset("paper-magpo-coordsum-3x30", "magpo").environment_arguments == {"record": "reference"}
+    assert named_preset("paper-magpo-spread-5", "magpo").environment_arguments == {"N": 5}
 
 
 def test_named_presets_are_used_only_by_name() -> None:

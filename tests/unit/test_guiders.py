@@ -50,6 +50,7 @@ class Structure:
     blocks: int = 1
     attention_heads: int = 1
     credit: Literal["team", "own"] = "team"
+    initial_gains: Literal["unit", "small"] = "unit"
 
 
 @dataclass
@@ -339,6 +340,33 @@ def test_own_values_are_said_of_the_right_agents_whatever_the_order(network: Net
     if network is AttentionNetwork:  # what a retention remembers depends on the order of the steps before
         shuffled = judge(guider, theta, seen, (3, 1, 4, 0, 2)).values
         torch.testing.assert_close(shuffled, acting[..., guider.grouped])
+
+
+@each_guider
+@pytest.mark.parametrize("gains", ["unit", "small"])
+@torch.no_grad()
+def test_weights_begin_with_the_gains_that_are_asked_for(network: Network, gains: Literal["unit", "small"]) -> None:
+    """Of a square matrix all singular values are the gain; those one below the other make a column √k times as long."""
+    team, _ = new_guider(network, ALIKE)
+    guider = SequenceGuider(network, team.groups, team.heads, Structure(8, 1, 1, "team", gains), _CONTEXT)
+    named = guider.named(guider.initialise(torch.Generator().manual_seed(7)))
+    out, hidden = (0.01, 2.0**0.5) if gains == "small" else (1.0, 1.0)
+    stacked = 3**0.5 if network is AttentionNetwork else 1.0
+    kind = "attention" if network is AttentionNetwork else "retention"
+    expected = {
+        f"encoder.0.{kind}0.inputs.weight": out * stacked,
+        f"decoder.0.{kind}1.projection.weight": out,
+        "encoder.0.hidden.weight": hidden,
+        "decoder.0.output.weight": out,
+        "value.hidden.weight": hidden,
+        "value.weight": out,
+        "policy.0.weight": 0.01,
+        "policy_hidden.weight": hidden,
+    }
+    for name, gain in expected.items():
+        values = torch.linalg.svdvals(named[name])
+        torch.testing.assert_close(values, torch.full_like(values, gain), msg=name)
+    assert ("value.norm.gain" in named) == (gains == "small")
 
 
 @each_guider

@@ -367,6 +367,17 @@ def test_the_value_loss_by_hand(name: str) -> None:
     assert float(algorithm.guider.optimiser.losses[0].detach()) == pytest.approx(0.5 * float(loss.detach()), rel=1e-5)
 
 
+def test_without_a_clip_the_value_learns_from_every_error() -> None:
+    targets, values = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.5, 2.0]], requires_grad=True)
+    part = replace(batch_of(torch.zeros(2, 2, dtype=torch.int64)), targets=targets, values=torch.ones(1, 2))
+    judged = Judged([Categorical(GUIDER.log().repeat(1, 2, 1)[:, :2].requires_grad_(True))], values)
+    losses = {}
+    for clip in (True, False):
+        algorithm = recording("mat", value_clip=clip)
+        losses[clip] = float(algorithm.guider.descend(part, judged, torch.zeros(2, 2), None, 1.0)["critic_loss"])
+    assert losses == pytest.approx({True: (0.8**2 + 2.0**2) / 2, False: (0.5**2 + 2.0**2) / 2}, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["magpo", "mat"])
 def test_values_are_clipped_about_what_the_network_said_in_whatever_units(
     name: str, monkeypatch: pytest.MonkeyPatch

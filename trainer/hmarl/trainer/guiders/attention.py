@@ -64,7 +64,7 @@ class AttentionNetwork:
         return shapes
 
     def gain(self, name: str) -> float:
-        """Gain of the orthogonal initialisation of one of its weights."""
+        """Factor on the gain of the orthogonal initialisation of a weight."""
         # Three orthogonal matrices one below the other have columns of this length.
         return math.sqrt(3.0) if name.endswith("inputs.weight") else 1.0
 

@@ -29,6 +29,11 @@ class GuiderStructure(Protocol):
         """Whether V is one, or every agent's own."""
         ...
 
+    @property
+    def initial_gains(self) -> Literal["unit", "small"]:
+        """How the weights are drawn."""
+        ...
+
 
 def head_width(structure: GuiderStructure) -> int:
     """Width d = E / heads of a head.

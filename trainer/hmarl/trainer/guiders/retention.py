@@ -96,7 +96,7 @@ class RetentionNetwork:
         return shapes
 
     def gain(self, name: str) -> float:
-        """Gain of the orthogonal initialisation of one of its weights."""
+        """Factor on the gain of the orthogonal initialisation of a weight."""
         return 1.0
 
     # --- acting: step by step ---------------------------------------------------------------------------------------

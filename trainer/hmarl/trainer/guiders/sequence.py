@@ -13,6 +13,7 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -28,6 +29,10 @@ from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 from hmarl.trainer.networks.policies import GroupPolicy
+
+# As the authors of MAT and Sable have it, what attention, retention, perceptrons and V put out.
+_SMALL_GAIN = 0.01
+_SMALL = (".inputs.weight", ".projection.weight", ".output.weight", "value.weight")
 
 
 class TokenNetwork(Protocol):
@@ -48,7 +53,7 @@ class TokenNetwork(Protocol):
         ...
 
     def gain(self, name: str) -> float:
-        """Gain of the orthogonal initialisation of one of its weights."""
+        """Factor on the gain of the orthogonal initialisation of a weight."""
         ...
 
     def encode(self, parameters: Parameters, tokens: Tensor, memory: Tensor) -> tuple[Tensor, Any]:
@@ -155,7 +160,7 @@ class SequenceGuider(FlatNetwork):
         self.groups, self.heads, self.width = groups, heads, structure.embedding_size
         self.context_size, self.instruction_size = context_size, instruction_size
         self.grouped = [agent for group in groups for agent in group.agents]
-        self.own_values = structure.credit == "own"
+        self.own_values, self.small_gains = structure.credit == "own", structure.initial_gains == "small"
         self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
         self.agents = len(self.position)
         self.network = network(structure, self.agents)
@@ -176,10 +181,17 @@ class SequenceGuider(FlatNetwork):
         for g, head in enumerate(self.heads):
             shapes |= linear_shapes(f"policy.{g}", self.width, head.output_size)
             shapes[f"extra.{g}"] = (head.extra_size,)
+        if self.small_gains:
+            shapes |= norm_shapes("value.norm", self.width)
         return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
 
     def _gain(self, name: str) -> float:
-        return 0.01 if name.startswith("policy.") else self.network.gain(name)
+        if name.startswith("policy."):
+            return 0.01
+        gain = 1.0
+        if self.small_gains:
+            gain = _SMALL_GAIN if name.endswith(_SMALL) else math.sqrt(2.0)
+        return gain * self.network.gain(name)
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
@@ -345,5 +357,6 @@ class SequenceGuider(FlatNetwork):
     def _value(self, parameters: Parameters, representation: Tensor) -> Tensor:
         """[..., N] of representations [..., N, E], each agent's own; or [...], the mean of what all of them say."""
         hidden = functional.gelu(dense(parameters, "value.hidden", representation))
+        hidden = norm(parameters, "value.norm", hidden) if self.small_gains else hidden
         values = dense(parameters, "value", hidden).squeeze(-1)
         return values if self.own_values else values.mean(-1)

@@ -51,6 +51,12 @@ class GuiderFields(BaseModel):
     clip: float = Field(
         0.2, gt=0, lt=1, description="ε: ratios are clipped to 1 ± ε, values (normalised) to the old ones ± ε"
     )
+    value_clip: bool = Field(True, description="clip V about what it was; False: its plain squared error is descended")
+    initial_gains: Literal["unit", "small"] = Field(
+        "unit",
+        description="of mat's and sable's weights. unit: all 1, but 0.01 for the policy's outputs; small, as their "
+        "authors': 0.01 for all that attention, perceptrons and V put out, √2 before, and a norm before V",
+    )
     value_coefficient: float = Field(0.5, gt=0, description="c_v, weight of the value loss")
     max_gradient_norm: float = Field(
         0.5, gt=0, description="gradients are scaled down to this norm; guiders have diverged with 10"
@@ -122,12 +128,18 @@ class GuiderSettings(NetworkSettings, Protocol):
     epochs: int
     minibatches: int
     clip: float
+    value_clip: bool
     entropy_coefficient: float
     value_coefficient: float
 
     @property
     def credit(self) -> Literal["team", "own"]:
         """Whether V is one, or every agent's own."""
+        ...
+
+    @property
+    def initial_gains(self) -> Literal["unit", "small"]:
+        """How the guider's weights are drawn."""
         ...
 
     @property

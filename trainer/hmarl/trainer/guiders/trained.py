@@ -14,6 +14,7 @@ The algorithm says what the objective is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -327,7 +328,8 @@ class TrainedGuider:
         """
         settings = self.settings
         entropy = part.mean(torch.cat([distribution.entropy() for distribution in judged.distributions]))
-        value_loss = clipped_value_loss(judged.values, part.values, part.targets, settings.clip, part.valued)
+        clip = settings.clip if settings.value_clip else math.inf
+        value_loss = clipped_value_loss(judged.values, part.values, part.targets, clip, part.valued)
         loss = -part.mean(objective) - settings.entropy_coefficient * entropy
         loss = loss + settings.value_coefficient * value_loss
         norm = self.optimiser.step(loss if penalty is None else loss + penalty, schedule)
@@ -348,7 +350,7 @@ def clipped_value_loss(
         values: [L, C] V, or [L, C, N] V^i.
         old: the same, what the network said when it acted.
         targets: the same, R.
-        clip: ε.
+        clip: ε; infinite leaves E[ (V − R)² ].
         weight: [L, C, N] 0 or 1, or None.
     """
     clipped = old + (values - old).clamp(-clip, clip)

@@ -110,6 +110,7 @@ _FOLLOWERS: dict[str, Any] = {"recurrent": False, "hidden_sizes": (128, 128), "l
 _MPE_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, **_SHORT_HORIZON, "learning_rate": 7e-4}
 _SMAX_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 1e-3}
 _LBF_GUIDER: dict[str, Any] = {**_GUIDER_STEPS, "learning_rate": 7e-4}
+_MAT: dict[str, Any] = {"clip": 0.05}  # its authors' everywhere
 _LBF_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 50, "threads": 1}
 _GUIDED_SMAX_RUN: dict[str, Any] = {**_SMAX_RUN, "environments": 64}
 
@@ -175,6 +176,42 @@ _TABLE_4: dict[str, Any] = {
 _SMAC_RUN: dict[str, Any] = {"environments": 16, "rollout_length": 200, "evaluation_episodes": 32}
 _MAMUJOCO_RUN: dict[str, Any] = {"environments": 20, "rollout_length": 200, "evaluation_episodes": 40}
 _PAPER_MPE_RUN: dict[str, Any] = {"environments": 20, "rollout_length": 200, "evaluation_episodes": 40}
+
+# MAGPO (Li et al. 2025): the public code's tuned settings, one row a task. One guider (Sable) for the team, one network
+# for all local policies, which remember; every agent learns from its own reward. Not here: the factors by which its
+# decays are scaled (ours are RetNet's), and its own MPE, whose actions are continuous and whose episodes have 26 steps.
+_REFERENCE: dict[str, Any] = {"record": "reference"}
+_MAGPO_PAPER: dict[str, Any] = {
+    "guider": "sable",
+    "credit": "own",
+    "initial_gains": "small",
+    "share_parameters": True,
+    "recurrent": True,
+    "hidden_sizes": (128,),
+    "memory_size": 128,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "chunk_length": 128,
+}
+_MAGPO_PAPER_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 128}
+_MAGPO_COLUMNS = (
+    "minibatches", "max_gradient_norm", "embedding_size", "epochs", "clip", "attention_heads", "entropy_coefficient",
+    "blocks", "learning_rate", "reinforcement_weight", "delta",
+)  # fmt: skip
+_MAGPO_ROWS: tuple[tuple[str, str, dict[str, Any], tuple[float, ...]], ...] = (
+    ("spread-3", "mpe/simple_spread", {"N": 3}, (8, 0.5, 128, 5, 0.1, 1, 0.001, 3, 5e-4, 1.0, 1.5)),
+    ("spread-5", "mpe/simple_spread", {"N": 5}, (8, 0.5, 128, 5, 0.1, 1, 0.001, 3, 5e-4, 4.0, 1.3)),
+    ("spread-10", "mpe/simple_spread", {"N": 10}, (4, 10.0, 128, 5, 0.2, 2, 0.01, 1, 1e-3, 2.0, 3.0)),
+    ("coordsum-3x10", "coordsum/3x10-30", _REFERENCE, (8, 0.5, 32, 10, 0.05, 1, 0.01, 2, 2.5e-4, 2.0, 1.3)),
+    ("coordsum-3x30", "coordsum/3x30-50", _REFERENCE, (4, 0.5, 64, 15, 0.1, 1, 0.01, 1, 5e-4, 8.0, 1.2)),
+    ("coordsum-5x20", "coordsum/5x20-80", _REFERENCE, (8, 0.5, 64, 15, 0.2, 2, 0.01, 2, 5e-4, 4.0, 1.1)),
+    ("coordsum-8x15", "coordsum/8x15-100", _REFERENCE, (8, 0.5, 64, 15, 0.2, 1, 0.01, 2, 1e-3, 8.0, 1.3)),
+    ("lbf-8x8", "lbf/8x8-2p-2f-coop", {}, (4, 10.0, 32, 15, 0.2, 4, 0.001, 2, 2.5e-4, 2.0, 1.5)),
+    ("lbf-2s-8x8", "lbf/2s-8x8-2p-2f-coop", {}, (4, 0.5, 32, 5, 0.2, 4, 0.001, 2, 5e-4, 2.0, 1.5)),
+    ("rware-2", "rware/tiny-2ag", {}, (1, 5.0, 128, 5, 0.05, 1, 0.01, 1, 1e-3, 2.0, 1.5)),
+    ("rware-4", "rware/tiny-4ag", {}, (2, 0.5, 128, 5, 0.2, 2, 0.01, 3, 5e-4, 8.0, 1.3)),
+    ("smax-2s3z", "smax/2s3z", {}, (4, 10.0, 128, 5, 0.2, 2, 0.01, 1, 5e-4, 4.0, 1.3)),
+)
 
 PRESETS: tuple[Preset, ...] = (
     Preset(
@@ -328,19 +365,19 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "magpo", "mpe/*", 1_000_000, "simple_spread: return about -45 after 400,000 steps",
-        {**_MPE_GUIDER, **_FOLLOWERS, "reinforcement_weight": 4.0}, _MPE_RUN,
+        {**_MPE_GUIDER, **_FOLLOWERS, "share_parameters": True, "reinforcement_weight": 4.0}, _MPE_RUN,
     ),
-    Preset("mat", "mpe/*", 1_000_000, "centralised, to compare", _MPE_GUIDER, _MPE_RUN),
+    Preset("mat", "mpe/*", 1_000_000, "centralised, to compare", {**_MPE_GUIDER, **_MAT}, _MPE_RUN),
     Preset(
         "magpo", "smax/*", 300_000, "2s3z: every battle won after 270,000 steps",
         {**_SMAX_GUIDER, **_FOLLOWERS, "share_parameters": True}, _GUIDED_SMAX_RUN,
     ),
-    Preset("mat", "smax/*", 300_000, "centralised, to compare", _SMAX_GUIDER, _GUIDED_SMAX_RUN),
+    Preset("mat", "smax/*", 300_000, "centralised, to compare", {**_SMAX_GUIDER, **_MAT}, _GUIDED_SMAX_RUN),
     Preset(
         "magpo", "lbf/*", 400_000, "6x6-2p-1f-coop: nearly all of the food after 150,000 steps",
         {**_LBF_GUIDER, **_FOLLOWERS, "hidden_sizes": (64, 64), "reinforcement_weight": 4.0}, _LBF_RUN,
     ),
-    Preset("mat", "lbf/*", 400_000, "centralised, to compare", _LBF_GUIDER, _LBF_RUN),
+    Preset("mat", "lbf/*", 400_000, "centralised, to compare", {**_LBF_GUIDER, **_MAT}, _LBF_RUN),
     *(
         Preset(name, "lbf/*", 400_000, "a baseline", {"learning_rate": 7e-4, "epochs": 10, "minibatches": 2}, _LBF_RUN)
         for name in ("mappo", "happo", "ippo")
@@ -380,6 +417,14 @@ PRESETS: tuple[Preset, ...] = (
     Preset(
         "hcpo", "mpe/*", 10_000_000, "HCPO Table 4 without the baselines' actor lr and clip; the rest as HARL's files",
         _TABLE_4, _PAPER_MPE_RUN, name="paper-mpe",
+    ),
+    *(
+        Preset(
+            "magpo", environment, 20_000_000, "MAGPO's public settings but for Sable's decay factors",
+            {**_MAGPO_PAPER, **dict(zip(_MAGPO_COLUMNS, row, strict=True))}, _MAGPO_PAPER_RUN, arguments,
+            name=f"paper-magpo-{task}",
+        )
+        for task, environment, arguments, row in _MAGPO_ROWS
     ),
 )  # fmt: skip
 
