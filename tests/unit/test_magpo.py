@@ -115,11 +115,9 @@ def guide(
     judged = Judged([Categorical(logits)], torch.zeros(1, 3))
     metrics = following.guide(
         algorithm.guider,
-        part,
+        following.Moment(part, of_taken(old, actions), advantages),
         judged,
         [Categorical(local.log())],
-        of_taken(old, actions),
-        advantages,
         bond_of(algorithm),
         1.0,
     )
@@ -138,11 +136,9 @@ def follow(
     part = batch_of(actions, None if active is None else active.repeat(copies, 1))
     following.follow(
         algorithm.followers,
-        part,
+        following.Moment(part, of_taken(old, actions), advantages),
         [Categorical(guider.log())],
         [Categorical(logits)],
-        of_taken(old, actions),
-        advantages,
         bond_of(algorithm),
         1.0,
     )
@@ -255,10 +251,8 @@ def test_without_a_surrogate_repeated_steps_bring_the_guider_back_within_delta(b
         judged = algorithm.guider.judge(part, order)
         # Values that are what they should be pull at nothing.
         part = replace(part, values=judged.values.detach(), targets=judged.values.detach())
-        old_log_prob = part.log_prob(judged.distributions).detach()
-        metrics = following.guide(
-            algorithm.guider, part, judged, local, old_log_prob, torch.zeros(32), bond_of(algorithm), 1.0
-        )
+        moment = following.Moment(part, part.log_prob(judged.distributions).detach(), torch.zeros(32))
+        metrics = following.guide(algorithm.guider, moment, judged, local, bond_of(algorithm), 1.0)
         shares.append(float(metrics["outside_share"]))
     assert shares[0] > 0.3
     assert shares[-1] == (0.0 if backtracking else shares[0])
@@ -421,7 +415,7 @@ def test_every_minibatch_has_normalised_advantages(monkeypatch: pytest.MonkeyPat
         inner = getattr(following, name)
 
         def spy(*arguments: Any, inner: Any = inner, log: list[Tensor] = log) -> Any:
-            log.append(arguments[5])
+            log.append(arguments[1].advantages)
             return inner(*arguments)
 
         monkeypatch.setattr(following, name, spy)

@@ -157,6 +157,21 @@ class Followers:
         return {f"optimisers.{g}": optimiser for g, optimiser in enumerate(self.optimisers)}
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What guider and local policies learn from at the same time.
+
+    Attributes:
+        part: the minibatch.
+        old_log_prob: [N, L·C] log μ_old of its actions.
+        advantages: [N, L·C], or [L·C] the same for all.
+    """
+
+    part: TeamBatch
+    old_log_prob: Tensor
+    advantages: Tensor
+
+
 def guide_and_follow(
     guider: TrainedGuider, followers: Followers, minibatch: Minibatch, bond: Bond, schedule: float
 ) -> dict[str, Tensor]:
@@ -166,24 +181,21 @@ def guide_and_follow(
     Returns:
         Metrics, scalars.
     """
-    part, old_log_prob = minibatch.part, minibatch.old_log_prob
-    local, advantages = followers.distributions(part), part.normalised_advantages()
+    part = minibatch.part
+    moment, local = Moment(part, minibatch.old_log_prob, part.normalised_advantages()), followers.distributions(part)
     if minibatch.teachers is not None:
-        return follow(followers, part, minibatch.teachers, local, old_log_prob, advantages, bond, schedule)
+        return follow(followers, moment, minibatch.teachers, local, bond, schedule)
     judged = guider.judge(part, minibatch.order)
-    held = [each.detach() for each in local]
-    metrics = guide(guider, part, judged, held, old_log_prob, advantages, bond, schedule)
+    metrics = guide(guider, moment, judged, [each.detach() for each in local], bond, schedule)
     teachers = [teacher.detach() for teacher in judged.distributions]
-    return metrics | follow(followers, part, teachers, local, old_log_prob, advantages, bond, schedule)
+    return metrics | follow(followers, moment, teachers, local, bond, schedule)
 
 
 def guide(
     guider: TrainedGuider,
-    part: TeamBatch,
+    moment: Moment,
     judged: Judged,
     local: Sequence[Distribution],
-    old_log_prob: Tensor,
-    advantages: Tensor,
     bond: Bond,
     schedule: float,
 ) -> dict[str, Tensor]:
@@ -191,14 +203,13 @@ def guide(
 
     Args:
         guider: who learns.
-        part: the minibatch.
+        moment: of the minibatch.
         judged: the guider there, with gradient.
         local: per group [N_group, L·C] the local policies there, without gradient.
-        old_log_prob: [N, L·C] log μ_old.
-        advantages: [N, L·C], or [L·C] the same for all.
         bond: which terms there are.
         schedule: factor on the step size.
     """
+    part, old_log_prob, advantages = moment.part, moment.old_log_prob, moment.advantages
     log_prob, local_log_prob = part.log_prob(judged.distributions), part.log_prob(local)
     apart = outside(log_prob.detach(), local_log_prob, bond.delta).float()
     divergence = torch.cat([mu.kl(pi) for mu, pi in zip(judged.distributions, local, strict=True)])
@@ -218,11 +229,9 @@ def guide(
 
 def follow(
     followers: Followers,
-    part: TeamBatch,
+    moment: Moment,
     teachers: Sequence[Distribution],
     local: Sequence[Distribution],
-    old_log_prob: Tensor,
-    advantages: Tensor,
     bond: Bond,
     schedule: float,
 ) -> dict[str, Tensor]:
@@ -230,14 +239,13 @@ def follow(
 
     Args:
         followers: who learn.
-        part: the minibatch.
+        moment: of the minibatch.
         teachers: per group [N_group, L·C] the guider there, without gradient.
         local: the local policies there, with gradient.
-        old_log_prob: [N, L·C] log μ_old.
-        advantages: [N, L·C], or [L·C] the same for all.
         bond: which terms there are.
         schedule: factor on the step sizes.
     """
+    part, old_log_prob, advantages = moment.part, moment.old_log_prob, moment.advantages
     first, norms, entropies = 0, [], []
     for g, (policy, optimiser) in enumerate(zip(followers.policies, followers.optimisers, strict=True)):
         rows = slice(first, first + policy.members)
