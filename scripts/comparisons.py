@@ -178,6 +178,18 @@ COMPARISONS = (
         ),
     ),
     Comparison(
+        "coordsum-common-parts", "coordsum/3x10-30", 500_000, 100_000,
+        (
+            *algorithms("hcpo", seeds=1),
+            Variant("γ=0.9", "hcpo", ("algorithm.gamma=0.9",), 1),
+            Variant("no bonus for the conductor's entropy", "hcpo", ("algorithm.conductor_entropy_coefficient=0",), 1),
+            Variant("without its last instruction", "hcpo", ("algorithm.conductor_remembers=false",), 1),
+            Variant("instructions not louder", "hcpo", ("algorithm.instruction_scale=1",), 1),
+        ),
+        environment_settings=("record=own",),
+        references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5)),
+    ),
+    Comparison(
         "speaker_listener-common", "mpe/simple_speaker_listener", 600_000, 100_000,
         (
             *algorithms("hcpo"), *algorithms("hatrpo"),
