@@ -213,23 +213,31 @@ def _default_directory(config: RunConfig) -> Path:
     return Path("runs") / f"{config.algorithm}-{task}-seed{config.run['seed']}-{stamp}"
 
 
+def _modes(judged: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """How a team chose its actions, and what it came to: as it is judged, then otherwise where it played that too."""
+    otherwise = [(mode, judged[mode]) for mode in ("greedy", "sampled") if mode in judged]
+    return [(judged.get("actions", ""), judged), *otherwise]
+
+
 def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.runs.announcements import duration
 
+    best = summary["best"]
+    evaluations = {"last": summary["final"], **({f"best, at {best['steps']:,}": best["teams"]} if best else {})}
     rows = [
         (
-            name,
-            f"{row['return_mean']:.2f}",
-            f"{row['return_median']:.2f}",
-            f"{row['return_iqm']:.2f}",
+            name, actions, when, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
             "" if row.get("success_rate") is None else f"{row['success_rate']:.0%}",
         )
-        for name, row in summary["final"].items()
-    ]
-    title = f"final evaluation of {summary['algorithm']} on {summary['environment']}"
+        for when, teams in evaluations.items()
+        for name, judged in teams.items()
+        for actions, row in _modes(judged)
+    ]  # fmt: skip
+    title = f"evaluation of {summary['algorithm']} on {summary['environment']}"
     if rows:
-        print_table(console, title, ("policy", "return mean", "median", "IQM", "success"), rows)
+        columns = ("policy", "actions", "checkpoint", "return mean", "median", "IQM", "success")
+        print_table(console, title, columns, rows)
     resumed_at, steps = summary["resumed_at"], summary["steps"]
     part = f", the last {steps - resumed_at:,}" if 0 < resumed_at < steps else ""
     # What acts for the whole team at once has no local policies, and nothing to export.

@@ -260,6 +260,14 @@ def mark_best(folder: Path, path: Path, evaluation_return: float) -> None:
     replace_file(folder / "best.json", (json.dumps(content) + "\n").encode())
 
 
+def best_steps(folder: Path) -> int | None:
+    """After how many steps the checkpoint was written that evaluated best; None where none is marked."""
+    try:
+        return int(Path(_best_name(folder)).stem.removeprefix("step-"))
+    except (CheckpointError, ValueError):
+        return None
+
+
 def _best_name(folder: Path) -> str:
     """File name of the checkpoint that evaluated best.
 

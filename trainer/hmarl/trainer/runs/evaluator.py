@@ -6,9 +6,11 @@ import json
 import logging
 import math
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.sdk.environment import VectorEnvironment
@@ -44,6 +46,20 @@ class Evaluated:
     def score(self) -> float:
         """By which the best checkpoint is chosen, NaN where the evaluation failed."""
         return next(iter(self.returns.values()), math.nan)
+
+
+def _mode(sample: bool) -> str:
+    """What a way to choose actions is called."""
+    return "sampled" if sample else "greedy"
+
+
+def _figures(name: str, summary: Mapping[str, Any]) -> dict[str, float]:
+    """What metrics.jsonl keeps of an evaluation."""
+    return {
+        evaluation_metric(name, figure): float(summary[figure])
+        for figure in _RECORDED
+        if summary.get(figure) is not None
+    }
 
 
 class Evaluator:
@@ -102,17 +118,31 @@ class Evaluator:
             if remark := unfinished_remark(result, "run.evaluation_step_limit"):
                 _log.warning("evaluation at %s steps, %s: %s", f"{steps:,}", name, remark)
             summary = result.summary()
-            details[name], returns[name] = {"returns": result.returns.tolist(), **summary}, summary["return_mean"]
-            metrics |= {
-                evaluation_metric(name, figure): float(summary[figure])
-                for figure in _RECORDED
-                if summary.get(figure) is not None
-            }
+            details[name] = {"returns": result.returns.tolist(), **summary, "actions": _mode(sample)}
+            returns[name] = summary["return_mean"]
+            metrics |= _figures(name, summary)
+        for name, summary in self._otherwise(sample).items():
+            details[name][_mode(not sample)] = summary
+            metrics |= _figures(f"{name}/{_mode(not sample)}", summary)
         with storing():
             content = json.dumps(details, default=str) + "\n"
             replace_file(evaluation_path(self._directory, steps), content.encode())
         self._advice.on(metrics, f"evaluation at {steps:,} steps")
         return Evaluated(metrics | gap_metrics(self._algorithm.gaps, returns), returns)
+
+    def _otherwise(self, sample: bool) -> dict[str, dict[str, Any]]:
+        """By name, what those teams come to in the other mode that are asked for it."""
+        if self._settings.evaluation_modes == "judged":
+            return {}
+        teams = self._algorithm.teams(not sample)
+        compared = {name for gap in self._algorithm.gaps for name in (gap.of, gap.over)}
+        asked = [name for place, name in enumerate(teams) if place == 0 or name in compared]
+        summaries = {name: self._play(teams[name]).summary() for name in asked}
+        # How long an action takes does not depend on the mode.
+        return {
+            name: {figure: value for figure, value in summary.items() if not figure.startswith("latency")}
+            for name, summary in summaries.items()
+        }
 
     def _play(self, team: EvaluatedTeam) -> Evaluation:
         settings, config = self._settings, self._config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,11 @@ class RunSettings(Settings):
     threads: int = Field(2, ge=1, description="torch's threads within one operation")
     evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
     evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")
+    evaluation_modes: Literal["both", "judged"] = Field(
+        "both",
+        description="both: the team that is judged, and those that it is compared with, also play in the way in which "
+        "it is not judged (greedy or sampled actions, algorithm.deterministic_evaluation)",
+    )
     evaluation_step_limit: int | None = Field(
         None, ge=1, description="steps after which an evaluation's episode is cut off; the declared horizon, else 5,000"
     )

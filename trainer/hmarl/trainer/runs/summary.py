@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hmarl.runtime.bundle import replace_file
-from hmarl.trainer.records.checkpoint import Counters
+from hmarl.trainer.records.checkpoint import Counters, best_steps
 from hmarl.trainer.records.metrics import evaluation_path, read_evaluation
 from hmarl.trainer.records.problems import Problems, storing
 from hmarl.trainer.runs.config import RunConfig
@@ -34,6 +34,13 @@ class Began:
     def elapsed_s(self) -> float:
         """How long it has gone on since."""
         return time.monotonic() - self.at
+
+
+def _evaluated(directory: Path, steps: int | None) -> dict[str, Any]:
+    """After how many steps, and by name what each way of playing came to; empty where that is not known."""
+    if steps is None or not (path := evaluation_path(directory, steps)).exists():
+        return {}
+    return {"steps": steps, "teams": read_evaluation(path)}
 
 
 def write_summary(
@@ -64,6 +71,7 @@ def write_summary(
         "updates": counters.update,
         "episodes": counters.episodes,
         "best_return": counters.best_return,
+        "best": _evaluated(directory, best_steps(directory / "checkpoints")),
         "final": read_evaluation(final) if final.exists() else {},
         "problems": problems.told(),
         "resumed_at": began.steps,
