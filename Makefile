@@ -4,7 +4,7 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,dev
+EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,dev
 # More arguments for the demo, e.g. make demo DEMO_ARGS='--minutes 10 --seed 2'
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
@@ -15,7 +15,7 @@ MUTATION_ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz soak chaos mutation lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz soak chaos peers mutation lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ fuzz: $(INSTALLED)  ## 110,000 mutated messages on every method of a served agen
 
 soak: $(INSTALLED)  ## Half a million acts, each compared with the policy in process
 	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+peers: $(INSTALLED)  ## Beside other people's programs, each in an environment of its own: Prometheus, tritonclient, model-signing
+	$(BIN)/python -m pytest tests/peers -m peers -s --timeout 3600 $(PYTEST_ARGS)
 
 mutation: $(INSTALLED)  ## Change the code in one place at a time: does a test fail? An hour on two cores
 	$(BIN)/python scripts/mutation.py --workers $(WORKERS) $(MUTATION_ARGS)
