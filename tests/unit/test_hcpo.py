@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -41,6 +42,21 @@ def improve_conductor(algorithm: Hcpo, rollout: Rollout, estimate: Estimate) -> 
     return algorithm.conductor.improve(
         rollout, estimate.states, advantages, features, algorithm.noise_generator
     ).metrics
+
+
+@pytest.mark.parametrize("sees", ["state", "nothing"])
+def test_a_conductor_that_does_not_learn_stays_uniformly_random(sees: str) -> None:
+    algorithm, rollout, collector = new_hcpo(batch_size=64, steps=50, conductor_learns=False, conductor_sees=sees)
+    actors = [policy.theta.clone() for policy in algorithm.policies]
+    for _ in range(2):
+        collector.collect(algorithm)
+        metrics = algorithm.update(rollout, 0.0)
+        assert metrics["instruction_entropy"] == pytest.approx(math.log(4))
+        assert metrics["conductor_kl"] == 0.0
+    assert not algorithm.conductor.policy.theta.any()
+    assert all(not torch.equal(old, policy.theta) for old, policy in zip(actors, algorithm.policies, strict=True))
+    drawn = torch.bincount(rollout.extras["instruction"].flatten(), minlength=4) / (64 * 50)
+    assert (drawn - 0.25).abs().max() < 0.04
 
 
 # --- instructions ---------------------------------------------------------------------------------------------------
