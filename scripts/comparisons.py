@@ -105,6 +105,13 @@ _STATE_ON_MPE = (
     "algorithm.instruction_weight=paper",
 )  # fmt: skip
 _FEW_EPISODES = ("run.evaluation_episodes=32",)
+
+
+def state_conductor(label: str = "hcpo, sees the state", *settings: str) -> Variant:
+    """HCPO on coordsum whose conductor sees the state, with other settings besides."""
+    return Variant(label, "hcpo", (*_STATE_CONDUCTOR, *(f"algorithm.{setting}" for setting in settings)))
+
+
 COMPARISONS = (
     Comparison(
         "simple_spread", "mpe/simple_spread", 2_000_000, 68_000,
@@ -190,6 +197,35 @@ COMPARISONS = (
         references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5)),
     ),
     Comparison(
+        "coordsum-common-counterparts", "coordsum/3x10-30", 500_000, 50_000,
+        (
+            *algorithms("hcpo"),
+            Variant("random conductor", "hcpo", ("algorithm.conductor_learns=false",)),
+            *settings_of("hcpo", "instructions", (1, 2, 5, 20), "K", 3),
+            *settings_of("hcpo", "conductor_kl_limit", (0.001, 0.1), "δ₁", 3),
+            *settings_of("hcpo", "instruction_interval", (2, 5), "interval", 3),
+            *settings_of("hcpo", "advantage_noise", (1, 3), "noise on advantages", 3),
+            Variant("vectors as instructions", "hcpo", ("algorithm.instruction_space=continuous",)),
+            Variant("off-policy, two rollouts again", "hcpo", ("algorithm.replay_rollouts=2",)),
+        ),
+        settings=_FEW_EPISODES, environment_settings=("record=own",),
+        references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5)),
+    ),
+    Comparison(
+        "coordsum-state-counterparts", "coordsum/3x10-30", 500_000, 50_000,
+        (
+            state_conductor(),
+            state_conductor("random conductor", "conductor_learns=false"),
+            *(state_conductor(f"K={k}", f"instructions={k}") for k in (1, 2, 5, 20)),
+            state_conductor("distilled until it stops improving", "distillation_epochs=20", "distillation_patience=2"),
+            state_conductor("shared local conductors", "share_local_conductors=true"),
+            state_conductor("local conductors that remember", "local_conductors_remember=true"),
+            state_conductor("half conducted locally", "local_share=0.5"),
+        ),
+        settings=_FEW_EPISODES, environment_settings=("record=own",),
+        references=(("best fixed table", 119.0), ("best with memory", 181.0)),
+    ),
+    Comparison(
         "speaker_listener-common", "mpe/simple_speaker_listener", 600_000, 100_000,
         (
             *algorithms("hcpo"), *algorithms("hatrpo"),
@@ -208,7 +244,11 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000, algorithms("hcpo", seeds=1),
+            f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000,
+            (
+                *algorithms("hcpo"), *algorithms("mappo", seeds=1),
+                Variant("hatrpo, γ=0.3", "hatrpo", ("algorithm.gamma=0.3", "algorithm.entropy_coefficient=0.003"), 1),
+            ),
             settings=_FEW_EPISODES, environment_settings=("record=own",),
         )
         for task in ("3x30-50", "5x20-80")
