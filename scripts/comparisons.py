@@ -407,8 +407,11 @@ COMPARISONS = (
         Comparison(
             f"simple_spread-{agents}", "mpe/simple_spread", steps, steps // 10,
             (
+                *(Variant(f"{name}, own credit", name, ("algorithm.credit=own",), 5)
+                  for name in ("magpo", "mappo", "happo")),
+                *algorithms("ippo", seeds=5),
+                *algorithms("magpo", "mappo"),
                 Variant("magpo, networks apart", "magpo", ("algorithm.share_parameters=false",)),
-                *algorithms("mappo", seeds=3), *algorithms("happo", seeds=1),
             ),
             settings=_FEW_EPISODES,
             environment_settings=(f"N={agents}",), remark=remark,
@@ -433,6 +436,19 @@ COMPARISONS = (
                 "(one seed).",
             ),
         )
+    ),
+    Comparison(
+        "magpo-speed", "mpe/simple_spread", 500_000, 50_000,
+        (
+            *algorithms("magpo", "mappo"),
+            Variant("E=32", "magpo", ("algorithm.embedding_size=32",)),
+            Variant("E=32, 3 guider epochs", "magpo", ("algorithm.embedding_size=32", "algorithm.guider_epochs=3")),
+            Variant(
+                "E=32, 2 guider epochs, shuffled once", "magpo",
+                ("algorithm.embedding_size=32", "algorithm.guider_epochs=2", "algorithm.reshuffle=false"),
+            ),
+        ),
+        settings=_FEW_EPISODES,
     ),
     Comparison(
         "lbf", "lbf/6x6-2p-1f-coop", 300_000, 25_000,
