@@ -12,6 +12,8 @@ from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 
 CONDUCTORS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7"}
 
+_CONDUCTED = {"central": "the central conductor", "random": "random instructions"}
+
 Records = dict[str, list[Record]]
 """What is kept of finished runs, per variant's label."""
 
@@ -23,8 +25,10 @@ def table(comparison: Comparison, runs: Records) -> str:
     """Markdown: a row a variant.
 
     The final IQM, the mean of each seed, the paper's measure, an early value, frames/s; where a team has a guider, for
-    all variants what they come to in the other mode and at the best checkpoint, and for guided ones their gaps.
+    all variants what they come to in the other mode and at the best checkpoint, and for guided ones their gaps; where
+    several teams have a conductor, what each comes to under another one.
     """
+    conducted = [name for name in ("central", "random") if sum(name in r[0].returns for r in runs.values()) > 1]
     guided = any("guider" in records[0].returns for records in runs.values())
     rows = [
         {
@@ -33,6 +37,7 @@ def table(comparison: Comparison, runs: Records) -> str:
             **_medians(comparison, records),
             **(_early(comparison.early, records) if comparison.early else {}),
             **({**_other_ways(records), **_guider(records)} if guided else {}),
+            **{f"under {_CONDUCTED[name]}": _each(_means(records, name)) for name in conducted},
             "frames/s": f"{np.median([record.steps_per_s for record in records]):,.0f}",
         }
         for label, records in runs.items()
@@ -96,6 +101,11 @@ def _guider(records: list[Record]) -> Row:
         parts = (_each(judged), _named(records[0].other_mode, [each["guider"] - each["local"] for each in both]))
         row["gap to the guider"] = "; ".join(part for part in parts if part)
     return row
+
+
+def _means(records: list[Record], player: str) -> list[float]:
+    """The mean return of each seed, none of teams without such a player."""
+    return [float(np.mean(record.returns[player])) for record in records if player in record.returns]
 
 
 def _each(values: list[float]) -> str:

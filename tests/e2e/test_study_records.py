@@ -108,6 +108,25 @@ def test_the_table_shows_modes_best_and_gaps_of_guided_teams(study: ModuleType) 
     assert "other mode" not in unguided
 
 
+def test_the_table_shows_teams_under_other_conductors(study: ModuleType) -> None:
+    from records import Record  # noqa: PLC0415 - beside the study
+
+    def record(**returns: float) -> Any:
+        metrics = [{"steps": 32, "evaluation/local/return_mean": returns["local"]}]
+        return Record(100.0, metrics, {name: [value, value] for name, value in returns.items()})
+
+    conducted = [record(local=3.0, central=4.0, random=2.0), record(local=3.5, central=5.0, random=2.5)]
+    runs = {"hcpo": conducted, "copies": [record(local=3.0, random=1.0)], "hatrpo": [record(local=9.0)]}
+    columns, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in study.table(one_comparison(study), runs).splitlines()
+    ]
+    assert "under the central conductor" not in columns
+    under = [row[columns.index("under random instructions")] for row in rows]
+    assert under == ["2.00, 2.50", "1.00", ""]
+    assert "under" not in study.table(one_comparison(study), {"hcpo": conducted})
+
+
 def test_old_records_stay_readable_and_others_are_refused(study: ModuleType, tmp_path: Path) -> None:
     old = {"steps_per_s": 1.0, "metrics": [], "returns": {"local": [1.0]}, "choices": {}}
     path = tmp_path / "old.json"
