@@ -30,7 +30,7 @@ from hmarl.runtime.verify import BATCH_SIZES
 
 LOGGER = logging.getLogger("hmarl.agent")
 # Episodes may ask for the bundle before for so long: teams whose agents switch one after the other stay of one bundle.
-HOLD_S = 10.0
+HOLD_S = 5.0
 _LOOK_EVERY_S = 1.0
 _NICENESS = 10
 # The interpreter's turns while a bundle is loaded: an act waits for one of them, each time that it wants one itself.
