@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import shutil
 import signal
 import subprocess
@@ -26,15 +24,11 @@ from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.errors import OtherBundleError
 from processes import LIMIT_S, rss_mib, wait_for
+from terminal_process import terminal_process
 from toy_bundle import write_toy_bundle
 
 MASK = np.ones(5, np.bool_)
 SIZES = (("a", 1000), ("b", 1001))
-TAKE_THE_TERMINAL = """
-import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 SERVED = "is served to new episodes"
 UNCHANGED = "reload: nothing has changed: "
 
@@ -240,25 +234,15 @@ def test_memory_returns_after_ten_reloads(tmp_path: Path) -> None:
 
 def test_the_end_of_the_terminal_drains_like_sigterm(toy_bundle: Bundle, tmp_path: Path) -> None:
     """The one SIGHUP that does not ask for a reload: the terminal that the process was started in has gone."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", TAKE_THE_TERMINAL, sys.executable, "-m", "hmarl.runtime.commands.agent"]
-    command += [str(toy_bundle.path), "--agent", "agent_0"]
     socket = tmp_path / "s"
-    with subprocess.Popen(
-        [*command, "--listen", f"unix:{socket}"],
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        os.close(theirs)
+    words = ["-m", "hmarl.runtime.commands.agent", str(toy_bundle.path), "--agent", "agent_0"]
+    with terminal_process(*words, "--listen", f"unix:{socket}") as (process, hang_up):
         assert process.stdout is not None
+        assert process.stderr is not None
         assert "serving" in process.stdout.readline()
-        process.send_signal(signal.SIGHUP)  # while the terminal is there
-        time.sleep(0.5)
-        assert process.poll() is None
-        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert any("is served already" in line for line in process.stderr), "the terminal is there"
+        hang_up()
         assert process.wait(LIMIT_S) == 0
         assert not socket.exists()
 

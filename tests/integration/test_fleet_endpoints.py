@@ -15,6 +15,7 @@ import pytest
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.clients.endpoints import load_endpoints
 from processes import LIMIT_S, alive, children, fleet_process, wait_for
+from terminal_process import terminal_process
 
 FOREIGN = {
     "text": b"precious",
@@ -130,12 +131,15 @@ def test_a_file_that_appears_while_the_fleet_starts_stays(toy_bundle: Bundle, tm
 
 def test_the_end_of_the_terminal_leaves_nothing_behind(toy_bundle: Bundle, tmp_path: Path) -> None:
     out, sockets = tmp_path / "out.json", tmp_path / "sockets"
-    with fleet_process(toy_bundle, out, "--socket-dir", str(sockets)) as process:
+    words = ["-m", "hmarl.runtime.commands.fleet", str(toy_bundle.path), "--out", str(out), "--json"]
+    with terminal_process(*words, "--socket-dir", str(sockets)) as (process, hang_up):
         assert process.stdout is not None
-        process.stdout.readline()
+        control = Path(json.loads(process.stdout.readline())["control"])
+        assert control.is_socket()
         members = children(process.pid)
-        process.send_signal(signal.SIGHUP)
+        hang_up()
         assert process.wait(LIMIT_S) == 0
         assert not any(alive(pid) for pid in members)
     assert not out.exists()
+    assert not control.parent.exists()
     assert list(sockets.iterdir()) == []

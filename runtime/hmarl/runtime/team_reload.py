@@ -22,7 +22,7 @@ from hmarl.runtime.control import Channel
 from hmarl.runtime.errors import BundleError, HmarlError
 
 PREPARE_LIMIT_S = 150.0  # a trial may take two minutes on a busy machine
-SWITCH_LIMIT_S = 5.0
+SWITCH_LIMIT_S = 3.0
 RESTART_LIMIT_S = 60.0
 Waiting = Generator[None, None, Any]
 
