@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -22,6 +24,7 @@ from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import random_feeds
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.local_agent import LocalAgent
+from hmarl.sdk.clients.together import reset_together
 from hmarl.sdk.errors import OtherBundleError
 from processes import LIMIT_S, rss_mib, wait_for
 from terminal_process import terminal_process
@@ -104,6 +107,35 @@ def test_new_episodes_get_the_new_bundle_and_running_ones_end_on_the_old(
         with pytest.raises(OtherBundleError, match=f"got bundle {retrained.sha256}, expected {toy_bundle.sha256}"):
             running.reset(8)  # as ever: only who allows it goes on with another bundle
         assert "is served already" in asked(process, "is served already")
+
+
+def test_a_team_of_which_one_agent_has_switched_begins_on_one_bundle(
+    toy_bundle: Bundle, retrained: Bundle, tmp_path: Path
+) -> None:
+    links = [tmp_path / name for name in ("agent_0", "agent_1")]
+    for link in links:
+        link.symlink_to(toy_bundle.path)
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(AgentProcess(link, link.name, log=tmp_path / f"{link.name}.log")) for link in links
+        ]
+        clients = [stack.enter_context(AgentClient(each.address, timeout_s=LIMIT_S)) for each in processes]
+        turn(links[0], retrained.path)
+        asked(processes[0], SERVED)
+        # Asked first, the one that has not switched says the old one, which the other one still holds.
+        assert reset_together(clients[::-1], 7) == toy_bundle.sha256
+        assert [client.info.bundle_sha256 for client in clients] == [toy_bundle.sha256] * 2
+        # Asked first, the one that has switched says the new one: all begin anew until the other one has it, too.
+        begun: list[str] = []
+        starting = threading.Thread(target=lambda: begun.append(reset_together(clients, 8)))
+        starting.start()
+        starting.join(0.3)
+        assert begun == []
+        turn(links[1], retrained.path)
+        asked(processes[1], SERVED)
+        starting.join(LIMIT_S)
+        assert begun == [retrained.sha256]
+        assert [client.info.bundle_sha256 for client in clients] == [retrained.sha256] * 2
 
 
 def npy(array: np.ndarray) -> bytes:
