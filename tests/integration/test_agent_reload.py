@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shutil
 import signal
@@ -22,6 +23,7 @@ from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import random_feeds
+from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.clients.together import reset_together
@@ -136,6 +138,28 @@ def test_a_team_of_which_one_agent_has_switched_begins_on_one_bundle(
         starting.join(LIMIT_S)
         assert begun == [retrained.sha256]
         assert [client.info.bundle_sha256 for client in clients] == [retrained.sha256] * 2
+
+
+def test_the_asyncio_client_names_bundles_as_well(
+    toy_bundle: Bundle, retrained: Bundle, link: Path, tmp_path: Path
+) -> None:
+    async def play(address: str, turned: Callable[[], object]) -> None:
+        async with AsyncAgentClient(address, timeout_s=LIMIT_S) as agent:
+            turned()
+            assert await agent.current_bundle() == retrained.sha256
+            for bundle in (toy_bundle, retrained):
+                local = LocalAgent(bundle, "agent_0")
+                local.reset(3)
+                await agent.reset(3, bundle_sha256=bundle.sha256)
+                seen = np.ones(6, np.float32)
+                assert (await agent.act(seen, MASK)).action == local.act(seen, MASK).action
+                assert agent.info.bundle_sha256 == bundle.sha256
+            with pytest.raises(OtherBundleError, match="which is served now"):
+                await agent.reset(3, bundle_sha256="0" * 64)
+
+    with served(link, tmp_path) as process:
+        turn(link, retrained.path)
+        asyncio.run(play(process.address, lambda: asked(process, SERVED)))
 
 
 def npy(array: np.ndarray) -> bytes:

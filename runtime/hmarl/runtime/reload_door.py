@@ -23,6 +23,7 @@ from hmarl.runtime.errors import HmarlError, UsageError
 LOGGER = logging.getLogger("hmarl.fleet")
 _PATIENCE_S = 5.0  # for a caller that says nothing
 _CALLERS = 4
+_ANSWER_LIMIT_S = 240.0  # between two messages of a fleet: loading on a busy machine, and a member's restart
 Reload = Callable[[Path, Callable[[str], None]], dict[str, Any]]
 
 
@@ -118,6 +119,7 @@ def ask_for_reload(door: Path, bundle: Path, say: Callable[[str], None]) -> dict
         HmarlError: no fleet answers.
     """
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_ANSWER_LIMIT_S)
         try:
             connection.connect(str(door))
         except OSError as error:
@@ -131,7 +133,7 @@ def ask_for_reload(door: Path, bundle: Path, say: Callable[[str], None]) -> dict
                 if "problem" in message:
                     raise RefusedReloadError(f"nothing has changed: {message['problem']}", int(message["exit_code"]))
                 say(str(message.get("say", "")))
-    raise HmarlError("the fleet has ended, or belongs to another user, and has not answered")
+    raise HmarlError(f"the fleet at {door} has not answered to the end: has it ended, or does another user run it?")
 
 
 class RefusedReloadError(HmarlError):

@@ -279,7 +279,8 @@ def main(arguments: Sequence[str], orders: IO[str]) -> NoReturn:
     """The other process."""
     try:
         die_with_parent(int(arguments[0]), signal.SIGKILL)
-        os.nice(int(arguments[1]))
+        with contextlib.suppress(OSError):  # a courtesy
+            os.nice(int(arguments[1]))
         _run_trial(orders)
     except BundleError as error:
         _say(problem=str(error)[:4000])

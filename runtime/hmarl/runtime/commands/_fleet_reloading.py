@@ -11,6 +11,7 @@ from typing import Any
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands._reloading import at_hangups
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
+from hmarl.runtime.errors import HmarlError
 from hmarl.runtime.fleet import Fleet
 from hmarl.runtime.reload_door import ReloadDoor
 
@@ -67,6 +68,10 @@ class FleetReloads:
     def _reload(self, path: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
         self._fleet.reload(path, say, self._load)
         description = self.description()
-        if self._file is not None:
-            self._file.write(description)
+        try:
+            if self._file is not None:
+                self._file.write(description)
+        except (HmarlError, OSError) as error:  # the team has changed all the same
+            LOGGER.error("the endpoints file still names the bundle before: %s", error)
+            say(f"the endpoints file still names the bundle before: {error}")
         return marked(description)
