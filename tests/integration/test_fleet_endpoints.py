@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -152,13 +153,15 @@ def test_the_end_of_the_terminal_leaves_nothing_behind(toy_bundle: Bundle, tmp_p
 def test_a_file_that_changes_is_locked_all_the_while_and_never_half_written(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     file = EndpointsFile(path)
-    seen, ended = [], threading.Event()
+    seen, free, ended = [], [], threading.Event()
 
     def look() -> None:
         while not ended.is_set():
             seen.append(json.loads(path.read_bytes())["number"])
-            with path.open() as stream, pytest.raises(BlockingIOError):
+            with path.open() as stream, suppress(BlockingIOError):
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                    free.append(seen[-1])  # and it was not replaced in between
 
     file.write({"number": 0})
     looking = threading.Thread(target=look)
@@ -168,7 +171,7 @@ def test_a_file_that_changes_is_locked_all_the_while_and_never_half_written(tmp_
     ended.set()
     looking.join(LIMIT_S)
     assert seen == sorted(seen)
-    assert seen
+    assert (seen != [], free) == (True, [])
     assert json.loads(path.read_bytes())["number"] == 49
     with pytest.raises(UsageError, match="belongs to a fleet that is running"):
         EndpointsFile(path)
