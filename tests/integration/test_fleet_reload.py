@@ -329,6 +329,38 @@ def test_no_one_else_reaches_the_door(toy_bundle: Bundle, tmp_path: Path) -> Non
     assert (late.returncode, "take the file that hmarl-fleet --out wrote" in late.stderr) == (2, True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_not_obeyed_even_where_the_folder_lets_it_in(
+    toy_bundle: Bundle, retrained: Bundle, tmp_path: Path
+) -> None:
+    program = """
+import os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as caller:
+    caller.settimeout(30)
+    try:
+        caller.connect(sys.argv[1])
+        caller.sendall(sys.argv[2].encode())
+        print(caller.recv(100))
+    except OSError as error:
+        print(type(error).__name__)
+"""
+    with served(toy_bundle, tmp_path) as fleet:
+        door = Path(fleet.document["control"])
+        order = json.dumps({"reload": str(retrained.path)}) + "\n"
+
+        def call() -> str:
+            words = [sys.executable, "-c", program, str(door), order]
+            return subprocess.run(words, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout.strip()
+
+        assert call() == "PermissionError"
+        door.parent.chmod(0o755)
+        door.chmod(0o666)
+        assert call() in ("b''", "ConnectionResetError", "BrokenPipeError")
+        assert fleet.bundles() == all_serve(toy_bundle)
+
+
 def test_a_bundle_that_is_called_reload_is_served_as_a_path(toy_bundle: Bundle, tmp_path: Path) -> None:
     write_toy_bundle(tmp_path / "reload")
 
