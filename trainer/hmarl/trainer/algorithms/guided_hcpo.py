@@ -26,11 +26,13 @@ from hmarl.trainer.conductors.acting import ConductedActing
 from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.level import ConductorLevel
 from hmarl.trainer.conductors.settings import ConductorFields
+from hmarl.trainer.conductors.stand_ins import LocalStandIns
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
+from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.acting import GuidedActing
@@ -156,6 +158,10 @@ class GuidedHcpo(Algorithm):
     def teacher(self) -> Teacher | None:
         """The agents under the central conductor; none where every agent has a copy of it."""
         return ConductedTeacher(self.actors, self.conductor) if self.conductor.common is None else None
+
+    def stand_ins(self) -> StandIns | None:
+        """The local conductors; none where every agent has a copy of the conductor."""
+        return LocalStandIns.of(self.actors, self.conductor)
 
     def instructing(self, agent: int) -> Instructing:
         """w^i, which stands in for the conductor when deployed, or a copy of it."""
