@@ -61,7 +61,7 @@ FIRST_SEED = 100
 def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
     """What a run is called; runs with the same settings are shared between comparisons."""
     slug = "-".join([comparison.environment.replace("/", "-"), *comparison.environment_settings])
-    name = variant.algorithm
+    name = "-".join([variant.algorithm, *([variant.preset] if variant.preset else [])])
     if variant.settings:
         name = "-".join([name, *(setting.removeprefix("algorithm.") for setting in variant.settings)])
     return f"{slug}-{comparison.steps}-{name}-seed{seed}"
@@ -73,7 +73,7 @@ def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> l
     if any((run / "checkpoints").glob("*.json")):
         return [*words, "--resume", str(run)]
     words += [variant.algorithm, "--env", comparison.environment, "--steps", str(comparison.steps)]
-    words += ["--seed", str(seed), "--out", str(run)]
+    words += ["--seed", str(seed), "--out", str(run), *(["--preset", variant.preset] if variant.preset else [])]
     common = ("run.threads=1", f"run.evaluation_interval={comparison.evaluation_interval}")
     environment = tuple(f"env.{setting}" for setting in comparison.environment_settings)
     for setting in (*common, *comparison.settings, *environment, *variant.settings):
@@ -196,7 +196,7 @@ def colours(comparison: Comparison) -> dict[str, str]:
     """By label: an algorithm's own colour, or one a setting."""
     others = cycle(OTHER_COLOURS)
     return {
-        variant.label: next(others) if variant.settings else COLOURS[variant.algorithm]
+        variant.label: next(others) if variant.settings or variant.preset else COLOURS[variant.algorithm]
         for variant in comparison.variants
     }
 

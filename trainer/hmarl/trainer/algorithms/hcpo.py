@@ -59,6 +59,9 @@ class HcpoSettings(
 
     kl_limit: float = Field(0.005, gt=0, description="δ₂, largest mean KL of one agent's step, in nats")
     critic: Literal["v", "q"] = Field("v", description="v: joint GAE at both levels; q: V(s) and Q(s, M), Eqs. 5-7")
+    advantage_noise: float = Field(
+        0.0, ge=0, description="noise on both levels' advantages, in their standard deviations: what errors cost"
+    )
     local_share: float = Field(
         0.0, ge=0, le=1, description="share of the environments that local conductors conduct in rollouts"
     )
@@ -182,7 +185,10 @@ class Hcpo(Algorithm):
         """
         schedule, features = self.schedule(progress), self.features(rollout)
         watched = self.monitor.begin(fresh.team_rewards, estimate.advantages.flatten(), weight)
-        of_instructions, of_actions = self.advantages(rollout, estimate)
+        of_instructions, of_actions = (
+            disturbed(advantages, self.settings.advantage_noise, self.noise_generator)
+            for advantages in self.advantages(rollout, estimate)
+        )
         # 6: Ψ ← Ψ + αʲβx (Algorithm 2); 10: ψ^i ← argmin −E_{w_new}[log ψ^i]
         instructed = self.conductor.improve(
             rollout,
@@ -301,3 +307,11 @@ class Hcpo(Algorithm):
     def experience(self) -> StateDict:
         """The rollouts that are kept for replaying."""
         return {"replay": self.past} if self.settings.replay_rollouts else {}
+
+
+def disturbed(advantages: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """[T, B] advantages with noise of so many of their standard deviations; without any, they themselves."""
+    if not noise:
+        return advantages
+    drawn = torch.randn(advantages.shape, generator=generator, device=advantages.device)
+    return advantages + noise * advantages.std() * drawn
