@@ -31,11 +31,13 @@ from hmarl.trainer.conductors.level import ConductorLevel
 from hmarl.trainer.conductors.local_share import LocalShare, conducted_locally, own_instructions
 from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
 from hmarl.trainer.conductors.settings import ConductorFields
+from hmarl.trainer.conductors.stand_ins import LocalStandIns
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.contract.shown import EvaluatedTeam
+from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
@@ -284,6 +286,10 @@ class Hcpo(Algorithm):
     def teacher(self) -> Teacher | None:
         """The agents under the central conductor; none where every agent has a copy of it."""
         return ConductedTeacher(self.actors, self.conductor) if self.conductor.common is None else None
+
+    def stand_ins(self) -> StandIns | None:
+        """The local conductors; none where every agent has a copy of the conductor."""
+        return LocalStandIns.of(self.actors, self.conductor)
 
     def instructing(self, agent: int) -> Instructing:
         """w^i, which stands in for the conductor when deployed, or a copy of it."""
