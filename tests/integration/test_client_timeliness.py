@@ -23,9 +23,9 @@ from hmarl.runtime.bundle import Bundle, write_bundle
 from hmarl.sdk.clients import remote_episode
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
 from hmarl.sdk.errors import AgentError
 from hmarl.sdk.evaluation.deployed_teams import FleetTeam
+from hmarl.sdk.fallback import Zero
 from hmarl.sdk.spaces import EnvironmentSpec
 from tcp_relay import TcpRelay
 from toy_bundle import toy_manifest
@@ -45,7 +45,7 @@ import asyncio, sys
 import numpy as np
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 
 kind, stream = sys.argv[2], sys.argv[3] == "stream"
 options = {"timeout_s": 0.2, "stream": stream, "fallback": Zero()}

@@ -20,7 +20,7 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 from tcp_relay import TcpRelay
 
 MASK = np.ones(5, np.bool_)
@@ -135,7 +135,7 @@ NETWORK_CLIENT = """
 import sys, time
 import numpy as np
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 
 agent = AgentClient("10.98.1.1:5555", timeout_s=0.05, stream=sys.argv[1] == "stream", fallback=Zero())
 agent.reset(1)

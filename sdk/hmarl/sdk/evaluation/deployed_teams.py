@@ -28,10 +28,10 @@ from hmarl.sdk.clients.endpoints import (
     refusing,
     start_advice,
 )
-from hmarl.sdk.clients.fallback import Fallback
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.assignment import assign
+from hmarl.sdk.fallback import Fallback
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
 Block = npt.NDArray[Any]
