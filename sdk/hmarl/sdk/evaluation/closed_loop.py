@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import Array, Observation, StepResult, VectorEnvironment
+from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment, as_array, as_numpy
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -230,21 +230,6 @@ def _play_wave(
         step += 1
         if ended.any():
             tally.report(wanted_until - int(running.sum()))
-
-
-def as_numpy(observation: Observation) -> Observation:
-    """The same observation with NumPy arrays, whatever the environment computes in."""
-    return Observation(
-        observations=tuple(as_array(block) for block in observation.observations),
-        action_masks=tuple(None if mask is None else as_array(mask) for mask in observation.action_masks),
-        state=as_array(observation.state),
-        active=as_array(observation.active),
-    )
-
-
-def as_array(value: Array) -> npt.NDArray[Any]:
-    """A NumPy array, or a torch tensor brought home from wherever it lives."""
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
 
 
 class _Clock:
