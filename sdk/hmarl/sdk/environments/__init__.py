@@ -18,7 +18,7 @@ from hmarl.sdk.environment import CopyCost, VectorEnvironment
 from hmarl.sdk.environments.authoring.arguments import check_keys
 from hmarl.sdk.environments.faulty import split_faults, with_faults
 from hmarl.sdk.errors import MissingExtraError, UsageError, unknown_name
-from hmarl.sdk.faults.model import parse_faults
+from hmarl.sdk.faults.model import FaultModel, parse_faults
 from hmarl.sdk.spaces import EnvironmentSpec
 
 BUILT_IN_FAMILIES: dict[str, str] = {
@@ -100,7 +100,7 @@ def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
     check_keys(f"environment '{name}'", maker, own, ours=("task", "batch_size"))
     environment = maker(batch_size=batch_size, **own) if task == name else maker(task, batch_size=batch_size, **own)
     _check(name, environment)
-    return with_faults(environment, model)
+    return environment if model == FaultModel() else with_faults(environment, model)
 
 
 def check_request(name: str, arguments: Mapping[str, Any]) -> None:
