@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,6 +126,8 @@ class BundleTeam:
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; see ``Team.act``."""
+        if observation.restarted is not None:
+            self._forget(observation.restarted)
         columns = [
             self._run(number, observation.observations[place.group], observation.action_masks[place.group])
             for number, place in enumerate(self._places)
@@ -135,6 +137,15 @@ class BundleTeam:
         for place, column in zip(self._places, columns, strict=True):
             grouped[place.group].append(column)
         return tuple(np.stack(group, axis=1) for group in grouped)
+
+    def _forget(self, restarted: npt.NDArray[np.bool_]) -> None:
+        """All recurrent state of the agents ``restarted`` [B, N] takes its reset value."""
+        for place, policy, states in zip(self._places, self._policies, self._states, strict=True):
+            rows = restarted[:, place.index]
+            for model in policy.agent.states if states and rows.any() else ():
+                state = states[model.input].copy()
+                state[rows] = np.asarray(model.reset, state.dtype).reshape(model.shape)
+                states[model.input] = state
 
     def _run(self, number: int, observations: Block, masks: Block | None) -> Block:
         """One agent's actions: [B, *action_shape]."""
@@ -212,6 +223,8 @@ class FleetTeam:
         self._assigned = self._assign()
         self._client_options: ClientOptions = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
+        self._seeds = np.zeros(0, np.int64)
+        self._step = 0
         self._latencies_s: list[float] = []
         self._pool = ThreadPoolExecutor(max_workers=len(self._places), thread_name_prefix="hmarl-team")
         try:
@@ -286,12 +299,16 @@ class FleetTeam:
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start B episodes: one session per agent and row."""
         self._connect(len(seeds))
+        self._seeds, self._step = np.asarray(seeds), 0
+        rows = range(len(seeds))
+        list(self._pool.map(lambda number: self._start(number, rows), range(len(self._places))))
 
-        def start(clients: list[AgentClient]) -> None:
-            for client, seed in zip(clients, seeds, strict=False):
-                client.reset(int(seed), sample=self._sample, instruction_choice=self._instruction_choice)
-
-        list(self._pool.map(start, self._clients))
+    def _start(self, number: int, rows: Iterable[int]) -> None:
+        """One agent's episodes begin, or are joined at this step with nothing remembered."""
+        choice = self._instruction_choice
+        for row in rows:
+            client = self._clients[number][row]
+            client.reset(int(self._seeds[row]), sample=self._sample, instruction_choice=choice, first_step=self._step)
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; only running rows, and agents that are still there, are asked."""
@@ -305,10 +322,13 @@ class FleetTeam:
         def ask(number: int) -> list[float]:
             place = self._places[number]
             rows = np.flatnonzero(running & observation.active[:, place.index])
+            if observation.restarted is not None:
+                self._start(number, np.flatnonzero(running & observation.restarted[:, place.index]))
             return [self._act_row(number, int(row), observation, blocks[place.group]) for row in rows]
 
         for latencies in self._pool.map(ask, range(len(self._places))):
             self._latencies_s.extend(latencies)
+        self._step += 1
         return blocks
 
     def _act_row(self, number: int, row: int, observation: Observation, actions: Block) -> float:
