@@ -75,9 +75,10 @@ class Draws:
         self._table = np.zeros(shape, np.float32)
         self._rows = np.arange(batch_size)
 
-    def begin(self, seeds: npt.NDArray[np.int64]) -> None:
-        """Step 0 of the first episode of each environment; seeds [B]."""
-        self.seeds, self.episodes, self.steps = seeds.astype(np.int64), 0 * self.episodes, 0 * self.steps
+    def begin(self, seeds: npt.NDArray[np.int64] | npt.NDArray[np.uint64], first_step: int = 0) -> None:
+        """A step of the first episode of each environment; seeds [B]."""
+        self.seeds, self.episodes = seeds.astype(np.int64), np.zeros_like(self.episodes)
+        self.steps = np.full_like(self.steps, first_step)
         self._fill(self._rows)
 
     def advance(self) -> None:

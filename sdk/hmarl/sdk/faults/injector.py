@@ -72,7 +72,12 @@ class _Lateness:
 
 
 class _Hands:
-    """What is done in one group: actions that have arrived in time and are legal, else what fallbacks decide."""
+    """What is done in one group: actions that have arrived in time and are legal, else what fallbacks decide.
+
+    Attributes:
+        columns: of the group's agents among all.
+        age: [B, N_group] steps since a fresh action was done, infinite where none has been.
+    """
 
     def __init__(self, group: AgentGroup, faults: Sequence[AgentFaults], batch_size: int, most_late: int) -> None:
         agent, lead = group.example, (batch_size, len(group.agents))
@@ -80,7 +85,7 @@ class _Hands:
         self._space = agent.action_space_model
         self._channel = Channel([(agent.action_shape, agent.action_dtype)], lead, most_late)
         self._last = np.zeros((*lead, *agent.action_shape), agent.action_dtype)
-        self._age = np.full(lead, np.inf)
+        self.age = np.full(lead, np.inf)
         self._deciding: list[tuple[Fallback, Flags]] = []
         for fallback in (each.fallback for each in faults):
             if not any(fallback == known for known, _ in self._deciding):
@@ -89,7 +94,7 @@ class _Hands:
     def begin(self, begun: Flags) -> None:
         """Nothing has been done yet, nor is under way, where ``begun`` [B, N_group]."""
         self._channel.begin(begun, self._channel.held)
-        self._age = np.where(begun, np.inf, self._age)
+        self.age = np.where(begun, np.inf, self.age)
 
     def act(
         self,
@@ -104,22 +109,22 @@ class _Hands:
         arrived = self._channel.send([actions], late, lost)
         newest = self._channel.held[0]
         fresh = arrived & legal_rows(newest, self._space, masks)
-        self._age = np.where(fresh, 0.0, self._age + 1.0)
+        self.age = np.where(fresh, 0.0, self.age + 1.0)
         done = np.where(_like((active & fresh), actions), newest, actions)
         self._last = np.where(_like(fresh, actions), newest, self._last)
         for fallback, members in self._deciding:
             rows, columns = np.nonzero(active & ~fresh & members)
             if len(rows):
                 legal = None if masks is None else masks[rows, columns]
-                last, age = self._last[rows, columns], self._age[rows, columns]
+                last, age = self._last[rows, columns], self.age[rows, columns]
                 done[rows, columns] = stand_ins(fallback, Situations(self._space, steps[rows], legal, last, age))
         return done
 
     def get_state(self) -> Arrays:
-        return {"last": self._last.copy(), "age": self._age.copy(), **self._channel.get_state()}
+        return {"last": self._last.copy(), "age": self.age.copy(), **self._channel.get_state()}
 
     def set_state(self, state: Mapping[str, Block]) -> None:
-        self._last, self._age = state["last"], state["age"]
+        self._last, self.age = state["last"], state["age"]
         self._channel.set_state(state)
 
 
@@ -178,9 +183,17 @@ class Injector:
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
-    def begin(self, seeds: npt.NDArray[np.int64], observation: Observation) -> Observation:
-        """The first observation of B new episodes, seeds [B]; arrays of NumPy."""
-        self._draws.begin(seeds)
+    def begin(
+        self, seeds: npt.NDArray[np.int64] | npt.NDArray[np.uint64], observation: Observation, first_step: int = 0
+    ) -> Observation:
+        """The first observation of B new episodes, or of such as are joined at ``first_step``.
+
+        Args:
+            seeds: [B].
+            observation: of NumPy's arrays.
+            first_step: its number.
+        """
+        self._draws.begin(seeds, first_step)
         return self._begin(np.arange(len(seeds)), observation)
 
     def begin_next(self, rows: npt.NDArray[np.intp], observation: Observation) -> Observation:
@@ -260,6 +273,14 @@ class Injector:
             masks.append(None if mask is None else np.where(there, channel.held[1], mask))
         restarted = self._forgot.copy() if self._restarting else None
         return Observation(tuple(blocks), tuple(masks), observation.state, observation.active, restarted)
+
+    @property
+    def fresh(self) -> Flags:
+        """[B, N] whether what was done last is what an agent has chosen, and not its fallback."""
+        fresh = np.zeros(self._gone.shape, np.bool_)
+        for hands in self._hands:
+            fresh[:, hands.columns] = hands.age == 0
+        return fresh
 
     @property
     def ages(self) -> npt.NDArray[np.int64]:
