@@ -63,15 +63,17 @@ class Draws:
     Args:
         agent_ids: [N]; an agent's numbers follow from its id.
         batch_size: B.
+        decides: whether ``uniform`` is asked for.
     """
 
-    def __init__(self, agent_ids: Sequence[str], batch_size: int) -> None:
+    def __init__(self, agent_ids: Sequence[str], batch_size: int, decides: bool = True) -> None:
         words = [blake2b(each.encode(), digest_size=4).digest() for each in agent_ids]
         self._agents = np.array([int.from_bytes(word, "little") for word in words], np.uint64)
         self.seeds = np.zeros(batch_size, np.int64)
         self.episodes = np.zeros(batch_size, np.int64)
         self.steps = np.zeros(batch_size, np.int64)
-        shape = (batch_size, _STEPS_AT_ONCE, len(agent_ids), 4 * _DECISION_BLOCKS)
+        self._decides = decides
+        shape = (batch_size if decides else 0, _STEPS_AT_ONCE, len(agent_ids), 4 * _DECISION_BLOCKS)
         self._table = np.zeros(shape, np.float32)
         self._rows = np.arange(batch_size)
 
@@ -116,7 +118,7 @@ class Draws:
 
     def _fill(self, rows: npt.NDArray[np.intp]) -> None:
         """Draw a stretch of steps ahead for these rows."""
-        if not len(rows):
+        if not len(rows) or not self._decides:
             return
         first = self.steps[rows] - self.steps[rows] % _STEPS_AT_ONCE
         steps = first[:, None, None, None] + np.arange(_STEPS_AT_ONCE)[:, None, None]

@@ -31,14 +31,20 @@ class _Outages:
         self._length = np.array([each.steps for each in outages])
         self.left = np.zeros((batch_size, len(outages)), np.int64)
 
+    @property
+    def by_chance(self) -> bool:
+        return bool(self._probability.any())
+
     def now(self, draws: Draws, rows: slice | npt.NDArray[np.intp]) -> Flags:
         """[R, N] at the present step; counts it."""
         steps, left = draws.steps[rows, None], self.left[rows]
+        given: Flags = (steps >= self._first) & (steps <= self._last)
+        if not self.by_chance:
+            return given
         begins = (left == 0) & (draws.uniform(self._chance)[rows] < self._probability)
         left = np.where(begins, self._length, left)
         self.left[rows] = np.maximum(left - 1, 0)
-        out: Flags = (left > 0) | ((steps >= self._first) & (steps <= self._last))
-        return out
+        return given | (left > 0)
 
 
 class _Lateness:
@@ -55,11 +61,13 @@ class _Lateness:
         return int(self._most.max())
 
     @property
-    def none(self) -> bool:
-        return not self._most.any() and not self._loss.any()
+    def by_chance(self) -> bool:
+        return bool(self._loss.any() or (self._least != self._most).any())
 
     def late(self, draws: Draws) -> npt.NDArray[np.int64]:
         """[B, N] steps."""
+        if not self.by_chance:
+            return np.broadcast_to(self._least, (len(draws.steps), len(self._least)))
         spread = self._most - self._least + 1
         drawn = self._least + (draws.uniform(self._late_chance).astype(np.float64) * spread).astype(np.int64)
         late: npt.NDArray[np.int64] = np.minimum(drawn, self._most)
@@ -67,6 +75,8 @@ class _Lateness:
 
     def lost(self, draws: Draws) -> Flags:
         """[B, N]."""
+        if not self.by_chance:
+            return np.zeros((len(draws.steps), len(self._loss)), np.bool_)
         lost: Flags = draws.uniform(self._loss_chance) < self._loss
         return lost
 
@@ -86,6 +96,7 @@ class _Hands:
         self._channel = Channel([(agent.action_shape, agent.action_dtype)], lead, most_late)
         self._last = np.zeros((*lead, *agent.action_shape), agent.action_dtype)
         self.age = np.full(lead, np.inf)
+        self._undisturbed = all(_leaves_actions_alone(each, agent.has_action_mask) for each in faults)
         self._deciding: list[tuple[Fallback, Flags]] = []
         for fallback in (each.fallback for each in faults):
             if not any(fallback == known for known, _ in self._deciding):
@@ -106,6 +117,9 @@ class _Hands:
         steps: npt.NDArray[np.int64],
     ) -> Block:
         """[B, N_group, *action_shape] what is done, given what was chosen; of agents that have left as it is."""
+        if self._undisturbed:
+            self.age = np.zeros_like(self.age)
+            return actions
         arrived = self._channel.send([actions], late, lost)
         newest = self._channel.held[0]
         fresh = arrived & legal_rows(newest, self._space, masks)
@@ -126,6 +140,15 @@ class _Hands:
     def set_state(self, state: Mapping[str, Block]) -> None:
         self._last, self.age = state["last"], state["age"]
         self._channel.set_state(state)
+
+
+def _leaves_actions_alone(faults: AgentFaults, masked: bool) -> bool:
+    """Whether whatever is chosen is done: nothing happens to it, and it was chosen by the mask of the same step."""
+    unheard = (
+        faults.action_delay != (0, 0) or faults.action_loss or faults.out != Outage() or faults.restart != Outage()
+    )
+    late_masks = masked and (faults.delay != (0, 0) or faults.loss or faults.freeze != Outage())
+    return not unheard and not late_masks
 
 
 class Injector:
@@ -153,7 +176,6 @@ class Injector:
         for agent, its in zip(agents, faults, strict=True):
             check_fallback(its.fallback, agent)
         self._groups = groups
-        self._draws = Draws([each.id for each in agents], batch_size)
         self._senses = _Lateness(
             [each.delay for each in faults], [each.loss for each in faults], (Chance.DELAY, Chance.LOSS)
         )
@@ -165,6 +187,9 @@ class Injector:
         self._freezes = _Outages([each.freeze for each in faults], Chance.FREEZE, batch_size)
         self._outs = _Outages([each.out for each in faults], Chance.OUT, batch_size)
         self._restarts = _Outages([each.restart for each in faults], Chance.RESTART, batch_size)
+        chances = (self._senses, self._orders, self._freezes, self._outs, self._restarts)
+        decides = any(each.by_chance for each in chances)
+        self._draws = Draws([each.id for each in agents], batch_size, decides)
         self._noise = np.array([each.noise for each in faults], np.float32)
         self._restarting = any(each.restart != Outage() for each in faults)
         lead = (batch_size, len(agents))
