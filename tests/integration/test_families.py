@@ -413,7 +413,7 @@ def _assert_same(ones: list[StepResult], others: list[StepResult]) -> None:
         np.testing.assert_array_equal(as_array(one.rewards), as_array(other.rewards))
 
 
-@pytest.mark.parametrize(("algorithm", "family"), [("happo", "mpe"), ("hcpo", "lbfws"), ("mat", "coordsum")])
+@pytest.mark.parametrize(("algorithm", "family"), [("happo", "mpe"), ("hcpo", "lbfws")])
 def test_training_with_faults_resumes_bit_for_bit(algorithm: str, family: str, call: Call, tmp_path: Path) -> None:
     task, run = TASKS[family], tmp_path / "run"
     arguments = {**task.arguments, "faults": FAULTS, "faults.delay": 1}

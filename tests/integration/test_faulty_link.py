@@ -175,8 +175,8 @@ def test_what_is_drawn_follows_from_the_seed(echoing: str) -> None:
         with link, connected(link.address) as client:
             moments.append([answered(client, b"?") for _ in range(8)])
     one, again, other = map(np.array, moments)
-    # Both ways are drawn anew; the machine adds little to them.
-    assert np.corrcoef(one, again)[0, 1] > 0.9 > np.corrcoef(one, other)[0, 1]
+    # Medians: a machine that is busy adds much to a few of them.
+    assert np.median(abs(one - again)) < np.median(abs(one - other)) / 2
 
 
 def test_where_nothing_listens_the_connection_is_reset() -> None:

@@ -253,6 +253,12 @@ def test_an_environment_with_every_fault_keeps_its_promises() -> None:
         assert all(result.passed for result in results if result.name != "active agents"), results
 
 
+@pytest.mark.parametrize("toy", ["masked_discrete", "multi_discrete", "leaving"])
+def test_masks_with_branches_and_unlike_agents_are_no_exception(toy: str) -> None:
+    results = check_environment(lambda batch: make_environment(f"toy_environments:{toy}", batch, faults=EVERYTHING))
+    assert all(result.passed for result in results), results
+
+
 def test_without_faults_the_environment_is_the_very_same() -> None:
     diary = Diary()
     for nothing in (FaultModel(), parse_faults("delay=0,loss=0,out=0.0:5"), parse_faults("delay=3;none")):
