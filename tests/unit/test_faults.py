@@ -153,6 +153,24 @@ def test_late_actions_are_done_later_and_the_fallback_decides_until_then() -> No
     assert play.arm[:, 0].tolist() == [[0.0, 2.0], *[[0.5, 5.0]] * 5], "zero, the nearest that the Box has"
 
 
+def test_each_action_is_done_once_and_never_after_a_newer_one() -> None:
+    steps, environment = 60, with_faults(diary := Diary(3), parse_faults("action_delay=0..3,action_loss=0.2"))
+    environment.reset(SEEDS)
+    draws, late, lost, last = Draws(["a", "b", "arm"], 3), [], [], np.full(3, -1)
+    draws.begin(SEEDS)
+    for step in range(steps):
+        environment.step((np.full((3, 2), (step + 2) % 4), np.full((3, 1, 2), (0.5, 3 + step / 20), np.float32)))
+        late.append(np.floor(draws.uniform(Chance.ACTION_DELAY)[:, 2] * 4).astype(int))
+        lost.append(draws.uniform(Chance.ACTION_LOSS)[:, 2] < 0.2)
+        draws.advance()
+        sent = [np.where((each + late[each] <= step) & ~lost[each], each, -1) for each in range(step + 1)]
+        newest = np.max(sent, axis=0)
+        done = diary.done[-1][1][:, 0, 1]
+        assert (done[newest > last] == np.float32(3 + newest[newest > last] / 20)).all(), f"step {step}"
+        assert (environment._injector.fresh[:, 2] == (newest > last)).all(), f"step {step}"
+        last = np.maximum(last, newest)
+
+
 def test_what_has_become_illegal_by_the_time_it_arrives_is_not_done() -> None:
     # At every step the choice is legal, (t + 3) % 4, but one step later it is (t - 1 + 3) % 4 = (t + 2) % 4: legal;
     # three steps later it is t % 4: illegal. The last fresh action is missing then, so the fallback decides.

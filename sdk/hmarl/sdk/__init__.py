@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.client import AgentClient
     from hmarl.sdk.clients.endpoints import load_endpoints
     from hmarl.sdk.clients.local_agent import LocalAgent
+    from hmarl.sdk.clients.together import reset_together
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         MisuseError,
         ObservationError,
+        OtherBundleError,
         StaleActionError,
         UsageError,
     )
@@ -70,6 +72,7 @@ __all__ = [
     "NoOp",
     "Observation",
     "ObservationError",
+    "OtherBundleError",
     "RandomTeam",
     "Situation",
     "StaleActionError",
@@ -83,6 +86,7 @@ __all__ = [
     "load_bundle",
     "load_endpoints",
     "make_environment",
+    "reset_together",
 ]
 
 # The same imports once more, for when a name is asked for.
@@ -95,6 +99,7 @@ _HOMES = {
     "hmarl.sdk.clients.endpoints": ("load_endpoints",),
     "hmarl.sdk.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
+    "hmarl.sdk.clients.together": ("reset_together",),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
@@ -106,6 +111,7 @@ _HOMES = {
         "MissingExtraError",
         "MisuseError",
         "ObservationError",
+        "OtherBundleError",
         "StaleActionError",
         "UsageError",
     ),
