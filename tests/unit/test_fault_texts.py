@@ -157,3 +157,21 @@ def test_many_are_decided_like_one(space: Any, name: str) -> None:
                 age_steps=age[row],
             )
             np.testing.assert_array_equal(decided[row], fallback.decide(situation))
+
+
+def test_a_rule_of_ones_own_is_told_all_that_it_may_look_at() -> None:
+    told: list[Situation] = []
+
+    def rule(situation: Situation) -> int:
+        told.append(situation)
+        return 1
+
+    masks = np.array([[True, True, False], [False, True, True]])
+    seen = Situations(DiscreteSpace(n=3), np.array([4, 9]), masks, np.array([2, 0]), np.array([3.0, np.inf]))
+    assert stand_ins(Call(rule), seen).tolist() == [1, 1]
+    assert [(each.step, each.age_steps, each.age_s, each.reason) for each in told] == [
+        (4, 3.0, math.inf, "no fresh action has arrived"),
+        (9, math.inf, math.inf, "no fresh action has arrived"),
+    ]
+    assert [each.last_action for each in told] == [2, None]
+    assert [each.action_mask.tolist() for each in told if each.action_mask is not None] == masks.tolist()

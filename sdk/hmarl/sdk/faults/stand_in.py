@@ -47,7 +47,7 @@ class Situations:
             action_mask=None if self.masks is None else self.masks[row],
             last_action=None if math.isinf(age) else self.last[row],
             age_steps=age,
-            reason="the action was lost",
+            reason="no fresh action has arrived",
         )
 
 
