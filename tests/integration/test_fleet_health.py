@@ -22,8 +22,8 @@ from hmarl.runtime import health_probe
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import NoOp
 from hmarl.sdk.errors import HmarlError
+from hmarl.sdk.fallback import NoOp
 from peers import peer
 from picky import picky_bundle
 from processes import LIMIT_S, alive, children, fleet_process, wait_for

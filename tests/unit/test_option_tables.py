@@ -17,6 +17,7 @@ COMMANDS = {
     "hmarl-fleet reload": "hmarl.runtime.commands.fleet",
     "hmarl-verify": "hmarl.runtime.commands.verify",
     "hmarl-eval": "hmarl.sdk.commands.evaluate",
+    "hmarl-faults": "hmarl.sdk.commands.faults",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import Array, Observation, StepResult, VectorEnvironment
+from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment, as_array, as_numpy
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -61,6 +61,7 @@ class Evaluation:
             end and for agents that had left.
         unfinished: episodes that still ran after ``step_limit`` steps and were cut off there.
         step_limit: steps of an episode at most.
+        faults: what went wrong on purpose, as ``--faults`` spells it; empty where nothing did.
     """
 
     environment: str
@@ -76,6 +77,7 @@ class Evaluation:
     actions: tuple[npt.NDArray[Any], ...] | None = None
     unfinished: int = 0
     step_limit: int = STEP_LIMIT
+    faults: str = ""
 
     @property
     def episodes(self) -> int:
@@ -86,11 +88,13 @@ class Evaluation:
         """The figures in brief.
 
         ``return_ci95`` is [low, high], the percentile-bootstrap interval of the interquartile mean ``return_iqm``;
-        ``success_rate`` is None where the task does not know success, latencies (microseconds) where none was measured.
+        ``success_rate`` is None where the task does not know success, latencies (microseconds) where none was measured,
+        ``faults`` where nothing went wrong on purpose.
         """
         timed = self.latencies_s.size > 0
         return {
             "episodes": self.episodes,
+            "faults": self.faults or None,
             "return_mean": float(self.returns.mean()),
             "return_median": float(np.median(self.returns)),
             "return_iqm": float(iqm(self.returns)),
@@ -194,6 +198,7 @@ def evaluate(
         actions=tally.recorded() if record else None,
         unfinished=tally.unfinished,
         step_limit=limit,
+        faults=environment.spec.faults,
     )
 
 
@@ -230,21 +235,6 @@ def _play_wave(
         step += 1
         if ended.any():
             tally.report(wanted_until - int(running.sum()))
-
-
-def as_numpy(observation: Observation) -> Observation:
-    """The same observation with NumPy arrays, whatever the environment computes in."""
-    return Observation(
-        observations=tuple(as_array(block) for block in observation.observations),
-        action_masks=tuple(None if mask is None else as_array(mask) for mask in observation.action_masks),
-        state=as_array(observation.state),
-        active=as_array(observation.active),
-    )
-
-
-def as_array(value: Array) -> npt.NDArray[Any]:
-    """A NumPy array, or a torch tensor brought home from wherever it lives."""
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
 
 
 class _Clock:
@@ -342,6 +332,8 @@ class _Tally:
 def marl_eval_json(evaluations: Iterable[Evaluation], step_count: int = 0) -> dict[str, Any]:
     """The evaluations in marl-eval's form: environment → task → algorithm → run → step and absolute metrics.
 
+    A task with faults is another task, ``TASK [faults]``, so that figures with and without them are never mixed.
+
     Args:
         evaluations: one per team; each becomes the run ``seed_<seed>`` of the algorithm named like the team.
         step_count: training steps behind the policies, 0 when unknown.
@@ -349,13 +341,14 @@ def marl_eval_json(evaluations: Iterable[Evaluation], step_count: int = 0) -> di
     document: dict[str, Any] = {}
     for evaluation in evaluations:
         family, _, task = evaluation.environment.partition("/")
+        task = (task or family) + (f" [{evaluation.faults}]" if evaluation.faults else "")
         metrics: dict[str, list[float]] = {
             "return": evaluation.returns.tolist(),
             "episode_length": evaluation.lengths.astype(np.float64).tolist(),
         }
         if evaluation.successes is not None:
             metrics["success"] = evaluation.successes.astype(np.float64).tolist()
-        runs = document.setdefault(family, {}).setdefault(task or family, {}).setdefault(evaluation.team, {})
+        runs = document.setdefault(family, {}).setdefault(task, {}).setdefault(evaluation.team, {})
         runs[f"seed_{evaluation.seed}"] = {
             "step_0": {"step_count": step_count, **metrics},
             "absolute_metrics": metrics,

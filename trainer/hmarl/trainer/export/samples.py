@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hmarl.sdk.environment import VectorEnvironment
+from hmarl.sdk.environment import VectorEnvironment, as_numpy
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
-from hmarl.sdk.evaluation.closed_loop import as_numpy, episode_seeds
+from hmarl.sdk.evaluation.closed_loop import episode_seeds
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, mask_branches
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.learning.instructions import random_instructions
