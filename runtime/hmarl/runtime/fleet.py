@@ -338,6 +338,8 @@ class Fleet:
             path = (path or self._path).absolute()
             bundle = load(resolved(path))
             if bundle.sha256 == self._bundle.sha256:
+                for member in self._members:
+                    member.adopt(bundle)  # it may lie elsewhere now
                 say(f"{path} is served already ({bundle.sha256})")
             else:
                 check_replacement(self._bundle, bundle, self._roster)
