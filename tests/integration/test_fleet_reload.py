@@ -205,6 +205,8 @@ def test_a_member_that_is_killed_while_it_loads_leaves_the_team_as_it_was(
                 text=True,
             ) as asking:
                 wait_for(lambda pid=pid: children(pid), "the trial of its graph")
+                for trial in children(pid):
+                    os.kill(trial, signal.SIGSTOP)  # so that it does not end before
                 os.kill(pid, signal.SIGKILL)
                 _, said = asking.communicate(timeout=LIMIT_S)
             assert asking.returncode == 4
@@ -222,12 +224,14 @@ def test_a_member_that_does_not_switch_is_started_again_with_the_new_bundle(
     """agent_0 has prepared the bundle and is then stopped, as if it were stuck: the team is not left half new."""
     with served(toy_bundle, tmp_path) as fleet:
         members = fleet.members()
+        os.kill(members["agent_1"], signal.SIGSTOP)  # so that the team does not switch before agent_0 is stopped
         with subprocess.Popen(
             [*RELOAD, str(fleet.out), str(retrained.path)], stdout=subprocess.PIPE, text=True
         ) as asking:
             assert asking.stdout is not None
             assert asking.stdout.readline().startswith("agent_0 is ready")
             os.kill(members["agent_0"], signal.SIGSTOP)
+            os.kill(members["agent_1"], signal.SIGCONT)
             said = asking.stdout.read()
             assert asking.wait(LIMIT_S) == 0
         assert "agent_0 has ended, and is started again with the new bundle" in said
@@ -238,10 +242,13 @@ def test_a_member_that_does_not_switch_is_started_again_with_the_new_bundle(
 
 def test_a_second_reload_is_refused_while_one_runs(toy_bundle: Bundle, retrained: Bundle, tmp_path: Path) -> None:
     with served(toy_bundle, tmp_path) as fleet:
-        pid = fleet.members()["agent_0"]
-        with subprocess.Popen([*RELOAD, str(fleet.out), str(retrained.path)], stdout=subprocess.DEVNULL) as asking:
-            wait_for(lambda: children(pid), "the trial of its graph")
-            os.kill(pid, signal.SIGSTOP)
+        pid = fleet.members()["agent_1"]
+        os.kill(pid, signal.SIGSTOP)  # the first one takes its time
+        with subprocess.Popen(
+            [*RELOAD, str(fleet.out), str(retrained.path)], stdout=subprocess.PIPE, text=True
+        ) as asking:
+            assert asking.stdout is not None
+            assert asking.stdout.readline().startswith("agent_0 is ready")
             second = fleet.reload(toy_bundle.path)
             os.kill(pid, signal.SIGCONT)
             assert asking.wait(LIMIT_S) == 0

@@ -1,5 +1,6 @@
 """Another bundle for a whole team: every member prepares it, and only when all are ready do all switch.
 
+    wait      for members that are just being started again
     prepare   one member after the other loads, checks and warms up; the first that cannot, and all go on as before
     decide    from here on the team is of the new bundle: a member that dies comes up with it
     switch    all members at once; one that does not answer is killed, and comes up with it
@@ -21,6 +22,7 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.control import Channel
 from hmarl.runtime.errors import BundleError, HmarlError
 
+READY_LIMIT_S = 30.0  # for members that are just being started again
 PREPARE_LIMIT_S = 150.0  # a trial may take two minutes on a busy machine
 SWITCH_LIMIT_S = 3.0
 RESTART_LIMIT_S = 60.0
@@ -90,9 +92,12 @@ class TeamReload:
         self.finished.set()
 
     def _run(self) -> Waiting:
+        deadline = time.monotonic() + READY_LIMIT_S
         for member in self._members:
-            if member.process is None or not member.serving:
-                raise ReloadError(f"agent '{member.agent_id}' is being started again: try again")
+            while member.process is None or not member.serving:  # it is being started again
+                if time.monotonic() > deadline:
+                    raise ReloadError(f"agent '{member.agent_id}' does not serve, {READY_LIMIT_S:g} s on: try again")
+                yield
             self._asked.append((member, member.process))
         for member, process in self._asked:
             begun = time.monotonic()
