@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -278,6 +279,33 @@ def test_sighup_reads_the_path_again_and_leaves_members_alone(
         assert fleet.document["bundle"] == str(link)
         assert fleet.bundles() == all_serve(retrained)
         assert len(fleet.members()) == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="copies in memory are Linux's")
+def test_a_member_comes_back_whatever_lies_at_the_path_by_then(
+    toy_bundle: Bundle, retrained: Bundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(toy_bundle.path, path)
+
+    def again(fleet: Served, name: str) -> None:
+        pid = fleet.members()[name]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: fleet.members().get(name, pid) != pid, "the restart")
+
+    with served(Bundle(path, toy_bundle.manifest, toy_bundle.sha256), tmp_path) as fleet:
+        shutil.rmtree(path)
+        again(fleet, "agent_0")
+        assert fleet.bundles() == all_serve(toy_bundle)
+        shutil.copytree(retrained.path, path)
+        (path / "README.md").write_text("changed")
+        assert fleet.reload(path).returncode == 3
+        again(fleet, "agent_1")
+        assert fleet.bundles() == all_serve(toy_bundle)
+        (path / "README.md").write_bytes((retrained.path / "README.md").read_bytes())
+        assert fleet.reload(path).returncode == 0
+        again(fleet, "agent_0")
+        assert fleet.bundles() == all_serve(retrained)
 
 
 def test_teams_follow_at_their_next_episode(toy_bundle: Bundle, retrained: Bundle, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
-from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.control import Channel
 from hmarl.runtime.errors import BundleError, HmarlError
+from hmarl.runtime.kept_bundle import KeptBundle
 
 READY_LIMIT_S = 30.0  # for members that are just being started again
 PREPARE_LIMIT_S = 150.0  # a trial may take two minutes on a busy machine
@@ -41,7 +41,7 @@ class Member(Protocol):
     process: subprocess.Popen[bytes] | None
     control: Channel | None
 
-    def adopt(self, bundle: Bundle) -> None:
+    def adopt(self, kept: KeptBundle) -> None:
         """Start with this bundle from now on."""
 
     def kill(self, reason: str) -> None:
@@ -53,7 +53,7 @@ class TeamReload:
 
     Args:
         members: all of them.
-        bundle: verified, and of the same agents and spaces as the one that is served.
+        kept: the bundle, verified, and of the same agents and spaces as the one that is served.
         say: told how it goes.
 
     Attributes:
@@ -61,11 +61,11 @@ class TeamReload:
         failure: why nothing has changed; None when all have switched.
     """
 
-    def __init__(self, members: Sequence[Member], bundle: Bundle, say: Callable[[str], None]) -> None:
+    def __init__(self, members: Sequence[Member], kept: KeptBundle, say: Callable[[str], None]) -> None:
         self.finished = threading.Event()
         self.failure: HmarlError | None = None
         self._members = members
-        self._bundle = bundle
+        self._kept = kept
         self._say = say
         self._name = secrets.token_hex(8)  # in orders and replies: late ones of an earlier reload are told apart
         self._asked: list[tuple[Member, subprocess.Popen[bytes]]] = []
@@ -106,7 +106,7 @@ class TeamReload:
         for member, process in self._asked:
             self._check_there(member, process)
         for member in self._members:
-            member.adopt(self._bundle)
+            member.adopt(self._kept)
         for member, _ in self._asked:
             assert member.control is not None, "it was there a moment ago"
             with contextlib.suppress(OSError):  # it has just died, and comes up with the new bundle
@@ -115,7 +115,8 @@ class TeamReload:
             yield from self._switched(member, process)
 
     def _prepare(self, member: Member, process: subprocess.Popen[bytes]) -> Waiting:
-        bundle = {"path": str(self._bundle.path.absolute()), "sha256": self._bundle.sha256}
+        wanted = self._kept.bundle
+        bundle = {"path": str(wanted.path.absolute()), "sha256": wanted.sha256}
         self._check_there(member, process)
         assert member.control is not None
         try:
