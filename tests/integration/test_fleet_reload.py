@@ -64,8 +64,9 @@ class Served:
         """Process ids by agent; those of graphs' trials are children of theirs."""
         found = {}
         for pid in children(self.process.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found.update({word.removeprefix("--agent="): pid for word in words if word.startswith("--agent=")})
+            with suppress(OSError):  # one that has just ended
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                found.update({word.removeprefix("--agent="): pid for word in words if word.startswith("--agent=")})
         return found
 
     def reload(self, bundle: Path | str, *options: str) -> subprocess.CompletedProcess[str]:
