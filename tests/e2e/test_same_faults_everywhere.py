@@ -160,8 +160,10 @@ def test_who_is_restarted_has_forgotten_what_it_remembered(team: Team) -> None:
     assert (out[:, 7:, 1] != restart[:, 7:, 1]).any()
 
 
-def test_agents_with_a_memory_are_not_trained_to_lose_it() -> None:
-    config = tiny_config("happo", ENVIRONMENT, {"recurrent": True}, None, {"faults": "restart=0.1:2"})
-    with pytest.raises(UsageError, match=r"env\.faults: got restart, expected none while agents with a memory"):
-        Training(config)
-    Training(tiny_config("happo", ENVIRONMENT, None, None, {"faults": "restart=0.1:2"})).close()
+def test_a_memory_that_is_learnt_together_is_not_lost_in_training() -> None:
+    for algorithm, settings in (("hcpo", {"recurrent": True}), ("magpo", {"recurrent": True})):
+        config = tiny_config(algorithm, ENVIRONMENT, settings, None, {"faults": "restart=0.1:2"})
+        with pytest.raises(UsageError, match=rf"env\.faults: got restart for agents of {algorithm} that remember"):
+            Training(config)
+    for settings in ({}, {"recurrent": True}):
+        Training(tiny_config("happo", ENVIRONMENT, settings, None, {"faults": "restart=0.1:2"})).close()

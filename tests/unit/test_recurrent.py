@@ -91,10 +91,11 @@ def test_a_recurrent_network_cannot_be_asked_without_its_memory() -> None:
 
 @pytest.mark.parametrize("chunk_length", [None, 7])
 @pytest.mark.parametrize("environment", ["mpe/simple_spread", "mpe/simple_speaker_listener"])
-def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int | None) -> None:
-    """The recomputed probabilities are those with which the agents acted, over chunks and episode ends."""
+@pytest.mark.parametrize("faults", ["none", "delay=1,restart=0.1:2"])
+def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int | None, faults: str) -> None:
+    """The recomputed probabilities are those with which the agents acted, over chunks, episode ends and restarts."""
     algorithm, rollout, collector = new_algorithm(
-        "happo", environment, 3, 28, recurrent=True, memory_size=6, chunk_length=chunk_length
+        "happo", environment, 3, 28, {"faults": faults}, recurrent=True, memory_size=6, chunk_length=chunk_length
     )
     for _ in range(2):
         acted: list[list[Tensor]] = [[] for _ in algorithm.policies]
@@ -111,6 +112,7 @@ def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int
         for policy in algorithm.policies:
             del policy.step  # type: ignore[method-assign]
         assert rollout.ended.any()
+        assert (rollout.restarted is not None and bool(rollout.restarted.any())) == (faults != "none")
         for agent, (group, member) in algorithm.position.items():
             samples = team_samples(algorithm, rollout).of_agent(agent)
             expected = torch.stack(acted[group])[:, member].flatten(0, 1)

@@ -98,6 +98,7 @@ class LocalActing:
     @torch.no_grad()
     def act_in_context(self, observation: Observation, step: int, context: Context | None) -> Decision:
         """``act`` given what all agents see alike, ``context`` [B, C], or what each sees; see ``Context``."""
+        self._forget_restarted(observation)
         before = tuple(self.memories)
         decision, self.memories = self.actors.decide(observation, context, self.noise_at(step), self.memories)
         if before and self.records(step):
@@ -109,6 +110,14 @@ class LocalActing:
         """Remember a step at which others act."""
         if self.memories:
             _, self.memories = self.actors.distributions(observation, context, self.memories)
+
+    def _forget_restarted(self, observation: Observation) -> None:
+        """Nothing is remembered by agents whose process has been restarted."""
+        if observation.restarted is not None and self.memories:
+            self.memories = [
+                memory.masked_fill(observation.restarted[:, list(group.agents)].T.unsqueeze(-1), 0.0)
+                for group, memory in zip(self.actors.spec.groups, self.memories, strict=True)
+            ]
 
     def episodes_ended(self, ended: Tensor) -> None:
         """[B] bool: forget what was remembered of the episodes that have just ended."""

@@ -76,6 +76,7 @@ class Rollout:
         rewards: [T, B, N]; team_rewards: [T, B].
         terminated, truncated: [T, B] bool.
         active: [T, B, N] bool.
+        restarted: [T, B, N] bool, agents that remember nothing from before a step; None where that never happens.
         extras: what the algorithm recorded, [T, B, ...].
         memories: per recording, what the agents remembered before that step, per group [N_group, B, H].
         final_states: the true last states of episodes that ended inside the rollout, [F, state_size] (``states`` holds
@@ -99,6 +100,7 @@ class Rollout:
         self.truncated = torch.zeros(*lead, dtype=torch.bool, device=device)
         self.active = torch.ones(*lead, len(spec.agents), dtype=torch.bool, device=device)
         self.all_active = True
+        self.restarted: Tensor | None = None
         self.actions: list[Tensor] = []
         self.extras: dict[str, Tensor] = {}
         self.memories: list[tuple[Tensor, ...]] = []
@@ -132,6 +134,9 @@ class Rollout:
         self.states[step] = observation.state
         self.active[step] = observation.active
         self.all_active = self.all_active and bool(observation.active.all())
+        if observation.restarted is not None:
+            self.restarted = torch.zeros_like(self.active) if self.restarted is None else self.restarted
+            self.restarted[step] = observation.restarted
         self.rewards[step] = torch.as_tensor(result.rewards)
         self.terminated[step] = torch.as_tensor(result.terminated)
         self.truncated[step] = torch.as_tensor(result.truncated)
@@ -276,7 +281,7 @@ class Collector:
             tuple(None if m is None else torch.as_tensor(m, device=device) for m in observation.action_masks),
             torch.as_tensor(observation.state, device=device),
             torch.as_tensor(observation.active, device=device),
-            observation.restarted,
+            None if observation.restarted is None else torch.as_tensor(observation.restarted, device=device),
         )
 
     def _to_environment(self, actions: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -57,7 +57,7 @@ class Training:
             seeds = derived_seeds(settings.seed, 0, settings.environments)
             self._collector = Collector(self.environment, self._rollout, seeds)
             if self._collector.observation.restarted is not None:
-                _refuse_to_forget(self.algorithm)
+                _refuse_to_forget(config.algorithm, self.algorithm)
             self.saves_environments = self._collector.get_state() is not None
         except BaseException:
             self.environment.close()
@@ -152,16 +152,18 @@ class Training:
         self._collector.restart(seeds, self.algorithm)
 
 
-def _refuse_to_forget(algorithm: Algorithm) -> None:
-    """Agents that are restarted in mid-episode are no agents to learn from where they remember.
+def _refuse_to_forget(name: str, algorithm: Algorithm) -> None:
+    """An agent that is restarted in mid-episode loses its own memory, and nothing that is learnt along with others'.
 
     Raises:
-        UsageError: they do.
+        UsageError: it would.
     """
-    if algorithm.exportable and any(algorithm.deployable(agent).states for agent in range(len(algorithm.spec.agents))):
+    agents = range(len(algorithm.spec.agents)) if algorithm.exportable else ()
+    remembering = any(algorithm.deployable(agent).states for agent in agents)
+    if remembering and algorithm.acting is not algorithm.local_acting:
         raise UsageError(
-            "env.faults: got restart, expected none while agents with a memory are trained, who would learn from what "
-            "they have lost; train with out instead, and evaluate with restart"
+            f"env.faults: got restart for agents of {name} that remember, expected none in its training: what they "
+            "remember is learnt together; train with out instead, and evaluate with restart"
         )
 
 

@@ -152,5 +152,8 @@ class TeamSamples:
             return None
         rollout = self.rollout
         initial = torch.stack([memories[group][members] for memories in rollout.memories])  # [n, members, B, H]
-        kept = (~rollout.begins).float().view(len(rollout.memories), -1, rollout.batch_size, 1)
-        return Memory(initial.transpose(1, 2).flatten(0, 2), kept.repeat_interleave(initial.shape[1], dim=2))
+        forgotten = rollout.begins.unsqueeze(-1).expand(-1, -1, initial.shape[1])  # [T, B, members]
+        if rollout.restarted is not None:
+            forgotten = forgotten | rollout.restarted[..., list(self.spec.groups[group].agents[members])]
+        kept = (~forgotten).float().reshape(len(rollout.memories), -1, rollout.batch_size * initial.shape[1], 1)
+        return Memory(initial.transpose(1, 2).flatten(0, 2), kept)
