@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hmarl.runtime.errors import UsageError
 
 FORMAT = "hmarl-fleet endpoints"  # how a file of ours is known
 _LARGEST_BYTES = 2**24
+_PROBE_BYTES = 2**16  # a full disk may still take a name
 
 
 class EndpointsFile:
@@ -38,8 +40,7 @@ class EndpointsFile:
         except OSError as error:
             raise UsageError(f"--out: cannot make the folder '{self.path.parent}': {error.strerror}") from error
         self._remove_stale()
-        if not os.access(self.path.parent, os.W_OK | os.X_OK):
-            raise UsageError(f"--out: nothing can be written in '{self.path.parent}': permission denied")
+        self._try_to_write()
 
     def write(self, description: Mapping[str, Any]) -> None:
         """Let the file appear, whole.
@@ -75,6 +76,17 @@ class EndpointsFile:
             if os.path.samestat(os.lstat(self.path), os.fstat(descriptor)):
                 self.path.unlink()
         os.close(descriptor)
+
+    def _try_to_write(self) -> None:
+        """Find out by doing it: what the permissions promise, a file system may still refuse."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path.parent, prefix=".") as probe:
+                probe.write(bytes(_PROBE_BYTES))
+                probe.flush()
+        except OSError as error:
+            raise UsageError(
+                f"--out: got '{self.path}', but nothing can be written in that folder: {error.strerror}; choose another"
+            ) from error
 
     def _remove_stale(self) -> None:
         """Remove what a fleet that has died left at the path; refuse everything else."""
