@@ -32,9 +32,9 @@ FOREIGN = {
 }
 
 
-def refused(bundle: Bundle, out: Path) -> str:
-    """What a fleet says that does not start because of ``out``."""
-    command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(bundle.path), "--out", str(out)]
+def refused(bundle: Bundle, out: Path, *more: str) -> str:
+    """What a fleet says that does not start because of ``out``, or of more options."""
+    command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(bundle.path), "--out", str(out), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stdout == "", "nothing has been started"
@@ -52,6 +52,23 @@ def test_a_file_that_no_fleet_wrote_is_left_alone(toy_bundle: Bundle, tmp_path: 
     after = out.stat()
     assert (out.read_bytes(), after.st_ino, after.st_mtime_ns) == (FOREIGN[kind], before.st_ino, before.st_mtime_ns)
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="takes /proc for a file system that makes no files")
+def test_where_no_file_can_be_made_nothing_is_started(toy_bundle: Bundle) -> None:
+    out = Path("/proc/endpoints.json")
+    message = refused(toy_bundle, out)
+    assert f"--out: got '{out}', but nothing can be written in that folder: No such file or directory" in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["a file", "no folder can be made"])
+def test_a_folder_for_sockets_that_cannot_be_made_is_told(toy_bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "sockets"
+    folder.write_text("in the way")
+    folder, reason = (folder, "something else is there") if kind == "a file" else (folder / "x", "Not a directory")
+    message = refused(toy_bundle, tmp_path / "out.json", "--socket-dir", str(folder))
+    assert f"--socket-dir: got '{folder}', which cannot be made a folder: {reason}; choose another" in message
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link", "dangling link", "device"])

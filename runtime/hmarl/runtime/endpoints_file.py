@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from hmarl.runtime.errors import UsageError
 
 FORMAT = "hmarl-fleet endpoints"  # how a file of ours is known
 _LARGEST_BYTES = 2**24
+_PROBE_BYTES = 2**16  # a full disk may still take a name
 
 
 class EndpointsFile:
@@ -41,8 +43,7 @@ class EndpointsFile:
         except OSError as error:
             raise UsageError(f"--out: cannot make the folder '{self.path.parent}': {error.strerror}") from error
         self._remove_stale()
-        if not os.access(self.path.parent, os.W_OK | os.X_OK):
-            raise UsageError(f"--out: nothing can be written in '{self.path.parent}': permission denied")
+        self._try_to_write()
 
     def write(self, description: Mapping[str, Any]) -> None:
         """Let the file appear, whole, or change it: who reads it gets one or the other, and it is locked all the while.
@@ -99,6 +100,17 @@ class EndpointsFile:
             return self._descriptor is not None and os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor))
         except OSError:
             return False
+
+    def _try_to_write(self) -> None:
+        """Find out by doing it: what the permissions promise, a file system may still refuse."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path.parent, prefix=".") as probe:
+                probe.write(bytes(_PROBE_BYTES))
+                probe.flush()
+        except OSError as error:
+            raise UsageError(
+                f"--out: got '{self.path}', but nothing can be written in that folder: {error.strerror}; choose another"
+            ) from error
 
     def _remove_stale(self) -> None:
         """Remove what a fleet that has died left at the path; refuse everything else."""

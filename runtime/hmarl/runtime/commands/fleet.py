@@ -16,6 +16,7 @@ from hmarl.runtime.commands._common import bundle_argument, grace_option, log_le
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
+from hmarl.runtime.errors import UsageError
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def supervise(
     elif count is not None:
         roster = counted_roster(loaded, count)
     if socket_dir is not None:
-        socket_dir.mkdir(parents=True, exist_ok=True)
+        _make_folder(socket_dir)
     file = None
     if out is not None:
         file = EndpointsFile(out)
@@ -116,6 +117,21 @@ def supervise(
         fleet.stop()
     say("stopped")
     return 0
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of the sockets, where it is not there.
+
+    Raises:
+        UsageError: it cannot be made, or is no folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "something else is there" if isinstance(error, FileExistsError) else error.strerror
+        raise UsageError(
+            f"--socket-dir: got '{path}', which cannot be made a folder: {reason}; choose another"
+        ) from error
 
 
 def _announce(reloads: FleetReloads, out: EndpointsFile | None, as_json: bool) -> None:
