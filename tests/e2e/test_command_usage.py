@@ -33,6 +33,7 @@ MISSING = {
     "hmarl-eval": ((), "team: got none, expected exactly one of --bundle, --endpoints and --run"),
     "hmarl-export": ((), "RUN: got nothing, expected RUN (run directory of hmarl-train)"),
     "hmarl-fleet": ((), "BUNDLE: got nothing, expected BUNDLE"),
+    "hmarl-keys": ((), "ACTION: got nothing, expected ACTION (init, issue, client, renew, revoke or list"),
     "hmarl-train": ((), "ALGORITHM: got nothing, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
     "hmarl-verify": ((), "BUNDLE: got nothing, expected BUNDLE"),
 }
@@ -42,6 +43,7 @@ WRONG_VALUE = {
     "hmarl-eval": (("--bundle", BUNDLE, "--episodes", "ten"), "--episodes: got 'ten', expected an integer"),
     "hmarl-export": (("run", "--checkpoint"), "--checkpoint: got nothing, expected WHICH (best, last or a number"),
     "hmarl-fleet": ((BUNDLE, "--grace-s", "-1"), "--grace-s: got '-1', expected a number above 0"),
+    "hmarl-keys": (("isue", "agent_0"), "ACTION: got 'isue', expected one of init, issue, client"),
     "hmarl-train": (("happo", "--seed", "x"), "--seed: got 'x', expected an integer"),
     "hmarl-verify": ((BUNDLE, "--json=yes"), "--json: got a value, expected none"),
     "hmarl-envs": (("mpe", "vmas"), "arguments: got 'vmas' in excess, expected [FAMILY] and options alone"),

@@ -16,6 +16,7 @@ COMMANDS = {
     "hmarl-fleet": "hmarl.runtime.commands.fleet",
     "hmarl-verify": "hmarl.runtime.commands.verify",
     "hmarl-eval": "hmarl.sdk.commands.evaluate",
+    "hmarl-keys": "hmarl.runtime.commands.keys",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.agent import Action, Agent, AgentStatistics
     from hmarl.sdk.clients.async_client import AsyncAgentClient
     from hmarl.sdk.clients.client import AgentClient
-    from hmarl.sdk.clients.endpoints import load_endpoints
+    from hmarl.sdk.clients.endpoints import load_endpoints, load_security
     from hmarl.sdk.clients.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.clients.local_agent import LocalAgent
+    from hmarl.sdk.clients.security import Security
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
@@ -71,6 +72,7 @@ __all__ = [
     "Observation",
     "ObservationError",
     "RandomTeam",
+    "Security",
     "Situation",
     "StaleActionError",
     "StepResult",
@@ -82,6 +84,7 @@ __all__ = [
     "evaluate",
     "load_bundle",
     "load_endpoints",
+    "load_security",
     "make_environment",
 ]
 
@@ -92,9 +95,10 @@ _HOMES = {
     "hmarl.sdk.clients.agent": ("Action", "Agent", "AgentStatistics"),
     "hmarl.sdk.clients.async_client": ("AsyncAgentClient",),
     "hmarl.sdk.clients.client": ("AgentClient",),
-    "hmarl.sdk.clients.endpoints": ("load_endpoints",),
+    "hmarl.sdk.clients.endpoints": ("load_endpoints", "load_security"),
     "hmarl.sdk.clients.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
+    "hmarl.sdk.clients.security": ("Security",),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
