@@ -47,7 +47,7 @@ from hmarl.sdk.spaces import branch_sizes
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
-_EXAMINED_AFTER_S = 1.0  # without an answer, while connecting
+_EXAMINED_AFTER_S = 0.5  # without an answer, while connecting
 # No answer of ours: the server is gone or going. Repeating a step is safe, it never advances the state twice.
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
 # The request itself is wrong: trying again or standing in with a fallback would hide a mistake of the program.
