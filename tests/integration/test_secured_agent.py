@@ -185,13 +185,23 @@ def test_a_renewed_certificate_keeps_its_sessions(team: Team) -> None:
         assert (reply.step, reply.missed_steps) == (1, 0)
 
 
-def test_an_agent_with_tls_goes_on_serving_by_its_own_probe(team: Team) -> None:
-    """Longer than the three probes that turn health."""
-    with bare(team.address, team.authority, team.operator) as client:
-        deadline = time.monotonic() + 4.5
+def test_time_goes_by(team: Team) -> None:
+    """The agent's own probe gets through, for longer than the three that turn health; a certificate that expires on a
+    connection that stands is refused from then on.
+    """
+    brief = team.authority.issue_client("brief", days=4.0 / 86400)
+    with (
+        bare(team.address, team.authority, team.operator) as client,
+        bare(team.address, team.authority, brief) as leaving,
+    ):
+        leaving.describe()
+        deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             assert client.healthy()
             time.sleep(0.3)
+        code, said = refused(leaving.describe)
+        assert code is Code.UNAUTHENTICATED
+        assert "that of 'hmarl://client/brief' has expired since the connection was made: renew it" in said
 
 
 def doors(process: int) -> set[str]:

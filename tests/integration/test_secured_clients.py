@@ -87,6 +87,15 @@ def test_both_clients_play(team: Team) -> None:
     asyncio.run(play(True))
 
 
+def test_tls_over_a_unix_socket(toy_bundle: Bundle, team: Team, tmp_path: Path) -> None:
+    options = server_options(team.authority, team.agent)
+    with AgentProcess(toy_bundle.path, "agent_0", f"unix:{tmp_path}/s", options=options) as process:
+        with AgentClient(process.address, security=security(team.authority, team.client)) as agent:
+            agent.reset(1)
+            assert agent.act(np.zeros(6, np.float32), MASK).fresh
+        assert "the client shows none" in connect(process.address, security(team.authority))
+
+
 def test_another_authority_is_told(team: Team, tmp_path: Path) -> None:
     other = Authority.create(tmp_path / "other")
     said = connect(team.address, security(other, team.client))

@@ -13,14 +13,16 @@ import grpc
 import numpy as np
 import pytest
 
+from command_lines import run_in_pipes
 from hmarl.runtime.authority import Authority
-from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.runtime.settings import SecuritySettings
 from hmarl.runtime.team_keys import LOCAL_CLIENT, TeamKeys
 from hmarl.sdk import AgentClient, AgentError, load_endpoints, load_security
 from processes import fleet_process, wait_for
 from secured import bare, security, write_tokens
+from serving import SHIPPED_BUNDLE
 
 MASK = np.ones(5, np.bool_)
 
@@ -56,6 +58,23 @@ def test_the_endpoints_file_names_all_that_a_client_needs(toy_bundle: Bundle, tm
         ("agent", "agent_1"),
         ("client", LOCAL_CLIENT),
     }
+
+
+def test_hmarl_eval_just_works(tmp_path: Path) -> None:
+    out, keys = tmp_path / "endpoints.json", tmp_path / "keys"
+    with fleet_process(load_bundle(SHIPPED_BUNDLE), out, "--tls", str(keys)):
+        wait_for(out.exists, "serving")
+        words = ("--endpoints", out, "--episodes", 2, "--json")
+        code, shown, error = run_in_pipes("hmarl-eval", *words)
+        assert code == 0, error
+        assert json.loads(shown.splitlines()[-1])["episodes"] == 2
+        document = json.loads(out.read_text())
+        del document["security"]
+        (tmp_path / "plain.json").write_text(json.dumps(document))
+        code, _, error = run_in_pipes("hmarl-eval", "--endpoints", tmp_path / "plain.json", "--episodes", 2)
+        assert code == 4
+        (line,) = error.splitlines()
+        assert "connecting: the agent speaks TLS, the client does not: give the client security" in line
 
 
 def test_a_fleet_behind_tls_is_supervised_and_renewed(toy_bundle: Bundle, tmp_path: Path) -> None:
