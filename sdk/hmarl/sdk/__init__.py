@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.clients.local_agent import LocalAgent
     from hmarl.sdk.clients.security import Security
+    from hmarl.sdk.clients.together import reset_together
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         MisuseError,
         ObservationError,
+        OtherBundleError,
         StaleActionError,
         UsageError,
     )
@@ -71,6 +73,7 @@ __all__ = [
     "NoOp",
     "Observation",
     "ObservationError",
+    "OtherBundleError",
     "RandomTeam",
     "Security",
     "Situation",
@@ -86,6 +89,7 @@ __all__ = [
     "load_endpoints",
     "load_security",
     "make_environment",
+    "reset_together",
 ]
 
 # The same imports once more, for when a name is asked for.
@@ -99,6 +103,7 @@ _HOMES = {
     "hmarl.sdk.clients.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
     "hmarl.sdk.clients.security": ("Security",),
+    "hmarl.sdk.clients.together": ("reset_together",),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
@@ -110,6 +115,7 @@ _HOMES = {
         "MissingExtraError",
         "MisuseError",
         "ObservationError",
+        "OtherBundleError",
         "StaleActionError",
         "UsageError",
     ),
