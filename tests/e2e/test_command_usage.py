@@ -34,6 +34,7 @@ MISSING = {
     "hmarl-export": ((), "RUN: got nothing, expected RUN (run directory of hmarl-train)"),
     "hmarl-faults": (("127.0.0.1:0",), "TARGET: got nothing, expected TARGET (where they are passed on to"),
     "hmarl-fleet": ((), "BUNDLE: got nothing, expected BUNDLE"),
+    "hmarl-keys": ((), "ACTION: got nothing, expected ACTION (init, issue, client, renew, revoke or list"),
     "hmarl-train": ((), "ALGORITHM: got nothing, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
     "hmarl-verify": ((), "BUNDLE: got nothing, expected BUNDLE"),
 }
@@ -44,6 +45,7 @@ WRONG_VALUE = {
     "hmarl-export": (("run", "--checkpoint"), "--checkpoint: got nothing, expected WHICH (best, last or a number"),
     "hmarl-faults": (("127.0.0.1:0", "x:1", "--delay-s", "0"), "--delay-s: got '0', expected a number above 0"),
     "hmarl-fleet": ((BUNDLE, "--grace-s", "-1"), "--grace-s: got '-1', expected a number above 0"),
+    "hmarl-keys": (("isue", "agent_0"), "ACTION: got 'isue', expected one of init, issue, client"),
     "hmarl-train": (("happo", "--seed", "x"), "--seed: got 'x', expected an integer"),
     "hmarl-verify": ((BUNDLE, "--json=yes"), "--json: got a value, expected none"),
     "hmarl-envs": (("mpe", "vmas"), "arguments: got 'vmas' in excess, expected [FAMILY] and options alone"),

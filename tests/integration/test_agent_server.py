@@ -457,8 +457,8 @@ def test_systemd_is_told(toy_bundle: Bundle, tmp_path: Path) -> None:
             messages.append(manager.recv(100))
 
 
-def test_a_public_address_is_warned_about(start_agent: Start) -> None:
-    agent = start_agent("--listen", "0.0.0.0:0")
+def test_a_public_address_that_is_insisted_on_is_warned_about(start_agent: Start) -> None:
+    agent = start_agent("--listen", "0.0.0.0:0", "--insecure")
     assert "without encryption or authentication" in agent.stop()[1]
 
 

@@ -186,7 +186,8 @@ def test_packets_that_are_lost_for_seconds(
     inside = ("ip", "netns", "exec")
     command = [*inside, f"hmarlB{os.getpid()}", sys.executable, str(program)]
     clients = []
-    with AgentProcess(toy_bundle.path, "agent_0", "10.98.1.1:5555", before=(*inside, f"hmarlA{os.getpid()}")):
+    before, options = (*inside, f"hmarlA{os.getpid()}"), ("--insecure",)  # only these namespaces reach it
+    with AgentProcess(toy_bundle.path, "agent_0", "10.98.1.1:5555", before, options):
         try:
             for mode in ("unary", "stream"):
                 clients.append(subprocess.Popen([*command, mode], stdout=subprocess.PIPE, text=True))

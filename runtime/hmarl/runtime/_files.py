@@ -39,12 +39,13 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path, ending: str = "") -> Iterator[Path]:
+def replacing(path: Path, ending: str = "", mode: int | None = None) -> Iterator[Path]:
     """A temporary file to be written, which takes the name ``path`` once the block has ended well.
 
     Args:
         path: the final name; its directory is made where it is not there. A file that is there is replaced.
         ending: of the temporary file's name, for writers that go by it.
+        mode: who may read it, also before it is whole; None: as the umask says.
 
     Raises:
         FileExistsError: ``path`` is a device, a pipe or a socket.
@@ -59,7 +60,7 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         sync_file(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask() if mode is None else mode)
         _refuse_special(path)
         temporary.replace(path)
     except BaseException as error:
@@ -71,9 +72,9 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     sync_directory(path.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Create or replace a file atomically."""
-    with replacing(path) as temporary:
+def replace_file(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Create or replace a file atomically; see ``replacing``."""
+    with replacing(path, mode=mode) as temporary:
         temporary.write_bytes(content)
 
 

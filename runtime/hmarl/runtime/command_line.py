@@ -206,14 +206,26 @@ def option(
     )
 
 
-def flag(name: str, about: str, *, default: bool = False, parameter: str | None = None) -> click.Option:
-    """An option without a value; ``--name/--no-name`` may be said both ways."""
+def flag(
+    name: str, about: str, *, default: bool = False, parameter: str | None = None, variable: bool = False
+) -> click.Option:
+    """An option without a value.
+
+    Args:
+        name: ``--name``, or ``--name/--no-name``, which may be said both ways.
+        about: what it is.
+        default: where it is not said.
+        parameter: of the function, where it is called otherwise.
+        variable: whether the environment may set it, as HMARL_NAME=1: for what a service manager starts.
+    """
     return click.Option(
         [name, *([] if parameter is None else [parameter])],
         help=about,
         is_flag=True,
         default=default,
         show_default="/" in name,
+        envvar=f"HMARL_{name.partition('/')[0].lstrip('-').upper().replace('-', '_')}" if variable else None,
+        show_envvar=variable,
     )
 
 

@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from hmarl.runtime.errors import RequestError, TakenError
-from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
+from hmarl.runtime.errors import QuotaError, RequestError, TakenError
+from hmarl.runtime.identity import Guard
+from hmarl.runtime.places import Place, Places
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.threads import Threads
 
@@ -72,14 +73,6 @@ def queue_limit(max_sessions: int) -> int:
     return max(max_sessions, 256)
 
 
-def peer_of(context: Context) -> str:
-    """Who calls: the connection on this machine, the host elsewhere; Unix sockets do not tell their peers apart."""
-    peer: str = context.peer()
-    if peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")):
-        return peer
-    return UNKNOWN_PEER if peer.startswith("unix") else peer.rpartition(":")[0]
-
-
 def _end(context: Context) -> None:
     """End a call from another thread; its client sees CANCELLED."""
     context.cancel()
@@ -91,13 +84,17 @@ class Line:
     Args:
         name: of its threads.
         status_of: the status of an error.
+        guard: lets callers in.
         threads: how many requests are worked on at once; 0 for as many as there are places, and some more.
         places: calls that may stay open at once, for methods that stream; 0 when none of its methods does.
+        per_client: how many of them one client may hold; 0 for any number.
         gives_way_after_s: seconds after which an open call that is not used is ended when all places are taken.
         idle_limit_s: seconds after which it is ended in any case.
+        open_to_all: whether callers need not show who they are.
 
     Attributes:
         name: of its threads.
+        guard: lets callers in, and knows who they are.
         pool: its threads.
         capacity: how many there are.
         places: the calls that stay open.
@@ -108,16 +105,21 @@ class Line:
         self,
         name: str,
         status_of: StatusOf,
+        guard: Guard,
         *,
         threads: int = 0,
         places: int = 0,
+        per_client: int = 0,
         gives_way_after_s: float = 5.0,
         idle_limit_s: float = float("inf"),
+        open_to_all: bool = False,
     ) -> None:
         self.name = name
+        self.guard = guard
+        self._open_to_all = open_to_all
         self.capacity = threads = threads or places + _SPARE_THREADS
         self.pool = Threads(threads, f"grpc-{name}")
-        self.places: Places[Context] = Places(places, gives_way_after_s, _end)
+        self.places: Places[Context] = Places(places, gives_way_after_s, _end, per_peer=per_client)
         self.crowded = threading.Event()
         self._gives_way_after_s = gives_way_after_s
         self._idle_limit_s = idle_limit_s
@@ -147,11 +149,14 @@ class Line:
 
         def handle(bodies: Iterator[bytes], context: Context) -> Any:
             try:
+                self.admit(context)
                 return behave(decoded(request_type, self.body(bodies, context)), context).SerializeToString()
             except grpc.RpcError:  # the call has ended
                 raise
             except Exception as error:
                 code, text = self._status_of(error)
+            finally:
+                self.guard.dismiss(context)
             return context.abort(code, cut(text))
 
         handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
@@ -162,6 +167,7 @@ class Line:
 
         def handle(bodies: Iterator[bytes], context: Context) -> Iterator[bytes]:
             try:
+                self.admit(context)
                 for reply in behave(bodies, context):
                     yield reply.SerializeToString()
                 return
@@ -169,10 +175,16 @@ class Line:
                 raise
             except Exception as error:
                 code, text = self._status_of(error)
+            finally:
+                self.guard.dismiss(context)
             context.abort(code, cut(text))
 
         handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    def admit(self, context: Context) -> None:
+        """Let a call in, or a further request of one that stays open; see ``Guard.admit``."""
+        self.guard.admit(context, open_to_all=self._open_to_all)
 
     def body(self, bodies: Iterator[bytes], context: Context) -> bytes:
         """The body of a call, for which it waits no longer than others allow.
@@ -195,9 +207,16 @@ class Line:
         """A place for a call that stays open.
 
         Raises:
+            QuotaError: the client holds as many as one may.
             TakenError: none is left.
         """
-        place = self.places.take(peer_of(context), context)
+        client = self.guard.caller(context).name
+        place = self.places.take(client, context)
+        if place is None and self.places.has_most(client):
+            raise QuotaError(
+                f"calls: got more than {self.places.per_peer} open {what}, which is one client's limit: close one, or "
+                f"wait until one has been idle for {self._gives_way_after_s:g} s"
+            )
         if place is None:
             raise TakenError(
                 f"{len(self.places)} {what} are open, which is the limit: close one, or wait until one has been idle "

@@ -26,6 +26,21 @@ class UsageError(HmarlError):
     exit_code: int = 2
 
 
+class MissingExtraError(UsageError):
+    """A part of hmarl needs a package that an extra installs.
+
+    Args:
+        package: the import name that was not found.
+        extra: the extra of the distribution that installs it.
+        purpose: what it was needed for, e.g. ``"the environment family vmas"``.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'hmarl[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
 class BundleError(HmarlError):
     """A bundle that is damaged, incomplete or not a bundle at all."""
 
@@ -74,6 +89,18 @@ class UnknownServiceError(HmarlError):
 
 class TakenError(HmarlError):
     """As many calls are open as the process, or one peer, may hold."""
+
+
+class UnauthenticatedError(HmarlError):
+    """A caller does not show who it is, in the way that this process asks for."""
+
+
+class ForbiddenError(HmarlError):
+    """A caller shows who it is, and is not among those that are let in."""
+
+
+class QuotaError(HmarlError):
+    """One client asks for more than it may."""
 
 
 class DrainingError(SessionError):

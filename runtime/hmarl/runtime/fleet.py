@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,9 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.commands._security import SECRET_VARIABLE, as_words
 from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
 from hmarl.runtime.compatible import check_replacement
 from hmarl.runtime.control import CONTROL_VARIABLE, Channel
@@ -34,9 +36,12 @@ from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import BundleError, HmarlError, UsageError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
 from hmarl.runtime.kept_bundle import KeptBundle
-from hmarl.runtime.settings import ServerSettings
+from hmarl.runtime.settings import SecuritySettings, ServerSettings
 from hmarl.runtime.team_reload import ReloadError, TeamReload
 from hmarl.runtime.unix_sockets import LONGEST_PATH
+
+if TYPE_CHECKING:
+    from hmarl.runtime.team_keys import TeamKeys
 
 LOGGER = logging.getLogger("hmarl.fleet")
 START_LIMIT_S = 60.0
@@ -49,6 +54,7 @@ MORE_THAN_GRACE_S = 10.0  # what members get beyond the time of their running ep
 _KILL_GRACE_S = 0.5
 KILL_LIMIT_S = 5.0  # what the kernel gets to end a process that was killed
 _POLL_S = 0.02
+LOOPBACK = "127.0.0.1"
 _ATTENTIVE_S = 10.0
 # Exit codes of wrong options and of a bad bundle: starting again cannot help, and the fleet ends in the same way.
 _HOPELESS: dict[int, type[HmarlError]] = {kind.exit_code: kind for kind in (UsageError, BundleError)}
@@ -82,6 +88,7 @@ class _Member:
         self._kept = kept
         self._unwell_limit_s = unwell_limit_s
         self._probe: HealthProbe | None = None
+        self._secret = secrets.token_urlsafe(32)
         self._killed = False
         self._failures = 0
         self._started_at = 0.0
@@ -157,6 +164,7 @@ class _Member:
             **os.environ,
             PARENT_VARIABLE: str(os.getpid()),
             SHA256_VARIABLE: self._kept.bundle.sha256,  # it may have been replaced since
+            SECRET_VARIABLE: self._secret,  # whoever else it asks for a certificate or a token
         }
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
@@ -185,8 +193,9 @@ class _Member:
         self._output += self.process.stdout.read() or b""
         line, newline, _ = self._output.partition(b"\n")
         if newline:
-            self.address = str(json.loads(line)["address"])
-            self._probe = HealthProbe(self.address)
+            ready = json.loads(line)
+            self.address = str(ready["address"])
+            self._probe = HealthProbe(str(ready.get("probe", self.address)), self._secret)
             self.serving = True
             if self._failures:
                 LOGGER.warning("agent %s is serving again on %s", self.agent_id, self.address)
@@ -234,6 +243,9 @@ class Fleet:
         socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
         pin: keep each member on one processor core, in turn.
         options: more options of hmarl-agent, for all members.
+        security: who is let in; None for those who reach it.
+        keys: the members' certificates; None for those of ``security``, or none.
+        host: on whose free ports they listen, unless ``socket_dir`` is given.
         grace_s: seconds that members get to stop before they are killed, and for which they may say that they are not
             serving.
 
@@ -250,17 +262,30 @@ class Fleet:
         socket_dir: Path | None = None,
         pin: bool = False,
         options: Sequence[str] = (),
+        security: SecuritySettings | None = None,
+        keys: TeamKeys | None = None,
+        host: str = LOOPBACK,
         grace_s: float = ServerSettings.grace_s + MORE_THAN_GRACE_S,
     ) -> None:
         self._kept = KeptBundle(bundle)
         self._path = (path or bundle.path).absolute()
         self._grace_s = grace_s
+        self._keys = keys
+        self._security = security or SecuritySettings()
         self._roster = dict(roster or dict.fromkeys(bundle.agent_ids))
         self._reloading = threading.Lock()
         self._reload: TeamReload | None = None
         cores = cycle(available_cores() if pin else [None])
         self._members = [
-            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), self._kept, options, grace_s)
+            _Member(
+                agent_id,
+                like,
+                _listen(socket_dir, host, index, agent_id),
+                next(cores),
+                self._kept,
+                [*options, *as_words(self._security_of(agent_id))],
+                grace_s,
+            )
             for index, (agent_id, like) in enumerate(self._roster.items())
         ]
         self._stopping = threading.Event()
@@ -269,6 +294,9 @@ class Fleet:
         self._looked_at = time.monotonic()
         # One thread starts all members: Linux signals a child when the thread that started it ends.
         self._thread = threading.Thread(target=self._supervise, name="fleet", daemon=True)
+
+    def _security_of(self, agent_id: str) -> SecuritySettings:
+        return self._security if self._keys is None else self._keys.settings(agent_id, self._security)
 
     @property
     def endpoints(self) -> dict[str, str]:
@@ -287,8 +315,12 @@ class Fleet:
         return all(member.serving for member in self._members)
 
     def description(self) -> dict[str, Any]:
-        """Which bundle is served, and where."""
-        return {"bundle": str(self._path), "bundle_sha256": self._kept.bundle.sha256, "agents": self.endpoints}
+        """Which bundle is served, where, and what clients on this machine need to get in; no secret."""
+        described = {"bundle": str(self._path), "bundle_sha256": self._kept.bundle.sha256, "agents": self.endpoints}
+        security = {} if self._keys is None else self._keys.description()
+        if self._security.token_file is not None:
+            security["token_file"] = str(self._security.token_file.absolute())
+        return {**described, "security": security} if security else described
 
     @property
     def attentive(self) -> bool:
@@ -392,6 +424,8 @@ class Fleet:
             while not self._stopping.wait(_POLL_S):
                 for member in self._members:
                     member.tend(time.monotonic())
+                if self._keys is not None:
+                    self._keys.tend()
                 if (reload := self._reload) is not None and not reload.finished.is_set():
                     reload.tend()
                 self._looked_at = time.monotonic()
@@ -407,10 +441,10 @@ class Fleet:
                 self._failed.set()
 
 
-def _listen(socket_dir: Path | None, index: int, agent_id: str) -> str:
+def _listen(socket_dir: Path | None, host: str, index: int, agent_id: str) -> str:
     """Where a member listens first: a free port, or a socket named after the agent."""
     if socket_dir is None:
-        return "127.0.0.1:0"
+        return f"{host}:0"
     folder = f"{socket_dir.absolute()}/"
     room = max(0, LONGEST_PATH - len(os.fsencode(folder)) - len(f"{index}-.sock"))
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent_id)[: min(32, room)]

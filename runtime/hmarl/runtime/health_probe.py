@@ -24,16 +24,21 @@ class HealthProbe:
 
     Counts of questions, not times, so that a supervisor that was itself frozen for a while blames no one.
 
+    Args:
+        address: where the process answers its supervisor.
+        secret: by which it knows its supervisor; None where it asks for nothing.
+
     Attributes:
         unanswered: questions in a row to which no answer came in time.
         unwell: questions in a row that were not answered with SERVING, those without an answer among them.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, secret: str | None = None) -> None:
         self.unanswered = self.unwell = 0
         self._next_at = 0.0
         self._channel = grpc.insecure_channel(address, _OPTIONS)
         self._stub = health_pb2_grpc.HealthStub(self._channel)
+        self._metadata = () if secret is None else (("authorization", f"Bearer {secret}"),)
         self._question: Any = None
 
     def tend(self, now: float) -> None:
@@ -41,7 +46,9 @@ class HealthProbe:
         if self._question is None and now >= self._next_at:
             self._next_at = now + CHECK_EVERY_S
             request = health_pb2.HealthCheckRequest(service=PROCESS)
-            self._question = self._stub.Check.future(request, timeout=CHECK_LIMIT_S, wait_for_ready=True)
+            self._question = self._stub.Check.future(
+                request, timeout=CHECK_LIMIT_S, wait_for_ready=True, metadata=self._metadata
+            )
         elif self._question is not None and self._question.done():
             self._count()
             self._question = None

@@ -47,9 +47,12 @@ class Places(Generic[Held]):
         gives_way_after_s: seconds without use after which a place may be taken away when all are taken.
         leave: told what a place was held for when it is taken away; called without any lock.
         clock: monotonic seconds.
+        per_peer: how many one peer may hold, whatever is free; 0 for any number. One that holds as many gives up that
+            which it has not used for longest, if it has been idle for a while.
 
     Attributes:
         count: how many there are.
+        per_peer: how many one peer may hold; 0 for any number.
         share: how many one peer may keep when others ask.
     """
 
@@ -59,8 +62,10 @@ class Places(Generic[Held]):
         gives_way_after_s: float,
         leave: Callable[[Held], None],
         clock: Callable[[], float] = time.monotonic,
+        per_peer: int = 0,
     ) -> None:
         self.count = count
+        self.per_peer = per_peer
         self.share = count - count // _LENT_SHARE
         self._gives_way_after_s = gives_way_after_s
         self._leave = leave
@@ -77,8 +82,9 @@ class Places(Generic[Held]):
         victim = None
         with self._lock:
             now = self._clock()
-            if len(self._taken) >= self.count:
-                victim = self._who_gives_way(peer, now)
+            full, has_most = len(self._taken) >= self.count, self._has_most(peer)
+            if full or has_most:
+                victim = self._longest_idle_of(peer, now) if has_most else self._who_gives_way(peer, now)
                 if victim is None:
                     return None
                 self._remove(victim)
@@ -88,6 +94,11 @@ class Places(Generic[Held]):
         if victim is not None:
             self._leave(victim.held)
         return place
+
+    def has_most(self, peer: str) -> bool:
+        """Whether a peer holds as many as one may."""
+        with self._lock:
+            return self._has_most(peer)
 
     def use(self, place: Place[Held]) -> bool:
         """Note that a place is used now; False when it has been taken away."""
@@ -126,6 +137,14 @@ class Places(Generic[Held]):
         with self._lock:
             newest = next(reversed(self._taken), None)
             return newest is None or self._clock() - newest.used_at >= for_s
+
+    def _has_most(self, peer: str) -> bool:
+        return bool(self.per_peer) and self._by_peer[peer] >= self.per_peer
+
+    def _longest_idle_of(self, peer: str, now: float) -> Place[Held] | None:
+        """The place that a peer gives up for another one of its own."""
+        before = now - self._gives_way_after_s
+        return next((each for each in self._taken if each.peer == peer and each.used_at <= before), None)
 
     def _who_gives_way(self, peer: str, now: float) -> Place[Held] | None:
         """The place that is given up for ``peer`` while all are taken, if any is."""

@@ -18,6 +18,7 @@ def describe(services: Sequence[str], line: Line, bodies: Iterator[bytes], conte
 
     def requests() -> Iterator[Any]:
         for body in bodies:
+            line.admit(context)
             line.places.use(place)
             yield decoded(reflection_pb2.ServerReflectionRequest, body)
 

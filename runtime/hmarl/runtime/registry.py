@@ -12,7 +12,13 @@ import time
 import weakref
 from collections.abc import Callable
 
-from hmarl.runtime.errors import BundleNotHeldError, DrainingError, SessionLimitError, UnknownSessionError
+from hmarl.runtime.errors import (
+    BundleNotHeldError,
+    DrainingError,
+    QuotaError,
+    SessionLimitError,
+    UnknownSessionError,
+)
 from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
 from hmarl.runtime.session import Policy, PolicySession
 
@@ -21,11 +27,12 @@ GIVES_WAY_AFTER_S = 5.0
 
 
 class _Entry:
-    __slots__ = ("place", "session", "session_id")
+    __slots__ = ("owner", "place", "session", "session_id")
 
-    def __init__(self, session_id: str, session: PolicySession) -> None:
+    def __init__(self, session_id: str, session: PolicySession, owner: str | None) -> None:
         self.session_id = session_id
         self.session = session
+        self.owner = owner
         self.place: Place[_Entry] | None = None
 
 
@@ -37,6 +44,7 @@ class SessionRegistry:
         max_sessions: how many may be open at once.
         idle_limit_s: seconds without a request after which a session may be forgotten.
         clock: monotonic seconds.
+        per_peer: how many of them one peer may have; 0 for any number.
 
     Attributes:
         policy: whose sessions are opened now.
@@ -49,6 +57,7 @@ class SessionRegistry:
         max_sessions: int,
         idle_limit_s: float,
         clock: Callable[[], float] = time.monotonic,
+        per_peer: int = 0,
     ) -> None:
         self.policy = policy
         self._held: weakref.WeakValueDictionary[str, Policy] = weakref.WeakValueDictionary()  # by their bundles
@@ -56,7 +65,7 @@ class SessionRegistry:
         self._idle_limit_s = idle_limit_s
         self._entries: dict[str, _Entry] = {}
         self._gives_way_after_s = min(GIVES_WAY_AFTER_S, idle_limit_s)
-        self._places: Places[_Entry] = Places(max_sessions, self._gives_way_after_s, self._forget, clock=clock)
+        self._places: Places[_Entry] = Places(max_sessions, self._gives_way_after_s, self._forget, clock, per_peer)
         self._draining = False
         self.own_id = secrets.token_urlsafe(16)
         self._own: PolicySession | None = None
@@ -65,25 +74,33 @@ class SessionRegistry:
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, session: PolicySession, peer: str = UNKNOWN_PEER) -> str:
+    def add(self, session: PolicySession, peer: str = UNKNOWN_PEER, owner: str | None = None) -> str:
         """Register a session and return its new id.
 
         Args:
             session: the session.
             peer: who asks; any name that tells one from another.
+            owner: who alone may act in it and end it; None for whoever knows its id.
 
         Raises:
             DrainingError: the process is stopping.
+            QuotaError: the peer has as many as one may have.
             SessionLimitError: too many sessions are open and none of them is idle for long enough.
         """
         if self._draining:
             raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
         self.sweep()
-        entry = _Entry(secrets.token_urlsafe(16), session)
+        entry = _Entry(secrets.token_urlsafe(16), session, owner)
         self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once
         entry.place = self._places.take(peer, entry)
         if entry.place is None:
             self._forget(entry)
+            if self._places.has_most(peer):
+                raise QuotaError(
+                    f"sessions: got more than {self._places.per_peer}, which is one client's limit "
+                    "(--client-sessions): end episodes with EndEpisode, or wait until one has been idle for "
+                    f"{self._gives_way_after_s:g} s"
+                )
             raise SessionLimitError(
                 f"{len(self)} sessions are open, the limit is {self._places.count} (--max-sessions): "
                 f"end episodes with EndEpisode, or wait until one has been idle for {self._gives_way_after_s:g} s"
@@ -99,25 +116,28 @@ class SessionRegistry:
         own.reset(0)
         return own
 
-    def get(self, session_id: str) -> PolicySession:
+    def get(self, session_id: str, owner: str | None = None) -> PolicySession:
         """The session of an id.
 
         Raises:
-            UnknownSessionError: not open; the message says how to go on.
+            UnknownSessionError: not open, or another's, which is told to no one; the message says how to go on.
         """
         entry = self._entries.get(session_id)
         place = None if entry is None else entry.place
-        if entry is None or place is None or not self._places.use(place):
+        if entry is None or entry.owner != owner or place is None or not self._places.use(place):
             raise _unknown(session_id)
         return entry.session
 
-    def remove(self, session_id: str) -> PolicySession:
+    def remove(self, session_id: str, owner: str | None = None) -> PolicySession:
         """End a session and return it.
 
         Raises:
-            UnknownSessionError: not open.
+            UnknownSessionError: not open, or another's.
         """
-        entry = self._entries.pop(session_id, None)
+        entry = self._entries.get(session_id)
+        if entry is None or entry.owner != owner:
+            raise _unknown(session_id)
+        entry = self._entries.pop(session_id, None)  # another call may have been quicker
         place = None if entry is None else _parted(entry)
         if entry is None or place is None or not self._places.free(place):
             raise _unknown(session_id)

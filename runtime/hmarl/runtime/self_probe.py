@@ -32,14 +32,22 @@ class SelfProbe:
         session_id: the session to act in, which no client knows, and which starts anew at each act.
         liveness: told how each probe went.
         tick: called after each probe.
+        metadata: by which the agent knows itself.
     """
 
     def __init__(
-        self, address: str, agent: AgentModel, session_id: str, liveness: Liveness, tick: Callable[[], None]
+        self,
+        address: str,
+        agent: AgentModel,
+        session_id: str,
+        liveness: Liveness,
+        tick: Callable[[], None],
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._address = _reachable(address)
         self._liveness = liveness
         self._tick = tick
+        self._metadata = metadata
         self._quickest_s = 0.0  # not known yet
         request = agent_pb2.ActRequest()
         mask = None if agent.action_mask is None else np.ones(agent.action_mask.shape, np.bool_)
@@ -63,7 +71,7 @@ class SelfProbe:
         started = time.monotonic()
         try:
             timeout_s = max(TIMEOUT_S, _PATIENCE * self._quickest_s)
-            reply = agent_pb2.ActResponse.FromString(act(self._request, timeout=timeout_s))
+            reply = agent_pb2.ActResponse.FromString(act(self._request, timeout=timeout_s, metadata=self._metadata))
         except grpc.RpcError:
             return False
         took_s = time.monotonic() - started

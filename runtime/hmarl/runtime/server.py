@@ -11,13 +11,15 @@ and health checks are served whatever else is open.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
+import os
 import re
 import secrets
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,23 +29,28 @@ from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import choice_name, read_act, refusal, write_reply
 from hmarl.agent.v1.tensors import WireError
 from hmarl.runtime import __version__
+from hmarl.runtime.access import Access, check_exposure, is_loopback
 from hmarl.runtime.choices import checked_choice
-from hmarl.runtime.door import Context, Line, Sweeper, cut, decoded, peer_of, queue_limit, server_options
+from hmarl.runtime.door import Context, Line, Sweeper, cut, decoded, queue_limit, server_options
 from hmarl.runtime.errors import (
     DrainingError,
+    ForbiddenError,
     HmarlError,
     NonFiniteError,
     ObservationError,
+    QuotaError,
     RequestError,
     SessionError,
     SessionLimitError,
     TakenError,
+    UnauthenticatedError,
     UnknownServiceError,
     UnknownSessionError,
     UsageError,
 )
 from hmarl.runtime.health_service import PROCESS, HealthService
 from hmarl.runtime.health_service import SERVICE_NAME as HEALTH_SERVICE
+from hmarl.runtime.identity import Caller, Guard
 from hmarl.runtime.liveness import Liveness
 from hmarl.runtime.manifest import to_json
 from hmarl.runtime.message_limits import ROOM_BYTES, request_limit_bytes
@@ -72,6 +79,9 @@ _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (UnknownServiceError, grpc.StatusCode.NOT_FOUND),
     (SessionLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TakenError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (QuotaError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (DrainingError, grpc.StatusCode.UNAVAILABLE),
     (SessionError, grpc.StatusCode.FAILED_PRECONDITION),
     (ObservationError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -89,13 +99,15 @@ class AgentServicer:
     Args:
         liveness: told how acts go.
         log: for what peers can cause.
+        guard: knows who calls.
     """
 
-    def __init__(self, liveness: Liveness, log: RepeatLog) -> None:
+    def __init__(self, liveness: Liveness, log: RepeatLog, guard: Guard) -> None:
         self._registry: SessionRegistry | None = None
         self._shapes: tuple[list[int], list[int] | None] = ([], None)
         self._liveness = liveness
         self._log = log
+        self._guard = guard
         self._logged_ids: dict[str, str] = {}
 
     @property
@@ -124,6 +136,7 @@ class AgentServicer:
     def start_episode(self, request: agent_pb2.StartEpisodeRequest, context: Context) -> agent_pb2.StartEpisodeResponse:
         """Start an episode and return its session."""
         session = self.registry.policy_of(request.bundle_sha256).session()
+        caller = self._guard.caller(context)
         session.reset(
             request.seed,
             sample=request.sample,
@@ -132,7 +145,7 @@ class AgentServicer:
             diagnostics=request.diagnostics,
         )
         return agent_pb2.StartEpisodeResponse(
-            session_id=self.registry.add(session, peer_of(context)),
+            session_id=self.registry.add(session, caller.name, caller.owner),
             state_reset_mid_episode=request.first_step > 0 and session.policy.recurrent,
             agent_id=session.policy.agent.id,
             bundle_sha256=session.policy.bundle.sha256,
@@ -141,7 +154,7 @@ class AgentServicer:
     def act(self, request: agent_pb2.ActRequest, context: Context) -> agent_pb2.ActResponse:
         """One action for one step."""
         response = agent_pb2.ActResponse()
-        self._act(request, response)
+        self._act(request, response, self._guard.caller(context))
         return response
 
     def stream_act(
@@ -150,15 +163,17 @@ class AgentServicer:
         """One response per request, in order; a wrong request is answered in-band and the stream goes on."""
         place = line.place(context, "streams (--max-streams)")
         try:
+            caller = self._guard.caller(context)
+            admit = functools.partial(line.admit, context)
             for body in bodies:
                 line.places.use(place)
-                yield self._stream_reply(body)
+                yield self._stream_reply(body, caller, admit)
         finally:
             line.places.free(place)
 
     def end_episode(self, request: agent_pb2.EndEpisodeRequest, context: Context) -> agent_pb2.EndEpisodeResponse:
         """End an episode and forget its session."""
-        session = self.registry.remove(request.session_id)
+        session = self.registry.remove(request.session_id, self._guard.caller(context).owner)
         return agent_pb2.EndEpisodeResponse(steps=session.steps, missed_steps=session.missed_steps)
 
     def status_of(self, error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -178,24 +193,32 @@ class AgentServicer:
         correlation_id = self._logged_ids.get(kind_name, correlation_id)
         return grpc.StatusCode.INTERNAL, f"internal error {correlation_id}; the details are in the agent's log"
 
-    def _stream_reply(self, body: bytes) -> agent_pb2.StreamActResponse:
-        """The reply to one request of a stream; an error belongs to the request, not to the stream."""
+    def _stream_reply(self, body: bytes, caller: Caller, admit: Callable[[], None]) -> agent_pb2.StreamActResponse:
+        """The reply to one request of a stream; an error belongs to the request, not to the stream.
+
+        Raises:
+            UnauthenticatedError: the caller is let in no longer, and the stream has to end.
+            ForbiddenError: likewise.
+        """
         response = agent_pb2.StreamActResponse()
         step = 0
         try:
             request = decoded(agent_pb2.StreamActRequest, body).act
             step = request.step
-            self._act(request, response.act)
+            admit()
+            self._act(request, response.act, caller)
             return response
+        except (UnauthenticatedError, ForbiddenError):
+            raise
         except Exception as error:
             code, message = self.status_of(error)
         return refusal(step, code, message)
 
-    def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse) -> None:
+    def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse, caller: Caller) -> None:
         """Fill an empty response, in place: nothing is copied into the reply of a stream."""
         registry = self.registry
         own = request.session_id == registry.own_id
-        session = registry.own() if own else registry.get(request.session_id)
+        session = registry.own() if own else registry.get(request.session_id, caller.owner)
         observation, mask = read_act(request, *self._shapes)
         try:
             action = session.act(observation, mask, step=request.step)
@@ -232,9 +255,11 @@ class AgentServer:
 
     Attributes:
         address: where it listens, as gRPC clients take it: ``host:port`` with the real port, or ``unix:path``.
+        probe_address: where the process itself, and its supervisor, ask how it is; ``address`` for plaintext.
+        access: who gets in; counts what does not, and reloads.
 
     Raises:
-        UsageError: ``listen`` is malformed.
+        UsageError: ``listen`` is malformed, others would reach it unasked, or a file of its security cannot be used.
         HmarlError: the address cannot be bound, for example because it is in use.
     """
 
@@ -243,7 +268,8 @@ class AgentServer:
         self._log = RepeatLog(LOGGER)
         self._liveness = Liveness()
         self._well = True  # as health was told last
-        self._servicer = AgentServicer(self._liveness, self._log)
+        self.access = Access(settings.security, self._log)
+        self._servicer = AgentServicer(self._liveness, self._log, self.access.guard)
         self._health = HealthService(("", SERVICE, PROCESS))
         self._lines = self._open_lines()
         self._server = grpc.server(
@@ -254,11 +280,13 @@ class AgentServer:
         )
         for service, methods in self._methods().items():
             self._server.add_registered_method_handlers(service, methods)
-        self.address = _bind(self._server, settings.listen)
+        self.address = _bind(self._server, settings, self.access.server_credentials)
+        self.probe_address = self.address if self.access.certificate is None else _bind_aside(self._server)
         unix_path = self.address.removeprefix("unix:")
         self._bound_path = BoundPath(unix_path) if unix_path != self.address else None
         self._server.start()
         self._stopped = threading.Event()
+        self.access.start(self._stopped)
         Sweeper(self._lines.values(), self._log).start(self._stopped)  # also while running episodes go on to their ends
 
     @property
@@ -278,9 +306,19 @@ class AgentServer:
                 f"max_request_bytes: got {self._settings.max_request_bytes}, but agent '{policy.agent.id}' needs more "
                 f"than {wanted}; take request_limit_bytes(bundle.agent(...))"
             )
-        registry = SessionRegistry(policy, self._settings.max_sessions, self._settings.session_ttl_s)
+        settings = self._settings
+        registry = SessionRegistry(
+            policy, settings.max_sessions, settings.session_ttl_s, per_peer=settings.security.client_sessions
+        )
         self._servicer.registry = registry
-        probe = SelfProbe(self.address, policy.agent, registry.own_id, self._liveness, self._tell_health)
+        probe = SelfProbe(
+            self.probe_address,
+            policy.agent,
+            registry.own_id,
+            self._liveness,
+            self._tell_health,
+            self.access.guard.metadata,
+        )
         self._tell_health()
         probe.start(self._health.closing)
 
@@ -303,16 +341,29 @@ class AgentServer:
 
     def _open_lines(self) -> dict[str, Line]:
         """What shares threads: acts and episodes; streams; health checks; watches of health; reflection."""
-        status_of = self._servicer.status_of
+        security = self._settings.security
+        line = functools.partial(Line, status_of=self._servicer.status_of, guard=self.access.guard)
         return {
-            "acts": Line("acts", status_of, threads=UNARY_THREADS),
-            "streams": Line("streams", status_of, places=self._settings.max_streams, idle_limit_s=_STREAM_IDLE_S),
-            "checks": Line("checks", status_of, threads=_CHECK_THREADS),
-            "watches": Line("watches", status_of, places=_WATCHES),
-            "reflection": Line(
-                "reflection", status_of, places=_REFLECTIONS, gives_way_after_s=1.0, idle_limit_s=_REFLECTION_IDLE_S
+            "acts": line("acts", threads=UNARY_THREADS),
+            "streams": line(
+                "streams",
+                places=self._settings.max_streams,
+                per_client=security.client_streams,
+                idle_limit_s=_STREAM_IDLE_S,
+            ),
+            "checks": line("checks", threads=_CHECK_THREADS, open_to_all=security.open_health),
+            "watches": line("watches", places=_WATCHES, open_to_all=security.open_health),
+            "reflection": line(
+                "reflection", places=_REFLECTIONS, gives_way_after_s=1.0, idle_limit_s=_REFLECTION_IDLE_S
             ),
         }
+
+    def _reflects(self) -> bool:
+        """Whether the protocol is described; unless it is said, only where this machine alone reaches it."""
+        wanted, listen = self._settings.reflection, self._settings.listen
+        if wanted is not None:
+            return wanted
+        return listen.startswith("unix:") or is_loopback(parse_address(listen)[0])
 
     def _methods(self) -> dict[str, dict[str, grpc.RpcMethodHandler]]:
         """All methods by service."""
@@ -331,7 +382,7 @@ class AgentServer:
                 "Watch": watches.stream(functools.partial(self._watch, watches)),
             },
         }
-        if self._settings.reflection:
+        if self._reflects():
             from hmarl.runtime.reflection import REFLECTION_SERVICE, describe  # noqa: PLC0415 - not always needed
 
             services = (SERVICE, HEALTH_SERVICE, REFLECTION_SERVICE)
@@ -377,20 +428,18 @@ class AgentServer:
             self._bound_path.remove()
 
 
-def _bind(server: grpc.Server, listen: str) -> str:
+def _bind(server: grpc.Server, settings: ServerSettings, credentials: grpc.ServerCredentials | None) -> str:
     """Bind an address and return it with the real port."""
+    listen, host, path = settings.listen, "", None
     if listen.startswith("unix:"):
-        claim(listen.removeprefix("unix:"))
-        host = ""
+        path = Path(listen.removeprefix("unix:"))
+        claim(str(path))
     else:
         host, port = parse_address(listen)
         listen = f"{host}:{port}"
-        if not _is_loopback(host):
-            LOGGER.warning(
-                "listening on %s without encryption or authentication: anyone who can reach it can use it", host
-            )
+        check_exposure(settings.security, host, None)
     try:
-        bound = server.add_insecure_port(listen)
+        bound = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
     except RuntimeError:
         bound = 0
     if not bound:
@@ -398,7 +447,31 @@ def _bind(server: grpc.Server, listen: str) -> str:
             f"cannot listen on {listen}: the address is in use or not one of this machine; "
             "choose another with --listen, or port 0 for any free one"
         )
+    if path is not None:
+        _check_socket(settings, path)
     return listen if not host else f"{host}:{bound}"
+
+
+def _check_socket(settings: ServerSettings, path: Path) -> None:
+    """Refuse a socket to which other users may connect, which is known once it is there."""
+    try:
+        check_exposure(settings.security, "", path)
+    except UsageError:
+        BoundPath(str(path)).remove()
+        raise
+
+
+def _bind_aside(server: grpc.Server) -> str:
+    """A door for the process itself beside that with TLS, for which it may have no certificate. Its secret guards it.
+
+    Calls through it take the way of all others from there on: the same server, threads, locks and policy.
+    """
+    if sys.platform == "linux":
+        address = f"unix-abstract:hmarl-{os.getpid()}-{secrets.token_hex(8)}"  # leaves nothing behind
+        if server.add_insecure_port(address):
+            return address
+    port = server.add_insecure_port("127.0.0.1:0")
+    return f"127.0.0.1:{port}"
 
 
 def parse_address(listen: str) -> tuple[str, int]:
@@ -414,12 +487,3 @@ def parse_address(listen: str) -> tuple[str, int]:
     if port > 65535:
         raise UsageError(f"listen: port must be between 0 and 65535, got {port}")
     return match[1], port
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

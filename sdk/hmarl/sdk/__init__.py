@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.agent import Action, Agent, AgentStatistics
     from hmarl.sdk.clients.async_client import AsyncAgentClient
     from hmarl.sdk.clients.client import AgentClient
-    from hmarl.sdk.clients.endpoints import load_endpoints
+    from hmarl.sdk.clients.endpoints import load_endpoints, load_security
     from hmarl.sdk.clients.local_agent import LocalAgent
+    from hmarl.sdk.clients.security import Security
     from hmarl.sdk.clients.together import reset_together
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
@@ -74,6 +75,7 @@ __all__ = [
     "ObservationError",
     "OtherBundleError",
     "RandomTeam",
+    "Security",
     "Situation",
     "StaleActionError",
     "StepResult",
@@ -85,6 +87,7 @@ __all__ = [
     "evaluate",
     "load_bundle",
     "load_endpoints",
+    "load_security",
     "make_environment",
     "reset_together",
 ]
@@ -96,9 +99,10 @@ _HOMES = {
     "hmarl.sdk.clients.agent": ("Action", "Agent", "AgentStatistics"),
     "hmarl.sdk.clients.async_client": ("AsyncAgentClient",),
     "hmarl.sdk.clients.client": ("AgentClient",),
-    "hmarl.sdk.clients.endpoints": ("load_endpoints",),
+    "hmarl.sdk.clients.endpoints": ("load_endpoints", "load_security"),
     "hmarl.sdk.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
+    "hmarl.sdk.clients.security": ("Security",),
     "hmarl.sdk.clients.together": ("reset_together",),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
-from hmarl.runtime.command_line import AS_JSON, POSITIVE, command, flag, integer, option
+from hmarl.runtime.command_line import AS_JSON, POSITIVE, at_most_one, command, flag, integer, option
 from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
+from hmarl.runtime.commands._security import SECRET_VARIABLE, security_options, take_security
 from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
 from hmarl.runtime.errors import BundleError
 from hmarl.runtime.orphans import die_with_parent
-from hmarl.runtime.settings import ServerSettings
+from hmarl.runtime.settings import SecuritySettings, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
@@ -50,8 +51,10 @@ class Options:
     grace_s: float
     core: int | None
     log_level: str
+    reflection: bool
     no_reflection: bool
     as_json: bool
+    security: SecuritySettings
 
 
 def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
@@ -96,9 +99,10 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
                 max_sessions=options.max_sessions,
                 session_ttl_s=options.session_ttl_s,
                 max_streams=options.max_streams,
-                reflection=not options.no_reflection,
+                reflection=options.reflection or (False if options.no_reflection else None),
                 max_request_bytes=request_limit_bytes(agent),
                 grace_s=options.grace_s,
+                security=options.security,
             )
         )
         at_end(server.free_address)
@@ -156,7 +160,9 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     grace_option(),
     option("--core", "stay on this processor core: steadier and quicker answers", integer(), variable=True),
     log_level_option("info"),
+    flag("--reflection", "offer gRPC reflection also where others reach it"),
     flag("--no-reflection", "do not offer gRPC reflection"),
+    *security_options(),
     AS_JSON,
     examples=(
         "hmarl-agent models/simple-spread-hcpo --agent agent_0",
@@ -165,7 +171,9 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
 )
 def serve(**given: Any) -> int:
     """Serve one agent of a bundle over gRPC, until SIGTERM or Ctrl-C."""
-    options = Options(**given)
+    at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
+    security = take_security(given, os.environ.pop(SECRET_VARIABLE, None))  # no child shall inherit it
+    options = Options(**given, security=security)
     if options.core is not None:
         stay_on(options.core)  # before any thread is started
     signals = StopSignals()
@@ -177,6 +185,8 @@ def serve(**given: Any) -> int:
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}
+    if server.probe_address != server.address:
+        ready["probe"] = server.probe_address  # for a supervisor, which knows the secret
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
     OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.address}")
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
@@ -15,6 +15,7 @@ from hmarl.runtime.commands import reload
 from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands._security import security_options, take_security
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
@@ -38,6 +39,16 @@ LOGGER = logging.getLogger("hmarl.fleet")
     option("--count", "serve N agents, fewer or more than trained", integer(1)),
     flag("--tcp", "listen on free ports of 127.0.0.1 (the default)"),
     option("--socket-dir", "listen on Unix sockets in DIR", PATH, shown="DIR"),
+    option("--host", "listen on free ports of this name or address of the machine; beyond loopback with --tls"),
+    option(
+        "--tls",
+        "TLS with client certificates, by the authority in DIR (see hmarl-keys), which is made if there is none; the "
+        "members' certificates are issued and renewed",
+        PATH,
+        shown="DIR",
+        variable=True,
+    ),
+    *security_options(),
     provider_option(),
     grace_option(),
     flag("--pin", "keep each agent on one processor core, in turn"),
@@ -46,6 +57,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
         "hmarl-fleet bundle --count 5 --socket-dir /run/team",
+        "hmarl-fleet bundle --tls keys --host 192.168.1.20 --out endpoints.json",
         "hmarl-fleet reload endpoints.json models/new-bundle",
     ),
     words={"reload": reload.reload},
@@ -57,20 +69,26 @@ def supervise(
     count: int | None,
     tcp: bool,
     socket_dir: Path | None,
+    host: str | None,
+    tls: Path | None,
     provider: str,
     grace_s: float,
     pin: bool,
     log_level: str,
     as_json: bool,
+    **given: Any,
 ) -> int:
     """Run one supervised process per agent of a bundle; Ctrl-C stops all of them."""
     at_most_one(agents=agents, count=count)
-    at_most_one(tcp=tcp, socket_dir=socket_dir)
+    at_most_one(tcp=tcp, socket_dir=socket_dir, host=host)
+    at_most_one(tls=tls, tls_cert=given["tls_cert"])
+    at_most_one(tls=tls, allow_file=given["allow_file"])
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet")
     # Only now: gRPC asks at once what it may log.
     from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
-    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
+    from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
+    from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
 
     loaded = load_bundle(resolved(bundle))
     roster = None
@@ -85,13 +103,17 @@ def supervise(
         file = EndpointsFile(out)
         at_end(file.remove)
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
+    members = roster or dict.fromkeys(loaded.agent_ids)
     fleet = Fleet(
         loaded,
         path=bundle,
-        roster=roster,
+        roster=members,
         socket_dir=socket_dir,
         pin=pin,
         options=more,
+        security=take_security(given),
+        keys=None if tls is None else TeamKeys(tls, members, [] if host is None else [host]),
+        host=LOOPBACK if host is None else host,
         grace_s=grace_s + MORE_THAN_GRACE_S,
     )
     at_end(fleet.kill)

@@ -16,6 +16,7 @@ from hmarl.sdk.clients.agent import AgentStatistics
 from hmarl.sdk.clients.operations import Act, CallFailed
 from hmarl.sdk.clock import now_s
 
+Metadata = tuple[tuple[str, str], ...]  # what a call shows, see ``Keys.metadata``
 # Requests of a stream that are on their way; beyond that the server is not listening and further ones are left out.
 MAX_OUTSTANDING = 64
 _METHOD = "/hmarl.agent.v1.AgentService/StreamAct"
@@ -68,7 +69,9 @@ class ActStream:
     waits for one hand-over between threads, not for two.
     """
 
-    def __init__(self, channel: grpc.Channel, session_id: str, statistics: AgentStatistics) -> None:
+    def __init__(
+        self, channel: grpc.Channel, session_id: str, statistics: AgentStatistics, metadata: Metadata = ()
+    ) -> None:
         self._session_id = session_id
         self._statistics = statistics
         self._requests: queue.SimpleQueue[agent_pb2.StreamActRequest | None] = queue.SimpleQueue()
@@ -77,7 +80,7 @@ class ActStream:
         self._received = 0
         self._ended = False
         method = channel.stream_stream(_METHOD, agent_pb2.StreamActRequest.SerializeToString, self._parse)
-        self._call = method(iter(self._requests.get, None), wait_for_ready=True)
+        self._call = method(iter(self._requests.get, None), wait_for_ready=True, metadata=metadata)
         self._reader = threading.Thread(target=self._read, name="hmarl-stream", daemon=True)
         self._reader.start()
 
@@ -139,7 +142,13 @@ class AsyncActStream:
     Replies are read by a task of their own: cancelling a read would cancel the whole stream.
     """
 
-    def __init__(self, stub: agent_pb2_grpc.AgentServiceStub, session_id: str, statistics: AgentStatistics) -> None:
+    def __init__(
+        self,
+        stub: agent_pb2_grpc.AgentServiceStub,
+        session_id: str,
+        statistics: AgentStatistics,
+        metadata: Metadata = (),
+    ) -> None:
         self._session_id = session_id
         self._statistics = statistics
         self._requests: asyncio.Queue[agent_pb2.StreamActRequest] = asyncio.Queue()
@@ -149,7 +158,7 @@ class AsyncActStream:
         self._sent = 0
         self._received = 0
         self._loop = asyncio.get_running_loop()
-        self._call = stub.StreamAct(self._outgoing(), wait_for_ready=True)
+        self._call = stub.StreamAct(self._outgoing(), wait_for_ready=True, metadata=metadata)
         self._reader = asyncio.create_task(self._read())
 
     def serves(self, session_id: str) -> bool:

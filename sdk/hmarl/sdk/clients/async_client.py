@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.choices import InstructionChoice
-from hmarl.sdk.clients.act_stream import AsyncActStream
+from hmarl.sdk.clients.act_stream import AsyncActStream, Metadata
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
@@ -30,6 +30,7 @@ from hmarl.sdk.clients.operations import (
     CallFailed,
     Describe,
     End,
+    Examine,
     Operation,
     Pause,
     Reconnect,
@@ -37,15 +38,28 @@ from hmarl.sdk.clients.operations import (
     Start,
 )
 from hmarl.sdk.clients.remote_episode import describe
+from hmarl.sdk.clients.security import Age
 from hmarl.sdk.errors import MisuseError
 
 
 class _Connection:
-    """A client's channel, of its own, and what is called over it."""
+    """A client's channel, of its own, and what is called over it; see ``client._Connection``."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, receive_limit_bytes: int, metadata: Metadata, version: int) -> None:
         self.channel = channel
+        self.receive_limit_bytes = receive_limit_bytes
+        self.metadata = metadata
+        self.version = version
         self.stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+class _Successor:
+    """A connection that is made aside, to be changed over to; see ``AgentClient._keep_renewed``."""
+
+    def __init__(self, connection: _Connection, standing: asyncio.Task[Any]) -> None:
+        self.connection = connection
+        self.standing = standing
+        self.age = Age()
 
 
 class AsyncAgentClient(ClientBase):
@@ -62,6 +76,7 @@ class AsyncAgentClient(ClientBase):
         self._starting: tuple[agent_pb2.StartEpisodeRequest, asyncio.Task[Any]] | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self._connection: _Connection | None = None  # made by connect, which runs in the event loop
+        self._successor: _Successor | None = None
 
     async def connect(self) -> Self:
         """Connect, and see who is there; nothing when that is done.
@@ -80,17 +95,20 @@ class AsyncAgentClient(ClientBase):
             except BaseException as error:
                 self._disconnect()
                 if isinstance(error, CallFailed):
-                    raise self._error("connecting", error) from error
+                    raise await self._explained("connecting", error) from error
                 raise
         return self
 
     def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> _Connection:
         options = self._channel_options(connect_timeout_s, receive_limit_bytes)
-        return _Connection(
+        credentials, keys = self._channel_credentials(), self._keys
+        metadata, version = ((), 0) if keys is None else (keys.metadata, keys.version)
+        channel = (
             grpc.aio.insecure_channel(self.address, options)
-            if self._credentials is None
-            else grpc.aio.secure_channel(self.address, self._credentials, options)
+            if credentials is None
+            else grpc.aio.secure_channel(self.address, credentials, options)
         )
+        return _Connection(channel, receive_limit_bytes, metadata, version)
 
     @property
     def _connected_by(self) -> _Connection:
@@ -102,7 +120,33 @@ class AsyncAgentClient(ClientBase):
         self._close_stream()
         self._abandon()
         connection, self._connection = self._connected_by, None
+        self._take_successor(None)
         return self._aside(connection.channel.close())
+
+    def _take_successor(self, successor: _Successor | None) -> None:
+        """See ``AgentClient._take_successor``."""
+        if self._successor is not None:
+            self._successor.standing.cancel()
+            self._aside(self._successor.connection.channel.close())
+        self._successor = successor
+
+    def _keep_renewed(self) -> None:
+        """See ``AgentClient._keep_renewed``."""
+        keys, successor, connection = self._keys, self._successor, self._connected_by
+        if keys is not None and keys.look():
+            made = self._connect(self._watch.connect_timeout_s, connection.receive_limit_bytes)
+            self._take_successor(_Successor(made, self._aside(made.channel.channel_ready())))
+        elif successor is not None and not successor.standing.done():
+            successor.age.tell(self.address)
+        elif successor is not None and self._starting is None:
+            self._successor = None
+            self._close_stream()
+            self._aside(connection.channel.close(END_TIMEOUT_S))
+            self._connection = successor.connection
+
+    async def _explained(self, doing: str, failure: CallFailed) -> Exception:
+        late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        return self._error(doing, failure, await asyncio.to_thread(self._why) if late else None)
 
     def _aside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Let something go on that nothing waits for."""
@@ -152,10 +196,11 @@ class AsyncAgentClient(ClientBase):
             episode = self._connected
             request = episode.starting(seed, sample, instruction_choice, first_step, bundle_sha256)
             await self._end_episode()
+            self._keep_renewed()
             try:
                 await self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
-                raise self._error("starting an episode", failure) from failure
+                raise await self._explained("starting an episode", failure) from failure
 
     async def current_bundle(self) -> str:
         """SHA-256 of the bundle that new episodes get now; see ``AgentClient.current_bundle``."""
@@ -171,6 +216,8 @@ class AsyncAgentClient(ClientBase):
         """The action for the next step; see ``AgentClient.act``."""
         self._take("act")
         try:
+            if self._keys is not None and self._connection is not None:
+                self._keep_renewed()
             action: Action = await self._run(self._connected.act(observation, action_mask))
             return action
         finally:
@@ -193,9 +240,19 @@ class AsyncAgentClient(ClientBase):
             script.close()
 
     async def _perform(self, operation: Operation) -> Any:
-        if isinstance(operation, Act):
-            return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
-        return await getattr(self, METHODS[type(operation)])(operation)
+        try:
+            if isinstance(operation, Act):
+                return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
+            return await getattr(self, METHODS[type(operation)])(operation)
+        except CallFailed as failure:
+            connection = self._connected_by
+            if not self._refused_by_old(failure, connection.version):
+                raise
+            self._replace(self._watch.connect_timeout_s, connection.receive_limit_bytes)
+            raise CallFailed(grpc.StatusCode.UNAVAILABLE, failure.details) from failure
+
+    async def _do_examine(self, operation: Examine) -> None:
+        self._examined(await asyncio.to_thread(self._why))
 
     async def _do_pause(self, operation: Pause) -> None:
         await asyncio.sleep(operation.seconds)
@@ -207,13 +264,20 @@ class AsyncAgentClient(ClientBase):
         self._end(operation.session_id)
 
     async def _do_reconnect(self, operation: Reconnect) -> None:
+        self._replace(operation.connect_timeout_s, operation.receive_limit_bytes)
+
+    def _replace(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
         self._disconnect()
-        self._connection = self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+        self._connection = self._connect(connect_timeout_s, receive_limit_bytes)
 
     async def _unary_act(self, operation: Act) -> Any:
         try:
-            return await self._connected_by.stub.Act(
-                operation.request.act, timeout=operation.timeout_s, wait_for_ready=True
+            connection = self._connected_by
+            return await connection.stub.Act(
+                operation.request.act,
+                timeout=operation.timeout_s,
+                wait_for_ready=True,
+                metadata=connection.metadata,
             )
         except grpc.RpcError as error:
             raise failed_call(error) from error
@@ -221,7 +285,10 @@ class AsyncAgentClient(ClientBase):
     async def _do_describe(self, operation: Describe) -> Any:
         request = agent_pb2.GetAgentInfoRequest(bundle_sha256=operation.bundle_sha256)
         try:
-            return await self._connected_by.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+            connection = self._connected_by
+            return await connection.stub.GetAgentInfo(
+                request, timeout=operation.timeout_s, wait_for_ready=True, metadata=connection.metadata
+            )
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
@@ -230,7 +297,8 @@ class AsyncAgentClient(ClientBase):
         stream = self._stream
         if stream is None or not stream.serves(session_id):
             self._close_stream()
-            self._stream = stream = AsyncActStream(self._connected_by.stub, session_id, self.statistics)
+            connection = self._connected_by
+            self._stream = stream = AsyncActStream(connection.stub, session_id, self.statistics, connection.metadata)
         return await stream.exchange(operation)
 
     def _close_stream(self) -> None:
@@ -254,7 +322,10 @@ class AsyncAgentClient(ClientBase):
             raise failed_call(error) from error
 
     async def _start_call(self, request: agent_pb2.StartEpisodeRequest) -> Any:
-        return await self._connected_by.stub.StartEpisode(request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+        connection = self._connected_by
+        return await connection.stub.StartEpisode(
+            request, timeout=START_TIMEOUT_S, wait_for_ready=True, metadata=connection.metadata
+        )
 
     def _abandon(self) -> None:
         """See ``AgentClient._abandon``."""
@@ -274,7 +345,8 @@ class AsyncAgentClient(ClientBase):
             return
         # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
         with contextlib.suppress(grpc.RpcError):
-            await self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s())
+            connection = self._connection
+            await connection.stub.EndEpisode(request, timeout=self._end_timeout_s(), metadata=connection.metadata)
 
     async def _end_episode(self) -> None:
         self._close_stream()

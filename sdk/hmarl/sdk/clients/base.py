@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import ClassVar, NoReturn, SupportsIndex, TypedDict
+from typing import Any, ClassVar, NoReturn, SupportsIndex, TypedDict
 
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
 from hmarl.sdk.clients.link import LinkWatch, channel_options
-from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
+from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Examine, Pause, Reconnect, Start
 from hmarl.sdk.clients.remote_episode import RemoteEpisode
+from hmarl.sdk.clients.security import Keys, Security
 from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
@@ -22,6 +23,7 @@ from hmarl.sdk.spaces import AgentSpec
 END_TIMEOUT_S = 0.3
 # An episode that takes longer to start than anything waits for it is ended when it has started at last.
 START_TIMEOUT_S = 30.0
+_LONGEST_LOOK_S = 2.0  # at what is wrong with a connection
 
 # By which method a client does what a script asks for, acts excepted, which are done at once.
 METHODS: dict[type, str] = {
@@ -30,6 +32,7 @@ METHODS: dict[type, str] = {
     End: "_do_end",
     Describe: "_do_describe",
     Reconnect: "_do_reconnect",
+    Examine: "_do_examine",
     Pause: "_do_pause",
 }
 
@@ -44,6 +47,7 @@ class ClientOptions(TypedDict, total=False):
     diagnostics: bool
     expected: AgentSpec | None
     connect_timeout_s: float
+    security: Security | None
     credentials: grpc.ChannelCredentials | None
     allow_bundle_change: bool
 
@@ -60,7 +64,9 @@ class ClientBase:
         diagnostics: ask for the policy's further outputs in every reply, which takes longer.
         expected: the agent's expected id and spaces; None accepts whatever is served when the client connects.
         connect_timeout_s: seconds that connecting and starting an episode may take.
-        credentials: for TLS; None for a plain connection.
+        security: how client and agent know each other: TLS, a client certificate, a token. Its files are read again
+            when they change, without losing a step. None for a plain connection.
+        credentials: for TLS, made by the caller, who also sees to their renewal; instead of ``security``.
         allow_bundle_change: go on when the agent comes back with another bundle, if its spaces are the same. Another
             agent, or other spaces, are always an error.
 
@@ -81,6 +87,7 @@ class ClientBase:
         diagnostics: bool = False,
         expected: AgentSpec | None = None,
         connect_timeout_s: float = 10.0,
+        security: Security | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         allow_bundle_change: bool = False,
     ) -> None:
@@ -94,6 +101,9 @@ class ClientBase:
         self._diagnostics = diagnostics
         self._expected = expected
         self._connect_timeout_s = checked_seconds("connect_timeout_s", connect_timeout_s)
+        if security is not None and credentials is not None:
+            raise UsageError("credentials: got them beside security, expected one of the two")
+        self._keys = None if security is None else Keys(security, address)
         self._credentials = credentials
         self._allow_bundle_change = allow_bundle_change
         self._watch = LinkWatch()
@@ -150,8 +160,39 @@ class ClientBase:
             check_spec(episode.spec, self._expected, self.address)
         self._episode = episode
 
-    def _channel_options(self, connect_timeout_s: float, receive_limit_bytes: int) -> Sequence[tuple[str, int]]:
-        return channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
+    def _channel_options(self, connect_timeout_s: float, receive_limit_bytes: int) -> Sequence[tuple[str, Any]]:
+        own = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
+        return own if self._keys is None else (*own, *self._keys.channel_options)
+
+    def _channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """For a channel that is made now; None for a plain one."""
+        return self._credentials if self._keys is None else self._keys.channel_credentials()
+
+    def _refused_by_old(self, failure: CallFailed, version: int) -> bool:
+        """Whether a call was refused for what its connection shows, and the client's files hold something else now.
+
+        Args:
+            failure: how the call ended.
+            version: of the files' content, when the connection was made.
+        """
+        keys = self._keys
+        if keys is None or failure.code is not grpc.StatusCode.UNAUTHENTICATED:
+            return False
+        return keys.look(now=True) or keys.version != version
+
+    def _why(self) -> str | None:
+        """Why no answer comes, where it can be told; takes a moment."""
+        if self._credentials is not None:
+            return None  # they do not tell what they are
+        from hmarl.sdk.clients.tls_trouble import why_unreachable  # noqa: PLC0415 - in trouble only
+
+        security = None if self._keys is None else self._keys.security
+        return why_unreachable(self.address, security, min(self._connect_timeout_s, _LONGEST_LOOK_S))
+
+    def _examined(self, why: str | None) -> None:
+        """Go on waiting for an agent, unless it is known why it will not answer."""
+        if why is not None:
+            raise AgentError(f"{self.address}: connecting: {why}")
 
     def _check_usable(self) -> None:
         """Say at once when the client is not to be used any longer.
@@ -186,7 +227,9 @@ class ClientBase:
         """Seconds to wait for the server to hear that an episode is over: none where it did not answer before."""
         return 0.0 if self._watch.silent else END_TIMEOUT_S
 
-    def _error(self, doing: str, failure: CallFailed) -> Exception:
+    def _error(self, doing: str, failure: CallFailed, why: str | None = None) -> Exception:
+        if why is not None:
+            return AgentError(f"{self.address}: {doing}: {why}")
         code, details = failure.code, failure.details
         if code is grpc.StatusCode.INVALID_ARGUMENT:
             return UsageError(f"{self.address}: {details}")

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.choices import InstructionChoice
-from hmarl.sdk.clients.act_stream import ActStream
+from hmarl.sdk.clients.act_stream import ActStream, Metadata
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
@@ -37,6 +37,7 @@ from hmarl.sdk.clients.operations import (
     CallFailed,
     Describe,
     End,
+    Examine,
     Operation,
     Pause,
     Reconnect,
@@ -44,6 +45,7 @@ from hmarl.sdk.clients.operations import (
     Start,
 )
 from hmarl.sdk.clients.remote_episode import describe
+from hmarl.sdk.clients.security import Age, open_channel
 from hmarl.sdk.errors import HmarlError
 
 # Ends of sessions that nothing waits for; a call that nothing refers to would be cancelled.
@@ -57,10 +59,24 @@ class _Connection:
         channel: of this client alone.
         owner: the client; one that is forgotten must not leave its connection and the threads of its stream behind.
         born: how often the process had been forked when the client was made.
+        receive_limit_bytes: the largest message that it takes.
+        metadata: what its calls show.
+        version: of the files from which that was read.
     """
 
-    def __init__(self, channel: grpc.Channel, owner: ClientBase, born: int) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        owner: ClientBase,
+        born: int,
+        receive_limit_bytes: int,
+        metadata: Metadata,
+        version: int,
+    ) -> None:
         self.channel = channel
+        self.receive_limit_bytes = receive_limit_bytes
+        self.metadata = metadata
+        self.version = version
         self.stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
         self._forgotten = weakref.finalize(owner, _close_unless_forked, channel, born)
         self._forgotten.atexit = False
@@ -73,6 +89,25 @@ class _Connection:
         """Close it; a second call does nothing."""
         self._forgotten.detach()
         self.channel.close()
+
+
+class _Successor:
+    """A connection that is made aside, to be changed over to."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self.connection = connection
+        self.age = Age()
+        self._standing = grpc.channel_ready_future(connection.channel)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it stands."""
+        return bool(self._standing.done())
+
+    def close(self) -> None:
+        """Do without it."""
+        self._standing.cancel()
+        self.connection.close()
 
 
 def _close_unless_forked(channel: grpc.Channel, born: int) -> None:
@@ -95,30 +130,57 @@ class AgentClient(ClientBase):
         self._stream: ActStream | None = None
         self._starting: tuple[agent_pb2.StartEpisodeRequest, Any] | None = None
         self._ends: deque[Any] = deque(maxlen=_ENDS_KEPT)
+        self._successor: _Successor | None = None
         self._connection = self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
         try:
             self._described(self._run(describe(self._watch, self._deadline())))
         except CallFailed as failure:
             self._disconnect()
-            raise self._error("connecting", failure) from failure
+            raise self._explained("connecting", failure) from failure
         except HmarlError:
             self._disconnect()
             raise
 
     def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> _Connection:
         options = self._channel_options(connect_timeout_s, receive_limit_bytes)
-        channel = (
-            grpc.insecure_channel(self.address, options)
-            if self._credentials is None
-            else grpc.secure_channel(self.address, self._credentials, options)
-        )
-        return _Connection(channel, self, self._born)
+        keys = self._keys
+        metadata, version = ((), 0) if keys is None else (keys.metadata, keys.version)
+        channel = open_channel(self.address, options, self._channel_credentials())
+        return _Connection(channel, self, self._born, receive_limit_bytes, metadata, version)
 
     def _disconnect(self) -> None:
         """Leave the connection, and whatever is on its way over it, without waiting."""
         self._close_stream()
         self._abandon()
         self._connection.close()
+        self._take_successor(None)
+
+    def _take_successor(self, successor: _Successor | None) -> None:
+        """Prepare another connection to change over to, or none."""
+        if self._successor is not None:
+            self._successor.close()
+        self._successor = successor
+
+    def _keep_renewed(self) -> None:
+        """Between two steps: go over to a connection made with the files' present content, once it stands.
+
+        Until then, and if it never does, the one that there is serves on; its session is the agent's, and stays.
+        """
+        keys, successor = self._keys, self._successor
+        if keys is not None and keys.look():
+            made = self._connect(self._watch.connect_timeout_s, self._connection.receive_limit_bytes)
+            self._take_successor(_Successor(made))
+        elif successor is not None and not successor.ready:
+            successor.age.tell(self.address)
+        elif successor is not None and self._starting is None:
+            self._successor = None
+            self._close_stream()
+            self._connection.close()
+            self._connection = successor.connection
+
+    def _explained(self, doing: str, failure: CallFailed) -> Exception:
+        why = self._why() if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED else None
+        return self._error(doing, failure, why)
 
     @contextlib.contextmanager
     def _in_use(self, doing: str) -> Iterator[None]:
@@ -164,10 +226,11 @@ class AgentClient(ClientBase):
             episode = self._connected
             request = episode.starting(seed, sample, instruction_choice, first_step, bundle_sha256)
             self._end_episode()
+            self._keep_renewed()
             try:
                 self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
-                raise self._error("starting an episode", failure) from failure
+                raise self._explained("starting an episode", failure) from failure
 
     def current_bundle(self) -> str:
         """SHA-256 of the bundle that new episodes get now: it changes when the agent is given another one.
@@ -198,6 +261,8 @@ class AgentClient(ClientBase):
         if not self._busy.acquire(blocking=False):
             raise self._used_twice("act", "thread")
         try:
+            if self._keys is not None:
+                self._keep_renewed()
             action: Action = self._run(self._connected.act(observation, action_mask))
             return action
         finally:
@@ -220,23 +285,41 @@ class AgentClient(ClientBase):
             script.close()
 
     def _perform(self, operation: Operation) -> Any:
-        if isinstance(operation, Act):
-            return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
-        return getattr(self, METHODS[type(operation)])(operation)
+        try:
+            if isinstance(operation, Act):
+                return self._exchange(operation) if self._stream_wanted else self._unary_act(operation)
+            return getattr(self, METHODS[type(operation)])(operation)
+        except CallFailed as failure:
+            if not self._refused_by_old(failure, self._connection.version):
+                raise
+            self._replace(self._watch.connect_timeout_s, self._connection.receive_limit_bytes)
+            raise CallFailed(grpc.StatusCode.UNAVAILABLE, failure.details) from failure
+
+    def _do_examine(self, operation: Examine) -> None:
+        self._examined(self._why())
 
     def _do_pause(self, operation: Pause) -> None:
         time.sleep(operation.seconds)
 
     def _unary_act(self, operation: Act) -> Any:
         try:
-            return self._connection.stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+            connection = self._connection
+            return connection.stub.Act(
+                operation.request.act,
+                timeout=operation.timeout_s,
+                wait_for_ready=True,
+                metadata=connection.metadata,
+            )
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
     def _do_describe(self, operation: Describe) -> Any:
         request = agent_pb2.GetAgentInfoRequest(bundle_sha256=operation.bundle_sha256)
         try:
-            return self._connection.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+            connection = self._connection
+            return connection.stub.GetAgentInfo(
+                request, timeout=operation.timeout_s, wait_for_ready=True, metadata=connection.metadata
+            )
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
@@ -246,7 +329,8 @@ class AgentClient(ClientBase):
         stream = self._stream
         if stream is None or not stream.serves(session_id):
             self._close_stream()
-            self._stream = stream = ActStream(self._connection.channel, session_id, self.statistics)
+            connection = self._connection
+            self._stream = stream = ActStream(connection.channel, session_id, self.statistics, connection.metadata)
         return stream.exchange(operation)
 
     def _close_stream(self) -> None:
@@ -259,7 +343,10 @@ class AgentClient(ClientBase):
         if self._starting is None or self._starting[0] is not operation.request:
             self._abandon()
             call = self._connection.stub.StartEpisode.future(
-                operation.request, timeout=START_TIMEOUT_S, wait_for_ready=True
+                operation.request,
+                timeout=START_TIMEOUT_S,
+                wait_for_ready=True,
+                metadata=self._connection.metadata,
             )
             self._starting = (operation.request, call)
         call = self._starting[1]
@@ -295,11 +382,17 @@ class AgentClient(ClientBase):
 
     def _end(self, session_id: str) -> None:
         request = agent_pb2.EndEpisodeRequest(session_id=session_id)
-        self._ends.append(self._connection.stub.EndEpisode.future(request, timeout=END_TIMEOUT_S))
+        connection = self._connection
+        self._ends.append(
+            connection.stub.EndEpisode.future(request, timeout=END_TIMEOUT_S, metadata=connection.metadata)
+        )
 
     def _do_reconnect(self, operation: Reconnect) -> None:
+        self._replace(operation.connect_timeout_s, operation.receive_limit_bytes)
+
+    def _replace(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
         self._disconnect()
-        self._connection = self._connect(operation.connect_timeout_s, operation.receive_limit_bytes)
+        self._connection = self._connect(connect_timeout_s, receive_limit_bytes)
 
     def _end_episode(self) -> None:
         """Tell the server that the episode is over; if it does not hear it, it forgets the session by itself."""
@@ -309,7 +402,8 @@ class AgentClient(ClientBase):
         if request is not None:
             # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
             with contextlib.suppress(grpc.RpcError):
-                self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s())
+                connection = self._connection
+                connection.stub.EndEpisode(request, timeout=self._end_timeout_s(), metadata=connection.metadata)
 
     def close(self) -> None:
         """End the episode and disconnect; a second call does nothing.

@@ -7,12 +7,14 @@ import json
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
 from hmarl.sdk.clients.link import channel_options
+from hmarl.sdk.clients.security import Keys, Security, open_channel
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import AgentError, UsageError
 
@@ -49,6 +51,24 @@ def bundle_of_endpoints(path: Path | str) -> str | None:
     return sha256 if isinstance(sha256, str) else None
 
 
+def load_security(path: Path | str) -> Security | None:
+    """How to reach the agents of an endpoints file: the authority and the client certificate that the fleet names.
+
+    Returns:
+        None where its agents are served in plaintext.
+
+    Raises:
+        UsageError: the file is missing or is not an endpoints file.
+    """
+    said = endpoints_document(path).get("security")
+    if said is None:
+        return None
+    known = {field.name for field in fields(Security)}
+    if not isinstance(said, dict) or not set(said) <= known or not all(isinstance(each, str) for each in said.values()):
+        raise UsageError(f"endpoints file {path}: security: expected an object of texts: {', '.join(sorted(known))}")
+    return Security(**said)
+
+
 def endpoints_document(path: Path | str) -> dict[str, Any]:
     """The content of an endpoints file.
 
@@ -64,14 +84,20 @@ def endpoints_document(path: Path | str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def refusing(addresses: Mapping[str, str], limit_s: float = REFUSED_AFTER_S) -> list[str]:
+def refusing(
+    addresses: Mapping[str, str], security: Security | None = None, limit_s: float = REFUSED_AFTER_S
+) -> list[str]:
     """The agents at whose addresses nothing listens; a client would wait for them to be started.
 
     Where a connection is neither made nor refused in time, an agent may be there: it is not among them.
 
     Args:
         addresses: by agent id.
+        security: how to connect.
         limit_s: seconds that all of them together get.
+
+    Raises:
+        AgentError: something listens, but no call will get through, because of how the client or the agent is set up.
     """
     changed = threading.Condition()
     seen: dict[str, set[grpc.ChannelConnectivity]] = {name: set() for name in addresses}
@@ -86,12 +112,31 @@ def refusing(addresses: Mapping[str, str], limit_s: float = REFUSED_AFTER_S) -> 
 
     with contextlib.ExitStack() as channels:
         for name, address in addresses.items():
-            channel = channels.enter_context(grpc.insecure_channel(address, channel_options(address, limit_s)))
+            channel = channels.enter_context(_channel(address, security, limit_s))
             channel.subscribe(lambda state, name=name: told(name, state), try_to_connect=True)
         deadline = now_s() + limit_s
         with changed:
             changed.wait_for(lambda: not waiting(), max(deadline - now_s(), 0.0))
-            return [name for name in addresses if name in waiting() and _FAILED in seen[name]]
+            absent = [name for name in addresses if name in waiting() and _FAILED in seen[name]]
+    for name in absent:
+        _raise_if_unfit(addresses[name], security, limit_s)
+    return absent
+
+
+def _channel(address: str, security: Security | None, limit_s: float) -> grpc.Channel:
+    options = channel_options(address, limit_s)
+    if security is None:
+        return open_channel(address, options, None)
+    keys = Keys(security, address)
+    return open_channel(address, (*options, *keys.channel_options), keys.channel_credentials())
+
+
+def _raise_if_unfit(address: str, security: Security | None, limit_s: float) -> None:
+    from hmarl.sdk.clients.tls_trouble import why_unreachable  # noqa: PLC0415 - in trouble only
+
+    why = why_unreachable(address, security, limit_s)
+    if why is not None:
+        raise AgentError(f"{address}: connecting: {why}")
 
 
 def nothing_listens(absent: Iterable[str], addresses: Mapping[str, str], advice: str) -> AgentError:

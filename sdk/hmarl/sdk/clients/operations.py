@@ -60,13 +60,18 @@ class Reconnect:
 
 
 @dataclass(frozen=True)
+class Examine:
+    """Find out why no answer comes, and raise AgentError where the client or the agent has to be set up otherwise."""
+
+
+@dataclass(frozen=True)
 class Pause:
     """Do nothing for a while."""
 
     seconds: float
 
 
-Operation = Act | Start | Abandon | End | Describe | Reconnect | Pause
+Operation = Act | Start | Abandon | End | Describe | Reconnect | Examine | Pause
 Script = Generator[Operation, Any, Any]
 
 

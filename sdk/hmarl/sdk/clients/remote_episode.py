@@ -33,6 +33,7 @@ from hmarl.sdk.clients.operations import (
     CallFailed,
     Describe,
     End,
+    Examine,
     Operation,
     Pause,
     Reconnect,
@@ -46,6 +47,7 @@ from hmarl.sdk.spaces import branch_sizes
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
+_EXAMINED_AFTER_S = 0.5  # without an answer, while connecting
 # No answer of ours: the server is gone or going. Repeating a step is safe, it never advances the state twice.
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
 # The request itself is wrong: trying again or standing in with a fallback would hide a mistake of the program.
@@ -64,12 +66,19 @@ def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, age
 
     Raises:
         CallFailed: no answer, or an unusual one.
+        AgentError: none will ever come, because of how the client or the agent is set up.
     """
+    examined = False
     while True:
         begin = now_s()
+        left = max(deadline - begin, 0.0)
         try:
-            info: agent_pb2.GetAgentInfoResponse = yield Describe(max(deadline - begin, 0.0))
+            info: agent_pb2.GetAgentInfoResponse = yield Describe(left if examined else min(left, _EXAMINED_AFTER_S))
         except CallFailed as failure:
+            if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and not examined and now_s() < deadline:
+                examined = True
+                yield Examine()
+                continue
             if not _worth_retrying(failure, deadline):
                 raise
         else:

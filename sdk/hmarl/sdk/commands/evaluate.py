@@ -26,7 +26,7 @@ from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, int
 from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.endpoints import load_endpoints, nothing_listens, refusing, start_advice
+from hmarl.sdk.clients.endpoints import load_endpoints, load_security, nothing_listens, refusing, start_advice
 from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.environment import VectorEnvironment
@@ -122,10 +122,12 @@ def _bundle_source(options: Options, path: Path) -> Source:
 
 def _fleet_source(options: Options, path: Path) -> Source:
     endpoints = load_endpoints(path)
-    absent = refusing(endpoints)
+    security = load_security(path)
+    absent = refusing(endpoints, security)
     if len(absent) == len(endpoints):
         raise nothing_listens(absent, endpoints, start_advice(path))
-    with AgentClient(next(address for name, address in endpoints.items() if name not in absent)) as client:
+    present = next(address for name, address in endpoints.items() if name not in absent)
+    with AgentClient(present, security=security) as client:
         name = f"{client.info.bundle_name} (gRPC)"
         environment = json.loads(client.info.environment_json)
 

@@ -24,10 +24,12 @@ from hmarl.sdk.clients.endpoints import (
     at_once,
     bundle_of_endpoints,
     load_endpoints,
+    load_security,
     nothing_listens,
     refusing,
     start_advice,
 )
+from hmarl.sdk.clients.security import Security
 from hmarl.sdk.clients.together import on_one_bundle
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.environment import Observation
@@ -193,6 +195,7 @@ class FleetTeam:
         stream: send acts over streams instead of unary calls.
         wait: wait for agents that are being started, as clients do; False says within a second or so where nothing
             listens.
+        security: how to reach the agents; by default as the endpoints file says.
         name: for tables.
 
     Attributes:
@@ -217,6 +220,7 @@ class FleetTeam:
         fallback: Fallback | None = None,
         stream: bool = False,
         wait: bool = True,
+        security: Security | None = None,
         name: str = "gRPC fleet",
     ) -> None:
         self.name = name
@@ -226,12 +230,20 @@ class FleetTeam:
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
         self._file = None if isinstance(endpoints, Mapping) else Path(endpoints)
         self._sha256 = ""
+        if security is None and not isinstance(endpoints, Mapping):
+            security = load_security(endpoints)
+        self._security = security
         self._sample = sample
         self._instruction_choice = instruction_choice
         if not wait:
             self._check_listening(endpoints)
         self._assigned = self._assign()
-        self._client_options: ClientOptions = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
+        self._client_options: ClientOptions = {
+            "timeout_s": timeout_s,
+            "fallback": fallback,
+            "stream": stream,
+            "security": security,
+        }
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
         self._seeds = np.zeros(0, np.int64)
         self._step = 0
@@ -248,7 +260,7 @@ class FleetTeam:
     def _check_listening(self, endpoints: Mapping[str, str] | Path | str) -> None:
         """Say at once when nothing listens where an agent of the environment is to be."""
         own = {name: self._addresses[name] for name in self._spec.agent_ids if name in self._addresses}
-        absent = refusing(own or self._addresses)
+        absent = refusing(own or self._addresses, self._security)
         if absent:
             raise nothing_listens(absent, self._addresses, start_advice(endpoints))
 
@@ -269,7 +281,7 @@ class FleetTeam:
 
     def _model(self, name: str) -> AgentModel:
         """What is served at an agent's address."""
-        with AgentClient(self._addresses[name]) as client:
+        with AgentClient(self._addresses[name], security=self._security) as client:
             return from_json(AgentModel, client.info.agent_manifest_json)
 
     def _connect(self, rows: int) -> None:

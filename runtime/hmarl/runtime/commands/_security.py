@@ -1,0 +1,75 @@
+"""The options of what serves that say who is let in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from hmarl.runtime.command_line import PATH, POSITIVE, flag, integer, option
+from hmarl.runtime.settings import SecuritySettings
+
+SECRET_VARIABLE = "HMARL_PROBE_SECRET"  # set by hmarl-fleet: how a member knows its supervisor
+_OPTIONS = {  # by the field of SecuritySettings
+    "tls_cert": option("--tls-cert", "serve over TLS, with this certificate (PEM)", PATH, shown="FILE", variable=True),
+    "tls_key": option("--tls-key", "its private key (PEM)", PATH, shown="FILE", variable=True),
+    "tls_client_ca": option(
+        "--tls-client-ca", "ask for client certificates of this authority (PEM)", PATH, shown="FILE", variable=True
+    ),
+    "allow_clients": option(
+        "--allow-client",
+        "let in only certificates of this URI, DNS or common name; repeatable",
+        many=True,
+        shown="NAME",
+        parameter="allow_clients",
+        variable=True,
+    ),
+    "allow_file": option(
+        "--allow-file", "the same, one a line, read again when it changes", PATH, shown="FILE", variable=True
+    ),
+    "token_file": option(
+        "--token-file",
+        "ask for a bearer token of this file, TOKEN or NAME TOKEN a line; read again when it changes",
+        PATH,
+        shown="FILE",
+        variable=True,
+    ),
+    "open_health": flag("--open-health", "answer health checks without a token", variable=True),
+    "insecure": flag("--insecure", "listen where others reach it, though it does not protect itself", variable=True),
+    "client_sessions": option(
+        "--client-sessions", "episodes of one client; 0: any number", integer(0), default=0, variable=True
+    ),
+    "client_streams": option(
+        "--client-streams", "streams of one client; 0: any number", integer(0), default=0, variable=True
+    ),
+    "client_rate": option(
+        "--client-rate", "requests a second of one client; by default any number", POSITIVE, variable=True
+    ),
+}
+
+
+def security_options(*without: str) -> list[click.Option]:
+    """All options, but for some that are named by their fields."""
+    return [each for name, each in _OPTIONS.items() if name not in without]
+
+
+def take_security(given: dict[str, Any], probe_secret: str | None = None) -> SecuritySettings:
+    """The settings, whose options are taken out of what was given."""
+    taken = {name: given.pop(name) for name in _OPTIONS if name in given}
+    taken = {name: value for name, value in taken.items() if value is not None}
+    return SecuritySettings(**taken, probe_secret=probe_secret)
+
+
+def as_words(settings: SecuritySettings) -> Sequence[str]:
+    """The settings as a command line for an agent; paths are absolute."""
+    words = []
+    for name, each in _OPTIONS.items():
+        value, option_name = getattr(settings, name), each.opts[0]
+        if isinstance(value, bool):
+            words += [option_name] if value else []
+        elif isinstance(value, tuple):
+            words += [f"{option_name}={entry}" for entry in value]
+        elif value:
+            words += [f"{option_name}={value.absolute() if hasattr(value, 'absolute') else value}"]
+    return words

@@ -1,0 +1,232 @@
+"""Who calls: what a client shows (a certificate, a token), whether it is let in, and what it is called from then on."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc
+
+from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError, UnauthenticatedError, one_line
+from hmarl.runtime.places import UNKNOWN_PEER
+from hmarl.runtime.quotas import RequestQuota
+from hmarl.runtime.reloading import Reloaded
+from hmarl.runtime.repeats import RepeatLog
+from hmarl.runtime.secret_files import Tokens
+
+Context: TypeAlias = grpc.ServicerContext
+_Properties: TypeAlias = Mapping[str, Sequence[bytes]]
+_BEARER = "bearer "
+_TOLD_CERTIFICATES = 1024
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls.
+
+    Attributes:
+        name: tells one client from another; who counts for quotas and limits.
+        owner: whose sessions it may act in; None where clients cannot prove who they are.
+    """
+
+    name: str
+    owner: str | None = None
+
+
+_PROBE = Caller("the process itself")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What clients have to show.
+
+    Attributes:
+        tls: an encrypted connection.
+        certificates: a client certificate, which TLS has verified.
+        allowed: the names that are let in; None for all.
+        listed: further such names, of a file; None for none.
+        tokens: one of these bearer tokens; None for none.
+    """
+
+    tls: bool = False
+    certificates: bool = False
+    allowed: frozenset[str] | None = None
+    listed: Reloaded[frozenset[str]] | None = None
+    tokens: Reloaded[Tokens] | None = None
+
+    def allows(self, name: str) -> bool:
+        """Whether a certificate of this name is let in."""
+        if self.allowed is None and self.listed is None:
+            return True
+        return name in (self.allowed or ()) or (self.listed is not None and name in self.listed.value)
+
+    def look(self) -> bool:
+        """See at once whether the files say something else by now."""
+        looked = [each.look() for each in (self.listed, self.tokens) if each is not None]
+        return any(looked)
+
+
+class Guard:
+    """Lets callers in or not, and knows those whose calls are open.
+
+    Args:
+        asked: what they have to show.
+        quota: how many requests a second they may send.
+        log: told of those that are not let in.
+        secret: shown by the process itself, or its supervisor; None makes one up.
+        clock: seconds since 1970.
+
+    Attributes:
+        asked: what callers have to show.
+        rejected: how many calls were not let in, by reason: ``plaintext``, ``certificate``, ``token``, ``quota``.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        quota: RequestQuota,
+        log: RepeatLog,
+        secret: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.asked = asked
+        self.rejected: Counter[str] = Counter()
+        self._quota = quota
+        self._log = log
+        self._secret = (secret or secrets.token_urlsafe(32)).encode()
+        self._clock = clock
+        self._told = asked.tls or asked.tokens is not None
+        # Without a lock: adding, removing and finding are one step each.
+        self._callers: dict[Context, Caller] = {}
+        self._expiries: OrderedDict[bytes, float] = OrderedDict()
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the process shows when it calls itself."""
+        return (("authorization", f"Bearer {self._secret.decode()}"),) if self._told else ()
+
+    def admit(self, context: Context, *, open_to_all: bool = False) -> None:
+        """Let a call in, or another request of one that is open.
+
+        Args:
+            context: the call.
+            open_to_all: whatever it shows.
+
+        Raises:
+            UnauthenticatedError: it does not show what is asked for.
+            ForbiddenError: its name is not among those that are let in.
+            QuotaError: its client has sent too many requests.
+        """
+        try:
+            if self._told and not open_to_all:
+                caller = self._identify(context)
+                self._callers[context] = caller
+                if caller is _PROBE:
+                    return
+            if self._quota.per_s:
+                self._quota.take(self.caller(context).name)
+        except HmarlError as error:
+            reason = str(error).partition(":")[0]  # messages begin with what they are about
+            self.rejected["quota" if isinstance(error, QuotaError) else reason] += 1
+            self._log.say(f"rejected {type(error).__name__}", logging.WARNING, f"rejected {peer_of(context)}: {error}")
+            raise
+
+    def dismiss(self, context: Context) -> None:
+        """Forget a call that has ended."""
+        self._callers.pop(context, None)
+
+    def caller(self, context: Context) -> Caller:
+        """Who makes a call that was let in."""
+        return self._callers.get(context) or Caller(peer_of(context))
+
+    def _identify(self, context: Context) -> Caller:
+        bearer = _bearer(context)
+        if bearer is not None and hmac.compare_digest(bearer.encode(), self._secret):
+            return _PROBE
+        names = []
+        if self.asked.tls:
+            properties = context.auth_context()
+            if list(properties.get("transport_security_type", ())) != [b"ssl"]:
+                raise UnauthenticatedError("plaintext: got a call without TLS, expected one over TLS")
+            if self.asked.certificates:
+                names.append(self._certified_name(properties))
+        if self.asked.tokens is not None:
+            names.append(self._token_name(self.asked.tokens, bearer))
+        if not names:
+            return Caller(peer_of(context))
+        name = "\0".join(names)
+        return Caller(name, name)
+
+    def _certified_name(self, properties: _Properties) -> str:
+        """The name by which a client's certificate is let in."""
+        pem = b"".join(properties.get("x509_pem_cert", ()))
+        kinds = ("peer_uri", "peer_dns", "x509_common_name")
+        names = [name.decode(errors="replace") for kind in kinds for name in properties.get(kind, ()) if name]
+        if not pem or not names:
+            raise UnauthenticatedError("certificate: got no name in it, expected a URI, a DNS name or a common name")
+        if self._clock() > self._expiry(pem):
+            raise UnauthenticatedError(
+                f"certificate: that of '{one_line(names[0], 100)}' has expired since the connection was made: renew "
+                "it, and connect again"
+            )
+        found = next(filter(self.asked.allows, names), None)
+        if found is None and self.asked.look():  # put on the list a moment ago
+            found = next(filter(self.asked.allows, names), None)
+        if found is not None:
+            return found
+        raise ForbiddenError(
+            f"certificate: got '{one_line(', '.join(names), 150)}', which is not among the clients that are let in "
+            "(--allow-client): ask whoever runs this agent to add it"
+        )
+
+    def _token_name(self, tokens: Reloaded[Tokens], bearer: str | None) -> str:
+        """Whose token it is."""
+        if bearer is None:
+            raise UnauthenticatedError(
+                "token: got none, expected metadata 'authorization: Bearer TOKEN' with one of this agent's tokens "
+                "(--token-file): give the client a token file"
+            )
+        name = tokens.value.name_of(bearer)
+        if name is None and self.asked.look():
+            name = tokens.value.name_of(bearer)
+        if name is None:
+            raise UnauthenticatedError(
+                "token: got one that is none of this agent's (--token-file): has it been replaced? Give the client's "
+                "token file the present one"
+            )
+        return name
+
+    def _expiry(self, pem: bytes) -> float:
+        found = self._expiries.get(pem)
+        if found is None:
+            from hmarl.runtime.certificates import validity  # noqa: PLC0415 - only where there are certificates
+
+            try:
+                found = validity(pem)[1]
+            except ValueError:
+                raise UnauthenticatedError("certificate: got one that cannot be read, expected X.509") from None
+            self._expiries[pem] = found
+            if len(self._expiries) > _TOLD_CERTIFICATES:
+                self._expiries.popitem(last=False)
+        return found
+
+
+def peer_of(context: Context) -> str:
+    """Who calls: the connection on this machine, the host elsewhere; Unix sockets do not tell their peers apart."""
+    peer: str = context.peer()
+    if peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")):
+        return peer
+    return UNKNOWN_PEER if peer.startswith("unix") else peer.rpartition(":")[0]
+
+
+def _bearer(context: Context) -> str | None:
+    for key, value in context.invocation_metadata():
+        if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
+            return value[len(_BEARER) :].strip()
+    return None

@@ -1,0 +1,124 @@
+"""Files that hold what lets one in: bearer tokens, private keys, and the names of those who are let in."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import shlex
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmarl.runtime.errors import UsageError
+
+SHORTEST_TOKEN = 16
+UNNAMED = "token"  # whom a token without a name is of
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # what RFC 6750 lets a bearer token consist of
+_LARGEST_BYTES = 2**20
+
+
+def read_file(option: str, path: Path) -> bytes:
+    """The content of a file that an option names.
+
+    Raises:
+        UsageError: it cannot be read, or is absurdly large.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{option}: cannot read '{path}': {error.strerror}") from error
+    if len(content) > _LARGEST_BYTES:
+        raise UsageError(f"{option}: got more than {_LARGEST_BYTES} bytes in '{path}', expected a small text file")
+    return content
+
+
+def read_secret(option: str, path: Path) -> bytes:
+    """The content of a file that only its owner, and perhaps its group, may read.
+
+    Raises:
+        UsageError: it cannot be read, or others may read or write it as well.
+    """
+    content = read_file(option, path)
+    mode = os.stat(path).st_mode
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise UsageError(
+            f"{option}: got '{path}' with mode {stat.S_IMODE(mode):04o}, expected a file that no others may read or "
+            f"write: chmod o-rwx {shlex.quote(str(path))}"
+        )
+    return content
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Bearer tokens by whose they are, kept as digests."""
+
+    digests: tuple[tuple[bytes, str], ...]
+
+    def name_of(self, token: str) -> str | None:
+        """Whose token it is; None when it is none of them. Takes equally long whichever it is."""
+        given, found = _digest(token), None
+        for digest, name in self.digests:
+            if hmac.compare_digest(digest, given):
+                found = name
+        return found
+
+
+def read_tokens(option: str, path: Path) -> Tokens:
+    """The tokens of a file: one a line, ``TOKEN`` or ``NAME TOKEN``; ``#`` begins a comment.
+
+    Raises:
+        UsageError: there is none, or a line is no token.
+    """
+    return Tokens(tuple((_digest(token), name) for name, token in _token_lines(option, path)))
+
+
+def first_token(option: str, path: Path) -> str:
+    """The token that a client shows: the first of a file.
+
+    Raises:
+        UsageError: see ``read_tokens``.
+    """
+    return _token_lines(option, path)[0][1]
+
+
+def read_names(option: str, path: Path) -> frozenset[str]:
+    """The names of a file, one a line; ``#`` begins a comment.
+
+    Raises:
+        UsageError: it cannot be read, or others may write it.
+    """
+    content = read_file(option, path)
+    if os.stat(path).st_mode & stat.S_IWOTH:
+        raise UsageError(f"{option}: others may write '{path}', and so let themselves in: chmod o-w {path}")
+    return frozenset(_lines(option, path, content))
+
+
+def _token_lines(option: str, path: Path) -> list[tuple[str, str]]:
+    found = []
+    for number, line in enumerate(_lines(option, path, read_secret(option, path)), 1):
+        *name, token = line.split()
+        if len(name) > 1 or len(token) < SHORTEST_TOKEN or _TOKEN.fullmatch(token) is None:
+            raise UsageError(
+                f"{option}: '{path}': entry {number}: expected TOKEN or NAME TOKEN, with a token of at least "
+                f"{SHORTEST_TOKEN} letters, digits and -._~+/= (what is there is not repeated here)"
+            )
+        found.append((name[0] if name else UNNAMED, token))
+    if not found:
+        raise UsageError(f"{option}: got no token in '{path}', expected one a line")
+    return found
+
+
+def _lines(option: str, path: Path, content: bytes) -> list[str]:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{option}: '{path}' is no text file") from None
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,101 @@
+"""The certificates of a fleet's members, and of those who ask them on this machine: issued, named, renewed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hmarl.runtime.authority import Authority, Issued, Role
+from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.settings import SecuritySettings
+
+LOGGER = logging.getLogger("hmarl.fleet")
+MEMBER_DAYS = 7.0
+LOCAL_CLIENT = "local"  # of programs on this machine that read the endpoints file
+_LOOK_EVERY_S = 30.0
+
+
+class TeamKeys:
+    """A fleet's use of an authority, which is made if there is none.
+
+    Args:
+        path: the authority's folder.
+        agent_ids: the members.
+        hosts: names and addresses under which they are reached, beside those of this machine.
+        days: that their certificates are valid.
+        clock: monotonic seconds.
+
+    Raises:
+        UsageError: the folder holds something else, or others may read its key.
+        MissingExtraError: the package ``cryptography`` is not installed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        agent_ids: Iterable[str],
+        hosts: Sequence[str] = (),
+        days: float = MEMBER_DAYS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._authority = Authority(path) if (path / "ca.pem").exists() else Authority.create(path)
+        self._hosts = tuple(hosts)
+        self._days = days
+        self._clock = clock
+        self._look_at = 0.0
+        self._wanted: list[tuple[Role, str]] = [("client", LOCAL_CLIENT)]
+        self._wanted += [("agent", agent_id) for agent_id in agent_ids]
+        self._renew()
+
+    def settings(self, agent_id: str, others: SecuritySettings) -> SecuritySettings:
+        """What protects a member.
+
+        Args:
+            agent_id: which.
+            others: what else is asked for.
+        """
+        issued = self._authority.find("agent", agent_id)
+        return replace(
+            others,
+            tls_cert=issued.certificate,
+            tls_key=issued.key,
+            tls_client_ca=self._authority.certificate,
+            allow_file=self._authority.allowed,
+        )
+
+    def description(self) -> dict[str, str]:
+        """Where clients on this machine find what they need, for the endpoints file."""
+        issued = self._authority.find("client", LOCAL_CLIENT)
+        return {"ca": str(self._authority.certificate), "cert": str(issued.certificate), "key": str(issued.key)}
+
+    def tend(self) -> None:
+        """Renew what is due, now and then; members and clients read it again by themselves."""
+        if self._clock() < self._look_at:
+            return
+        try:
+            self._renew()
+        except (HmarlError, OSError) as error:
+            LOGGER.error("cannot renew certificates, trying again in %g s: %s", _LOOK_EVERY_S, error)
+        self._look_at = self._clock() + _LOOK_EVERY_S
+
+    def _renew(self) -> None:
+        issued = {(each.role, each.name): each for each in self._authority.issued()}
+        due = {(each.role, each.name) for each in self._authority.due()}
+        for role, name in self._wanted:
+            known = issued.get((role, name))
+            if known is None or (role, name) in due or not self._fits(known):
+                self._issue(role, name)
+                LOGGER.info("issued a certificate for %s '%s'", role, name)
+        self._look_at = self._clock() + _LOOK_EVERY_S
+
+    def _fits(self, issued: Issued) -> bool:
+        return issued.role == "client" or set(self._hosts) <= set(issued.hosts)
+
+    def _issue(self, role: Role, name: str) -> None:
+        if role == "agent":
+            self._authority.issue_agent(name, self._hosts, self._days)
+        else:
+            self._authority.issue_client(name, self._days)
