@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from hmarl.runtime.errors import RequestError, TakenError
 from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
 from hmarl.runtime.repeats import RepeatLog
+from hmarl.runtime.request_ids import request_of
 from hmarl.runtime.threads import Threads
 
 Context: TypeAlias = grpc.ServicerContext
@@ -151,7 +152,8 @@ class Line:
             except grpc.RpcError:  # the call has ended
                 raise
             except Exception as error:
-                code, text = self._status_of(error)
+                with request_of(context.invocation_metadata()):
+                    code, text = self._status_of(error)
             return context.abort(code, cut(text))
 
         handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
@@ -168,7 +170,8 @@ class Line:
             except grpc.RpcError:  # the call has ended
                 raise
             except Exception as error:
-                code, text = self._status_of(error)
+                with request_of(context.invocation_metadata()):
+                    code, text = self._status_of(error)
             context.abort(code, cut(text))
 
         handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]

@@ -26,6 +26,21 @@ class UsageError(HmarlError):
     exit_code: int = 2
 
 
+class MissingExtraError(UsageError):
+    """A part of hmarl needs a package that an extra installs.
+
+    Args:
+        package: the import name that was not found.
+        extra: the extra of the distribution that installs it.
+        purpose: what it was needed for, e.g. ``"the environment family vmas"``.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'hmarl[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
 class BundleError(HmarlError):
     """A bundle that is damaged, incomplete or not a bundle at all."""
 

@@ -19,11 +19,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
@@ -49,6 +50,22 @@ _ATTENTIVE_S = 10.0
 _HOPELESS: dict[int, type[HmarlError]] = {kind.exit_code: kind for kind in (UsageError, BundleError)}
 
 
+# Why a member was started again.
+RESTARTS = EXITED, FROZEN, UNWELL, SLOW = "exited", "frozen", "unwell", "slow"
+
+
+class MemberState(Protocol):
+    """How a member is.
+
+    Attributes:
+        serving: whether it has said that it serves, and has not ended since.
+        restarts: how often it had to be started again, by what had been the matter.
+    """
+
+    serving: bool
+    restarts: Counter[str]
+
+
 class FleetError(HmarlError):
     """An agent cannot be kept running."""
 
@@ -65,9 +82,12 @@ class _Member:
         command: Sequence[str],
         bundle_sha256: str,
         unwell_limit_s: float,
+        metrics: str | None = None,
     ) -> None:
         self.agent_id = agent_id
         self.address: str | None = None
+        self.metrics = metrics  # where they are read; the port is 0 until it is known
+        self.restarts = Counter(dict.fromkeys(RESTARTS, 0))
         self.serving = False
         self.process: subprocess.Popen[bytes] | None = None
         self._listen = listen
@@ -77,6 +97,7 @@ class _Member:
         self._unwell_limit_s = unwell_limit_s
         self._probe: HealthProbe | None = None
         self._killed = False
+        self._ended = EXITED  # why it ends, unless something else is known
         self._failures = 0
         self._started_at = 0.0
         self._start_at = 0.0
@@ -104,7 +125,7 @@ class _Member:
         else:
             self._read_address()
             if not self.serving and now - self._started_at > START_LIMIT_S:
-                self._kill(f"is not serving after {START_LIMIT_S:g} s")
+                self._kill(f"is not serving after {START_LIMIT_S:g} s", SLOW)
 
     def ask_to_stop(self) -> None:
         """Ask the process to stop, also one that is stopped like a job in a terminal."""
@@ -119,7 +140,7 @@ class _Member:
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._kill("does not stop")
+            self._kill("does not stop", UNWELL)
             try:
                 self.process.wait(KILL_LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -129,14 +150,14 @@ class _Member:
     def _check_health(self, probe: HealthProbe, now: float) -> None:
         probe.tend(now)
         if probe.unanswered >= FROZEN_AFTER:
-            self._kill(f"has not answered {probe.unanswered} questions about its health in a row")
+            self._kill(f"has not answered {probe.unanswered} questions about its health in a row", FROZEN)
         elif probe.unwell * CHECK_EVERY_S >= self._unwell_limit_s:  # longer than it takes to drain
-            self._kill(f"has said {probe.unwell} times in a row that it is not serving")
+            self._kill(f"has said {probe.unwell} times in a row that it is not serving", UNWELL)
 
-    def _kill(self, reason: str) -> None:
+    def _kill(self, reason: str, kind: str) -> None:
         assert self.process is not None
         LOGGER.error("agent %s %s, killing it", self.agent_id, reason)
-        self._killed = True
+        self._killed, self._ended = True, kind
         self.process.kill()
 
     def _start(self, now: float) -> None:
@@ -150,8 +171,10 @@ class _Member:
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
         environment.pop("HMARL_CORE", None)  # and the fleet, who runs where
+        environment.pop("HMARL_METRICS", None)  # and where each one's metrics are read
+        metrics = [] if self.metrics is None else ["--metrics", self.metrics]
         self.process = subprocess.Popen(
-            [*self._command, "--listen", listen, "--json"],
+            [*self._command, "--listen", listen, "--json", *metrics],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
@@ -167,7 +190,8 @@ class _Member:
         self._output += self.process.stdout.read() or b""
         line, newline, _ = self._output.partition(b"\n")
         if newline:
-            self.address = str(json.loads(line)["address"])
+            ready = json.loads(line)
+            self.address, self.metrics = str(ready["address"]), ready.get("metrics")
             self._probe = HealthProbe(self.address)
             self.serving = True
             if self._failures:
@@ -190,6 +214,8 @@ class _Member:
                 f"agent '{self.agent_id}' keeps failing: exit code {code}, {self._failures} failures in a row; "
                 "its own messages are above"
             )
+        self.restarts[self._ended] += 1
+        self._ended = EXITED
         pause = min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S)
         LOGGER.warning("agent %s ended with exit code %d, starting it again in %g s", self.agent_id, code, pause)
         self._start_at = now + pause
@@ -212,6 +238,8 @@ class Fleet:
         socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
         pin: keep each member on one processor core, in turn.
         options: more options of hmarl-agent, for all members.
+        metrics: where members' metrics are read, ``HOST:PORT`` of the first one; the others take the ports after it. 0
+            for free ones.
         grace_s: seconds that members get to stop before they are killed, and for which they may say that they are not
             serving.
 
@@ -227,6 +255,7 @@ class Fleet:
         socket_dir: Path | None = None,
         pin: bool = False,
         options: Sequence[str] = (),
+        metrics: tuple[str, int] | None = None,
         grace_s: float = ServerSettings.grace_s + MORE_THAN_GRACE_S,
     ) -> None:
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle.path.absolute()), *options]
@@ -234,7 +263,16 @@ class Fleet:
         self._grace_s = grace_s
         cores = cycle(available_cores() if pin else [None])
         self._members = [
-            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), command, bundle.sha256, grace_s)
+            _Member(
+                agent_id,
+                like,
+                _listen(socket_dir, index, agent_id),
+                next(cores),
+                command,
+                bundle.sha256,
+                grace_s,
+                _metrics_at(metrics, index),
+            )
             for index, (agent_id, like) in enumerate((roster or dict.fromkeys(bundle.agent_ids)).items())
         ]
         self._stopping = threading.Event()
@@ -248,6 +286,16 @@ class Fleet:
     def endpoints(self) -> dict[str, str]:
         """Addresses by agent id; complete once ``start`` has returned."""
         return {member.agent_id: member.address for member in self._members if member.address is not None}
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where members' metrics are read, by agent id; complete once ``start`` has returned."""
+        return {member.agent_id: member.metrics for member in self._members if member.metrics is not None}
+
+    @property
+    def members(self) -> Mapping[str, MemberState]:
+        """How each member is, by agent id."""
+        return {member.agent_id: member for member in self._members}
 
     @property
     def process_ids(self) -> dict[str, int]:
@@ -337,6 +385,14 @@ class Fleet:
                 member.stop(deadline)
             if self._failure is not None:
                 self._failed.set()
+
+
+def _metrics_at(metrics: tuple[str, int] | None, index: int) -> str | None:
+    """Where a member's metrics are to be read."""
+    if metrics is None:
+        return None
+    host, port = metrics
+    return f"{host}:{port + index if port else 0}"
 
 
 def _listen(socket_dir: Path | None, index: int, agent_id: str) -> str:

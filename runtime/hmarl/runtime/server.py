@@ -49,10 +49,12 @@ from hmarl.runtime.manifest import to_json
 from hmarl.runtime.message_limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.repeats import RepeatLog
+from hmarl.runtime.request_ids import request_of
 from hmarl.runtime.self_probe import SelfProbe
-from hmarl.runtime.session import Policy
+from hmarl.runtime.session import Policy, PolicySession
 from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.shutdown import stop_server
+from hmarl.runtime.telemetry import Telemetry
 from hmarl.runtime.unix_sockets import BoundPath, claim
 
 LOGGER = logging.getLogger("hmarl.agent")
@@ -89,10 +91,14 @@ class AgentServicer:
     Args:
         liveness: told how acts go.
         log: for what peers can cause.
+        telemetry: told of acts.
     """
 
-    def __init__(self, liveness: Liveness, log: RepeatLog) -> None:
+    def __init__(self, liveness: Liveness, log: RepeatLog, telemetry: Telemetry) -> None:
         self._registry: SessionRegistry | None = None
+        self._telemetry = telemetry
+        self._session_act = telemetry.acting(PolicySession.act)
+        self._reply_to = telemetry.streaming(self._stream_reply)
         self._shapes: tuple[list[int], list[int] | None] = ([], None)
         self._liveness = liveness
         self._log = log
@@ -152,7 +158,7 @@ class AgentServicer:
         try:
             for body in bodies:
                 line.places.use(place)
-                yield self._stream_reply(body)
+                yield self._reply_to(body, context)
         finally:
             line.places.free(place)
 
@@ -178,27 +184,29 @@ class AgentServicer:
         correlation_id = self._logged_ids.get(kind_name, correlation_id)
         return grpc.StatusCode.INTERNAL, f"internal error {correlation_id}; the details are in the agent's log"
 
-    def _stream_reply(self, body: bytes) -> agent_pb2.StreamActResponse:
+    def _stream_reply(self, body: bytes, context: Context) -> agent_pb2.StreamActResponse:
         """The reply to one request of a stream; an error belongs to the request, not to the stream."""
-        response = agent_pb2.StreamActResponse()
-        step = 0
+        request, response = agent_pb2.StreamActRequest(), agent_pb2.StreamActResponse()
         try:
-            request = decoded(agent_pb2.StreamActRequest, body).act
-            step = request.step
-            self._act(request, response.act)
+            request = decoded(agent_pb2.StreamActRequest, body)
+            self._act(request.act, response.act)
             return response
         except Exception as error:
-            code, message = self.status_of(error)
-        return refusal(step, code, message)
+            with request_of(request.metadata.items(), context.invocation_metadata()):
+                code, message = self.status_of(error)
+        return refusal(request.act.step, code, message)
 
     def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse) -> None:
         """Fill an empty response, in place: nothing is copied into the reply of a stream."""
         registry = self.registry
         own = request.session_id == registry.own_id
+        if own:
+            self._telemetry.own_act()
         session = registry.own() if own else registry.get(request.session_id)
+        act = PolicySession.act if own else self._session_act
         observation, mask = read_act(request, *self._shapes)
         try:
-            action = session.act(observation, mask, step=request.step)
+            action = act(session, observation, mask, step=request.step)
         except Exception as error:
             if not own and not isinstance(error, _OF_THE_REQUEST):
                 self._liveness.failed()
@@ -229,21 +237,24 @@ class AgentServer:
 
     Args:
         settings: where and how to listen.
+        telemetry: told what is answered.
 
     Attributes:
         address: where it listens, as gRPC clients take it: ``host:port`` with the real port, or ``unix:path``.
+        telemetry: told what is answered.
 
     Raises:
         UsageError: ``listen`` is malformed.
         HmarlError: the address cannot be bound, for example because it is in use.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, telemetry: Telemetry | None = None) -> None:
         self._settings = settings
+        self.telemetry = telemetry or Telemetry()
         self._log = RepeatLog(LOGGER)
         self._liveness = Liveness()
         self._well = True  # as health was told last
-        self._servicer = AgentServicer(self._liveness, self._log)
+        self._servicer = AgentServicer(self._liveness, self._log, self.telemetry)
         self._health = HealthService(("", SERVICE, PROCESS))
         self._lines = self._open_lines()
         self._server = grpc.server(
@@ -253,7 +264,7 @@ class AgentServer:
             options=server_options(settings.max_streams, settings.max_sessions, settings.max_request_bytes),
         )
         for service, methods in self._methods().items():
-            self._server.add_registered_method_handlers(service, methods)
+            self._server.add_registered_method_handlers(service, self.telemetry.methods(methods))
         self.address = _bind(self._server, settings.listen)
         unix_path = self.address.removeprefix("unix:")
         self._bound_path = BoundPath(unix_path) if unix_path != self.address else None
@@ -265,6 +276,28 @@ class AgentServer:
     def alive(self) -> bool:
         """Whether acts get through, seen by a probe that goes the way they go; what a watchdog should be told."""
         return self._liveness.alive
+
+    @property
+    def serving(self) -> bool:
+        """Whether health is SERVING."""
+        return self.policy is not None and self._well and not self._health.closing.is_set()
+
+    @property
+    def policy(self) -> Policy | None:
+        """What new episodes are played with; None while it is being loaded."""
+        registry = self._servicer._registry
+        return None if registry is None else registry.policy
+
+    @property
+    def open_sessions(self) -> int:
+        """How many are open."""
+        registry = self._servicer._registry
+        return 0 if registry is None else len(registry)
+
+    @property
+    def open_streams(self) -> int:
+        """How many are open."""
+        return len(self._lines["streams"].places)
 
     def serve(self, policy: Policy) -> None:
         """Accept episodes of a policy, which is loaded and warm, and report SERVING.

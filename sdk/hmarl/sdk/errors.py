@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, UsageError, did_you_mean, unknown_name
+from hmarl.runtime.errors import (
+    BundleError,
+    HmarlError,
+    MissingExtraError,
+    ObservationError,
+    UsageError,
+    did_you_mean,
+    unknown_name,
+)
 
 __all__ = [
     "AgentError",
@@ -17,21 +25,6 @@ __all__ = [
     "did_you_mean",
     "unknown_name",
 ]
-
-
-class MissingExtraError(UsageError):
-    """A part of hmarl needs a package that an extra installs.
-
-    Args:
-        package: the import name that was not found.
-        extra: the extra of the distribution that installs it.
-        purpose: what it was needed for, e.g. ``"the environment family vmas"``.
-    """
-
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'hmarl[{extra}]'")
-        self.package = package
-        self.extra = extra
 
 
 class MisuseError(UsageError):

@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, NoReturn
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
-from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
+from hmarl.runtime.commands._common import (
+    bundle_argument,
+    grace_option,
+    log_format_option,
+    log_level_option,
+    metrics_option,
+    provider_option,
+    run,
+    traces_option,
+)
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands._watching import FleetWatch
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
@@ -40,6 +50,12 @@ LOGGER = logging.getLogger("hmarl.fleet")
     grace_option(),
     flag("--pin", "keep each agent on one processor core, in turn"),
     log_level_option("warning"),
+    log_format_option(),
+    metrics_option(
+        "serve the fleet's Prometheus metrics there, and the agents' at the ports after it, which /targets lists for "
+        "http_sd_configs (extra 'metrics')"
+    ),
+    traces_option(),
     AS_JSON,
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
@@ -57,13 +73,17 @@ def supervise(
     grace_s: float,
     pin: bool,
     log_level: str,
+    log_format: str,
+    metrics: str | None,
+    traces: bool,
     as_json: bool,
 ) -> int:
     """Run one supervised process per agent of a bundle; Ctrl-C stops all of them."""
     at_most_one(agents=agents, count=count)
     at_most_one(tcp=tcp, socket_dir=socket_dir)
     signals = StopSignals()
-    start_logging(log_level, "hmarl-fleet")
+    start_logging(log_level, "hmarl-fleet", log_format)
+    watch = FleetWatch(metrics)
     from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
 
     loaded = load_bundle(bundle)
@@ -78,17 +98,24 @@ def supervise(
     if out is not None:
         file = EndpointsFile(out)
         at_end(file.remove)
-    more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
+    more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     fleet = Fleet(
-        loaded, roster=roster, socket_dir=socket_dir, pin=pin, options=more, grace_s=grace_s + MORE_THAN_GRACE_S
+        loaded,
+        roster=roster,
+        socket_dir=socket_dir,
+        pin=pin,
+        options=[*more, *(["--traces"] if traces else [])],
+        metrics=watch.members_from,
+        grace_s=grace_s + MORE_THAN_GRACE_S,
     )
+    watch.watch(fleet)
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
-            _announce(fleet, file, as_json)
+            _announce(fleet, watch, file, as_json)
         while not signals.stop.wait(0.1):
             fleet.check()
             if fleet.attentive:
@@ -103,15 +130,20 @@ def supervise(
     return 0
 
 
-def _announce(fleet: Fleet, out: EndpointsFile | None, as_json: bool) -> None:
+def _announce(fleet: Fleet, watch: FleetWatch, out: EndpointsFile | None, as_json: bool) -> None:
     """Tell people, programs and the service manager that all agents are serving."""
+    description = fleet.description() | watch.description(fleet)
     if out is not None:
-        out.write(fleet.description())
+        out.write(description)
     if as_json:
-        OUTPUT.put(json.dumps(marked(fleet.description())))
+        OUTPUT.put(json.dumps(marked(description)))
     else:
         for agent_id, address in fleet.endpoints.items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
+        if watch.address is not None:
+            OUTPUT.put(
+                f"metrics on http://{watch.address}/metrics, those of all agents by http://{watch.address}/targets"
+            )
         if out is not None:
             OUTPUT.put(f"wrote the endpoints to {out.path}")
         OUTPUT.put("Ctrl-C stops all agents")

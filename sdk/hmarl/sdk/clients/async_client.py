@@ -23,6 +23,7 @@ from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import AsyncActStream
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
+from hmarl.sdk.clients.call_metadata import current as metadata
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import (
     Abandon,
@@ -152,7 +153,8 @@ class AsyncAgentClient(ClientBase):
             request = episode.starting(seed, sample, instruction_choice, first_step)
             await self._end_episode()
             try:
-                await self._run(episode.start(request, self._deadline()))
+                with self._span("StartEpisode"):
+                    await self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise self._error("starting an episode", failure) from failure
 
@@ -160,6 +162,14 @@ class AsyncAgentClient(ClientBase):
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None
     ) -> Action:
         """The action for the next step; see ``AgentClient.act``."""
+        if self._spans is None:
+            return await self._act(observation, action_mask)
+        with self._spans.span("Act") as span:
+            action = await self._act(observation, action_mask)
+            self._spans.tell(span, action)
+            return action
+
+    async def _act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> Action:
         self._take("act")
         try:
             action: Action = await self._run(self._connected.act(observation, action_mask))
@@ -204,7 +214,7 @@ class AsyncAgentClient(ClientBase):
     async def _unary_act(self, operation: Act) -> Any:
         try:
             return await self._connected_by.stub.Act(
-                operation.request.act, timeout=operation.timeout_s, wait_for_ready=True
+                operation.request.act, timeout=operation.timeout_s, metadata=metadata(), wait_for_ready=True
             )
         except grpc.RpcError as error:
             raise failed_call(error) from error
@@ -212,7 +222,9 @@ class AsyncAgentClient(ClientBase):
     async def _do_describe(self, operation: Describe) -> Any:
         request = agent_pb2.GetAgentInfoRequest()
         try:
-            return await self._connected_by.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+            return await self._connected_by.stub.GetAgentInfo(
+                request, timeout=operation.timeout_s, metadata=metadata(), wait_for_ready=True
+            )
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
@@ -245,7 +257,9 @@ class AsyncAgentClient(ClientBase):
             raise failed_call(error) from error
 
     async def _start_call(self, request: agent_pb2.StartEpisodeRequest) -> Any:
-        return await self._connected_by.stub.StartEpisode(request, timeout=START_TIMEOUT_S, wait_for_ready=True)
+        return await self._connected_by.stub.StartEpisode(
+            request, timeout=START_TIMEOUT_S, metadata=metadata(), wait_for_ready=True
+        )
 
     def _abandon(self) -> None:
         """See ``AgentClient._abandon``."""
@@ -265,14 +279,15 @@ class AsyncAgentClient(ClientBase):
             return
         # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
         with contextlib.suppress(grpc.RpcError):
-            await self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s())
+            await self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s(), metadata=metadata())
 
     async def _end_episode(self) -> None:
         self._close_stream()
         self._abandon()
         request = self._connected.ending()
         if request is not None:
-            await self._end_call(request)
+            with self._span("EndEpisode"):
+                await self._end_call(request)
 
     async def close(self) -> None:
         """End the episode and disconnect; a second call does nothing. See ``AgentClient.close``."""

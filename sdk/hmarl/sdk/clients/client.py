@@ -30,6 +30,7 @@ from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import ActStream
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
+from hmarl.sdk.clients.call_metadata import current as metadata
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import (
     Abandon,
@@ -155,7 +156,8 @@ class AgentClient(ClientBase):
             request = episode.starting(seed, sample, instruction_choice, first_step)
             self._end_episode()
             try:
-                self._run(episode.start(request, self._deadline()))
+                with self._span("StartEpisode"):
+                    self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise self._error("starting an episode", failure) from failure
 
@@ -169,6 +171,14 @@ class AgentClient(ClientBase):
                 by now; the next act goes on with the next step.
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
+        if self._spans is None:
+            return self._act(observation, action_mask)
+        with self._spans.span("Act") as span:
+            action = self._act(observation, action_mask)
+            self._spans.tell(span, action)
+            return action
+
+    def _act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> Action:
         # As _in_use, without its cost: this is what a control loop waits for.
         if self._closed or self._born != ClientBase.forks:
             self._check_usable()
@@ -206,14 +216,18 @@ class AgentClient(ClientBase):
 
     def _unary_act(self, operation: Act) -> Any:
         try:
-            return self._connection.stub.Act(operation.request.act, timeout=operation.timeout_s, wait_for_ready=True)
+            return self._connection.stub.Act(
+                operation.request.act, timeout=operation.timeout_s, metadata=metadata(), wait_for_ready=True
+            )
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
     def _do_describe(self, operation: Describe) -> Any:
         request = agent_pb2.GetAgentInfoRequest()
         try:
-            return self._connection.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
+            return self._connection.stub.GetAgentInfo(
+                request, timeout=operation.timeout_s, metadata=metadata(), wait_for_ready=True
+            )
         except grpc.RpcError as error:
             raise failed_call(error) from error
 
@@ -236,7 +250,7 @@ class AgentClient(ClientBase):
         if self._starting is None or self._starting[0] is not operation.request:
             self._abandon()
             call = self._connection.stub.StartEpisode.future(
-                operation.request, timeout=START_TIMEOUT_S, wait_for_ready=True
+                operation.request, timeout=START_TIMEOUT_S, metadata=metadata(), wait_for_ready=True
             )
             self._starting = (operation.request, call)
         call = self._starting[1]
@@ -272,7 +286,7 @@ class AgentClient(ClientBase):
 
     def _end(self, session_id: str) -> None:
         request = agent_pb2.EndEpisodeRequest(session_id=session_id)
-        self._ends.append(self._connection.stub.EndEpisode.future(request, timeout=END_TIMEOUT_S))
+        self._ends.append(self._connection.stub.EndEpisode.future(request, timeout=END_TIMEOUT_S, metadata=metadata()))
 
     def _do_reconnect(self, operation: Reconnect) -> None:
         self._disconnect()
@@ -285,8 +299,8 @@ class AgentClient(ClientBase):
         request = self._connected.ending()
         if request is not None:
             # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
-            with contextlib.suppress(grpc.RpcError):
-                self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s())
+            with self._span("EndEpisode"), contextlib.suppress(grpc.RpcError):
+                self._connection.stub.EndEpisode(request, timeout=self._end_timeout_s(), metadata=metadata())
 
     def close(self) -> None:
         """End the episode and disconnect; a second call does nothing.
