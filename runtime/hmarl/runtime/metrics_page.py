@@ -95,7 +95,7 @@ class _Server(HTTPServer):
         twin = request.dup()  # the connection by a name that outlives its being wrapped in TLS
         with self._lock:
             self._open.append(twin)
-            oldest = self._open[0] if len(self._open) > CONNECTIONS else None
+            oldest = self._open.popleft() if len(self._open) > CONNECTIONS else None
         if oldest is not None:
             _hang_up(oldest)
         threading.Thread(
@@ -111,7 +111,7 @@ class _Server(HTTPServer):
                 with spoken:
                     self.finish_request(spoken, client_address)
         finally:
-            with self._lock:
+            with self._lock, contextlib.suppress(ValueError):  # it may have given way
                 self._open.remove(twin)
             _hang_up(twin)
             twin.close()
