@@ -25,6 +25,8 @@ _COUNTERS = {
     "rejoins": "Episodes that were joined again because the server had forgotten them.",
     "state_resets": "Rejoins that lost recurrent state.",
 }
+# Told from the beginning: what a counter had when it first appeared is no increase to Prometheus.
+_USUAL_REASONS = ("DEADLINE_EXCEEDED", "LATE_REPLY", "NOT_FOUND", "UNAVAILABLE")
 
 
 class ClientMetrics(Collector):
@@ -86,8 +88,8 @@ class ClientMetrics(Collector):
             "hmarl_client_act_seconds", "From the call of act to its return.", labels=["agent"]
         )
         for agent_id, total in totals.items():
-            for reason, count in sorted(total.fallback_reasons.items()):
-                fallbacks.add_metric([agent_id, reason], count)
+            for reason in sorted({*_USUAL_REASONS, *total.fallback_reasons}):
+                fallbacks.add_metric([agent_id, reason], total.fallback_reasons[reason])
             seconds.add_metric([agent_id], _buckets(total), total.latency_sum_s)
         yield fallbacks
         yield seconds
