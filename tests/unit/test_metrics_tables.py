@@ -39,7 +39,7 @@ class Member:
 def exported(bundle: Bundle) -> dict[str, tuple[str, set[str]]]:
     """Type and labels of every metric of ours, by the name that is written of it."""
     agent = AgentMetrics()
-    agent.answered(Answer("Act", grpc.StatusCode.OK, 0.0, 0.0, lambda: []))
+    agent.answered([Answer("Act", grpc.StatusCode.OK, 0.0, 0.0)])
     agent.watch(Server(Policy(bundle, "agent_0")), lambda: 0.0)
     fleet = FleetMetrics({"agent_0": Member()}, lambda: "x")  # type: ignore[dict-item]
     registry = CollectorRegistry()

@@ -18,8 +18,8 @@ from hmarl.runtime.commands._watching import targets
 from hmarl.runtime.json_lines import JsonLines
 from hmarl.runtime.metrics import AgentMetrics, FleetMetrics
 from hmarl.runtime.request_ids import current, request_of
-from hmarl.runtime.session import Action, PolicySession
-from hmarl.runtime.telemetry import RELOAD_REFUSED, Answer, Telemetry
+from hmarl.runtime.session import PolicySession
+from hmarl.runtime.telemetry import RELOAD_REFUSED, Act, Answer, Telemetry
 from hmarl.sdk import ClientMetrics, LocalAgent, MissingExtraError, UsageError, request_id
 from hmarl.sdk.clients import call_metadata
 from hmarl.sdk.clients.agent import AgentStatistics
@@ -29,11 +29,7 @@ OK = grpc.StatusCode.OK
 
 
 def answer(method: str, code: grpc.StatusCode = OK, took_s: float = 0.0) -> Answer:
-    return Answer(method, code, 1.0, 1.0 + took_s, lambda: [])
-
-
-def action(missed_steps: int = 0, replayed: bool = False) -> Action:
-    return Action(0, 0, missed_steps, replayed, {})
+    return Answer(method, code, 1.0, 1.0 + took_s)
 
 
 def read(metrics: AgentMetrics | FleetMetrics) -> Scraped:
@@ -60,10 +56,10 @@ def test_without_an_observer_every_function_comes_back_as_it_is() -> None:
 
 def test_acts_are_counted_by_code_and_timed_when_they_succeed() -> None:
     metrics = AgentMetrics()
-    metrics.answered(answer("Act", took_s=0.00015))
-    metrics.answered(answer("Act", took_s=0.25))
-    metrics.answered(answer("Act", grpc.StatusCode.OUT_OF_RANGE, took_s=0.25))
-    metrics.answered(answer("StartEpisode", took_s=0.25))
+    metrics.answered([answer("Act", took_s=0.00015)])
+    metrics.answered([answer("Act", took_s=0.25)])
+    metrics.answered([answer("Act", grpc.StatusCode.OUT_OF_RANGE, took_s=0.25)])
+    metrics.answered([answer("StartEpisode", took_s=0.25)])
     got = read(metrics)
     assert got.value("hmarl_agent_requests_total", method="Act", code="OK") == 2
     assert got.value("hmarl_agent_requests_total", method="Act", code="OUT_OF_RANGE") == 1
@@ -77,8 +73,7 @@ def test_acts_are_counted_by_code_and_timed_when_they_succeed() -> None:
 
 def test_replays_cost_no_policy_time_and_their_gaps_are_not_counted_twice() -> None:
     metrics = AgentMetrics()
-    metrics.acted(0.001, action(missed_steps=3))
-    metrics.acted(0.5, action(missed_steps=3, replayed=True))
+    metrics.acted([Act(0.001, 3, False), Act(0.5, 3, True)])
     got = read(metrics)
     assert got.value("hmarl_agent_policy_seconds_count") == 1
     assert got.value("hmarl_agent_policy_seconds_sum") == 0.001
@@ -93,7 +88,7 @@ def test_replays_cost_no_policy_time_and_their_gaps_are_not_counted_twice() -> N
 def test_calls_that_are_turned_away_are_counted_by_reason(code: str, reason: str) -> None:
     metrics = AgentMetrics()
     assert read(metrics).value("hmarl_agent_rejected_peers_total", reason=reason) == 0
-    metrics.answered(answer("StartEpisode", grpc.StatusCode[code]))
+    metrics.answered([answer("StartEpisode", grpc.StatusCode[code])])
     assert read(metrics).value("hmarl_agent_rejected_peers_total", reason=reason) == 1
 
 

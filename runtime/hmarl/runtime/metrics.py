@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
 
 from hmarl.runtime import __version__
 from hmarl.runtime.errors import MissingExtraError
-from hmarl.runtime.telemetry import ACT, RELOAD_REFUSED, RELOADED, ROLLED_BACK, STREAM_ACT, Answer, Observer
+from hmarl.runtime.telemetry import ACT, RELOAD_REFUSED, RELOADED, ROLLED_BACK, STREAM_ACT, Act, Answer, Observer
 
 try:
     from prometheus_client import (
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from hmarl.runtime.fleet import MemberState
-    from hmarl.runtime.session import Action, Policy
+    from hmarl.runtime.session import Policy
 
 __all__ = ["CONTENT_TYPE_LATEST", "AgentMetrics", "FleetMetrics"]
 
@@ -132,9 +132,22 @@ class AgentMetrics(Observer):
         """All metrics, in Prometheus' text format."""
         return bytes(generate_latest(self._registry))
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answers: Sequence[Answer]) -> None:
         """See ``Observer``."""
-        method, code = answer.method, answer.code
+        for answer in answers:
+            self._answered(answer.method, answer.code, answer.ended_s - answer.began_s)
+
+    def acted(self, acts: Sequence[Act]) -> None:
+        """See ``Observer``."""
+        for act in acts:
+            if act.replayed:
+                self._replays.inc()
+                continue
+            self._policy_seconds.observe(act.seconds)
+            if act.missed_steps:
+                self._missed.inc(act.missed_steps)
+
+    def _answered(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         counter = self._outcomes.get((method, code))
         if counter is None:
             counter = self._outcomes[method, code] = self._requests.labels(method, code.name)
@@ -142,18 +155,9 @@ class AgentMetrics(Observer):
         if code is grpc.StatusCode.OK:
             histogram = self._served_seconds.get(method)
             if histogram is not None:
-                histogram.observe(answer.ended_s - answer.began_s)
+                histogram.observe(seconds)
         elif code in _REJECTED:
             self.rejected(_REJECTED[code])
-
-    def acted(self, seconds: float, action: Action) -> None:
-        """See ``Observer``."""
-        if action.replayed:
-            self._replays.inc()
-            return
-        self._policy_seconds.observe(seconds)
-        if action.missed_steps:
-            self._missed.inc(action.missed_steps)
 
     def rejected(self, reason: str) -> None:
         """See ``Observer``."""

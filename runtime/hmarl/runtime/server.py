@@ -270,6 +270,7 @@ class AgentServer:
         self._bound_path = BoundPath(unix_path) if unix_path != self.address else None
         self._server.start()
         self._stopped = threading.Event()
+        self.telemetry.start(self._stopped)
         Sweeper(self._lines.values(), self._log).start(self._stopped)  # also while running episodes go on to their ends
 
     @property
@@ -392,6 +393,7 @@ class AgentServer:
             while time.monotonic() < deadline and not registry.quiet(min(_QUIET_S, grace_s)):
                 time.sleep(_POLL_S)
         stop_server(self._server, _STOP_GRACE_S)
+        self.telemetry.flush()
         self._stopped.set()
         self.free_address()
 

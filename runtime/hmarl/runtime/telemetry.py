@@ -6,25 +6,30 @@ an observer they come back as they are: what is not asked for costs nothing, and
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import status_of
-from hmarl.runtime.session import Action
+
+if TYPE_CHECKING:
+    from hmarl.runtime.session import Action
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+OK = grpc.StatusCode.OK
 ACT, STREAM_ACT = "Act", "StreamAct"
+_TELL_EVERY_S = 0.1
+_MOST_UNTOLD = 2**16  # more would mean that nothing is told any more
 # The outcomes of a reload.
 RELOADED, RELOAD_REFUSED, ROLLED_BACK = "reloaded", "refused", "rolled_back"
 
 
-class Answer:
+class Answer(NamedTuple):
     """One request that was answered, by a reply or by a refusal.
 
     Attributes:
@@ -32,29 +37,44 @@ class Answer:
         code: how it ended.
         began_s: when the request was there, in seconds of ``time.perf_counter``.
         ended_s: when the reply was.
-        metadata: reads what came with the request; only while it is being told.
+        origin: what it came with: metadata, or the body of a request of a stream.
     """
 
-    __slots__ = ("began_s", "code", "ended_s", "metadata", "method")
+    method: str
+    code: grpc.StatusCode
+    began_s: float
+    ended_s: float
+    origin: Metadata | bytes = ()
 
-    def __init__(
-        self, method: str, code: grpc.StatusCode, began_s: float, ended_s: float, metadata: Callable[[], Metadata]
-    ) -> None:
-        self.method = method
-        self.code = code
-        self.began_s = began_s
-        self.ended_s = ended_s
-        self.metadata = metadata
+    def metadata(self) -> Metadata:
+        """What came with the request."""
+        if isinstance(self.origin, bytes):
+            return list(agent_pb2.StreamActRequest.FromString(self.origin).metadata.items())
+        return self.origin
+
+
+class Act(NamedTuple):
+    """What a policy did in one act.
+
+    Attributes:
+        seconds: how long it took.
+        missed_steps: see ``Action``.
+        replayed: likewise.
+    """
+
+    seconds: float
+    missed_steps: int
+    replayed: bool
 
 
 class Observer:
-    """What may watch a server; this one looks away. The threads that serve call it: it must neither wait nor raise."""
+    """What may watch a server; this one looks away."""
 
-    def answered(self, answer: Answer) -> None:
-        """A request was answered."""
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Requests were answered."""
 
-    def acted(self, seconds: float, action: Action) -> None:
-        """A policy acted, in so many seconds."""
+    def acted(self, acts: Sequence[Act]) -> None:
+        """A policy acted."""
 
     def rejected(self, reason: str) -> None:
         """A peer was turned away; ``reason`` is from a fixed set, in snake_case."""
@@ -84,6 +104,9 @@ class _Arrival:
 class Telemetry:
     """Tells observers.
 
+    The threads that serve only note what happened, which a thread of its own passes on, ten times a second: no act
+    waits for what an observer makes of it.
+
     Args:
         observers: who is told.
     """
@@ -91,6 +114,24 @@ class Telemetry:
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
         self._thread = threading.local()
+        self._telling = threading.Lock()
+        # Plain tuples, with the fields of Answer and Act. Without a lock: adding and taking are one step each.
+        self._answers: deque[tuple[Any, ...]] = deque(maxlen=_MOST_UNTOLD)
+        self._acts: deque[tuple[Any, ...]] = deque(maxlen=_MOST_UNTOLD)
+
+    def start(self, stopped: threading.Event) -> None:
+        """Tell observers until ``stopped`` is set."""
+        if self._observers:
+            threading.Thread(target=self._run, args=(stopped,), name="hmarl-telemetry", daemon=True).start()
+
+    def flush(self) -> None:
+        """Tell observers what they have not been told yet."""
+        with self._telling:
+            answers = [Answer(*each) for each in _taken(self._answers)]
+            acts = [Act(*each) for each in _taken(self._acts)]
+            for observer in self._observers:
+                observer.answered(answers)
+                observer.acted(acts)
 
     def methods(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> dict[str, grpc.RpcMethodHandler]:
         """A service's methods by name, watched: unary ones whole, of streams those that are refused."""
@@ -102,13 +143,12 @@ class Telemetry:
         """``PolicySession.act``, watched; what it raises is told with the answer."""
         if not self._observers:
             return act
+        note, now = self._acts.append, time.perf_counter
 
-        def watched(*arguments: Any, **named: Any) -> Action:
-            began_s = time.perf_counter()
-            action = act(*arguments, **named)
-            seconds = time.perf_counter() - began_s
-            for observer in self._observers:
-                observer.acted(seconds, action)
+        def watched(session: Any, observation: Any, mask: Any, *, step: int) -> Action:
+            began_s = now()
+            action = act(session, observation, mask, step=step)
+            note((now() - began_s, action.missed_steps, action.replayed))
             return action
 
         return watched
@@ -123,8 +163,8 @@ class Telemetry:
         def watched(body: bytes, context: grpc.ServicerContext) -> agent_pb2.StreamActResponse:
             began_s = time.perf_counter()
             response = reply(body, context)
-            code = status_of(response.error) if response.WhichOneof("result") == "error" else grpc.StatusCode.OK
-            self._tell(STREAM_ACT, code, began_s, functools.partial(_stream_metadata, body))
+            code = status_of(response.error) if response.HasField("error") else OK
+            self._note(STREAM_ACT, code, began_s, body)
             return response
 
         return watched
@@ -158,12 +198,12 @@ class Telemetry:
                 reply = handle(arrival, context)
             except BaseException:
                 # Without a code the call has ended before it was answered.
-                self._tell(
+                self._note(
                     method, context.code() or grpc.StatusCode.CANCELLED, arrival.at_s, context.invocation_metadata
                 )
                 raise
-            code = grpc.StatusCode.OK if context.is_active() else grpc.StatusCode.CANCELLED
-            self._tell(method, code, arrival.at_s, context.invocation_metadata)
+            code = OK if context.is_active() else grpc.StatusCode.CANCELLED
+            self._note(method, code, arrival.at_s, context.invocation_metadata())
             return reply
 
         return watched
@@ -175,20 +215,24 @@ class Telemetry:
                 yield from handle(bodies, context)
             except Exception:
                 if context.code() is not None:  # refused; one that merely ended has no code
-                    self._tell(method, context.code(), began_s, context.invocation_metadata)
+                    self._note(method, context.code(), began_s, context.invocation_metadata())
                 raise
 
         return watched
 
-    def _tell(self, method: str, code: grpc.StatusCode, began_s: float, metadata: Callable[[], Metadata]) -> None:
+    def _note(self, method: str, code: grpc.StatusCode, began_s: float, origin: Metadata | bytes) -> None:
         thread = self._thread.__dict__
         if thread and thread.pop("own", False):
             return
-        answer = Answer(method, code, began_s, time.perf_counter(), metadata)
-        for observer in self._observers:
-            observer.answered(answer)
+        self._answers.append((method, code, began_s, time.perf_counter(), origin))
+
+    def _run(self, stopped: threading.Event) -> None:
+        while not stopped.wait(_TELL_EVERY_S):
+            self.flush()
+        self.flush()
 
 
-def _stream_metadata(body: bytes) -> Metadata:
-    """What came with one request of a stream, which was decoded before."""
-    return list(agent_pb2.StreamActRequest.FromString(body).metadata.items())
+def _taken(notes: deque[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """All that were there when it began."""
+    for _ in range(len(notes)):
+        yield notes.popleft()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 import grpc
 
@@ -81,8 +82,7 @@ def _given_resource() -> Resource:
 class TracedRequests(Observer):
     """Makes a span of every request to act, and of those that begin and end episodes.
 
-    A span is made when the request has been answered, at once with its beginning and end: nothing stands between a
-    request and its reply.
+    A span is made when the request has been answered, at once with its beginning and end: no request waits for it.
 
     Args:
         provider: samples and exports.
@@ -91,12 +91,14 @@ class TracedRequests(Observer):
     def __init__(self, provider: AnyTracerProvider) -> None:
         self._tracer = provider.get_tracer("hmarl.runtime", __version__)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answers: Sequence[Answer]) -> None:
         """See ``Observer``."""
-        if answer.method not in TRACED:
-            return
         now_ns, now_s = time.time_ns(), time.perf_counter()
-        began_ns = now_ns - int((now_s - answer.began_s) * 1e9)
+        for answer in answers:
+            if answer.method in TRACED:
+                self._make(answer, now_ns - int((now_s - answer.began_s) * 1e9))
+
+    def _make(self, answer: Answer, began_ns: int) -> None:
         carrier = {key: value for key, value in answer.metadata() if isinstance(value, str)}
         span = self._tracer.start_span(
             f"{SERVICE}/{answer.method}",
@@ -112,4 +114,4 @@ class TracedRequests(Observer):
         )
         if answer.code in _SERVERS_FAULT:
             span.set_status(Status(StatusCode.ERROR, answer.code.name))
-        span.end(now_ns - int((now_s - answer.ended_s) * 1e9))
+        span.end(began_ns + int((answer.ended_s - answer.began_s) * 1e9))

@@ -43,19 +43,24 @@ class AgentWatch:
         self.address: str | None = None
         observers: list[Observer] = []
         if metrics is not None:
-            self._metrics = counted = _agent_metrics()
-            observers.append(counted)
-            self.address = open_page(metrics, {METRICS: counted.text}).address
+            self._metrics = _agent_metrics()
+            observers.append(self._metrics)
         if traces:
             observers.append(_traced(agent))
         from hmarl.runtime.telemetry import Telemetry  # noqa: PLC0415 - what needs gRPC comes late
 
         self.telemetry: Telemetry = Telemetry(*observers)
+        if metrics is not None:
+            self.address = open_page(metrics, {METRICS: self._text}).address
 
     def watch(self, server: AgentServer) -> None:
         """Say from now on how a server is."""
         if self._metrics is not None:
             self._metrics.watch(server)
+
+    def _text(self) -> bytes:
+        self.telemetry.flush()
+        return b"" if self._metrics is None else self._metrics.text()
 
     @property
     def ready(self) -> dict[str, str]:
