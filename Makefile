@@ -17,7 +17,7 @@ RUNTIME_TESTS ?= $(shell grep -lE 'hmarl\.(runtime|agent)|agent_process|fleet_pr
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz soak chaos peers mutation coverage lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz soak chaos reloads peers mutation coverage lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ coverage: $(INSTALLED)  ## Lines and branches of runtime/ that its tests reach, 
 
 chaos: $(INSTALLED)  ## Kills, freezes, silent and flooding peers beside a healthy client
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared
+	$(BIN)/python -m pytest tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from peers import peer
 from picky import picky_bundle
 from processes import LIMIT_S, children, fleet_process, threads, wait_for
 from scraping import Scraped, get, scrape, targets
+from toy_bundle import write_toy_bundle
 
 METRICS = ("--metrics", "127.0.0.1:0")
 OBSERVATION, MASK = np.zeros(6, np.float32), np.ones(5, np.bool_)
@@ -220,3 +221,24 @@ def test_a_programs_clients_are_told_by_reason(tmp_path: Path) -> None:
     assert (got.value("hmarl_client_acts_total", **name), got.value("hmarl_client_fresh_acts_total", **name)) == (3, 1)
     assert got.value("hmarl_client_act_seconds_count", **name) == 3
     assert got.value("hmarl_client_act_seconds_bucket", le="0.5", **name) == 2
+
+
+def test_reloads_are_counted_by_agents_and_by_the_team(toy_bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "endpoints.json"
+    retrained = write_toy_bundle(tmp_path / "retrained", sizes=(9,))
+    words = [sys.executable, "-m", "hmarl.runtime.commands.fleet", "reload", str(out)]
+    with fleet_process(toy_bundle, out, *METRICS) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())["metrics"]
+        done = subprocess.run([*words, str(tmp_path / "nothing")], capture_output=True, timeout=LIMIT_S, check=False)
+        assert done.returncode == 3
+        subprocess.run([*words, str(retrained.path)], capture_output=True, timeout=2 * LIMIT_S, check=True)
+        assert json.loads(out.read_text())["metrics"] == told
+        team = scrape(told["fleet"])
+        assert team.value("hmarl_fleet_reloads_total", outcome="reloaded") == 1
+        assert team.value("hmarl_fleet_reloads_total", outcome="refused") == 1
+        assert team.labels("hmarl_fleet_bundle_info") == [{"sha256": retrained.sha256}]
+        for address in told["agents"].values():
+            got = scrape(address)
+            assert got.value("hmarl_agent_reloads_total", outcome="reloaded") == 1
+            assert [each["sha256"] for each in got.labels("hmarl_agent_bundle_info")] == [retrained.sha256]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import grpc
@@ -32,8 +33,17 @@ class Server:
 class Member:
     """One of a fleet."""
 
-    serving = True
-    restarts = {"exited": 0}  # noqa: RUF012 - never changed
+    def __init__(self) -> None:
+        self.serving, self.restarts = True, Counter(exited=0)
+
+
+class Team:
+    """A fleet."""
+
+    bundle_sha256 = "x"
+
+    def __init__(self) -> None:
+        self.members, self.reloads = {"agent_0": Member()}, Counter(reloaded=0)
 
 
 def exported(bundle: Bundle) -> dict[str, tuple[str, set[str]]]:
@@ -41,7 +51,7 @@ def exported(bundle: Bundle) -> dict[str, tuple[str, set[str]]]:
     agent = AgentMetrics()
     agent.answered([Answer("Act", grpc.StatusCode.OK, 0.0, 0.0)])
     agent.watch(Server(Policy(bundle, "agent_0")), lambda: 0.0)
-    fleet = FleetMetrics({"agent_0": Member()}, lambda: "x")  # type: ignore[dict-item]
+    fleet = FleetMetrics(Team())
     registry = CollectorRegistry()
     with LocalAgent(bundle, "agent_0") as local:
         ClientMetrics(local, registry=registry)
@@ -75,6 +85,6 @@ def test_rules_ask_for_metrics_that_there_are_and_each_is_tested(toy_bundle: Bun
     rules, tests = ((RULES / name).read_text() for name in ("alerts.yml", "alerts_test.yml"))
     names = re.findall(r"\bhmarl_\w+", rules)
     alerts = re.findall(r"- alert: (\w+)", rules)
-    assert len(names) > len(alerts) > 10
+    assert min(len(names), len(alerts)) > 10
     assert {re.sub("_(bucket|count|sum)$", "", name) for name in names} <= known
     assert [alert for alert in alerts if f'alertname="{alert}"' not in tests] == []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
 
 from hmarl.runtime import __version__
 from hmarl.runtime.errors import MissingExtraError
-from hmarl.runtime.telemetry import ACT, RELOAD_REFUSED, RELOADED, ROLLED_BACK, STREAM_ACT, Act, Answer, Observer
+from hmarl.runtime.telemetry import ACT, RELOAD_REFUSED, RELOADED, STREAM_ACT, Act, Answer, Observer
 
 try:
     from prometheus_client import (
@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "prometheus_client", "metrics", "--metrics") from error
 
 if TYPE_CHECKING:
-    from hmarl.runtime.fleet import MemberState
+    from hmarl.runtime.fleet import FleetState
     from hmarl.runtime.session import Policy
 
 __all__ = ["CONTENT_TYPE_LATEST", "AgentMetrics", "FleetMetrics"]
@@ -112,7 +112,7 @@ class AgentMetrics(Observer):
         )
         for reason in _REJECTED.values():
             self._rejected.labels(reason)
-        for outcome in (RELOADED, RELOAD_REFUSED, ROLLED_BACK):
+        for outcome in (RELOADED, RELOAD_REFUSED):
             self._reloads.labels(outcome)
         self._now = _AgentNow(lines_dropped)
         registry.register(self._now)
@@ -208,19 +208,16 @@ class FleetMetrics(Collector):
     """What a fleet knows of its members.
 
     Args:
-        members: by agent id.
-        bundle_sha256: reads what they serve.
+        fleet: whose.
         lines_dropped: reads how many lines of output were lost.
     """
 
     def __init__(
         self,
-        members: Mapping[str, MemberState],
-        bundle_sha256: Callable[[], str],
+        fleet: FleetState,
         lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._members = members
-        self._bundle_sha256 = bundle_sha256
+        self._fleet = fleet
         self._lines_dropped = lines_dropped
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -232,19 +229,26 @@ class FleetMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """All of it."""
+        members = self._fleet.members
         yield _build()
-        yield InfoMetricFamily("hmarl_fleet_bundle", "The bundle of the fleet.", {"sha256": self._bundle_sha256()})
-        yield _gauge("hmarl_fleet_agents", "Agents that the fleet keeps running.", len(self._members))
+        yield InfoMetricFamily("hmarl_fleet_bundle", "The bundle of the fleet.", {"sha256": self._fleet.bundle_sha256})
+        yield _gauge("hmarl_fleet_agents", "Agents that the fleet keeps running.", len(members))
         serving = GaugeMetricFamily("hmarl_fleet_agent_serving", "1 while the agent serves, else 0.", labels=["agent"])
         restarts = CounterMetricFamily(
             "hmarl_fleet_restarts", "How often an agent had to be started again.", labels=["agent", "reason"]
         )
-        for agent_id, member in self._members.items():
+        for agent_id, member in members.items():
             serving.add_metric([agent_id], float(member.serving))
             for reason, count in member.restarts.items():
                 restarts.add_metric([agent_id, reason], count)
         yield serving
         yield restarts
+        reloads = CounterMetricFamily(
+            "hmarl_fleet_reloads", "Attempts to serve another bundle, of the whole team.", labels=["outcome"]
+        )
+        for outcome, count in self._fleet.reloads.items():
+            reloads.add_metric([outcome], count)
+        yield reloads
         dropped = CounterMetricFamily(
             "hmarl_fleet_log_lines_dropped", "Lines of output that were lost because nothing read them."
         )

@@ -26,7 +26,7 @@ ACT, STREAM_ACT = "Act", "StreamAct"
 _TELL_EVERY_S = 0.1
 _MOST_UNTOLD = 2**16  # more would mean that nothing is told any more
 # The outcomes of a reload.
-RELOADED, RELOAD_REFUSED, ROLLED_BACK = "reloaded", "refused", "rolled_back"
+RELOADED, RELOAD_REFUSED = "reloaded", "refused"
 
 
 class Answer(NamedTuple):
@@ -80,7 +80,7 @@ class Observer:
         """A peer was turned away; ``reason`` is from a fixed set, in snake_case."""
 
     def reloaded(self, outcome: str) -> None:
-        """Another bundle was to be served: ``RELOADED``, ``RELOAD_REFUSED`` or ``ROLLED_BACK``."""
+        """Another bundle was to be served: ``RELOADED`` or ``RELOAD_REFUSED``."""
 
 
 class _Arrival:

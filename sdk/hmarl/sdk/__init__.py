@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.endpoints import load_endpoints
     from hmarl.sdk.clients.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.clients.local_agent import LocalAgent
+    from hmarl.sdk.clients.together import reset_together
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         MisuseError,
         ObservationError,
+        OtherBundleError,
         StaleActionError,
         UsageError,
     )
@@ -74,6 +76,7 @@ __all__ = [
     "NoOp",
     "Observation",
     "ObservationError",
+    "OtherBundleError",
     "RandomTeam",
     "Situation",
     "StaleActionError",
@@ -88,6 +91,7 @@ __all__ = [
     "load_endpoints",
     "make_environment",
     "request_id",
+    "reset_together",
     "start_tracing",
 ]
 
@@ -104,6 +108,7 @@ _HOMES = {
     "hmarl.sdk.clients.endpoints": ("load_endpoints",),
     "hmarl.sdk.clients.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
+    "hmarl.sdk.clients.together": ("reset_together",),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
@@ -115,6 +120,7 @@ _HOMES = {
         "MissingExtraError",
         "MisuseError",
         "ObservationError",
+        "OtherBundleError",
         "StaleActionError",
         "UsageError",
     ),

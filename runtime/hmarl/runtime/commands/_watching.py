@@ -101,9 +101,7 @@ class FleetWatch:
 
             without_created()
             self._fleet = fleet
-            self._metrics = FleetMetrics(
-                fleet.members, lambda: str(fleet.description()["bundle_sha256"]), lines_dropped
-            )
+            self._metrics = FleetMetrics(fleet, lines_dropped)
 
     def description(self, fleet: Fleet) -> dict[str, Any]:
         """For the endpoints file."""

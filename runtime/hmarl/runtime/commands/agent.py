@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +26,9 @@ from hmarl.runtime.commands._common import (
 )
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
 from hmarl.runtime.commands._watching import AgentWatch
+from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
 from hmarl.runtime.errors import BundleError
 from hmarl.runtime.orphans import die_with_parent
@@ -77,6 +80,13 @@ def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
         )
 
 
+def _open(options: Options, path: Path) -> Bundle:
+    """A bundle, verified: the one way in, at the start and at each reload."""
+    from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415 - after the trial's process was started
+
+    return load_bundle(path)
+
+
 def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
     """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
@@ -84,10 +94,9 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
 
     with TrialProcess() as process:  # imports what graphs need, while this one imports what serving needs
         at_end(process.close)
-        from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
         from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
-        bundle = load_bundle(options.bundle)
+        bundle = _open(options, options.bundle)
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         agent = bundle.agent(options.agent, options.like)
         trial = Trial(bundle, {options.agent: options.like}, process=process)
@@ -116,6 +125,19 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
             server.stop(grace_s=0.0)
             raise
     return server, policy
+
+
+def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -> None:
+    """Load other bundles when asked to: by the fleet, if the agent is one of its, otherwise by SIGHUP."""
+    from hmarl.runtime.reload import Reloader  # noqa: PLC0415
+
+    reloader = Reloader(
+        server.sessions, partial(_open, options), options.provider, options.like, server.telemetry.reloaded
+    )
+    descriptor = os.environ.pop(CONTROL_VARIABLE, None)
+    if descriptor is not None:
+        obey_fleet(reloader, int(descriptor))
+    obey_hangups(reloader, None if descriptor is not None else options.bundle, signals.reload)
 
 
 @command(
@@ -172,6 +194,7 @@ def serve(**given: Any) -> int:
     start_logging(options.log_level, f"hmarl-agent {options.agent}", options.log_format, options.agent)
     watch = AgentWatch(options.agent, options.metrics, options.traces)
     server, policy = _loaded(options, watch)
+    _obey_reloads(options, server, signals)
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address, **watch.ready}
@@ -180,6 +203,7 @@ def serve(**given: Any) -> int:
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
     if watch.address is not None:
         LOGGER.info("metrics on http://%s/metrics", watch.address)
+    del policy  # a reload replaces it, and its memory is to be free then
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):
         if server.alive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,11 +25,12 @@ from hmarl.runtime.commands._common import (
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.commands._watching import FleetWatch
+from hmarl.runtime.commands.reload import reload
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
-    from hmarl.runtime.fleet import Fleet
+    from hmarl.runtime.commands._fleet_reloading import FleetReloads
 
 LOGGER = logging.getLogger("hmarl.fleet")
 
@@ -60,7 +62,9 @@ LOGGER = logging.getLogger("hmarl.fleet")
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
         "hmarl-fleet bundle --count 5 --socket-dir /run/team",
+        "hmarl-fleet reload endpoints.json models/new-bundle",
     ),
+    words={"reload": reload},
 )
 def supervise(
     bundle: Path,
@@ -84,9 +88,11 @@ def supervise(
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet", log_format)
     watch = FleetWatch(metrics)
-    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
+    # Only now: gRPC asks at once what it may log.
+    from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
+    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
 
-    loaded = load_bundle(bundle)
+    loaded = load_bundle(resolved(bundle))
     roster = None
     if agents is not None:
         roster = named_roster(loaded, split_names(agents))
@@ -101,6 +107,7 @@ def supervise(
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     fleet = Fleet(
         loaded,
+        path=bundle,
         roster=roster,
         socket_dir=socket_dir,
         pin=pin,
@@ -112,10 +119,13 @@ def supervise(
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
+    reloads = FleetReloads(fleet, file, load_bundle, say, partial(watch.description, fleet))
+    at_end(reloads.close)
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
-            _announce(fleet, watch, file, as_json)
+            reloads.open(signals.reload)
+            _announce(reloads, watch, file, as_json)
         while not signals.stop.wait(0.1):
             fleet.check()
             if fleet.attentive:
@@ -123,6 +133,7 @@ def supervise(
         say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
+        reloads.close()
         if file is not None:
             file.remove()  # first: no one shall be sent to agents that are stopping
         fleet.stop()
@@ -130,15 +141,15 @@ def supervise(
     return 0
 
 
-def _announce(fleet: Fleet, watch: FleetWatch, out: EndpointsFile | None, as_json: bool) -> None:
+def _announce(reloads: FleetReloads, watch: FleetWatch, out: EndpointsFile | None, as_json: bool) -> None:
     """Tell people, programs and the service manager that all agents are serving."""
-    description = fleet.description() | watch.description(fleet)
+    description = reloads.description()
     if out is not None:
         out.write(description)
     if as_json:
         OUTPUT.put(json.dumps(marked(description)))
     else:
-        for agent_id, address in fleet.endpoints.items():
+        for agent_id, address in description["agents"].items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
         if watch.address is not None:
             OUTPUT.put(
