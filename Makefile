@@ -11,11 +11,13 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # More arguments for the mutation run, e.g. make mutation MUTATION_ARGS='--only hmarl/sdk/clients/link.py'
 MUTATION_ARGS ?=
+# What concerns the runtime; the others train, or simulate
+RUNTIME_TESTS ?= $(shell grep -lE 'hmarl\.(runtime|agent)|agent_process|fleet_process' tests/unit/*.py tests/integration/*.py tests/e2e/*.py | xargs grep -LE 'hmarl\.trainer|import torch')
 # Processes that share the quick tests out
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz soak chaos reloads peers mutation lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz soak chaos reloads peers mutation coverage lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +56,12 @@ peers: $(INSTALLED)  ## Beside other people's programs, each in an environment o
 
 mutation: $(INSTALLED)  ## Change the code in one place at a time: does a test fail? An hour on two cores
 	$(BIN)/python scripts/mutation.py --workers $(WORKERS) $(MUTATION_ARGS)
+
+coverage: $(INSTALLED)  ## Lines and branches of runtime/ that its tests reach, in all their processes; half an hour
+	rm -rf build/coverage
+	-$(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) --dist loadfile $(RUNTIME_TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 chaos: $(INSTALLED)  ## Kills, freezes, silent and flooding peers beside a healthy client
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py -m reliability --timeout 3600 $(PYTEST_ARGS)

@@ -51,7 +51,8 @@ class AgentProcess:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, "it did not start" if self._log is None else self.log
-        self.address = json.loads(line)["address"]
+        self.ready = json.loads(line)
+        self.address = self.ready["address"]
 
     @property
     def log(self) -> str:

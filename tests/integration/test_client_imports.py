@@ -12,7 +12,10 @@ import pytest
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
 
-DONE_WITHOUT = {"gymnasium", "imageio", "jinja2", "matplotlib", "onnxruntime", "pandas", "rich", "torch", "typer"}
+DONE_WITHOUT = {
+    "gymnasium", "imageio", "jinja2", "matplotlib", "onnxruntime", "opentelemetry", "pandas", "prometheus_client",
+    "rich", "torch", "typer",
+}  # fmt: skip
 BLOCKING = """
 import sys
 import numpy as np

@@ -115,6 +115,29 @@ def test_a_reply_in_the_last_moment_is_fresh_and_a_later_one_is_not(make: Make, 
     assert episode.statistics.fallbacks == 2
 
 
+def test_fallbacks_are_counted_by_what_kept_a_fresh_action(make: Make, clock: Clock) -> None:
+    episode = make(timeout_s=0.25, rejoin=False)
+    for code in (Code.OUT_OF_RANGE, Code.OUT_OF_RANGE):
+        script, _ = acting(episode)
+        finished(script, failure(code))
+    script, _ = acting(episode)
+    assert answer(script, failure(Code.NOT_FOUND)) == Abandon()
+    finished(script, None)
+    script, _ = acting(episode)
+    clock.now += 0.5
+    finished(script, failure(Code.DEADLINE_EXCEEDED))
+    script, _ = acting(episode)
+    clock.now += 0.5
+    finished(script, reply(step=11))
+    counted = episode.statistics
+    assert counted.fallback_reasons == {"OUT_OF_RANGE": 2, "NOT_FOUND": 1, "DEADLINE_EXCEEDED": 1, "LATE_REPLY": 1}
+    assert (counted.acts, counted.fresh, counted.fallbacks) == (5, 0, 5)
+    script, _ = acting(episode)
+    finished(script, reply(step=12))
+    assert (counted.fresh, sum(counted.latency_counts)) == (1, 6)
+    assert counted.latency_sum_s == 1.0
+
+
 def test_a_lost_call_is_made_again_at_once_and_then_after_pauses(make: Make, clock: Clock) -> None:
     script, act = acting(make())
     again = answer(script, failure(Code.UNAVAILABLE))

@@ -9,7 +9,10 @@ from importlib.metadata import version
 
 from hmarl.runtime import __version__
 
-DONE_WITHOUT = {"difflib", "email", "grpc_reflection", "importlib.metadata", "shutil", "tempfile", "zipfile"}
+DONE_WITHOUT = {
+    "difflib", "email", "grpc_reflection", "http.server", "importlib.metadata", "opentelemetry", "prometheus_client",
+    "shutil", "tempfile", "zipfile",
+}  # fmt: skip
 PROGRAM = """
 import json, sys
 import google.protobuf.descriptor_pb2, grpc, grpc_health.v1.health_pb2, msgspec, numpy, onnxruntime

@@ -21,6 +21,7 @@ from hmarl.runtime.errors import QuotaError, RequestError, TakenError
 from hmarl.runtime.identity import Guard
 from hmarl.runtime.places import Place, Places
 from hmarl.runtime.repeats import RepeatLog
+from hmarl.runtime.request_ids import request_of
 from hmarl.runtime.threads import Threads
 
 Context: TypeAlias = grpc.ServicerContext
@@ -154,7 +155,8 @@ class Line:
             except grpc.RpcError:  # the call has ended
                 raise
             except Exception as error:
-                code, text = self._status_of(error)
+                with request_of(context.invocation_metadata()):
+                    code, text = self._status_of(error)
             finally:
                 self.guard.dismiss(context)
             return context.abort(code, cut(text))
@@ -174,7 +176,8 @@ class Line:
             except grpc.RpcError:  # the call has ended
                 raise
             except Exception as error:
-                code, text = self._status_of(error)
+                with request_of(context.invocation_metadata()):
+                    code, text = self._status_of(error)
             finally:
                 self.guard.dismiss(context)
             context.abort(code, cut(text))

@@ -21,11 +21,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.commands._security import SECRET_VARIABLE, as_words
@@ -37,7 +38,8 @@ from hmarl.runtime.errors import BundleError, HmarlError, UsageError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
 from hmarl.runtime.kept_bundle import KeptBundle
 from hmarl.runtime.settings import SecuritySettings, ServerSettings
-from hmarl.runtime.team_reload import ReloadError, TeamReload
+from hmarl.runtime.team_reload import STUCK, ReloadError, TeamReload
+from hmarl.runtime.telemetry import RELOAD_REFUSED, RELOADED
 from hmarl.runtime.unix_sockets import LONGEST_PATH
 
 if TYPE_CHECKING:
@@ -60,6 +62,43 @@ _ATTENTIVE_S = 10.0
 _HOPELESS: dict[int, type[HmarlError]] = {kind.exit_code: kind for kind in (UsageError, BundleError)}
 
 
+# Why a member was started again.
+EXITED, FROZEN, UNWELL, SLOW = "exited", "frozen", "unwell", "slow"
+RESTARTS = (EXITED, FROZEN, UNWELL, SLOW, STUCK)
+
+
+class MemberState(Protocol):
+    """How a member is.
+
+    Attributes:
+        serving: whether it has said that it serves, and has not ended since.
+        restarts: how often it had to be started again, by what had been the matter.
+    """
+
+    serving: bool
+    restarts: Counter[str]
+
+
+class FleetState(Protocol):
+    """How a fleet is.
+
+    Attributes:
+        reloads: attempts to serve another bundle, by how they ended.
+    """
+
+    reloads: Counter[str]
+
+    @property
+    def members(self) -> Mapping[str, MemberState]:
+        """Its members by agent id."""
+        ...
+
+    @property
+    def bundle_sha256(self) -> str:
+        """What they serve."""
+        ...
+
+
 class FleetError(HmarlError):
     """An agent cannot be kept running."""
 
@@ -76,9 +115,12 @@ class _Member:
         kept: KeptBundle,
         options: Sequence[str],
         unwell_limit_s: float,
+        metrics: str | None = None,
     ) -> None:
         self.agent_id = agent_id
         self.address: str | None = None
+        self.metrics = metrics  # where they are read; the port is 0 until it is known
+        self.restarts = Counter(dict.fromkeys(RESTARTS, 0))
         self.serving = False
         self.process: subprocess.Popen[bytes] | None = None
         self.control: Channel | None = None
@@ -90,6 +132,7 @@ class _Member:
         self._probe: HealthProbe | None = None
         self._secret = secrets.token_urlsafe(32)
         self._killed = False
+        self._ended = EXITED  # why it ends, unless something else is known
         self._failures = 0
         self._started_at = 0.0
         self._start_at = 0.0
@@ -117,7 +160,7 @@ class _Member:
         else:
             self._read_address()
             if not self.serving and now - self._started_at > START_LIMIT_S:
-                self.kill(f"is not serving after {START_LIMIT_S:g} s")
+                self.kill(f"is not serving after {START_LIMIT_S:g} s", SLOW)
 
     def adopt(self, kept: KeptBundle) -> None:
         """Start with this bundle from now on."""
@@ -136,7 +179,7 @@ class _Member:
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.kill("does not stop")
+            self.kill("does not stop", UNWELL)
             try:
                 self.process.wait(KILL_LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -146,15 +189,20 @@ class _Member:
     def _check_health(self, probe: HealthProbe, now: float) -> None:
         probe.tend(now)
         if probe.unanswered >= FROZEN_AFTER:
-            self.kill(f"has not answered {probe.unanswered} questions about its health in a row")
+            self.kill(f"has not answered {probe.unanswered} questions about its health in a row", FROZEN)
         elif probe.unwell * CHECK_EVERY_S >= self._unwell_limit_s:  # longer than it takes to drain
-            self.kill(f"has said {probe.unwell} times in a row that it is not serving")
+            self.kill(f"has said {probe.unwell} times in a row that it is not serving", UNWELL)
 
-    def kill(self, reason: str) -> None:
-        """End the process now; it is started again unless the fleet stops."""
+    def kill(self, reason: str, kind: str) -> None:
+        """End the process now; it is started again unless the fleet stops.
+
+        Args:
+            reason: for the log.
+            kind: one of ``RESTARTS``, to be counted.
+        """
         assert self.process is not None
         LOGGER.error("agent %s %s, killing it", self.agent_id, reason)
-        self._killed = True
+        self._killed, self._ended = True, kind
         self.process.kill()
 
     def _start(self, now: float) -> None:
@@ -169,11 +217,13 @@ class _Member:
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
         environment.pop("HMARL_CORE", None)  # and the fleet, who runs where
+        environment.pop("HMARL_METRICS", None)  # and where each one's metrics are read
+        metrics = [] if self.metrics is None else ["--metrics", self.metrics]
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options]
         ours, theirs = socket.socketpair()
         environment[CONTROL_VARIABLE] = str(theirs.fileno())
         self.process = subprocess.Popen(
-            [*command, "--listen", listen, "--json"],
+            [*command, "--listen", listen, "--json", *metrics],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
@@ -194,7 +244,7 @@ class _Member:
         line, newline, _ = self._output.partition(b"\n")
         if newline:
             ready = json.loads(line)
-            self.address = str(ready["address"])
+            self.address, self.metrics = str(ready["address"]), ready.get("metrics")
             self._probe = HealthProbe(str(ready.get("probe", self.address)), self._secret)
             self.serving = True
             if self._failures:
@@ -217,6 +267,8 @@ class _Member:
                 f"agent '{self.agent_id}' keeps failing: exit code {code}, {self._failures} failures in a row; "
                 "its own messages are above"
             )
+        self.restarts[self._ended] += 1
+        self._ended = EXITED
         pause = min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S)
         LOGGER.warning("agent %s ended with exit code %d, starting it again in %g s", self.agent_id, code, pause)
         self._start_at = now + pause
@@ -246,6 +298,8 @@ class Fleet:
         security: who is let in; None for those who reach it.
         keys: the members' certificates; None for those of ``security``, or none.
         host: on whose free ports they listen, unless ``socket_dir`` is given.
+        metrics: where members' metrics are read, ``HOST:PORT`` of the first one; the others take the ports after it. 0
+            for free ones.
         grace_s: seconds that members get to stop before they are killed, and for which they may say that they are not
             serving.
 
@@ -265,6 +319,7 @@ class Fleet:
         security: SecuritySettings | None = None,
         keys: TeamKeys | None = None,
         host: str = LOOPBACK,
+        metrics: tuple[str, int] | None = None,
         grace_s: float = ServerSettings.grace_s + MORE_THAN_GRACE_S,
     ) -> None:
         self._kept = KeptBundle(bundle)
@@ -273,6 +328,7 @@ class Fleet:
         self._keys = keys
         self._security = security or SecuritySettings()
         self._roster = dict(roster or dict.fromkeys(bundle.agent_ids))
+        self.reloads = Counter({RELOADED: 0, RELOAD_REFUSED: 0})
         self._reloading = threading.Lock()
         self._reload: TeamReload | None = None
         cores = cycle(available_cores() if pin else [None])
@@ -285,6 +341,7 @@ class Fleet:
                 self._kept,
                 [*options, *as_words(self._security_of(agent_id))],
                 grace_s,
+                _metrics_at(metrics, index),
             )
             for index, (agent_id, like) in enumerate(self._roster.items())
         ]
@@ -302,6 +359,21 @@ class Fleet:
     def endpoints(self) -> dict[str, str]:
         """Addresses by agent id; complete once ``start`` has returned."""
         return {member.agent_id: member.address for member in self._members if member.address is not None}
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where members' metrics are read, by agent id; complete once ``start`` has returned."""
+        return {member.agent_id: member.metrics for member in self._members if member.metrics is not None}
+
+    @property
+    def members(self) -> Mapping[str, MemberState]:
+        """How each member is, by agent id."""
+        return {member.agent_id: member for member in self._members}
+
+    @property
+    def bundle_sha256(self) -> str:
+        """What is served."""
+        return self._kept.bundle.sha256
 
     @property
     def process_ids(self) -> dict[str, int]:
@@ -366,6 +438,7 @@ class Fleet:
         """
         if not self._reloading.acquire(blocking=False):
             raise ReloadError("another reload is running: try again once it has ended")
+        outcome = RELOAD_REFUSED
         try:
             path = (path or self._path).absolute()
             bundle = load(resolved(path))
@@ -375,7 +448,9 @@ class Fleet:
                 check_replacement(self._kept.bundle, bundle, self._roster)
                 self._switch(KeptBundle(bundle), say)
             self._path = path
+            outcome = RELOADED
         finally:
+            self.reloads[outcome] += 1
             self._reloading.release()
 
     def _switch(self, kept: KeptBundle, say: Callable[[str], None]) -> None:
@@ -439,6 +514,14 @@ class Fleet:
                 member.stop(deadline)
             if self._failure is not None:
                 self._failed.set()
+
+
+def _metrics_at(metrics: tuple[str, int] | None, index: int) -> str | None:
+    """Where a member's metrics are to be read."""
+    if metrics is None:
+        return None
+    host, port = metrics
+    return f"{host}:{port + index if port else 0}"
 
 
 def _listen(socket_dir: Path | None, host: str, index: int, agent_id: str) -> str:

@@ -25,6 +25,7 @@ from hmarl.runtime.errors import BundleError, DrainingError
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER
+from hmarl.runtime.telemetry import RELOAD_REFUSED, RELOADED
 from hmarl.runtime.trial import Trial, TrialProcess
 from hmarl.runtime.verify import BATCH_SIZES
 
@@ -45,6 +46,7 @@ class Reloader:
         load: opens and verifies a bundle, as when the process started.
         provider: where policies are computed.
         like: for an agent that was not trained, the interchangeable one by whose graph it acts.
+        tell: told how each went, ``RELOADED`` or ``RELOAD_REFUSED``.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Reloader:
         load: Callable[[Path], Bundle],
         provider: str = PROVIDER,
         like: str | None = None,
+        tell: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         self._sessions = sessions
+        self._tell = tell
         self._load = load
         self._provider = provider
         self._like = like
@@ -76,6 +80,13 @@ class Reloader:
             DrainingError: the process is stopping.
             HmarlError: what else keeps it from that.
         """
+        try:
+            return self._prepared(path, sha256)
+        except BaseException:
+            self._tell(RELOAD_REFUSED)
+            raise
+
+    def _prepared(self, path: Path, sha256: str | None) -> Policy:
         with self._one, _short_turns(), TrialProcess(_NICENESS) as process:
             if self._sessions.draining:
                 raise DrainingError("this process is stopping and takes no other bundle")
@@ -99,6 +110,7 @@ class Reloader:
         before = self._sessions.switch(policy)
         if before is policy:
             return False
+        self._tell(RELOADED)
         LOGGER.info(
             "%s (%s) is served to new episodes; those that run go on with the bundle before",
             policy.bundle.path,

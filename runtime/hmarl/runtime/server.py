@@ -56,10 +56,12 @@ from hmarl.runtime.manifest import to_json
 from hmarl.runtime.message_limits import ROOM_BYTES, request_limit_bytes
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.repeats import RepeatLog
+from hmarl.runtime.request_ids import request_of
 from hmarl.runtime.self_probe import SelfProbe
-from hmarl.runtime.session import Policy
+from hmarl.runtime.session import Policy, PolicySession
 from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.shutdown import stop_server
+from hmarl.runtime.telemetry import Telemetry
 from hmarl.runtime.unix_sockets import BoundPath, claim
 
 LOGGER = logging.getLogger("hmarl.agent")
@@ -100,10 +102,14 @@ class AgentServicer:
         liveness: told how acts go.
         log: for what peers can cause.
         guard: knows who calls.
+        telemetry: told of acts.
     """
 
-    def __init__(self, liveness: Liveness, log: RepeatLog, guard: Guard) -> None:
+    def __init__(self, liveness: Liveness, log: RepeatLog, guard: Guard, telemetry: Telemetry) -> None:
         self._registry: SessionRegistry | None = None
+        self._telemetry = telemetry
+        self._session_act = telemetry.acting(PolicySession.act)
+        self._reply_to = telemetry.streaming(self._stream_reply)
         self._shapes: tuple[list[int], list[int] | None] = ([], None)
         self._liveness = liveness
         self._log = log
@@ -167,7 +173,7 @@ class AgentServicer:
             admit = functools.partial(line.admit, context)
             for body in bodies:
                 line.places.use(place)
-                yield self._stream_reply(body, caller, admit)
+                yield self._reply_to(body, context, caller, admit)
         finally:
             line.places.free(place)
 
@@ -193,35 +199,39 @@ class AgentServicer:
         correlation_id = self._logged_ids.get(kind_name, correlation_id)
         return grpc.StatusCode.INTERNAL, f"internal error {correlation_id}; the details are in the agent's log"
 
-    def _stream_reply(self, body: bytes, caller: Caller, admit: Callable[[], None]) -> agent_pb2.StreamActResponse:
+    def _stream_reply(
+        self, body: bytes, context: Context, caller: Caller, admit: Callable[[], None]
+    ) -> agent_pb2.StreamActResponse:
         """The reply to one request of a stream; an error belongs to the request, not to the stream.
 
         Raises:
             UnauthenticatedError: the caller is let in no longer, and the stream has to end.
             ForbiddenError: likewise.
         """
-        response = agent_pb2.StreamActResponse()
-        step = 0
+        request, response = agent_pb2.StreamActRequest(), agent_pb2.StreamActResponse()
         try:
-            request = decoded(agent_pb2.StreamActRequest, body).act
-            step = request.step
+            request = decoded(agent_pb2.StreamActRequest, body)
             admit()
-            self._act(request, response.act, caller)
+            self._act(request.act, response.act, caller)
             return response
         except (UnauthenticatedError, ForbiddenError):
             raise
         except Exception as error:
-            code, message = self.status_of(error)
-        return refusal(step, code, message)
+            with request_of(request.metadata.items(), context.invocation_metadata()):
+                code, message = self.status_of(error)
+        return refusal(request.act.step, code, message)
 
     def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse, caller: Caller) -> None:
         """Fill an empty response, in place: nothing is copied into the reply of a stream."""
         registry = self.registry
         own = request.session_id == registry.own_id
+        if own:
+            self._telemetry.own_act()
         session = registry.own() if own else registry.get(request.session_id, caller.owner)
+        act = PolicySession.act if own else self._session_act
         observation, mask = read_act(request, *self._shapes)
         try:
-            action = session.act(observation, mask, step=request.step)
+            action = act(session, observation, mask, step=request.step)
         except Exception as error:
             if not own and not isinstance(error, _OF_THE_REQUEST):
                 self._liveness.failed()
@@ -252,24 +262,27 @@ class AgentServer:
 
     Args:
         settings: where and how to listen.
+        telemetry: told what is answered.
 
     Attributes:
         address: where it listens, as gRPC clients take it: ``host:port`` with the real port, or ``unix:path``.
         probe_address: where the process itself, and its supervisor, ask how it is; ``address`` for plaintext.
         access: who gets in; counts what does not, and reloads.
+        telemetry: told what is answered.
 
     Raises:
         UsageError: ``listen`` is malformed, others would reach it unasked, or a file of its security cannot be used.
         HmarlError: the address cannot be bound, for example because it is in use.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, telemetry: Telemetry | None = None) -> None:
         self._settings = settings
+        self.telemetry = telemetry or Telemetry()
         self._log = RepeatLog(LOGGER)
         self._liveness = Liveness()
         self._well = True  # as health was told last
         self.access = Access(settings.security, self._log)
-        self._servicer = AgentServicer(self._liveness, self._log, self.access.guard)
+        self._servicer = AgentServicer(self._liveness, self._log, self.access.guard, self.telemetry)
         self._health = HealthService(("", SERVICE, PROCESS))
         self._lines = self._open_lines()
         self._server = grpc.server(
@@ -279,7 +292,7 @@ class AgentServer:
             options=server_options(settings.max_streams, settings.max_sessions, settings.max_request_bytes),
         )
         for service, methods in self._methods().items():
-            self._server.add_registered_method_handlers(service, methods)
+            self._server.add_registered_method_handlers(service, self.telemetry.methods(methods))
         self.address = _bind(self._server, settings, self.access.server_credentials)
         self.probe_address = self.address if self.access.certificate is None else _bind_aside(self._server)
         unix_path = self.address.removeprefix("unix:")
@@ -287,12 +300,35 @@ class AgentServer:
         self._server.start()
         self._stopped = threading.Event()
         self.access.start(self._stopped)
+        self.telemetry.start(self._stopped)
         Sweeper(self._lines.values(), self._log).start(self._stopped)  # also while running episodes go on to their ends
 
     @property
     def alive(self) -> bool:
         """Whether acts get through, seen by a probe that goes the way they go; what a watchdog should be told."""
         return self._liveness.alive
+
+    @property
+    def serving(self) -> bool:
+        """Whether health is SERVING."""
+        return self.policy is not None and self._well and not self._health.closing.is_set()
+
+    @property
+    def policy(self) -> Policy | None:
+        """What new episodes are played with; None while it is being loaded."""
+        registry = self._servicer._registry
+        return None if registry is None else registry.policy
+
+    @property
+    def open_sessions(self) -> int:
+        """How many are open."""
+        registry = self._servicer._registry
+        return 0 if registry is None else len(registry)
+
+    @property
+    def open_streams(self) -> int:
+        """How many are open."""
+        return len(self._lines["streams"].places)
 
     def serve(self, policy: Policy) -> None:
         """Accept episodes of a policy, which is loaded and warm, and report SERVING.
@@ -419,6 +455,7 @@ class AgentServer:
             while time.monotonic() < deadline and not registry.quiet(min(_QUIET_S, grace_s)):
                 time.sleep(_POLL_S)
         stop_server(self._server, _STOP_GRACE_S)
+        self.telemetry.flush()
         self._stopped.set()
         self.free_address()
 

@@ -26,6 +26,7 @@ READY_LIMIT_S = 30.0  # for members that are just being started again
 PREPARE_LIMIT_S = 150.0  # a trial may take two minutes on a busy machine
 SWITCH_LIMIT_S = 3.0
 RESTART_LIMIT_S = 60.0
+STUCK = "stuck"  # why a member is killed that does not switch
 Waiting = Generator[None, None, Any]
 
 
@@ -44,8 +45,8 @@ class Member(Protocol):
     def adopt(self, kept: KeptBundle) -> None:
         """Start with this bundle from now on."""
 
-    def kill(self, reason: str) -> None:
-        """End the process, which is started again."""
+    def kill(self, reason: str, kind: str) -> None:
+        """End the process, which is started again; ``kind`` is counted."""
 
 
 class TeamReload:
@@ -142,7 +143,7 @@ class TeamReload:
         if reply is not None and "problem" not in reply:
             return
         if member.process is process:
-            member.kill("does not switch to the new bundle")
+            member.kill("does not switch to the new bundle", STUCK)
         self._say(f"{member.agent_id} has ended, and is started again with the new bundle")
         deadline = time.monotonic() + RESTART_LIMIT_S
         while (member.process is process or not member.serving) and time.monotonic() < deadline:

@@ -14,9 +14,12 @@ from hmarl.sdk import _moved
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle, load_bundle
     from hmarl.runtime.choices import InstructionChoice
+    from hmarl.runtime.tracing import start_tracing
     from hmarl.sdk.clients.agent import Action, Agent, AgentStatistics
     from hmarl.sdk.clients.async_client import AsyncAgentClient
+    from hmarl.sdk.clients.call_metadata import request_id
     from hmarl.sdk.clients.client import AgentClient
+    from hmarl.sdk.clients.client_metrics import ClientMetrics
     from hmarl.sdk.clients.endpoints import load_endpoints, load_security
     from hmarl.sdk.clients.local_agent import LocalAgent
     from hmarl.sdk.clients.security import Security
@@ -57,6 +60,7 @@ __all__ = [
     "BundleTeam",
     "Call",
     "CheckResult",
+    "ClientMetrics",
     "CopyCost",
     "EnvironmentFault",
     "EnvironmentSpec",
@@ -89,16 +93,21 @@ __all__ = [
     "load_endpoints",
     "load_security",
     "make_environment",
+    "request_id",
     "reset_together",
+    "start_tracing",
 ]
 
 # The same imports once more, for when a name is asked for.
 _HOMES = {
     "hmarl.runtime.bundle": ("Bundle", "load_bundle"),
     "hmarl.runtime.choices": ("InstructionChoice",),
+    "hmarl.runtime.tracing": ("start_tracing",),
     "hmarl.sdk.clients.agent": ("Action", "Agent", "AgentStatistics"),
     "hmarl.sdk.clients.async_client": ("AsyncAgentClient",),
+    "hmarl.sdk.clients.call_metadata": ("request_id",),
     "hmarl.sdk.clients.client": ("AgentClient",),
+    "hmarl.sdk.clients.client_metrics": ("ClientMetrics",),
     "hmarl.sdk.clients.endpoints": ("load_endpoints", "load_security"),
     "hmarl.sdk.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),

@@ -129,10 +129,19 @@ class ActResponse(_message.Message):
     def __init__(self, step: _Optional[int] = ..., action: _Optional[_Union[Tensor, _Mapping]] = ..., missed_steps: _Optional[int] = ..., replayed: _Optional[bool] = ..., diagnostics: _Optional[_Mapping[str, Tensor]] = ...) -> None: ...
 
 class StreamActRequest(_message.Message):
-    __slots__ = ("act",)
+    __slots__ = ("act", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ACT_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
     act: ActRequest
-    def __init__(self, act: _Optional[_Union[ActRequest, _Mapping]] = ...) -> None: ...
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, act: _Optional[_Union[ActRequest, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class StreamActResponse(_message.Message):
     __slots__ = ("act", "error")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import click
 
 from hmarl.runtime import command_line
-from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, option
-from hmarl.runtime.commands._output import ERRORS
+from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, flag, option
+from hmarl.runtime.commands._output import ERRORS, LOG_FORMATS, TEXT, say_error
 from hmarl.runtime.settings import PROVIDER, ServerSettings
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -55,12 +55,34 @@ def log_level_option(default: str) -> click.Option:
     )
 
 
+def log_format_option() -> click.Option:
+    """How it is written."""
+    return option(
+        "--log-format",
+        "of the lines on standard error: text, or json: one object a line",
+        choice(*LOG_FORMATS),
+        default=TEXT,
+        shown="FORMAT",
+        variable=True,
+    )
+
+
+def metrics_option(about: str) -> click.Option:
+    """Where measurements are read."""
+    return option("--metrics", about, shown="HOST:PORT", variable=True)
+
+
+def traces_option() -> click.Option:
+    """Whether requests are traced."""
+    return flag("--traces", "send OpenTelemetry traces, as OTEL_* environment variables say (extra 'otel')")
+
+
 def run(program: command_line.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a program; what goes wrong is said without waiting for whoever reads it.
 
     Returns:
         The exit code.
     """
-    code = command_line.run(program, arguments, ERRORS.put)
+    code = command_line.run(program, arguments, say_error)
     ERRORS.flush(_LAST_WORDS_S)
     return code

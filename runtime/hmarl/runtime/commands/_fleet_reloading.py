@@ -26,11 +26,18 @@ class FleetReloads:
         file: the endpoints file, which is kept right; None when there is none.
         load: opens and verifies a bundle, as when the fleet started.
         say: told how a reload goes that SIGHUP asked for.
+        more: what else the endpoints file tells.
     """
 
     def __init__(
-        self, fleet: Fleet, file: EndpointsFile | None, load: Callable[[Path], Bundle], say: Callable[[str], None]
+        self,
+        fleet: Fleet,
+        file: EndpointsFile | None,
+        load: Callable[[Path], Bundle],
+        say: Callable[[str], None],
+        more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        self._more = more
         self._fleet = fleet
         self._file = file
         self._load = load
@@ -59,7 +66,7 @@ class FleetReloads:
     def description(self) -> dict[str, Any]:
         """What the endpoints file and ``--json`` tell: which bundle is served, where, and how to change that."""
         door = {} if self._door is None else {"control": str(self._door.path)}
-        return {**self._fleet.description(), **door}
+        return {**self._fleet.description(), **self._more(), **door}
 
     def _reload_again(self) -> None:
         done = self._reload(None, self._say)

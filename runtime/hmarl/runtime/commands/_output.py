@@ -5,6 +5,7 @@ A reader that has stopped (a full pipe, a terminal on hold) costs lines, which a
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import select
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from hmarl.runtime.output import PLAIN_LETTERS
 
 LINES = 1000  # that wait for a reader at most; further ones are lost
+TEXT, JSON = LOG_FORMATS = ("text", "json")
+_spoken: Callable[[str], str] = str  # a line as the log has it
 
 
 class _Lost:
@@ -32,10 +35,14 @@ class Writer:
         descriptor: where to; None discards everything.
         encoding: of the text; what it lacks is written in plain letters.
         lost: the line that says how many are missing; None says nothing.
+
+    Attributes:
+        dropped: how many lines were lost so far.
     """
 
     def __init__(self, descriptor: int | None, encoding: str, lost: Callable[[int], str] | None = None) -> None:
         self.lost = lost
+        self.dropped = 0
         self._descriptor = descriptor
         self._encoding = encoding
         self._waiting: deque[str | _Lost] = deque()
@@ -53,10 +60,12 @@ class Writer:
                 self._thread.start()
             if len(self._waiting) < LINES:
                 self._waiting.append(line)
-            elif isinstance(last := self._waiting[-1], _Lost):
-                last.lines += 1
             else:
-                self._waiting.append(_Lost())
+                self.dropped += 1
+                if isinstance(last := self._waiting[-1], _Lost):
+                    last.lines += 1
+                else:
+                    self._waiting.append(_Lost())
             self._changed.notify_all()
 
     def flush(self, limit_s: float) -> bool:
@@ -115,13 +124,51 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-def start_logging(level: str, name: str) -> None:
-    """Log to standard error, every line with the time and ``name``."""
-    layout = f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s"
+def lines_dropped() -> int:
+    """How many lines this process could not get rid of."""
+    return OUTPUT.dropped + ERRORS.dropped
+
+
+def start_logging(level: str, name: str, form: str = TEXT, agent: str | None = None) -> None:
+    """Log to standard error.
+
+    Args:
+        level: the least that is logged.
+        name: of the program, in every line.
+        form: ``text``: lines with the time and ``name``; ``json``: an object a line, see ``json_lines``.
+        agent: in every object.
+    """
+    global _spoken  # noqa: PLW0603 - as long as the process has one standard error, it has one form
+    formatter: logging.Formatter
+    if form == JSON:
+        from hmarl.runtime.json_lines import JsonLines  # noqa: PLC0415 - not always needed
+
+        formatter = lines = JsonLines(agent)
+        _spoken = functools.partial(lines.line, "error", name.partition(" ")[0])
+        ERRORS.lost = lambda count: lines.line("warning", name.partition(" ")[0], _missing(count))
+    else:
+        formatter = logging.Formatter(f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s")
+        ERRORS.lost = lambda count: f"{name}: {_missing(count)}"
     handler = _Handler()
-    handler.setFormatter(logging.Formatter(layout))
+    handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    ERRORS.lost = lambda lines: f"{name}: {lines} lines are missing here: nothing read them"
+    threading.excepthook = _log_thread
     logging.raiseExceptions = False  # what cannot be formatted would be reported straight to standard error
     # gRPC's core writes straight to standard error as well, from the threads that serve.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def say_error(line: str) -> None:
+    """What ends the program, in the form of its log."""
+    ERRORS.put(_spoken(line))
+
+
+def _missing(lines: int) -> str:
+    return f"{lines} lines are missing here: nothing read them"
+
+
+def _log_thread(end: threading.ExceptHookArgs) -> None:
+    """What ended a thread; Python itself would write it straight to standard error."""
+    if end.exc_value is not None and not isinstance(end.exc_value, SystemExit):
+        name = "" if end.thread is None else end.thread.name
+        logging.getLogger("hmarl").error("thread %s ended", name, exc_info=end.exc_value)

@@ -14,11 +14,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
 from hmarl.runtime.command_line import AS_JSON, POSITIVE, at_most_one, command, flag, integer, option
-from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
+from hmarl.runtime.commands._common import (
+    bundle_argument,
+    grace_option,
+    log_format_option,
+    log_level_option,
+    metrics_option,
+    provider_option,
+    run,
+    traces_option,
+)
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
 from hmarl.runtime.commands._security import SECRET_VARIABLE, security_options, take_security
+from hmarl.runtime.commands._watching import AgentWatch
 from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
 from hmarl.runtime.errors import BundleError
@@ -51,6 +61,9 @@ class Options:
     grace_s: float
     core: int | None
     log_level: str
+    log_format: str
+    metrics: str | None
+    traces: bool
     reflection: bool
     no_reflection: bool
     as_json: bool
@@ -77,7 +90,7 @@ def _open(options: Options, path: Path) -> Bundle:
     return load_bundle(path)
 
 
-def _loaded(options: Options) -> tuple[AgentServer, Policy]:
+def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
     """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime.trial import Trial, TrialProcess  # noqa: PLC0415
@@ -103,8 +116,10 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
                 max_request_bytes=request_limit_bytes(agent),
                 grace_s=options.grace_s,
                 security=options.security,
-            )
+            ),
+            watch.telemetry,
         )
+        watch.watch(server)
         at_end(server.free_address)
         try:
             trial.result()
@@ -120,7 +135,9 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     """Load other bundles when asked to: by the fleet, if the agent is one of its, otherwise by SIGHUP."""
     from hmarl.runtime.reload import Reloader  # noqa: PLC0415
 
-    reloader = Reloader(server.sessions, partial(_open, options), options.provider, options.like)
+    reloader = Reloader(
+        server.sessions, partial(_open, options), options.provider, options.like, server.telemetry.reloaded
+    )
     descriptor = os.environ.pop(CONTROL_VARIABLE, None)
     if descriptor is not None:
         obey_fleet(reloader, int(descriptor))
@@ -160,6 +177,9 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     grace_option(),
     option("--core", "stay on this processor core: steadier and quicker answers", integer(), variable=True),
     log_level_option("info"),
+    log_format_option(),
+    metrics_option("serve Prometheus metrics there (extra 'metrics')"),
+    traces_option(),
     flag("--reflection", "offer gRPC reflection also where others reach it"),
     flag("--no-reflection", "do not offer gRPC reflection"),
     *security_options(),
@@ -179,17 +199,20 @@ def serve(**given: Any) -> int:
     signals = StopSignals()
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
-    start_logging(options.log_level, f"hmarl-agent {options.agent}")
-    server, policy = _loaded(options)
+    start_logging(options.log_level, f"hmarl-agent {options.agent}", options.log_format, options.agent)
+    watch = AgentWatch(options.agent, options.metrics, options.traces)
+    server, policy = _loaded(options, watch)
     _obey_reloads(options, server, signals)
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
-    ready = {"agent": options.agent, "address": server.address}
+    ready = {"agent": options.agent, "address": server.address, **watch.ready}
     if server.probe_address != server.address:
         ready["probe"] = server.probe_address  # for a supervisor, which knows the secret
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
     OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.address}")
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
+    if watch.address is not None:
+        LOGGER.info("metrics on http://%s/metrics", watch.address)
     del policy  # a reload replaces it, and its memory is to be free then
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):

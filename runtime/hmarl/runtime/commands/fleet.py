@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,10 +13,20 @@ from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
 from hmarl.runtime.commands import reload
-from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
+from hmarl.runtime.commands._common import (
+    bundle_argument,
+    grace_option,
+    log_format_option,
+    log_level_option,
+    metrics_option,
+    provider_option,
+    run,
+    traces_option,
+)
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.commands._security import security_options, take_security
+from hmarl.runtime.commands._watching import FleetWatch
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
@@ -53,6 +64,12 @@ LOGGER = logging.getLogger("hmarl.fleet")
     grace_option(),
     flag("--pin", "keep each agent on one processor core, in turn"),
     log_level_option("warning"),
+    log_format_option(),
+    metrics_option(
+        "serve the fleet's Prometheus metrics there, and the agents' at the ports after it, which /targets lists for "
+        "http_sd_configs (extra 'metrics')"
+    ),
+    traces_option(),
     AS_JSON,
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
@@ -75,6 +92,9 @@ def supervise(
     grace_s: float,
     pin: bool,
     log_level: str,
+    log_format: str,
+    metrics: str | None,
+    traces: bool,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -84,7 +104,8 @@ def supervise(
     at_most_one(tls=tls, tls_cert=given["tls_cert"])
     at_most_one(tls=tls, allow_file=given["allow_file"])
     signals = StopSignals()
-    start_logging(log_level, "hmarl-fleet")
+    start_logging(log_level, "hmarl-fleet", log_format)
+    watch = FleetWatch(metrics)
     # Only now: gRPC asks at once what it may log.
     from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
     from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
@@ -102,7 +123,7 @@ def supervise(
     if out is not None:
         file = EndpointsFile(out)
         at_end(file.remove)
-    more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
+    more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     members = roster or dict.fromkeys(loaded.agent_ids)
     fleet = Fleet(
         loaded,
@@ -110,22 +131,24 @@ def supervise(
         roster=members,
         socket_dir=socket_dir,
         pin=pin,
-        options=more,
+        options=[*more, *(["--traces"] if traces else [])],
         security=take_security(given),
         keys=None if tls is None else TeamKeys(tls, members, [] if host is None else [host]),
         host=LOOPBACK if host is None else host,
+        metrics=watch.members_from,
         grace_s=grace_s + MORE_THAN_GRACE_S,
     )
+    watch.watch(fleet)
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
-    reloads = FleetReloads(fleet, file, load_bundle, say)
+    reloads = FleetReloads(fleet, file, load_bundle, say, partial(watch.description, fleet))
     at_end(reloads.close)
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
             reloads.open(signals.reload)
-            _announce(reloads, file, as_json)
+            _announce(reloads, watch, file, as_json)
         while not signals.stop.wait(0.1):
             fleet.check()
             if fleet.attentive:
@@ -156,7 +179,7 @@ def _make_folder(path: Path) -> None:
         ) from error
 
 
-def _announce(reloads: FleetReloads, out: EndpointsFile | None, as_json: bool) -> None:
+def _announce(reloads: FleetReloads, watch: FleetWatch, out: EndpointsFile | None, as_json: bool) -> None:
     """Tell people, programs and the service manager that all agents are serving."""
     description = reloads.description()
     if out is not None:
@@ -166,6 +189,10 @@ def _announce(reloads: FleetReloads, out: EndpointsFile | None, as_json: bool) -
     else:
         for agent_id, address in description["agents"].items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
+        if watch.address is not None:
+            OUTPUT.put(
+                f"metrics on http://{watch.address}/metrics, those of all agents by http://{watch.address}/targets"
+            )
         if out is not None:
             OUTPUT.put(f"wrote the endpoints to {out.path}")
         OUTPUT.put("Ctrl-C stops all agents")

@@ -13,10 +13,10 @@ import grpc
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.agent.v1.messages import status_of
 from hmarl.sdk.clients.agent import AgentStatistics
+from hmarl.sdk.clients.call_metadata import Metadata
 from hmarl.sdk.clients.operations import Act, CallFailed
 from hmarl.sdk.clock import now_s
 
-Metadata = tuple[tuple[str, str], ...]  # what a call shows, see ``Keys.metadata``
 # Requests of a stream that are on their way; beyond that the server is not listening and further ones are left out.
 MAX_OUTSTANDING = 64
 _METHOD = "/hmarl.agent.v1.AgentService/StreamAct"

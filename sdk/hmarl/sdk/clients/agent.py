@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -13,6 +15,9 @@ from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.manifest import ActionSpaceModel, AgentModel, BoxSpace
 from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.spaces import AgentSpec, bounds
+
+# Seconds: 10 µs to 1 s, three to a decade.
+LATENCY_BOUNDS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(slots=True)
@@ -52,6 +57,11 @@ class AgentStatistics:
         missed_steps: steps that the policy reported as never received.
         rejoins: episodes that were rejoined because the server had forgotten the session.
         state_resets: rejoins that lost recurrent state.
+        fresh: acts that the policy's own action answered in time.
+        fallback_reasons: the fallbacks by what kept a fresh action: the name of a gRPC status code, or ``LATE_REPLY``.
+        latency_counts: acts that returned, by how long they took: for each of ``LATENCY_BOUNDS_S`` those that took at
+            most so long, and longer than the bound before; then those that took longer than all.
+        latency_sum_s: how long they took together.
     """
 
     acts: int = 0
@@ -60,6 +70,25 @@ class AgentStatistics:
     missed_steps: int = 0
     rejoins: int = 0
     state_resets: int = 0
+    fresh: int = 0
+    fallback_reasons: Counter[str] = field(default_factory=Counter)
+    latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+    latency_sum_s: float = 0.0
+
+    def took(self, latency_s: float) -> float:
+        """Count an act that returned after ``latency_s`` seconds, and return them."""
+        self.latency_counts[bisect_left(LATENCY_BOUNDS_S, latency_s)] += 1
+        self.latency_sum_s += latency_s
+        return latency_s
+
+    def add(self, other: AgentStatistics) -> None:
+        """Add those of another agent."""
+        for name in ("acts", "fallbacks", "late_replies", "missed_steps", "rejoins", "state_resets", "fresh"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.fallback_reasons.update(other.fallback_reasons)
+        pairs = zip(self.latency_counts, other.latency_counts, strict=True)
+        self.latency_counts = [mine + its for mine, its in pairs]
+        self.latency_sum_s += other.latency_sum_s
 
 
 class Agent(Protocol):

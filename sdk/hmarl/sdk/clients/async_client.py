@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.choices import InstructionChoice
-from hmarl.sdk.clients.act_stream import AsyncActStream, Metadata
+from hmarl.sdk.clients.act_stream import AsyncActStream
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
+from hmarl.sdk.clients.call_metadata import Metadata, current
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import (
     Abandon,
@@ -45,12 +46,17 @@ from hmarl.sdk.errors import MisuseError
 class _Connection:
     """A client's channel, of its own, and what is called over it; see ``client._Connection``."""
 
-    def __init__(self, channel: grpc.aio.Channel, receive_limit_bytes: int, metadata: Metadata, version: int) -> None:
+    def __init__(self, channel: grpc.aio.Channel, receive_limit_bytes: int, shows: Metadata, version: int) -> None:
         self.channel = channel
         self.receive_limit_bytes = receive_limit_bytes
-        self.metadata = metadata
+        self.shows = shows
         self.version = version
         self.stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    @property
+    def metadata(self) -> Metadata:
+        """What a call that is made now carries."""
+        return self.shows + current()
 
 
 class _Successor:
@@ -198,7 +204,8 @@ class AsyncAgentClient(ClientBase):
             await self._end_episode()
             self._keep_renewed()
             try:
-                await self._run(episode.start(request, self._deadline()))
+                with self._span("StartEpisode"):
+                    await self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise await self._explained("starting an episode", failure) from failure
 
@@ -214,6 +221,14 @@ class AsyncAgentClient(ClientBase):
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None
     ) -> Action:
         """The action for the next step; see ``AgentClient.act``."""
+        if self._spans is None:
+            return await self._act(observation, action_mask)
+        with self._spans.span("Act") as span:
+            action = await self._act(observation, action_mask)
+            self._spans.tell(span, action)
+            return action
+
+    async def _act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> Action:
         self._take("act")
         try:
             if self._keys is not None and self._connection is not None:
@@ -298,7 +313,7 @@ class AsyncAgentClient(ClientBase):
         if stream is None or not stream.serves(session_id):
             self._close_stream()
             connection = self._connected_by
-            self._stream = stream = AsyncActStream(connection.stub, session_id, self.statistics, connection.metadata)
+            self._stream = stream = AsyncActStream(connection.stub, session_id, self.statistics, connection.shows)
         return await stream.exchange(operation)
 
     def _close_stream(self) -> None:
@@ -353,7 +368,8 @@ class AsyncAgentClient(ClientBase):
         self._abandon()
         request = self._connected.ending()
         if request is not None:
-            await self._end_call(request)
+            with self._span("EndEpisode"):
+                await self._end_call(request)
 
     async def close(self) -> None:
         """End the episode and disconnect; a second call does nothing. See ``AgentClient.close``."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn, SupportsIndex, TypedDict
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypedDict
 
 import grpc
 
@@ -18,6 +19,9 @@ from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.spaces import AgentSpec
+
+if TYPE_CHECKING:
+    from hmarl.sdk.clients.spans import ClientSpans
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
 END_TIMEOUT_S = 0.3
@@ -50,6 +54,7 @@ class ClientOptions(TypedDict, total=False):
     security: Security | None
     credentials: grpc.ChannelCredentials | None
     allow_bundle_change: bool
+    traces: bool
 
 
 class ClientBase:
@@ -69,9 +74,10 @@ class ClientBase:
         credentials: for TLS, made by the caller, who also sees to their renewal; instead of ``security``.
         allow_bundle_change: go on when the agent comes back with another bundle, if its spaces are the same. Another
             agent, or other spaces, are always an error.
+        traces: make a span of each call, by the program's own provider of OpenTelemetry (the extra ``otel``).
 
     Raises:
-        UsageError: an argument is out of range.
+        UsageError: an argument is out of range, or an extra is missing.
     """
 
     forks: ClassVar[int] = 0  # how often this process is a fork of one that could have had clients
@@ -90,6 +96,7 @@ class ClientBase:
         security: Security | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         allow_bundle_change: bool = False,
+        traces: bool = False,
     ) -> None:
         if not isinstance(address, str) or not address:
             raise UsageError(f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051) or unix:PATH")
@@ -106,6 +113,7 @@ class ClientBase:
         self._keys = None if security is None else Keys(security, address)
         self._credentials = credentials
         self._allow_bundle_change = allow_bundle_change
+        self._spans = _spans(address) if traces else None
         self._watch = LinkWatch()
         self._born = ClientBase.forks
         self._closed = False
@@ -219,6 +227,10 @@ class ClientBase:
             f"make a client for each {callers}, or wait for the other call"
         )
 
+    def _span(self, method: str) -> AbstractContextManager[Any]:
+        """What the block does is a call of the service, which is traced if calls are."""
+        return nullcontext() if self._spans is None else self._spans.span(method)
+
     def _deadline(self) -> float:
         """When connecting or starting an episode, begun now, has taken too long."""
         return now_s() + self._connect_timeout_s
@@ -247,6 +259,12 @@ def _count_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_fork)
+
+
+def _spans(address: str) -> ClientSpans:
+    from hmarl.sdk.clients.spans import ClientSpans  # noqa: PLC0415 - part of the otel extra
+
+    return ClientSpans(address)
 
 
 def failed_call(error: grpc.RpcError) -> CallFailed:

@@ -27,9 +27,10 @@ import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.choices import InstructionChoice
-from hmarl.sdk.clients.act_stream import ActStream, Metadata
+from hmarl.sdk.clients.act_stream import ActStream
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
+from hmarl.sdk.clients.call_metadata import Metadata, current
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import (
     Abandon,
@@ -60,7 +61,7 @@ class _Connection:
         owner: the client; one that is forgotten must not leave its connection and the threads of its stream behind.
         born: how often the process had been forked when the client was made.
         receive_limit_bytes: the largest message that it takes.
-        metadata: what its calls show.
+        shows: what its calls show, whoever they are made for.
         version: of the files from which that was read.
     """
 
@@ -70,16 +71,21 @@ class _Connection:
         owner: ClientBase,
         born: int,
         receive_limit_bytes: int,
-        metadata: Metadata,
+        shows: Metadata,
         version: int,
     ) -> None:
         self.channel = channel
         self.receive_limit_bytes = receive_limit_bytes
-        self.metadata = metadata
+        self.shows = shows
         self.version = version
         self.stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
         self._forgotten = weakref.finalize(owner, _close_unless_forked, channel, born)
         self._forgotten.atexit = False
+
+    @property
+    def metadata(self) -> Metadata:
+        """What a call that is made now carries."""
+        return self.shows + current()
 
     def leave(self) -> None:
         """Leave the connection to the process that made it."""
@@ -228,7 +234,8 @@ class AgentClient(ClientBase):
             self._end_episode()
             self._keep_renewed()
             try:
-                self._run(episode.start(request, self._deadline()))
+                with self._span("StartEpisode"):
+                    self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise self._explained("starting an episode", failure) from failure
 
@@ -255,6 +262,14 @@ class AgentClient(ClientBase):
                 by now; the next act goes on with the next step.
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
+        if self._spans is None:
+            return self._act(observation, action_mask)
+        with self._spans.span("Act") as span:
+            action = self._act(observation, action_mask)
+            self._spans.tell(span, action)
+            return action
+
+    def _act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> Action:
         # As _in_use, without its cost: this is what a control loop waits for.
         if self._closed or self._born != ClientBase.forks:
             self._check_usable()
@@ -330,7 +345,7 @@ class AgentClient(ClientBase):
         if stream is None or not stream.serves(session_id):
             self._close_stream()
             connection = self._connection
-            self._stream = stream = ActStream(connection.channel, session_id, self.statistics, connection.metadata)
+            self._stream = stream = ActStream(connection.channel, session_id, self.statistics, connection.shows)
         return stream.exchange(operation)
 
     def _close_stream(self) -> None:
@@ -401,7 +416,7 @@ class AgentClient(ClientBase):
         request = self._connected.ending()
         if request is not None:
             # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
-            with contextlib.suppress(grpc.RpcError):
+            with self._span("EndEpisode"), contextlib.suppress(grpc.RpcError):
                 connection = self._connection
                 connection.stub.EndEpisode(request, timeout=self._end_timeout_s(), metadata=connection.metadata)
 

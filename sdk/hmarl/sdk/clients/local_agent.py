@@ -56,6 +56,7 @@ class LocalAgent:
         self._check_open()
         reply = self._session.act(observation, action_mask)
         self.statistics.acts += 1
+        self.statistics.fresh += 1
         return Action(
             action=reply.action,
             step=reply.step,
@@ -63,7 +64,7 @@ class LocalAgent:
             missed_steps=reply.missed_steps,
             replayed=reply.replayed,
             diagnostics=reply.diagnostics,
-            latency_s=time.perf_counter() - begin,
+            latency_s=self.statistics.took(time.perf_counter() - begin),
         )
 
     def close(self) -> None:

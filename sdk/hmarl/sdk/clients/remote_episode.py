@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -25,6 +25,7 @@ from hmarl.runtime.errors import ObservationError
 from hmarl.runtime.inputs import InputCheck, checked_integer
 from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.message_limits import reply_limit_bytes
+from hmarl.sdk.clients import call_metadata
 from hmarl.sdk.clients.agent import Action, AgentStatistics, agent_spec, mismatch
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.clients.operations import (
@@ -97,12 +98,19 @@ def _is_refused_bundle(failure: CallFailed, request: agent_pb2.StartEpisodeReque
     return failure.code is grpc.StatusCode.FAILED_PRECONDITION and bool(request.bundle_sha256)
 
 
+class _Nothing(NamedTuple):
+    """What kept a fresh action: a kind, to be counted, and the reason in words."""
+
+    kind: str
+    reason: str
+
+
 @dataclass
 class _Rejoin:
     """An episode that is to be joined again: how it is started, and why."""
 
     request: agent_pb2.StartEpisodeRequest
-    reason: str
+    nothing: _Nothing
 
 
 class RemoteEpisode:
@@ -254,12 +262,13 @@ class RemoteEpisode:
         except ObservationError:
             self._next_step = step
             raise
-        if not isinstance(outcome, str):
+        if not isinstance(outcome, _Nothing):
             action = self._accept(outcome, begin, deadline)
             if action is not None:
                 return action
-            outcome = "the reply was taken after the time allowed was over"
-        return self._stand_in(self._situation(step, action_mask, outcome), begin)
+            outcome = _Nothing("LATE_REPLY", "the reply was taken after the time allowed was over")
+        self.statistics.fallback_reasons[outcome.kind] += 1
+        return self._stand_in(self._situation(step, action_mask, outcome.reason), begin)
 
     def _attempts(
         self,
@@ -268,9 +277,10 @@ class RemoteEpisode:
         action_mask: npt.NDArray[np.bool_] | None,
         begin: float,
         deadline: float,
-    ) -> Generator[Operation, Any, agent_pb2.ActResponse | str]:
+    ) -> Generator[Operation, Any, agent_pb2.ActResponse | _Nothing]:
         """Ask until a fresh reply arrives or the time is over; then the reason is returned."""
-        reason, lost, watch = "the time allowed is over", 0, self.watch
+        nothing = _Nothing(grpc.StatusCode.DEADLINE_EXCEEDED.name, "the time allowed is over")
+        lost, watch = 0, self.watch
         while begin < deadline:
             if self._rejoining is not None:
                 kept_from = yield from self._join_again(message.act, action_mask, deadline)
@@ -286,18 +296,18 @@ class RemoteEpisode:
                 reply: agent_pb2.ActResponse = yield Act(message, step, allowed)
             except CallFailed as failure:
                 watch.failed(failure.code, begin, allowed, failure.heard)
-                reason = f"agent '{self.spec.id}' at {self._source}: {failure}"
+                nothing = _Nothing(failure.code.name, f"agent '{self.spec.id}' at {self._source}: {failure}")
                 if failure.code in _LOST:
                     lost += 1  # an idle stream or connection that was ended is seen only now: once more, at once
                     if lost > 1:
                         yield Pause(min(_RETRY_PAUSE_S, max(deadline - now_s(), 0.0)))
-                elif self._is_final(failure, reason, step):
-                    return reason
+                elif self._is_final(failure, nothing.reason, step):
+                    return nothing
                 begin = now_s()
             else:
                 watch.answered(now_s() - begin)
                 return reply
-        return reason if self._rejoining is None else self._rejoining.reason
+        return nothing if self._rejoining is None else self._rejoining.nothing
 
     def _is_final(self, failure: CallFailed, reason: str, step: int) -> bool:
         """Whether the fallback has to decide, whatever time is left, because of what the server answered.
@@ -313,7 +323,7 @@ class RemoteEpisode:
         if failure.code in _CALLERS_FAULT:
             raise AgentError(f"{reason}; the next act goes on with step {step + 1}") from failure
         if failure.code is grpc.StatusCode.NOT_FOUND:
-            self._rejoining = _Rejoin(self._start_at(step), reason)
+            self._rejoining = _Rejoin(self._start_at(step), _Nothing(failure.code.name, reason))
             return False
         return True
 
@@ -356,17 +366,19 @@ class RemoteEpisode:
 
     def _join_again(
         self, request: agent_pb2.ActRequest, action_mask: npt.NDArray[np.bool_] | None, deadline: float
-    ) -> Generator[Operation, Any, str | None]:
+    ) -> Generator[Operation, Any, _Nothing | None]:
         """Start the episode again, and put the new session into the request; returns what keeps it from that."""
         rejoin = self._rejoining
         assert rejoin is not None
+        reason = rejoin.nothing.reason
         assert self._start is not None
         pinned = self._start.bundle_sha256
         # Freshness first, and asked each time: what has gone stale must not be brought back by a reconnection.
-        if not self._rejoin or not self._fallback.may_rejoin(self._situation(request.step, action_mask, rejoin.reason)):
+        if not self._rejoin or not self._fallback.may_rejoin(self._situation(request.step, action_mask, reason)):
             self._rejoining = None
             yield Abandon()
-            return f"{rejoin.reason}; call reset(seed, first_step={request.step}) to join the episode again"
+            advice = f"call reset(seed, first_step={request.step}) to join the episode again"
+            return _Nothing(rejoin.nothing.kind, f"{reason}; {advice}")
         try:
             response = yield from self._begin(rejoin.request, pinned, deadline)
         except CallFailed as failure:
@@ -377,9 +389,9 @@ class RemoteEpisode:
                 return None
             self._rejoining = None
             if _is_refused_bundle(failure, rejoin.request):
-                raise OtherBundleError(f"{rejoin.reason}; joining again: {failure.details}") from failure
+                raise OtherBundleError(f"{rejoin.nothing.reason}; joining again: {failure.details}") from failure
             if failure.code not in _LOST:
-                return f"{rejoin.reason}; joining again: {failure}"
+                return _Nothing(failure.code.name, f"{reason}; joining again: {failure}")
             yield Pause(min(_RETRY_PAUSE_S, max(deadline - now_s(), 0.0)))
             return None
         except AgentError:
@@ -396,7 +408,7 @@ class RemoteEpisode:
         request = agent_pb2.StartEpisodeRequest()
         request.CopyFrom(rejoin.request)
         request.ClearField("bundle_sha256")
-        return _Rejoin(request, rejoin.reason)
+        return _Rejoin(request, rejoin.nothing)
 
     def _begin(
         self, request: agent_pb2.StartEpisodeRequest, pinned: str, deadline: float
@@ -481,6 +493,9 @@ class RemoteEpisode:
     ) -> agent_pb2.StreamActRequest:
         message = agent_pb2.StreamActRequest()
         write_act(message.act, session_id, self._next_step, observation, action_mask)
+        metadata = call_metadata.current()
+        if metadata:  # what a unary call carries beside its message
+            message.metadata.update(metadata)
         return message
 
     def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
@@ -507,6 +522,7 @@ class RemoteEpisode:
             self.statistics.late_replies += 1
             return None
         self._last_action, self._last_step, self._last_time_s = action, step, now
+        self.statistics.fresh += 1
         return Action(
             action=action,
             step=step,
@@ -514,7 +530,7 @@ class RemoteEpisode:
             missed_steps=missed,
             replayed=reply.replayed,
             diagnostics=diagnostics,
-            latency_s=now - begin,
+            latency_s=self.statistics.took(now - begin),
         )
 
     def _stand_in(self, situation: Situation, begin: float) -> Action:
@@ -527,7 +543,7 @@ class RemoteEpisode:
             missed_steps=0,
             replayed=False,
             diagnostics={},
-            latency_s=now_s() - begin,
+            latency_s=self.statistics.took(now_s() - begin),
         )
 
     def _situation(self, step: int, action_mask: npt.NDArray[np.bool_] | None, reason: str) -> Situation:

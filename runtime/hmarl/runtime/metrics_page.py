@@ -1,0 +1,153 @@
+"""A small HTTP server on which metrics are read: bounded in threads, time and what it takes in.
+
+Prometheus' own client brings one that starts a thread for whoever connects, for as long as they please; a peer that
+opens connections and says nothing must not cost an agent anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+from hmarl.runtime.errors import HmarlError
+
+CONNECTIONS = 8  # at once; one more and the oldest gives way
+_SILENT_FOR_S = 5.0
+Render = Callable[[str], tuple[str, bytes]]
+
+
+class MetricsPage:
+    """Serves pages in threads of its own, from construction on.
+
+    Args:
+        host: where to listen, as in ``HOST:PORT``.
+        port: likewise; 0 for a free one.
+        pages: by path: from the host by which the peer called it, the content type and the content.
+        tls: asked for the context of each connection; None for plaintext.
+        admits: whether an Authorization header lets one in; None asks for none.
+
+    Attributes:
+        address: ``host:port``, with the real port.
+
+    Raises:
+        HmarlError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        pages: Mapping[str, Render],
+        *,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        admits: Callable[[str], bool] | None = None,
+    ) -> None:
+        try:
+            self._server = _Server(host.strip("[]"), port, pages, tls, admits)
+        except OSError as error:
+            raise HmarlError(
+                f"--metrics: cannot listen on {host}:{port}: {error.strerror}; choose another address, or port 0 for "
+                "any free one"
+            ) from error
+        self.address = f"{host}:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, name="hmarl-metrics", daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(HTTPServer):
+    request_queue_size = CONNECTIONS
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        pages: Mapping[str, Render],
+        tls: Callable[[], ssl.SSLContext] | None,
+        admits: Callable[[str], bool] | None,
+    ) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.pages = pages
+        self.admits = admits
+        self._tls = tls
+        self._open: deque[socket.socket] = deque()
+        self._lock = threading.Lock()
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Without looking up the host's name, which may take long."""
+        socket.socket.setsockopt(self.socket, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; the connection that has been open longest gives way where there are too many."""
+        twin = request.dup()  # the connection by a name that outlives its being wrapped in TLS
+        with self._lock:
+            self._open.append(twin)
+            oldest = self._open.popleft() if len(self._open) > CONNECTIONS else None
+        if oldest is not None:
+            _hang_up(oldest)
+        threading.Thread(
+            target=self._answer, args=(request, twin, client_address), name="hmarl-metrics-reply", daemon=True
+        ).start()
+
+    def _answer(self, request: socket.socket, twin: socket.socket, client_address: Any) -> None:
+        try:
+            request.settimeout(_SILENT_FOR_S)
+            # A peer that has gone, is silent or speaks something else is no one's fault here.
+            with contextlib.suppress(OSError):
+                spoken = request if self._tls is None else self._tls().wrap_socket(request, server_side=True)
+                with spoken:
+                    self.finish_request(spoken, client_address)
+        finally:
+            with self._lock, contextlib.suppress(ValueError):  # it may have given way
+                self._open.remove(twin)
+            _hang_up(twin)
+            twin.close()
+            request.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _SILENT_FOR_S
+    server_version, sys_version = "hmarl", ""
+
+    def do_GET(self) -> None:
+        """One page."""
+        page = self.server.pages.get(self.path.partition("?")[0])
+        if self.server.admits is not None and not self.server.admits(self.headers.get("Authorization", "")):
+            self._reply(401, "text/plain", b"expected a bearer token that this agent knows\n")
+        elif page is None:
+            known = ", ".join(self.server.pages)
+            self._reply(404, "text/plain", f"expected one of {known}\n".encode())
+        else:
+            kind, content = page(self.headers.get("Host", "").rpartition(":")[0])
+            self._reply(200, kind, content)
+
+    def _reply(self, status: int, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: whoever calls must not fill the log."""
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,111 @@
+"""Logs as JSON: every line an object, found by the caller's request id, and without anything secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from agent_process import AgentProcess
+from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime.bundle import Bundle
+from hmarl.sdk import AgentClient, AsyncAgentClient, Zero, request_id
+from peers import peer
+from picky import picky_bundle
+from processes import LIMIT_S, fleet_process, wait_for
+
+SECRET = "Bearer c2VjcmV0LXRva2Vu"
+NOWHERE = np.array([9], np.float32)  # that the picky policy fails on
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[AgentProcess]:
+    bundle = picky_bundle(tmp_path / "bundle")
+    options = ["--log-format", "json", "--log-level", "debug"]
+    with AgentProcess(bundle.path, "agent_0", options=options, log=tmp_path / "log") as process:
+        yield process
+
+
+def lines(log: str) -> list[dict[str, Any]]:
+    """Every line, all of which are objects."""
+    return [json.loads(line) for line in log.splitlines()]
+
+
+def found(agent: AgentProcess, name: str) -> dict[str, Any]:
+    """The line that a request left."""
+    wait_for(lambda: any(line.get("request_id") == name for line in lines(agent.log)), f"a line of {name}")
+    return next(line for line in lines(agent.log) if line.get("request_id") == name)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_is_found_by_the_id_of_its_own_request(agent: AgentProcess, stream: bool) -> None:
+    with AgentClient(agent.address, stream=stream, fallback=Zero(), timeout_s=LIMIT_S) as client:
+        client.reset(1)
+        with request_id("before"):
+            assert client.act(np.array([1], np.float32)).fresh
+        with request_id("mission-7/step-2"):
+            assert not client.act(NOWHERE).fresh
+    line = found(agent, "mission-7/step-2")
+    assert (line["level"], line["logger"], line["agent"]) == ("error", "hmarl.agent", "agent_0")
+    assert "internal error" in line["message"]
+    assert "InferenceError" in line["error"]
+
+
+def test_the_asyncio_client_carries_ids_as_well(agent: AgentProcess) -> None:
+    async def play() -> None:
+        async with AsyncAgentClient(agent.address, fallback=Zero(), timeout_s=LIMIT_S) as client:
+            await client.reset(1)
+            with request_id("from-asyncio"):
+                assert not (await client.act(NOWHERE)).fresh
+
+    asyncio.run(play())
+    assert "internal error" in found(agent, "from-asyncio")["message"]
+
+
+def test_no_line_holds_a_secret_or_a_session(agent: AgentProcess) -> None:
+    metadata = [("authorization", SECRET), ("x-request-id", "one"), ("cookie", SECRET)]
+    with peer(agent.address) as client:
+        session = client.start()
+        request = agent_pb2.ActRequest(session_id=session, observation=client.request(session, 0).observation)
+        with pytest.raises(grpc.RpcError):
+            client.stub.Act(request, metadata=metadata, timeout=LIMIT_S)
+        for method in ("Act", "StartEpisode", "EndEpisode"):
+            with pytest.raises(grpc.RpcError):
+                client.channel.unary_unary(f"/hmarl.agent.v1.AgentService/{method}")(
+                    b"\xff\xff", metadata=metadata, timeout=LIMIT_S
+                )
+    assert found(agent, "one")["message"].startswith("refused: request: got 2 bytes")
+    assert SECRET not in agent.log
+    assert "c2VjcmV0" not in agent.log
+    assert session not in agent.log
+
+
+@pytest.mark.parametrize("command", ["agent", "fleet"])
+def test_what_ends_a_program_is_an_object_too(command: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", f"hmarl.runtime.commands.{command}", str(tmp_path / "nothing"), "--log-format=json"]
+    words += ["--agent", "agent_0"] if command == "agent" else []
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert ended.returncode == 3
+    (line,) = lines(ended.stderr)
+    assert line["level"] == "error"
+    assert str(tmp_path / "nothing") in line["message"]
+
+
+def test_a_fleets_members_log_as_it_does(toy_bundle: Bundle, tmp_path: Path) -> None:
+    options = ("--log-format", "json", "--log-level", "info")
+    with fleet_process(toy_bundle, tmp_path / "endpoints.json", *options) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.terminate()
+        _, said = process.communicate(timeout=LIMIT_S)
+    told = lines(said)
+    assert {line.get("agent") for line in told} == {None, *toy_bundle.agent_ids}
+    assert any(line["message"] == "stopped" and "agent" not in line for line in told)
