@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         MisuseError,
         ObservationError,
+        SignatureError,
         StaleActionError,
         UsageError,
     )
@@ -71,6 +72,7 @@ __all__ = [
     "Observation",
     "ObservationError",
     "RandomTeam",
+    "SignatureError",
     "Situation",
     "StaleActionError",
     "StepResult",
@@ -106,6 +108,7 @@ _HOMES = {
         "MissingExtraError",
         "MisuseError",
         "ObservationError",
+        "SignatureError",
         "StaleActionError",
         "UsageError",
     ),

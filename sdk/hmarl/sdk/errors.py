@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from hmarl.runtime.errors import BundleError, HmarlError, ObservationError, UsageError, did_you_mean, unknown_name
+from hmarl.runtime.errors import (
+    BundleError,
+    HmarlError,
+    ObservationError,
+    SignatureError,
+    UsageError,
+    did_you_mean,
+    unknown_name,
+)
 
 __all__ = [
     "AgentError",
@@ -12,6 +20,7 @@ __all__ = [
     "MissingExtraError",
     "MisuseError",
     "ObservationError",
+    "SignatureError",
     "StaleActionError",
     "UsageError",
     "did_you_mean",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
-from hmarl.runtime.command_line import AS_JSON, POSITIVE, command, flag, integer, option
+from hmarl.runtime.command_line import AS_JSON, POSITIVE, command, flag, integer, option, trust_option
 from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
@@ -40,6 +40,7 @@ class Options:
     agent: str
     like: str | None
     listen: str
+    trust: tuple[Path, ...]
     provider: str
     max_sessions: int
     max_streams: int
@@ -74,7 +75,7 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
         from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
         from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
-        bundle = load_bundle(options.bundle)
+        bundle = load_bundle(options.bundle, options.trust or None)
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         agent = bundle.agent(options.agent, options.like)
         trial = Trial(bundle, {options.agent: options.like}, process=process)
@@ -120,6 +121,7 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
         shown="ADDRESS",
         variable=True,
     ),
+    trust_option(variable=True),
     provider_option(),
     option(
         "--max-sessions", "episodes that may be open", integer(1), default=ServerSettings.max_sessions, variable=True
@@ -158,6 +160,8 @@ def serve(**given: Any) -> int:
     ready = {"agent": options.agent, "address": server.address}
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
     OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.address}")
+    if policy.bundle.signed_by is not None:
+        LOGGER.info("%s is signed by %s", policy.bundle.path, policy.bundle.signed_by)
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
+from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option, trust_option
 from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
@@ -36,6 +36,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
     option("--count", "serve N agents, fewer or more than trained", integer(1)),
     flag("--tcp", "listen on free ports of 127.0.0.1 (the default)"),
     option("--socket-dir", "listen on Unix sockets in DIR", PATH, shown="DIR"),
+    trust_option(variable=True),
     provider_option(),
     grace_option(),
     flag("--pin", "keep each agent on one processor core, in turn"),
@@ -53,6 +54,7 @@ def supervise(
     count: int | None,
     tcp: bool,
     socket_dir: Path | None,
+    trust: tuple[Path, ...],
     provider: str,
     grace_s: float,
     pin: bool,
@@ -66,7 +68,7 @@ def supervise(
     start_logging(log_level, "hmarl-fleet")
     from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
 
-    loaded = load_bundle(bundle)
+    loaded = load_bundle(bundle, trust or None)
     roster = None
     if agents is not None:
         roster = named_roster(loaded, split_names(agents))
@@ -79,6 +81,7 @@ def supervise(
         file = EndpointsFile(out)
         at_end(file.remove)
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
+    more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
     fleet = Fleet(
         loaded, roster=roster, socket_dir=socket_dir, pin=pin, options=more, grace_s=grace_s + MORE_THAN_GRACE_S
     )

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.choices import CHOICES, InstructionChoice
-from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option
+from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option, trust_option
 from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
@@ -55,6 +55,7 @@ class Options:
     bundle: Path | None
     endpoints: Path | None
     run: Path | None
+    trust: tuple[Path, ...]
     env: str | None
     episodes: int
     seed: int
@@ -81,6 +82,8 @@ class Options:
                 words += [f"--{name.replace('_', '-')}", str(value)]
         words += ["--checkpoint", self.checkpoint] if self.run else []
         words += ["--provider", self.provider] if self.bundle else []
+        for path in self.trust:
+            words += ["--trust", str(path)]
         words += ["--stream"] if self.stream else []
         words += ["--sample"] if self.sample else []
         words += ["--batch-size", str(batch_size)]
@@ -100,7 +103,7 @@ class Source:
 
 
 def _bundle_source(options: Options, path: Path) -> Source:
-    bundle = load_bundle(path)
+    bundle = load_bundle(path, options.trust or None)
     try_graphs(bundle, rows=(1, options.batch_size or min(options.episodes, _DEFAULT_BATCH)))
 
     def make_team(spec: EnvironmentSpec) -> Team:
@@ -163,6 +166,8 @@ def _source(options: Options) -> Source:
             f"team: got {' and '.join('--' + name for name in given) or 'none'}, "
             "expected exactly one of --bundle, --endpoints and --run"
         )
+    if options.trust and given[0] != "bundle":
+        raise UsageError(f"--trust: got it with --{given[0]}, expected it with --bundle: what is signed is a bundle")
     path = getattr(options, given[0])
     _check_kind(given[0], path)
     return makers[given[0]](options, path)
@@ -405,6 +410,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
     ),
     option("--variant", "with --run: local, guider, central ...", shown="NAME"),
     option("--checkpoint", "with --run: best, last or a number of steps", default="best", shown="WHICH"),
+    trust_option(),
     option("--provider", "with --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]", default=PROVIDER, shown="NAME"),
     flag("--stream", "with --endpoints: streams instead of unary calls"),
     option("--batch-size", f"environments side by side; by default as many as fit, up to {_DEFAULT_BATCH}", integer(1)),

@@ -29,6 +29,7 @@ from hmarl.runtime.bundle import (
 )
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.session import Policy
+from hmarl.runtime.signing.keys import Signer
 from hmarl.sdk.files import check_writable
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms import find_algorithm
@@ -54,6 +55,7 @@ def export_run(
     name: str | None = None,
     distillation: DistillationSettings | None = None,
     restart_students: bool = False,
+    signer: Signer | None = None,
 ) -> Bundle:
     """Export a run's agents into a bundle.
 
@@ -65,6 +67,7 @@ def export_run(
         distillation: export students of the algorithm's teacher, distilled like this in RUN/students; None does so for
             algorithms that always distil, with the defaults.
         restart_students: discard students that were distilled before.
+        signer: signs the bundle; None leaves it unsigned.
 
     Raises:
         UsageError: the run's algorithm acts for the whole team at once and is not to be distilled, or has no teacher to
@@ -117,7 +120,7 @@ def export_run(
     if distilled:
         manifest["students"] = to_plain(distilled.report)
         manifest["evaluation"] = {**manifest["evaluation"], "students": distilled.evaluation}
-    return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()})
+    return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()}, signer)
 
 
 def _bundle_name(run: Path, name: str | None) -> str:
