@@ -38,7 +38,8 @@ class _Serialization(msgspec.Struct, forbid_unknown_fields=True):
     method: Literal["files", "shards"]
     hash_type: str
     allow_symlinks: bool
-    shard_size: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    # 1000.0 as well, which is JSON's 1000
+    shard_size: Annotated[int, msgspec.Meta(gt=0)] | Annotated[float, msgspec.Meta(gt=0)] | None = None
     ignore_paths: list[str] = []
 
 
@@ -129,23 +130,30 @@ def read_statement(payload: bytes) -> SignedFiles:
     resources, how = statement.predicate.resources, statement.predicate.serialization
     if how.hash_type not in _HASHES:
         raise ValueError(f"hash_type: got {how.hash_type[:100]!a}, expected {' or '.join(_HASHES)}")
-    if (how.method == "shards") != (how.shard_size is not None):
-        raise ValueError(f"shard_size: got {how.shard_size} with method '{how.method}'")
-    return SignedFiles(how.hash_type, how.shard_size, _pieces(resources, how))
+    size = how.shard_size
+    if (how.method == "shards") != (size is not None) or (isinstance(size, float) and not size.is_integer()):
+        raise ValueError(f"shard_size: got {size} with method '{how.method}'")
+    shard_bytes = None if size is None else int(size)
+    return SignedFiles(how.hash_type, shard_bytes, _pieces(resources, how.hash_type, shard_bytes))
 
 
-def _pieces(resources: list[_Resource], how: _Serialization) -> dict[str, frozenset[tuple[str, str]]]:
+def _pieces(
+    resources: list[_Resource], hash_name: str, shard_bytes: int | None
+) -> dict[str, frozenset[tuple[str, str]]]:
     """See ``SignedFiles.pieces``.
 
     Raises:
         ValueError: a digest is of another kind, or a piece has no place or is there twice.
     """
+    names = [hash_name]
+    if shard_bytes is not None:
+        names.append(f"{hash_name}-sharded-{shard_bytes}")  # what the reference implementation calls it
     pieces: dict[str, dict[str, str]] = {}
     for resource in resources:
-        if resource.algorithm != how.hash_type:
-            raise ValueError(f"algorithm: got {resource.algorithm[:100]!a}, expected hash_type, {how.hash_type}")
+        if resource.algorithm not in names:
+            raise ValueError(f"algorithm: got {resource.algorithm[:100]!a}, expected {' or '.join(names)}")
         file, piece = resource.name, ""
-        if how.shard_size is not None:
+        if shard_bytes is not None:
             match = _SHARD.fullmatch(resource.name)
             if match is None:
                 raise ValueError(f"name: got {resource.name[:100]!a}, expected FILE:BEGIN:END")
