@@ -197,7 +197,7 @@ def test_a_certificate_of_another_authority_is_refused(tmp_path: Path, root: Cer
     for stranger in (same_name, certify("a stranger", authority=True)):
         line = refusal(tmp_path, content, stranger)
         assert "got a signature by certificate CN=maker" in line
-        assert f"whom certificate {stranger.certificate.subject.rfc4514_string()}" in line
+        assert f"a key that certificate {stranger.certificate.subject.rfc4514_string()}" in line
     with pytest.raises(ValueError, match=r"got a signature by certificate CN=maker .*, expected one by key"):
         Trust([new_key(tmp_path / "k.pem")[0]]).check(content)
     middle = certify("its deputy", root, authority=True)
@@ -206,7 +206,7 @@ def test_a_certificate_of_another_authority_is_refused(tmp_path: Path, root: Cer
 
 def test_an_authority_is_no_key_of_a_signature(tmp_path: Path, root: Certified) -> None:
     content = sign(Signer(write_private(tmp_path / "k.pem", ec.generate_private_key(ec.SECP256R1()))))
-    assert "whom certificate" in refusal(tmp_path, content, root)
+    assert "a key that certificate" in refusal(tmp_path, content, root)
 
 
 @pytest.mark.parametrize(("begin", "end"), [(-2 * DAY, -DAY), (DAY, 2 * DAY)], ids=["expired", "not yet valid"])

@@ -215,7 +215,7 @@ class Trust:
     @property
     def expected(self) -> str:
         """Whose signatures are taken, in words."""
-        authorities = [f"whom {_certificate_name(each)} vouches for" for each in self._authorities]
+        authorities = [f"a key that {_certificate_name(each)} vouches for" for each in self._authorities]
         return " or ".join([*(f"key {name}" for name in self._keys), *authorities])
 
     def check(self, content: bytes) -> Signed:
