@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
 from hmarl.runtime.errors import one_line
+from hmarl.runtime.plain_json import read_json
 
 M = TypeVar("M")
 
@@ -22,14 +22,7 @@ def read_strictly(content: bytes, model: type[M]) -> M:
     Raises:
         ValueError: it is no JSON in UTF-8, says a key twice, nests too deeply, or does not fit the model.
     """
-    try:
-        document = json.loads(content.decode(), object_pairs_hook=_once, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
-    except RecursionError as error:
-        raise ValueError("lists or objects lie too deep in each other") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {one_line(error)}") from error
+    document = read_json(content, _once, _refuse_constant)
     try:
         return msgspec.convert(document, model)
     except msgspec.ValidationError as error:

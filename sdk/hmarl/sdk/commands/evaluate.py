@@ -20,9 +20,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from rich.console import Console
 
-from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.bundle import EnvironmentModel, from_json, load_bundle
 from hmarl.runtime.choices import CHOICES, InstructionChoice
 from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option, trust_option
+from hmarl.runtime.errors import one_line
 from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
@@ -32,7 +33,7 @@ from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
-from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
+from hmarl.sdk.errors import AgentError, EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import check_writable, write_text
@@ -126,7 +127,10 @@ def _fleet_source(options: Options, path: Path) -> Source:
         raise nothing_listens(absent, endpoints, start_advice(path))
     with AgentClient(next(address for name, address in endpoints.items() if name not in absent)) as client:
         name = f"{client.info.bundle_name} (gRPC)"
-        environment = json.loads(client.info.environment_json)
+        try:
+            environment = from_json(EnvironmentModel, client.info.environment_json)
+        except ValueError as error:
+            raise AgentError(f"endpoints {path}: an agent does not say its environment: {one_line(error)}") from error
 
     def make_team(spec: EnvironmentSpec) -> Team:
         return FleetTeam(
@@ -139,7 +143,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
             name=name,
         )
 
-    return Source(environment["name"], environment.get("arguments", {}), make_team)
+    return Source(environment.name, dict(environment.arguments), make_team)
 
 
 def _run_source(options: Options, path: Path) -> Source:
