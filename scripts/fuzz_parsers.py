@@ -228,7 +228,7 @@ def fuzz(python: Path, target: str, folder: Path, seconds: int) -> Outcome:
         [
             str(python), str(ROOT / "scripts" / "fuzz_targets.py"), target, str(folder),
             f"-max_total_time={seconds}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MIB}",
-            f"-max_len={LONGEST_BYTES}", f"-dict={folder}/words", "-print_final_stats=1",
+            f"-max_len={LONGEST_BYTES}", f"-dict={folder}/words", "-len_control=0", "-print_final_stats=1",
             f"-artifact_prefix={findings}/{target}-", str(corpus),
         ],
         env=surroundings(), capture_output=True, text=True, errors="replace", check=False,

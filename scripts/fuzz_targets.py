@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import random
 import sys
 import zipfile
 from collections.abc import Callable
@@ -199,6 +201,61 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 
 
+# Whose input is JSON: half of it is mutated as a tree, which bytes seldom survive.
+TREES = ("manifest", "endpoints", "signature", "statement")
+_ODD: tuple[Any, ...] = (
+    None, True, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, 1e308, -0.0, 0.5, float("inf"), float("nan"),
+    "", "a", "\0", "\ud800", "../x", "/x", "a/b", "\u202e", "x" * 5000, [], {}, [[]], {"": {}},
+)  # fmt: skip
+
+
+def mutated_tree(data: bytes, limit: int, seed: int) -> bytes:
+    """A document with one to four of its parts replaced, left out, doubled, moved or buried; bytes where it is none."""
+    draw = random.Random(seed)
+    if draw.random() < 0.5:
+        return bytes(atheris.Mutate(data, limit))
+    try:
+        root = [json.loads(data)]
+        for _ in range(draw.randint(1, 4)):
+            _mutate_once(root, draw)
+        return json.dumps(root[0]).encode()[:limit]
+    except ValueError:
+        return bytes(atheris.Mutate(data, limit))
+    except RecursionError:  # what was buried; readers get it as a text, which needs no depth
+        return (draw.choice([b"[", b'{"a":']) * 2000 + data)[:limit]
+
+
+def _mutate_once(root: list[Any], draw: random.Random) -> None:
+    places = _places(root)
+    holder, key = draw.choice(places)
+    match draw.randrange(6):
+        case 0:
+            holder[key] = draw.choice(_ODD)
+        case 1 if holder is not root:
+            del holder[key]
+        case 2 if isinstance(holder, list) and holder is not root:
+            holder.insert(key, holder[key])
+        case 3:
+            other, there = draw.choice(places)
+            holder[key] = json.loads(json.dumps(other[there]))
+        case 4:
+            for _ in range(draw.choice([1, 10, 2000])):
+                holder[key] = [holder[key]] if draw.random() < 0.5 else {"a": holder[key]}
+        case 5 if isinstance(holder, dict):
+            holder[draw.choice(["a", "", str(key) + "_", *map(str, holder)])] = holder[key]
+
+
+def _places(root: list[Any]) -> list[tuple[Any, Any]]:
+    """All (list or object, key) of a document."""
+    found, waiting = [], [root]
+    while waiting:
+        node: Any = waiting.pop()
+        for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+            found.append((node, key))
+            waiting.append(node[key])
+    return found
+
+
 def judged(target: Target) -> Target:
     """Takes what readers may raise; a message has to be one line that can be shown."""
 
@@ -223,7 +280,7 @@ def main(words: list[str]) -> None:
         for path in sorted(Path(more[1]).iterdir()):
             target(path.read_bytes())
         return
-    atheris.Setup([sys.argv[0], *more], target)
+    atheris.Setup([sys.argv[0], *more], target, custom_mutator=mutated_tree if name in TREES else None)
     atheris.Fuzz()
 
 
