@@ -123,7 +123,8 @@ def demo(options: Options, console: Console) -> int:
     if (run / "config.json").exists():
         shutil.rmtree(run)  # the run of an earlier demo
     checkpoint = _train(options, run, console)
-    _command(console, "hmarl-export", run, "--out", bundle_path, "--checkpoint", checkpoint)
+    # The fleet is compared with the run's own local conductors, action by action.
+    _command(console, "hmarl-export", run, "--out", bundle_path, "--checkpoint", checkpoint, "--no-redistil")
     _command(console, "hmarl-verify", bundle_path)
     bundle = load_bundle(bundle_path)
     arguments = {**bundle.manifest.environment.arguments, "render_mode": "rgb_array"}

@@ -170,7 +170,7 @@ def test_trains_resumes_exports_and_serves(
             _assert_export_refused(run, call, tmp_path / "bundle")
             record_property("result", f"{result} (central)")
         return
-    bundle = _export(run, tmp_path / "bundle", call)
+    bundle = _export(run, tmp_path / "bundle", call, "--no-redistil")  # it is compared with the run
     _assert_served_as_torch_acts(run, bundle, over_grpc=(algorithm, family) in DIAGONAL)
     record_property("result", result + (" (gRPC)" if (algorithm, family) in DIAGONAL else ""))
 

@@ -147,3 +147,39 @@ def test_an_evaluation_takes_signed_bundles_alone(team: Path) -> None:
     code, _, error = run_in_pipes("hmarl-eval", "--endpoints", team / "none", "--trust", team / "other.pub.pem")
     assert code == 2
     assert "--trust: got it with --endpoints, expected it with --bundle" in error
+
+
+def test_a_reload_takes_what_a_trusted_key_signed_alone(team: Path) -> None:
+    bundle, out = load_bundle(team / "bundle"), team / "endpoints.json"
+    retrained = write_toy_bundle(team / "retrained", sizes=(9,))
+    with fleet_process(bundle, out, "--trust", team / "team.pub.pem") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for signed, words in (
+            ([], "it is unsigned, there is no 'model.sig' in it"),
+            ([str(retrained.path), "--key", str(team / "other.pem")], "got a signature by key "),
+        ):
+            assert not signed or sign_module.main(signed) == 0
+            done = run_module("fleet", "reload", out, retrained.path)
+            assert done.code == 3
+            assert "nothing has changed: " in done.errors
+            assert words in done.errors
+            assert json.loads(out.read_text())["bundle_sha256"] == bundle.sha256
+        assert sign_module.main([str(retrained.path), "--key", str(team / "team.pem")]) == 0
+        done = run_module("fleet", "reload", out, retrained.path)
+        assert (done.code, done.errors) == (0, "")
+        assert json.loads(out.read_text())["bundle_sha256"] == retrained.sha256
+
+
+def test_an_agent_that_reloads_by_a_signal_checks_too(team: Path) -> None:
+    link, retrained = team / "link", write_toy_bundle(team / "retrained", sizes=(9,))
+    link.symlink_to(team / "bundle")
+    options = ["--trust", str(team / "team.pub.pem")]
+    with AgentProcess(link, "agent_0", options=options, log=team / "log") as served:
+        link.unlink()
+        link.symlink_to(retrained.path)
+        served.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "it is unsigned" in served.log, "the refusal")
+        assert sign_module.main([str(retrained.path), "--key", str(team / "team.pem")]) == 0
+        served.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: f"({retrained.sha256}) is served to new episodes" in served.log, "the reload")

@@ -35,7 +35,7 @@ TOY = "toy_environments:masked_discrete"
 def trained(folder: Path, algorithm: str, environment: str, arguments: dict[str, Any], **settings: Any) -> Bundle:
     """A short run's bundle, beside the run."""
     train(tiny_config(algorithm, environment, {**INTERCHANGEABLE, **settings}, None, arguments), folder / "run")
-    return export_run(folder / "run", folder / "bundle")
+    return export_run(folder / "run", folder / "bundle", redistilling=False)
 
 
 def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 COMMANDS = {
     "hmarl-agent": "hmarl.runtime.commands.agent",
     "hmarl-fleet": "hmarl.runtime.commands.fleet",
+    "hmarl-fleet reload": "hmarl.runtime.commands.fleet",
     "hmarl-verify": "hmarl.runtime.commands.verify",
     "hmarl-sign": "hmarl.runtime.commands.sign",
     "hmarl-eval": "hmarl.sdk.commands.evaluate",
@@ -31,7 +32,7 @@ def rows(command: str) -> list[tuple[str, str]]:
 
 def said(command: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HMARL_")}
-    words = [sys.executable, "-m", COMMANDS[command], "--help"]
+    words = [sys.executable, "-m", COMMANDS[command], *command.split()[1:], "--help"]
     return subprocess.run(
         words, capture_output=True, text=True, check=True, timeout=120, env={**environment, "COLUMNS": "1000"}
     ).stdout

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.endpoints import load_endpoints
     from hmarl.sdk.clients.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.clients.local_agent import LocalAgent
+    from hmarl.sdk.clients.together import reset_together
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         MisuseError,
         ObservationError,
+        OtherBundleError,
         SignatureError,
         StaleActionError,
         UsageError,
@@ -71,6 +73,7 @@ __all__ = [
     "NoOp",
     "Observation",
     "ObservationError",
+    "OtherBundleError",
     "RandomTeam",
     "SignatureError",
     "Situation",
@@ -85,6 +88,7 @@ __all__ = [
     "load_bundle",
     "load_endpoints",
     "make_environment",
+    "reset_together",
 ]
 
 # The same imports once more, for when a name is asked for.
@@ -97,6 +101,7 @@ _HOMES = {
     "hmarl.sdk.clients.endpoints": ("load_endpoints",),
     "hmarl.sdk.clients.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
+    "hmarl.sdk.clients.together": ("reset_together",),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
@@ -108,6 +113,7 @@ _HOMES = {
         "MissingExtraError",
         "MisuseError",
         "ObservationError",
+        "OtherBundleError",
         "SignatureError",
         "StaleActionError",
         "UsageError",

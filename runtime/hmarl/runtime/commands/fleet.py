@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,11 +15,12 @@ from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag
 from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands.reload import reload
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
-    from hmarl.runtime.fleet import Fleet
+    from hmarl.runtime.commands._fleet_reloading import FleetReloads
 
 LOGGER = logging.getLogger("hmarl.fleet")
 
@@ -45,7 +47,9 @@ LOGGER = logging.getLogger("hmarl.fleet")
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
         "hmarl-fleet bundle --count 5 --socket-dir /run/team",
+        "hmarl-fleet reload endpoints.json models/new-bundle",
     ),
+    words={"reload": reload},
 )
 def supervise(
     bundle: Path,
@@ -66,9 +70,12 @@ def supervise(
     at_most_one(tcp=tcp, socket_dir=socket_dir)
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet")
-    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
+    # Only now: gRPC asks at once what it may log.
+    from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
+    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
 
-    loaded = load_bundle(bundle, trust or None)
+    load = partial(load_bundle, trust=trust or None)  # also at each reload
+    loaded = load(resolved(bundle))
     roster = None
     if agents is not None:
         roster = named_roster(loaded, split_names(agents))
@@ -83,15 +90,24 @@ def supervise(
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
     fleet = Fleet(
-        loaded, roster=roster, socket_dir=socket_dir, pin=pin, options=more, grace_s=grace_s + MORE_THAN_GRACE_S
+        loaded,
+        path=bundle,
+        roster=roster,
+        socket_dir=socket_dir,
+        pin=pin,
+        options=more,
+        grace_s=grace_s + MORE_THAN_GRACE_S,
     )
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
+    reloads = FleetReloads(fleet, file, load, say)
+    at_end(reloads.close)
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
-            _announce(fleet, file, as_json)
+            reloads.open(signals.reload)
+            _announce(reloads, file, as_json)
         while not signals.stop.wait(0.1):
             fleet.check()
             if fleet.attentive:
@@ -99,6 +115,7 @@ def supervise(
         say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
+        reloads.close()
         if file is not None:
             file.remove()  # first: no one shall be sent to agents that are stopping
         fleet.stop()
@@ -106,14 +123,15 @@ def supervise(
     return 0
 
 
-def _announce(fleet: Fleet, out: EndpointsFile | None, as_json: bool) -> None:
+def _announce(reloads: FleetReloads, out: EndpointsFile | None, as_json: bool) -> None:
     """Tell people, programs and the service manager that all agents are serving."""
+    description = reloads.description()
     if out is not None:
-        out.write(fleet.description())
+        out.write(description)
     if as_json:
-        OUTPUT.put(json.dumps(marked(fleet.description())))
+        OUTPUT.put(json.dumps(marked(description)))
     else:
-        for agent_id, address in fleet.endpoints.items():
+        for agent_id, address in description["agents"].items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
         if out is not None:
             OUTPUT.put(f"wrote the endpoints to {out.path}")

@@ -377,6 +377,10 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         )
         evaluation = _measure(options, environment, team, progress)
         _print_table(evaluation, console)
+        bundles = dict(team.bundles) if isinstance(team, FleetTeam) else {}
+        if len(bundles) > 1:
+            parts = ", ".join(f"{episodes} episodes on {sha256}" for sha256, episodes in bundles.items())
+            console.print(f"the fleet was given another bundle meanwhile, and the figures are of all: {parts}")
         written: list[Path] = []
         if options.out is not None:
             written = _write_results(options.out, evaluation, environment.spec)
@@ -393,6 +397,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         "seed": evaluation.seed,
         **evaluation.summary(),
         "latency_of": evaluation.latency_of,
+        **({"bundles": bundles} if bundles else {}),
         "written": [str(path) for path in written],
     }
 

@@ -101,6 +101,18 @@ class LocalTeam:
         self._step += 1
         return tuple(groups)
 
+    def carried(self, name: str) -> list[Tensor]:
+        """Per group [B, N_group, ...] what its agents carry into the next step in the state of this name.
+
+        Raises:
+            KeyError: an agent has no such state.
+        """
+        held = [
+            {state.input: value for state, value in zip(module.states, states, strict=True)}[name]
+            for module, states in zip(self.modules, self._states, strict=True)
+        ]
+        return [torch.stack([held[agent] for agent in group.agents], dim=1) for group in self.spec.groups]
+
     @torch.no_grad()
     def _act(self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         module = self.modules[agent]
