@@ -13,14 +13,16 @@ PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 # What concerns the runtime; the others train, or simulate
 RUNTIME_TESTS ?= $(shell grep -lE 'hmarl\.(runtime|agent)|agent_process|fleet_process' tests/unit/*.py tests/integration/*.py tests/e2e/*.py | xargs grep -LE 'hmarl\.trainer|import torch')
+# How the parsers are fuzzed, e.g. make fuzz-parsers FUZZ_ARGS='--only manifest --seconds 600'
+FUZZ_ARGS ?=
 # Processes that share the quick tests out
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz soak chaos reloads peers mutation coverage lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos reloads peers mutation coverage lint format proto clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## Make the virtual environment and install hmarl into it, editable, with all extras
 
@@ -47,6 +49,9 @@ benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the sa
 
 fuzz: $(INSTALLED)  ## 110,000 mutated messages on every method of a served agent
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
+	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)
 
 soak: $(INSTALLED)  ## Half a million acts, each compared with the policy in process
 	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)

@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from agent_process import AgentProcess
+from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.runtime.command_line import run as run_program
+from hmarl.sdk.commands.evaluate import evaluate_command
 from raw_bundle import GRAPH, manifest_bytes, plain_agent, plain_graph, write_raw
 from toy_bundle import write_toy_bundle
 
@@ -60,6 +65,40 @@ def test_a_served_agent_does_not_choose_what_is_imported(tmp_path: Path, kind: s
         done = hmarl_eval("--endpoints", endpoints)
     assert done.returncode == 2, done.stderr
     assert not victim.exists()
+
+
+class Imposter(agent_pb2_grpc.AgentServiceServicer):
+    """Answers as a real agent would, but for the environment."""
+
+    def __init__(self, info: agent_pb2.GetAgentInfoResponse) -> None:
+        self._info = info
+
+    def GetAgentInfo(
+        self, request: agent_pb2.GetAgentInfoRequest, context: grpc.ServicerContext
+    ) -> agent_pb2.GetAgentInfoResponse:
+        return self._info
+
+
+@pytest.mark.parametrize("told", ["[" * 100_000, "{}", "[]", "", '{"name": 1}'])
+def test_a_served_agent_whose_environment_is_none_is_told_in_one_line(tmp_path: Path, told: str) -> None:
+    bundle = write_toy_bundle(tmp_path / "b", agents=("a",), plain=True)
+    with AgentProcess(bundle.path, "a") as process, grpc.insecure_channel(process.address) as channel:
+        info = agent_pb2_grpc.AgentServiceStub(channel).GetAgentInfo(agent_pb2.GetAgentInfoRequest())
+    info.environment_json = told
+    server = grpc.server(ThreadPoolExecutor(2))
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(Imposter(info), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    endpoints = tmp_path / "endpoints.json"
+    endpoints.write_text(json.dumps({"agents": {"a": f"127.0.0.1:{port}"}}))
+    said: list[str] = []
+    try:
+        code = run_program(evaluate_command, ["--endpoints", str(endpoints)], said.append)
+    finally:
+        server.stop(None)
+    assert code == 4
+    (line,) = said
+    assert "an agent does not say its environment: " in line
 
 
 def test_whoever_names_the_environment_gets_it(tmp_path: Path) -> None:

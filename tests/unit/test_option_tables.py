@@ -1,4 +1,4 @@
-"""docs/runtime.md lists the options that the commands have, all of them and no others, with their defaults."""
+"""The pages list the options that the commands have, all of them and no others, with their defaults."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "runtime.md"
+DOCS = Path(__file__).parents[2] / "docs"
 COMMANDS = {
     "hmarl-agent": "hmarl.runtime.commands.agent",
     "hmarl-fleet": "hmarl.runtime.commands.fleet",
     "hmarl-fleet reload": "hmarl.runtime.commands.fleet",
     "hmarl-verify": "hmarl.runtime.commands.verify",
+    "hmarl-sign": "hmarl.runtime.commands.sign",
     "hmarl-eval": "hmarl.sdk.commands.evaluate",
     "hmarl-faults": "hmarl.sdk.commands.faults",
     "hmarl-keys": "hmarl.runtime.commands.keys",
@@ -25,7 +26,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 def rows(command: str) -> list[tuple[str, str]]:
     """The first two cells of the rows of a command's table."""
-    table = re.search(rf"^\| `{command}` \| default \|.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE.read_text(), re.MULTILINE)
+    pages = "\n".join((DOCS / name).read_text() for name in ("runtime.md", "bundle.md"))
+    table = re.search(rf"^\| `{command}` \| default \|.*\n\|[-|]+\n((?:\|.*\n)+)", pages, re.MULTILINE)
     assert table is not None, f"no table of {command}"
     return [tuple(map(str.strip, line.split("|")[1:3])) for line in table[1].splitlines()]  # type: ignore[misc]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime._files import remove_temporaries, replace_directory, replace_file, replacing, zip_bytes
 from hmarl.runtime._manifest_checks import check_printable
@@ -24,6 +24,7 @@ from hmarl.runtime.errors import (
     ObservationError,
     SessionError,
     SessionLimitError,
+    SignatureError,
     StepOrderError,
     UnknownSessionError,
     UsageError,
@@ -52,10 +53,16 @@ from hmarl.runtime.manifest import (
     to_plain,
 )
 
+if TYPE_CHECKING:
+    from hmarl.runtime.signing.keys import Signer, Trust
+
+    TrustFiles = str | Path | Sequence[str | Path]
+
 __all__ = [
     "MANIFEST",
     "MANIFEST_HASH",
     "SCHEMA_VERSION",
+    "SIGNATURE",
     "ActionSpaceModel",
     "AgentModel",
     "BoxSpace",
@@ -72,6 +79,7 @@ __all__ = [
     "ParityModel",
     "SessionError",
     "SessionLimitError",
+    "SignatureError",
     "StateModel",
     "StepOrderError",
     "StudentsModel",
@@ -93,6 +101,10 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
+SIGNATURE = "model.sig"  # see ``hmarl.runtime.signing``; what no manifest lists
+# Of ten thousand files; a signature is read whole and parsed, which takes many times as much memory.
+SIGNATURE_LIMIT_BYTES = 2**22
+_OWN = (MANIFEST, MANIFEST_HASH, SIGNATURE)
 _HASH_LIMIT_BYTES = 1000
 
 
@@ -103,17 +115,25 @@ class Bundle:
         path: the directory or zip.
         manifest: the parsed manifest.json.
         sha256: hex SHA-256 of manifest.json, which lists the hash of every other file: it names the whole content.
+        signed_by: whose signature was checked, e.g. ``key FINGERPRINT``; None where none was asked for.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, sha256: str) -> None:
+    def __init__(self, path: Path, manifest: Manifest, sha256: str, signed_by: str | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self.sha256 = sha256
+        self.signed_by = signed_by
 
     @property
     def agent_ids(self) -> tuple[str, ...]:
         """Ids of the agents, in the manifest's order."""
         return tuple(agent.id for agent in self.manifest.agents)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Hex SHA-256 of all files, but for a signature."""
+        own = {MANIFEST: self.sha256, MANIFEST_HASH: hashlib.sha256(_hash_line(self.sha256)).hexdigest()}
+        return {**self.manifest.files, **own}
 
     def agent(self, agent_id: str, like: str | None = None) -> AgentModel:
         """The manifest's entry of one agent.
@@ -164,10 +184,15 @@ class Bundle:
         if file not in self.manifest.files:
             raise BundleError(f"bundle {self.path}: file '{file}' is not listed in {MANIFEST}")
         with open_source(self.path) as source:
-            return _read_checked(source, self.path, file, self.manifest.files[file])
+            return read_checked(source, self.path, file, self.manifest.files[file])
 
 
-def _read_checked(source: Source, path: Path, name: str, expected: str) -> bytes:
+def read_checked(source: Source, path: Path, name: str, expected: str) -> bytes:
+    """The content of a file of a bundle, whose hash is as expected.
+
+    Raises:
+        BundleError: it is not, or the file is not there.
+    """
     try:
         content = source.read(name)
     except KeyError:
@@ -218,34 +243,73 @@ def _parse_manifest(path: Path, content: bytes | Mapping[str, Any]) -> Manifest:
         ) from error
     for name in manifest.files:
         check_name(path, name)
-        if name in (MANIFEST, MANIFEST_HASH):
-            raise BundleError(f"bundle {path}: files: '{name}' must not list itself")
+        if name in _OWN:
+            raise BundleError(f"bundle {path}: files: '{name}' must not be listed")
     return manifest
 
 
-def load_bundle(path: Path | str) -> Bundle:
+def load_bundle(path: Path | str, trust: TrustFiles | Trust | None = None) -> Bundle:
     """Open a bundle and verify all of it: the manifest's hash and schema, every file's hash, nothing missing or added.
 
-    Names, kinds and sizes are checked before anything is read; see ``hmarl.runtime._source``.
+    Names, kinds and sizes are checked before anything is read; see ``hmarl.runtime._source``. With ``trust`` the
+    bundle's signature is checked first, and nothing is parsed that was not signed; see ``hmarl.runtime.signing``.
 
     Args:
         path: a bundle directory or zip.
+        trust: PEM files of the public keys or certificate authorities of which one must have signed the bundle; None
+            takes unsigned bundles as well.
 
     Raises:
         BundleError: anything is wrong; the message names the file, what was got and what was expected.
+        SignatureError: the bundle is unsigned, is not what was signed, or was signed by another key.
+        UsageError: ``trust`` names a file that is missing or holds no key.
     """
     path = Path(path)
-    with open_source(path) as source:
+    signed_by = None
+    trusted = None if trust is None else read_trust(trust)
+    with open_source(path) as opened:
+        source = opened
+        if trusted is not None:
+            from hmarl.runtime.signing.checked import CheckedSource  # noqa: PLC0415 - only where it is asked for
+
+            source = checked = CheckedSource(opened, path, trusted)
+            signed_by = checked.signed_by
         manifest, sha256 = _read_manifest(source, path)
         for name in source.names():
-            if name not in manifest.files and name not in (MANIFEST, MANIFEST_HASH):
+            if name not in manifest.files and name not in _OWN:
                 raise BundleError(
                     f"bundle {path}: file '{name}' is not listed in {MANIFEST}; remove it if it is not needed, "
                     f"otherwise {REPAIR}"
                 )
         for name, expected in manifest.files.items():
-            _read_checked(source, path, name, expected)
-    return Bundle(path, manifest, sha256)
+            read_checked(source, path, name, expected)
+    return Bundle(path, manifest, sha256, signed_by)
+
+
+def verify_signature(bundle: Bundle, trust: TrustFiles | Trust) -> Bundle:
+    """A bundle that was loaded, once it has been read again and its signature checked; see ``load_bundle``.
+
+    Raises:
+        SignatureError: the bundle is unsigned, is not what was signed, or was signed by another key, or it was replaced
+            since it was loaded.
+    """
+    found = load_bundle(bundle.path, trust)
+    if found.sha256 != bundle.sha256:
+        raise SignatureError(f"bundle {bundle.path}: it was replaced since it was loaded; load it again")
+    return found
+
+
+def read_trust(trust: TrustFiles | Trust) -> Trust:
+    """Whose signatures are taken, see ``load_bundle``.
+
+    Raises:
+        UsageError: a file is missing or holds no key.
+    """
+    from hmarl.runtime.signing.keys import Trust  # noqa: PLC0415 - only where it is asked for
+
+    if isinstance(trust, Trust):
+        return trust
+    return Trust([trust] if isinstance(trust, str | Path) else trust)
 
 
 def open_bundle(path: Path, sha256: str) -> Bundle:
@@ -261,7 +325,12 @@ def open_bundle(path: Path, sha256: str) -> Bundle:
     return Bundle(path, manifest, sha256)
 
 
-def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files: Mapping[str, bytes]) -> Bundle:
+def write_bundle(
+    path: Path | str,
+    manifest: Manifest | Mapping[str, Any],
+    files: Mapping[str, bytes],
+    signer: Signer | None = None,
+) -> Bundle:
     """Write a bundle whole or not at all; an old bundle at ``path`` is replaced only once the new one is on the disk.
 
     Args:
@@ -269,6 +338,7 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
             A symbolic link stays; what it points to is replaced.
         manifest: the manifest's fields; ``files`` is filled in here.
         files: content of every file, by its relative POSIX name.
+        signer: signs it; None leaves it unsigned.
 
     Returns:
         The written bundle, loaded and verified again.
@@ -285,7 +355,11 @@ def write_bundle(path: Path | str, manifest: Manifest | Mapping[str, Any], files
     content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
     _parse_manifest(path, content)  # a number that must not be null is found here, before anything is replaced
     everything = {**files, MANIFEST: content, MANIFEST_HASH: _hash_line(hashlib.sha256(content).hexdigest())}
-    check_sizes(path, {name: len(content) for name, content in everything.items()}, {MANIFEST: MANIFEST_LIMIT_BYTES})
+    if signer is not None:
+        digests = {name: hashlib.sha256(each).hexdigest() for name, each in everything.items()}
+        everything[SIGNATURE] = signer.sign(path.resolve().name, digests, SIGNATURE)
+    sizes = {name: len(content) for name, content in everything.items()}
+    check_sizes(path, sizes, {MANIFEST: MANIFEST_LIMIT_BYTES, SIGNATURE: SIGNATURE_LIMIT_BYTES})
     check_target(path)
     try:
         if path.suffix == ".zip":
@@ -314,7 +388,7 @@ def check_target(path: Path) -> None:
             listed = listed_files(source.read(MANIFEST, MANIFEST_LIMIT_BYTES)) if names else set()
     except (BundleError, KeyError, ValueError) as error:
         raise UsageError(f"{path} exists and is not a bundle; {advice}") from error
-    strangers = [name for name in names if name not in listed and name not in (MANIFEST, MANIFEST_HASH)]
+    strangers = [name for name in names if name not in listed and name not in _OWN]
     if strangers:
         raise UsageError(
             f"{path} exists and is not a bundle alone: '{strangers[0]}' is no part of it and would be deleted; "

@@ -120,8 +120,15 @@ def _positive(text: str) -> float:
     return value
 
 
+class _Paths(Kind):
+    """A path; of a repeatable option's variable, paths that are divided as in PATH."""
+
+    envvar_list_splitter = os.pathsep
+
+
 TEXT = Kind("TEXT", "a text", str)
 PATH = Kind("PATH", "a path", Path)
+PATHS = _Paths("PATH", "a path", Path)
 POSITIVE = Kind("NUMBER", "a number above 0", _positive)
 
 
@@ -203,6 +210,18 @@ def option(
         metavar=shown or kind.name,
         envvar=f"HMARL_{name.lstrip('-').upper().replace('-', '_')}" if variable else None,
         show_envvar=variable,
+    )
+
+
+def trust_option(*, variable: bool = False) -> click.Option:
+    """``--trust``, of all programs that take bundles: a tuple of paths, for ``load_bundle``."""
+    return option(
+        "--trust",
+        "take only a bundle signed by this public key, or with a certificate of this authority (PEM); repeatable",
+        PATHS,
+        many=True,
+        shown="FILE",
+        variable=variable,
     )
 
 

@@ -7,6 +7,8 @@ import json
 import socket
 from typing import Any
 
+from hmarl.runtime.plain_json import read_json
+
 CONTROL_VARIABLE = "HMARL_CONTROL_FD"  # set by hmarl-fleet: the descriptor over which it speaks to a member
 _LARGEST_BYTES = 2**20
 _PART_BYTES = 2**16
@@ -47,8 +49,8 @@ class Channel:
                 return None
             self._rest += part
         line, _, self._rest = self._rest.partition(b"\n")
-        with contextlib.suppress(ValueError, RecursionError):
-            message = json.loads(line)
+        with contextlib.suppress(ValueError):
+            message = read_json(line)
             if isinstance(message, dict):
                 return message
         return None

@@ -16,6 +16,7 @@ from typing import Any
 
 from hmarl.runtime._files import sync_directory
 from hmarl.runtime.errors import UsageError
+from hmarl.runtime.plain_json import read_json
 
 FORMAT = "hmarl-fleet endpoints"  # how a file of ours is known
 _LARGEST_BYTES = 2**24
@@ -166,8 +167,8 @@ def marked(description: Mapping[str, Any]) -> dict[str, Any]:
 def _owner(content: bytes) -> int | None:
     """The process that wrote an endpoints file; None for the content of any other file."""
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
+        document = read_json(content)
+    except ValueError:
         return None
     if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("pid"), int):
         return None

@@ -47,6 +47,10 @@ class BundleError(HmarlError):
     exit_code: int = 3
 
 
+class SignatureError(BundleError):
+    """A bundle that is not what a trusted signer signed: unsigned, changed, or signed by another key."""
+
+
 class ObservationError(HmarlError):
     """An observation or action mask of wrong shape, dtype or content; the session's state has not changed."""
 

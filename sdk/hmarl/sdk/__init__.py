@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         MisuseError,
         ObservationError,
         OtherBundleError,
+        SignatureError,
         StaleActionError,
         UsageError,
     )
@@ -80,6 +81,7 @@ __all__ = [
     "OtherBundleError",
     "RandomTeam",
     "Security",
+    "SignatureError",
     "Situation",
     "StaleActionError",
     "StepResult",
@@ -125,6 +127,7 @@ _HOMES = {
         "MisuseError",
         "ObservationError",
         "OtherBundleError",
+        "SignatureError",
         "StaleActionError",
         "UsageError",
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
-from hmarl.runtime.command_line import AS_JSON, POSITIVE, at_most_one, command, flag, integer, option
+from hmarl.runtime.command_line import AS_JSON, POSITIVE, at_most_one, command, flag, integer, option, trust_option
 from hmarl.runtime.commands._common import (
     bundle_argument,
     grace_option,
@@ -54,6 +54,7 @@ class Options:
     agent: str
     like: str | None
     listen: str
+    trust: tuple[Path, ...]
     provider: str
     max_sessions: int
     max_streams: int
@@ -84,10 +85,10 @@ def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
 
 
 def _open(options: Options, path: Path) -> Bundle:
-    """A bundle, verified: the one way in, at the start and at each reload."""
+    """A bundle, verified, its signature too where one is asked for: the one way in, at the start and at each reload."""
     from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415 - after the trial's process was started
 
-    return load_bundle(path)
+    return load_bundle(path, options.trust or None)
 
 
 def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
@@ -161,6 +162,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
         shown="ADDRESS",
         variable=True,
     ),
+    trust_option(variable=True),
     provider_option(),
     option(
         "--max-sessions", "episodes that may be open", integer(1), default=ServerSettings.max_sessions, variable=True
@@ -210,6 +212,8 @@ def serve(**given: Any) -> int:
         ready["probe"] = server.probe_address  # for a supervisor, which knows the secret
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
     OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.address}")
+    if policy.bundle.signed_by is not None:
+        LOGGER.info("%s is signed by %s", policy.bundle.path, policy.bundle.signed_by)
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
     if watch.address is not None:
         LOGGER.info("metrics on http://%s/metrics", watch.address)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
-from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
+from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option, trust_option
 from hmarl.runtime.commands import reload
 from hmarl.runtime.commands._common import (
     bundle_argument,
@@ -60,6 +60,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
         variable=True,
     ),
     *security_options(),
+    trust_option(variable=True),
     provider_option(),
     grace_option(),
     flag("--pin", "keep each agent on one processor core, in turn"),
@@ -88,6 +89,7 @@ def supervise(
     socket_dir: Path | None,
     host: str | None,
     tls: Path | None,
+    trust: tuple[Path, ...],
     provider: str,
     grace_s: float,
     pin: bool,
@@ -111,12 +113,9 @@ def supervise(
     from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
     from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
 
-    loaded = load_bundle(resolved(bundle))
-    roster = None
-    if agents is not None:
-        roster = named_roster(loaded, split_names(agents))
-    elif count is not None:
-        roster = counted_roster(loaded, count)
+    load = partial(load_bundle, trust=trust or None)  # also at each reload
+    loaded = load(resolved(bundle))
+    members = _roster(loaded, agents, count)
     if socket_dir is not None:
         _make_folder(socket_dir)
     file = None
@@ -124,14 +123,15 @@ def supervise(
         file = EndpointsFile(out)
         at_end(file.remove)
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
-    members = roster or dict.fromkeys(loaded.agent_ids)
+    more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
+    more += ["--traces"] if traces else []
     fleet = Fleet(
         loaded,
         path=bundle,
         roster=members,
         socket_dir=socket_dir,
         pin=pin,
-        options=[*more, *(["--traces"] if traces else [])],
+        options=more,
         security=take_security(given),
         keys=None if tls is None else TeamKeys(tls, members, [] if host is None else [host]),
         host=LOOPBACK if host is None else host,
@@ -142,7 +142,7 @@ def supervise(
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
-    reloads = FleetReloads(fleet, file, load_bundle, say, partial(watch.description, fleet))
+    reloads = FleetReloads(fleet, file, load, say, partial(watch.description, fleet))
     at_end(reloads.close)
     try:
         fleet.start(signals.stop)
@@ -162,6 +162,13 @@ def supervise(
         fleet.stop()
     say("stopped")
     return 0
+
+
+def _roster(bundle: Bundle, agents: str | None, count: int | None) -> dict[str, str | None]:
+    """Who is served: those that are named, so many, or all that were trained."""
+    if agents is not None:
+        return dict(named_roster(bundle, split_names(agents)))
+    return dict.fromkeys(bundle.agent_ids) if count is None else dict(counted_roster(bundle, count))
 
 
 def _make_folder(path: Path) -> None:

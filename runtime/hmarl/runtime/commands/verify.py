@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.command_line import AS_JSON, command
+from hmarl.runtime.command_line import AS_JSON, command, trust_option
 from hmarl.runtime.commands._common import bundle_argument, provider_option, run
 from hmarl.runtime.errors import BundleError
 
@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 @command(
     "hmarl-verify",
     bundle_argument(),
+    trust_option(variable=True),
     provider_option(),
     AS_JSON,
-    examples=("hmarl-verify models/simple-spread-hcpo",),
+    examples=("hmarl-verify models/simple-spread-hcpo", "hmarl-verify bundle.zip --trust team.pub.pem"),
 )
-def verify(bundle: Path, provider: str, as_json: bool) -> None:
-    """Check a bundle: hashes, schema, graphs, batching, parity with the trainer's recorded outputs."""
-    loaded = load_bundle(bundle)
+def verify(bundle: Path, provider: str, as_json: bool, trust: tuple[Path, ...] = ()) -> None:
+    """Check a bundle: hashes, schema, graphs, batching, parity with the trainer's recorded outputs; with --trust its
+    signature first.
+    """
+    loaded = load_bundle(bundle, trust or None)
     from hmarl.runtime.verify import verify_bundle  # noqa: PLC0415 - a damaged bundle is reported without ONNX Runtime
 
     reports = verify_bundle(loaded, provider)
@@ -35,6 +38,7 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
         document = {
             "bundle": str(loaded.path),
             "bundle_sha256": loaded.sha256,
+            "signed_by": loaded.signed_by,
             "files": len(loaded.manifest.files),
             "ok": not any(report.problems for report in reports),
             "agents": [asdict(report) for report in reports],
@@ -42,6 +46,8 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
         print(json.dumps(document))
     else:
         print(f"{loaded.path}: {len(loaded.manifest.files)} files, all hashes right")
+        if loaded.signed_by is not None:
+            print(f"signed by {loaded.signed_by}")
         for report in reports:
             print(f"{report.agent}: {'wrong' if report.problems else 'ok'}; {_found(report)}")
     problems = [f"agent '{report.agent}': {problem}" for report in reports for problem in report.problems]

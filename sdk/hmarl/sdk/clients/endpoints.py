@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -13,12 +12,16 @@ from typing import Any, TypeVar
 
 import grpc
 
+from hmarl.runtime.errors import one_line
+from hmarl.runtime.plain_json import read_json
 from hmarl.sdk.clients.link import channel_options
 from hmarl.sdk.clients.security import Keys, Security, open_channel
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import AgentError, UsageError
 
 Result = TypeVar("Result")
+_LARGEST_BYTES = 2**24
+_SHOWN = 100  # characters of what a file says
 REFUSED_AFTER_S = 1.0  # an agent that is started again needs a moment
 _READY, _FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
@@ -36,8 +39,9 @@ def load_endpoints(path: Path | str) -> dict[str, str]:
     for name, entry in agents.items():
         address = entry.get("address") if isinstance(entry, dict) else entry
         if not isinstance(address, str):
-            raise UsageError(f"endpoints file {path}: agents.{name}: got {address!r}, expected an address")
-        addresses[str(name)] = address
+            shown, got = one_line(name, _SHOWN), one_line(repr(address), _SHOWN)
+            raise UsageError(f"endpoints file {path}: agents.{shown}: got {got}, expected an address")
+        addresses[name] = address
     return addresses
 
 
@@ -76,11 +80,15 @@ def endpoints_document(path: Path | str) -> dict[str, Any]:
         UsageError: the file is missing or is not JSON.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as stream:
+            content = stream.read(_LARGEST_BYTES + 1)
+        if len(content) > _LARGEST_BYTES:
+            raise ValueError(f"got more than {_LARGEST_BYTES:,} bytes, expected a list of addresses")
+        document = read_json(content)
     except OSError as error:
         raise UsageError(f"endpoints file {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"endpoints file {path}: not JSON: {error}") from error
+        raise UsageError(f"endpoints file {path}: {one_line(error)}") from error
     return document if isinstance(document, dict) else {}
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import NoReturn, Self, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.bundle import Bundle, verify_signature
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER
 from hmarl.sdk.clients.agent import Action, AgentStatistics, agent_spec, refuse_copy
 from hmarl.sdk.errors import MisuseError
+
+if TYPE_CHECKING:
+    from hmarl.runtime.bundle import TrustFiles
 
 
 class LocalAgent:
@@ -25,13 +28,26 @@ class LocalAgent:
         agent_id: which agent of it.
         like: for an agent that was not trained, the interchangeable one by whose graph it acts.
         provider: ``cpu``, ``cuda`` or ``tensorrt``, the latter two optionally with ``:device``.
+        trust: PEM files of the public keys or certificate authorities of which one must have signed the bundle, see
+            ``load_bundle``; None asks for no signature.
 
     Raises:
         UsageError: unknown agent or provider, or ``like`` is not interchangeable.
         BundleError: the agent's graph is not what the manifest says.
+        SignatureError: the bundle is unsigned, is not what was signed, or was signed by another key.
     """
 
-    def __init__(self, bundle: Bundle, agent_id: str, *, like: str | None = None, provider: str = PROVIDER) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        agent_id: str,
+        *,
+        like: str | None = None,
+        provider: str = PROVIDER,
+        trust: TrustFiles | None = None,
+    ) -> None:
+        if trust is not None:
+            bundle = verify_signature(bundle, trust)
         policy = Policy(bundle, agent_id, provider, like)
         self.spec = agent_spec(policy.agent)
         self.statistics = AgentStatistics()

@@ -14,6 +14,7 @@ import numpy as np
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import Command, option
+from hmarl.runtime.plain_json import read_json
 from hmarl.sdk.errors import UsageError, did_you_mean
 
 
@@ -93,7 +94,7 @@ def _value(text: str) -> Any:
     except KeyError:
         pass
     try:
-        return json.loads(text)
+        return read_json(text)
     except ValueError:
         return text
 

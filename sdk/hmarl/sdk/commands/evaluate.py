@@ -20,9 +20,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from rich.console import Console
 
-from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.bundle import EnvironmentModel, from_json, load_bundle
 from hmarl.runtime.choices import CHOICES, InstructionChoice
-from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option
+from hmarl.runtime.command_line import AS_JSON, PATH, choice, command, flag, integer, option, trust_option
+from hmarl.runtime.errors import one_line
 from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
@@ -33,7 +34,7 @@ from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
 from hmarl.sdk.environments.faulty import is_faults
-from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
+from hmarl.sdk.errors import AgentError, EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import check_writable, write_text
@@ -56,6 +57,7 @@ class Options:
     bundle: Path | None
     endpoints: Path | None
     run: Path | None
+    trust: tuple[Path, ...]
     env: str | None
     episodes: int
     seed: int
@@ -83,6 +85,8 @@ class Options:
                 words += [f"--{name.replace('_', '-')}", str(value)]
         words += ["--checkpoint", self.checkpoint] if self.run else []
         words += ["--provider", self.provider] if self.bundle else []
+        for path in self.trust:
+            words += ["--trust", str(path)]
         words += ["--stream"] if self.stream else []
         words += ["--sample"] if self.sample else []
         words += ["--batch-size", str(batch_size)]
@@ -104,7 +108,7 @@ class Source:
 
 
 def _bundle_source(options: Options, path: Path) -> Source:
-    bundle = load_bundle(path)
+    bundle = load_bundle(path, options.trust or None)
     try_graphs(bundle, rows=(1, options.batch_size or min(options.episodes, _DEFAULT_BATCH)))
 
     def make_team(spec: EnvironmentSpec) -> Team:
@@ -129,7 +133,10 @@ def _fleet_source(options: Options, path: Path) -> Source:
     present = next(address for name, address in endpoints.items() if name not in absent)
     with AgentClient(present, security=security) as client:
         name = f"{client.info.bundle_name} (gRPC)"
-        environment = json.loads(client.info.environment_json)
+        try:
+            environment = from_json(EnvironmentModel, client.info.environment_json)
+        except ValueError as error:
+            raise AgentError(f"endpoints {path}: an agent does not say its environment: {one_line(error)}") from error
 
     def make_team(spec: EnvironmentSpec) -> Team:
         return FleetTeam(
@@ -142,7 +149,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
             name=name,
         )
 
-    return Source(environment["name"], environment.get("arguments", {}), make_team)
+    return Source(environment.name, dict(environment.arguments), make_team)
 
 
 def _run_source(options: Options, path: Path) -> Source:
@@ -169,6 +176,8 @@ def _source(options: Options) -> Source:
             f"team: got {' and '.join('--' + name for name in given) or 'none'}, "
             "expected exactly one of --bundle, --endpoints and --run"
         )
+    if options.trust and given[0] != "bundle":
+        raise UsageError(f"--trust: got it with --{given[0]}, expected it with --bundle: what is signed is a bundle")
     path = getattr(options, given[0])
     _check_kind(given[0], path)
     return makers[given[0]](options, path)
@@ -421,6 +430,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
     ),
     option("--variant", "with --run: local, guider, central ...", shown="NAME"),
     option("--checkpoint", "with --run: best, last or a number of steps", default="best", shown="WHICH"),
+    trust_option(),
     option("--provider", "with --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]", default=PROVIDER, shown="NAME"),
     flag("--stream", "with --endpoints: streams instead of unary calls"),
     option("--batch-size", f"environments side by side; by default as many as fit, up to {_DEFAULT_BATCH}", integer(1)),

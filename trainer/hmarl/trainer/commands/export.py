@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, option
+from hmarl.runtime.signing.keys import Signer, read_passphrase
 from hmarl.sdk.commands import _common
 from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     option("--out", "bundle to write: a directory, or a file ending in .zip; by default RUN/bundle", PATH),
     option("--checkpoint", "best, last or a number of steps", default="best", shown="WHICH"),
     option("--name", "the bundle's name; by default the run's"),
+    option("--sign", "sign the bundle with this private key, see hmarl-sign", PATH, shown="FILE"),
+    option("--certificate", "with --sign, as of hmarl-sign", PATH, shown="FILE"),
+    option("--passphrase-file", "with --sign, as of hmarl-sign", PATH, shown="FILE"),
     flag("--distil", "export local students of the team that knows more"),
     settings_option("distillation.KEY=VALUE", "with --distil, see hmarl-algorithms ALGORITHM"),
     flag("--restart-students", "discard the students in RUN/students, distil anew"),
@@ -44,6 +48,9 @@ def export(
     out: Path | None,
     checkpoint: str,
     name: str | None,
+    sign: Path | None,
+    certificate: Path | None,
+    passphrase_file: Path | None,
     distil: bool,
     settings: tuple[str, ...],
     restart_students: bool,
@@ -65,6 +72,7 @@ def export(
     """
     need_extra("hmarl-export")
     read_config(run)  # is there a run?
+    signer = _signer(sign, certificate, passphrase_file)  # a wrong key is reported before hours of distilling
     need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone
@@ -74,7 +82,7 @@ def export(
     console = make_console(stderr=True)
     distillation = _distillation(console, run, distil, settings, restart_students)
     if distillation is not None and distillation.told != "nothing":
-        for option, given in (("--out", out), ("--name", name)):
+        for option, given in (("--out", out), ("--name", name), ("--sign", sign)):
             if given is not None:
                 raise UsageError(
                     f"{option}: got {given}, expected nothing with distillation.told={distillation.told}: students who "
@@ -85,7 +93,7 @@ def export(
     target = out or run / "bundle"
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
     with _saying_what_is_kept(console, run, distillation, restart_students):
-        bundle = export_run(run, target, checkpoint, name, distillation, restart_students, redistil)
+        bundle = export_run(run, target, checkpoint, name, distillation, restart_students, redistil, signer)
     again = bundle.manifest.training.get("redistillation")
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
     if students is not None:
@@ -95,13 +103,22 @@ def export(
     console.print(
         f"wrote {target}: {len(bundle.manifest.agents)} agents, parity with torch on {parity.samples:,} inputs: "
         f"largest error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, "
-        f"{parity.near_ties} near ties\n"
+        f"{parity.near_ties} near ties{'' if signer is None else f'; signed by {signer.name}'}\n"
         f"next: hmarl-verify {target}\n      hmarl-fleet {target} --out endpoints.json",
     )
     if as_json:
         document = {"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)}
         document |= {} if students is None else {"students": to_plain(students)}
         print_json(document | ({} if again is None else {"redistillation": again}))
+
+
+def _signer(key: Path | None, certificate: Path | None, passphrase_file: Path | None) -> Signer | None:
+    if key is None:
+        for option, given in (("--certificate", certificate), ("--passphrase-file", passphrase_file)):
+            if given is not None:
+                raise UsageError(f"{option}: got {given} without --sign, expected both")
+        return None
+    return Signer(key, read_passphrase(passphrase_file), certificate)
 
 
 def _distillation(console: Console, run: Path, distil: bool, settings: tuple[str, ...], restart: bool) -> Any:

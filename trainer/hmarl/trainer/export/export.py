@@ -29,6 +29,7 @@ from hmarl.runtime.bundle import (
 )
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.session import Policy
+from hmarl.runtime.signing.keys import Signer
 from hmarl.sdk.files import check_writable
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms import find_algorithm
@@ -56,6 +57,7 @@ def export_run(
     distillation: DistillationSettings | None = None,
     restart_students: bool = False,
     redistilling: bool = True,
+    signer: Signer | None = None,
 ) -> Bundle:
     """Export a run's agents into a bundle.
 
@@ -69,6 +71,7 @@ def export_run(
         restart_students: discard students that were distilled before.
         redistilling: local conductors learn once more where the deployed team comes, see ``redistil``; students, and
             agents without local conductors, have no need of it.
+        signer: signs the bundle; None leaves it unsigned.
 
     Raises:
         UsageError: the run's algorithm acts for the whole team at once and is not to be distilled, or has no teacher to
@@ -126,7 +129,7 @@ def export_run(
     if distilled:
         manifest["students"] = to_plain(distilled.report)
         manifest["evaluation"] = {**manifest["evaluation"], "students": distilled.evaluation}
-    return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()})
+    return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()}, signer)
 
 
 def _bundle_name(run: Path, name: str | None) -> str:

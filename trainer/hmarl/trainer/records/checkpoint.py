@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hmarl.runtime.bundle import replace_file
+from hmarl.runtime.plain_json import read_json
 from hmarl.trainer.records.problems import CheckpointError
 
 FORMAT = 1
@@ -173,7 +174,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         CheckpointError: unreadable, cut off, or not what was written.
     """
     try:
-        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        description = read_json(path.with_suffix(".json").read_bytes())
         content = path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         if description.pop("sha256") != sha256:
@@ -201,7 +202,7 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: damaged, or not to be read.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
 
@@ -275,7 +276,7 @@ def _best_name(folder: Path) -> str:
         CheckpointError: none is marked, or the mark is damaged.
     """
     try:
-        return str(json.loads((folder / "best.json").read_text(encoding="utf-8"))["file"])
+        return str(read_json((folder / "best.json").read_bytes())["file"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"run directory {folder.parent}: no best checkpoint ({error}); use --checkpoint last"
