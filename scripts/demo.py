@@ -47,7 +47,7 @@ from hmarl.sdk import (
     load_bundle,
     make_environment,
 )
-from hmarl.sdk.evaluation.closed_loop import as_numpy
+from hmarl.sdk.environment import as_numpy
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import record_episode, write_video

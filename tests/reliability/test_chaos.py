@@ -24,7 +24,7 @@ from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.runtime.session import Policy, PolicySession
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 from processes import rss_mib
 from rude_peers import (
     REFLECTION,

@@ -18,6 +18,7 @@ COMMANDS = {
     "hmarl-verify": "hmarl.runtime.commands.verify",
     "hmarl-eval": "hmarl.sdk.commands.evaluate",
     "hmarl-keys": "hmarl.runtime.commands.keys",
+    "hmarl-faults": "hmarl.sdk.commands.faults",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 

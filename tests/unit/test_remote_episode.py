@@ -11,10 +11,10 @@ import pytest
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle, ObservationError
-from hmarl.sdk.clients.fallback import Hold
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import Abandon, Act, End, Pause, Reconnect, Start
 from hmarl.sdk.errors import AgentError, StaleActionError
+from hmarl.sdk.fallback import Hold
 from scripted_client import (
     MASK,
     OBSERVATION,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.async_client import AsyncAgentClient
     from hmarl.sdk.clients.client import AgentClient
     from hmarl.sdk.clients.endpoints import load_endpoints, load_security
-    from hmarl.sdk.clients.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.clients.local_agent import LocalAgent
     from hmarl.sdk.clients.security import Security
     from hmarl.sdk.clients.together import reset_together
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     )
     from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
     from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
+    from hmarl.sdk.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.spaces import AgentGroup, AgentSpec, EnvironmentSpec
     from hmarl.sdk.team import RandomTeam, Team
 
@@ -100,7 +100,7 @@ _HOMES = {
     "hmarl.sdk.clients.async_client": ("AsyncAgentClient",),
     "hmarl.sdk.clients.client": ("AgentClient",),
     "hmarl.sdk.clients.endpoints": ("load_endpoints", "load_security"),
-    "hmarl.sdk.clients.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
+    "hmarl.sdk.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
     "hmarl.sdk.clients.security": ("Security",),
     "hmarl.sdk.clients.together": ("reset_together",),

@@ -26,7 +26,6 @@ from hmarl.runtime.inputs import InputCheck, checked_integer
 from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.message_limits import reply_limit_bytes
 from hmarl.sdk.clients.agent import Action, AgentStatistics, agent_spec, mismatch
-from hmarl.sdk.clients.fallback import Fallback, Situation
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.clients.operations import (
     Abandon,
@@ -43,6 +42,7 @@ from hmarl.sdk.clients.operations import (
 )
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import AgentError, OtherBundleError, UsageError
+from hmarl.sdk.fallback import Fallback, Situation
 from hmarl.sdk.spaces import branch_sizes
 
 _RETRY_PAUSE_S = 0.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,13 +29,13 @@ from hmarl.sdk.clients.endpoints import (
     refusing,
     start_advice,
 )
-from hmarl.sdk.clients.fallback import Fallback
 from hmarl.sdk.clients.security import Security
 from hmarl.sdk.clients.together import on_one_bundle
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.assignment import assign
+from hmarl.sdk.fallback import Fallback
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
 Block = npt.NDArray[Any]
@@ -132,6 +132,8 @@ class BundleTeam:
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; see ``Team.act``."""
+        if observation.restarted is not None:
+            self._forget(observation.restarted)
         columns = [
             self._run(number, observation.observations[place.group], observation.action_masks[place.group])
             for number, place in enumerate(self._places)
@@ -141,6 +143,15 @@ class BundleTeam:
         for place, column in zip(self._places, columns, strict=True):
             grouped[place.group].append(column)
         return tuple(np.stack(group, axis=1) for group in grouped)
+
+    def _forget(self, restarted: npt.NDArray[np.bool_]) -> None:
+        """All recurrent state of the agents ``restarted`` [B, N] takes its reset value."""
+        for place, policy, states in zip(self._places, self._policies, self._states, strict=True):
+            rows = restarted[:, place.index]
+            for model in policy.agent.states if states and rows.any() else ():
+                state = states[model.input].copy()
+                state[rows] = np.asarray(model.reset, state.dtype).reshape(model.shape)
+                states[model.input] = state
 
     def _run(self, number: int, observations: Block, masks: Block | None) -> Block:
         """One agent's actions: [B, *action_shape]."""
@@ -234,6 +245,9 @@ class FleetTeam:
             "security": security,
         }
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
+        self._seeds = np.zeros(0, np.int64)
+        self._step = 0
+        self._playing = ""  # the bundle of the present episodes
         self._latencies_s: list[float] = []
         self._pool = ThreadPoolExecutor(max_workers=len(self._places), thread_name_prefix="hmarl-team")
         try:
@@ -321,18 +335,12 @@ class FleetTeam:
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start B episodes: one session per agent and row, all of one bundle."""
         self._connect(len(seeds))
-
-        def start(sha256: str, clients: list[AgentClient]) -> None:
-            for client, seed in zip(clients, seeds, strict=False):
-                client.reset(
-                    int(seed),
-                    sample=self._sample,
-                    instruction_choice=self._instruction_choice,
-                    bundle_sha256=sha256,
-                )
+        self._seeds, self._step = np.asarray(seeds), 0
+        rows = range(len(seeds))
 
         def start_all(sha256: str) -> None:
-            starts = [self._pool.submit(start, sha256, clients) for clients in self._clients]
+            self._playing = sha256
+            starts = [self._pool.submit(self._start, number, rows) for number in range(len(self._places))]
             wait(starts)  # for all: should one of them be refused, all are started anew
             for each in starts:
                 each.result()
@@ -341,6 +349,17 @@ class FleetTeam:
         if played != self._sha256:
             self._sha256 = self._agreed()
         self.bundles[played] = self.bundles.get(played, 0) + len(seeds)
+
+    def _start(self, number: int, rows: Iterable[int]) -> None:
+        """One agent's episodes begin, or are joined at this step with nothing remembered; on the team's bundle."""
+        for row in rows:
+            self._clients[number][row].reset(
+                int(self._seeds[row]),
+                sample=self._sample,
+                instruction_choice=self._instruction_choice,
+                first_step=self._step,
+                bundle_sha256=self._playing,
+            )
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; only running rows, and agents that are still there, are asked."""
@@ -354,10 +373,13 @@ class FleetTeam:
         def ask(number: int) -> list[float]:
             place = self._places[number]
             rows = np.flatnonzero(running & observation.active[:, place.index])
+            if observation.restarted is not None:
+                self._start(number, np.flatnonzero(running & observation.restarted[:, place.index]))
             return [self._act_row(number, int(row), observation, blocks[place.group]) for row in rows]
 
         for latencies in self._pool.map(ask, range(len(self._places))):
             self._latencies_s.extend(latencies)
+        self._step += 1
         return blocks
 
     def _act_row(self, number: int, row: int, observation: Observation, actions: Block) -> float:

@@ -90,6 +90,8 @@ class LocalTeam:
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
         """All agents' actions, one agent at a time, as the separate processes will do it."""
+        if observation.restarted is not None:
+            self._forget(torch.from_numpy(observation.restarted))
         groups = []
         for g, group in enumerate(self.spec.groups):
             mask = observation.action_masks[g]
@@ -100,6 +102,15 @@ class LocalTeam:
             groups.append(np.stack(actions, axis=1))
         self._step += 1
         return tuple(groups)
+
+    def _forget(self, restarted: Tensor) -> None:
+        """All states of the agents ``restarted`` [B, N] are fresh."""
+        for agent, module in enumerate(self.modules):
+            rows = restarted[:, agent, None]
+            self._states[agent] = [
+                torch.where(rows, torch.tensor(model.reset), state)
+                for model, state in zip(module.states, self._states[agent], strict=True)
+            ]
 
     def carried(self, name: str) -> list[Tensor]:
         """Per group [B, N_group, ...] what its agents carry into the next step in the state of this name.
