@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import QuotaError, UnknownSessionError, UsageError
 from hmarl.runtime.places import Places
 from hmarl.runtime.quotas import RequestQuota
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.reloading import SETTLING_S, Reloaded
 from hmarl.runtime.secret_files import first_token, read_names, read_tokens
+from hmarl.runtime.session import Policy
 from told_clock import Clock
 
 LOGGER = logging.getLogger("hmarl.test")
@@ -134,11 +136,12 @@ def test_a_peer_has_so_many_places_whatever_is_free() -> None:
     assert places.take("a", "7") is not None
 
 
-def test_a_session_is_its_owners_alone() -> None:
-    registry = SessionRegistry(None, 10, 600.0)  # type: ignore[arg-type]
-    mine, anyones = object(), object()
-    owned = registry.add(mine, "a", "a")  # type: ignore[arg-type]
-    free = registry.add(anyones, "b")  # type: ignore[arg-type]
+def test_a_session_is_its_owners_alone(toy_bundle: Bundle) -> None:
+    policy = Policy(toy_bundle, "agent_0")
+    registry = SessionRegistry(policy, 10, 600.0)
+    mine, anyones = policy.session(), policy.session()
+    owned = registry.add(mine, "a", "a")
+    free = registry.add(anyones, "b")
     assert registry.get(owned, "a") is mine
     assert registry.get(free) is anyones
     for session_id, owner in ((owned, "b"), (owned, None), (free, "a")):

@@ -15,7 +15,7 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.message_limits import reply_limit_bytes
 from hmarl.sdk.clients import remote_episode
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
-from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
+from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Examine, Pause, Reconnect, Start
 from hmarl.sdk.clients.remote_episode import describe
 from hmarl.sdk.errors import AgentError, UsageError
 from scripted_client import (
@@ -277,14 +277,26 @@ def test_an_unknown_description_is_told(make: Make) -> None:
 
 def test_who_is_served_is_asked_until_the_server_is_there(clock: Clock, toy_bundle: Bundle) -> None:
     watch, info = LinkWatch(), info_of(toy_bundle)
-    script = describe(watch, clock.now + 1.0)
-    assert next(script) == Describe(1.0)
+    script = describe(watch, clock.now + 2.0)
+    assert next(script) == Describe(0.5)
     clock.now += 0.25
     assert answer(script, failure(Code.UNAVAILABLE)) == Pause(0.02)
-    assert answer(script, None) == Describe(0.75)
+    assert answer(script, None) == Describe(0.5)
+    clock.now += 0.5
+    assert answer(script, failure(Code.DEADLINE_EXCEEDED)) == Examine(), "once, when nothing is heard"
+    assert answer(script, None) == Describe(1.25)
     clock.now += 0.5
     assert finished(script, info) == info
     assert watch.connect_timeout_s == 2.0  # four times what the answered request took
+
+
+def test_what_will_never_answer_ends_connecting(clock: Clock) -> None:
+    script = describe(LinkWatch(), clock.now + 10.0)
+    assert next(script) == Describe(0.5)
+    clock.now += 0.5
+    assert answer(script, failure(Code.DEADLINE_EXCEEDED)) == Examine()
+    with pytest.raises(AgentError, match="another authority"):
+        script.throw(AgentError("the agent's certificate is of another authority"))
 
 
 @pytest.mark.parametrize(("code", "after_s"), [(Code.UNAVAILABLE, 0.984375), (Code.UNAUTHENTICATED, 0.25)])

@@ -215,7 +215,7 @@ class AsyncAgentClient(ClientBase):
             try:
                 return str(await self._run(self._connected.current_bundle(self._deadline())))
             except CallFailed as failure:
-                raise self._error("asking for its bundle", failure) from failure
+                raise await self._explained("asking for its bundle", failure) from failure
 
     async def act(
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None

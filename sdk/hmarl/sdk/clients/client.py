@@ -250,7 +250,7 @@ class AgentClient(ClientBase):
             try:
                 return str(self._run(self._connected.current_bundle(self._deadline())))
             except CallFailed as failure:
-                raise self._error("asking for its bundle", failure) from failure
+                raise self._explained("asking for its bundle", failure) from failure
 
     def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step, from the policy if it arrives in time, else from the fallback.

@@ -70,6 +70,7 @@ class Keys:
     def __init__(self, security: Security, address: str) -> None:
         _check(security, address)
         self._security = security
+        self._address = address
         given = (security.ca, security.cert, security.key, security.token_file)
         self._content = Reloaded(
             "the client's files", [Path(each) for each in given if each is not None], self._read, LOGGER
@@ -106,6 +107,8 @@ class Keys:
     def channel_options(self) -> tuple[tuple[str, str], ...]:
         """Further arguments of a channel."""
         name = self._security.server_name
+        if name is None and self._address.startswith("unix"):
+            name = "localhost"  # where gRPC would look for the socket's path among the certificate's names
         return () if name is None else (("grpc.ssl_target_name_override", name),)
 
     def look(self, *, now: bool = False) -> bool:
