@@ -207,9 +207,14 @@ def test_a_member_that_is_killed_while_it_loads_leaves_the_team_as_it_was(
                 text=True,
             ) as asking:
                 wait_for(lambda pid=pid: children(pid), "the trial of its graph")
-                for trial in children(pid):
+                trials = children(pid)
+                for trial in trials:
                     os.kill(trial, signal.SIGSTOP)  # so that it does not end before
                 os.kill(pid, signal.SIGKILL)
+                for trial in trials:
+                    with suppress(ProcessLookupError):  # it may have died with its parent
+                        os.kill(trial, signal.SIGCONT)
+                wait_for(lambda trials=trials: not any(map(alive, trials)), "the trial's end")
                 _, said = asking.communicate(timeout=LIMIT_S)
             assert asking.returncode == 4
             assert said == f"hmarl-fleet reload: nothing has changed: agent '{victim}' has ended meanwhile: try again\n"
