@@ -54,16 +54,18 @@ class SessionRegistry:
         self.own_id = secrets.token_urlsafe(16)
         self._own: PolicySession | None = None
         self._own_lock = threading.Lock()
+        self._lock = threading.Lock()  # an id may be taken again while the one that had it is forgotten
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, session: PolicySession, peer: str = UNKNOWN_PEER) -> str:
-        """Register a session and return its new id.
+    def add(self, session: PolicySession, peer: str = UNKNOWN_PEER, session_id: str | None = None) -> str:
+        """Register a session and return its id.
 
         Args:
             session: the session.
             peer: who asks; any name that tells one from another.
+            session_id: that no other client can guess; a session that has it ends. None takes a new one.
 
         Raises:
             DrainingError: the process is stopping.
@@ -72,8 +74,13 @@ class SessionRegistry:
         if self._draining:
             raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
         self._places.sweep(self._idle_limit_s)
-        entry = _Entry(secrets.token_urlsafe(16), session)
-        self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once
+        entry = _Entry(session_id or secrets.token_urlsafe(16), session)
+        with self._lock:
+            replaced = self._entries.get(entry.session_id)
+            self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once
+        place = None if replaced is None else _parted(replaced)
+        if place is not None:
+            self._places.free(place)
         entry.place = self._places.take(peer, entry)
         if entry.place is None:
             self._forget(entry)
@@ -124,7 +131,9 @@ class SessionRegistry:
         return self._places.quiet(for_s)
 
     def _forget(self, entry: _Entry) -> None:
-        self._entries.pop(entry.session_id, None)
+        with self._lock:
+            if self._entries.get(entry.session_id) is entry:
+                del self._entries[entry.session_id]
         _parted(entry)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from hmarl.runtime import command_line
-from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, option
+from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, flag, option
 from hmarl.runtime.commands._output import ERRORS
 from hmarl.runtime.settings import PROVIDER, ServerSettings
 
@@ -53,6 +53,11 @@ def log_level_option(default: str) -> click.Option:
         shown="LEVEL",
         variable=True,
     )
+
+
+def oip_flag() -> click.Option:
+    """Whether other people's clients may ask."""
+    return flag("--oip", "speak the Open Inference Protocol too, to clients of Triton and KServe")
 
 
 def run(program: command_line.Command, arguments: Sequence[str] | None = None) -> int:

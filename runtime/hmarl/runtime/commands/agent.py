@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
 from hmarl.runtime.command_line import AS_JSON, POSITIVE, command, flag, integer, option
-from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
+from hmarl.runtime.commands._common import (
+    bundle_argument,
+    grace_option,
+    log_level_option,
+    oip_flag,
+    provider_option,
+    run,
+)
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.cores import stay_on
@@ -48,6 +55,7 @@ class Options:
     core: int | None
     log_level: str
     no_reflection: bool
+    oip: bool
     as_json: bool
 
 
@@ -88,7 +96,8 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
                 session_ttl_s=options.session_ttl_s,
                 max_streams=options.max_streams,
                 reflection=not options.no_reflection,
-                max_request_bytes=request_limit_bytes(agent),
+                oip=options.oip,
+                max_request_bytes=request_limit_bytes(agent, options.oip),
                 grace_s=options.grace_s,
             )
         )
@@ -137,6 +146,7 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
     option("--core", "stay on this processor core: steadier and quicker answers", integer(), variable=True),
     log_level_option("info"),
     flag("--no-reflection", "do not offer gRPC reflection"),
+    oip_flag(),
     AS_JSON,
     examples=(
         "hmarl-agent models/simple-spread-hcpo --agent agent_0",

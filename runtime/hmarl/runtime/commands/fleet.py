@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
-from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
+from hmarl.runtime.commands._common import (
+    bundle_argument,
+    grace_option,
+    log_level_option,
+    oip_flag,
+    provider_option,
+    run,
+)
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
@@ -38,6 +45,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
     option("--socket-dir", "listen on Unix sockets in DIR", PATH, shown="DIR"),
     provider_option(),
     grace_option(),
+    oip_flag(),
     flag("--pin", "keep each agent on one processor core, in turn"),
     log_level_option("warning"),
     AS_JSON,
@@ -55,6 +63,7 @@ def supervise(
     socket_dir: Path | None,
     provider: str,
     grace_s: float,
+    oip: bool,
     pin: bool,
     log_level: str,
     as_json: bool,
@@ -79,6 +88,7 @@ def supervise(
         file = EndpointsFile(out)
         at_end(file.remove)
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
+    more += ["--oip"] if oip else []
     fleet = Fleet(
         loaded, roster=roster, socket_dir=socket_dir, pin=pin, options=more, grace_s=grace_s + MORE_THAN_GRACE_S
     )
