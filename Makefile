@@ -43,7 +43,7 @@ test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
 
-fuzz: $(INSTALLED)  ## 110,000 mutated messages on every method of a served agent
+fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 soak: $(INSTALLED)  ## Half a million acts, each compared with the policy in process

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from hmarl.sdk.clients.client import AgentClient
 from inference_client import InferenceClient, infer_request, outputs_of, parameter
 from processes import fleet_process, wait_for
 from toy_bundle import write_toy_bundle
+from wire_mutations import scrambled
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 FAILED = grpc.StatusCode.FAILED_PRECONDITION
@@ -388,6 +391,28 @@ def test_another_model_or_version_is_not_found(client: InferenceClient, toy_bund
 def test_hints_of_triton_are_taken_and_change_nothing(client: InferenceClient) -> None:
     hints = {"priority": 1, "timeout": 5, "triton_enable_empty_final_response": True}
     assert client.reply(inputs(0), **ALONE).outputs == client.reply(inputs(0), **ALONE, **hints).outputs
+
+
+def test_requests_changed_field_by_field_are_answered_or_refused(client: InferenceClient) -> None:
+    """More of this, on every method: `make fuzz`."""
+    generator = random.Random(1)
+    call = client.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    requests = [
+        infer_request("agent_0", inputs(0), **ALONE),
+        infer_request("agent_0", inputs(0), raw=False, outputs=["action"], **ALONE),
+        infer_request("agent_0", inputs(0), sequence_id=6, sequence_start=True, **DRAWN),
+        infer_request("agent_0", inputs(1), sequence_id=6, step=9),
+    ]
+    codes = Counter[str]()
+    for number in range(600):
+        message = requests[number % len(requests)].SerializeToString()
+        try:
+            call(scrambled(message, pb.ModelInferRequest, generator), timeout=20)
+            codes["OK"] += 1
+        except grpc.RpcError as error:
+            codes[error.code().name] += 1
+    assert codes.keys() <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"}
+    assert min(codes["OK"], codes["INVALID_ARGUMENT"]) > 50
 
 
 def test_bytes_that_are_no_message(client: InferenceClient) -> None:

@@ -53,7 +53,7 @@ def read_tensor(
     """
     name, kind = f"{_PREFIX}{tensor.name}", _KINDS[dtype]
     if tensor.datatype != kind.datatype:
-        raise WireError(f"{name}.datatype: got '{tensor.datatype[:40]}', expected {kind.datatype}")
+        raise WireError(f"{name}.datatype: got {tensor.datatype[:40]!r}, expected {kind.datatype}")
     if tensor.parameters:
         raise WireError(f"{name}.parameters: got some, expected none: there is no shared memory")
     if len(tensor.shape) != 1 + len(shape) or list(tensor.shape[1:]) != list(shape):

@@ -23,7 +23,14 @@ from hmarl.runtime import __version__
 from hmarl.runtime._graph import graph_outputs
 from hmarl.runtime.choices import drawn_noises
 from hmarl.runtime.door import Context
-from hmarl.runtime.errors import ObservationError, UnknownModelError, UnknownSessionError, UsageError, unknown_name
+from hmarl.runtime.errors import (
+    ObservationError,
+    UnknownModelError,
+    UnknownSessionError,
+    UsageError,
+    one_line,
+    unknown_name,
+)
 from hmarl.runtime.infer_parameters import InferParameters, read_parameters
 from hmarl.runtime.manifest import AgentModel, StateModel, TensorModel
 from hmarl.runtime.message_limits import max_rows
@@ -184,9 +191,9 @@ class InferenceService:
             return self._serving.registry.get(self._session_id(parameters.sequence_id, peer))
         except UnknownSessionError:
             raise UnknownSessionError(
-                f"sequence {parameters.sequence_id!r} is not open for this client: it has ended, has been idle for too "
-                "long, was begun over another connection, or the process has restarted; begin it with sequence_start, "
-                "and with the parameter 'step' in mid-episode"
+                f"sequence {one_line(repr(parameters.sequence_id), _SHOWN)} is not open for this client: it has ended, "
+                "has been idle for too long, was begun over another connection, or the process has restarted; begin it "
+                "with sequence_start, and with the parameter 'step' in mid-episode"
             ) from None
 
     def _session_id(self, sequence_id: int | str, peer: str) -> str:
@@ -198,12 +205,12 @@ def _check_model(policy: Policy, name: str, version: str) -> None:
     """Raises ``UnknownModelError`` when another model or version is asked for than the one that is served."""
     if name != policy.agent.id:
         raise UnknownModelError(
-            f"model: got '{name[:_SHOWN]}', expected '{policy.agent.id}': this process serves that agent alone"
+            f"model: got '{one_line(name, _SHOWN)}', expected '{policy.agent.id}': this process serves that agent alone"
         )
     if version not in ("", policy.bundle.sha256):
         raise UnknownModelError(
-            f"model '{policy.agent.id}': version: got '{version[:_SHOWN]}', expected none or the bundle's SHA-256, "
-            f"{policy.bundle.sha256}"
+            f"model '{policy.agent.id}': version: got '{one_line(version, _SHOWN)}', expected none or the bundle's "
+            f"SHA-256, {policy.bundle.sha256}"
         )
 
 
@@ -239,7 +246,7 @@ def _read_inputs(request: pb.ModelInferRequest, agent: AgentModel, states: bool)
     for tensor, raw in zip(request.inputs, raws, strict=True):
         name, model = tensor.name, known.get(tensor.name)
         if model is None:
-            raise ObservationError(unknown_name("input", name[:_SHOWN], known))
+            raise ObservationError(unknown_name("input", one_line(name, _SHOWN), known))
         if isinstance(model, StateModel) and not states:
             raise ObservationError(f"inputs.{name}: got a state in a sequence, whose state is kept here: leave it out")
         if name in rows:
@@ -262,7 +269,7 @@ def _wanted_outputs(request: pb.ModelInferRequest, agent: AgentModel) -> set[str
         return set(known)
     for output in request.outputs:
         if output.name not in known:
-            raise ObservationError(unknown_name("output", output.name[:_SHOWN], known))
+            raise ObservationError(unknown_name("output", one_line(output.name, _SHOWN), known))
         if output.parameters:
             raise ObservationError(
                 f"outputs.{output.name}.parameters: got some, expected none: neither classification nor shared memory "
