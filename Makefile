@@ -46,7 +46,7 @@ benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the sa
 fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-soak: $(INSTALLED)  ## Half a million acts, each compared with the policy in process
+soak: $(INSTALLED)  ## A million acts, each compared with the policy in process
 	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 peers: $(INSTALLED)  ## Beside other people's programs, each in an environment of its own: Prometheus, tritonclient, model-signing
@@ -55,8 +55,8 @@ peers: $(INSTALLED)  ## Beside other people's programs, each in an environment o
 mutation: $(INSTALLED)  ## Change the code in one place at a time: does a test fail? An hour on two cores
 	$(BIN)/python scripts/mutation.py --workers $(WORKERS) $(MUTATION_ARGS)
 
-chaos: $(INSTALLED)  ## Kills, freezes, silent and flooding peers beside a healthy client
-	$(BIN)/python -m pytest tests/reliability/test_chaos.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks and jumping clocks while agents are served
+	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
 	$(BIN)/ruff check .

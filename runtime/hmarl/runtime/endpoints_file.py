@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hmarl.runtime._files import sync_directory
-from hmarl.runtime.errors import UsageError
+from hmarl.runtime.errors import HmarlError, UsageError
 
 FORMAT = "hmarl-fleet endpoints"  # how a file of ours is known
 _LARGEST_BYTES = 2**24
@@ -46,7 +46,16 @@ class EndpointsFile:
 
         Raises:
             UsageError: something has taken the path in the meantime.
+            HmarlError: it cannot be written, for example because the disk is full.
         """
+        try:
+            self._write(description)
+        except OSError as error:
+            raise HmarlError(
+                f"--out: cannot write '{self.path}': {error.strerror}; free some space, or choose another path"
+            ) from error
+
+    def _write(self, description: Mapping[str, Any]) -> None:
         name = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         try:
