@@ -8,12 +8,21 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of a comparison: an algorithm, and the settings in which it differs from its preset."""
+    """One line of a comparison: an algorithm, and the settings in which it differs from its preset.
+
+    Attributes:
+        label: as the page has it.
+        algorithm: its name.
+        settings: ``--set`` options.
+        seeds: how many.
+        preset: by name; None for the one that algorithm and task have by themselves.
+    """
 
     label: str
     algorithm: str
     settings: tuple[str, ...] = ()
     seeds: int = 3
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,15 +109,25 @@ _STATE_CONDUCTOR = (
     "algorithm.conductor_sees=state", "algorithm.gamma=0.9", "algorithm.entropy_coefficient=0.01",
     "algorithm.conductor_entropy_coefficient=0.02", "algorithm.instruction_scale=1",
 )  # fmt: skip
+# HCPO with the settings of its paper.
+_PAPER = Variant("hcpo as in its paper", "hcpo", preset="paper-mpe")
+_COMMON_ON_MPE = Variant("hcpo, common knowledge", "hcpo", ("algorithm.conductor_sees=common",))
 _STATE_ON_MPE = (
     "algorithm.conductor_sees=state", "algorithm.gamma=0.95", "algorithm.kl_limit=0.001",
     "algorithm.instruction_weight=paper",
 )  # fmt: skip
 _FEW_EPISODES = ("run.evaluation_episodes=32",)
+
+
+def state_conductor(label: str = "hcpo, sees the state", *settings: str) -> Variant:
+    """HCPO on coordsum whose conductor sees the state, with other settings besides."""
+    return Variant(label, "hcpo", (*_STATE_CONDUCTOR, *(f"algorithm.{setting}" for setting in settings)))
+
+
 COMPARISONS = (
     Comparison(
-        "simple_spread", "mpe/simple_spread", 2_000_000, 68_000,
-        algorithms("hcpo", "hatrpo", "happo") + algorithms("a2po", "haa2c", "mappo", seeds=1),
+        "simple_spread", "mpe/simple_spread", 5_000_000, 136_000,
+        (*algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"), _PAPER, _COMMON_ON_MPE),
         references=(("random", -79.8), ("HARL's HAPPO after 136k frames", -65.0), ("scripted central team", -25.6)),
         early=136_000,
         remark=(
@@ -118,20 +137,19 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            name, f"mpe/{name}", 600_000, 50_000,
-            (hcpo, *algorithms("hatrpo", "happo", "a2po", "haa2c", "mappo", seeds=1)), remark=remark,
+            name, f"mpe/{name}", 5_000_000, 250_000,
+            (*algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"), _PAPER, other), remark=remark,
         )
-        for name, hcpo, remark in (
+        for name, other, remark in (
             (
-                "simple_reference", Variant("hcpo", "hcpo", seeds=1),
-                "One seed. None is far ahead within this budget; HCPO's conductors score alike.",
+                "simple_reference", _COMMON_ON_MPE, "None is far ahead; HCPO's conductors score alike.",
             ),
             (
-                "simple_speaker_listener", Variant("hcpo", "hcpo", _STATE_ON_MPE, 1),
-                "One seed. Here HCPO's conductor does harm: it sees the goal, and the listener learns to be told the "
-                "goal by the instruction. Under the central conductor the team does nearly as well as the others; the "
-                "listener's local conductor cannot know the goal, and the team does as badly under it as under a "
-                "random one. Whoever deploys HCPO should look at this gap.",
+                "simple_speaker_listener", Variant("hcpo, sees the state", "hcpo", _STATE_ON_MPE),
+                "A conductor that sees the state does harm here: it sees the goal, and the listener learns to be told "
+                "the goal by the instruction. Under the central conductor the team does nearly as well as the others; "
+                "the listener's local conductor cannot know the goal, and the team does as badly under it as under a "
+                "random one. One that sees nothing, which is the preset, does no harm.",
             ),
         )
     ),
@@ -190,6 +208,35 @@ COMPARISONS = (
         references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5)),
     ),
     Comparison(
+        "coordsum-common-counterparts", "coordsum/3x10-30", 500_000, 50_000,
+        (
+            *algorithms("hcpo"),
+            Variant("random conductor", "hcpo", ("algorithm.conductor_learns=false",)),
+            *settings_of("hcpo", "instructions", (1, 2, 5, 20), "K", 3),
+            *settings_of("hcpo", "conductor_kl_limit", (0.001, 0.1), "δ₁", 3),
+            *settings_of("hcpo", "instruction_interval", (2, 5), "interval", 3),
+            *settings_of("hcpo", "advantage_noise", (1, 3), "noise on advantages", 3),
+            Variant("vectors as instructions", "hcpo", ("algorithm.instruction_space=continuous",)),
+            Variant("off-policy, two rollouts again", "hcpo", ("algorithm.replay_rollouts=2",)),
+        ),
+        settings=_FEW_EPISODES, environment_settings=("record=own",),
+        references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5)),
+    ),
+    Comparison(
+        "coordsum-state-counterparts", "coordsum/3x10-30", 500_000, 50_000,
+        (
+            state_conductor(),
+            state_conductor("random conductor", "conductor_learns=false"),
+            *(state_conductor(f"K={k}", f"instructions={k}") for k in (1, 2, 5, 20)),
+            state_conductor("distilled until it stops improving", "distillation_epochs=20", "distillation_patience=2"),
+            state_conductor("shared local conductors", "share_local_conductors=true"),
+            state_conductor("local conductors that remember", "local_conductors_remember=true"),
+            state_conductor("half conducted locally", "local_share=0.5"),
+        ),
+        settings=_FEW_EPISODES, environment_settings=("record=own",),
+        references=(("best fixed table", 119.0), ("best with memory", 181.0)),
+    ),
+    Comparison(
         "speaker_listener-common", "mpe/simple_speaker_listener", 600_000, 100_000,
         (
             *algorithms("hcpo"), *algorithms("hatrpo"),
@@ -208,7 +255,11 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000, algorithms("hcpo", seeds=1),
+            f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000,
+            (
+                *algorithms("hcpo"), *algorithms("mappo", seeds=1),
+                Variant("hatrpo, γ=0.3", "hatrpo", ("algorithm.gamma=0.3", "algorithm.entropy_coefficient=0.003"), 1),
+            ),
             settings=_FEW_EPISODES, environment_settings=("record=own",),
         )
         for task in ("3x30-50", "5x20-80")
@@ -367,8 +418,11 @@ COMPARISONS = (
         Comparison(
             f"simple_spread-{agents}", "mpe/simple_spread", steps, steps // 10,
             (
+                *(Variant(f"{name}, own credit", name, ("algorithm.credit=own",), 5)
+                  for name in ("magpo", "mappo", "happo")),
+                *algorithms("ippo", seeds=5),
+                *algorithms("magpo", "mappo"),
                 Variant("magpo, networks apart", "magpo", ("algorithm.share_parameters=false",)),
-                *algorithms("mappo", seeds=3), *algorithms("happo", seeds=1),
             ),
             settings=_FEW_EPISODES,
             environment_settings=(f"N={agents}",), remark=remark,
@@ -393,6 +447,19 @@ COMPARISONS = (
                 "(one seed).",
             ),
         )
+    ),
+    Comparison(
+        "magpo-speed", "mpe/simple_spread", 500_000, 50_000,
+        (
+            *algorithms("magpo", "mappo"),
+            Variant("E=32", "magpo", ("algorithm.embedding_size=32",)),
+            Variant("E=32, 3 guider epochs", "magpo", ("algorithm.embedding_size=32", "algorithm.guider_epochs=3")),
+            Variant(
+                "E=32, 2 guider epochs, shuffled once", "magpo",
+                ("algorithm.embedding_size=32", "algorithm.guider_epochs=2", "algorithm.reshuffle=false"),
+            ),
+        ),
+        settings=_FEW_EPISODES,
     ),
     Comparison(
         "lbf", "lbf/6x6-2p-1f-coop", 300_000, 25_000,
@@ -466,6 +533,32 @@ COMPARISONS = (
                 "is behind, and a flat team that exchanges messages is ahead again.",
             ),
         )
+    ),
+    Comparison(
+        "lbfws-easy", "lbfws/easy", 500_000, 50_000,
+        (*algorithms("himpo", "mappo"), window("window"), himpo_with("flat with messages", "levels=1")),
+        settings=_FEW_EPISODES,
+    ),
+    Comparison(
+        "himpo-varied", "lbfws/hard", 500_000, 50_000,
+        (
+            *algorithms("himpo"),
+            *(himpo_with(f"α={alpha}", f"goal_interval={alpha}") for alpha in (1, 2)),
+            *(himpo_with(f"S={count}", f"sub_managers={count}") for count in (1, 3)),
+            window("window"), window("window, values at every step", "step_values=true"),
+            himpo_with("clusters by number", "clustering=number"),
+            *(himpo_with(f"radius {radius:g}", f"radius={radius:g}") for radius in (0.25, 1.0)),
+            himpo_with("all hear all", "graph=all"), himpo_with("static", "static_graph=true"),
+        ),
+        settings=_FEW_EPISODES,
+    ),
+    Comparison(
+        "coordsum-hierarchy", "coordsum/3x10-30", 1_000_000, 100_000,
+        (
+            himpo_with("himpo", "graph=all", "clustering=number"),
+            himpo_with("flat with messages", "levels=1", "graph=all"), *algorithms("mappo"),
+        ),
+        settings=_FEW_EPISODES, environment_settings=("record=own",), references=(("best fixed table", 119.0),),
     ),
     Comparison(
         "sampling-3-own", "vmas/sampling", 150_000, 25_000,

@@ -47,7 +47,7 @@ from hmarl.sdk import (
     load_bundle,
     make_environment,
 )
-from hmarl.sdk.evaluation.closed_loop import as_numpy
+from hmarl.sdk.environment import as_numpy
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import record_episode, write_video
@@ -123,7 +123,8 @@ def demo(options: Options, console: Console) -> int:
     if (run / "config.json").exists():
         shutil.rmtree(run)  # the run of an earlier demo
     checkpoint = _train(options, run, console)
-    _command(console, "hmarl-export", run, "--out", bundle_path, "--checkpoint", checkpoint)
+    # The fleet is compared with the run's own local conductors, action by action.
+    _command(console, "hmarl-export", run, "--out", bundle_path, "--checkpoint", checkpoint, "--no-redistil")
     _command(console, "hmarl-verify", bundle_path)
     bundle = load_bundle(bundle_path)
     arguments = {**bundle.manifest.environment.arguments, "render_mode": "rgb_array"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,30 @@ import numpy as np
 from hmarl.sdk.files import write_text
 from hmarl.trainer.records.checkpoint import read_object
 from hmarl.trainer.records.metrics import evaluation_path, read_metrics
+from hmarl.trainer.records.problems import CheckpointError
 
 _PLAYERS = ("local", "guider", "hierarchy")
+_MODES = ("greedy", "sampled")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The evaluation of the checkpoint that evaluated best.
+
+    Attributes:
+        steps: after which it was written.
+        returns: [E] of the episodes by which it was chosen, by who played.
+        otherwise: mean return in the other mode, by who played in both.
+    """
+
+    steps: int
+    returns: dict[str, list[float]]
+    otherwise: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Record:
-    """The figures of a finished run.
+    """The figures of a finished run. What records did not hold at first is empty in old ones.
 
     Attributes:
         steps_per_s: environment steps a second over the whole run, its evaluations included.
@@ -27,12 +44,18 @@ class Record:
             entropy.
         returns: [E] of the last evaluation's episodes, by who played.
         choices: [E] returns by how agents chose their instructions, where a comparison asks for it.
+        actions: how actions were chosen in them: greedy, sampled, or "" where that is not known.
+        otherwise: mean return of the last evaluation in the other mode, by who played in both.
+        best: of the best checkpoint, None where that is not known.
     """
 
     steps_per_s: float
     metrics: list[dict[str, Any]]
     returns: dict[str, list[float]]
     choices: dict[str, list[float]] = field(default_factory=dict)
+    actions: str = ""
+    otherwise: dict[str, float] = field(default_factory=dict)
+    best: Best | None = None
 
     @property
     def judged_by(self) -> str:
@@ -43,6 +66,11 @@ class Record:
     def final_returns(self) -> np.ndarray:
         """[E] returns of the last evaluation, of ``judged_by``."""
         return np.array(self.returns[self.judged_by])
+
+    @property
+    def other_mode(self) -> str:
+        """What the mode is called in which the run is not judged, "" where it is not known."""
+        return next((mode for mode in _MODES if self.actions and mode != self.actions), "")
 
     def measured(self, measure: str) -> str:
         """The name in ``metrics`` of a measure of ``judged_by``."""
@@ -57,12 +85,34 @@ def record_of(run: Path) -> Record:
     """
     rows = [{key: value for key, value in row.items() if _kept(key)} for row in read_metrics(run)]
     summary = read_object(run / "summary.json")
-    evaluation = read_object(evaluation_path(run, summary["steps"]))
+    last = read_object(evaluation_path(run, summary["steps"]))
     return Record(
         steps_per_s=summary["steps_per_s"],
         metrics=[row for row in rows if any(key.startswith("evaluation/") for key in row)],
-        returns={player: row["returns"] for player, row in evaluation.items()},
+        returns=_returns(last),
+        actions=next((row["actions"] for row in last.values() if "actions" in row), ""),
+        otherwise=_otherwise(last),
+        best=_best(run, summary),
     )
+
+
+def _best(run: Path, summary: dict[str, Any]) -> Best | None:
+    """The best checkpoint's evaluation, where the summary names it."""
+    steps = (summary.get("best") or {}).get("steps")
+    if steps is None or not (path := evaluation_path(run, steps)).exists():
+        return None
+    evaluation = read_object(path)
+    return Best(steps, _returns(evaluation), _otherwise(evaluation))
+
+
+def _returns(evaluation: dict[str, Any]) -> dict[str, list[float]]:
+    """By who played, the returns of an evaluation."""
+    return {player: row["returns"] for player, row in evaluation.items()}
+
+
+def _otherwise(evaluation: dict[str, Any]) -> dict[str, float]:
+    """By who played in both modes, the mean return in the one in which an evaluation does not judge."""
+    return {player: row[mode]["return_mean"] for player, row in evaluation.items() for mode in _MODES if mode in row}
 
 
 def _kept(key: str) -> bool:
@@ -75,12 +125,18 @@ def write_record(record: Record, path: Path) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """Reads a record.
+    """Reads a record, an old one too.
 
     Raises:
-        CheckpointError: damaged.
+        CheckpointError: damaged, or no record.
     """
-    return Record(**read_object(path))
+    content = read_object(path)
+    try:
+        best = content.pop("best", None)
+        return Record(**content, best=None if best is None else Best(**best))
+    except TypeError as error:
+        known = ", ".join(each.name for each in fields(Record))
+        raise CheckpointError(f"{path}: {error}; expected a record with {known}") from error
 
 
 def curve(records: Sequence[Record], key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -26,15 +26,16 @@ import numpy as np
 from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
 from records import Record, curve, read_record, record_of, write_record
+from study_tables import Records, conductor_table, conductors_of, returns_table, table
 
 from hmarl.runtime import command_line
 from hmarl.runtime.choices import CHOICES
 from hmarl.runtime.command_line import PATH, flag, integer, option
 from hmarl.sdk import UsageError, evaluate, make_environment
 from hmarl.sdk.errors import unknown_name
-from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.policy_source import load_team
+from hmarl.trainer.records.problems import CheckpointError, IncompleteError
 
 COLOURS = {
     "hcpo": "#d55e00",
@@ -54,14 +55,13 @@ COLOURS = {
     "himpo": "#4b0082",
 }
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-CONDUCTORS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7"}
 FIRST_SEED = 100
 
 
 def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
     """What a run is called; runs with the same settings are shared between comparisons."""
     slug = "-".join([comparison.environment.replace("/", "-"), *comparison.environment_settings])
-    name = variant.algorithm
+    name = "-".join([variant.algorithm, *([variant.preset] if variant.preset else [])])
     if variant.settings:
         name = "-".join([name, *(setting.removeprefix("algorithm.") for setting in variant.settings)])
     return f"{slug}-{comparison.steps}-{name}-seed{seed}"
@@ -73,7 +73,7 @@ def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> l
     if any((run / "checkpoints").glob("*.json")):
         return [*words, "--resume", str(run)]
     words += [variant.algorithm, "--env", comparison.environment, "--steps", str(comparison.steps)]
-    words += ["--seed", str(seed), "--out", str(run)]
+    words += ["--seed", str(seed), "--out", str(run), *(["--preset", variant.preset] if variant.preset else [])]
     common = ("run.threads=1", f"run.evaluation_interval={comparison.evaluation_interval}")
     environment = tuple(f"env.{setting}" for setting in comparison.environment_settings)
     for setting in (*common, *comparison.settings, *environment, *variant.settings):
@@ -82,7 +82,11 @@ def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> l
 
 
 def train(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> None:
-    """One run, or nothing when it is done; its output goes to a file beside it."""
+    """One run, or nothing when it is done; its output goes to a file beside it.
+
+    Raises:
+        CalledProcessError: it ended before it was done. (Beside a run that is done something may have failed.)
+    """
     run = folder / run_name(comparison, variant, seed)
     if (run / "summary.json").exists():
         return
@@ -90,7 +94,9 @@ def train(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> 
     print(" ".join(words), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run.name}.log").open("a", encoding="utf-8") as log:
-        subprocess.run(words, check=True, stdout=log, stderr=subprocess.STDOUT)
+        ended = subprocess.run(words, check=False, stdout=log, stderr=subprocess.STDOUT)
+    if not (run / "summary.json").exists():
+        ended.check_returncode()
 
 
 def seeds_of(variant: Variant) -> range:
@@ -100,9 +106,6 @@ def seeds_of(variant: Variant) -> range:
 
 Runs = dict[str, list[Path]]
 """Run directories per variant's label."""
-
-Records = dict[str, list[Record]]
-"""What is kept of finished runs, per variant's label."""
 
 
 def runs_of(comparison: Comparison, folder: Path) -> Runs:
@@ -115,15 +118,63 @@ def runs_of(comparison: Comparison, folder: Path) -> Runs:
     return {label: runs for label, runs in done.items() if runs}
 
 
-def keep(comparison: Comparison, folder: Path, kept: Path) -> None:
-    """Writes the records of the runs that are done and whose directories are there."""
-    for label, runs in runs_of(comparison, folder).items():
-        for run in runs:
-            record = record_of(run)
-            if comparison.instruction_choices and label == "hcpo":
-                record = replace(record, choices=returns_by_choice(run))
-            kept.mkdir(exist_ok=True)
-            write_record(record, record_path(run.name, kept))
+def keep(comparison: Comparison, variant: Variant, seed: int, folder: Path, kept: Path) -> None:
+    """Writes the record of a run that is done, unless it is there and holds what the comparison shows.
+
+    Raises:
+        CheckpointError: a file of the run is damaged, or its last evaluation missing.
+    """
+    run = folder / run_name(comparison, variant, seed)
+    path = record_path(run.name, kept)
+    asks = comparison.instruction_choices and variant.label == "hcpo"
+    there = path.exists() and (not asks or read_record(path).choices)
+    if there or not (run / "summary.json").exists():
+        return
+    record = record_of(run)
+    if asks:
+        record = replace(record, choices=returns_by_choice(run))
+    kept.mkdir(parents=True, exist_ok=True)
+    write_record(record, path)
+
+
+Planned = tuple[Comparison, Variant, int]
+"""A run: the comparison and variant that it belongs to, its seed."""
+
+
+def without_record(chosen: Sequence[Comparison], kept: Path) -> list[Planned]:
+    """The runs that are still to be trained; one that several comparisons show only once."""
+    planned = {
+        run_name(comparison, variant, seed): (comparison, variant, seed)
+        for comparison in chosen
+        for variant in comparison.variants
+        for seed in seeds_of(variant)
+    }
+    return [run for name, run in planned.items() if not record_path(name, kept).exists()]
+
+
+def train_all(chosen: Sequence[Comparison], folder: Path, kept: Path, jobs: int) -> None:
+    """Trains every run that has no record, and writes each one's record as it ends.
+
+    Raises:
+        IncompleteError: runs that failed; the others are done, and their records written.
+    """
+    failed = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        started = {pool.submit(train, *run, folder): run for run in without_record(chosen, kept)}
+        for ended in as_completed(started):
+            name = run_name(*started[ended])
+            try:
+                ended.result()
+                keep(*started[ended], folder, kept)
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{name} (exit code {error.returncode}, see {folder / name}.log)")
+            except CheckpointError as error:
+                failed.append(f"{name} ({error})")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise IncompleteError(f"runs failed: {', '.join(failed)}; the same command goes on where they stopped")
 
 
 def record_path(name: str, kept: Path) -> Path:
@@ -145,7 +196,7 @@ def colours(comparison: Comparison) -> dict[str, str]:
     """By label: an algorithm's own colour, or one a setting."""
     others = cycle(OTHER_COLOURS)
     return {
-        variant.label: next(others) if variant.settings else COLOURS[variant.algorithm]
+        variant.label: next(others) if variant.settings or variant.preset else COLOURS[variant.algorithm]
         for variant in comparison.variants
     }
 
@@ -172,11 +223,6 @@ def draw(comparison: Comparison, runs: Records, path: Path) -> None:
     plt.close(figure)
 
 
-def conductors_of(records: list[Record]) -> dict[str, str]:
-    """The conductors under which runs were evaluated, each with its colour: no central one where agents have copies."""
-    return {name: colour for name, colour in CONDUCTORS.items() if name in records[0].returns}
-
-
 def draw_conductors(comparison: Comparison, records: list[Record], path: Path) -> None:
     """HCPO under its conductors, and the instructions' entropy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -195,63 +241,6 @@ def draw_conductors(comparison: Comparison, records: list[Record], path: Path) -
     left.legend(frameon=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-def table(comparison: Comparison, runs: Records) -> str:
-    """Markdown: per variant the final IQM, the mean of each seed, the paper's measure, an early value, frames/s."""
-    header = ["", "IQM of the final returns [95 %]", "mean of each seed", "median of the last ten evaluations"]
-    won = comparison.measure == "success_rate"
-    header += ["won, each seed, median of the last ten"] if won else []
-    header += [f"at {comparison.early:,} frames"] if comparison.early else []
-    guided = {label for label, records in runs.items() if "guider" in records[0].returns}
-    header += ["guider's IQM [95 %]"] if guided else []
-    rows = [[*header, "frames/s"]]
-    for label, records in runs.items():
-        returns = np.stack([record.final_returns for record in records])
-        steps, curves = curve(records, records[0].measured("return_mean"))
-        means = ", ".join(f"{v:.2f}" for v in returns.mean(1))
-        row = [label, _iqm_with_interval(returns), means, _mean_and_deviation(np.median(curves[:, -10:], axis=1))]
-        if won:
-            _, shares = curve(records, records[0].measured(comparison.measure))
-            row.append(", ".join(f"{v:.0%}" for v in np.median(shares[:, -10:], axis=1)))
-        if comparison.early:
-            at = min(int(np.searchsorted(steps, comparison.early)), len(steps) - 1)
-            row.append(f"{curves[:, at].mean():.2f} (at {steps[at]:,})")
-        if guided:
-            row.append(
-                _iqm_with_interval(np.array([record.returns["guider"] for record in records]))
-                if label in guided
-                else ""
-            )
-        rows.append([*row, f"{np.median([record.steps_per_s for record in records]):,.0f}"])
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _mean_and_deviation(values: np.ndarray) -> str:
-    """Mean ± standard deviation over seeds, as the HCPO paper reports (C.1)."""
-    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
-
-
-def _iqm_with_interval(returns: np.ndarray) -> str:
-    low, high = iqm_interval(returns.ravel())
-    return f"{float(iqm(returns.ravel())):.2f} [{low:.2f}, {high:.2f}]"
-
-
-def returns_table(by: str, returns: Mapping[str, list[list[float]]]) -> str:
-    """Markdown: the IQM and the means of teams that act in several ways, each with returns [seeds, E]."""
-    lines = [f"| {by} | IQM [95 % bootstrap interval] | mean of each seed |", "|---|---|---|"]
-    for name, values in returns.items():
-        means = ", ".join(f"{np.mean(of_seed):.2f}" for of_seed in values)
-        lines.append(f"| {name} | {_iqm_with_interval(np.array(values))} | {means} |")
-    return "\n".join(lines)
-
-
-def conductor_table(records: list[Record]) -> str:
-    """Markdown: teams under their conductors at the last evaluation."""
-    return returns_table(
-        "conductor", {name: [record.returns[name] for record in records] for name in conductors_of(records)}
-    )
 
 
 def returns_by_choice(run: Path) -> dict[str, list[float]]:
@@ -325,37 +314,34 @@ def main(out: Path, runs: Path, only: tuple[str, ...], jobs: int, missing: bool,
     kept = out / "records"
     chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
     if missing:
-        with ThreadPoolExecutor(jobs) as pool:
-            started = [
-                pool.submit(train, comparison, variant, seed, runs)
-                for comparison in chosen
-                for variant in comparison.variants
-                for seed in seeds_of(variant)
-                if not record_path(run_name(comparison, variant, seed), kept).exists()
-            ]
-            for run in started:
-                run.result()
+        train_all(chosen, runs, kept, jobs)
     if not report:
         return
     out.mkdir(parents=True, exist_ok=True)
     page = out / "README.md"
     written = sections_of(page)
     for comparison in chosen:
-        keep(comparison, runs, kept)
+        for variant in comparison.variants:
+            for seed in seeds_of(variant):
+                keep(comparison, variant, seed, runs, kept)
         if done := records_of(comparison, kept):
             written[comparison.name] = section(comparison, done, out)
     introduction = [
         "# Learning results",
-        f"Made by `python scripts/study.py`; seeds from {FIRST_SEED} on. Returns are those of the deployed (local, "
-        "deterministic) policies over 100 episodes with fixed seeds (32 on large tasks, see scripts/comparisons.py); "
-        "those of mat, sable and himpo are of the whole team acting centrally. Every pair of algorithm and task ran "
+        f"Made by `python scripts/study.py`; seeds from {FIRST_SEED} on. Returns are those of the deployed (local) "
+        "policies over 100 episodes with fixed seeds (32 on large tasks, see scripts/comparisons.py); "
+        "those of mat, sable and himpo are of the whole team acting centrally. *actions* says how they were chosen: "
+        "greedy (the likeliest) or sampled (drawn); where nothing stands the run is older than this column, and they "
+        "were greedy unless the preset draws them. Teams with a guider also show the other mode, the best checkpoint "
+        "(chosen by the very episodes that are shown, so a little flattered) and the gap: guider minus deployed "
+        "policies, means of the same mode. Every pair of algorithm and task ran "
         "with its preset, one thread a run. Where a setting is compared, one variant differs from the next in that "
         "setting alone. frames/s count evaluations and suffered from other work on the machine; the benchmarks "
         "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over "
         "seeds (runs with ten evaluations or fewer: of all, from the start on).",
-        "Elsewhere: [the imitation gap](imitation_gap.md); [how widely the algorithms explore](exploration.md); "
-        "[what students keep](students.md); [which algorithm runs in which family of environments](families.md); "
-        "[speed](speed.md).",
+        "Elsewhere: [what the papers claim](claims.md); [the imitation gap](imitation_gap.md); [how widely the "
+        "algorithms explore](exploration.md); [what students keep](students.md); [which algorithm runs in which family "
+        "of environments](families.md); [speed](speed.md).",
     ]
     ordered = [written[comparison.name] for comparison in COMPARISONS if comparison.name in written]
     write_text(page, "\n\n".join([*introduction, *ordered]) + "\n")

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.session import Policy
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
 from hmarl.sdk.errors import HmarlError
+from hmarl.sdk.fallback import Zero
 
 BUNDLE = Path(__file__).parents[1] / "models" / "simple-spread-hcpo"
 AGENT = "agent_0"

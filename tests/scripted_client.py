@@ -13,10 +13,10 @@ import pytest
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle, to_json
 from hmarl.sdk.clients import link, remote_episode
-from hmarl.sdk.clients.fallback import Fallback, NoOp, Situation
 from hmarl.sdk.clients.link import LinkWatch
 from hmarl.sdk.clients.operations import Act, CallFailed, Operation, Start
 from hmarl.sdk.clients.remote_episode import RemoteEpisode
+from hmarl.sdk.fallback import Fallback, NoOp, Situation
 from told_clock import Clock
 
 OBSERVATION = np.asarray([0.5, -1.0, 2.0, 0.0, 3.0, -0.25], np.float32)

@@ -21,7 +21,7 @@ from healthy_client import Tally
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.session import Policy, PolicySession
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 
 _PERIOD_S = 0.02
 

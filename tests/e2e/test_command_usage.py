@@ -32,6 +32,7 @@ MISSING = {
     "hmarl-check-env": ((), "ENVIRONMENT: got nothing, expected ENVIRONMENT (FAMILY/TASK"),
     "hmarl-eval": ((), "team: got none, expected exactly one of --bundle, --endpoints and --run"),
     "hmarl-export": ((), "RUN: got nothing, expected RUN (run directory of hmarl-train)"),
+    "hmarl-faults": (("127.0.0.1:0",), "TARGET: got nothing, expected TARGET (where they are passed on to"),
     "hmarl-fleet": ((), "BUNDLE: got nothing, expected BUNDLE"),
     "hmarl-train": ((), "ALGORITHM: got nothing, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
     "hmarl-verify": ((), "BUNDLE: got nothing, expected BUNDLE"),
@@ -41,6 +42,7 @@ WRONG_VALUE = {
     "hmarl-check-env": (("mpe/simple_spread", "--steps", "0"), "--steps: got '0', expected an integer of at least 1"),
     "hmarl-eval": (("--bundle", BUNDLE, "--episodes", "ten"), "--episodes: got 'ten', expected an integer"),
     "hmarl-export": (("run", "--checkpoint"), "--checkpoint: got nothing, expected WHICH (best, last or a number"),
+    "hmarl-faults": (("127.0.0.1:0", "x:1", "--delay-s", "0"), "--delay-s: got '0', expected a number above 0"),
     "hmarl-fleet": ((BUNDLE, "--grace-s", "-1"), "--grace-s: got '-1', expected a number above 0"),
     "hmarl-train": (("happo", "--seed", "x"), "--seed: got 'x', expected an integer"),
     "hmarl-verify": ((BUNDLE, "--json=yes"), "--json: got a value, expected none"),
@@ -59,8 +61,9 @@ def refused(program: str, code: int, output: str, error: str) -> str:
     """The line with which a program refuses a command line, without its own name."""
     assert (code, output) == (2, ""), error
     (line,) = error.splitlines()
-    assert line.startswith(f"{program}: "), line
-    return line.removeprefix(f"{program}: ")
+    name, _, rest = line.partition(": ")
+    assert name in (program, f"{program} reload"), line
+    return rest
 
 
 Wrong = Callable[..., str]
@@ -122,16 +125,17 @@ def test_what_is_not_there_is_named(program: str, arguments: tuple[str, ...], co
     assert before in ([], ["checking nowhere:make"])
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, "hmarl-fleet reload"])
 def test_help_teaches_within_80_columns(program: str) -> None:
     begin = time.monotonic()
-    code, lines = run_in_terminal(80, program, "--help")
+    code, lines = run_in_terminal(80, *program.split(), "--help")
     assert time.monotonic() - begin < 20.0, "it waits for something"  # a second on a machine that is quiet
     assert code == 0
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith(f"Usage: {program} ")
     sections = [line.rstrip(":") for line in lines if re.fullmatch(r"\w[\w ]*:", line)]
-    assert [each for each in sections if each != "Arguments"] == ["Options", "Examples", "Exit codes"]
+    further = ["Further commands"] if program == "hmarl-fleet" else []
+    assert [each for each in sections if each != "Arguments"] == ["Options", "Examples", *further, "Exit codes"]
     assert any(line.startswith(f"  {program}") for line in lines[lines.index("Examples:") :])
 
 
@@ -151,6 +155,19 @@ def test_help_tells_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -
 def test_all_have_a_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(loaded(program), ["--version"]) == 0
     assert capsys.readouterr() == (f"{program} {__version__}\n", "")
+
+
+def test_a_program_that_a_word_stands_for_tells_what_is_wrong(wrong: Wrong) -> None:
+    begins = {
+        (): "ENDPOINTS: got nothing, expected ENDPOINTS (the endpoints file of the running fleet)",
+        ("e.json",): "BUNDLE: got nothing, expected BUNDLE (bundle directory or zip, of the same agents and spaces)",
+        ("e.json", "b", "c"): "arguments: got 'c' in excess, expected ENDPOINTS BUNDLE and options alone",
+        ("e.json", "b", "--jsno"): "--jsno: got an unknown option, expected a known one; did you mean '--json'?",
+        ("nowhere.json", "b"): "endpoints: 'nowhere.json': No such file or directory; take the file that hmarl-fleet",
+        (BUNDLE / "manifest.json", "b"): f"endpoints: got '{BUNDLE / 'manifest.json'}', which no fleet wrote; take the",
+    }
+    for words, begin in begins.items():
+        assert wrong("hmarl-fleet", "reload", *words).startswith(begin)
 
 
 def test_a_wrong_variable_is_named_as_what_it_is() -> None:

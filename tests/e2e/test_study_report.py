@@ -52,7 +52,9 @@ def test_page_outlives_its_runs(
     of_name = {row[0].removeprefix("| "): row for row in cells}
     assert [name for name in of_name if name in rows] == rows
     for name in rows:
-        assert len(of_name[name][2].split(",")) == 2, "a mean of each seed"
+        means = of_name[name][3 if name == algorithm else 2]
+        assert len(means.split(", ")) == 2, "a mean of each seed"
+    assert of_name[algorithm][1] == "greedy"
     pictures = {path.name: path.read_bytes() for path in out.glob("*.png")}
     assert f"{comparison}.png" in pictures
     shutil.rmtree(runs)

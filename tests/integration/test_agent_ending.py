@@ -70,7 +70,7 @@ def agent_with(
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_agent_that_is_still_loading(toy_bundle: Bundle, tmp_path: Path, number: int) -> None:
     with agent_with(STUCK_LOADING, toy_bundle, tmp_path / "s", ready="loading") as process:
         process.send_signal(number)
@@ -148,13 +148,6 @@ def test_an_agent_that_was_frozen_in_mid_stream_stops(toy_bundle: Bundle) -> Non
             served.thaw()
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(LIMIT_S) == 0
-
-
-def test_the_end_of_the_terminal_drains_like_sigterm(toy_bundle: Bundle, tmp_path: Path) -> None:
-    with AgentProcess(toy_bundle.path, "agent_0", f"unix:{tmp_path}/s") as served:
-        served.process.send_signal(signal.SIGHUP)
-        assert served.process.wait(LIMIT_S) == 0
-        assert not (tmp_path / "s").exists()
 
 
 def test_nohup_is_respected(toy_bundle: Bundle) -> None:

@@ -13,7 +13,7 @@ from fragile_bundle import write_fragile_bundle
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.agent.v1.tensors import write_tensor
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 
 
 def observation(step: int, first: float | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from full_pipe import FullPipe
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import NoOp
+from hmarl.sdk.fallback import NoOp
 from picky import picky_bundle
 from processes import LIMIT_S, children, wait_for
 

@@ -15,9 +15,9 @@ from hmarl.runtime.bundle import Bundle, ObservationError
 from hmarl.sdk.clients.agent import agent_spec
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Call, Hold, NoOp
 from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.errors import AgentError, StaleActionError, UsageError
+from hmarl.sdk.fallback import Call, Hold, NoOp
 
 MASK = np.array([True, True, False, True, True])
 STEPS = 12

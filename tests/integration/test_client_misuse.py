@@ -27,9 +27,9 @@ from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.bundle import Bundle, ObservationError
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Hold, Situation, Zero
 from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
+from hmarl.sdk.fallback import Hold, Situation, Zero
 from toy_bundle import write_toy_bundle
 
 MASK = np.array([True, True, False, True, True])

@@ -23,11 +23,11 @@ from hmarl.runtime.bundle import Bundle, write_bundle
 from hmarl.sdk.clients import remote_episode
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
 from hmarl.sdk.errors import AgentError
 from hmarl.sdk.evaluation.deployed_teams import FleetTeam
+from hmarl.sdk.fallback import Zero
+from hmarl.sdk.faults.link import FaultyLink, LinkFaults
 from hmarl.sdk.spaces import EnvironmentSpec
-from tcp_relay import TcpRelay
 from toy_bundle import toy_manifest
 
 MASK = np.ones(5, np.bool_)
@@ -45,7 +45,7 @@ import asyncio, sys
 import numpy as np
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 
 kind, stream = sys.argv[2], sys.argv[3] == "stream"
 options = {"timeout_s": 0.2, "stream": stream, "fallback": Zero()}
@@ -75,8 +75,7 @@ synchronous() if kind == "sync" else asyncio.run(asynchronous())
 @pytest.mark.parametrize("mode", ["unary", "stream"])
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
 def test_a_reply_that_is_taken_after_the_deadline_is_not_fresh(served: AgentProcess, kind: str, mode: str) -> None:
-    with TcpRelay(served.address) as relay:
-        relay.delay_s = 0.05
+    with FaultyLink(served.address, LinkFaults(delay_s=0.05)) as relay:
         command = [sys.executable, "-c", LATE_CLIENT, relay.address, kind, mode]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as client:
             assert client.stdin is not None

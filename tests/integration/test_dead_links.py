@@ -20,8 +20,8 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
-from tcp_relay import TcpRelay
+from hmarl.sdk.fallback import Zero
+from hmarl.sdk.faults.link import FaultyLink, LinkFaults
 
 MASK = np.ones(5, np.bool_)
 SEEN = np.random.default_rng(3).normal(size=6).astype(np.float32)
@@ -35,8 +35,8 @@ def served(toy_bundle: Bundle) -> Iterator[AgentProcess]:
 
 
 @pytest.fixture
-def relay(served: AgentProcess) -> Iterator[TcpRelay]:
-    with TcpRelay(served.address) as relay:
+def relay(served: AgentProcess) -> Iterator[FaultyLink]:
+    with FaultyLink(served.address) as relay:
         yield relay
 
 
@@ -53,7 +53,7 @@ def act_until(agent: AgentClient, fresh: bool, limit_s: float = LIMIT_S) -> list
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_connection_that_swallows_everything_is_given_up(relay: TcpRelay, stream: bool) -> None:
+def test_a_connection_that_swallows_everything_is_given_up(relay: FaultyLink, stream: bool) -> None:
     with AgentClient(relay.address, timeout_s=0.05, fallback=Zero(), stream=stream) as agent:
         agent.reset(7)
         act_until(agent, fresh=True)
@@ -72,7 +72,7 @@ def test_a_connection_that_swallows_everything_is_given_up(relay: TcpRelay, stre
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_one_long_act_outlives_its_connection(relay: TcpRelay, stream: bool) -> None:
+def test_one_long_act_outlives_its_connection(relay: FaultyLink, stream: bool) -> None:
     with AgentClient(relay.address, timeout_s=LIMIT_S, stream=stream) as agent:
         agent.reset(7)
         agent.act(SEEN, MASK)
@@ -83,7 +83,7 @@ def test_one_long_act_outlives_its_connection(relay: TcpRelay, stream: bool) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_asyncio_client_gives_a_dead_connection_up(relay: TcpRelay, stream: bool) -> None:
+def test_the_asyncio_client_gives_a_dead_connection_up(relay: FaultyLink, stream: bool) -> None:
     async def play() -> None:
         async with AsyncAgentClient(relay.address, timeout_s=0.05, fallback=Zero(), stream=stream) as agent:
             await agent.reset(7)
@@ -99,7 +99,7 @@ def test_the_asyncio_client_gives_a_dead_connection_up(relay: TcpRelay, stream: 
     asyncio.run(play())
 
 
-def test_an_episode_is_started_over_a_connection_that_has_died(relay: TcpRelay) -> None:
+def test_an_episode_is_started_over_a_connection_that_has_died(relay: FaultyLink) -> None:
     with AgentClient(relay.address, connect_timeout_s=LIMIT_S) as agent:
         agent.reset(7)
         relay.swallow()
@@ -108,8 +108,8 @@ def test_an_episode_is_started_over_a_connection_that_has_died(relay: TcpRelay) 
         assert agent.act(SEEN, MASK).fresh
 
 
-def test_a_slow_link_connects_again_after_a_cut_and_after_silence(relay: TcpRelay) -> None:
-    relay.delay_s = 0.2  # connecting takes two round trips, 0.8 s altogether
+def test_a_slow_link_connects_again_after_a_cut_and_after_silence(relay: FaultyLink) -> None:
+    relay.faults = LinkFaults(delay_s=0.2)  # connecting takes two round trips, 0.8 s altogether
     with AgentClient(relay.address, timeout_s=LIMIT_S, stream=True) as agent:
         agent.reset(7)
         assert agent.act(SEEN, MASK).fresh
@@ -121,7 +121,7 @@ def test_a_slow_link_connects_again_after_a_cut_and_after_silence(relay: TcpRela
         assert agent.statistics.rejoins == 0
 
 
-def test_an_idle_stream_whose_connection_was_reset_costs_no_act(relay: TcpRelay) -> None:
+def test_an_idle_stream_whose_connection_was_reset_costs_no_act(relay: FaultyLink) -> None:
     with AgentClient(relay.address, timeout_s=5.0, fallback=Zero(), stream=True) as agent:
         agent.reset(7)
         for _ in range(5):
@@ -135,7 +135,7 @@ NETWORK_CLIENT = """
 import sys, time
 import numpy as np
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
+from hmarl.sdk.fallback import Zero
 
 agent = AgentClient("10.98.1.1:5555", timeout_s=0.05, stream=sys.argv[1] == "stream", fallback=Zero())
 agent.reset(1)

@@ -57,7 +57,7 @@ PAIRS = [
 @pytest.mark.parametrize(("algorithm", "environment"), PAIRS)
 def test_the_runtime_computes_what_torch_computes(algorithm: str, environment: str, tmp_path: Path) -> None:
     run = short_run(algorithm, environment, tmp_path)
-    bundle = export.export_run(run, tmp_path / "bundle")
+    bundle = export.export_run(run, tmp_path / "bundle", redistilling=False)
     loaded = export.load_run(run)
     for agent, module in enumerate(loaded.algorithm.deployable(i) for i in range(len(loaded.spec.agents))):
         policy = Policy(bundle, loaded.spec.agents[agent].id)
@@ -126,7 +126,7 @@ def test_an_instruction_interval_is_kept_in_the_graphs_state(tmp_path: Path) -> 
 def test_a_recurrent_policy_remembers_in_the_graphs_state(algorithm: str, tmp_path: Path) -> None:
     """Served step by step it acts as the trainer's own network does over the whole sequence; a new episode forgets."""
     run = short_run(algorithm, "discrete", tmp_path, recurrent=True, memory_size=6)
-    bundle = export.export_run(run, tmp_path / "bundle")
+    bundle = export.export_run(run, tmp_path / "bundle", redistilling=False)
     assert [state.input for state in bundle.manifest.agents[0].states] == ["memory"]
     module = export.load_run(run).algorithm.deployable(0)
     session = Policy(bundle, "agent_0").session()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -25,12 +25,13 @@ from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.server import AgentServer
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import ServerSettings
-from hmarl.sdk.environment import Observation
+from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment, as_array
 from hmarl.sdk.environments import BUILT_IN_FAMILIES, make
+from hmarl.sdk.environments.faulty import FaultyEnvironment
 from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.sdk.team import Team
+from hmarl.sdk.team import RandomTeam, Team
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.checkpoint import find_checkpoint, flatten
@@ -170,7 +171,7 @@ def test_trains_resumes_exports_and_serves(
             _assert_export_refused(run, call, tmp_path / "bundle")
             record_property("result", f"{result} (central)")
         return
-    bundle = _export(run, tmp_path / "bundle", call)
+    bundle = _export(run, tmp_path / "bundle", call, "--no-redistil")  # it is compared with the run
     _assert_served_as_torch_acts(run, bundle, over_grpc=(algorithm, family) in DIAGONAL)
     record_property("result", result + (" (gRPC)" if (algorithm, family) in DIAGONAL else ""))
 
@@ -346,6 +347,80 @@ def _endpoints(bundle: Bundle) -> Iterator[dict[str, str]]:
             server.serve(Policy(bundle, agent.id))
             addresses[agent.id] = server.address
         yield addresses
+
+
+# --- faults on purpose -----------------------------------------------------------------------------------------------
+
+FAULTS = "delay=0..2,loss=0.2,noise=0.1,freeze=0.1:2,action_delay=0..1,action_loss=0.1,out=0.05:3,fallback=hold:2"
+
+
+@pytest.mark.parametrize("family", TASKS)
+def test_faults_leave_the_game_itself_alone_and_are_saved_with_it(family: str) -> None:
+    pytest.importorskip(BUILT_IN_FAMILIES[family])
+    task, seeds, steps = TASKS[family], np.array([5, 6]), 20
+    faulty = make(task.environment, BATCH, faults=FAULTS, **task.arguments)
+    assert isinstance(faulty, FaultyEnvironment)
+    with closing(faulty):
+        spied = _Spy(faulty.inner)
+        faulty.inner = spied
+        played = _play(faulty, faulty.reset(seeds), seed=1, steps=steps)
+        saved = faulty.get_state()
+        following = _play(faulty, played[-1].observation, seed=2, steps=steps)
+        if saved is not None:
+            again = _play(faulty, faulty.set_state(saved), seed=2, steps=steps)
+            _assert_same(again, following)
+        spied.inner.reset(seeds)
+        bare = [spied.inner.step(actions) for actions in spied.actions[:steps]]
+    for one, other in zip(played, bare, strict=True):
+        for name in ("rewards", "terminated", "truncated"):
+            np.testing.assert_array_equal(as_array(getattr(one, name)), as_array(getattr(other, name)))
+        np.testing.assert_array_equal(one.observation.state, as_array(other.observation.state))
+        np.testing.assert_array_equal(one.observation.active, as_array(other.observation.active))
+    shown = [
+        (one.observation.observations[0], as_array(other.observation.observations[0]))
+        for one, other in zip(played, bare, strict=True)
+    ]
+    assert any((one != other).any() for one, other in shown), "nothing went wrong"
+
+
+class _Spy:
+    """An environment that notes the actions that it is given."""
+
+    def __init__(self, inner: VectorEnvironment) -> None:
+        self.inner, self.actions = inner, []
+
+    def step(self, actions: tuple[np.ndarray, ...]) -> StepResult:
+        self.actions.append(actions)
+        return self.inner.step(actions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _play(environment: VectorEnvironment, observation: Observation, seed: int, steps: int) -> list[StepResult]:
+    team, results = RandomTeam(environment.spec), []
+    team.reset(np.array([seed]))
+    for _ in range(steps):
+        results.append(environment.step(team.act(observation, np.ones(BATCH, np.bool_))))
+        observation = results[-1].observation
+    return results
+
+
+def _assert_same(ones: list[StepResult], others: list[StepResult]) -> None:
+    for one, other in zip(ones, others, strict=True):
+        for first, second in zip(one.observation.observations, other.observation.observations, strict=True):
+            np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(as_array(one.rewards), as_array(other.rewards))
+
+
+@pytest.mark.parametrize(("algorithm", "family"), [("happo", "mpe"), ("hcpo", "lbfws")])
+def test_training_with_faults_resumes_bit_for_bit(algorithm: str, family: str, call: Call, tmp_path: Path) -> None:
+    task, run = TASKS[family], tmp_path / "run"
+    arguments = {**task.arguments, "faults": FAULTS, "faults.delay": 1}
+    _train(algorithm, task.environment, arguments, run, call)
+    evaluations = [json.loads(path.read_text()) for path in (run / "eval").glob("*.json")]
+    assert {each["faults"] for details in evaluations for each in details.values()} == {FAULTS.replace("0..2", "1", 1)}
+    _assert_resumes(run, tmp_path / "resumed", call)
 
 
 def test_the_quick_cells_meet_every_algorithm_and_every_family() -> None:

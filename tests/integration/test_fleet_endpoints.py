@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.endpoints_file import EndpointsFile
+from hmarl.runtime.errors import UsageError
 from hmarl.sdk.clients.endpoints import load_endpoints
 from processes import LIMIT_S, alive, children, fleet_process, wait_for
+from terminal_process import terminal_process
 
 FOREIGN = {
     "text": b"precious",
@@ -130,12 +136,61 @@ def test_a_file_that_appears_while_the_fleet_starts_stays(toy_bundle: Bundle, tm
 
 def test_the_end_of_the_terminal_leaves_nothing_behind(toy_bundle: Bundle, tmp_path: Path) -> None:
     out, sockets = tmp_path / "out.json", tmp_path / "sockets"
-    with fleet_process(toy_bundle, out, "--socket-dir", str(sockets)) as process:
+    words = ["-m", "hmarl.runtime.commands.fleet", str(toy_bundle.path), "--out", str(out), "--json"]
+    with terminal_process(*words, "--socket-dir", str(sockets)) as (process, hang_up):
         assert process.stdout is not None
-        process.stdout.readline()
+        control = Path(json.loads(process.stdout.readline())["control"])
+        assert control.is_socket()
         members = children(process.pid)
-        process.send_signal(signal.SIGHUP)
+        hang_up()
         assert process.wait(LIMIT_S) == 0
         assert not any(alive(pid) for pid in members)
     assert not out.exists()
+    assert not control.parent.exists()
     assert list(sockets.iterdir()) == []
+
+
+def test_a_file_that_changes_is_locked_all_the_while_and_never_half_written(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    file = EndpointsFile(path)
+    seen, free, ended = [], [], threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            seen.append(json.loads(path.read_bytes())["number"])
+            with path.open() as stream, suppress(BlockingIOError):
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                    free.append(seen[-1])  # and it was not replaced in between
+
+    file.write({"number": 0})
+    looking = threading.Thread(target=look)
+    looking.start()
+    for number in range(1, 50):
+        file.write({"number": number})
+    ended.set()
+    looking.join(LIMIT_S)
+    assert seen == sorted(seen)
+    assert (seen != [], free) == (True, [])
+    assert json.loads(path.read_bytes())["number"] == 49
+    with pytest.raises(UsageError, match="belongs to a fleet that is running"):
+        EndpointsFile(path)
+    assert list(tmp_path.iterdir()) == [path]
+    file.remove()
+    file.write({"number": 50})  # a reload that ends while the fleet stops
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_took_its_place_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    file = EndpointsFile(path)
+    file.write({"number": 0})
+    path.unlink()
+    file.write({"number": 1})
+    assert json.loads(path.read_bytes())["number"] == 1
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(UsageError, match="no fleet wrote it"):
+        file.write({"number": 2})
+    file.remove()
+    assert path.read_text() == "precious"

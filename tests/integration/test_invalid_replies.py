@@ -16,8 +16,8 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.server import agent_info
 from hmarl.runtime.session import Policy
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
 from hmarl.sdk.errors import AgentError
+from hmarl.sdk.fallback import Zero
 
 MASK, SEEN = np.ones(5, np.bool_), np.zeros(6, np.float32)
 

@@ -14,8 +14,8 @@ from agent_proxy import AgentProxy
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.fallback import Zero
 from hmarl.sdk.errors import AgentError
+from hmarl.sdk.fallback import Zero
 from toy_bundle import write_toy_bundle
 
 MASK = np.ones(5, np.bool_)

@@ -21,9 +21,10 @@ from hmarl.runtime.bundle import Bundle, StudentsModel, load_bundle, to_plain
 from hmarl.runtime.manifest import from_plain
 from hmarl.runtime.verify import verify_bundle
 from hmarl.sdk.clients.local_agent import LocalAgent
+from hmarl.sdk.environment import as_numpy
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation.closed_loop import as_numpy, episode_seeds, evaluate
+from hmarl.sdk.evaluation.closed_loop import episode_seeds, evaluate
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.export.export import export_run

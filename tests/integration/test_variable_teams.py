@@ -18,8 +18,9 @@ import torch
 from hmarl.runtime.bundle import Bundle, UsageError
 from hmarl.runtime.session import noise_for
 from hmarl.sdk.clients.local_agent import LocalAgent
+from hmarl.sdk.environment import as_numpy
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import as_numpy, evaluate
+from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.export.export import export_run
@@ -35,7 +36,7 @@ TOY = "toy_environments:masked_discrete"
 def trained(folder: Path, algorithm: str, environment: str, arguments: dict[str, Any], **settings: Any) -> Bundle:
     """A short run's bundle, beside the run."""
     train(tiny_config(algorithm, environment, {**INTERCHANGEABLE, **settings}, None, arguments), folder / "run")
-    return export_run(folder / "run", folder / "bundle")
+    return export_run(folder / "run", folder / "bundle", redistilling=False)
 
 
 def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -64,7 +64,7 @@ NAMES = {
         "memories.0",
     ),
     "magpo": (
-        "delta guider guider_optimiser optimisers.0 policies.0 value_moments",
+        "delta guider guider_optimiser optimisers.0 performance policies.0 value_moments",
         "guider_memory memories.0",
     ),
     "mappo": (

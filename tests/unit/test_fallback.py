@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from hmarl.sdk.clients.fallback import Call, Fail, Hold, NoOp, Situation, Zero
 from hmarl.sdk.errors import StaleActionError, UsageError
+from hmarl.sdk.fallback import Call, Fail, Hold, NoOp, Situation, Zero
 
 FIVE = spaces.Discrete(5)
 BRANCHES = spaces.MultiDiscrete([3, 2])

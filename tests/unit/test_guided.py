@@ -300,7 +300,7 @@ def test_without_reshuffling_all_epochs_keep_the_order_of_acting_and_nothing_is_
             algorithm.update(witness.rollout, 0.0)
             acted.add(tuple(algorithm.guided.order))
             assert orders[-12:] == [tuple(algorithm.guided.order)] * 12
-            assert len(judged) == update * 12, "once a minibatch, to descend"
+            assert len(judged) == update * 13, "once a minibatch, to descend, and one for what the update promises"
         assert len(acted) > 1, "it is drawn for every rollout"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.algorithms.hcpo import Hcpo, disturbed
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.imitation import distil
 from hmarl.trainer.learning.returns import normalise_advantages
@@ -41,6 +42,41 @@ def improve_conductor(algorithm: Hcpo, rollout: Rollout, estimate: Estimate) -> 
     return algorithm.conductor.improve(
         rollout, estimate.states, advantages, features, algorithm.noise_generator
     ).metrics
+
+
+@pytest.mark.parametrize("sees", ["state", "nothing"])
+def test_a_conductor_that_does_not_learn_stays_uniformly_random(sees: str) -> None:
+    algorithm, rollout, collector = new_hcpo(batch_size=64, steps=50, conductor_learns=False, conductor_sees=sees)
+    actors = [policy.theta.clone() for policy in algorithm.policies]
+    for _ in range(2):
+        collector.collect(algorithm)
+        metrics = algorithm.update(rollout, 0.0)
+        assert metrics["instruction_entropy"] == pytest.approx(math.log(4))
+        assert metrics["conductor_kl"] == 0.0
+    assert not algorithm.conductor.policy.theta.any()
+    assert all(not torch.equal(old, policy.theta) for old, policy in zip(actors, algorithm.policies, strict=True))
+    drawn = torch.bincount(rollout.extras["instruction"].flatten(), minlength=4) / (64 * 50)
+    assert (drawn - 0.25).abs().max() < 0.04
+
+
+def test_noise_on_advantages_is_of_the_size_that_was_asked_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    advantages = 3.0 * torch.randn((200, 100), generator=generator) + 1.0
+    added = disturbed(advantages, 0.5, generator) - advantages
+    assert float(added.std()) == pytest.approx(0.5 * 3.0, rel=0.02)
+    assert abs(float(added.mean())) < 0.05
+    assert abs(float(torch.corrcoef(torch.stack([added.flatten(), advantages.flatten()]))[0, 1])) < 0.03
+    assert disturbed(advantages, 0.0, generator) is advantages
+
+
+def test_updates_learn_from_disturbed_advantages() -> None:
+    learnt = []
+    for noise in (0.0, 2.0):
+        algorithm, rollout = collected(advantage_noise=noise)
+        algorithm.update(rollout, 0.0)
+        learnt.append((algorithm.policies[0].theta, algorithm.conductor.policy.theta))
+    assert not torch.equal(learnt[0][0], learnt[1][0])
+    assert not torch.equal(learnt[0][1], learnt[1][1])
 
 
 # --- instructions ---------------------------------------------------------------------------------------------------

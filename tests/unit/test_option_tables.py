@@ -14,8 +14,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "runtime.md"
 COMMANDS = {
     "hmarl-agent": "hmarl.runtime.commands.agent",
     "hmarl-fleet": "hmarl.runtime.commands.fleet",
+    "hmarl-fleet reload": "hmarl.runtime.commands.fleet",
     "hmarl-verify": "hmarl.runtime.commands.verify",
     "hmarl-eval": "hmarl.sdk.commands.evaluate",
+    "hmarl-faults": "hmarl.sdk.commands.faults",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
@@ -29,7 +31,7 @@ def rows(command: str) -> list[tuple[str, str]]:
 
 def said(command: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HMARL_")}
-    words = [sys.executable, "-m", COMMANDS[command], "--help"]
+    words = [sys.executable, "-m", COMMANDS[command], *command.split()[1:], "--help"]
     return subprocess.run(
         words, capture_output=True, text=True, check=True, timeout=120, env={**environment, "COLUMNS": "1000"}
     ).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import pytest
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.tensors import WireError, to_array
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.errors import DrainingError, SessionLimitError, UnknownSessionError
+from hmarl.runtime.errors import BundleNotHeldError, DrainingError, SessionLimitError, UnknownSessionError
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.session import Policy
 from told_clock import Clock
+from toy_bundle import write_toy_bundle
 
 
 @pytest.fixture
@@ -99,3 +101,43 @@ def test_a_session_that_is_over_frees_its_memory_at_once(policy: Policy) -> None
         assert [each() is None for each in kept] == [True, True, False, True]
     finally:
         gc.enable()
+
+
+def test_another_policy_is_for_new_sessions_and_the_old_one_goes_with_its_last(
+    toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    clock = Clock()
+    held = [Policy(toy_bundle, "agent_0")]
+    registry = SessionRegistry(held[0], 4, 10.0, clock)
+    old, new = toy_bundle.sha256, Policy(write_toy_bundle(tmp_path / "b", sizes=(9,)), "agent_0")
+    running = registry.add(held[0].session(), "a")
+    assert registry.own().policy is held[0]
+    assert registry.switch(new) is held[0]
+    assert registry.own().policy is new
+    assert registry.policy_of("") is registry.policy_of(new.bundle.sha256) is new
+    assert registry.policy_of(old) is registry.get(running).policy is held[0]
+    gone = weakref.ref(held[0])
+    clock.now += 11
+    registry.sweep()
+    with pytest.raises(UnknownSessionError):
+        registry.get(running)
+    held.clear()
+    assert gone() is None, "without a collection of cycles"
+    with pytest.raises(BundleNotHeldError):
+        registry.policy_of(old)
+
+
+def test_a_bundle_that_is_not_held_is_refused_and_says_which_is(policy: Policy) -> None:
+    registry = SessionRegistry(policy, 4, 10.0, Clock())
+    with pytest.raises(BundleNotHeldError) as refused:
+        registry.policy_of("x" * 100_000)
+    assert policy.bundle.sha256 in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_a_process_that_stops_takes_no_other_bundle(policy: Policy, toy_bundle: Bundle) -> None:
+    registry = SessionRegistry(policy, 4, 10.0, Clock())
+    registry.drain()
+    with pytest.raises(DrainingError, match="takes no other bundle"):
+        registry.switch(Policy(toy_bundle, "agent_0"))
+    assert registry.policy is policy

@@ -11,10 +11,10 @@ import pytest
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle, ObservationError
-from hmarl.sdk.clients.fallback import Hold
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import Abandon, Act, End, Pause, Reconnect, Start
 from hmarl.sdk.errors import AgentError, StaleActionError
+from hmarl.sdk.fallback import Hold
 from scripted_client import (
     MASK,
     OBSERVATION,
@@ -243,7 +243,7 @@ def test_a_forgotten_episode_is_joined_again_at_the_step_and_the_act_goes_on(
     episode = make(first_step=3)
     finished(acting(episode)[0], reply(step=3))
     script, act = acting(episode)
-    begun = episode.starting(5, True, "sample", 4)
+    begun = episode.starting(5, True, "sample", 4, "a1")  # on its own bundle, while the server holds it
     assert answer(script, failure(Code.NOT_FOUND)) == Start(begun, 0.5)
     (told,) = fallback.told
     assert (told.step, told.reason) == (4, "agent 'agent_0' at robot:1: NOT_FOUND: so it is")

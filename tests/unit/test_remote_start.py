@@ -164,7 +164,7 @@ def test_an_allowed_bundle_is_asked_for_and_taken_over(make: Make, clock: Clock,
     script = episode.start(episode.starting(1, False, None, 0), clock.now + 1.0)
     next(script)
     clock.now += 0.75
-    assert answer(script, session("s1", sha256="b2")) == Describe(0.25)
+    assert answer(script, session("s1", sha256="b2")) == Describe(0.25, "b2")
     new = info_of(toy_bundle, sha256="b2")
     finished(script, new)
     assert episode.info == new

@@ -60,10 +60,11 @@ with warnings.catch_warnings(record=True) as told:
     from hmarl.sdk.agent import Action, AgentError, LocalAgent, agent_spec
     from hmarl.sdk.client import AgentClient, AsyncAgentClient
     from hmarl.sdk.conformance import check_environment
-    from hmarl.sdk.fallback import Call, Fail, Hold, NoOp, Zero
+    from hmarl.sdk.clients.fallback import Call, Fail, Hold, NoOp, Zero
     from hmarl.sdk.teams import BundleTeam, FleetTeam, load_endpoints
-    import hmarl.sdk.fallback as fallback
+    import hmarl.sdk.clients.fallback as fallback
     fallback.Hold, fallback.Hold  # has been told
+from hmarl.sdk.fallback import Call
 from hmarl.sdk.evaluation import Evaluation, as_numpy, episode_seeds, evaluate
 from hmarl.sdk.spaces import AgentSpec
 from hmarl.sdk.environment import Observation

@@ -26,7 +26,12 @@ COLOURS = {
 }
 # What an update measures, and what shows it.
 LIVE = {"imitation_kl", "conductor_kl", "instruction_entropy", "agent_kl", "explained_variance"}
-DRAWN = {"imitation_kl": "imitation.png", "bound": "improvement_bound.png", "agent_kl": "diagnostics.png"}
+DRAWN = {
+    "imitation_kl": "imitation.png",
+    "bound": "improvement_bound.png",
+    "promised_improvement": "improvement.png",
+    "agent_kl": "diagnostics.png",
+}
 
 
 def updated(name: str) -> tuple[Any, dict[str, float]]:

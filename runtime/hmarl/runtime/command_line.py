@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
@@ -246,6 +246,7 @@ class Command(click.Command):
         callback: Callable[..., int | None],
         parameters: Sequence[click.Parameter],
         examples: Sequence[str],
+        words: Mapping[str, Command],
     ) -> None:
         closing = [
             _printing("--version", "print the version of hmarl", lambda context: f"{context.info_name} {__version__}"),
@@ -260,6 +261,7 @@ class Command(click.Command):
             context_settings={"allow_extra_args": True},  # told below, in our words
         )
         self._examples = tuple(examples)
+        self.words = dict(words)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse arguments in excess."""
@@ -282,6 +284,11 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for example in self._examples:
                     formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+        if self.words:
+            with formatter.section("Further commands"):
+                formatter.write_dl(
+                    [(f"{each.name} --help", each.get_short_help_str(200)) for each in self.words.values()]
+                )
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(int(code)), meaning) for code, meaning in _EXIT_CODES])
         formatter.write_paragraph()
@@ -289,7 +296,7 @@ class Command(click.Command):
 
 
 def command(
-    name: str, *parameters: click.Parameter, examples: Sequence[str] = ()
+    name: str, *parameters: click.Parameter, examples: Sequence[str] = (), words: Mapping[str, Command] | None = None
 ) -> Callable[[Callable[..., int | None]], Command]:
     """Make a function a program; its docstring is what ``--help`` says first.
 
@@ -297,11 +304,13 @@ def command(
         name: of the program.
         parameters: see ``argument``, ``option`` and ``flag``; the function gets each by its name.
         examples: command lines, each of at most 76 characters.
+        words: programs that a command line is for when it begins with one of these words. A file that is called so can
+            still be an argument, as ``./word``.
 
     Returns:
         A decorator. The function returns the exit code, or None for 0.
     """
-    return lambda function: Command(name, function, parameters, examples)
+    return lambda function: Command(name, function, parameters, examples, words or {})
 
 
 def _say(line: str) -> None:
@@ -323,6 +332,8 @@ def run(program: Command, arguments: Sequence[str] | None = None, say: Callable[
     print_anything()
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = program.name or ""
+    if words and words[0] in program.words:
+        return run(program.words[words[0]], words[1:], say)
     try:
         with program.make_context(name, words) as context:
             return int(program.invoke(context) or ExitCode.DONE)
@@ -333,7 +344,8 @@ def run(program: Command, arguments: Sequence[str] | None = None, say: Callable[
     except (KeyboardInterrupt, click.Abort):
         message, code = "interrupted", int(ExitCode.INTERRUPTED)
     except click.UsageError as error:
-        message, code = f"{_wrong_usage(program, error)}; see {name} --help", int(ExitCode.USAGE)
+        message = f"{_wrong_usage(program, error)}{_namesake(name)}; see {name} --help"
+        code = int(ExitCode.USAGE)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             say(traceback.format_exc().rstrip())
@@ -374,6 +386,12 @@ def _wrong_usage(program: Command, error: click.UsageError) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         return f"{_source(error.param, error.ctx)}: {error.message}"
     return error.format_message().rstrip(".")
+
+
+def _namesake(name: str) -> str:
+    """How to say a file that is called as the word by which a program is meant, where there is one."""
+    _, space, word = name.partition(" ")
+    return f"; if you mean what is called '{word}' here, write ./{word}" if space and os.path.exists(word) else ""
 
 
 def _is_flag(param: click.Parameter) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class EndpointsFile:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._descriptor: int | None = None
+        self._removed = False
+        self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -42,18 +45,23 @@ class EndpointsFile:
             raise UsageError(f"--out: nothing can be written in '{self.path.parent}': permission denied")
 
     def write(self, description: Mapping[str, Any]) -> None:
-        """Let the file appear, whole.
+        """Let the file appear, whole, or change it: who reads it gets one or the other, and it is locked all the while.
+
+        After ``remove`` it does nothing.
 
         Raises:
             UsageError: something has taken the path in the meantime.
             HmarlError: it cannot be written, for example because the disk is full.
         """
-        try:
-            self._write(description)
-        except OSError as error:
-            raise HmarlError(
-                f"--out: cannot write '{self.path}': {error.strerror}; free some space, or choose another path"
-            ) from error
+        with self._lock:
+            if self._removed:
+                return
+            try:
+                self._write(description)
+            except OSError as error:
+                raise HmarlError(
+                    f"--out: cannot write '{self.path}': {error.strerror}; free some space, or choose another path"
+                ) from error
 
     def _write(self, description: Mapping[str, Any]) -> None:
         name = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
@@ -63,27 +71,41 @@ class EndpointsFile:
             with open(descriptor, "wb", closefd=False) as stream:
                 stream.write((json.dumps(marked(description), indent=2) + "\n").encode())
             os.fsync(descriptor)
-            self._remove_stale()
-            os.link(name, self.path)  # unlike a rename, this replaces nothing
+            if self._is_ours():
+                os.replace(name, self.path)
+            else:
+                self._remove_stale()
+                os.link(name, self.path)  # unlike a rename, this replaces nothing
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, FileExistsError):
                 raise UsageError(f"--out: '{self.path}' has been taken in the meantime; choose another path") from error
             raise
         finally:
-            name.unlink()
-        self._descriptor = descriptor
+            name.unlink(missing_ok=True)
+        before, self._descriptor = self._descriptor, descriptor
+        if before is not None:
+            os.close(before)
         sync_directory(self.path.parent)
 
     def remove(self) -> None:
         """Remove the file, if it is still ours; a second call does nothing."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
-            return
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(self.path), os.fstat(descriptor)):
-                self.path.unlink()
-        os.close(descriptor)
+        with self._lock:
+            self._removed = True
+            if self._descriptor is None:
+                return
+            with contextlib.suppress(OSError):
+                if self._is_ours():
+                    self.path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_ours(self) -> bool:
+        """Whether the path is that of the file that was written last."""
+        try:
+            return self._descriptor is not None and os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor))
+        except OSError:
+            return False
 
     def _remove_stale(self) -> None:
         """Remove what a fleet that has died left at the path; refuse everything else."""
@@ -111,6 +133,24 @@ class EndpointsFile:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(self.path), os.fstat(descriptor)):
                     self.path.unlink()
+
+
+def read_endpoints(path: Path) -> dict[str, Any]:
+    """The content of the endpoints file of a fleet.
+
+    Raises:
+        UsageError: it cannot be read, or no fleet wrote it.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST_BYTES)
+    except OSError as error:
+        raise UsageError(
+            f"endpoints: '{path}': {error.strerror}; take the file that hmarl-fleet --out wrote"
+        ) from error
+    if _owner(content) is None:
+        raise UsageError(f"endpoints: got '{path}', which no fleet wrote; take the file that hmarl-fleet --out wrote")
+    return dict(json.loads(content))
 
 
 def marked(description: Mapping[str, Any]) -> dict[str, Any]:

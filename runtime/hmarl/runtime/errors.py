@@ -56,6 +56,10 @@ class UnknownSessionError(SessionError):
     """No session of this id is open: it never was, has ended, has expired, or the process has restarted."""
 
 
+class BundleNotHeldError(SessionError):
+    """An episode was asked for in a bundle that the process does not serve, or does not hold any longer."""
+
+
 class SessionLimitError(SessionError):
     """As many sessions are open as the process may hold."""
 

@@ -5,7 +5,7 @@
 
 A member that dies is started again on the same address, after a pause that doubles from crash to crash. One that is
 frozen, or says for long that it is not serving, is killed first. Members stop when the supervisor stops, and (on Linux)
-also when it is killed.
+also when it is killed. ``reload`` gives all of them another bundle, or none (``hmarl.runtime.team_reload``).
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
+from hmarl.runtime.compatible import check_replacement
+from hmarl.runtime.control import CONTROL_VARIABLE, Channel
 from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import BundleError, HmarlError, UsageError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
+from hmarl.runtime.kept_bundle import KeptBundle
 from hmarl.runtime.settings import ServerSettings
+from hmarl.runtime.team_reload import ReloadError, TeamReload
 from hmarl.runtime.unix_sockets import LONGEST_PATH
 
 LOGGER = logging.getLogger("hmarl.fleet")
@@ -62,18 +67,19 @@ class _Member:
         like: str | None,
         listen: str,
         core: int | None,
-        command: Sequence[str],
-        bundle_sha256: str,
+        kept: KeptBundle,
+        options: Sequence[str],
         unwell_limit_s: float,
     ) -> None:
         self.agent_id = agent_id
         self.address: str | None = None
         self.serving = False
         self.process: subprocess.Popen[bytes] | None = None
+        self.control: Channel | None = None
         self._listen = listen
         own = {"agent": agent_id, "like": like, "core": core}
-        self._command = [*command, *(f"--{name}={value}" for name, value in own.items() if value is not None)]
-        self._bundle_sha256 = bundle_sha256
+        self._options = [*options, *(f"--{name}={value}" for name, value in own.items() if value is not None)]
+        self._kept = kept
         self._unwell_limit_s = unwell_limit_s
         self._probe: HealthProbe | None = None
         self._killed = False
@@ -104,7 +110,11 @@ class _Member:
         else:
             self._read_address()
             if not self.serving and now - self._started_at > START_LIMIT_S:
-                self._kill(f"is not serving after {START_LIMIT_S:g} s")
+                self.kill(f"is not serving after {START_LIMIT_S:g} s")
+
+    def adopt(self, kept: KeptBundle) -> None:
+        """Start with this bundle from now on."""
+        self._kept = kept
 
     def ask_to_stop(self) -> None:
         """Ask the process to stop, also one that is stopped like a job in a terminal."""
@@ -119,7 +129,7 @@ class _Member:
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._kill("does not stop")
+            self.kill("does not stop")
             try:
                 self.process.wait(KILL_LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -129,11 +139,12 @@ class _Member:
     def _check_health(self, probe: HealthProbe, now: float) -> None:
         probe.tend(now)
         if probe.unanswered >= FROZEN_AFTER:
-            self._kill(f"has not answered {probe.unanswered} questions about its health in a row")
+            self.kill(f"has not answered {probe.unanswered} questions about its health in a row")
         elif probe.unwell * CHECK_EVERY_S >= self._unwell_limit_s:  # longer than it takes to drain
-            self._kill(f"has said {probe.unwell} times in a row that it is not serving")
+            self.kill(f"has said {probe.unwell} times in a row that it is not serving")
 
-    def _kill(self, reason: str) -> None:
+    def kill(self, reason: str) -> None:
+        """End the process now; it is started again unless the fleet stops."""
         assert self.process is not None
         LOGGER.error("agent %s %s, killing it", self.agent_id, reason)
         self._killed = True
@@ -145,18 +156,25 @@ class _Member:
         environment = {
             **os.environ,
             PARENT_VARIABLE: str(os.getpid()),
-            SHA256_VARIABLE: self._bundle_sha256,  # it may have been replaced since
+            SHA256_VARIABLE: self._kept.bundle.sha256,  # it may have been replaced since
         }
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
         environment.pop("HMARL_CORE", None)  # and the fleet, who runs where
+        command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options]
+        ours, theirs = socket.socketpair()
+        environment[CONTROL_VARIABLE] = str(theirs.fileno())
         self.process = subprocess.Popen(
-            [*self._command, "--listen", listen, "--json"],
+            [*command, "--listen", listen, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
             env=environment,
+            pass_fds=[theirs.fileno()],
         )
+        theirs.close()
+        ours.setblocking(False)
+        self.control = Channel(ours)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         self._started_at, self._output, self.serving, self._killed = now, b"", False, False
@@ -198,6 +216,9 @@ class _Member:
         if self._probe is not None:
             self._probe.close()
             self._probe = None
+        if self.control is not None:
+            self.control.close()
+            self.control = None
         if self.process is not None and self.process.stdout is not None:
             self.process.stdout.close()
         self.process = None
@@ -208,6 +229,7 @@ class Fleet:
 
     Args:
         bundle: the verified bundle.
+        path: what to call it, and where to look for another one; None: where it was loaded from.
         roster: who is served, see ``hmarl.runtime.roster``; None: all agents that were trained.
         socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
         pin: keep each member on one processor core, in turn.
@@ -223,19 +245,23 @@ class Fleet:
         self,
         bundle: Bundle,
         *,
+        path: Path | None = None,
         roster: Mapping[str, str | None] | None = None,
         socket_dir: Path | None = None,
         pin: bool = False,
         options: Sequence[str] = (),
         grace_s: float = ServerSettings.grace_s + MORE_THAN_GRACE_S,
     ) -> None:
-        command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(bundle.path.absolute()), *options]
-        self._bundle = bundle
+        self._kept = KeptBundle(bundle)
+        self._path = (path or bundle.path).absolute()
         self._grace_s = grace_s
+        self._roster = dict(roster or dict.fromkeys(bundle.agent_ids))
+        self._reloading = threading.Lock()
+        self._reload: TeamReload | None = None
         cores = cycle(available_cores() if pin else [None])
         self._members = [
-            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), command, bundle.sha256, grace_s)
-            for index, (agent_id, like) in enumerate((roster or dict.fromkeys(bundle.agent_ids)).items())
+            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), self._kept, options, grace_s)
+            for index, (agent_id, like) in enumerate(self._roster.items())
         ]
         self._stopping = threading.Event()
         self._failed = threading.Event()
@@ -262,8 +288,7 @@ class Fleet:
 
     def description(self) -> dict[str, Any]:
         """Which bundle is served, and where."""
-        bundle = str(self._bundle.path.absolute())
-        return {"bundle": bundle, "bundle_sha256": self._bundle.sha256, "agents": self.endpoints}
+        return {"bundle": str(self._path), "bundle_sha256": self._kept.bundle.sha256, "agents": self.endpoints}
 
     @property
     def attentive(self) -> bool:
@@ -292,6 +317,47 @@ class Fleet:
         """
         if self._failure is not None:
             raise self._failure
+
+    def reload(
+        self, path: Path | None, say: Callable[[str], None], load: Callable[[Path], Bundle] = load_bundle
+    ) -> None:
+        """Let all members serve another bundle, or none; waits for it. Running episodes go on with the one before.
+
+        Args:
+            path: of the bundle; None for the path of the one that is served, where there may be another by now.
+            say: told how it goes.
+            load: opens and verifies it.
+
+        Raises:
+            BundleError: it is damaged, does not fit, or an agent cannot serve it; nothing has changed.
+            ReloadError: another reload is running, or an agent has ended meanwhile; nothing has changed.
+        """
+        if not self._reloading.acquire(blocking=False):
+            raise ReloadError("another reload is running: try again once it has ended")
+        try:
+            path = (path or self._path).absolute()
+            bundle = load(resolved(path))
+            if bundle.sha256 == self._kept.bundle.sha256:
+                say(f"{path} is served already ({bundle.sha256})")
+            else:
+                check_replacement(self._kept.bundle, bundle, self._roster)
+                self._switch(KeptBundle(bundle), say)
+            self._path = path
+        finally:
+            self._reloading.release()
+
+    def _switch(self, kept: KeptBundle, say: Callable[[str], None]) -> None:
+        """Have the supervising thread go through a reload."""
+        self._reload = reload = TeamReload(self._members, kept, say)
+        while not reload.finished.wait(_POLL_S):
+            if not self._thread.is_alive():
+                reload.fail(ReloadError("the fleet is stopping and takes no other bundle"))
+        self._reload = None
+        if reload.failure is not None:
+            kept.close()
+            raise reload.failure
+        before, self._kept = self._kept, kept
+        before.close()
 
     def stop(self) -> None:
         """Stop all members and wait for them; a second call does nothing."""
@@ -326,6 +392,8 @@ class Fleet:
             while not self._stopping.wait(_POLL_S):
                 for member in self._members:
                     member.tend(time.monotonic())
+                if (reload := self._reload) is not None and not reload.finished.is_set():
+                    reload.tend()
                 self._looked_at = time.monotonic()
         except Exception as error:
             self._failure = error
@@ -347,3 +415,12 @@ def _listen(socket_dir: Path | None, index: int, agent_id: str) -> str:
     room = max(0, LONGEST_PATH - len(os.fsencode(folder)) - len(f"{index}-.sock"))
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent_id)[: min(32, room)]
     return f"unix:{folder}{index}-{name}.sock"
+
+
+def resolved(path: Path) -> Path:
+    """Where a bundle lies now: a link that is turned to another one does not concern those that serve this one."""
+    try:
+        found = path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links
+        return path  # opening it says what is wrong
+    return path if found == path.absolute() else found

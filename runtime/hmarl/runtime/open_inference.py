@@ -24,6 +24,7 @@ from hmarl.runtime._graph import graph_outputs
 from hmarl.runtime.choices import drawn_noises
 from hmarl.runtime.door import Context
 from hmarl.runtime.errors import (
+    BundleNotHeldError,
     ObservationError,
     UnknownModelError,
     UnknownSessionError,
@@ -91,7 +92,7 @@ class InferenceService:
         if not self._ready():
             return pb.ModelReadyResponse(ready=False)
         try:
-            _check_model(self._serving.registry.policy, request.name, request.version)
+            _check_model(self._policy(request.version), request.name, request.version)
         except UnknownModelError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -102,7 +103,7 @@ class InferenceService:
 
     def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         """The agent's tensors: states are inputs of requests by themselves only."""
-        policy = self._serving.registry.policy
+        policy = self._policy(request.version)
         _check_model(policy, request.name, request.version)
         return pb.ModelMetadataResponse(
             name=policy.agent.id,
@@ -115,7 +116,7 @@ class InferenceService:
     def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Actions for one step."""
         parameters = read_parameters(request.parameters)
-        policy, session = self._serving.registry.policy, None
+        policy, session = self._policy(request.model_version), None
         peer = self._serving.peer(context)
         if parameters.sequence_id and not parameters.sequence_start:
             session = self._open(parameters, peer)
@@ -133,6 +134,14 @@ class InferenceService:
             if name in wanted:
                 write_tensor(response, name, array, raw=bool(request.raw_input_contents))
         return response
+
+    def _policy(self, version: str) -> Policy:
+        """The policy of a version while it is held, as after a reload; otherwise the current one."""
+        registry = self._serving.registry
+        try:
+            return registry.policy_of(version)
+        except BundleNotHeldError:
+            return registry.policy
 
     def _by_itself(self, policy: Policy, rows: Rows, parameters: InferParameters, context: Context) -> list[Action]:
         """The actions of independent rows, in a session of their own that no other request ever sees."""

@@ -1,13 +1,18 @@
-"""The open sessions of a process: found by unguessable ids, bounded in number and by peer, forgotten when idle."""
+"""The open sessions of a process: found by unguessable ids, bounded in number and by peer, forgotten when idle.
+
+New sessions get the current policy. After ``switch`` the one before is held while a session of it is open, and for a
+moment in any case; until then episodes may still ask for it by its bundle.
+"""
 
 from __future__ import annotations
 
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
-from hmarl.runtime.errors import DrainingError, SessionLimitError, UnknownSessionError
+from hmarl.runtime.errors import BundleNotHeldError, DrainingError, SessionLimitError, UnknownSessionError
 from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
 from hmarl.runtime.session import Policy, PolicySession
 
@@ -25,16 +30,16 @@ class _Entry:
 
 
 class SessionRegistry:
-    """Opens, finds and ends sessions of one policy; safe to use from several threads.
+    """Opens, finds and ends sessions of one agent's policies; safe to use from several threads.
 
     Args:
-        policy: whose sessions.
+        policy: whose sessions, at first.
         max_sessions: how many may be open at once.
         idle_limit_s: seconds without a request after which a session may be forgotten.
         clock: monotonic seconds.
 
     Attributes:
-        policy: whose sessions.
+        policy: whose sessions are opened now.
         own_id: of a session in which the process itself acts, to see whether acts get through.
     """
 
@@ -46,6 +51,8 @@ class SessionRegistry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
+        self._held: weakref.WeakValueDictionary[str, Policy] = weakref.WeakValueDictionary()  # by their bundles
+        self._held[policy.bundle.sha256] = policy
         self._idle_limit_s = idle_limit_s
         self._entries: dict[str, _Entry] = {}
         self._gives_way_after_s = min(GIVES_WAY_AFTER_S, idle_limit_s)
@@ -73,7 +80,7 @@ class SessionRegistry:
         """
         if self._draining:
             raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
-        self._places.sweep(self._idle_limit_s)
+        self.sweep()
         entry = _Entry(session_id or secrets.token_urlsafe(16), session)
         with self._lock:
             replaced = self._entries.get(entry.session_id)
@@ -93,10 +100,11 @@ class SessionRegistry:
     def own(self) -> PolicySession:
         """The process's own session, started anew; for ``own_id``, takes no place and is never forgotten."""
         with self._own_lock:
-            if self._own is None:
+            if self._own is None or self._own.policy is not self.policy:
                 self._own = self.policy.session()
-        self._own.reset(0)
-        return self._own
+            own = self._own
+        own.reset(0)
+        return own
 
     def get(self, session_id: str) -> PolicySession:
         """The session of an id.
@@ -121,6 +129,44 @@ class SessionRegistry:
         if entry is None or place is None or not self._places.free(place):
             raise _unknown(session_id)
         return entry.session
+
+    def policy_of(self, bundle_sha256: str) -> Policy:
+        """The policy of a bundle; of the current one where none is named.
+
+        Raises:
+            BundleNotHeldError: it is not held, or not any longer.
+        """
+        current = self.policy
+        if bundle_sha256 in ("", current.bundle.sha256):
+            return current
+        held = self._held.get(bundle_sha256)
+        if held is None:
+            raise BundleNotHeldError(
+                f"bundle_sha256: got {bundle_sha256[:64]}, expected {current.bundle.sha256}, which is served now: take "
+                "that one, for all agents of the team"
+            )
+        return held
+
+    def switch(self, policy: Policy) -> Policy:
+        """Let new sessions get another policy from now on; returns the one before, which open sessions keep.
+
+        Raises:
+            DrainingError: the process is stopping.
+        """
+        if self._draining:
+            raise DrainingError("this process is stopping and takes no other bundle")
+        before, self.policy = self.policy, policy
+        self._held[policy.bundle.sha256] = policy
+        return before
+
+    def sweep(self) -> None:
+        """Forget the sessions that have been idle for too long."""
+        self._places.sweep(self._idle_limit_s)
+
+    @property
+    def draining(self) -> bool:
+        """Whether new sessions are refused."""
+        return self._draining
 
     def drain(self) -> None:
         """Refuse new sessions from now on; open ones go on."""

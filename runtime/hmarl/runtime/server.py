@@ -120,12 +120,12 @@ class AgentServicer:
     def get_agent_info(
         self, request: agent_pb2.GetAgentInfoRequest, context: Context
     ) -> agent_pb2.GetAgentInfoResponse:
-        """Who is served."""
-        return agent_info(self.registry.policy)
+        """Who is served, now or in a bundle that is named."""
+        return agent_info(self.registry.policy_of(request.bundle_sha256))
 
     def start_episode(self, request: agent_pb2.StartEpisodeRequest, context: Context) -> agent_pb2.StartEpisodeResponse:
         """Start an episode and return its session."""
-        session = self.registry.policy.session()
+        session = self.registry.policy_of(request.bundle_sha256).session()
         session.reset(
             request.seed,
             sample=request.sample,
@@ -294,6 +294,15 @@ class AgentServer:
         probe = SelfProbe(self.address, policy.agent, registry.own_id, self._liveness, self._tell_health)
         self._tell_health()
         probe.start(self._health.closing)
+
+    @property
+    def sessions(self) -> SessionRegistry:
+        """The open sessions, and the policy that new ones get; for ``hmarl.runtime.reload``.
+
+        Raises:
+            DrainingError: the policy is not loaded yet.
+        """
+        return self._servicer.registry
 
     def _tell_health(self) -> None:
         """The truth about acts, after a probe, and while there has been none yet."""

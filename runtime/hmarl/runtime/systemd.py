@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
+from collections.abc import Iterator
 
 _LIMIT_S = 1.0
 
 
 def notify(message: str) -> None:
-    """Send ``READY=1``, ``STOPPING=1`` or ``WATCHDOG=1`` to the service manager that started this process."""
+    """Send ``READY=1``, ``STOPPING=1`` and the like to the service manager that started this process."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -21,6 +23,16 @@ def notify(message: str) -> None:
     with socket.socket(socket.AF_UNIX, kind) as channel, contextlib.suppress(OSError):
         channel.settimeout(_LIMIT_S)
         channel.sendto(message.encode(), address)
+
+
+@contextlib.contextmanager
+def reloading() -> Iterator[None]:
+    """Let the service manager wait until a reload has ended, well or not (``Type=notify-reload``)."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+    try:
+        yield
+    finally:
+        notify("READY=1")
 
 
 def watchdog_interval_s() -> float | None:

@@ -59,12 +59,15 @@ _NO_MEMORY = (
 class TrialProcess:
     """The other process, which imports what graphs need and waits for its order; a context manager, which ends it.
 
+    Args:
+        niceness: how far it stands back behind others that want the processor.
+
     Raises:
         HmarlError: it cannot be started.
     """
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-P", "-m", "hmarl.runtime.trial", str(os.getpid())]
+    def __init__(self, niceness: int = 0) -> None:
+        command = [sys.executable, "-P", "-m", "hmarl.runtime.trial", str(os.getpid()), str(niceness)]
         try:
             self.popen = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -99,6 +102,7 @@ class Trial:
         agents: whose graphs, and for agents that were not trained, like whom they act; None: all that were trained.
         rows: the batch sizes to run.
         processor_s: processor time that one graph may take, in whole seconds.
+        parity: whether the graphs are also held against the outputs that the trainer recorded.
         process: where, if it has been started already.
 
     Raises:
@@ -112,6 +116,7 @@ class Trial:
         *,
         rows: Sequence[int] = (1,),
         processor_s: int = PROCESSOR_LIMIT_S,
+        parity: bool = False,
         process: TrialProcess | None = None,
     ) -> None:
         self._bundle = bundle
@@ -126,6 +131,7 @@ class Trial:
             "agents": ids,
             "rows": list(rows),
             "processor_s": processor_s,
+            "parity": parity,
         }
         self._deadline = time.monotonic() + START_LIMIT_S + WALL_LIMIT_S * len(graphs)
         self._output = b""
@@ -210,18 +216,20 @@ def _run_trial(orders: IO[str]) -> None:
 
     from hmarl.runtime.bundle import open_bundle  # noqa: PLC0415
     from hmarl.runtime.session import Policy  # noqa: PLC0415
+    from hmarl.runtime.verify import parity_problems  # noqa: PLC0415
 
     order = json.load(orders)
     bundle = open_bundle(Path(order["bundle"]), order["sha256"])
     for agent_id, like in order["agents"].items():
         model = bundle.agent(agent_id, like)
-        memory_bytes = _budget(bundle, model, max(order["rows"]))
+        memory_bytes = _budget(bundle, model, max(order["rows"]), order["parity"])
         _say(trying=model.file)
         _limit(memory_bytes, order["processor_s"])
         try:
             policy = Policy(bundle, agent_id, like=like)
             for rows in order["rows"]:
                 policy.run_batch({model.observation.name: np.zeros((rows, *model.observation.shape), np.float32)})
+            problems = parity_problems(policy) if order["parity"] else []
         except Exception as error:  # ONNX Runtime raises many unrelated types
             if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
                 raise BundleError(
@@ -231,15 +239,20 @@ def _run_trial(orders: IO[str]) -> None:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"{model.file}: the graph does not run: {one_line(error)}") from error
+        if problems:
+            raise BundleError(f"bundle {bundle.path}: agent '{agent_id}': {problems[0]}")
         del policy
 
 
-def _budget(bundle: Bundle, model: AgentModel, rows: int) -> int:
-    """Bytes that opening and running a graph may take."""
+def _budget(bundle: Bundle, model: AgentModel, rows: int, parity: bool) -> int:
+    """Bytes that opening and running a graph may take, and comparing what the trainer recorded with it."""
     from hmarl.runtime._graph import graph_inputs, graph_outputs  # noqa: PLC0415
+    from hmarl.runtime.verify import parity_files  # noqa: PLC0415
 
+    files = [model.file, *(parity_files(bundle, model) if parity else [])]
     elements = sum(math.prod(tensor.shape) for tensor in (*graph_inputs(model), *graph_outputs(model)))
-    return _BASE_BYTES + _COPIES * len(bundle.read(model.file)) + _BYTES_PER_ELEMENT * rows * elements
+    content_bytes = sum(len(bundle.read(file)) for file in files)
+    return _BASE_BYTES + _COPIES * content_bytes + _BYTES_PER_ELEMENT * rows * elements
 
 
 def _limit(memory_bytes: int, processor_s: int) -> None:
@@ -266,6 +279,8 @@ def main(arguments: Sequence[str], orders: IO[str]) -> NoReturn:
     """The other process."""
     try:
         die_with_parent(int(arguments[0]), signal.SIGKILL)
+        with contextlib.suppress(OSError):  # a courtesy
+            os.nice(int(arguments[1]))
         _run_trial(orders)
     except BundleError as error:
         _say(problem=str(error)[:4000])

@@ -170,10 +170,30 @@ def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) 
     return feeds
 
 
+def parity_files(bundle: Bundle, agent: AgentModel) -> list[str]:
+    """The files of a bundle that hold what the trainer recorded of an agent's graph."""
+    return [file for file in bundle.manifest.files if file.startswith(f"{_parity_prefix(agent)}.")]
+
+
+def _parity_prefix(agent: AgentModel) -> str:
+    return f"parity/{PurePosixPath(agent.file).stem}"
+
+
+def parity_problems(policy: Policy) -> list[str]:
+    """What differs from the outputs that the trainer recorded, on the processor; for graphs that passed their trial.
+
+    Raises:
+        BundleError: the recorded samples are not in order.
+    """
+    report = AgentReport(policy.agent.id)
+    _check_parity(policy, policy.bundle.manifest.parity_tolerance.get(PROVIDER, DEFAULT_TOLERANCE), report)
+    return report.problems
+
+
 def _check_parity(policy: Policy, tolerance: float, report: AgentReport) -> None:
     """Compare ONNX Runtime with the outputs that the trainer recorded, where the bundle holds them."""
     agent = policy.agent
-    prefix = f"parity/{PurePosixPath(agent.file).stem}"
+    prefix = _parity_prefix(agent)
     inputs = _recorded(policy.bundle, f"{prefix}.", graph_inputs(agent))
     expected = _recorded(policy.bundle, f"{prefix}.expected.", graph_outputs(agent))
     if not inputs and not expected:

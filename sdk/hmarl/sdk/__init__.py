@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.async_client import AsyncAgentClient
     from hmarl.sdk.clients.client import AgentClient
     from hmarl.sdk.clients.endpoints import load_endpoints
-    from hmarl.sdk.clients.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.clients.local_agent import LocalAgent
+    from hmarl.sdk.clients.together import reset_together
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
         MissingExtraError,
         MisuseError,
         ObservationError,
+        OtherBundleError,
         StaleActionError,
         UsageError,
     )
     from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
     from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
+    from hmarl.sdk.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
     from hmarl.sdk.spaces import AgentGroup, AgentSpec, EnvironmentSpec
     from hmarl.sdk.team import RandomTeam, Team
 
@@ -70,6 +72,7 @@ __all__ = [
     "NoOp",
     "Observation",
     "ObservationError",
+    "OtherBundleError",
     "RandomTeam",
     "Situation",
     "StaleActionError",
@@ -83,6 +86,7 @@ __all__ = [
     "load_bundle",
     "load_endpoints",
     "make_environment",
+    "reset_together",
 ]
 
 # The same imports once more, for when a name is asked for.
@@ -93,8 +97,9 @@ _HOMES = {
     "hmarl.sdk.clients.async_client": ("AsyncAgentClient",),
     "hmarl.sdk.clients.client": ("AgentClient",),
     "hmarl.sdk.clients.endpoints": ("load_endpoints",),
-    "hmarl.sdk.clients.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
+    "hmarl.sdk.fallback": ("Call", "Fail", "Fallback", "Hold", "NoOp", "Situation", "Zero"),
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
+    "hmarl.sdk.clients.together": ("reset_together",),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
@@ -106,6 +111,7 @@ _HOMES = {
         "MissingExtraError",
         "MisuseError",
         "ObservationError",
+        "OtherBundleError",
         "StaleActionError",
         "UsageError",
     ),

@@ -16,8 +16,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     "hmarl.sdk.annotation": ("hmarl.sdk.evaluation.annotation",),
     "hmarl.sdk.async_client": ("hmarl.sdk.clients.async_client",),
     "hmarl.sdk.client": ("hmarl.sdk.clients.client", "hmarl.sdk.clients.async_client"),
+    "hmarl.sdk.clients.fallback": ("hmarl.sdk.fallback",),
     "hmarl.sdk.conformance": ("hmarl.sdk.environments.conformance",),
-    "hmarl.sdk.fallback": ("hmarl.sdk.clients.fallback", "hmarl.sdk.errors"),
     "hmarl.sdk.statistics": ("hmarl.sdk.evaluation.statistics",),
     "hmarl.sdk.teams": ("hmarl.sdk.evaluation.deployed_teams", "hmarl.sdk.clients.endpoints"),
 }
@@ -55,8 +55,8 @@ def register(face: Collection[str]) -> None:
     Args:
         face: the names of ``hmarl.sdk``.
     """
-    package = sys.modules["hmarl.sdk"]
     for address in MOVED:
         module = MovedModule(address, face)
         sys.modules[address] = module
-        setattr(package, address.rpartition(".")[2], module)
+        package, _, name = address.rpartition(".")
+        setattr(importlib.import_module(package), name, module)

@@ -24,12 +24,31 @@ class Observation:
         action_masks: one entry per group: bool [B, N_group, mask_size], or None where the group has no masks.
         state: [B, state_size] float32.
         active: [B, N] bool; False for an agent that has left (its observation is then zero, its mask all-true).
+        restarted: [B, N] bool, agents whose process has been restarted since the step before: what they remembered is
+            lost. None where that never happens; see ``hmarl.sdk.faults``.
     """
 
     observations: tuple[Array, ...]
     action_masks: tuple[Array | None, ...]
     state: Array
     active: Array
+    restarted: Array | None = None
+
+
+def as_array(value: Array) -> npt.NDArray[Any]:
+    """A NumPy array, or a torch tensor brought home from wherever it lives."""
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+
+
+def as_numpy(observation: Observation) -> Observation:
+    """The same observation with NumPy arrays, whatever the environment computes in."""
+    return Observation(
+        observations=tuple(as_array(block) for block in observation.observations),
+        action_masks=tuple(None if mask is None else as_array(mask) for mask in observation.action_masks),
+        state=as_array(observation.state),
+        active=as_array(observation.active),
+        restarted=None if observation.restarted is None else as_array(observation.restarted),
+    )
 
 
 @dataclass(frozen=True)

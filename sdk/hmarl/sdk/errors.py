@@ -12,6 +12,7 @@ __all__ = [
     "MissingExtraError",
     "MisuseError",
     "ObservationError",
+    "OtherBundleError",
     "StaleActionError",
     "UsageError",
     "did_you_mean",
@@ -44,6 +45,10 @@ class EnvironmentFault(HmarlError):
 
 class AgentError(HmarlError):
     """The process that serves an agent refused a request, or could not be reached."""
+
+
+class OtherBundleError(AgentError):
+    """The process serves another bundle than a client, or its episode, is for."""
 
 
 class StaleActionError(HmarlError):

@@ -275,6 +275,8 @@ class EnvironmentSpec:
         common_observations: parts of all agents' observation layouts, by name, that all agents who are there observe
             alike at every step, to the last bit; what a conductor without a message may rely on. None declared: they
             are found in training.
+        faults: what goes wrong on purpose, as ``--faults`` spells it (see ``hmarl.sdk.faults``); empty where nothing
+            does.
         horizon_guessed: the horizon was not declared, it was read off an attribute that looks like one. A guess only
             describes, and episodes may last longer.
     """
@@ -289,6 +291,7 @@ class EnvironmentSpec:
     has_success: bool = False
     horizon_guessed: bool = False
     common_observations: tuple[str, ...] = ()
+    faults: str = ""
 
     def __post_init__(self) -> None:
         ids = [agent.id for agent in self.agents]

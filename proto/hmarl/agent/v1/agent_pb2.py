@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahmarl/agent/v1/agent.proto\x12\x0ehmarl.agent.v1\"R\n\x06Tensor\x12+\n\tdata_type\x18\x01 \x01(\x0e\x32\x18.hmarl.agent.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x15\n\x13GetAgentInfoRequest\"\xf1\x01\n\x14GetAgentInfoResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x1b\n\x13\x61gent_manifest_json\x18\x02 \x01(\t\x12\x13\n\x0b\x62undle_name\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x11\n\talgorithm\x18\x05 \x01(\t\x12\x1a\n\x12\x65xecution_provider\x18\x06 \x01(\t\x12\x15\n\rhmarl_version\x18\x07 \x01(\t\x12\x1e\n\x16\x63ontrol_period_seconds\x18\x08 \x01(\x01\x12\x18\n\x10\x65nvironment_json\x18\t \x01(\t\"\x9b\x01\n\x13StartEpisodeRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x0e\n\x06sample\x18\x02 \x01(\x08\x12=\n\x12instruction_choice\x18\x03 \x01(\x0e\x32!.hmarl.agent.v1.InstructionChoice\x12\x12\n\nfirst_step\x18\x04 \x01(\x04\x12\x13\n\x0b\x64iagnostics\x18\x05 \x01(\x08\"t\n\x14StartEpisodeResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x1f\n\x17state_reset_mid_episode\x18\x02 \x01(\x08\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\"\x88\x01\n\nActRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12+\n\x0bobservation\x18\x03 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor\x12+\n\x0b\x61\x63tion_mask\x18\x04 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor\"\xfa\x01\n\x0b\x41\x63tResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12&\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor\x12\x14\n\x0cmissed_steps\x18\x03 \x01(\x04\x12\x10\n\x08replayed\x18\x04 \x01(\x08\x12\x41\n\x0b\x64iagnostics\x18\x05 \x03(\x0b\x32,.hmarl.agent.v1.ActResponse.DiagnosticsEntry\x1aJ\n\x10\x44iagnosticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor:\x02\x38\x01\";\n\x10StreamActRequest\x12\'\n\x03\x61\x63t\x18\x01 \x01(\x0b\x32\x1a.hmarl.agent.v1.ActRequest\"z\n\x11StreamActResponse\x12*\n\x03\x61\x63t\x18\x01 \x01(\x0b\x32\x1b.hmarl.agent.v1.ActResponseH\x00\x12/\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1e.hmarl.agent.v1.StreamActErrorH\x00\x42\x08\n\x06result\"=\n\x0eStreamActError\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\"\'\n\x11\x45ndEpisodeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"9\n\x12\x45ndEpisodeResponse\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x14\n\x0cmissed_steps\x18\x02 \x01(\x04*e\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x03*\x94\x01\n\x11InstructionChoice\x12\"\n\x1eINSTRUCTION_CHOICE_UNSPECIFIED\x10\x00\x12\x1d\n\x19INSTRUCTION_CHOICE_ARGMAX\x10\x01\x12\x1d\n\x19INSTRUCTION_CHOICE_SAMPLE\x10\x02\x12\x1d\n\x19INSTRUCTION_CHOICE_COMMON\x10\x03\x32\xaf\x03\n\x0c\x41gentService\x12Y\n\x0cGetAgentInfo\x12#.hmarl.agent.v1.GetAgentInfoRequest\x1a$.hmarl.agent.v1.GetAgentInfoResponse\x12Y\n\x0cStartEpisode\x12#.hmarl.agent.v1.StartEpisodeRequest\x1a$.hmarl.agent.v1.StartEpisodeResponse\x12>\n\x03\x41\x63t\x12\x1a.hmarl.agent.v1.ActRequest\x1a\x1b.hmarl.agent.v1.ActResponse\x12T\n\tStreamAct\x12 .hmarl.agent.v1.StreamActRequest\x1a!.hmarl.agent.v1.StreamActResponse(\x01\x30\x01\x12S\n\nEndEpisode\x12!.hmarl.agent.v1.EndEpisodeRequest\x1a\".hmarl.agent.v1.EndEpisodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahmarl/agent/v1/agent.proto\x12\x0ehmarl.agent.v1\"R\n\x06Tensor\x12+\n\tdata_type\x18\x01 \x01(\x0e\x32\x18.hmarl.agent.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x13GetAgentInfoRequest\x12\x15\n\rbundle_sha256\x18\x01 \x01(\t\"\xf1\x01\n\x14GetAgentInfoResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x1b\n\x13\x61gent_manifest_json\x18\x02 \x01(\t\x12\x13\n\x0b\x62undle_name\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x11\n\talgorithm\x18\x05 \x01(\t\x12\x1a\n\x12\x65xecution_provider\x18\x06 \x01(\t\x12\x15\n\rhmarl_version\x18\x07 \x01(\t\x12\x1e\n\x16\x63ontrol_period_seconds\x18\x08 \x01(\x01\x12\x18\n\x10\x65nvironment_json\x18\t \x01(\t\"\xb2\x01\n\x13StartEpisodeRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x0e\n\x06sample\x18\x02 \x01(\x08\x12=\n\x12instruction_choice\x18\x03 \x01(\x0e\x32!.hmarl.agent.v1.InstructionChoice\x12\x12\n\nfirst_step\x18\x04 \x01(\x04\x12\x13\n\x0b\x64iagnostics\x18\x05 \x01(\x08\x12\x15\n\rbundle_sha256\x18\x06 \x01(\t\"t\n\x14StartEpisodeResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x1f\n\x17state_reset_mid_episode\x18\x02 \x01(\x08\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\"\x88\x01\n\nActRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12+\n\x0bobservation\x18\x03 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor\x12+\n\x0b\x61\x63tion_mask\x18\x04 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor\"\xfa\x01\n\x0b\x41\x63tResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12&\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor\x12\x14\n\x0cmissed_steps\x18\x03 \x01(\x04\x12\x10\n\x08replayed\x18\x04 \x01(\x08\x12\x41\n\x0b\x64iagnostics\x18\x05 \x03(\x0b\x32,.hmarl.agent.v1.ActResponse.DiagnosticsEntry\x1aJ\n\x10\x44iagnosticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.hmarl.agent.v1.Tensor:\x02\x38\x01\";\n\x10StreamActRequest\x12\'\n\x03\x61\x63t\x18\x01 \x01(\x0b\x32\x1a.hmarl.agent.v1.ActRequest\"z\n\x11StreamActResponse\x12*\n\x03\x61\x63t\x18\x01 \x01(\x0b\x32\x1b.hmarl.agent.v1.ActResponseH\x00\x12/\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1e.hmarl.agent.v1.StreamActErrorH\x00\x42\x08\n\x06result\"=\n\x0eStreamActError\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\"\'\n\x11\x45ndEpisodeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"9\n\x12\x45ndEpisodeResponse\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x14\n\x0cmissed_steps\x18\x02 \x01(\x04*e\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x03*\x94\x01\n\x11InstructionChoice\x12\"\n\x1eINSTRUCTION_CHOICE_UNSPECIFIED\x10\x00\x12\x1d\n\x19INSTRUCTION_CHOICE_ARGMAX\x10\x01\x12\x1d\n\x19INSTRUCTION_CHOICE_SAMPLE\x10\x02\x12\x1d\n\x19INSTRUCTION_CHOICE_COMMON\x10\x03\x32\xaf\x03\n\x0c\x41gentService\x12Y\n\x0cGetAgentInfo\x12#.hmarl.agent.v1.GetAgentInfoRequest\x1a$.hmarl.agent.v1.GetAgentInfoResponse\x12Y\n\x0cStartEpisode\x12#.hmarl.agent.v1.StartEpisodeRequest\x1a$.hmarl.agent.v1.StartEpisodeResponse\x12>\n\x03\x41\x63t\x12\x1a.hmarl.agent.v1.ActRequest\x1a\x1b.hmarl.agent.v1.ActResponse\x12T\n\tStreamAct\x12 .hmarl.agent.v1.StreamActRequest\x1a!.hmarl.agent.v1.StreamActResponse(\x01\x30\x01\x12S\n\nEndEpisode\x12!.hmarl.agent.v1.EndEpisodeRequest\x1a\".hmarl.agent.v1.EndEpisodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,36 +33,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACTRESPONSE_DIAGNOSTICSENTRY']._loaded_options = None
   _globals['_ACTRESPONSE_DIAGNOSTICSENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=1413
-  _globals['_DATATYPE']._serialized_end=1514
-  _globals['_INSTRUCTIONCHOICE']._serialized_start=1517
-  _globals['_INSTRUCTIONCHOICE']._serialized_end=1665
+  _globals['_DATATYPE']._serialized_start=1459
+  _globals['_DATATYPE']._serialized_end=1560
+  _globals['_INSTRUCTIONCHOICE']._serialized_start=1563
+  _globals['_INSTRUCTIONCHOICE']._serialized_end=1711
   _globals['_TENSOR']._serialized_start=46
   _globals['_TENSOR']._serialized_end=128
   _globals['_GETAGENTINFOREQUEST']._serialized_start=130
-  _globals['_GETAGENTINFOREQUEST']._serialized_end=151
-  _globals['_GETAGENTINFORESPONSE']._serialized_start=154
-  _globals['_GETAGENTINFORESPONSE']._serialized_end=395
-  _globals['_STARTEPISODEREQUEST']._serialized_start=398
-  _globals['_STARTEPISODEREQUEST']._serialized_end=553
-  _globals['_STARTEPISODERESPONSE']._serialized_start=555
-  _globals['_STARTEPISODERESPONSE']._serialized_end=671
-  _globals['_ACTREQUEST']._serialized_start=674
-  _globals['_ACTREQUEST']._serialized_end=810
-  _globals['_ACTRESPONSE']._serialized_start=813
-  _globals['_ACTRESPONSE']._serialized_end=1063
-  _globals['_ACTRESPONSE_DIAGNOSTICSENTRY']._serialized_start=989
-  _globals['_ACTRESPONSE_DIAGNOSTICSENTRY']._serialized_end=1063
-  _globals['_STREAMACTREQUEST']._serialized_start=1065
-  _globals['_STREAMACTREQUEST']._serialized_end=1124
-  _globals['_STREAMACTRESPONSE']._serialized_start=1126
-  _globals['_STREAMACTRESPONSE']._serialized_end=1248
-  _globals['_STREAMACTERROR']._serialized_start=1250
-  _globals['_STREAMACTERROR']._serialized_end=1311
-  _globals['_ENDEPISODEREQUEST']._serialized_start=1313
-  _globals['_ENDEPISODEREQUEST']._serialized_end=1352
-  _globals['_ENDEPISODERESPONSE']._serialized_start=1354
-  _globals['_ENDEPISODERESPONSE']._serialized_end=1411
-  _globals['_AGENTSERVICE']._serialized_start=1668
-  _globals['_AGENTSERVICE']._serialized_end=2099
+  _globals['_GETAGENTINFOREQUEST']._serialized_end=174
+  _globals['_GETAGENTINFORESPONSE']._serialized_start=177
+  _globals['_GETAGENTINFORESPONSE']._serialized_end=418
+  _globals['_STARTEPISODEREQUEST']._serialized_start=421
+  _globals['_STARTEPISODEREQUEST']._serialized_end=599
+  _globals['_STARTEPISODERESPONSE']._serialized_start=601
+  _globals['_STARTEPISODERESPONSE']._serialized_end=717
+  _globals['_ACTREQUEST']._serialized_start=720
+  _globals['_ACTREQUEST']._serialized_end=856
+  _globals['_ACTRESPONSE']._serialized_start=859
+  _globals['_ACTRESPONSE']._serialized_end=1109
+  _globals['_ACTRESPONSE_DIAGNOSTICSENTRY']._serialized_start=1035
+  _globals['_ACTRESPONSE_DIAGNOSTICSENTRY']._serialized_end=1109
+  _globals['_STREAMACTREQUEST']._serialized_start=1111
+  _globals['_STREAMACTREQUEST']._serialized_end=1170
+  _globals['_STREAMACTRESPONSE']._serialized_start=1172
+  _globals['_STREAMACTRESPONSE']._serialized_end=1294
+  _globals['_STREAMACTERROR']._serialized_start=1296
+  _globals['_STREAMACTERROR']._serialized_end=1357
+  _globals['_ENDEPISODEREQUEST']._serialized_start=1359
+  _globals['_ENDEPISODEREQUEST']._serialized_end=1398
+  _globals['_ENDEPISODERESPONSE']._serialized_start=1400
+  _globals['_ENDEPISODERESPONSE']._serialized_end=1457
+  _globals['_AGENTSERVICE']._serialized_start=1714
+  _globals['_AGENTSERVICE']._serialized_end=2145
 # @@protoc_insertion_point(module_scope)

@@ -40,8 +40,10 @@ class Tensor(_message.Message):
     def __init__(self, data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class GetAgentInfoRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("bundle_sha256",)
+    BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    bundle_sha256: str
+    def __init__(self, bundle_sha256: _Optional[str] = ...) -> None: ...
 
 class GetAgentInfoResponse(_message.Message):
     __slots__ = ("agent_id", "agent_manifest_json", "bundle_name", "bundle_sha256", "algorithm", "execution_provider", "hmarl_version", "control_period_seconds", "environment_json")
@@ -66,18 +68,20 @@ class GetAgentInfoResponse(_message.Message):
     def __init__(self, agent_id: _Optional[str] = ..., agent_manifest_json: _Optional[str] = ..., bundle_name: _Optional[str] = ..., bundle_sha256: _Optional[str] = ..., algorithm: _Optional[str] = ..., execution_provider: _Optional[str] = ..., hmarl_version: _Optional[str] = ..., control_period_seconds: _Optional[float] = ..., environment_json: _Optional[str] = ...) -> None: ...
 
 class StartEpisodeRequest(_message.Message):
-    __slots__ = ("seed", "sample", "instruction_choice", "first_step", "diagnostics")
+    __slots__ = ("seed", "sample", "instruction_choice", "first_step", "diagnostics", "bundle_sha256")
     SEED_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_CHOICE_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
     seed: int
     sample: bool
     instruction_choice: InstructionChoice
     first_step: int
     diagnostics: bool
-    def __init__(self, seed: _Optional[int] = ..., sample: _Optional[bool] = ..., instruction_choice: _Optional[_Union[InstructionChoice, str]] = ..., first_step: _Optional[int] = ..., diagnostics: _Optional[bool] = ...) -> None: ...
+    bundle_sha256: str
+    def __init__(self, seed: _Optional[int] = ..., sample: _Optional[bool] = ..., instruction_choice: _Optional[_Union[InstructionChoice, str]] = ..., first_step: _Optional[int] = ..., diagnostics: _Optional[bool] = ..., bundle_sha256: _Optional[str] = ...) -> None: ...
 
 class StartEpisodeResponse(_message.Message):
     __slots__ = ("session_id", "state_reset_mid_episode", "agent_id", "bundle_sha256")

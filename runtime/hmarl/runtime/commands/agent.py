@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +24,8 @@ from hmarl.runtime.commands._common import (
 )
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
+from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
 from hmarl.runtime.errors import BundleError
 from hmarl.runtime.orphans import die_with_parent
@@ -72,6 +75,13 @@ def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
         )
 
 
+def _open(options: Options, path: Path) -> Bundle:
+    """A bundle, verified: the one way in, at the start and at each reload."""
+    from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415 - after the trial's process was started
+
+    return load_bundle(path)
+
+
 def _loaded(options: Options) -> tuple[AgentServer, Policy]:
     """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
@@ -79,10 +89,9 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
 
     with TrialProcess() as process:  # imports what graphs need, while this one imports what serving needs
         at_end(process.close)
-        from hmarl.runtime.bundle import load_bundle  # noqa: PLC0415
         from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
-        bundle = load_bundle(options.bundle)
+        bundle = _open(options, options.bundle)
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         agent = bundle.agent(options.agent, options.like)
         trial = Trial(bundle, {options.agent: options.like}, process=process)
@@ -110,6 +119,17 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy]:
             server.stop(grace_s=0.0)
             raise
     return server, policy
+
+
+def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -> None:
+    """Load other bundles when asked to: by the fleet, if the agent is one of its, otherwise by SIGHUP."""
+    from hmarl.runtime.reload import Reloader  # noqa: PLC0415
+
+    reloader = Reloader(server.sessions, partial(_open, options), options.provider, options.like)
+    descriptor = os.environ.pop(CONTROL_VARIABLE, None)
+    if descriptor is not None:
+        obey_fleet(reloader, int(descriptor))
+    obey_hangups(reloader, None if descriptor is not None else options.bundle, signals.reload)
 
 
 @command(
@@ -163,12 +183,14 @@ def serve(**given: Any) -> int:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     start_logging(options.log_level, f"hmarl-agent {options.agent}")
     server, policy = _loaded(options)
+    _obey_reloads(options, server, signals)
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
     ready = {"agent": options.agent, "address": server.address}
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
     OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.address}")
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
+    del policy  # a reload replaces it, and its memory is to be free then
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):
         if server.alive:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
+from hmarl.runtime.commands import reload
 from hmarl.runtime.commands._common import (
     bundle_argument,
     grace_option,
@@ -25,7 +26,7 @@ from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
-    from hmarl.runtime.fleet import Fleet
+    from hmarl.runtime.commands._fleet_reloading import FleetReloads
 
 LOGGER = logging.getLogger("hmarl.fleet")
 
@@ -52,7 +53,9 @@ LOGGER = logging.getLogger("hmarl.fleet")
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
         "hmarl-fleet bundle --count 5 --socket-dir /run/team",
+        "hmarl-fleet reload endpoints.json models/new-bundle",
     ),
+    words={"reload": reload.reload},
 )
 def supervise(
     bundle: Path,
@@ -73,9 +76,11 @@ def supervise(
     at_most_one(tcp=tcp, socket_dir=socket_dir)
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet")
-    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - gRPC asks at once what it may log
+    # Only now: gRPC asks at once what it may log.
+    from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
+    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
 
-    loaded = load_bundle(bundle)
+    loaded = load_bundle(resolved(bundle))
     roster = None
     if agents is not None:
         roster = named_roster(loaded, split_names(agents))
@@ -90,15 +95,24 @@ def supervise(
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level]
     more += ["--oip"] if oip else []
     fleet = Fleet(
-        loaded, roster=roster, socket_dir=socket_dir, pin=pin, options=more, grace_s=grace_s + MORE_THAN_GRACE_S
+        loaded,
+        path=bundle,
+        roster=roster,
+        socket_dir=socket_dir,
+        pin=pin,
+        options=more,
+        grace_s=grace_s + MORE_THAN_GRACE_S,
     )
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
+    reloads = FleetReloads(fleet, file, load_bundle, say)
+    at_end(reloads.close)
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
-            _announce(fleet, file, as_json)
+            reloads.open(signals.reload)
+            _announce(reloads, file, as_json)
         while not signals.stop.wait(0.1):
             fleet.check()
             if fleet.attentive:
@@ -106,6 +120,7 @@ def supervise(
         say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
+        reloads.close()
         if file is not None:
             file.remove()  # first: no one shall be sent to agents that are stopping
         fleet.stop()
@@ -113,14 +128,15 @@ def supervise(
     return 0
 
 
-def _announce(fleet: Fleet, out: EndpointsFile | None, as_json: bool) -> None:
+def _announce(reloads: FleetReloads, out: EndpointsFile | None, as_json: bool) -> None:
     """Tell people, programs and the service manager that all agents are serving."""
+    description = reloads.description()
     if out is not None:
-        out.write(fleet.description())
+        out.write(description)
     if as_json:
-        OUTPUT.put(json.dumps(marked(fleet.description())))
+        OUTPUT.put(json.dumps(marked(description)))
     else:
-        for agent_id, address in fleet.endpoints.items():
+        for agent_id, address in description["agents"].items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
         if out is not None:
             OUTPUT.put(f"wrote the endpoints to {out.path}")

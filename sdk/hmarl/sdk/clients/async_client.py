@@ -145,16 +145,25 @@ class AsyncAgentClient(ClientBase):
         sample: bool = False,
         instruction_choice: InstructionChoice | None = None,
         first_step: int = 0,
+        bundle_sha256: str | None = None,
     ) -> None:
         """Start an episode; the one before it, if any, is ended. See ``AgentClient.reset``."""
         async with self._in_use("reset"):
             episode = self._connected
-            request = episode.starting(seed, sample, instruction_choice, first_step)
+            request = episode.starting(seed, sample, instruction_choice, first_step, bundle_sha256)
             await self._end_episode()
             try:
                 await self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise self._error("starting an episode", failure) from failure
+
+    async def current_bundle(self) -> str:
+        """SHA-256 of the bundle that new episodes get now; see ``AgentClient.current_bundle``."""
+        async with self._in_use("current_bundle"):
+            try:
+                return str(await self._run(self._connected.current_bundle(self._deadline())))
+            except CallFailed as failure:
+                raise self._error("asking for its bundle", failure) from failure
 
     async def act(
         self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None
@@ -210,7 +219,7 @@ class AsyncAgentClient(ClientBase):
             raise failed_call(error) from error
 
     async def _do_describe(self, operation: Describe) -> Any:
-        request = agent_pb2.GetAgentInfoRequest()
+        request = agent_pb2.GetAgentInfoRequest(bundle_sha256=operation.bundle_sha256)
         try:
             return await self._connected_by.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:

@@ -10,12 +10,12 @@ import grpc
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
-from hmarl.sdk.clients.fallback import Fail, Fallback
 from hmarl.sdk.clients.link import LinkWatch, channel_options
 from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Pause, Reconnect, Start
 from hmarl.sdk.clients.remote_episode import RemoteEpisode
 from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
+from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.spaces import AgentSpec
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.

@@ -142,22 +142,45 @@ class AgentClient(ClientBase):
         sample: bool = False,
         instruction_choice: InstructionChoice | None = None,
         first_step: int = 0,
+        bundle_sha256: str | None = None,
     ) -> None:
         """Start an episode; the one before it, if any, is ended. See ``Agent.reset``.
 
+        Args:
+            seed: of the episode.
+            sample: whether actions are drawn.
+            instruction_choice: how instructions are chosen.
+            first_step: the step of the first observation.
+            bundle_sha256: the bundle that the whole episode has to be played on, whichever the client knew before; so
+                all agents of a team are of one (``reset_together``). None: the one that is served.
+
         Raises:
             UsageError: an argument out of range.
-            AgentError: the server does not start it, or serves another agent or bundle by now.
+            OtherBundleError: the server does not hold that bundle, or serves another one by now.
+            AgentError: the server does not start it, or serves another agent by now.
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
         with self._in_use("reset"):
             episode = self._connected
-            request = episode.starting(seed, sample, instruction_choice, first_step)
+            request = episode.starting(seed, sample, instruction_choice, first_step, bundle_sha256)
             self._end_episode()
             try:
                 self._run(episode.start(request, self._deadline()))
             except CallFailed as failure:
                 raise self._error("starting an episode", failure) from failure
+
+    def current_bundle(self) -> str:
+        """SHA-256 of the bundle that new episodes get now: it changes when the agent is given another one.
+
+        Raises:
+            AgentError: the server does not answer, or serves another agent by now.
+            MisuseError: the client is closed, was inherited by a fork, or is in use.
+        """
+        with self._in_use("current_bundle"):
+            try:
+                return str(self._run(self._connected.current_bundle(self._deadline())))
+            except CallFailed as failure:
+                raise self._error("asking for its bundle", failure) from failure
 
     def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step, from the policy if it arrives in time, else from the fallback.
@@ -211,7 +234,7 @@ class AgentClient(ClientBase):
             raise failed_call(error) from error
 
     def _do_describe(self, operation: Describe) -> Any:
-        request = agent_pb2.GetAgentInfoRequest()
+        request = agent_pb2.GetAgentInfoRequest(bundle_sha256=operation.bundle_sha256)
         try:
             return self._connection.stub.GetAgentInfo(request, timeout=operation.timeout_s, wait_for_ready=True)
         except grpc.RpcError as error:

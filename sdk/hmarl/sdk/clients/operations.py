@@ -45,9 +45,10 @@ class End:
 
 @dataclass(frozen=True)
 class Describe:
-    """Ask the server who is served."""
+    """Ask the server who is served, now or in a bundle that is named."""
 
     timeout_s: float
+    bundle_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from hmarl.runtime.inputs import InputCheck, checked_integer
 from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.message_limits import reply_limit_bytes
 from hmarl.sdk.clients.agent import Action, AgentStatistics, agent_spec, mismatch
-from hmarl.sdk.clients.fallback import Fallback, Situation
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES, LinkWatch
 from hmarl.sdk.clients.operations import (
     Abandon,
@@ -41,7 +40,8 @@ from hmarl.sdk.clients.operations import (
     Start,
 )
 from hmarl.sdk.clock import now_s
-from hmarl.sdk.errors import AgentError, UsageError
+from hmarl.sdk.errors import AgentError, OtherBundleError, UsageError
+from hmarl.sdk.fallback import Fallback, Situation
 from hmarl.sdk.spaces import branch_sizes
 
 _RETRY_PAUSE_S = 0.01
@@ -81,6 +81,11 @@ def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, age
 def _worth_retrying(failure: CallFailed, deadline: float) -> bool:
     """Whether a server that is still loading its policy, or is about to be replaced, should be asked again."""
     return failure.code is grpc.StatusCode.UNAVAILABLE and now_s() + _START_PAUSE_S < deadline
+
+
+def _is_refused_bundle(failure: CallFailed, request: agent_pb2.StartEpisodeRequest) -> bool:
+    """Whether the server does not hold the bundle that the request asks for."""
+    return failure.code is grpc.StatusCode.FAILED_PRECONDITION and bool(request.bundle_sha256)
 
 
 @dataclass
@@ -147,9 +152,14 @@ class RemoteEpisode:
         self._last_time_s = -math.inf
 
     def starting(
-        self, seed: int, sample: bool, instruction_choice: InstructionChoice | None, first_step: int
+        self,
+        seed: int,
+        sample: bool,
+        instruction_choice: InstructionChoice | None,
+        first_step: int,
+        bundle_sha256: str | None = None,
     ) -> agent_pb2.StartEpisodeRequest:
-        """The request that starts an episode.
+        """The request that starts an episode; one with a bundle is played on that alone.
 
         Raises:
             UsageError: an argument out of range.
@@ -163,21 +173,36 @@ class RemoteEpisode:
             instruction_choice=INSTRUCTION_CHOICES[choice],
             first_step=checked_integer("first_step", first_step),
             diagnostics=self._diagnostics,
+            bundle_sha256=bundle_sha256 or "",
         )
+
+    def current_bundle(self, deadline: float) -> Generator[Operation, Any, str]:
+        """The bundle that new episodes get.
+
+        Raises:
+            CallFailed: no answer.
+            AgentError: another agent is served by now.
+        """
+        info = yield from describe(self.watch, deadline)
+        self._check_agent(info.agent_id)
+        return info.bundle_sha256
 
     def start(self, request: agent_pb2.StartEpisodeRequest, deadline: float) -> Generator[Operation, Any, None]:
         """Start an episode; nothing of an earlier one may be held on to.
 
         Raises:
             CallFailed: the server does not start it.
-            AgentError: another agent or bundle is served by now.
+            OtherBundleError: another bundle is served by now, or one that the episode has to be played on is not held.
+            AgentError: another agent is served by now.
         """
         self._rejoining = None
         while True:
             try:
-                response = yield from self._begin(request, deadline)
+                response = yield from self._begin(request, request.bundle_sha256, deadline)
                 break
             except CallFailed as failure:
+                if _is_refused_bundle(failure, request):
+                    raise OtherBundleError(f"{self._source}: {failure.details}") from failure
                 late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and now_s() < deadline
                 if not late and not _worth_retrying(failure, deadline):
                     yield Abandon()
@@ -312,10 +337,12 @@ class RemoteEpisode:
         return response
 
     def _start_at(self, step: int) -> agent_pb2.StartEpisodeRequest:
+        """The request that joins the episode again, at first on its own bundle, which the process may still hold."""
         assert self._start is not None
         start = agent_pb2.StartEpisodeRequest()
         start.CopyFrom(self._start)
         start.first_step = step
+        start.bundle_sha256 = self.info.bundle_sha256
         return start
 
     def _join_again(
@@ -324,17 +351,24 @@ class RemoteEpisode:
         """Start the episode again, and put the new session into the request; returns what keeps it from that."""
         rejoin = self._rejoining
         assert rejoin is not None
+        assert self._start is not None
+        pinned = self._start.bundle_sha256
         # Freshness first, and asked each time: what has gone stale must not be brought back by a reconnection.
         if not self._rejoin or not self._fallback.may_rejoin(self._situation(request.step, action_mask, rejoin.reason)):
             self._rejoining = None
             yield Abandon()
             return f"{rejoin.reason}; call reset(seed, first_step={request.step}) to join the episode again"
         try:
-            response = yield from self._begin(rejoin.request, deadline)
+            response = yield from self._begin(rejoin.request, pinned, deadline)
         except CallFailed as failure:
             if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return None  # it stays on its way; the next act waits on
+            if _is_refused_bundle(failure, rejoin.request) and not pinned:
+                self._rejoining = self._without_bundle(rejoin)  # whether another one will do is judged by what comes
+                return None
             self._rejoining = None
+            if _is_refused_bundle(failure, rejoin.request):
+                raise OtherBundleError(f"{rejoin.reason}; joining again: {failure.details}") from failure
             if failure.code not in _LOST:
                 return f"{rejoin.reason}; joining again: {failure}"
             yield Pause(min(_RETRY_PAUSE_S, max(deadline - now_s(), 0.0)))
@@ -348,10 +382,17 @@ class RemoteEpisode:
         self.statistics.state_resets += response.state_reset_mid_episode
         return None
 
+    @staticmethod
+    def _without_bundle(rejoin: _Rejoin) -> _Rejoin:
+        request = agent_pb2.StartEpisodeRequest()
+        request.CopyFrom(rejoin.request)
+        request.ClearField("bundle_sha256")
+        return _Rejoin(request, rejoin.reason)
+
     def _begin(
-        self, request: agent_pb2.StartEpisodeRequest, deadline: float
+        self, request: agent_pb2.StartEpisodeRequest, pinned: str, deadline: float
     ) -> Generator[Operation, Any, agent_pb2.StartEpisodeResponse]:
-        """A new session of the agent that this client is for.
+        """A new session of the agent that this client is for, and of the bundle ``pinned``, if one is named.
 
         Raises:
             CallFailed: there is none yet.
@@ -359,40 +400,52 @@ class RemoteEpisode:
         """
         response: agent_pb2.StartEpisodeResponse = yield from self._call(partial(Start, request), deadline)
         try:
-            yield from self._identify(response, deadline)
+            yield from self._identify(response, pinned, deadline)
         except (CallFailed, AgentError):
             yield End(response.session_id)
             raise
         return response
 
-    def _identify(self, response: agent_pb2.StartEpisodeResponse, deadline: float) -> Generator[Operation, Any, None]:
+    def _identify(
+        self, response: agent_pb2.StartEpisodeResponse, pinned: str, deadline: float
+    ) -> Generator[Operation, Any, None]:
         """Make sure that a session is one of the agent, bundle and spaces that this client is for.
 
         A session is known to the process that started it only, so that nothing can change hands after this.
         """
         info, known = self.info, self.info
         agent_id, sha256 = response.agent_id, response.bundle_sha256
-        if (agent_id, sha256) == (known.agent_id, known.bundle_sha256):
+        if (agent_id, sha256) == (known.agent_id, known.bundle_sha256) and pinned in ("", sha256):
             return
-        if not agent_id or (agent_id == known.agent_id and self._allow_bundle_change):
-            info = yield from self._call(Describe, deadline)
+        may_change = pinned == sha256 if pinned else self._allow_bundle_change
+        if not agent_id or (agent_id == known.agent_id and may_change):
+            info = yield from self._call(partial(Describe, bundle_sha256=sha256), deadline)
             if agent_id and (agent_id, sha256) != (info.agent_id, info.bundle_sha256):
                 raise CallFailed(grpc.StatusCode.UNAVAILABLE, "the server changed while it was asked who is served")
             agent_id, sha256 = info.agent_id, info.bundle_sha256
-        if agent_id != known.agent_id:
-            raise AgentError(
-                f"{self._source}: got agent '{agent_id}', expected '{known.agent_id}', which was served there before: "
-                "its actions are not taken; serve the right agent there, or make a new client"
+        self._check_agent(agent_id)
+        if pinned and sha256 != pinned:
+            raise OtherBundleError(
+                f"{self._source}: agent '{agent_id}': got bundle {sha256}, expected {pinned}, on which the episode is "
+                "to be played: start it anew, with all agents of the team, on the bundle that is served"
             )
         if sha256 == known.bundle_sha256:
             return
-        if not self._allow_bundle_change:
-            raise AgentError(
+        if not pinned and not self._allow_bundle_change:
+            raise OtherBundleError(
                 f"{self._source}: agent '{agent_id}': got bundle {sha256}, expected {known.bundle_sha256} "
                 f"('{known.bundle_name}'), which was served there before: make a new client, or one with "
                 "allow_bundle_change=True"
             )
         self._take_over(info)
+
+    def _check_agent(self, agent_id: str) -> None:
+        """Refuse another agent than this client is for."""
+        if agent_id != self.info.agent_id:
+            raise AgentError(
+                f"{self._source}: got agent '{agent_id}', expected '{self.info.agent_id}', which was served there "
+                "before: its actions are not taken; serve the right agent there, or make a new client"
+            )
 
     def _take_over(self, info: agent_pb2.GetAgentInfoResponse) -> None:
         """Go on with another bundle, whose spaces have to be the same."""

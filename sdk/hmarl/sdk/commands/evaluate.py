@@ -32,6 +32,7 @@ from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
+from hmarl.sdk.environments.faulty import is_faults
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
@@ -66,6 +67,7 @@ class Options:
     stream: bool
     batch_size: int | None
     step_limit: int | None
+    faults: tuple[str, ...]
     settings: tuple[str, ...]
     out: Path | None
     video: Literal["gif", "mp4"] | None
@@ -85,6 +87,8 @@ class Options:
         words += ["--sample"] if self.sample else []
         words += ["--batch-size", str(batch_size)]
         words += ["--step-limit", str(self.step_limit)] if self.step_limit else []
+        for fault in self.faults:
+            words += ["--faults", fault]
         for setting in self.settings:
             words += ["--set", setting]
         return shlex.join(words)
@@ -199,9 +203,11 @@ def _environment(options: Options, source: Source) -> VectorEnvironment:
     arguments = dict(source.arguments) if name == source.environment else {}
     own = parse_settings(options.settings)["env"]
     if options.run is None:
-        _refuse_code(
-            name if options.env is None else "", {key: arguments[key] for key in arguments.keys() - own.keys()}
-        )
+        taken = {key: arguments[key] for key in arguments.keys() - own.keys() if not is_faults(key)}
+        _refuse_code(name if options.env is None else "", taken)
+    if options.faults:  # instead of those that the team was trained with
+        arguments = {key: value for key, value in arguments.items() if not is_faults(key)}
+        arguments["faults"] = list(options.faults)
     arguments.update(own)
     batch_size = options.batch_size or few_copies(name, min(options.episodes, _DEFAULT_BATCH))
     return make(name, batch_size=batch_size, **arguments)
@@ -252,6 +258,7 @@ def _print_table(evaluation: Evaluation, console: Console) -> None:
     low, high = summary["return_ci95"]
     rows = [
         ("episodes", str(summary["episodes"])),
+        *([("faults", evaluation.faults)] if evaluation.faults else []),
         ("return, IQM [95 % interval]", f"{summary['return_iqm']:.3f} [{low:.3f}, {high:.3f}]"),
         ("return, mean ± std", f"{summary['return_mean']:.3f} ± {summary['return_std']:.3f}"),
         ("return, median", f"{summary['return_median']:.3f}"),
@@ -336,6 +343,7 @@ def _write_pictures(
         settings = {
             "environment": evaluation.environment,
             "environment arguments": json.dumps(dict(environment.spec.arguments), default=str),
+            "faults": evaluation.faults or "none",
             "actions": "drawn" if options.sample else "deterministic",
             "instruction choice": options.instruction_choice or "as the policies say",
             "episodes' seeds": f"numpy.random.SeedSequence({evaluation.seed}), one word each",
@@ -362,12 +370,17 @@ def run_evaluation(options: Options) -> dict[str, Any]:
     source = _source(options)
     with closing(_environment(options, source)) as environment, closing(source.make_team(environment.spec)) as team:
         progress = make_console(stderr=True)
+        faults = f", with the faults {environment.spec.faults}" if environment.spec.faults else ""
         progress.print(
             f"playing {options.episodes} episodes of {environment.spec.name} with {team.name}, "
-            f"up to {environment.batch_size} side by side"
+            f"up to {environment.batch_size} side by side{faults}"
         )
         evaluation = _measure(options, environment, team, progress)
         _print_table(evaluation, console)
+        bundles = dict(team.bundles) if isinstance(team, FleetTeam) else {}
+        if len(bundles) > 1:
+            parts = ", ".join(f"{episodes} episodes on {sha256}" for sha256, episodes in bundles.items())
+            console.print(f"the fleet was given another bundle meanwhile, and the figures are of all: {parts}")
         written: list[Path] = []
         if options.out is not None:
             written = _write_results(options.out, evaluation, environment.spec)
@@ -384,6 +397,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         "seed": evaluation.seed,
         **evaluation.summary(),
         "latency_of": evaluation.latency_of,
+        **({"bundles": bundles} if bundles else {}),
         "written": [str(path) for path in written],
     }
 
@@ -409,6 +423,13 @@ def run_evaluation(options: Options) -> dict[str, Any]:
     flag("--stream", "with --endpoints: streams instead of unary calls"),
     option("--batch-size", f"environments side by side; by default as many as fit, up to {_DEFAULT_BATCH}", integer(1)),
     option("--step-limit", f"steps of an episode; by default the horizon, {STEP_LIMIT:,} without", integer(1)),
+    option(
+        "--faults",
+        "what goes wrong on purpose, e.g. delay=2,loss=0.1 or agent_0:out=50, instead of what the team was trained "
+        "with; none: nothing; repeatable",
+        many=True,
+        shown="[AGENT:]NAME=VALUE,...",
+    ),
     settings_option("env.KEY=VALUE", "an argument of the environment"),
     option("--out", "directory for results, report and video", PATH, shown="DIR"),
     flag("--video/--no-video", "film one episode", default=True),
@@ -419,6 +440,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         "hmarl-eval --bundle models/simple-spread-hcpo --episodes 20",
         "hmarl-eval --endpoints endpoints.json --out report",
         "hmarl-eval --run runs/mine --variant central --checkpoint last",
+        "hmarl-eval --bundle models/simple-spread-hcpo --faults delay=2,loss=0.1",
     ),
 )
 def evaluate_command(video: bool, video_format: Literal["gif", "mp4"], as_json: bool, **given: Any) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 from hmarl.sdk.environment import CopyCost, VectorEnvironment
 from hmarl.sdk.environments.authoring.arguments import check_keys
+from hmarl.sdk.environments.faulty import split_faults, with_faults
 from hmarl.sdk.errors import MissingExtraError, UsageError, unknown_name
+from hmarl.sdk.faults.model import FaultModel, parse_faults
 from hmarl.sdk.spaces import EnvironmentSpec
 
 BUILT_IN_FAMILIES: dict[str, str] = {
@@ -83,7 +85,8 @@ def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
     Args:
         name: ``family/task``, or ``package.module:function`` for a function ``(batch_size, **arguments)``.
         batch_size: B, at least 1.
-        arguments: passed to the family; a wrong one is an error that lists those it takes.
+        arguments: passed to the family; a wrong one is an error that lists those it takes. ``faults`` and
+            ``faults.NAME`` are faults on purpose, in whatever environment; see ``hmarl.sdk.faults``.
 
     Raises:
         UsageError: unknown family, task or argument.
@@ -91,14 +94,13 @@ def make(name: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
     """
     if batch_size < 1:
         raise UsageError(f"batch_size: got {batch_size}, expected at least 1")
+    own, faults = split_faults(arguments)
+    model = parse_faults(*faults)
     task, maker = _family_maker(name)
-    check_keys(f"environment '{name}'", maker, arguments, ours=("task", "batch_size"))
-    if task == name:
-        environment = maker(batch_size=batch_size, **arguments)
-    else:
-        environment = maker(task, batch_size=batch_size, **arguments)
+    check_keys(f"environment '{name}'", maker, own, ours=("task", "batch_size"))
+    environment = maker(batch_size=batch_size, **own) if task == name else maker(task, batch_size=batch_size, **own)
     _check(name, environment)
-    return environment
+    return environment if model == FaultModel() else with_faults(environment, model)
 
 
 def check_request(name: str, arguments: Mapping[str, Any]) -> None:
@@ -115,8 +117,10 @@ def check_request(name: str, arguments: Mapping[str, Any]) -> None:
         UsageError: unknown family, task or argument, or a wrong value.
         MissingExtraError: the family needs a package that is not installed.
     """
+    own, faults = split_faults(arguments)
+    parse_faults(*faults)
     task, maker = _family_maker(name)
-    check_keys(f"environment '{name}'", maker, arguments, ours=("task", "batch_size"))
+    check_keys(f"environment '{name}'", maker, own, ours=("task", "batch_size"))
     cost = copy_cost(name)
     if task != name and cost is not None and not cost.processes:
         make(name, 1, **arguments).close()

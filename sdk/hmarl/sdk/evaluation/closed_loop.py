@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.sdk.environment import Array, Observation, StepResult, VectorEnvironment
+from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment, as_array, as_numpy
 from hmarl.sdk.errors import EnvironmentFault, UsageError
+from hmarl.sdk.evaluation.finite import check_observations, check_rewards
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
@@ -61,6 +62,7 @@ class Evaluation:
             end and for agents that had left.
         unfinished: episodes that still ran after ``step_limit`` steps and were cut off there.
         step_limit: steps of an episode at most.
+        faults: what went wrong on purpose, as ``--faults`` spells it; empty where nothing did.
     """
 
     environment: str
@@ -76,6 +78,7 @@ class Evaluation:
     actions: tuple[npt.NDArray[Any], ...] | None = None
     unfinished: int = 0
     step_limit: int = STEP_LIMIT
+    faults: str = ""
 
     @property
     def episodes(self) -> int:
@@ -86,11 +89,13 @@ class Evaluation:
         """The figures in brief.
 
         ``return_ci95`` is [low, high], the percentile-bootstrap interval of the interquartile mean ``return_iqm``;
-        ``success_rate`` is None where the task does not know success, latencies (microseconds) where none was measured.
+        ``success_rate`` is None where the task does not know success, latencies (microseconds) where none was measured,
+        ``faults`` where nothing went wrong on purpose.
         """
         timed = self.latencies_s.size > 0
         return {
             "episodes": self.episodes,
+            "faults": self.faults or None,
             "return_mean": float(self.returns.mean()),
             "return_median": float(np.median(self.returns)),
             "return_iqm": float(iqm(self.returns)),
@@ -169,7 +174,8 @@ def evaluate(
 
     Raises:
         UsageError: no episodes, a negative seed, or no steps.
-        EnvironmentFault: an episode goes on beyond the horizon that the environment declares.
+        EnvironmentFault: an episode goes on beyond the horizon that the environment declares, or a number of it is NaN
+            or infinite.
     """
     if episodes < 1:
         raise UsageError(f"episodes: got {episodes}, expected at least 1")
@@ -194,6 +200,7 @@ def evaluate(
         actions=tally.recorded() if record else None,
         unfinished=tally.unfinished,
         step_limit=limit,
+        faults=environment.spec.faults,
     )
 
 
@@ -208,14 +215,20 @@ def _play_wave(
     """Play episodes ``first`` … ``first + B - 1``, as far as they are wanted."""
     wanted_until = min(first + len(seeds), tally.episodes)
     running = np.arange(first, first + len(seeds)) < wanted_until
+    spec = environment.spec
     observation = as_numpy(environment.reset(seeds))
     clock.team.reset(seeds)
-    horizon = environment.spec.declared_horizon
+    horizon = spec.declared_horizon
     step = 0
+
+    def when(row: int) -> str:
+        return f"step {step} of the episode of seed {seeds[row]}"
+
+    check_observations(spec, observation, running, when)
     while running.any():
         if horizon is not None and step >= horizon:
             raise EnvironmentFault(
-                f"{environment.spec.name}: the episode of seed {seeds[running][0]} goes on after its horizon "
+                f"{spec.name}: the episode of seed {seeds[running][0]} goes on after its horizon "
                 f"of {horizon} steps; where the horizon is an argument (env.horizon), null says that there is none"
             )
         if step >= limit:
@@ -224,27 +237,14 @@ def _play_wave(
         actions = clock.act(observation, running)
         result = environment.step(actions)
         tally.add(first=first, running=running, step=step, actions=actions, observation=observation, result=result)
+        step += 1
+        check_rewards(spec, as_array(result.rewards), running, when)
         ended = running & (as_array(result.terminated) | as_array(result.truncated))
         running = running & ~ended
         observation = as_numpy(result.observation)
-        step += 1
+        check_observations(spec, observation, running, when)
         if ended.any():
             tally.report(wanted_until - int(running.sum()))
-
-
-def as_numpy(observation: Observation) -> Observation:
-    """The same observation with NumPy arrays, whatever the environment computes in."""
-    return Observation(
-        observations=tuple(as_array(block) for block in observation.observations),
-        action_masks=tuple(None if mask is None else as_array(mask) for mask in observation.action_masks),
-        state=as_array(observation.state),
-        active=as_array(observation.active),
-    )
-
-
-def as_array(value: Array) -> npt.NDArray[Any]:
-    """A NumPy array, or a torch tensor brought home from wherever it lives."""
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
 
 
 class _Clock:
@@ -342,6 +342,8 @@ class _Tally:
 def marl_eval_json(evaluations: Iterable[Evaluation], step_count: int = 0) -> dict[str, Any]:
     """The evaluations in marl-eval's form: environment → task → algorithm → run → step and absolute metrics.
 
+    A task with faults is another task, ``TASK [faults]``, so that figures with and without them are never mixed.
+
     Args:
         evaluations: one per team; each becomes the run ``seed_<seed>`` of the algorithm named like the team.
         step_count: training steps behind the policies, 0 when unknown.
@@ -349,13 +351,14 @@ def marl_eval_json(evaluations: Iterable[Evaluation], step_count: int = 0) -> di
     document: dict[str, Any] = {}
     for evaluation in evaluations:
         family, _, task = evaluation.environment.partition("/")
+        task = (task or family) + (f" [{evaluation.faults}]" if evaluation.faults else "")
         metrics: dict[str, list[float]] = {
             "return": evaluation.returns.tolist(),
             "episode_length": evaluation.lengths.astype(np.float64).tolist(),
         }
         if evaluation.successes is not None:
             metrics["success"] = evaluation.successes.astype(np.float64).tolist()
-        runs = document.setdefault(family, {}).setdefault(task or family, {}).setdefault(evaluation.team, {})
+        runs = document.setdefault(family, {}).setdefault(task, {}).setdefault(evaluation.team, {})
         runs[f"seed_{evaluation.seed}"] = {
             "step_0": {"step_count": step_count, **metrics},
             "absolute_metrics": metrics,

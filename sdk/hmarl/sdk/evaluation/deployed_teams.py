@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,17 @@ from hmarl.sdk.clients.endpoints import (
     refusing,
     start_advice,
 )
-from hmarl.sdk.clients.fallback import Fallback
+from hmarl.sdk.clients.together import on_one_bundle
+from hmarl.sdk.clock import now_s
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.assignment import assign
+from hmarl.sdk.fallback import Fallback
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
 Block = npt.NDArray[Any]
+_SETTLED_AFTER_S = 1.0  # a fleet that is given another bundle, and its endpoints file
+_LOOK_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class BundleTeam:
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; see ``Team.act``."""
+        if observation.restarted is not None:
+            self._forget(observation.restarted)
         columns = [
             self._run(number, observation.observations[place.group], observation.action_masks[place.group])
             for number, place in enumerate(self._places)
@@ -135,6 +141,15 @@ class BundleTeam:
         for place, column in zip(self._places, columns, strict=True):
             grouped[place.group].append(column)
         return tuple(np.stack(group, axis=1) for group in grouped)
+
+    def _forget(self, restarted: npt.NDArray[np.bool_]) -> None:
+        """All recurrent state of the agents ``restarted`` [B, N] takes its reset value."""
+        for place, policy, states in zip(self._places, self._policies, self._states, strict=True):
+            rows = restarted[:, place.index]
+            for model in policy.agent.states if states and rows.any() else ():
+                state = states[model.input].copy()
+                state[rows] = np.asarray(model.reset, state.dtype).reshape(model.shape)
+                states[model.input] = state
 
     def _run(self, number: int, observations: Block, masks: Block | None) -> Block:
         """One agent's actions: [B, *action_shape]."""
@@ -164,7 +179,8 @@ class BundleTeam:
 class FleetTeam:
     """Agents that other processes serve over gRPC; every agent and row has a session of its own.
 
-    The agents' acts are sent at the same time, those of one agent's rows one after the other.
+    The agents' acts are sent at the same time, those of one agent's rows one after the other. When the fleet is given
+    another bundle, running episodes end on the one before, and the next ``reset`` follows with all agents.
 
     Args:
         endpoints: address per agent, or the endpoints file that ``hmarl-fleet`` writes, whose bundle is then expected.
@@ -178,6 +194,9 @@ class FleetTeam:
         wait: wait for agents that are being started, as clients do; False says within a second or so where nothing
             listens.
         name: for tables.
+
+    Attributes:
+        bundles: how many episodes were started on each bundle, by its SHA-256.
 
     Raises:
         UsageError: an agent is missing or does not fit the environment, or is of another bundle than the file says, or
@@ -201,10 +220,12 @@ class FleetTeam:
         name: str = "gRPC fleet",
     ) -> None:
         self.name = name
+        self.bundles: dict[str, int] = {}
         self._spec = spec
         self._places = _places(spec)
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
-        self._sha256 = None if isinstance(endpoints, Mapping) else bundle_of_endpoints(endpoints)
+        self._file = None if isinstance(endpoints, Mapping) else Path(endpoints)
+        self._sha256 = ""
         self._sample = sample
         self._instruction_choice = instruction_choice
         if not wait:
@@ -212,10 +233,14 @@ class FleetTeam:
         self._assigned = self._assign()
         self._client_options: ClientOptions = {"timeout_s": timeout_s, "fallback": fallback, "stream": stream}
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
+        self._seeds = np.zeros(0, np.int64)
+        self._step = 0
+        self._playing = ""  # the bundle of the present episodes
         self._latencies_s: list[float] = []
         self._pool = ThreadPoolExecutor(max_workers=len(self._places), thread_name_prefix="hmarl-team")
         try:
             self._connect(1)
+            self._sha256 = self._agreed()
         except Exception:
             self.close()
             raise
@@ -252,7 +277,7 @@ class FleetTeam:
 
         Raises:
             AgentError: no agent answers at some addresses; names all of them.
-            UsageError: an agent does not fit the environment, or is of another bundle.
+            UsageError: an agent does not fit the environment.
         """
         rows_of = {place.agent.id: (place.agent, self._clients[number]) for number, place in enumerate(self._places)}
 
@@ -264,19 +289,31 @@ class FleetTeam:
                 clients.append(AgentClient(self._addresses[server], **options))
 
         at_once(connect, rows_of)
-        for agent_id, (_, clients) in rows_of.items():
-            for client in clients:
-                self._check_bundle(self._assigned[agent_id], client)
 
-    def _check_bundle(self, server: str, client: AgentClient) -> None:
-        """A team is of one bundle, that of the endpoints file: agents of several have not learnt to play together."""
-        got = client.info.bundle_sha256
-        self._sha256 = self._sha256 or got
-        if got != self._sha256:
-            raise UsageError(
-                f"endpoints: agent '{server}' at {client.address}: got bundle {got}, expected {self._sha256}, which "
-                "the endpoints file names or the other agents are of: is the file that of a fleet that has ended?"
-            )
+    def _agreed(self) -> str:
+        """The bundle that all agents serve, and the endpoints file names; a fleet that changes it gets a moment.
+
+        Agents of several bundles have not learnt to play together.
+
+        Raises:
+            UsageError: they do not agree.
+        """
+        deadline = now_s() + _SETTLED_AFTER_S
+        firsts = {self._assigned[place.agent.id]: self._clients[number][0] for number, place in enumerate(self._places)}
+        while True:
+            got = at_once(lambda server: firsts[server].current_bundle(), firsts)
+            named = None if self._file is None else bundle_of_endpoints(self._file)
+            expected = named or next(iter(got.values()))
+            stranger = next((server for server, sha256 in got.items() if sha256 != expected), None)
+            if stranger is None:
+                return expected
+            if now_s() > deadline:
+                raise UsageError(
+                    f"endpoints: agent '{stranger}' at {firsts[stranger].address}: got bundle {got[stranger]}, "
+                    f"expected {expected}, which the endpoints file names or the other agents are of: is the file that "
+                    "of a fleet that has ended?"
+                )
+            time.sleep(_LOOK_AGAIN_S)
 
     @property
     def clients(self) -> dict[str, list[AgentClient]]:
@@ -284,14 +321,33 @@ class FleetTeam:
         return {place.agent.id: list(self._clients[number]) for number, place in enumerate(self._places)}
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
-        """Start B episodes: one session per agent and row."""
+        """Start B episodes: one session per agent and row, all of one bundle."""
         self._connect(len(seeds))
+        self._seeds, self._step = np.asarray(seeds), 0
+        rows = range(len(seeds))
 
-        def start(clients: list[AgentClient]) -> None:
-            for client, seed in zip(clients, seeds, strict=False):
-                client.reset(int(seed), sample=self._sample, instruction_choice=self._instruction_choice)
+        def start_all(sha256: str) -> None:
+            self._playing = sha256
+            starts = [self._pool.submit(self._start, number, rows) for number in range(len(self._places))]
+            wait(starts)  # for all: should one of them be refused, all are started anew
+            for each in starts:
+                each.result()
 
-        list(self._pool.map(start, self._clients))
+        played = on_one_bundle(self._clients[0][0], start_all)
+        if played != self._sha256:
+            self._sha256 = self._agreed()
+        self.bundles[played] = self.bundles.get(played, 0) + len(seeds)
+
+    def _start(self, number: int, rows: Iterable[int]) -> None:
+        """One agent's episodes begin, or are joined at this step with nothing remembered; on the team's bundle."""
+        for row in rows:
+            self._clients[number][row].reset(
+                int(self._seeds[row]),
+                sample=self._sample,
+                instruction_choice=self._instruction_choice,
+                first_step=self._step,
+                bundle_sha256=self._playing,
+            )
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; only running rows, and agents that are still there, are asked."""
@@ -305,10 +361,13 @@ class FleetTeam:
         def ask(number: int) -> list[float]:
             place = self._places[number]
             rows = np.flatnonzero(running & observation.active[:, place.index])
+            if observation.restarted is not None:
+                self._start(number, np.flatnonzero(running & observation.restarted[:, place.index]))
             return [self._act_row(number, int(row), observation, blocks[place.group]) for row in rows]
 
         for latencies in self._pool.map(ask, range(len(self._places))):
             self._latencies_s.extend(latencies)
+        self._step += 1
         return blocks
 
     def _act_row(self, number: int, row: int, observation: Observation, actions: Block) -> float:

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from hmarl.runtime.bundle import replacing
 from hmarl.sdk.drawing.canvas import Frame
 from hmarl.sdk.drawing.frames import as_frame
-from hmarl.sdk.environment import LocatesAgents, VectorEnvironment
+from hmarl.sdk.environment import LocatesAgents, VectorEnvironment, as_array, as_numpy
 from hmarl.sdk.errors import HmarlError, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.annotation import TeamAnnotation, explanation
-from hmarl.sdk.evaluation.closed_loop import as_array, as_numpy, limit_of
+from hmarl.sdk.evaluation.closed_loop import limit_of
 from hmarl.sdk.reports.overlay import draw_over
 from hmarl.sdk.team import Team
 

@@ -20,7 +20,8 @@ from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.acting import GuidedActing
-from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow, parted
+from hmarl.trainer.guiders.advice import alike, collapsed, parted
+from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow
 from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teacher import GuiderTeacher
@@ -84,11 +85,12 @@ class Ctds(Algorithm):
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])
         self.update_normalisers(rollout)
-        return metrics | {"explained_variance": explained, "delta": bond.delta}
+        return metrics | alike(rollout) | {"explained_variance": explained, "delta": bond.delta}
 
     def advice(self, metrics: dict[str, float]) -> str | None:
-        """Guider and local policies have parted when most actions lie beyond δ."""
-        return parted(metrics, "Nothing binds the teacher of ctds to its students; magpo does")
+        """Guider and local policies have parted when most actions lie beyond δ; or all agents do the same."""
+        of_guider = parted(metrics, "Nothing binds the teacher of ctds to its students; magpo does")
+        return of_guider or collapsed(metrics, self.settings)
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 

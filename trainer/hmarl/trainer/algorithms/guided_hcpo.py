@@ -26,15 +26,18 @@ from hmarl.trainer.conductors.acting import ConductedActing
 from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.level import ConductorLevel
 from hmarl.trainer.conductors.settings import ConductorFields
+from hmarl.trainer.conductors.stand_ins import LocalStandIns
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
+from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.acting import GuidedActing
-from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow, parted
+from hmarl.trainer.guiders.advice import alike, collapsed, parted
+from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow
 from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teams import CentralTeam
@@ -134,16 +137,19 @@ class GuidedHcpo(Algorithm):
         self.delta.adapt(metrics["imitation_kl"])
         self.update_normalisers(rollout)
         self.conductor.sight.learn(rollout)
-        return instructed.metrics | metrics | {"explained_variance": explained, "delta": bond.delta}
+        known = {"explained_variance": explained, "delta": bond.delta}
+        return instructed.metrics | metrics | alike(rollout) | known
 
     def advice(self, metrics: dict[str, float]) -> str | None:
-        """Guider and local policies have parted when most actions lie beyond δ; and what a conductor may bring."""
+        """Guider and local policies have parted when most actions lie beyond δ; all agents do the same; and what a
+        conductor may bring.
+        """
         of_guider = parted(
             metrics,
             f"Lower algorithm.delta (now {self.settings.delta}) or algorithm.learning_rate, or raise "
             "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow",
         )
-        return of_guider or conductor_advice(metrics)
+        return of_guider or collapsed(metrics, self.settings) or conductor_advice(metrics)
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 
@@ -156,6 +162,10 @@ class GuidedHcpo(Algorithm):
     def teacher(self) -> Teacher | None:
         """The agents under the central conductor; none where every agent has a copy of it."""
         return ConductedTeacher(self.actors, self.conductor) if self.conductor.common is None else None
+
+    def stand_ins(self) -> StandIns | None:
+        """The local conductors; none where every agent has a copy of the conductor."""
+        return LocalStandIns.of(self.actors, self.conductor)
 
     def instructing(self, agent: int) -> Instructing:
         """w^i, which stands in for the conductor when deployed, or a copy of it."""

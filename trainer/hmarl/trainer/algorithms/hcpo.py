@@ -31,11 +31,13 @@ from hmarl.trainer.conductors.level import ConductorLevel
 from hmarl.trainer.conductors.local_share import LocalShare, conducted_locally, own_instructions
 from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
 from hmarl.trainer.conductors.settings import ConductorFields
+from hmarl.trainer.conductors.stand_ins import LocalStandIns
 from hmarl.trainer.conductors.teacher import ConductedTeacher
 from hmarl.trainer.conductors.teams import conducted_teams
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.contract.deployable import Instructing
 from hmarl.trainer.contract.shown import EvaluatedTeam
+from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
@@ -57,6 +59,9 @@ class HcpoSettings(
 
     kl_limit: float = Field(0.005, gt=0, description="δ₂, largest mean KL of one agent's step, in nats")
     critic: Literal["v", "q"] = Field("v", description="v: joint GAE at both levels; q: V(s) and Q(s, M), Eqs. 5-7")
+    advantage_noise: float = Field(
+        0.0, ge=0, description="noise on both levels' advantages, in their standard deviations: what errors cost"
+    )
     local_share: float = Field(
         0.0, ge=0, le=1, description="share of the environments that local conductors conduct in rollouts"
     )
@@ -180,7 +185,10 @@ class Hcpo(Algorithm):
         """
         schedule, features = self.schedule(progress), self.features(rollout)
         watched = self.monitor.begin(fresh.team_rewards, estimate.advantages.flatten(), weight)
-        of_instructions, of_actions = self.advantages(rollout, estimate)
+        of_instructions, of_actions = (
+            disturbed(advantages, self.settings.advantage_noise, self.noise_generator)
+            for advantages in self.advantages(rollout, estimate)
+        )
         # 6: Ψ ← Ψ + αʲβx (Algorithm 2); 10: ψ^i ← argmin −E_{w_new}[log ψ^i]
         instructed = self.conductor.improve(
             rollout,
@@ -279,6 +287,10 @@ class Hcpo(Algorithm):
         """The agents under the central conductor; none where every agent has a copy of it."""
         return ConductedTeacher(self.actors, self.conductor) if self.conductor.common is None else None
 
+    def stand_ins(self) -> StandIns | None:
+        """The local conductors; none where every agent has a copy of the conductor."""
+        return LocalStandIns.of(self.actors, self.conductor)
+
     def instructing(self, agent: int) -> Instructing:
         """w^i, which stands in for the conductor when deployed, or a copy of it."""
         return self.conductor.instructing(agent, *self.position[agent])
@@ -295,3 +307,11 @@ class Hcpo(Algorithm):
     def experience(self) -> StateDict:
         """The rollouts that are kept for replaying."""
         return {"replay": self.past} if self.settings.replay_rollouts else {}
+
+
+def disturbed(advantages: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """[T, B] advantages with noise of so many of their standard deviations; without any, they themselves."""
+    if not noise:
+        return advantages
+    drawn = torch.randn(advantages.shape, generator=generator, device=advantages.device)
+    return advantages + noise * advantages.std() * drawn

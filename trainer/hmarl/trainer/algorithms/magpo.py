@@ -27,13 +27,16 @@ from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.acting import GuidedActing
-from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow, parted
+from hmarl.trainer.guiders.advice import alike, collapsed, parted
+from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow
 from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
+from hmarl.trainer.guiders.improvement import ImprovementPlot, promises
 from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
 from hmarl.trainer.learning.metrics import mean_metrics
+from hmarl.trainer.learning.performance import Performance
 from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 
@@ -54,6 +57,7 @@ class Magpo(Algorithm):
     plots: ClassVar[tuple[Plot, ...]] = (
         diagnostics(("agent_entropy", "learner_entropy"), ("agent_kl",)),
         ImitationPlot(),
+        ImprovementPlot(),
     )
     gaps: ClassVar[tuple[ReturnGap, ...]] = (IMITATION_GAP,)
     settings: MagpoSettings
@@ -67,6 +71,7 @@ class Magpo(Algorithm):
         self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
         self.delta = Delta(settings.delta, settings.imitation_gap, device)
         self.acting = self.guided = GuidedActing(self.guider, self.local_acting)
+        self.performance = Performance(settings.gamma, device)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Lines 2 to 4; then δ follows the imitation gap where it may."""
@@ -83,20 +88,23 @@ class Magpo(Algorithm):
             guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
             for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
+        metrics |= promises(self.guider, self.followers, batch)
         # 4: the guider becomes what the local policies are, where it is built as they are
         if settings.backtracking and self.guider.network.backtracks:
             self.guider.network.backtrack(self.guider.theta, self.policies)
         self.delta.adapt(metrics["imitation_kl"])
         self.update_normalisers(rollout)
-        return metrics | {"explained_variance": explained, "delta": bond.delta}
+        known = self.performance.of(rollout.team_rewards) | alike(rollout)
+        return metrics | known | {"explained_variance": explained, "delta": bond.delta}
 
     def advice(self, metrics: dict[str, float]) -> str | None:
-        """Guider and local policies have parted when most actions lie beyond δ."""
-        return parted(
+        """Guider and local policies have parted when most actions lie beyond δ; or all agents do the same."""
+        of_guider = parted(
             metrics,
             f"Lower algorithm.delta (now {self.settings.delta}) or algorithm.learning_rate, or raise "
             "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow",
         )
+        return of_guider or collapsed(metrics, self.settings)
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 
@@ -109,6 +117,6 @@ class Magpo(Algorithm):
         return GuiderTeacher(self.guider)
 
     def components(self) -> StateDict:
-        """The shared parts, the guider, the local policies' optimisers and δ."""
+        """The shared parts, the guider, the local policies' optimisers, δ and what improvements are compared with."""
         learnt = {**self.guider.components(), **self.followers.components()}
-        return super().components() | learnt | {"delta": self.delta.value}
+        return super().components() | learnt | {"delta": self.delta.value, "performance": self.performance}

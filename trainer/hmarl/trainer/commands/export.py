@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     flag("--distil", "export local students of the team that knows more"),
     settings_option("distillation.KEY=VALUE", "with --distil, see hmarl-algorithms ALGORITHM"),
     flag("--restart-students", "discard the students in RUN/students, distil anew"),
+    flag(
+        "--redistil/--no-redistil",
+        "distil local conductors once more where the deployed team comes; kept if it plays no worse",
+        default=True,
+    ),
     AS_JSON,
     examples=("hmarl-export runs/mine", "hmarl-export runs/mine --checkpoint last --out bundle.zip"),
 )
@@ -42,6 +47,7 @@ def export(
     distil: bool,
     settings: tuple[str, ...],
     restart_students: bool,
+    redistil: bool,
     as_json: bool,
 ) -> None:
     """Write a run's local policies, one per agent, as ONNX, check them against torch, and put them into a bundle.
@@ -53,6 +59,9 @@ def export(
     team does that knows more. The gap between both is printed, and kept in the bundle. A distillation that was cut off
     goes on with the same command. With --set distillation.told=team (or state) students see more than their agents:
     they are reported on, not exported.
+
+    HCPO's local conductors, where it has any, are distilled once more on states that the deployed team visits. They are
+    kept if they follow the conductor better and the team plays no worse; both are printed. The run stays as it is.
     """
     need_extra("hmarl-export")
     read_config(run)  # is there a run?
@@ -76,10 +85,13 @@ def export(
     target = out or run / "bundle"
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
     with _saying_what_is_kept(console, run, distillation, restart_students):
-        bundle = export_run(run, target, checkpoint, name, distillation, restart_students)
+        bundle = export_run(run, target, checkpoint, name, distillation, restart_students, redistil)
+    again = bundle.manifest.training.get("redistillation")
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
     if students is not None:
         _report_students(console, students)
+    if again is not None:
+        _report_redistillation(console, again)
     console.print(
         f"wrote {target}: {len(bundle.manifest.agents)} agents, parity with torch on {parity.samples:,} inputs: "
         f"largest error {parity.max_error:.2e}, {parity.action_mismatches} differing actions, "
@@ -88,7 +100,8 @@ def export(
     )
     if as_json:
         document = {"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)}
-        print_json(document | ({} if students is None else {"students": to_plain(students)}))
+        document |= {} if students is None else {"students": to_plain(students)}
+        print_json(document | ({} if again is None else {"redistillation": again}))
 
 
 def _distillation(console: Console, run: Path, distil: bool, settings: tuple[str, ...], restart: bool) -> Any:
@@ -159,6 +172,13 @@ def _report_students(console: Console, students: StudentsModel) -> None:
     from hmarl.trainer.students.report import figures
 
     print_table(console, f"students of the {students.teacher}", ("", ""), figures(students))
+
+
+def _report_redistillation(console: Console, again: dict[str, Any]) -> None:
+    from hmarl.trainer.export.redistillation import STANDINGS, standings, verdict
+
+    title = f"local conductors, distilled once more in {again['rounds']} rounds ({verdict(again)})"
+    print_table(console, title, STANDINGS, standings(again))
 
 
 def export_main() -> None:

@@ -42,13 +42,15 @@ class ImprovementBoundPlot:
         return png(figure)
 
 
-def realised_points(rows: MetricRows) -> Points:
-    """(steps, improvement) of each step that Theorem 1 bounds: what it brought stands in the next update's metrics."""
+def realised_points(rows: MetricRows, of: str = "bound") -> Points:
+    """(steps, improvement) of each step that is watched, as the metric ``of`` says: what it brought stands in the next
+    update's metrics.
+    """
     realised, before = [], None
     for row in rows:
         if before is not None and row.get("realised_improvement") is not None:
             realised.append((before, row["realised_improvement"]))
-        if row.get("bound") is not None:  # else rolled back: the policy stayed as it was
+        if row.get(of) is not None:  # else rolled back: the policy stayed as it was
             before = row["steps"]
     return realised
 

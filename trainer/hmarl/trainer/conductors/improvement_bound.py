@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hmarl.trainer.learning.performance import Performance
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.sequential.samples import AgentSamples
 
@@ -136,12 +137,7 @@ class WatchedStep:
 
 
 class BoundMonitor:
-    """Compares what each step promised with what came of it.
-
-    J(π_k) is the mean team reward per step of the rollout that π_k collected, times 1/(1 − γ), so that bound and
-    realised improvement have one unit. The improvement that an update brings is known only once the next rollout has
-    been collected: ``realised_improvement`` in the metrics of update k is J(π_k) − J(π_{k−1}), of the step that update
-    k − 1 took.
+    """Compares what each step promised with what came of it (``Performance``), in one unit.
 
     Args:
         gamma: the discount; at 1 there is no bound, and nothing is reported.
@@ -150,8 +146,7 @@ class BoundMonitor:
 
     def __init__(self, gamma: float, device: torch.device) -> None:
         self.gamma = gamma
-        # J of the policy before, and whether it is known; a tensor, because checkpoints hold it.
-        self._performance = torch.zeros(2, dtype=torch.float64, device=device)
+        self._performance = Performance(gamma, device)
 
     def begin(self, team_rewards: Tensor, advantages: Tensor, weight: Tensor | None = None) -> WatchedStep:
         """A rollout has been collected: the step that is taken on it, to be watched.
@@ -161,19 +156,12 @@ class BoundMonitor:
             advantages: [M] joint advantage Â(s, a), not normalised, of the update's samples.
             weight: [M] importance weights, see ``WatchedStep``.
         """
-        known: dict[str, float] = {}
-        if self.gamma < 1.0:
-            performance = float(team_rewards.double().mean()) / (1.0 - self.gamma)
-            known["performance"] = performance
-            if self._performance[1] > 0:
-                known["realised_improvement"] = performance - float(self._performance[0])
-            self._performance.copy_(torch.tensor([performance, 1.0]))
-        return WatchedStep(self.gamma, advantages, weight, known)
+        return WatchedStep(self.gamma, advantages, weight, self._performance.of(team_rewards))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next update compares itself with."""
-        return {"performance": self._performance}
+        return self._performance.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
-        self._performance.copy_(state["performance"])
+        self._performance.load_state_dict(state)

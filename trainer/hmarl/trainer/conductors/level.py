@@ -140,6 +140,8 @@ class ConductorLevel:
             1, self.sight.size, self.head, settings, generator, hidden_sizes=settings.conductor_hidden_sizes
         )
         self.policy.theta = self.policy.theta.to(device)
+        if not settings.conductor_learns:
+            self.policy.theta.zero_()  # all logits are 0: instructions are uniformly random
         self.local = LocalConductors(spec, settings, self.head, generator, device) if self.common is None else None
 
     # --- acting (Algorithm 1, line 3) -------------------------------------------------------------------------------
@@ -235,17 +237,19 @@ class ConductorLevel:
         """
         settings, decided = self.settings, self._decided(rollout)
         samples = self.samples(rollout, states, weight)
-        improvement = improve_by_trust_region(
-            self.policy,
-            0,
-            samples,
-            normalise_advantages(advantages.flatten(), decided.float()),
-            settings,
-            kl_limit=settings.conductor_kl_limit,
-            entropy_coefficient=settings.conductor_entropy_coefficient,
-        )
-        new = improvement.policy
-        metrics = {key.replace("agent_", "conductor_"): value for key, value in improvement.metrics.items()}
+        metrics, new = {"conductor_kl": 0.0}, samples.old
+        if settings.conductor_learns:
+            improvement = improve_by_trust_region(
+                self.policy,
+                0,
+                samples,
+                normalise_advantages(advantages.flatten(), decided.float()),
+                settings,
+                kl_limit=settings.conductor_kl_limit,
+                entropy_coefficient=settings.conductor_entropy_coefficient,
+            )
+            new = improvement.policy
+            metrics = {key.replace("agent_", "conductor_"): value for key, value in improvement.metrics.items()}
         metrics |= instruction_metrics(self.head, (fresh or rollout).extras["instruction"].flatten(0, 1), new)
         weights = self.agents_weights(rollout, features, samples, new)  # with the local conductors as they were
         if self.local is not None:

@@ -124,7 +124,7 @@ class LocalConductors:
             gap, made = self._distil(local, distiller, inputs, conductor, weight, generator, schedule)
             gaps.append(gap)
             passes.append(made)
-            agreements.append(agreement(conductor, local.all_distributions(inputs)))
+            agreements.append(agreement(conductor, local.all_distributions(inputs), weight))
         return {
             "local_conductor_kl": sum(gaps) / len(gaps),
             "local_conductor_agreement": sum(agreements) / len(agreements),

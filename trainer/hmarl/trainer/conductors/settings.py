@@ -36,6 +36,9 @@ class ConductorFields(BaseModel):
     common_search: int = Field(
         5, ge=1, description="rollouts in which what all agents observe alike is found, where it is not declared"
     )
+    conductor_learns: bool = Field(
+        True, description="false: a conductor whose instructions stay uniformly random, to compare with"
+    )
     conductor_kl_limit: float = Field(0.01, gt=0, description="δ₁, largest mean KL of the conductor's step, in nats")
     conductor_hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of all conductors")
     conductor_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the instructions' entropy")
@@ -60,6 +63,13 @@ class ConductorFields(BaseModel):
         """Refuse weights that vectors do not have: Algorithm 3 as printed takes probabilities, not densities."""
         if self.instruction_space == "continuous":
             self.need("instruction_space=continuous", instruction_weight="ratio")
+        return self
+
+    @model_validator(mode="after")
+    def _only_choices_are_uniform(self) -> Self:
+        """Refuse a conductor that does not learn where nothing is uniform."""
+        if not self.conductor_learns:
+            self.need("conductor_learns=false", instruction_space="discrete")
         return self
 
     @model_validator(mode="after")
@@ -108,6 +118,7 @@ class ConductorSettings(NetworkSettings, StepSearch, Protocol):
     max_gradient_norm: float
     conductor_remembers: bool
     common_search: int
+    conductor_learns: bool
     conductor_kl_limit: float
     conductor_entropy_coefficient: float
     normalise_observations: bool

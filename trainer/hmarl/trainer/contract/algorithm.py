@@ -21,6 +21,7 @@ from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
+from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.networks.normalisation import RunningNormaliser
@@ -217,6 +218,12 @@ class Algorithm:
     def teacher(self) -> Teacher | None:
         """The team as it is when it knows more than its agents can, to be distilled into students at export; None where
         it never does.
+        """
+        return None
+
+    def stand_ins(self) -> StandIns | None:
+        """What is deployed in the place of what only training has, to learn once more at export; None where there is
+        nothing of the kind.
         """
         return None
 

@@ -90,6 +90,8 @@ class LocalTeam:
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
         """All agents' actions, one agent at a time, as the separate processes will do it."""
+        if observation.restarted is not None:
+            self._forget(torch.from_numpy(observation.restarted))
         groups = []
         for g, group in enumerate(self.spec.groups):
             mask = observation.action_masks[g]
@@ -100,6 +102,27 @@ class LocalTeam:
             groups.append(np.stack(actions, axis=1))
         self._step += 1
         return tuple(groups)
+
+    def _forget(self, restarted: Tensor) -> None:
+        """All states of the agents ``restarted`` [B, N] are fresh."""
+        for agent, module in enumerate(self.modules):
+            rows = restarted[:, agent, None]
+            self._states[agent] = [
+                torch.where(rows, torch.tensor(model.reset), state)
+                for model, state in zip(module.states, self._states[agent], strict=True)
+            ]
+
+    def carried(self, name: str) -> list[Tensor]:
+        """Per group [B, N_group, ...] what its agents carry into the next step in the state of this name.
+
+        Raises:
+            KeyError: an agent has no such state.
+        """
+        held = [
+            {state.input: value for state, value in zip(module.states, states, strict=True)}[name]
+            for module, states in zip(self.modules, self._states, strict=True)
+        ]
+        return [torch.stack([held[agent] for agent in group.agents], dim=1) for group in self.spec.groups]
 
     @torch.no_grad()
     def _act(self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:

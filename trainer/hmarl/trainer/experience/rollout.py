@@ -276,6 +276,7 @@ class Collector:
             tuple(None if m is None else torch.as_tensor(m, device=device) for m in observation.action_masks),
             torch.as_tensor(observation.state, device=device),
             torch.as_tensor(observation.active, device=device),
+            observation.restarted,
         )
 
     def _to_environment(self, actions: tuple[Tensor, ...]) -> tuple[Any, ...]:

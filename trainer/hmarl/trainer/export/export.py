@@ -38,6 +38,7 @@ from hmarl.trainer.export.graphs import OPSET, Graph, file_stems, onnx_bytes
 from hmarl.trainer.export.instruction_choice import decide_choice
 from hmarl.trainer.export.model_card import model_card
 from hmarl.trainer.export.parity import TOLERANCES, Parity, ParityError, compare, interleaved, record
+from hmarl.trainer.export.redistillation import redistil
 from hmarl.trainer.export.samples import batch_sizes, example_inputs, recorded_rows, rollout_observations
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.config import RunConfig
@@ -54,6 +55,7 @@ def export_run(
     name: str | None = None,
     distillation: DistillationSettings | None = None,
     restart_students: bool = False,
+    redistilling: bool = True,
 ) -> Bundle:
     """Export a run's agents into a bundle.
 
@@ -65,6 +67,8 @@ def export_run(
         distillation: export students of the algorithm's teacher, distilled like this in RUN/students; None does so for
             algorithms that always distil, with the defaults.
         restart_students: discard students that were distilled before.
+        redistilling: local conductors learn once more where the deployed team comes, see ``redistil``; students, and
+            agents without local conductors, have no need of it.
 
     Raises:
         UsageError: the run's algorithm acts for the whole team at once and is not to be distilled, or has no teacher to
@@ -92,6 +96,8 @@ def export_run(
             run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart_students
         )
     chosen = None if distilled else decide_choice(loaded)
+    again = redistil(loaded, chosen) if redistilling and chosen is not None else None
+    chosen = chosen if again is None else again.chosen
     graphs = graphs_of(
         loaded.spec, distilled.students if distilled else loaded.algorithm, None if chosen is None else chosen.choice
     )
@@ -110,8 +116,11 @@ def export_run(
         plots,
         students,
         chosen,
+        again,
     )
     manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
+    if again is not None:
+        manifest["training"]["redistillation"] = again.plain()
     if chosen is not None:
         manifest["training"]["instruction_choice"] = chosen.plain()
     if distilled:

@@ -7,14 +7,16 @@ numbers, ``argmax`` plays one instruction a situation, which is another policy, 
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from hmarl.runtime.choices import CHOICES, InstructionChoice
+from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import evaluation_copies
-from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.runs.loaded_run import LoadedRun
 
@@ -30,12 +32,22 @@ class ChosenChoice:
     Attributes:
         choice: the default.
         means: mean return of every choice that was played; empty where nothing had to be decided.
-        episodes: that each played, the same for all.
+        evaluation: of the episodes under the one that was chosen, the same for all; None where none were played.
     """
 
     choice: InstructionChoice
     means: dict[InstructionChoice, float]
-    episodes: int
+    evaluation: Evaluation | None = None
+
+    @property
+    def episodes(self) -> int:
+        """That each choice played."""
+        return 0 if self.evaluation is None else self.evaluation.episodes
+
+    @property
+    def returns(self) -> np.ndarray:
+        """[E] under the one that was chosen."""
+        return np.zeros(0) if self.evaluation is None else np.asarray(self.evaluation.returns, np.float64)
 
     def plain(self) -> dict[str, object]:
         """For a manifest."""
@@ -51,10 +63,11 @@ def decide_choice(loaded: LoadedRun) -> ChosenChoice | None:
     if instructing is None:
         return None
     if instructing.sight is not None:
-        return ChosenChoice("common", {}, 0)
-    returns = {choice: _returns(loaded, choice) for choice in _PREFERRED}
-    means = {choice: float(values.mean()) for choice, values in returns.items()}
-    return ChosenChoice(best_choice(returns), means, len(returns["common"]))
+        return ChosenChoice("common", {})
+    played = {choice: _play(loaded, choice) for choice in _PREFERRED}
+    returns = {choice: np.asarray(evaluation.returns, np.float64) for choice, evaluation in played.items()}
+    best = best_choice(returns)
+    return ChosenChoice(best, {choice: float(values.mean()) for choice, values in returns.items()}, played[best])
 
 
 def best_choice(returns: dict[InstructionChoice, np.ndarray]) -> InstructionChoice:
@@ -64,24 +77,33 @@ def best_choice(returns: dict[InstructionChoice, np.ndarray]) -> InstructionChoi
         returns: per choice [E] returns of the same episodes.
     """
     best = max(_PREFERRED, key=lambda choice: float(returns[choice].mean()))
-    for choice in _PREFERRED:
-        difference = returns[best] - returns[choice]
-        error = float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-        if float(difference.mean()) <= error:
-            return choice
-    return best
+    return next((choice for choice in _PREFERRED if not beaten(returns[choice], returns[best])), best)
 
 
-def _returns(loaded: LoadedRun, choice: InstructionChoice) -> np.ndarray:
-    """[E] of the deployed policies, playing as the run was evaluated."""
+def beaten(returns: np.ndarray, by: np.ndarray) -> bool:
+    """Whether the others are higher on average by more than the standard error of the difference.
+
+    Args:
+        returns: [E].
+        by: [E] the others, of the same episodes.
+    """
+    difference = by - returns
+    error = float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return float(difference.mean()) > error
+
+
+def playground(loaded: LoadedRun) -> VectorEnvironment:
+    """Environments in which a run's evaluations are played."""
     config, settings = loaded.config, loaded.config.run_settings()
     copies = evaluation_copies(config.environment, settings.evaluation_episodes, settings.environments)
-    environment = make(config.environment, copies, **config.environment_arguments)
-    try:
-        team = LocalTeam(loaded.algorithm, not loaded.algorithm.settings.deterministic_evaluation, choice)
-        played = evaluate(
+    return make(config.environment, copies, **config.environment_arguments)
+
+
+def _play(loaded: LoadedRun, choice: InstructionChoice) -> Evaluation:
+    """The deployed policies, playing as the run was evaluated."""
+    settings = loaded.config.run_settings()
+    team = LocalTeam(loaded.algorithm, not loaded.algorithm.settings.deterministic_evaluation, choice)
+    with closing(playground(loaded)) as environment:
+        return evaluate(
             environment, team, settings.evaluation_episodes, _SEED, step_limit=settings.evaluation_step_limit
         )
-    finally:
-        environment.close()
-    return np.asarray(played.returns, dtype=np.float64)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import ParityModel, StudentsModel
 from hmarl.sdk.commands._common import parse_settings
+from hmarl.trainer.export.redistillation import STANDINGS, standings, verdict
 from hmarl.trainer.students.report import figures
 
 if TYPE_CHECKING:
     from hmarl.trainer.export.instruction_choice import ChosenChoice
+    from hmarl.trainer.export.redistillation import Redistillation
     from hmarl.trainer.records.checkpoint import Checkpoint
     from hmarl.trainer.runs.config import RunConfig
 
@@ -29,6 +31,7 @@ def model_card(
     plots: Iterable[str],
     students: StudentsModel | None = None,
     chosen: ChosenChoice | None = None,
+    again: Redistillation | None = None,
 ) -> str:
     """The card as Markdown with Hugging Face front matter.
 
@@ -42,6 +45,7 @@ def model_card(
         plots: the files that show the training, as the card reaches them.
         students: what a distillation came to, None without one.
         chosen: how instructions are chosen by default, None without them.
+        again: what came of distilling local conductors once more, None where that was not done.
     """
     table = "\n".join(
         f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "
@@ -49,6 +53,7 @@ def model_card(
         for key, row in evaluation.items()
     )
     deployed = students.students_return if students else evaluation.get("local", {}).get("return_mean")
+    deployed = again.after.return_mean if again is not None and again.kept else deployed
     sections = [
         _front_matter(config, deployed),
         f"# {name}",
@@ -63,6 +68,7 @@ def model_card(
         else "",
         _distillation(students) if students else "",
         _instructions(chosen) if chosen else "",
+        _redistillation(again) if again else "",
         "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
         _provenance(config, checkpoint, summary),
         f"## Parity\n\nONNX Runtime (CPU) against torch on {parity.samples:,} random and rollout inputs: largest error "
@@ -123,6 +129,22 @@ def _instructions(chosen: ChosenChoice) -> str:
         "shares (`common`), the likeliest (`argmax`), or with numbers of its own (`sample`). Unless told otherwise "
         f"this bundle's agents choose by `{chosen.choice}`; {chosen.episodes} episodes, the same for "
         f"all, brought:\n\n| choice | mean return |\n|---|---|\n{rows}"
+    )
+
+
+def _rows(again: Redistillation) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in standings(again.plain()))
+
+
+def _redistillation(again: Redistillation) -> str:
+    bundled = (
+        "`local` in the table of evaluations is from before." if again.kept else "The bundle has those of the training."
+    )
+    return (
+        "## Local conductors\n\nAt export the local conductors were distilled once more, on steps of episodes that the "
+        f"deployed team played ({again.rounds} rounds, {again.moments:,} steps), {verdict(again.plain())}. {bundled} "
+        "Divergence from the central conductor and share of equal instructions, along the episodes of the team itself:"
+        f"\n\n| {' | '.join(STANDINGS)} |\n|---|---|---|---|---|\n{_rows(again)}"
     )
 
 

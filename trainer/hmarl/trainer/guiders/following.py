@@ -33,8 +33,6 @@ from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.sequential.gradient_steps import clipped_surrogate
 
-# Share of actions outside (1/δ, δ) beyond which guider and local policies have parted.
-_PARTED = 0.5
 # What delta=auto starts from, the bounds between which it moves, and by how much in one update.
 _FIRST_DELTA, _LEAST_DELTA, _LARGEST_DELTA, _DELTA_RATE = 1.5, 1.05, 4.0, 1.1
 
@@ -262,13 +260,3 @@ def follow(
         "learner_gradient_norm": torch.stack(norms).max(),
         "learner_entropy": part.mean(torch.cat(entropies)),
     }
-
-
-def parted(metrics: dict[str, float], remedy: str) -> str | None:
-    """Advice where most actions lie beyond δ; None elsewhere."""
-    if metrics.get("outside_share", 0.0) <= _PARTED:
-        return None
-    return (
-        f"guider and local policies part: more than {_PARTED:.0%} of the actions lie outside (1/δ, δ); what is "
-        f"deployed will do worse than the guider. {remedy}"
-    )

@@ -136,6 +136,12 @@ def _descend(
 
 
 @torch.no_grad()
+def gap_left(students: GroupPolicy, inputs: Tensor, teacher: Distribution, weight: Tensor | None) -> float:
+    """Mean KL(teacher ‖ student) in nats over all rows; arguments as of ``distil``."""
+    return _gap(students, inputs, teacher, weight, torch.arange(inputs.shape[1], device=inputs.device))
+
+
+@torch.no_grad()
 def _gap(students: GroupPolicy, inputs: Tensor, teacher: Distribution, weight: Tensor | None, rows: Tensor) -> float:
     """Mean KL(teacher ‖ student) at some rows."""
     present = _present(inputs, weight, rows)

@@ -112,15 +112,21 @@ def instruction_metrics(head: ActionHead, instruction: Tensor, conductor: Distri
 
 
 @torch.no_grad()
-def agreement(conductor: Distribution, local: Distribution) -> float:
+def agreement(conductor: Distribution, local: Distribution, weight: Tensor | None = None) -> float:
     """How well local conductors follow: the share of equal best instructions; of vectors the share of the means'
     variance that is met (1 is all of it, 0 no better than a constant).
 
     Args:
         conductor: [M] w(·|s).
         local: [N, M] w^i(·|o^i).
+        weight: [N, M] 0 or 1, whose local conductor counts where; None: all do.
     """
     if isinstance(conductor, DiagonalGaussian):
-        missed = (local.mode() - conductor.mean).square().mean()
+        missed = _mean((local.mode() - conductor.mean).square().mean(-1), weight)
         return float(1.0 - missed / conductor.mean.var(0, correction=0).mean().clamp(min=1e-8))
-    return float((local.mode() == conductor.mode()).float().mean())
+    return float(_mean((local.mode() == conductor.mode()).float(), weight))
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Of [N, M] values those that count."""
+    return values.mean() if weight is None else (values * weight).sum() / weight.sum().clamp(min=1.0)

@@ -6,6 +6,8 @@ import numpy as np
 
 # All evaluations of all runs play the same episodes.
 EVALUATION_SEED = 1_000_003
+# Purposes of ``derived_seeds``: 0 and upwards are those of the updates.
+REDISTILLATION = 2**32
 
 
 def derived_seeds(seed: int, purpose: int, count: int) -> np.ndarray:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.experience.finite import broken_observation, broken_rollout, first_non_finite
 from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
 from hmarl.trainer.records.checkpoint import flatten, restore
@@ -54,6 +56,8 @@ class Training:
             )
             seeds = derived_seeds(settings.seed, 0, settings.environments)
             self._collector = Collector(self.environment, self._rollout, seeds)
+            if self._collector.observation.restarted is not None:
+                _refuse_to_forget(self.algorithm)
             self.saves_environments = self._collector.get_state() is not None
         except BaseException:
             self.environment.close()
@@ -146,6 +150,19 @@ class Training:
         """New episodes with seeds derived from (seed, update), for environments whose state cannot be saved."""
         seeds = derived_seeds(self._settings.seed, 1 + update, self._settings.environments)
         self._collector.restart(seeds, self.algorithm)
+
+
+def _refuse_to_forget(algorithm: Algorithm) -> None:
+    """Agents that are restarted in mid-episode are no agents to learn from where they remember.
+
+    Raises:
+        UsageError: they do.
+    """
+    if algorithm.exportable and any(algorithm.deployable(agent).states for agent in range(len(algorithm.spec.agents))):
+        raise UsageError(
+            "env.faults: got restart, expected none while agents with a memory are trained, who would learn from what "
+            "they have lost; train with out instead, and evaluate with restart"
+        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,55 @@
+"""hmarl-faults: a bad link on purpose, between real clients and whatever they talk to."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from typing import NoReturn
+
+from hmarl.runtime.command_line import AS_JSON, POSITIVE, argument, command, integer, option, run
+from hmarl.sdk.commands._common import print_json
+from hmarl.sdk.faults.link import FaultyLink, LinkFaults
+
+
+@command(
+    "hmarl-faults",
+    argument("listen", "where clients connect: HOST:PORT (port 0: any) or unix:PATH"),
+    argument("target", "where they are passed on to: HOST:PORT or unix:PATH"),
+    option("--delay-s", "how much later bytes arrive, each way", POSITIVE, shown="SECONDS"),
+    option("--jitter-s", "what is added to that at most, drawn for each piece", POSITIVE, shown="SECONDS"),
+    option("--bandwidth-bytes-s", "of each connection and way", POSITIVE, shown="BYTES"),
+    option("--cut-every-s", "reset all connections so often on average", POSITIVE, shown="SECONDS"),
+    option("--freeze-every-s", "let nothing pass for a while, so often on average", POSITIVE, shown="SECONDS"),
+    option("--freeze-s", "how long nothing passes then", POSITIVE, shown="SECONDS"),
+    option("--seed", "of all that is drawn", integer(0), default=0),
+    AS_JSON,
+    examples=(
+        "hmarl-faults 127.0.0.1:6000 127.0.0.1:50051 --delay-s 0.02 --jitter-s 0.01",
+        "hmarl-faults unix:/tmp/bad.sock unix:/tmp/agent.sock --cut-every-s 30",
+    ),
+)
+def faults(listen: str, target: str, seed: int, as_json: bool, **given: float | None) -> None:
+    """Pass connections on over a link that is late, slow, frozen or cut.
+
+    Clients connect to LISTEN instead of TARGET. SIGINT and SIGTERM end it.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    wrong = LinkFaults(**{name: value for name, value in given.items() if value is not None})
+    with FaultyLink(target, wrong, listen=listen, seed=seed) as link:
+        if as_json:
+            print_json({"address": link.address, "target": target})
+        else:
+            print(f"{link.address} passes on to {target}", flush=True)
+        stop.wait()
+
+
+def main() -> NoReturn:
+    """Entry point of ``hmarl-faults``."""
+    sys.exit(run(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What a study keeps of its runs: written as each one ends, with both modes and the best checkpoint, old files too."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hmarl.trainer.records.problems import CheckpointError, IncompleteError
+from training_runs import tiny_config, train
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+MODULES = ("study", "study_tables", "records", "comparisons")
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import study  # noqa: PLC0415 - a script, found by the path above
+
+    yield study
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def one_comparison(study: ModuleType, *variants: tuple[str, tuple[str, ...]], **known: Any) -> Any:
+    made = tuple(study.Variant(label, "mappo", settings, 1) for label, settings in variants)
+    few = ("run.environments=4", "run.rollout_length=4", "run.evaluation_episodes=2")
+    return study.Comparison("toy", "coordsum/sum-to-10", 32, 16, made, settings=few, **known)
+
+
+def test_a_record_is_written_when_its_run_ends_and_failures_cost_no_other(study: ModuleType, tmp_path: Path) -> None:
+    runs, kept = tmp_path / "runs", tmp_path / "records"
+    bad = ("algorithm.clip=none",)
+    comparison = one_comparison(study, ("bad", bad), ("good", ()), ("late", ("algorithm.clip=0.1",)))
+    with pytest.raises(IncompleteError, match=r"clip=none-seed100 \(exit code 2, see .*\.log\)"):
+        study.train_all([comparison], runs, kept, jobs=1)
+    good, late = (kept / f"{study.run_name(comparison, comparison.variants[at], 100)}.json" for at in (1, 2))
+    assert sorted(kept.iterdir()) == sorted([good, late])
+    assert good.stat().st_mtime < (runs / late.stem / "summary.json").stat().st_mtime, "not when all have ended"
+    record = study.read_record(good)
+    assert record.actions == "greedy"
+    assert record.otherwise.keys() == {"local"}
+    assert study.without_record([comparison], kept) == [(comparison, comparison.variants[0], 100)]
+
+
+def test_a_run_that_two_comparisons_show_is_trained_once(study: ModuleType, tmp_path: Path) -> None:
+    twice = [one_comparison(study, ("a", ())), one_comparison(study, ("b", ()))]
+    assert len(study.without_record(twice, tmp_path)) == 1
+
+
+def recorded(study: ModuleType, directory: Path, algorithm: str = "magpo") -> Any:
+    small = {"embedding_size": 8, "epochs": 1, "learning_rate": 0.05} if algorithm == "magpo" else {}
+    train(tiny_config(algorithm, "mpe/simple_spread", small, {"evaluation_interval": 40}), directory)
+    return study.record_of(directory)
+
+
+def test_a_record_holds_both_modes_last_and_best(study: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    record = recorded(study, run)
+    summary = json.loads((run / "summary.json").read_text())
+    last, best = summary["final"], summary["best"]
+    assert (record.actions, record.other_mode) == ("greedy", "sampled")
+    assert record.otherwise == {name: last[name]["sampled"]["return_mean"] for name in ("local", "guider")}
+    assert record.best.steps == best["steps"]
+    for name, row in best["teams"].items():
+        assert sum(record.best.returns[name]) / 2 == pytest.approx(row["return_mean"])
+        assert record.best.otherwise[name] == row["sampled"]["return_mean"]
+    study.write_record(record, tmp_path / "kept.json")
+    assert study.read_record(tmp_path / "kept.json") == record
+
+
+def test_the_table_shows_modes_best_and_gaps_of_guided_teams(study: ModuleType) -> None:
+    from records import Best, Record  # noqa: PLC0415 - beside the study
+
+    def record(local: float, guider: float | None) -> Any:
+        both = {"local": local} if guider is None else {"local": local, "guider": guider}
+        return Record(
+            100.0,
+            [{"steps": 32, "evaluation/local/return_mean": local}],
+            {name: [value, value] for name, value in both.items()},
+            actions="greedy",
+            otherwise={name: value + 10 for name, value in both.items()},
+            best=Best(16, {name: [value + 1] * 2 for name, value in both.items()}, {"local": local + 5}),
+        )
+
+    comparison = one_comparison(study)
+    old = Record(90.0, [{"steps": 32, "evaluation/local/return_mean": 1.0}], {"local": [1.0, 1.0]})
+    runs = {"magpo": [record(3.0, 4.5), record(5.0, 5.0)], "mappo": [record(2.0, None)], "old": [old]}
+    columns, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in study.table(comparison, runs).splitlines()
+    ]
+    magpo, mappo, without = (dict(zip(columns, row, strict=True)) for row in rows)
+    assert [row["actions"] for row in (magpo, mappo, without)] == ["greedy", "greedy", ""]
+    assert magpo["mean of each seed"] == "3.00, 5.00"
+    assert magpo["in the other mode"] == "sampled 13.00, 15.00"
+    assert magpo["best checkpoint"] == "4.00, 6.00; sampled 8.00, 10.00"
+    assert magpo["gap to the guider"] == "1.50, 0.00; sampled 1.50, 0.00"
+    assert (mappo["in the other mode"], mappo["gap to the guider"]) == ("sampled 12.00", "")
+    assert (without["in the other mode"], without["best checkpoint"]) == ("", "")
+    unguided = study.table(comparison, {"mappo": [record(2.0, None)]})
+    assert "gap" not in unguided
+    assert "other mode" not in unguided
+
+
+def test_the_table_shows_teams_under_other_conductors(study: ModuleType) -> None:
+    from records import Record  # noqa: PLC0415 - beside the study
+
+    def record(**returns: float) -> Any:
+        metrics = [{"steps": 32, "evaluation/local/return_mean": returns["local"]}]
+        return Record(100.0, metrics, {name: [value, value] for name, value in returns.items()})
+
+    conducted = [record(local=3.0, central=4.0, random=2.0), record(local=3.5, central=5.0, random=2.5)]
+    runs = {"hcpo": conducted, "copies": [record(local=3.0, random=1.0)], "hatrpo": [record(local=9.0)]}
+    columns, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in study.table(one_comparison(study), runs).splitlines()
+    ]
+    assert "under the central conductor" not in columns
+    under = [row[columns.index("under random instructions")] for row in rows]
+    assert under == ["2.00, 2.50", "1.00", ""]
+    assert "under" not in study.table(one_comparison(study), {"hcpo": conducted})
+
+
+def test_old_records_stay_readable_and_others_are_refused(study: ModuleType, tmp_path: Path) -> None:
+    old = {"steps_per_s": 1.0, "metrics": [], "returns": {"local": [1.0]}, "choices": {}}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old))
+    record = study.read_record(path)
+    assert (record.actions, record.other_mode, record.otherwise, record.best) == ("", "", {}, None)
+    path.write_text(json.dumps({**old, "colour": "red"}))
+    with pytest.raises(CheckpointError, match=r"old\.json: .*colour.*expected a record with steps_per_s"):
+        study.read_record(path)
