@@ -47,13 +47,13 @@ test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
 
-fuzz: $(INSTALLED)  ## 110,000 mutated messages on every method of a served agent
+fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
 	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)
 
-soak: $(INSTALLED)  ## Half a million acts, each compared with the policy in process
+soak: $(INSTALLED)  ## A million acts, each compared with the policy in process
 	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 peers: $(INSTALLED)  ## Beside other people's programs, each in an environment of its own: Prometheus, tritonclient, model-signing
@@ -68,8 +68,8 @@ coverage: $(INSTALLED)  ## Lines and branches of runtime/ that its tests reach, 
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-chaos: $(INSTALLED)  ## Kills, freezes, silent and flooding peers beside a healthy client
-	$(BIN)/python -m pytest tests/reliability/test_chaos.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks and jumping clocks while agents are served
+	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared
 	$(BIN)/python -m pytest tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)

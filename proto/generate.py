@@ -20,7 +20,7 @@ SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 
 def compile_into(out: Path) -> None:
-    """Compile every .proto below the root into ``out``; the folder of a file is its protobuf package.
+    """Compile every .proto below the root into ``out``; a module's package is the folder of its file.
 
     Raises:
         RuntimeError: protoc refused a file (its own message is on standard error).

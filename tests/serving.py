@@ -15,9 +15,10 @@ SHIPPED_BUNDLE = ROOT / "models" / "simple-spread-hcpo"
 
 
 @contextlib.contextmanager
-def shipped_fleet(endpoints: Path) -> Iterator[Path]:
+def shipped_fleet(endpoints: Path, *options: str) -> Iterator[Path]:
     """A fleet that serves until the end of the block; its addresses are in the file ``endpoints``."""
     command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(SHIPPED_BUNDLE), "--out", str(endpoints)]
+    command += options
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as fleet:
         try:
             deadline = time.monotonic() + 60.0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,22 +18,13 @@ from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.trainer.export.export import export_run
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.students.settings import DistillationSettings
+from isolation import ISOLATED, needs_isolation
 from training_runs import tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 SMALL = {"embedding_size": 8, "goal_size": 3, "epochs": 1, "minibatches": 1}
 TINY = {"environments": 4, "steps": 10, "rounds": 1, "epochs": 1, "evaluation_episodes": 4, "memory_size": 8}
-ISOLATED = ["unshare", "--net"]
-
-
-def needs_namespaces() -> None:
-    """Whether this user may make them, which containers often forbid."""
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("network namespaces cannot be made here (unshare --net)")
 
 
 @pytest.fixture
@@ -49,7 +38,7 @@ def students(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def agents(students: Bundle, tmp_path: Path) -> Iterator[dict[str, AgentProcess]]:
     """Every agent with its socket in a folder that no other agent knows."""
-    needs_namespaces()
+    needs_isolation()
     with ExitStack() as stack:
         processes = {}
         for agent in students.manifest.agents:

@@ -22,9 +22,7 @@ from agent_process import AgentProcess
 from healthy_client import AGENT, BUNDLE, HealthyClient, Tally
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.fleet import Fleet
-from hmarl.runtime.session import Policy, PolicySession
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.fallback import Zero
 from processes import rss_mib
 from rude_peers import (
     REFLECTION,
@@ -38,6 +36,7 @@ from rude_peers import (
     silent_calls,
     undecodable,
 )
+from team_under_trouble import Player
 
 pytestmark = pytest.mark.reliability
 SECONDS = float(os.environ.get("HMARL_CHAOS_SECONDS", "15"))
@@ -99,29 +98,6 @@ def test_a_healthy_client_beside(name: str, capsys: pytest.CaptureFixture[str]) 
     assert code == 0
 
 
-class Player:
-    """One agent's client at 50 Hz, every fresh action held against the same draw of the same policy."""
-
-    def __init__(self, agent_id: str, address: str) -> None:
-        self.tally = Tally()
-        self._client = AgentClient(address, timeout_s=0.04, fallback=Zero(), stream=agent_id.endswith("1"))
-        self._client.reset(7, sample=True)
-        self._session: PolicySession = Policy(load_bundle(BUNDLE), agent_id).session()
-        self._session.reset(7, sample=True)
-
-    def act(self, observation: np.ndarray) -> None:
-        self.tally.acts += 1
-        got = self._client.act(observation)
-        self.tally.latencies_s.append(got.latency_s)
-        # Drawn by seed and step: an older step's action, or another agent's, is another one.
-        wanted = self._session.act(observation, step=got.step).action
-        self.tally.missed += not got.fresh
-        self.tally.wrong += got.fresh and got.action != wanted
-
-    def close(self) -> None:
-        self._client.close()
-
-
 def strike(fleet: Fleet, generator: random.Random) -> None:
     """Kill, freeze for good (the fleet has to notice), or freeze for a moment, one agent of a fleet."""
     pid = generator.choice(sorted(fleet.process_ids.values()))
@@ -138,7 +114,7 @@ def strike(fleet: Fleet, generator: random.Random) -> None:
 def test_kills(capsys: pytest.CaptureFixture[str]) -> None:
     generator, observations = random.Random(1), np.random.default_rng(1)
     with Fleet(load_bundle(BUNDLE)) as fleet:
-        players = [Player(agent_id, address) for agent_id, address in fleet.endpoints.items()]
+        players = [Player(BUNDLE, agent_id, address) for agent_id, address in fleet.endpoints.items()]
         struck, next_strike, end = 0, time.monotonic() + 2.0, None
         while end is None or time.monotonic() < end:
             if struck < KILLS and time.monotonic() >= next_strike:

@@ -1,36 +1,70 @@
-"""`make fuzz`: mutated messages on every method. None may be INTERNAL, leak memory, or cost others anything."""
+"""`make fuzz`: changed messages on every method. None may be INTERNAL, leak memory, or cost others anything.
+
+Half are changed as bytes, and mostly no message any more; half field by field. The methods are those of hmarl's own
+protocol, of health, reflection, and the Open Inference Protocol.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from agent_process import AgentProcess
 from healthy_client import AGENT, BUNDLE, HealthyClient
 from hmarl.agent.v1 import agent_pb2 as pb
 from hmarl.agent.v1.tensors import to_tensor
+from hmarl.oip import open_inference_pb2 as oip
+from inference_client import infer_request
 from processes import rss_mib
+from wire_mutations import mutated, scrambled
 
 pytestmark = pytest.mark.reliability
-MESSAGES = int(os.environ.get("HMARL_FUZZ_MESSAGES", "110000"))
+MESSAGES = int(os.environ.get("HMARL_FUZZ_MESSAGES", "140000"))
 SEED = int(os.environ.get("HMARL_FUZZ_SEED", "1"))
 _SERVICE = "/hmarl.agent.v1.AgentService/"
+_INFERENCE = "/inference.GRPCInferenceService/"
 _UNARY = {
     "Act": _SERVICE + "Act",
     "StartEpisode": _SERVICE + "StartEpisode",
     "EndEpisode": _SERVICE + "EndEpisode",
     "GetAgentInfo": _SERVICE + "GetAgentInfo",
     "Check": "/grpc.health.v1.Health/Check",
+    "ServerLive": _INFERENCE + "ServerLive",
+    "ServerReady": _INFERENCE + "ServerReady",
+    "ModelReady": _INFERENCE + "ModelReady",
+    "ServerMetadata": _INFERENCE + "ServerMetadata",
+    "ModelMetadata": _INFERENCE + "ModelMetadata",
+    "ModelInfer": _INFERENCE + "ModelInfer",
 }
 _STREAMED = {
     "StreamAct": _SERVICE + "StreamAct",
     "reflection": "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+}
+_WATCHED = {"Watch": "/grpc.health.v1.Health/Watch"}
+_KINDS: dict[str, Any] = {
+    "Act": pb.ActRequest,
+    "StreamAct": pb.StreamActRequest,
+    "StartEpisode": pb.StartEpisodeRequest,
+    "EndEpisode": pb.EndEpisodeRequest,
+    "GetAgentInfo": pb.GetAgentInfoRequest,
+    "Check": health_pb2.HealthCheckRequest,
+    "Watch": health_pb2.HealthCheckRequest,
+    "reflection": reflection_pb2.ServerReflectionRequest,
+    "ServerLive": oip.ServerLiveRequest,
+    "ServerReady": oip.ServerReadyRequest,
+    "ModelReady": oip.ModelReadyRequest,
+    "ServerMetadata": oip.ServerMetadataRequest,
+    "ModelMetadata": oip.ModelMetadataRequest,
+    "ModelInfer": oip.ModelInferRequest,
 }
 _REFUSALS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"}
 _PER_STREAM = 50
@@ -56,44 +90,35 @@ def seeds_of(session_id: str) -> dict[str, list[bytes]]:
         "StartEpisode": [start.SerializeToString()],
         "EndEpisode": [pb.EndEpisodeRequest(session_id="x" * 22).SerializeToString()],
         "GetAgentInfo": [b""],
-        "Check": [b"", b"\n\x1ehmarl.agent.v1.AgentService"],
+        "Check": [b"", b"\n\x1bhmarl.agent.v1.AgentService"],
+        "Watch": [b"", b"\n\x1bhmarl.agent.v1.AgentService"],
         "reflection": [b":\x00", b"\x1a\x1dhmarl.agent.v1.AgentService.x", b'"\x00'],
+        **inference_seeds(),
     }
 
 
-def mutated(data: bytes, generator: random.Random) -> bytes:
-    """One to four changes: flipped, cut, repeated or inserted bytes, long varints, huge lengths, unknown fields."""
-    message = bytearray(data)
-    for _ in range(generator.randint(1, 4)):
-        at = generator.randint(0, len(message))
-        match generator.randint(0, 7):
-            case 0 if message:
-                message[min(at, len(message) - 1)] ^= 1 << generator.randint(0, 7)
-            case 1:
-                del message[at:]
-            case 2:
-                message[at:at] = generator.randbytes(generator.randint(1, 16))
-            case 3:
-                message[at:at] = message[: generator.randint(0, len(message))]
-            case 4:
-                message[at:at] = b"\xff" * generator.randint(1, 10) + b"\x01"
-            case 5:  # an observation of many huge sizes
-                sizes = b"\xff\xff\xff\xff\xff\xff\xff\xff\x3f" * generator.randint(1, 200)
-                message += b"\x1a" + varint(len(sizes) + 4) + b"\x12" + varint(len(sizes)) + sizes
-            case 6:
-                message += bytes([generator.randint(0, 255), generator.randint(0, 255)]) + generator.randbytes(4)
-            case _:
-                message = bytearray(generator.randbytes(generator.randint(0, 200)))
-    return bytes(message)
-
-
-def varint(number: int) -> bytes:
-    """Protobuf's variable-length integer."""
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
+def inference_seeds() -> dict[str, list[bytes]]:
+    """The same of the Open Inference Protocol: rows by themselves, raw and typed, and a sequence's steps."""
+    rows = {"observation": np.zeros((3, 18), np.float32)}
+    row = {"observation": np.zeros((1, 18), np.float32)}
+    sequence: dict[str, Any] = {"sequence_id": 5, "sample": True, "seed": 2**62, "instruction_choice": "common"}
+    requests = [
+        infer_request(AGENT, rows),
+        infer_request(AGENT, rows, raw=False, outputs=["action"], priority=1),
+        infer_request(AGENT, row, sample=True, seed="18446744073709551615", step=3),
+        infer_request(AGENT, row, sequence_start=True, **sequence),
+        infer_request(AGENT, row, sequence_id=5, step=9),
+        infer_request(AGENT, row, sequence_id="a", sequence_start=True, sequence_end=True),
+    ]
+    model = oip.ModelReadyRequest(name=AGENT, version="1").SerializeToString()
+    return {
+        "ServerLive": [b""],
+        "ServerReady": [b""],
+        "ModelReady": [model],
+        "ServerMetadata": [b""],
+        "ModelMetadata": [model, model[:-3]],
+        "ModelInfer": [request.SerializeToString() for request in requests],
+    }
 
 
 def fill_sessions(channel: grpc.Channel) -> str:
@@ -148,10 +173,31 @@ def stream_codes(
             texts.setdefault(error.code().name, (error.details() or "")[:200])
 
 
+def watch_codes(
+    channel: grpc.Channel, path: str, messages: Iterator[bytes], codes: Counter[str], texts: dict[str, str]
+) -> None:
+    """Calls that stay open, each given up after its first answer."""
+    watch = channel.stream_stream(path, raw, raw)
+    for message in messages:
+        call = watch(iter([message]), timeout=10)
+        try:
+            next(call)
+            codes["OK"] += 1
+        except grpc.RpcError as error:
+            codes[error.code().name] += 1
+            texts.setdefault(error.code().name, (error.details() or "")[:200])
+        call.cancel()
+
+
 def test_mutated_messages(capsys: pytest.CaptureFixture[str]) -> None:
     generator = random.Random(SEED)
-    shares = {name: MESSAGES // (len(_UNARY) + len(_STREAMED)) for name in (*_UNARY, *_STREAMED)}
-    with AgentProcess(BUNDLE, AGENT) as agent, HealthyClient(agent.address) as healthy:
+    methods = {
+        **{name: (unary_codes, path) for name, path in _UNARY.items()},
+        **{name: (stream_codes, path) for name, path in _STREAMED.items()},
+        **{name: (watch_codes, path) for name, path in _WATCHED.items()},
+    }
+    shares = dict.fromkeys(methods, MESSAGES // len(methods))
+    with AgentProcess(BUNDLE, AGENT, options=("--oip",)) as agent, HealthyClient(agent.address) as healthy:
         pid = agent.process.pid
         with grpc.insecure_channel(agent.address) as channel:
             seeds = seeds_of(fill_sessions(channel))
@@ -160,15 +206,18 @@ def test_mutated_messages(capsys: pytest.CaptureFixture[str]) -> None:
                 for number in range(count):
                     if number % _PER_SESSION == 0:  # a session that is not used for long gives way to others
                         seeds.update(fresh_seeds(channel))
-                    yield mutated(generator.choice(seeds[name]), generator)
+                    message = generator.choice(seeds[name])
+                    if number % 2:
+                        yield scrambled(message, _KINDS[name], generator)
+                    else:
+                        yield mutated(message, generator)
 
             everything: dict[str, Counter[str]] = {name: Counter() for name in shares}
             texts: dict[str, str] = {}
-            run: Callable[..., None]
             memory = 0.0
             for part in (0.1, 0.9):  # pools and caches fill during the first tenth
                 for name, share in shares.items():
-                    run, path = (unary_codes, _UNARY[name]) if name in _UNARY else (stream_codes, _STREAMED[name])
+                    run, path = methods[name]
                     run(channel, path, messages(name, int(share * part)), everything[name], texts)
                 memory = memory or rss_mib(pid)
         after = rss_mib(pid)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from hmarl.runtime._onnx import checked_graph
+from hmarl.runtime._onnx_runtime import ort
 from hmarl.runtime.errors import BundleError, HmarlError, UsageError, one_line, unknown_name
 from hmarl.runtime.manifest import AgentModel, BoxSpace, DataType, DiscreteSpace, TensorModel, branch_sizes
 

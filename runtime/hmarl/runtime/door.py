@@ -239,7 +239,7 @@ def decoded(request_type: Any, body: bytes) -> Any:
     except DecodeError:
         raise RequestError(
             f"request: got {len(body)} bytes that are no {request_type.DESCRIPTOR.full_name}; encode it with the "
-            "service's own agent.proto"
+            f"service's own {request_type.DESCRIPTOR.file.name.rpartition('/')[2]}"
         ) from None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hmarl.runtime._files import sync_directory
-from hmarl.runtime.errors import UsageError
+from hmarl.runtime.errors import HmarlError, UsageError
 from hmarl.runtime.plain_json import read_json
 
 FORMAT = "hmarl-fleet endpoints"  # how a file of ours is known
@@ -53,10 +53,17 @@ class EndpointsFile:
 
         Raises:
             UsageError: something has taken the path in the meantime.
+            HmarlError: it cannot be written, for example because the disk is full.
         """
         with self._lock:
-            if not self._removed:
+            if self._removed:
+                return
+            try:
                 self._write(description)
+            except OSError as error:
+                raise HmarlError(
+                    f"--out: cannot write '{self.path}': {error.strerror}; free some space, or choose another path"
+                ) from error
 
     def _write(self, description: Mapping[str, Any]) -> None:
         name = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")

@@ -91,6 +91,10 @@ class UnknownServiceError(HmarlError):
     """The health of a service was asked for that is not served."""
 
 
+class UnknownModelError(HmarlError):
+    """A model, or a version of it, was asked for that this process does not serve."""
+
+
 class TakenError(HmarlError):
     """As many calls are open as the process, or one peer, may hold."""
 

@@ -45,6 +45,10 @@ class HealthService:
         self.closing.set()
         self.report(dict.fromkeys(self._statuses, False))
 
+    def serving(self, name: str) -> bool:
+        """Whether one of its services is SERVING."""
+        return bool(self._statuses[name] == SERVING)
+
     def check(self, request: health_pb2.HealthCheckRequest, _: object = None) -> health_pb2.HealthCheckResponse:
         """The status of a service.
 

@@ -11,12 +11,39 @@ ROOM_BYTES = 64 * 1024
 # What a tensor's fields take on the wire beside name and data, and one size of its shape, at most.
 _FRAME_BYTES, _SIZE_BYTES = 64, 10
 _ITEM_BYTES = {"float32": 4, "int64": 8, "bool": 1}
+_TYPED_BYTES = {**_ITEM_BYTES, "int64": 10}  # of typed contents, at most
+# Of the Open Inference Protocol: how many rows one request may have, fewer where they are large.
+_MAX_ROWS = 128
+_ROWS_BYTES = 2**20
 
 
-def request_limit_bytes(agent: AgentModel) -> int:
-    """The largest message that an agent's server takes: an observation, a mask, and some room."""
+def request_limit_bytes(agent: AgentModel, oip: bool = False) -> int:
+    """The largest message that an agent's server takes.
+
+    Args:
+        agent: the manifest's entry.
+        oip: whether it speaks the Open Inference Protocol too.
+
+    Returns:
+        Room for an observation, a mask, and some more; with ``oip`` for as many rows of all inputs as it takes at once.
+    """
+    if oip:
+        return max_rows(agent) * _row_bytes(agent) + ROOM_BYTES
     tensors = [agent.observation, *([agent.action_mask] if agent.action_mask is not None else [])]
     return sum(map(_data_bytes, tensors)) + ROOM_BYTES
+
+
+def max_rows(agent: AgentModel) -> int:
+    """How many rows one request of the Open Inference Protocol may have."""
+    return min(max(_ROWS_BYTES // _row_bytes(agent), 1), _MAX_ROWS)
+
+
+def _row_bytes(agent: AgentModel) -> int:
+    """Observation, mask and states of one row, raw or typed."""
+    masks = [agent.action_mask] if agent.action_mask is not None else []
+    shapes = [(each.shape, each.dtype) for each in (agent.observation, *masks)]
+    shapes += [(each.shape, each.dtype) for each in agent.states]
+    return max(sum(math.prod(shape) * _TYPED_BYTES[dtype] for shape, dtype in shapes), 1)
 
 
 def reply_limit_bytes(agent: AgentModel) -> int:

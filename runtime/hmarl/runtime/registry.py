@@ -70,17 +70,25 @@ class SessionRegistry:
         self.own_id = secrets.token_urlsafe(16)
         self._own: PolicySession | None = None
         self._own_lock = threading.Lock()
+        self._lock = threading.Lock()  # an id may be taken again while the one that had it is forgotten
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, session: PolicySession, peer: str = UNKNOWN_PEER, owner: str | None = None) -> str:
-        """Register a session and return its new id.
+    def add(
+        self,
+        session: PolicySession,
+        peer: str = UNKNOWN_PEER,
+        owner: str | None = None,
+        session_id: str | None = None,
+    ) -> str:
+        """Register a session and return its id.
 
         Args:
             session: the session.
             peer: who asks; any name that tells one from another.
             owner: who alone may act in it and end it; None for whoever knows its id.
+            session_id: that no other client can guess; a session that has it ends. None takes a new one.
 
         Raises:
             DrainingError: the process is stopping.
@@ -90,8 +98,13 @@ class SessionRegistry:
         if self._draining:
             raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
         self.sweep()
-        entry = _Entry(secrets.token_urlsafe(16), session, owner)
-        self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once
+        entry = _Entry(session_id or secrets.token_urlsafe(16), session, owner)
+        with self._lock:
+            replaced = self._entries.get(entry.session_id)
+            self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once
+        place = None if replaced is None else _parted(replaced)
+        if place is not None:
+            self._places.free(place)
         entry.place = self._places.take(peer, entry)
         if entry.place is None:
             self._forget(entry)
@@ -190,7 +203,9 @@ class SessionRegistry:
         return self._places.quiet(for_s)
 
     def _forget(self, entry: _Entry) -> None:
-        self._entries.pop(entry.session_id, None)
+        with self._lock:
+            if self._entries.get(entry.session_id) is entry:
+                del self._entries[entry.session_id]
         _parted(entry)
 
 

@@ -44,6 +44,7 @@ from hmarl.runtime.errors import (
     SessionLimitError,
     TakenError,
     UnauthenticatedError,
+    UnknownModelError,
     UnknownServiceError,
     UnknownSessionError,
     UsageError,
@@ -58,7 +59,7 @@ from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.request_ids import request_of
 from hmarl.runtime.self_probe import SelfProbe
-from hmarl.runtime.session import Policy, PolicySession
+from hmarl.runtime.session import Action, Policy, PolicySession
 from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.shutdown import stop_server
 from hmarl.runtime.telemetry import Telemetry
@@ -79,6 +80,7 @@ _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (WireError, grpc.StatusCode.INVALID_ARGUMENT),
     (UnknownSessionError, grpc.StatusCode.NOT_FOUND),
     (UnknownServiceError, grpc.StatusCode.NOT_FOUND),
+    (UnknownModelError, grpc.StatusCode.NOT_FOUND),
     (SessionLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TakenError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QuotaError, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -221,6 +223,21 @@ class AgentServicer:
                 code, message = self.status_of(error)
         return refusal(request.act.step, code, message)
 
+    def client_act(self, session: PolicySession, observation: Any, mask: Any, step: int | None) -> Action:
+        """A client's act, noted."""
+        try:
+            action = self._session_act(session, observation, mask, step=step)
+        except Exception as error:
+            if not isinstance(error, _OF_THE_REQUEST):
+                self._liveness.failed()
+            raise
+        self._liveness.acted()
+        return action
+
+    def caller(self, context: Context) -> Caller:
+        """Who calls."""
+        return self._guard.caller(context)
+
     def _act(self, request: agent_pb2.ActRequest, response: agent_pb2.ActResponse, caller: Caller) -> None:
         """Fill an empty response, in place: nothing is copied into the reply of a stream."""
         registry = self.registry
@@ -228,16 +245,9 @@ class AgentServicer:
         if own:
             self._telemetry.own_act()
         session = registry.own() if own else registry.get(request.session_id, caller.owner)
-        act = PolicySession.act if own else self._session_act
         observation, mask = read_act(request, *self._shapes)
-        try:
-            action = act(session, observation, mask, step=request.step)
-        except Exception as error:
-            if not own and not isinstance(error, _OF_THE_REQUEST):
-                self._liveness.failed()
-            raise
-        if not own:
-            self._liveness.acted()
+        act = PolicySession.act if own else self.client_act
+        action = act(session, observation, mask, step=request.step)
         write_reply(response, action.action, action.step, action.missed_steps, action.replayed, action.diagnostics)
 
 
@@ -418,15 +428,35 @@ class AgentServer:
                 "Watch": watches.stream(functools.partial(self._watch, watches)),
             },
         }
+        if self._settings.oip:
+            methods |= self._inference_methods()
         if self._reflects():
             from hmarl.runtime.reflection import REFLECTION_SERVICE, describe  # noqa: PLC0415 - not always needed
 
-            services = (SERVICE, HEALTH_SERVICE, REFLECTION_SERVICE)
+            services = (*methods, REFLECTION_SERVICE)
             line = lines["reflection"]
             methods[REFLECTION_SERVICE] = {
                 "ServerReflectionInfo": line.stream(functools.partial(describe, services, line))
             }
         return methods
+
+    def _inference_methods(self) -> dict[str, dict[str, grpc.RpcMethodHandler]]:
+        """Those of the Open Inference Protocol."""
+        from hmarl.oip import open_inference_pb2 as pb  # noqa: PLC0415 - takes names of other people's
+        from hmarl.runtime.open_inference import INFERENCE_SERVICE, InferenceService  # noqa: PLC0415
+
+        service = InferenceService(self._servicer, lambda: self._liveness.alive, lambda: self._health.serving(""))
+        acts, checks = self._lines["acts"], self._lines["checks"]
+        return {
+            INFERENCE_SERVICE: {
+                "ServerLive": checks.unary(pb.ServerLiveRequest, service.server_live),
+                "ServerReady": checks.unary(pb.ServerReadyRequest, service.server_ready),
+                "ModelReady": checks.unary(pb.ModelReadyRequest, service.model_ready),
+                "ServerMetadata": acts.unary(pb.ServerMetadataRequest, service.server_metadata),
+                "ModelMetadata": acts.unary(pb.ModelMetadataRequest, service.model_metadata),
+                "ModelInfer": acts.unary(pb.ModelInferRequest, service.model_infer),
+            }
+        }
 
     def _watch(self, line: Line, bodies: Iterator[bytes], context: Context) -> Iterator[Any]:
         """Health as a stream, which stays open."""

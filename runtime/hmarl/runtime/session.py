@@ -197,6 +197,7 @@ class PolicySession:
         branches = branch_sizes(agent.action_space) if agent.action_mask is not None else None
         self._checked = InputCheck(len(self._observation), branches).checked
         self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
+        self._next_states = [(state.output, buffers.outputs[state.output][0, ...]) for state in agent.states]
         self._action = buffers.outputs[agent.action.name][0, ...]
         self._diagnostics = [(each.name, buffers.outputs[each.name][0, ...]) for each in agent.diagnostics]
         self._diagnostics_wanted = self._diagnostics
@@ -218,8 +219,10 @@ class PolicySession:
         instruction_choice: InstructionChoice | None = None,
         first_step: int = 0,
         diagnostics: bool = True,
+        states: Mapping[str, npt.NDArray[Any]] | None = None,
+        next_states: bool = False,
     ) -> None:
-        """Start an episode; recurrent state takes its reset value.
+        """Start an episode; recurrent state takes its reset value, unless it is given.
 
         Args:
             seed: the episode's seed in [0, 2**64), the same for all agents of a team.
@@ -229,21 +232,26 @@ class PolicySession:
                 says, where it says nothing ``common`` when sampling, else ``argmax``.
             first_step: the step of the first observation, above 0 when an episode is rejoined in the middle.
             diagnostics: whether actions carry the policy's further outputs.
+            states: recurrent state to go on from, by input name; what is left out takes its reset value.
+            next_states: whether actions carry the recurrent state that follows, by output name, among the diagnostics.
 
         Raises:
             UsageError: an argument out of range, or an instruction choice for a policy without instructions.
+            ObservationError: a state of unknown name, wrong shape or dtype, or that is not finite.
         """
         seed = checked_integer("seed", seed)
         first_step = checked_integer("first_step", first_step)
         sources = self._noise_sources(sample, instruction_choice)
+        begin = self._first_states(states or {})
         with self._lock:
             self._seed = seed
-            self._diagnostics_wanted = self._diagnostics if diagnostics else []
+            wanted = self._diagnostics if diagnostics else []
+            self._diagnostics_wanted = [*wanted, *self._next_states] if next_states else wanted
             for noise in self.policy.agent.noises:
                 self._buffers.inputs[noise.name][...] = 0.0
             self._noises = [(self._buffers.inputs[source.noise.name][0, ...], source) for source in sources]
-            for state, (current, _) in zip(self.policy.agent.states, self._states, strict=True):
-                current[0, ...] = np.asarray(state.reset).reshape(state.shape)
+            for (current, _), first in zip(self._states, begin, strict=True):
+                current[0, ...] = first
             self._next_step, self._last_step = first_step, -1
             self.steps = self.missed_steps = 0
 
@@ -339,6 +347,27 @@ class PolicySession:
                 f"or go on with {self._next_step} or later"
             )
         return self._reply(step, self._last_missed, replayed=True)
+
+    def _first_states(self, given: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """What an episode begins with: [*shape] of each state, given or its reset value."""
+        agent = self.policy.agent
+        unknown = given.keys() - {state.input for state in agent.states}
+        if unknown:
+            known = [state.input for state in agent.states]
+            raise ObservationError(f"states: got unknown {sorted(unknown)}, agent '{agent.id}' has {known}")
+        begin = []
+        for state in agent.states:
+            first = given.get(state.input)
+            if first is None:
+                first = np.asarray(state.reset).reshape(state.shape)
+            elif first.dtype != state.dtype or first.shape != tuple(state.shape):
+                raise ObservationError(
+                    f"{state.input}: got {first.dtype} {first.shape}, expected {state.dtype} {tuple(state.shape)}"
+                )
+            elif not np.isfinite(first).all():
+                raise ObservationError(f"{state.input}: got NaN or infinity, expected finite numbers")
+            begin.append(first)
+        return begin
 
     def _noise_sources(self, sample: bool, choice: InstructionChoice | None) -> list[NoiseSource]:
         """Sources of the noise inputs that are drawn; the others stay zero, which means deterministic."""

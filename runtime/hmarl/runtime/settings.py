@@ -58,6 +58,7 @@ class ServerSettings:
         session_ttl_s: seconds after which an idle session may be forgotten.
         max_streams: StreamAct calls open at once.
         reflection: whether clients may ask for the protocol; None: where only this machine reaches it.
+        oip: whether the Open Inference Protocol is spoken too.
         max_request_bytes: the largest message that is taken; see ``message_limits.request_limit_bytes``.
         grace_s: seconds that running episodes get when the server stops.
         security: who is let in.
@@ -68,6 +69,7 @@ class ServerSettings:
     session_ttl_s: float = 600.0
     max_streams: int = 64
     reflection: bool | None = None
+    oip: bool = False
     max_request_bytes: int = 4 * 2**20
     grace_s: float = 5.0
     security: SecuritySettings = SecuritySettings()

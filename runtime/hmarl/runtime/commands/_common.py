@@ -77,6 +77,11 @@ def traces_option() -> click.Option:
     return flag("--traces", "send OpenTelemetry traces, as OTEL_* environment variables say (extra 'otel')")
 
 
+def oip_flag() -> click.Option:
+    """Whether other people's clients may ask."""
+    return flag("--oip", "speak the Open Inference Protocol too, to clients of Triton and KServe")
+
+
 def run(program: command_line.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a program; what goes wrong is said without waiting for whoever reads it.
 

@@ -20,6 +20,7 @@ from hmarl.runtime.commands._common import (
     log_format_option,
     log_level_option,
     metrics_option,
+    oip_flag,
     provider_option,
     run,
     traces_option,
@@ -67,6 +68,7 @@ class Options:
     traces: bool
     reflection: bool
     no_reflection: bool
+    oip: bool
     as_json: bool
     security: SecuritySettings
 
@@ -114,7 +116,8 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
                 session_ttl_s=options.session_ttl_s,
                 max_streams=options.max_streams,
                 reflection=options.reflection or (False if options.no_reflection else None),
-                max_request_bytes=request_limit_bytes(agent),
+                oip=options.oip,
+                max_request_bytes=request_limit_bytes(agent, options.oip),
                 grace_s=options.grace_s,
                 security=options.security,
             ),
@@ -184,6 +187,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     traces_option(),
     flag("--reflection", "offer gRPC reflection also where others reach it"),
     flag("--no-reflection", "do not offer gRPC reflection"),
+    oip_flag(),
     *security_options(),
     AS_JSON,
     examples=(

@@ -19,6 +19,7 @@ from hmarl.runtime.commands._common import (
     log_format_option,
     log_level_option,
     metrics_option,
+    oip_flag,
     provider_option,
     run,
     traces_option,
@@ -63,6 +64,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
     trust_option(variable=True),
     provider_option(),
     grace_option(),
+    oip_flag(),
     flag("--pin", "keep each agent on one processor core, in turn"),
     log_level_option("warning"),
     log_format_option(),
@@ -92,6 +94,7 @@ def supervise(
     trust: tuple[Path, ...],
     provider: str,
     grace_s: float,
+    oip: bool,
     pin: bool,
     log_level: str,
     log_format: str,
@@ -125,6 +128,7 @@ def supervise(
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
     more += ["--traces"] if traces else []
+    more += ["--oip"] if oip else []
     fleet = Fleet(
         loaded,
         path=bundle,
