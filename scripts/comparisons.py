@@ -535,6 +535,32 @@ COMPARISONS = (
         )
     ),
     Comparison(
+        "lbfws-easy", "lbfws/easy", 500_000, 50_000,
+        (*algorithms("himpo", "mappo"), window("window"), himpo_with("flat with messages", "levels=1")),
+        settings=_FEW_EPISODES,
+    ),
+    Comparison(
+        "himpo-varied", "lbfws/hard", 500_000, 50_000,
+        (
+            *algorithms("himpo"),
+            *(himpo_with(f"α={alpha}", f"goal_interval={alpha}") for alpha in (1, 2)),
+            *(himpo_with(f"S={count}", f"sub_managers={count}") for count in (1, 3)),
+            window("window"), window("window, values at every step", "step_values=true"),
+            himpo_with("clusters by number", "clustering=number"),
+            *(himpo_with(f"radius {radius:g}", f"radius={radius:g}") for radius in (0.25, 1.0)),
+            himpo_with("all hear all", "graph=all"), himpo_with("static", "static_graph=true"),
+        ),
+        settings=_FEW_EPISODES,
+    ),
+    Comparison(
+        "coordsum-hierarchy", "coordsum/3x10-30", 1_000_000, 100_000,
+        (
+            himpo_with("himpo", "graph=all", "clustering=number"),
+            himpo_with("flat with messages", "levels=1", "graph=all"), *algorithms("mappo"),
+        ),
+        settings=_FEW_EPISODES, environment_settings=("record=own",), references=(("best fixed table", 119.0),),
+    ),
+    Comparison(
         "sampling-3-own", "vmas/sampling", 150_000, 25_000,
         (*algorithms("himpo", "mappo", seeds=1), himpo_with("NL", "local_rewards=false", seeds=1)),
         settings=_FEW_EPISODES, environment_settings=("n_agents=3", "shared_rew=false"),

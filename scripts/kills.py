@@ -39,6 +39,20 @@ GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "hidden_sizes": (8,)
 RUNS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("happo", "mpe/simple_spread", {}, SMALL),
     ("hcpo", "mpe/simple_spread", {}, {**SMALL, "instructions": 3, "instruction_interval": 3}),
+    (
+        "hcpo",
+        "mpe/simple_spread",
+        {},
+        {**SMALL, "instructions": 3, "instruction_interval": 3, "conductor_sees": "common"},
+    ),
+    (
+        "hcpo",
+        "mpe/simple_spread",
+        {},
+        {**SMALL, "instructions": 3, "local_share": 0.5, "local_conductors_remember": True},
+    ),
+    ("himpo", "mpe/simple_spread", {}, {"embedding_size": 8, "goal_interval": 3, "manager_interval": 2}),
+    ("mappo", "mpe/simple_spread", {}, {**SMALL, "credit": "own"}),
     ("magpo", "mpe/simple_spread", {}, {**GUIDED, "recurrent": True, "chunk_length": 3}),
     ("maven", "mpe/simple_spread", {}, {"hidden_sizes": (8,), "replay_capacity": 40}),
     ("happo", "lbf/8x8-2p-2f", {"workers": 0}, SMALL),

@@ -61,8 +61,9 @@ def refused(program: str, code: int, output: str, error: str) -> str:
     """The line with which a program refuses a command line, without its own name."""
     assert (code, output) == (2, ""), error
     (line,) = error.splitlines()
-    assert line.startswith(f"{program}: "), line
-    return line.removeprefix(f"{program}: ")
+    name, _, rest = line.partition(": ")
+    assert name in (program, f"{program} reload"), line
+    return rest
 
 
 Wrong = Callable[..., str]
@@ -124,16 +125,17 @@ def test_what_is_not_there_is_named(program: str, arguments: tuple[str, ...], co
     assert before in ([], ["checking nowhere:make"])
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, "hmarl-fleet reload"])
 def test_help_teaches_within_80_columns(program: str) -> None:
     begin = time.monotonic()
-    code, lines = run_in_terminal(80, program, "--help")
+    code, lines = run_in_terminal(80, *program.split(), "--help")
     assert time.monotonic() - begin < 20.0, "it waits for something"  # a second on a machine that is quiet
     assert code == 0
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith(f"Usage: {program} ")
     sections = [line.rstrip(":") for line in lines if re.fullmatch(r"\w[\w ]*:", line)]
-    assert [each for each in sections if each != "Arguments"] == ["Options", "Examples", "Exit codes"]
+    further = ["Further commands"] if program == "hmarl-fleet" else []
+    assert [each for each in sections if each != "Arguments"] == ["Options", "Examples", *further, "Exit codes"]
     assert any(line.startswith(f"  {program}") for line in lines[lines.index("Examples:") :])
 
 
@@ -153,6 +155,19 @@ def test_help_tells_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -
 def test_all_have_a_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(loaded(program), ["--version"]) == 0
     assert capsys.readouterr() == (f"{program} {__version__}\n", "")
+
+
+def test_a_program_that_a_word_stands_for_tells_what_is_wrong(wrong: Wrong) -> None:
+    begins = {
+        (): "ENDPOINTS: got nothing, expected ENDPOINTS (the endpoints file of the running fleet)",
+        ("e.json",): "BUNDLE: got nothing, expected BUNDLE (bundle directory or zip, of the same agents and spaces)",
+        ("e.json", "b", "c"): "arguments: got 'c' in excess, expected ENDPOINTS BUNDLE and options alone",
+        ("e.json", "b", "--jsno"): "--jsno: got an unknown option, expected a known one; did you mean '--json'?",
+        ("nowhere.json", "b"): "endpoints: 'nowhere.json': No such file or directory; take the file that hmarl-fleet",
+        (BUNDLE / "manifest.json", "b"): f"endpoints: got '{BUNDLE / 'manifest.json'}', which no fleet wrote; take the",
+    }
+    for words, begin in begins.items():
+        assert wrong("hmarl-fleet", "reload", *words).startswith(begin)
 
 
 def test_a_wrong_variable_is_named_as_what_it_is() -> None:

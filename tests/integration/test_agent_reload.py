@@ -6,6 +6,7 @@ import asyncio
 import io
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -254,6 +255,26 @@ def test_health_stays_and_a_signal_meanwhile_is_one_more_reload(
         assert statuses == {health_pb2.HealthCheckResponse.SERVING}
 
 
+def test_systemd_is_told_of_a_reload_and_of_its_end(
+    link: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both well and not: a service manager that waits for the end must not wait for ever (Type=notify-reload)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(LIMIT_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with served(link, tmp_path) as process:
+            assert manager.recv(100) == b"READY=1"
+            for bundle in (link.resolve(), tmp_path / "none"):
+                turn(link, bundle)
+                asked_at_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+                process.process.send_signal(signal.SIGHUP)
+                first, _, second = manager.recv(100).decode().partition("\n")
+                assert first == "RELOADING=1"
+                assert int(second.removeprefix("MONOTONIC_USEC=")) >= asked_at_us
+                assert manager.recv(100) == b"READY=1"
+
+
 def test_an_agent_that_drains_takes_no_other_bundle(
     toy_bundle: Bundle, retrained: Bundle, link: Path, tmp_path: Path
 ) -> None:
@@ -290,9 +311,9 @@ def test_memory_returns_after_ten_reloads(tmp_path: Path) -> None:
 
 def test_the_end_of_the_terminal_drains_like_sigterm(toy_bundle: Bundle, tmp_path: Path) -> None:
     """The one SIGHUP that does not ask for a reload: the terminal that the process was started in has gone."""
-    socket = tmp_path / "s"
+    address = tmp_path / "s"
     words = ["-m", "hmarl.runtime.commands.agent", str(toy_bundle.path), "--agent", "agent_0"]
-    with terminal_process(*words, "--listen", f"unix:{socket}") as (process, hang_up):
+    with terminal_process(*words, "--listen", f"unix:{address}") as (process, hang_up):
         assert process.stdout is not None
         assert process.stderr is not None
         assert "serving" in process.stdout.readline()
@@ -300,7 +321,7 @@ def test_the_end_of_the_terminal_drains_like_sigterm(toy_bundle: Bundle, tmp_pat
         assert any("is served already" in line for line in process.stderr), "the terminal is there"
         hang_up()
         assert process.wait(LIMIT_S) == 0
-        assert not socket.exists()
+        assert not address.exists()
 
 
 def test_a_signal_while_an_agent_is_loading_is_obeyed_once_it_serves(toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -59,6 +59,83 @@ def test_an_endless_evaluation_ends_at_its_limit_and_says_so(
     assert (row["unfinished"], row["length_mean"]) == (2, 30.0)
 
 
+def test_what_fails_of_the_teams_compared_with_costs_the_judged_one_nothing(
+    call: Call, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The other way to choose actions is played after all teams were judged."""
+    run = tmp_path / "run"
+    config = tiny_config("happo", TROUBLED, {}, {"evaluation_interval": 80}, {"evaluation": "KeyError later"})
+    code, output, error = call("train", *command_line(config, run), "--json")
+    assert code == 4, error
+    told = "evaluation at 160 steps, local, sampled actions failed: KeyError: 'fuel'"
+    assert f"hmarl-train: trained and saved in {run}, but {told}" in error
+    assert f"{told}; training goes on" in caplog.text
+    summary = json.loads(output.splitlines()[-1])
+    train(tiny_config("happo", TROUBLED, {}, {"evaluation_interval": 80, "evaluation_modes": "judged"}), tmp_path / "w")
+    well = json.loads((tmp_path / "w" / "summary.json").read_text())
+    for got, expected in ((summary["final"], well["final"]), (summary["best"]["teams"], well["best"]["teams"])):
+        assert set(got) == {"local"}
+        assert got["local"]["return_mean"] == expected["local"]["return_mean"]
+        assert "sampled" not in got["local"]
+    assert final_hash(run) == final_hash(tmp_path / "w")
+
+
+def test_a_team_that_is_only_compared_with_may_fail(
+    call: Call, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", {"evaluation_modes": "judged", "steps": 40}
+    config = tiny_config("hcpo", TROUBLED, {"conductor_hidden_sizes": (8,)}, settings, {"evaluation": "KeyError later"})
+    code, output, error = call("train", *command_line(config, run), "--json")
+    assert code == 4, error
+    assert "evaluation at 40 steps, central failed: KeyError: 'fuel'" in caplog.text
+    final = json.loads(output.splitlines()[-1])["final"]
+    assert "central" not in final
+    assert {"local", "random"} <= set(final)  # environments are made anew after the failure
+    (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert row["evaluation/local/return_mean"] == pytest.approx(final["local"]["return_mean"])
+
+
+def test_an_endless_episode_of_the_other_way_is_told_too(
+    call: Call, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    config = tiny_config("happo", TROUBLED, {}, {"evaluation_step_limit": 30}, {"evaluation": "endless later"})
+    code, _, error = call("train", *command_line(config, tmp_path / "run"))
+    assert code == 0, error
+    told = "evaluation at 160 steps, local, sampled actions: 2 of 2 episodes still ran after 30 steps, were cut off"
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trouble", "named"),
+    [
+        ("nan", "the environment's observation of agent 'chooser_1' is nan at index 2 (step 4 of the episode of seed "),
+        ("nan reward", "the environment's reward of agent 'chooser_1' is inf (step 4 of the episode of seed "),
+    ],
+)
+def test_what_is_broken_in_an_evaluation_is_named(
+    call: Call, caplog: pytest.LogCaptureFixture, trouble: str, named: str, tmp_path: Path
+) -> None:
+    config = tiny_config("happo", TROUBLED, {}, {}, {"evaluation": trouble})
+    code, _, error = call("train", *command_line(config, tmp_path / "run"))
+    assert code == 4, error
+    assert f"evaluation at 160 steps failed: EnvironmentFault: toy/troubled: {named}" in caplog.text
+
+
+def test_what_is_broken_when_an_export_records_is_named(call: Call, tmp_path: Path) -> None:
+    config = tiny_config("happo", TROUBLED, {}, {"steps": 40}, {"nan_at": 14})
+    run = tmp_path / "run"
+    Run.create(config, run).close()
+    trained = Run.resume(run)
+    trained._parts.saver.save(trained.counters, None)
+    trained.close()
+    code, _, error = call("export", str(run), "--checkpoint", "last")
+    assert code == 4
+    assert (
+        "the environment's observation of agent 'chooser_1' is nan at index 2 (step 14 of a random play, environment 1)"
+        in error
+    )
+
+
 @pytest.mark.parametrize(("name", "told"), [("plots", "plots: not drawn"), ("tensorboard", "TensorBoard: ")])
 def test_what_cannot_be_written_beside_training_is_told(call: Call, name: str, told: str, tmp_path: Path) -> None:
     config, run = tiny_config("happo", TROUBLED), tmp_path / "run"

@@ -20,6 +20,7 @@ from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime import fleet as fleet_module
 from hmarl.runtime import health_probe
 from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.commands.agent import SHA256_VARIABLE
 from hmarl.runtime.fleet import Fleet
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.errors import HmarlError
@@ -27,7 +28,6 @@ from hmarl.sdk.fallback import NoOp
 from peers import peer
 from picky import picky_bundle
 from processes import LIMIT_S, alive, children, fleet_process, wait_for
-from toy_bundle import write_toy_bundle
 
 LEGAL = np.ones(5, np.bool_)
 
@@ -110,20 +110,22 @@ def test_a_client_at_whose_observations_the_policy_fails_restarts_nothing(tmp_pa
         assert fleet.process_ids["agent_0"] == process
 
 
-def test_a_member_that_finds_another_bundle_in_the_place_of_its_own_does_not_join(tmp_path: Path) -> None:
-    bundle = write_toy_bundle(tmp_path / "bundle")
-    command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(bundle.path), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.readline()
-            other = write_toy_bundle(tmp_path / "bundle", observation_size=7)
-            os.kill(min(children(process.pid)), signal.SIGKILL)
-            assert process.wait(LIMIT_S) == 4
-            assert f"got another one, {other.sha256}, expected {bundle.sha256}" in process.stderr.read()
-        finally:
-            process.kill()
+def test_a_member_that_finds_another_bundle_in_the_place_of_its_own_does_not_join(
+    toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    """A fleet on Linux starts it with the copy that it keeps (test_fleet_reload); what has none to give refuses."""
+    environment = {**os.environ, SHA256_VARIABLE: "0" * 64}
+    command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(toy_bundle.path), "--agent", "agent_0"]
+    done = subprocess.run(
+        [*command, "--listen", f"unix:{tmp_path}/s"],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"got another one, {toy_bundle.sha256}, expected {'0' * 64}" in done.stderr
 
 
 def test_a_supervisor_that_was_frozen_itself_blames_no_one(toy_bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -63,8 +64,9 @@ class Served:
         """Process ids by agent; those of graphs' trials are children of theirs."""
         found = {}
         for pid in children(self.process.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found.update({word.removeprefix("--agent="): pid for word in words if word.startswith("--agent=")})
+            with suppress(OSError):  # one that has just ended
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                found.update({word.removeprefix("--agent="): pid for word in words if word.startswith("--agent=")})
         return found
 
     def reload(self, bundle: Path | str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -205,6 +207,8 @@ def test_a_member_that_is_killed_while_it_loads_leaves_the_team_as_it_was(
                 text=True,
             ) as asking:
                 wait_for(lambda pid=pid: children(pid), "the trial of its graph")
+                for trial in children(pid):
+                    os.kill(trial, signal.SIGSTOP)  # so that it does not end before
                 os.kill(pid, signal.SIGKILL)
                 _, said = asking.communicate(timeout=LIMIT_S)
             assert asking.returncode == 4
@@ -222,12 +226,14 @@ def test_a_member_that_does_not_switch_is_started_again_with_the_new_bundle(
     """agent_0 has prepared the bundle and is then stopped, as if it were stuck: the team is not left half new."""
     with served(toy_bundle, tmp_path) as fleet:
         members = fleet.members()
+        os.kill(members["agent_1"], signal.SIGSTOP)  # so that the team does not switch before agent_0 is stopped
         with subprocess.Popen(
             [*RELOAD, str(fleet.out), str(retrained.path)], stdout=subprocess.PIPE, text=True
         ) as asking:
             assert asking.stdout is not None
             assert asking.stdout.readline().startswith("agent_0 is ready")
             os.kill(members["agent_0"], signal.SIGSTOP)
+            os.kill(members["agent_1"], signal.SIGCONT)
             said = asking.stdout.read()
             assert asking.wait(LIMIT_S) == 0
         assert "agent_0 has ended, and is started again with the new bundle" in said
@@ -238,10 +244,13 @@ def test_a_member_that_does_not_switch_is_started_again_with_the_new_bundle(
 
 def test_a_second_reload_is_refused_while_one_runs(toy_bundle: Bundle, retrained: Bundle, tmp_path: Path) -> None:
     with served(toy_bundle, tmp_path) as fleet:
-        pid = fleet.members()["agent_0"]
-        with subprocess.Popen([*RELOAD, str(fleet.out), str(retrained.path)], stdout=subprocess.DEVNULL) as asking:
-            wait_for(lambda: children(pid), "the trial of its graph")
-            os.kill(pid, signal.SIGSTOP)
+        pid = fleet.members()["agent_1"]
+        os.kill(pid, signal.SIGSTOP)  # the first one takes its time
+        with subprocess.Popen(
+            [*RELOAD, str(fleet.out), str(retrained.path)], stdout=subprocess.PIPE, text=True
+        ) as asking:
+            assert asking.stdout is not None
+            assert asking.stdout.readline().startswith("agent_0 is ready")
             second = fleet.reload(toy_bundle.path)
             os.kill(pid, signal.SIGCONT)
             assert asking.wait(LIMIT_S) == 0
@@ -271,6 +280,33 @@ def test_sighup_reads_the_path_again_and_leaves_members_alone(
         assert fleet.document["bundle"] == str(link)
         assert fleet.bundles() == all_serve(retrained)
         assert len(fleet.members()) == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="copies in memory are Linux's")
+def test_a_member_comes_back_whatever_lies_at_the_path_by_then(
+    toy_bundle: Bundle, retrained: Bundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(toy_bundle.path, path)
+
+    def again(fleet: Served, name: str) -> None:
+        pid = fleet.members()[name]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: fleet.members().get(name, pid) != pid, "the restart")
+
+    with served(Bundle(path, toy_bundle.manifest, toy_bundle.sha256), tmp_path) as fleet:
+        shutil.rmtree(path)
+        again(fleet, "agent_0")
+        assert fleet.bundles() == all_serve(toy_bundle)
+        shutil.copytree(retrained.path, path)
+        (path / "README.md").write_text("changed")
+        assert fleet.reload(path).returncode == 3
+        again(fleet, "agent_1")
+        assert fleet.bundles() == all_serve(toy_bundle)
+        (path / "README.md").write_bytes((retrained.path / "README.md").read_bytes())
+        assert fleet.reload(path).returncode == 0
+        again(fleet, "agent_0")
+        assert fleet.bundles() == all_serve(retrained)
 
 
 def test_teams_follow_at_their_next_episode(toy_bundle: Bundle, retrained: Bundle, tmp_path: Path) -> None:

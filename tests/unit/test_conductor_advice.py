@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from hmarl.trainer.algorithms.hcpo import Hcpo
+from hmarl.trainer.records.problems import Problems
+from hmarl.trainer.runs.evaluator import Evaluator
+from told_pair import SETTINGS, TASK, told_pair
 from training_runs import new_algorithm, new_hcpo, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -75,6 +78,20 @@ def test_a_team_that_does_worse_as_deployed(local: float, central: float, far: b
     if advice is not None:
         assert "algorithm.conductor_sees=common" in advice
         assert "algorithm.local_share=0.5" in advice
+
+
+def test_an_evaluation_of_such_a_team_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Local conductors who have two agents say the same number, where the conductor has them say ten."""
+    config = tiny_config("hcpo", TASK, SETTINGS, {"evaluation_episodes": 8})
+    problems = Problems()
+    for reversed_second, warned in ((True, True), (False, False)):
+        caplog.clear()
+        evaluator = Evaluator(config, tmp_path, told_pair(reversed_second))
+        (tmp_path / "eval").mkdir(exist_ok=True)
+        with caplog.at_level(logging.WARNING):
+            evaluated = evaluator.attempt(40, problems)
+        assert (evaluated.returns["local"] < evaluated.returns["central"]) == warned
+        assert ("earns far less than under the central one" in caplog.text) == warned
 
 
 def test_guided_hcpo_says_it_too() -> None:

@@ -16,24 +16,15 @@ from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.stand_ins import Following, Visited
 from hmarl.trainer.export.instruction_choice import beaten, decide_choice
-from hmarl.trainer.export.redistillation import WatchedTeam, redistil, until_settled
+from hmarl.trainer.export.redistillation import WatchedTeam, redistil, until_settled, verdict
 from hmarl.trainer.learning.instructions import agreement
 from hmarl.trainer.networks.distributions import Categorical
-from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.records.checkpoint import Checkpoint, Counters
 from hmarl.trainer.runs.loaded_run import LoadedRun, load_run
+from told_pair import SETTINGS, TASK, always, told_pair
 from training_runs import new_hcpo, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
-
-
-def always(policy: GroupPolicy, member: int, logits: list[float]) -> None:
-    """Makes one member say the same whatever it sees."""
-    row = policy.theta[member if len(policy.theta) > 1 else 0]
-    row.zero_()
-    weights = policy.network.named(row[: policy.network.size])
-    last = max(key for key in weights if key.endswith("bias"))
-    weights[last][: len(logits)] = torch.tensor(logits)
 
 
 def moments(algorithm: Hcpo, active: list[list[bool]]) -> Visited:
@@ -165,23 +156,9 @@ def test_what_is_kept_of_an_episode_is_what_the_agents_saw(remember: bool) -> No
 
 
 def on_sum_to_ten(reversed_second: bool) -> LoadedRun:
-    """Two agents who say 4 for instruction 0 and 6 for 1 (the second the other way round, if told so). Their local
-    conductors say 0 and 1, the conductor 0 to both.
-    """
-    settings = {"instructions": 2, "conductor_hidden_sizes": (8,), "distillation_learning_rate": 0.05}
-    config = tiny_config("hcpo", "coordsum/sum-to-10", settings, {"evaluation_episodes": 16, "seed": 3})
-    algorithm, _, _ = new_hcpo("coordsum/sum-to-10", **settings)
-    assert algorithm.conductor.local is not None
-    (policy,) = algorithm.policies
-    for member in range(2):
-        row = policy.theta[member]
-        row.zero_()
-        weights = policy.network.named(row[: policy.network.size])
-        weights["0.weight"][:2, -2:] = torch.eye(2)
-        turned = torch.eye(2).flip(0) if member == 1 and reversed_second else torch.eye(2)
-        weights["1.weight"][:2, :2] = 50.0 * turned
-        always(algorithm.conductor.local.policies[0], member, [3.0, 0.0] if member == 0 else [0.0, 3.0])
-    always(algorithm.conductor.policy, 0, [3.0, 0.0])
+    """A run of ``told_pair``."""
+    config = tiny_config("hcpo", TASK, SETTINGS, {"evaluation_episodes": 16, "seed": 3})
+    algorithm = told_pair(reversed_second)
     return LoadedRun(config, Checkpoint(Path(), Counters(), {}, ""), algorithm, algorithm.spec)
 
 
@@ -199,6 +176,7 @@ def test_a_distillation_after_which_the_team_plays_worse_is_not_kept() -> None:
     assert (again.before.agreement, again.after.agreement) == (0.5, 1.0)
     assert (again.before.return_mean, again.after.return_mean) == (1.0, 0.0)
     assert again.chosen is chosen
+    assert verdict(again.plain()) == "not kept: the team plays worse with them"
     assert all(map(torch.equal, stand_ins.thetas, trained))
 
 
@@ -232,8 +210,7 @@ def test_copies_of_the_conductor_have_nothing_to_learn(sees: str) -> None:
     assert new_hcpo("coordsum/2x4-6", conductor_sees=sees)[0].stand_ins() is None
 
 
-@pytest.mark.parametrize("environment", ["leaving", "multi_discrete", "masked_discrete"])
-@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize(("environment", "latent"), [("leaving", False), ("multi_discrete", True)])
 def test_all_kinds_of_teams_learn_once_more(environment: str, latent: bool, tmp_path: Path) -> None:
     """Agents that leave, masks, several choices; one of four instructions, or vectors."""
     settings = {"instruction_space": "continuous", "instruction_size": 2} if latent else {"instructions": 4}

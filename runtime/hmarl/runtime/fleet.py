@@ -33,6 +33,7 @@ from hmarl.runtime.control import CONTROL_VARIABLE, Channel
 from hmarl.runtime.cores import available_cores
 from hmarl.runtime.errors import BundleError, HmarlError, UsageError
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
+from hmarl.runtime.kept_bundle import KeptBundle
 from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.team_reload import ReloadError, TeamReload
 from hmarl.runtime.unix_sockets import LONGEST_PATH
@@ -66,7 +67,7 @@ class _Member:
         like: str | None,
         listen: str,
         core: int | None,
-        bundle: Bundle,
+        kept: KeptBundle,
         options: Sequence[str],
         unwell_limit_s: float,
     ) -> None:
@@ -78,7 +79,7 @@ class _Member:
         self._listen = listen
         own = {"agent": agent_id, "like": like, "core": core}
         self._options = [*options, *(f"--{name}={value}" for name, value in own.items() if value is not None)]
-        self._bundle = bundle
+        self._kept = kept
         self._unwell_limit_s = unwell_limit_s
         self._probe: HealthProbe | None = None
         self._killed = False
@@ -111,9 +112,9 @@ class _Member:
             if not self.serving and now - self._started_at > START_LIMIT_S:
                 self.kill(f"is not serving after {START_LIMIT_S:g} s")
 
-    def adopt(self, bundle: Bundle) -> None:
+    def adopt(self, kept: KeptBundle) -> None:
         """Start with this bundle from now on."""
-        self._bundle = bundle
+        self._kept = kept
 
     def ask_to_stop(self) -> None:
         """Ask the process to stop, also one that is stopped like a job in a terminal."""
@@ -155,13 +156,12 @@ class _Member:
         environment = {
             **os.environ,
             PARENT_VARIABLE: str(os.getpid()),
-            SHA256_VARIABLE: self._bundle.sha256,  # it may have been replaced since
+            SHA256_VARIABLE: self._kept.bundle.sha256,  # it may have been replaced since
         }
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
         environment.pop("HMARL_CORE", None)  # and the fleet, who runs where
-        command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._bundle.path.absolute())]
-        command += self._options
+        command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options]
         ours, theirs = socket.socketpair()
         environment[CONTROL_VARIABLE] = str(theirs.fileno())
         self.process = subprocess.Popen(
@@ -252,7 +252,7 @@ class Fleet:
         options: Sequence[str] = (),
         grace_s: float = ServerSettings.grace_s + MORE_THAN_GRACE_S,
     ) -> None:
-        self._bundle = bundle
+        self._kept = KeptBundle(bundle)
         self._path = (path or bundle.path).absolute()
         self._grace_s = grace_s
         self._roster = dict(roster or dict.fromkeys(bundle.agent_ids))
@@ -260,7 +260,7 @@ class Fleet:
         self._reload: TeamReload | None = None
         cores = cycle(available_cores() if pin else [None])
         self._members = [
-            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), bundle, options, grace_s)
+            _Member(agent_id, like, _listen(socket_dir, index, agent_id), next(cores), self._kept, options, grace_s)
             for index, (agent_id, like) in enumerate(self._roster.items())
         ]
         self._stopping = threading.Event()
@@ -288,7 +288,7 @@ class Fleet:
 
     def description(self) -> dict[str, Any]:
         """Which bundle is served, and where."""
-        return {"bundle": str(self._path), "bundle_sha256": self._bundle.sha256, "agents": self.endpoints}
+        return {"bundle": str(self._path), "bundle_sha256": self._kept.bundle.sha256, "agents": self.endpoints}
 
     @property
     def attentive(self) -> bool:
@@ -337,24 +337,27 @@ class Fleet:
         try:
             path = (path or self._path).absolute()
             bundle = load(resolved(path))
-            if bundle.sha256 == self._bundle.sha256:
+            if bundle.sha256 == self._kept.bundle.sha256:
                 say(f"{path} is served already ({bundle.sha256})")
             else:
-                check_replacement(self._bundle, bundle, self._roster)
-                self._switch(TeamReload(self._members, bundle, say))
-            self._bundle, self._path = bundle, path
+                check_replacement(self._kept.bundle, bundle, self._roster)
+                self._switch(KeptBundle(bundle), say)
+            self._path = path
         finally:
             self._reloading.release()
 
-    def _switch(self, reload: TeamReload) -> None:
+    def _switch(self, kept: KeptBundle, say: Callable[[str], None]) -> None:
         """Have the supervising thread go through a reload."""
-        self._reload = reload
+        self._reload = reload = TeamReload(self._members, kept, say)
         while not reload.finished.wait(_POLL_S):
             if not self._thread.is_alive():
                 reload.fail(ReloadError("the fleet is stopping and takes no other bundle"))
         self._reload = None
         if reload.failure is not None:
+            kept.close()
             raise reload.failure
+        before, self._kept = self._kept, kept
+        before.close()
 
     def stop(self) -> None:
         """Stop all members and wait for them; a second call does nothing."""

@@ -1,5 +1,6 @@
 """Another bundle for a whole team: every member prepares it, and only when all are ready do all switch.
 
+    wait      for members that are just being started again
     prepare   one member after the other loads, checks and warms up; the first that cannot, and all go on as before
     decide    from here on the team is of the new bundle: a member that dies comes up with it
     switch    all members at once; one that does not answer is killed, and comes up with it
@@ -17,10 +18,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
-from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.control import Channel
 from hmarl.runtime.errors import BundleError, HmarlError
+from hmarl.runtime.kept_bundle import KeptBundle
 
+READY_LIMIT_S = 30.0  # for members that are just being started again
 PREPARE_LIMIT_S = 150.0  # a trial may take two minutes on a busy machine
 SWITCH_LIMIT_S = 3.0
 RESTART_LIMIT_S = 60.0
@@ -39,7 +41,7 @@ class Member(Protocol):
     process: subprocess.Popen[bytes] | None
     control: Channel | None
 
-    def adopt(self, bundle: Bundle) -> None:
+    def adopt(self, kept: KeptBundle) -> None:
         """Start with this bundle from now on."""
 
     def kill(self, reason: str) -> None:
@@ -51,7 +53,7 @@ class TeamReload:
 
     Args:
         members: all of them.
-        bundle: verified, and of the same agents and spaces as the one that is served.
+        kept: the bundle, verified, and of the same agents and spaces as the one that is served.
         say: told how it goes.
 
     Attributes:
@@ -59,11 +61,11 @@ class TeamReload:
         failure: why nothing has changed; None when all have switched.
     """
 
-    def __init__(self, members: Sequence[Member], bundle: Bundle, say: Callable[[str], None]) -> None:
+    def __init__(self, members: Sequence[Member], kept: KeptBundle, say: Callable[[str], None]) -> None:
         self.finished = threading.Event()
         self.failure: HmarlError | None = None
         self._members = members
-        self._bundle = bundle
+        self._kept = kept
         self._say = say
         self._name = secrets.token_hex(8)  # in orders and replies: late ones of an earlier reload are told apart
         self._asked: list[tuple[Member, subprocess.Popen[bytes]]] = []
@@ -90,9 +92,12 @@ class TeamReload:
         self.finished.set()
 
     def _run(self) -> Waiting:
+        deadline = time.monotonic() + READY_LIMIT_S
         for member in self._members:
-            if member.process is None or not member.serving:
-                raise ReloadError(f"agent '{member.agent_id}' is being started again: try again")
+            while member.process is None or not member.serving:  # it is being started again
+                if time.monotonic() > deadline:
+                    raise ReloadError(f"agent '{member.agent_id}' does not serve, {READY_LIMIT_S:g} s on: try again")
+                yield
             self._asked.append((member, member.process))
         for member, process in self._asked:
             begun = time.monotonic()
@@ -101,7 +106,7 @@ class TeamReload:
         for member, process in self._asked:
             self._check_there(member, process)
         for member in self._members:
-            member.adopt(self._bundle)
+            member.adopt(self._kept)
         for member, _ in self._asked:
             assert member.control is not None, "it was there a moment ago"
             with contextlib.suppress(OSError):  # it has just died, and comes up with the new bundle
@@ -110,7 +115,8 @@ class TeamReload:
             yield from self._switched(member, process)
 
     def _prepare(self, member: Member, process: subprocess.Popen[bytes]) -> Waiting:
-        bundle = {"path": str(self._bundle.path.absolute()), "sha256": self._bundle.sha256}
+        wanted = self._kept.bundle
+        bundle = {"path": str(wanted.path.absolute()), "sha256": wanted.sha256}
         self._check_there(member, process)
         assert member.control is not None
         try:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option
+from hmarl.runtime.commands import reload
 from hmarl.runtime.commands._common import bundle_argument, grace_option, log_level_option, provider_option, run
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
-from hmarl.runtime.commands.reload import reload
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
@@ -47,7 +47,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
         "hmarl-fleet bundle --count 5 --socket-dir /run/team",
         "hmarl-fleet reload endpoints.json models/new-bundle",
     ),
-    words={"reload": reload},
+    words={"reload": reload.reload},
 )
 def supervise(
     bundle: Path,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment, as_array, as_numpy
 from hmarl.sdk.errors import EnvironmentFault, UsageError
+from hmarl.sdk.evaluation.finite import check_observations, check_rewards
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
@@ -173,7 +174,8 @@ def evaluate(
 
     Raises:
         UsageError: no episodes, a negative seed, or no steps.
-        EnvironmentFault: an episode goes on beyond the horizon that the environment declares.
+        EnvironmentFault: an episode goes on beyond the horizon that the environment declares, or a number of it is NaN
+            or infinite.
     """
     if episodes < 1:
         raise UsageError(f"episodes: got {episodes}, expected at least 1")
@@ -213,14 +215,20 @@ def _play_wave(
     """Play episodes ``first`` … ``first + B - 1``, as far as they are wanted."""
     wanted_until = min(first + len(seeds), tally.episodes)
     running = np.arange(first, first + len(seeds)) < wanted_until
+    spec = environment.spec
     observation = as_numpy(environment.reset(seeds))
     clock.team.reset(seeds)
-    horizon = environment.spec.declared_horizon
+    horizon = spec.declared_horizon
     step = 0
+
+    def when(row: int) -> str:
+        return f"step {step} of the episode of seed {seeds[row]}"
+
+    check_observations(spec, observation, running, when)
     while running.any():
         if horizon is not None and step >= horizon:
             raise EnvironmentFault(
-                f"{environment.spec.name}: the episode of seed {seeds[running][0]} goes on after its horizon "
+                f"{spec.name}: the episode of seed {seeds[running][0]} goes on after its horizon "
                 f"of {horizon} steps; where the horizon is an argument (env.horizon), null says that there is none"
             )
         if step >= limit:
@@ -229,10 +237,12 @@ def _play_wave(
         actions = clock.act(observation, running)
         result = environment.step(actions)
         tally.add(first=first, running=running, step=step, actions=actions, observation=observation, result=result)
+        step += 1
+        check_rewards(spec, as_array(result.rewards), running, when)
         ended = running & (as_array(result.terminated) | as_array(result.truncated))
         running = running & ~ended
         observation = as_numpy(result.observation)
-        step += 1
+        check_observations(spec, observation, running, when)
         if ended.any():
             tally.report(wanted_until - int(running.sum()))
 

@@ -148,10 +148,10 @@ class Himpo(Algorithm):
             weight = membership(graph.cluster, graph.active, self.settings.sub_managers).amax(1)
             advantages = advantages.expand_as(weight)
         decisions = Decisions(graph, [goals], [None], advantages, weight)
-        if outcome.errors is None:
-            values, returns = outcome.values[decided], outcome.returns[decided]
-        else:  # a value that pays those below at every step has to be right at every step
+        if outcome.every_step:
             graph, values, returns = graphs.moments, outcome.values.flatten(0, 1), outcome.returns.flatten(0, 1)
+        else:
+            values, returns = outcome.values[decided], outcome.returns[decided]
         # A superior judges an empty cluster as well: an agent may come. A pair with an agent that has left is none.
         judged = graph.active if edges and goal == "goal" else torch.ones_like(values, dtype=torch.bool)
         return decisions, Judgements(graph, values, returns, judged)

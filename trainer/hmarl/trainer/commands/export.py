@@ -175,10 +175,9 @@ def _report_students(console: Console, students: StudentsModel) -> None:
 
 
 def _report_redistillation(console: Console, again: dict[str, Any]) -> None:
-    from hmarl.trainer.export.redistillation import STANDINGS, standings
+    from hmarl.trainer.export.redistillation import STANDINGS, standings, verdict
 
-    kept = "kept" if again["kept"] else "not kept: it follows or plays no better"
-    title = f"local conductors, distilled once more in {again['rounds']} rounds ({kept})"
+    title = f"local conductors, distilled once more in {again['rounds']} rounds ({verdict(again)})"
     print_table(console, title, STANDINGS, standings(again))
 
 

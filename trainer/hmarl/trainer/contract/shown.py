@@ -43,8 +43,10 @@ class ReturnGap:
 
 
 def gap_metrics(gaps: Sequence[ReturnGap], returns: Mapping[str, float]) -> dict[str, float]:
-    """The gaps between mean returns by team."""
-    return {gap.metric: returns[gap.of] - returns[gap.over] for gap in gaps}
+    """The gaps between mean returns by team, of those teams that have one."""
+    return {
+        gap.metric: returns[gap.of] - returns[gap.over] for gap in gaps if gap.of in returns and gap.over in returns
+    }
 
 
 def return_plot(teams: Mapping[str, EvaluatedTeam]) -> Plot:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import ParityModel, StudentsModel
 from hmarl.sdk.commands._common import parse_settings
-from hmarl.trainer.export.redistillation import STANDINGS, standings
+from hmarl.trainer.export.redistillation import STANDINGS, standings, verdict
 from hmarl.trainer.students.report import figures
 
 if TYPE_CHECKING:
@@ -137,17 +137,14 @@ def _rows(again: Redistillation) -> str:
 
 
 def _redistillation(again: Redistillation) -> str:
-    kept = (
-        "They are kept; `local` in the table of evaluations is from before."
-        if again.kept
-        else "They are not kept: the team plays worse with them, or they follow no better. The bundle has those of the "
-        "training."
+    bundled = (
+        "`local` in the table of evaluations is from before." if again.kept else "The bundle has those of the training."
     )
     return (
         "## Local conductors\n\nAt export the local conductors were distilled once more, on steps of episodes that the "
-        f"deployed team played ({again.rounds} rounds, {again.moments:,} steps). {kept} Divergence from the central "
-        "conductor and share of equal instructions, along the episodes of the team itself:\n\n"
-        f"| {' | '.join(STANDINGS)} |\n|---|---|---|---|---|\n{_rows(again)}"
+        f"deployed team played ({again.rounds} rounds, {again.moments:,} steps), {verdict(again.plain())}. {bundled} "
+        "Divergence from the central conductor and share of equal instructions, along the episodes of the team itself:"
+        f"\n\n| {' | '.join(STANDINGS)} |\n|---|---|---|---|---|\n{_rows(again)}"
     )
 
 

@@ -89,6 +89,17 @@ def standings(again: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def verdict(again: Mapping[str, Any]) -> str:
+    """Whether the bundle has what was learnt, and why not; ``again`` as for ``standings``."""
+    if again["kept"]:
+        return "kept"
+    return "not kept: " + (
+        "the team plays worse with them"
+        if again["after"]["kl"] < again["before"]["kl"]
+        else "they follow no better than before"
+    )
+
+
 def redistil(loaded: LoadedRun, chosen: ChosenChoice) -> Redistillation | None:
     """Let a run's local conductors learn once more, in place; None where nothing stands in for a conductor.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hmarl.sdk.environment import VectorEnvironment, as_numpy
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
 from hmarl.sdk.evaluation.closed_loop import episode_seeds
+from hmarl.sdk.evaluation.finite import check_observations
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, mask_branches
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.learning.instructions import random_instructions
@@ -139,6 +141,10 @@ def _empty_rows(agent: AgentSpec, steps: int, batch: int) -> dict[str, npt.NDArr
     return rows
 
 
+def _when(step: int, row: int) -> str:
+    return f"step {step} of a random play, environment {row}"
+
+
 def _play(environment: VectorEnvironment, steps: int) -> list[dict[str, Tensor]]:
     spec, batch = environment.spec, environment.batch_size
     team = RandomTeam(spec)
@@ -146,7 +152,9 @@ def _play(environment: VectorEnvironment, steps: int) -> list[dict[str, Tensor]]
     team.reset(seeds)
     observation = as_numpy(environment.reset(seeds))
     rows = [_empty_rows(agent, steps, batch) for agent in spec.agents]
+    everywhere = np.ones(batch, dtype=np.bool_)
     for step in range(steps):
+        check_observations(spec, observation, everywhere, partial(_when, step))
         for g, group in enumerate(spec.groups):
             for member, agent in enumerate(group.agents):
                 rows[agent]["observation"][step] = observation.observations[g][:, member]
@@ -154,6 +162,6 @@ def _play(environment: VectorEnvironment, steps: int) -> list[dict[str, Tensor]]
                 if mask is not None:
                     rows[agent]["action_mask"][step] = mask[:, member]
         if step + 1 < steps:
-            actions = team.act(observation, np.ones(batch, dtype=np.bool_))
+            actions = team.act(observation, everywhere)
             observation = as_numpy(environment.step(actions).observation)
     return [{name: torch.from_numpy(array.reshape(steps * batch, -1)) for name, array in row.items()} for row in rows]

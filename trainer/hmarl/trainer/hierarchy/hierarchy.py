@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.hierarchy.graph import (
     Positions,
@@ -93,8 +94,12 @@ class Hierarchy:
         generator: CPU generator of the initial weights.
         device: where networks live.
 
+    Raises:
+        UsageError: clusters are to be spatial where no positions are known.
+
     Attributes:
         workers, sub_managers, manager: the levels; None where there is none.
+        spatial: whether workers report to the sub-manager of their place.
         goal_head: what goals are.
     """
 
@@ -110,6 +115,12 @@ class Hierarchy:
         self.spec, self.settings, self.device = spec, settings, device
         self.positions, self.goal_head = Positions(spec), settings.goal_head
         self.count = settings.sub_managers
+        self.spatial = self.positions.dimensions > 0 and settings.clustering != "number"
+        if settings.clustering == "spatial" and not self.spatial:
+            raise UsageError(
+                f"algorithm.clustering: got spatial, expected auto or number (no observation of {spec.name} has a part "
+                "'position')"
+            )
         goal_size = self.goal_head.output_size if settings.levels > 1 else 0
         structure = GraphStructure(
             settings.embedding_size, settings.message_rounds, settings.activation, goal_size, self.positions.dimensions
@@ -268,7 +279,7 @@ class Hierarchy:
         edges = self.edges(positions, active)
         if static:
             edges = held_until_renewed(standing.fresh, edges, standing.edges)
-        if not self.positions.dimensions or self.sub_managers is None:
+        if not self.spatial or self.sub_managers is None:
             return replace(standing, edges=edges)
         centres = held_until_renewed(standing.fresh, first_centres(positions, active, self.count), standing.centres)
         cluster, centres = spatial_clusters(positions, active, centres)

@@ -79,14 +79,16 @@ class Outcome:
             subordinate) before the decisions; this and the others are meaningful where something was decided.
         advantages: [T, B, V].
         returns: [T, B, V], λ-returns.
-        errors: [T, B, V] of every step, where those below earn them (telescoped); values and returns are meaningful at
-            every step then. None elsewhere.
+        errors: [T, B, V] of every step, where those below earn them (telescoped). None elsewhere.
+        every_step: whether values and returns are meaningful at every step: a superior's return is then that of the
+            rest of its window.
     """
 
     values: Tensor
     advantages: Tensor
     returns: Tensor
     errors: Tensor | None = None
+    every_step: bool = False
 
     def told(self, decided: Tensor, length: int, earns: Tensor | None = None) -> Tensor:
         """[T, B, V] what those below earn at every step, without gradient.
@@ -156,9 +158,11 @@ class RolloutGraphs:
             decided: [T, B] bool where a superior level decided; None for workers, who always do.
         """
         rollout, lead, settings = self.rollout, self.rollout.ended.shape, self._settings
-        if decided is None or settings.telescoped:
+        every_step = decided is None or settings.judges_every_step
+        if every_step:
             values = level.values(self.moments).unflatten(0, lead)
         else:
+            assert decided is not None
             values = torch.zeros_like(rewards)
             values[decided] = level.values(self.moments.take(decided.flatten()))
         following = torch.cat([values, level.values(self.last).unsqueeze(0)])
@@ -179,4 +183,5 @@ class RolloutGraphs:
         errors = None
         if decided is not None and settings.telescoped:
             errors = step_errors(rewards, values, next_values, ended, decided, settings.gamma)
-        return Outcome(values, advantages(gae_lambda), advantages(settings.value_lambda) + values, errors)
+        returns = advantages(settings.value_lambda) + values
+        return Outcome(values, advantages(gae_lambda), returns, errors, every_step)

@@ -41,6 +41,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
     radius: float = Field(0.5, gt=0, description="how far messages reach, in units of the observed positions")
     neighbours: int = Field(3, ge=1, description="with graph=nearest: from how many an agent hears")
     message_rounds: int = Field(1, ge=0, description="L, rounds of messages before a decision; 0: no messages")
+    clustering: Literal["auto", "spatial", "number"] = Field(
+        "auto",
+        description="to whom workers report: spatial, to the sub-manager of their place; number, as many neighbouring "
+        "numbers to each, for ever. auto: spatial where the environment says where its agents are, else number",
+    )
     static_graph: bool = Field(
         False, description="True: messages and reports go the ways of an episode's first step (ablation SG)"
     )
@@ -53,6 +58,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
         True,
         description="superiors judge every pair of themselves and a subordinate, as Eq. 5 writes it; False: what they "
         "see, once for all their subordinates",
+    )
+    step_values: bool | None = Field(
+        None,
+        description="superiors' values are judged and learnt at every step, not only where they decide; by default "
+        "with telescoped rewards, which need it",
     )
     local_rewards: bool = Field(
         True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
@@ -81,6 +91,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
                 "algorithm.recurrent: got True, expected False (a hierarchy's policies do not remember; the students "
                 "that hmarl-export makes of them do)"
             )
+        if self.telescoped and self.step_values is False:
+            raise UsageError(
+                "algorithm.step_values: got False, expected True with worker_reward=telescoped, which pays those below "
+                "by a value that has to be right at every step"
+            )
         if not self.share_parameters:
             raise UsageError("algorithm.share_parameters: got False, expected True (any number of agents may come)")
         return self
@@ -103,6 +118,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
     def telescoped(self) -> bool:
         """Whether subordinates earn their superiors' TD errors."""
         return self.worker_reward == "telescoped"
+
+    @property
+    def judges_every_step(self) -> bool:
+        """Whether superiors' values are judged and learnt at every step."""
+        return self.telescoped if self.step_values is None else self.step_values
 
     @property
     def goal_head(self) -> ActionHead:
