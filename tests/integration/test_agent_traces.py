@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from opentelemetry import trace
@@ -19,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from agent_process import AgentProcess
+from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk import AgentClient, AsyncAgentClient, StaleActionError
 from otlp_collector import Collector, collector
@@ -178,3 +180,19 @@ def test_another_exporter_than_there_is_is_refused(toy_bundle: Bundle, tmp_path:
     ended = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ended.returncode == 2
     assert "OTEL_TRACES_EXPORTER: got 'zipkin', expected otlp" in ended.stderr
+
+
+def test_requests_that_are_no_messages_end_no_traces(
+    agent: AgentProcess, received: Collector, spans: InMemorySpanExporter
+) -> None:
+    hostile = [("traceparent", "00-zz-zz-zz"), ("tracestate", "=,=;" * 200), ("x-bin", b"\xff")]
+    with grpc.insecure_channel(agent.address) as channel:
+        stream = channel.stream_stream("/hmarl.agent.v1.AgentService/StreamAct")
+        (reply,) = stream(iter([b"\xff\xff"]), metadata=hostile, timeout=LIMIT_S)
+        assert agent_pb2.StreamActResponse.FromString(reply).error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary("/hmarl.agent.v1.AgentService/Act")(b"\xff\xff", metadata=hostile, timeout=LIMIT_S)
+    with AgentClient(agent.address, traces=True, timeout_s=LIMIT_S) as client:
+        client.reset(1)
+    (start,) = own(spans, "StartEpisode")
+    assert len(children_of(received, start, "StartEpisode")) == 1

@@ -7,19 +7,21 @@ import importlib
 import json
 import logging
 import sys
+from collections.abc import Sequence
 
 import grpc
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands._watching import targets
 from hmarl.runtime.json_lines import JsonLines
 from hmarl.runtime.metrics import AgentMetrics, FleetMetrics
 from hmarl.runtime.request_ids import current, request_of
 from hmarl.runtime.session import PolicySession
-from hmarl.runtime.telemetry import RELOAD_REFUSED, Act, Answer, Telemetry
+from hmarl.runtime.telemetry import RELOAD_REFUSED, Act, Answer, Observer, Telemetry
 from hmarl.sdk import ClientMetrics, LocalAgent, MissingExtraError, UsageError, request_id
 from hmarl.sdk.clients import call_metadata
 from hmarl.sdk.clients.agent import AgentStatistics
@@ -49,6 +51,30 @@ def test_without_an_observer_every_function_comes_back_as_it_is() -> None:
     assert telemetry.acting(PolicySession.act) is PolicySession.act
     assert telemetry.streaming(reply) is reply  # type: ignore[arg-type]
     assert telemetry.methods({"Act": handler})["Act"] is handler
+
+
+class Broken(Observer):
+    """One that cannot cope with what it is told."""
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        raise ValueError
+
+
+def test_an_observer_that_fails_keeps_no_other_from_being_told(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = AgentMetrics()
+    telemetry = Telemetry(Broken(), metrics)
+    reply = telemetry.streaming(lambda body, context: agent_pb2.StreamActResponse())
+    for _ in range(2):
+        reply(b"", None)  # type: ignore[arg-type]
+        telemetry.flush()
+    assert read(metrics).value("hmarl_agent_requests_total", method="StreamAct", code="OK") == 2
+    assert len(caplog.records) == 1
+
+
+def test_a_request_of_a_stream_that_is_no_message_has_no_metadata() -> None:
+    assert Answer("StreamAct", OK, 0.0, 0.0, b"\xff\xff").metadata() == ()
+    with_id = agent_pb2.StreamActRequest(metadata={"x-request-id": "one"}).SerializeToString()
+    assert Answer("StreamAct", OK, 0.0, 0.0, with_id).metadata() == [("x-request-id", "one")]
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------

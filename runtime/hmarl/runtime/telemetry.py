@@ -6,6 +6,8 @@ an observer they come back as they are: what is not asked for costs nothing, and
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -13,9 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import status_of
+from hmarl.runtime.repeats import RepeatLog
 
 if TYPE_CHECKING:
     from hmarl.runtime.session import Action
@@ -47,10 +51,12 @@ class Answer(NamedTuple):
     origin: Metadata | bytes = ()
 
     def metadata(self) -> Metadata:
-        """What came with the request."""
-        if isinstance(self.origin, bytes):
+        """What came with the request; nothing with one of a stream that is no message."""
+        if not isinstance(self.origin, bytes):
+            return self.origin
+        with contextlib.suppress(DecodeError):
             return list(agent_pb2.StreamActRequest.FromString(self.origin).metadata.items())
-        return self.origin
+        return ()
 
 
 class Act(NamedTuple):
@@ -112,6 +118,7 @@ class Telemetry:
         self._observers = observers
         self._thread = threading.local()
         self._telling = threading.Lock()
+        self._log = RepeatLog(logging.getLogger("hmarl.agent"))
         # Plain tuples, with the fields of Answer and Act. Without a lock: adding and taking are one step each.
         self._answers: deque[tuple[Any, ...]] = deque(maxlen=_MOST_UNTOLD)
         self._acts: deque[tuple[Any, ...]] = deque(maxlen=_MOST_UNTOLD)
@@ -127,8 +134,11 @@ class Telemetry:
             answers = [Answer(*each) for each in _taken(self._answers)]
             acts = [Act(*each) for each in _taken(self._acts)]
             for observer in self._observers:
-                observer.answered(answers)
-                observer.acted(acts)
+                try:
+                    observer.answered(answers)
+                    observer.acted(acts)
+                except Exception as error:  # one that fails keeps neither others nor later ones from being told
+                    self._log.say(type(observer).__name__, logging.ERROR, "what watches requests failed", error)
 
     def methods(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> dict[str, grpc.RpcMethodHandler]:
         """A service's methods by name, watched: unary ones whole, of streams those that are refused."""
@@ -190,9 +200,8 @@ class Telemetry:
                 reply = handle(arrival, context)
             except BaseException:
                 # Without a code the call has ended before it was answered.
-                self._note(
-                    method, context.code() or grpc.StatusCode.CANCELLED, arrival.at_s, context.invocation_metadata
-                )
+                code = context.code() or grpc.StatusCode.CANCELLED  # without one it ended before it was answered
+                self._note(method, code, arrival.at_s, context.invocation_metadata())
                 raise
             code = OK if context.is_active() else grpc.StatusCode.CANCELLED
             self._note(method, code, arrival.at_s, context.invocation_metadata())
