@@ -15,7 +15,7 @@ MUTATION_ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz soak chaos reloads peers mutation lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz soak chaos rotation reloads peers mutation lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ mutation: $(INSTALLED)  ## Change the code in one place at a time: does a test f
 
 chaos: $(INSTALLED)  ## Kills, freezes, silent and flooding peers beside a healthy client
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+rotation: $(INSTALLED)  ## Certificates of agent and clients are replaced while they act: 100,000 acts, each compared
+	$(BIN)/python -m pytest tests/reliability/test_rotation.py -m reliability -s --timeout 3600 $(PYTEST_ARGS)
 
 reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared
 	$(BIN)/python -m pytest tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
