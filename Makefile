@@ -19,7 +19,7 @@ FUZZ_ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos reloads peers mutation coverage lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers mutation coverage lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ coverage: $(INSTALLED)  ## Lines and branches of runtime/ that its tests reach, 
 
 chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks and jumping clocks while agents are served
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+rotation: $(INSTALLED)  ## Certificates of agent and clients are replaced while they act: 100,000 acts, each compared
+	$(BIN)/python -m pytest tests/reliability/test_rotation.py -m reliability -s --timeout 3600 $(PYTEST_ARGS)
 
 reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared
 	$(BIN)/python -m pytest tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)

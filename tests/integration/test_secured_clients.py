@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from hmarl.runtime.session import Policy
 from hmarl.sdk import AgentClient, AgentError, AsyncAgentClient, Security, UsageError, Zero
 from hmarl.sdk.clients.endpoints import refusing
 from processes import wait_for
-from secured import security, server_options, write_tokens
+from secured import bare, security, server_options, write_tokens
 
 OLD, NEW = "the-old-horse-battery-staple", "the-new-horse-battery-staple"
 LIMIT_S = 4.0
@@ -265,7 +266,9 @@ def test_a_token_is_replaced_in_the_middle_of_an_episode(toy_bundle: Bundle, tmp
         write_tokens(agents, f"robot {OLD}", f"robot {NEW}")
         play(agent, played, 5)
         write_tokens(own, NEW)
-        write_tokens(agents, f"robot {NEW}")  # at once: the client has not even looked at its file
+        write_tokens(agents, f"robot {NEW}")
+        with bare(process.address, token="a-guess-of-a-passer-by") as stranger, pytest.raises(grpc.RpcError):
+            stranger.describe()  # and the agent reads its file at once, before the client has looked at its own
         play(agent, played)
         assert agent.statistics.rejoins == 0
         write_tokens(agents, f"robot {OLD}")

@@ -84,7 +84,7 @@ def test_a_fleet_behind_tls_is_supervised_and_renewed(toy_bundle: Bundle, tmp_pa
     with Fleet(toy_bundle, roster={"agent_0": None}, keys=keys) as fleet:
         address, process = fleet.endpoints["agent_0"], fleet.process_ids["agent_0"]
         chosen = security(authority, authority.find("client", LOCAL_CLIENT))
-        time.sleep(3.0)
+        time.sleep(2.0)
         assert act(address, security=chosen) == 0
         assert fleet.process_ids["agent_0"] == process, "its supervisor hears that it is well"
         member, client = authority.find("agent", "agent_0"), authority.find("client", LOCAL_CLIENT)
@@ -133,7 +133,7 @@ def test_a_fleet_that_asks_for_tokens_alone_is_supervised(toy_bundle: Bundle, tm
     with Fleet(toy_bundle, roster={"agent_0": None}, security=settings) as fleet:
         probe = fleet._members[0]._probe
         assert probe is not None
-        time.sleep(2.5)
+        time.sleep(1.5)
         assert (probe.unanswered, probe.unwell) == (0, 0)
         with pytest.raises(AgentError, match="UNAUTHENTICATED: token: got none"):
             act(fleet.endpoints["agent_0"])

@@ -106,8 +106,8 @@ def supervise(
     """Run one supervised process per agent of a bundle; Ctrl-C stops all of them."""
     at_most_one(agents=agents, count=count)
     at_most_one(tcp=tcp, socket_dir=socket_dir, host=host)
-    at_most_one(tls=tls, tls_cert=given["tls_cert"])
-    at_most_one(tls=tls, allow_file=given["allow_file"])
+    for name in ("tls_cert", "tls_key", "tls_client_ca", "allow_file"):  # which it sees to itself
+        at_most_one(tls=tls, **{name: given[name]})
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet", log_format)
     watch = FleetWatch(metrics)
