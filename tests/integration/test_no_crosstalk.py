@@ -40,7 +40,9 @@ def cables() -> Iterator[Network]:
     with ExitStack() as stack:
         cables = stack.enter_context(network(len(AGENTS)))
         for agent_id, cable in zip(AGENTS, cables.cables, strict=True):
-            stack.enter_context(AgentProcess(BUNDLE, agent_id, cable.address, before=cable.inside))
+            stack.enter_context(
+                AgentProcess(BUNDLE, agent_id, cable.address, before=cable.inside, options=("--insecure",))
+            )
         yield cables
 
 
@@ -109,7 +111,7 @@ def test_with_a_way_out_no_agent_takes_it(tmp_path: Path) -> None:
     needs_namespaces()
     with network(1) as one, one.forwarding(), watched(one, tmp_path) as judge:
         (cable,) = one.cables
-        with AgentProcess(BUNDLE, AGENTS[0], cable.address, before=cable.inside):
+        with AgentProcess(BUNDLE, AGENTS[0], cable.address, before=cable.inside, options=("--insecure",)):
             time.sleep(40.0)
     assert judge() == [Verdict(0, ())]
 

@@ -73,7 +73,7 @@ def test_dead_links(capsys: pytest.CaptureFixture[str]) -> None:
         net = stack.enter_context(network(len(AGENTS)))
         endpoints = {}
         for agent_id, cable in zip(AGENTS, net.cables, strict=True):
-            agent = AgentProcess(BUNDLE, agent_id, cable.address, before=cable.inside)
+            agent = AgentProcess(BUNDLE, agent_id, cable.address, before=cable.inside, options=("--insecure",))
             endpoints[agent_id] = stack.enter_context(agent).address
 
         def stir() -> None:
