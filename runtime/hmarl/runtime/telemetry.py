@@ -207,7 +207,6 @@ class Telemetry:
             try:
                 reply = handle(arrival, context)
             except BaseException:
-                # Without a code the call has ended before it was answered.
                 code = context.code() or grpc.StatusCode.CANCELLED  # without one it ended before it was answered
                 self._note(method, code, arrival.at_s, context.invocation_metadata())
                 raise
