@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+# `make coverage`: a process that is killed leaves nothing of what it has reached.
+MEASURED = "COVERAGE_PROCESS_CONFIG" in os.environ
 
 
 class AgentProcess:
@@ -79,4 +83,9 @@ class AgentProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if MEASURED and self.process.poll() is None:
+            self.thaw()
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
         self.kill()

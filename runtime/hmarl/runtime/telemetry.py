@@ -19,12 +19,12 @@ from google.protobuf.message import DecodeError
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import status_of
-from hmarl.runtime.repeats import RepeatLog
 
 if TYPE_CHECKING:
     from hmarl.runtime.session import Action
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+LOGGER = logging.getLogger("hmarl.agent")
 OK = grpc.StatusCode.OK
 ACT, STREAM_ACT = "Act", "StreamAct"
 _TELL_EVERY_S = 0.1
@@ -118,7 +118,7 @@ class Telemetry:
         self._observers = observers
         self._thread = threading.local()
         self._telling = threading.Lock()
-        self._log = RepeatLog(logging.getLogger("hmarl.agent"))
+        self._failed: set[Observer] = set()
         # Plain tuples, with the fields of Answer and Act. Without a lock: adding and taking are one step each.
         self._answers: deque[tuple[Any, ...]] = deque(maxlen=_MOST_UNTOLD)
         self._acts: deque[tuple[Any, ...]] = deque(maxlen=_MOST_UNTOLD)
@@ -138,7 +138,7 @@ class Telemetry:
                     observer.answered(answers)
                     observer.acted(acts)
                 except Exception as error:  # one that fails keeps neither others nor later ones from being told
-                    self._log.say(type(observer).__name__, logging.ERROR, "what watches requests failed", error)
+                    self._fails(observer, error)
 
     def methods(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> dict[str, grpc.RpcMethodHandler]:
         """A service's methods by name, watched: unary ones whole, of streams those that are refused."""
@@ -199,7 +199,6 @@ class Telemetry:
             try:
                 reply = handle(arrival, context)
             except BaseException:
-                # Without a code the call has ended before it was answered.
                 code = context.code() or grpc.StatusCode.CANCELLED  # without one it ended before it was answered
                 self._note(method, code, arrival.at_s, context.invocation_metadata())
                 raise
@@ -226,6 +225,12 @@ class Telemetry:
         if thread and thread.pop("own", False):
             return
         self._answers.append((method, code, began_s, time.perf_counter(), origin))
+
+    def _fails(self, observer: Observer, error: Exception) -> None:
+        """Say so once: requests, which bring it about, are many."""
+        if observer not in self._failed:
+            self._failed.add(observer)
+            LOGGER.error("%s failed, and may fail again", type(observer).__name__, exc_info=error)
 
     def _run(self, stopped: threading.Event) -> None:
         while not stopped.wait(_TELL_EVERY_S):
