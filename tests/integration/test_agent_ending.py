@@ -28,7 +28,7 @@ LEGAL = np.ones(5, np.bool_)
 # Programs that run before the agent's own, in its process.
 STUCK_LOADING = """
 import os, sys, hmarl.runtime.bundle
-def load(path):
+def load(path, trust=None):
     fifo = sys.argv[-1].removeprefix("unix:") + ".fifo"
     os.mkfifo(fifo)
     print("loading", flush=True)
