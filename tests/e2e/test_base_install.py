@@ -61,16 +61,34 @@ def test_there_is_no_torch(installed: Installed) -> None:
 NEED_AN_EXTRA = {"vmas": "vmas", "mamujoco": "mujoco", "smax": "smax", "lbf": "lbf", "rware": "rware"}
 
 
-def test_every_module_of_protocol_runtime_and_sdk_imports_alone(installed: Installed) -> None:
+# Modules that are imported only where an option asks for them, and what their extra is called.
+MODULES_OF_EXTRAS = {
+    "hmarl.runtime.metrics": "metrics",
+    "hmarl.runtime.tracing": "otel",
+    "hmarl.sdk.clients.client_metrics": "metrics",
+    "hmarl.sdk.clients.spans": "otel",
+}
+
+
+def test_every_module_of_protocol_runtime_and_sdk_imports_alone_or_names_its_extra(installed: Installed) -> None:
     script = (
-        "import importlib, pkgutil, hmarl.agent, hmarl.runtime, hmarl.sdk\n"
+        "import importlib, json, pkgutil, hmarl.agent, hmarl.runtime, hmarl.sdk\n"
+        "from hmarl.runtime.errors import MissingExtraError\n"
+        "refused = {}\n"
         "for package in (hmarl.agent, hmarl.runtime, hmarl.sdk):\n"
         "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         f"        if not any(family in module.name for family in {list(NEED_AN_EXTRA)}):\n"
-        "            importlib.import_module(module.name)\n"
+        "            try:\n"
+        "                importlib.import_module(module.name)\n"
+        "            except MissingExtraError as error:\n"
+        "                refused[module.name] = str(error)\n"
+        "print(json.dumps(refused))\n"
     )
     done = installed.call("python", "-c", script)
     assert done.returncode == 0, done.stderr
+    refused = json.loads(done.stdout)
+    assert refused.keys() == MODULES_OF_EXTRAS.keys()
+    assert all(f"'hmarl[{MODULES_OF_EXTRAS[module]}]'" in message for module, message in refused.items())
 
 
 def test_a_fleet_serves_the_reference_bundle(installed: Installed, bundle: Path, endpoints: Path) -> None:

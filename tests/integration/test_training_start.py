@@ -111,7 +111,7 @@ def test_every_stage_is_announced_as_it_begins_and_nothing_is_thrown_away(gates:
     assert json.loads(output)["updates"] == 3, "nothing but the summary in standard output"
     done = (gates / "made").read_text().splitlines()
     assert [line for line in done if line != "step"] == ["make 4", "make 4"], "one to train in, one to evaluate in"
-    assert done.count("step") == 3 * 12 + 25
+    assert done.count("step") == 3 * 12 + 2 * 25, "an evaluation in each mode"
 
 
 def _refused(call: Call, out: Path, gates: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opentelemetry.trace import Span, SpanKind, get_tracer
-
 from hmarl.runtime import __version__
 from hmarl.runtime.tracing import PROPAGATOR, SERVICE
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.call_metadata import call_metadata
+from hmarl.sdk.errors import MissingExtraError
+
+try:
+    from opentelemetry.trace import Span, SpanKind, get_tracer
+except ModuleNotFoundError as error:
+    raise MissingExtraError(error.name or "opentelemetry", "otel", "tracing") from error
 
 
 class ClientSpans:
