@@ -34,7 +34,7 @@ _OPTIONS = {  # by the field of SecuritySettings
     ),
     "token_file": option(
         "--token-file",
-        "let in only clients that show a token of this file ('TOKEN' or 'NAME TOKEN' a line); read again when it changes",
+        "let in only clients that show a token of this file ('TOKEN' or 'NAME TOKEN' a line); read again at changes",
         PATH,
         shown="FILE",
         variable=True,
