@@ -13,38 +13,50 @@ from hmarl.runtime.settings import SecuritySettings
 SECRET_VARIABLE = "HMARL_PROBE_SECRET"  # set by hmarl-fleet: how a member knows its supervisor
 _OPTIONS = {  # by the field of SecuritySettings
     "tls_cert": option("--tls-cert", "serve over TLS, with this certificate (PEM)", PATH, shown="FILE", variable=True),
-    "tls_key": option("--tls-key", "its private key (PEM)", PATH, shown="FILE", variable=True),
+    "tls_key": option("--tls-key", "the private key of --tls-cert (PEM)", PATH, shown="FILE", variable=True),
     "tls_client_ca": option(
-        "--tls-client-ca", "ask for client certificates of this authority (PEM)", PATH, shown="FILE", variable=True
+        "--tls-client-ca",
+        "let in only clients with a certificate of this authority (PEM)",
+        PATH,
+        shown="FILE",
+        variable=True,
     ),
     "allow_clients": option(
         "--allow-client",
-        "let in only certificates of this URI, DNS or common name; repeatable",
+        "of those, let in only this name (URI, DNS or common name); repeatable",
         many=True,
         shown="NAME",
         parameter="allow_clients",
         variable=True,
     ),
     "allow_file": option(
-        "--allow-file", "the same, one a line, read again when it changes", PATH, shown="FILE", variable=True
+        "--allow-file", "the same, one name a line; read again when it changes", PATH, shown="FILE", variable=True
     ),
     "token_file": option(
         "--token-file",
-        "ask for a bearer token of this file, TOKEN or NAME TOKEN a line; read again when it changes",
+        "let in only clients that show a token of this file ('TOKEN' or 'NAME TOKEN' a line); read again at changes",
         PATH,
         shown="FILE",
         variable=True,
     ),
     "open_health": flag("--open-health", "answer health checks without a token", variable=True),
-    "insecure": flag("--insecure", "listen where others reach it, though it does not protect itself", variable=True),
+    "insecure": flag(
+        "--insecure",
+        "listen beyond this machine without certificates or tokens, behind something that protects it",
+        variable=True,
+    ),
     "client_sessions": option(
-        "--client-sessions", "episodes of one client; 0: any number", integer(0), default=0, variable=True
+        "--client-sessions",
+        "episodes that one client may have open; 0: any number",
+        integer(0),
+        default=0,
+        variable=True,
     ),
     "client_streams": option(
-        "--client-streams", "streams of one client; 0: any number", integer(0), default=0, variable=True
+        "--client-streams", "streams that one client may have open; 0: any number", integer(0), default=0, variable=True
     ),
     "client_rate": option(
-        "--client-rate", "requests a second of one client; by default any number", POSITIVE, variable=True
+        "--client-rate", "requests a second that one client may send; any number unless given", POSITIVE, variable=True
     ),
 }
 

@@ -44,18 +44,18 @@ LOGGER = logging.getLogger("hmarl.fleet")
     option("--out", "write the endpoints there once all agents are serving", PATH, shown="FILE", variable=True),
     option(
         "--agents",
-        "serve these; LIKE is the agent by whose graph one acts that was not trained; an entry with a comma in a name "
-        "stands in double quotes. By default all trained agents",
+        "serve these instead of all trained agents; NAME=LIKE serves one that was not trained, by LIKE's graph; "
+        "put an entry with a comma in its name in double quotes",
         shown="NAME[=LIKE],...",
     ),
     option("--count", "serve N agents, fewer or more than trained", integer(1)),
     flag("--tcp", "listen on free ports of 127.0.0.1 (the default)"),
     option("--socket-dir", "listen on Unix sockets in DIR", PATH, shown="DIR"),
-    option("--host", "listen on free ports of this name or address of the machine; beyond loopback with --tls"),
+    option("--host", "listen on free ports of this name or address of the machine; other than 127.0.0.1 needs --tls"),
     option(
         "--tls",
-        "TLS with client certificates, by the authority in DIR (see hmarl-keys), which is made if there is none; the "
-        "members' certificates are issued and renewed",
+        "mutual TLS: the fleet makes a certificate authority in DIR if there is none (see hmarl-keys), and issues and "
+        "renews its agents' certificates",
         PATH,
         shown="DIR",
         variable=True,

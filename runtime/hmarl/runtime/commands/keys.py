@@ -104,9 +104,13 @@ _ACTIONS: dict[str, Callable[[Request], tuple[Authority, list[Issued]]]] = {
 
 @command(
     "hmarl-keys",
-    argument("action", "init, issue, client, renew, revoke or list, see above", choice(*_ACTIONS)),
+    argument("action", "init, issue, client, renew, revoke or list", choice(*_ACTIONS)),
     argument(
-        "names", "init: a folder; issue: agents' ids; client, revoke: clients; renew: either", many=True, required=False
+        "names",
+        "init: a folder, in place of --dir; issue: agents' ids; client, revoke: clients' names; renew: either, or none "
+        "for all that are due",
+        many=True,
+        required=False,
     ),
     option("--dir", "the authority's folder", PATH, default=_FOLDER, shown="DIR", parameter="folder"),
     option(
@@ -117,12 +121,13 @@ _ACTIONS: dict[str, Callable[[Request], tuple[Authority, list[Issued]]]] = {
         shown="HOST",
         parameter="hosts",
     ),
-    option("--days", "that a certificate is valid (30; the authority's own 3650)", POSITIVE),
+    option("--days", "days that a certificate is valid: 30 unless given, 3650 for the authority's own", POSITIVE),
     AS_JSON,
     examples=(
         "hmarl-keys init",
         "hmarl-keys issue agent_0 agent_1 --host robot.local",
         "hmarl-keys client operator",
+        "hmarl-keys revoke operator",
         "hmarl-keys list",
     ),
 )
@@ -131,12 +136,24 @@ def keys(
 ) -> None:
     """Make the keys and certificates by which a team's agents and clients know each other.
 
-    init makes an authority: a folder whose key (ca.key) signs all other certificates. Keep it on one machine; whoever
-    has it lets anyone in. ca.pem is what others trust, and no secret. issue makes an agent's certificate and key
-    (agents/NAME.pem, .key), client those of a program that asks agents (clients/NAME.pem, .key), and puts it on the
-    list of those that are let in (allowed). revoke takes it off that list. Certificates live for days: renew, once a
-    day, makes those anew of which less than a third of their life is left; agents and clients read them again by
-    themselves. list shows what expires when. Needs the extra 'secure'.
+    init: create the team's certificate authority, a folder. Its key (ca.key) signs all other certificates: keep it
+    on one machine, since whoever has it can let anyone in. Its certificate (ca.pem) is no secret; agents and clients
+    need it to check each other.
+
+    issue: make a certificate and key for each agent (agents/NAME.pem and .key).
+
+    client: make a certificate and key for each program that asks agents (clients/NAME.pem and .key), and put its name
+    on the list of those that are let in (allowed).
+
+    revoke: take clients off that list.
+
+    renew: renew the certificates that have less than a third of their life left. Run it once a day; agents and
+    clients pick the new files up by themselves. A running hmarl-fleet that has made this
+    authority, or was given it, does so for its own.
+
+    list: show all certificates and when they expire.
+
+    Needs the extra 'secure': pip install 'hmarl[secure]'.
     """
     authority, issued = _ACTIONS[action](Request(names, folder, hosts, days))
     now = datetime.datetime.now(datetime.UTC)

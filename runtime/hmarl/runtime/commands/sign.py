@@ -16,16 +16,24 @@ from hmarl.runtime.signing.keys import PASSPHRASE_VARIABLE, Signer, new_key, rea
 @command(
     "hmarl-sign",
     argument("bundle", "bundle directory or zip", PATH, required=False),
-    option("--key", "the private key (PEM)", PATH, shown="FILE"),
+    option("--key", "sign BUNDLE with this private key (PEM)", PATH, shown="FILE"),
     option(
         "--certificate",
-        "sign with this certificate of the key, and those that follow it in the file (PEM)",
+        "put this certificate of the key into the signature, with those that follow it in the file (PEM)",
         PATH,
         shown="FILE",
     ),
-    option("--new-key", "make a key pair: the private key here, the public one beside it", PATH, shown="FILE"),
     option(
-        "--passphrase-file", f"of an encrypted key; else {PASSPHRASE_VARIABLE} has its passphrase", PATH, shown="FILE"
+        "--new-key",
+        "make a key pair: the private key in FILE, the public one beside it, as NAME.pub.pem",
+        PATH,
+        shown="FILE",
+    ),
+    option(
+        "--passphrase-file",
+        f"file with the passphrase of an encrypted key; without it, {PASSPHRASE_VARIABLE} is used",
+        PATH,
+        shown="FILE",
     ),
     AS_JSON,
     examples=("hmarl-sign --new-key team.pem", "hmarl-sign runs/mine/bundle --key team.pem"),
@@ -40,8 +48,9 @@ def sign(
 ) -> None:
     """Sign a bundle after the OpenSSF Model Signing specification, or make a key pair for it.
 
-    The signature is the file model.sig in the bundle; nothing else of it changes. Hand out the public key: by it
-    hmarl-verify, hmarl-agent and hmarl-fleet check that a bundle is yours, and refuse any other.
+    The signature is the file model.sig in the bundle; nothing else in the bundle changes. Hand out the public key:
+    hmarl-verify, hmarl-agent, hmarl-fleet and hmarl-eval, told to trust it, take only bundles that you signed.
+    Needs the extra 'secure': pip install 'hmarl[secure]'.
     """
     at_most_one(key=key, new_key=new_key)
     if new_key is not None:

@@ -16,13 +16,20 @@ from hmarl.sdk.faults.link import FaultyLink, LinkFaults
     "hmarl-faults",
     argument("listen", "where clients connect: HOST:PORT (port 0: any) or unix:PATH"),
     argument("target", "where they are passed on to: HOST:PORT or unix:PATH"),
-    option("--delay-s", "how much later bytes arrive, each way", POSITIVE, shown="SECONDS"),
-    option("--jitter-s", "what is added to that at most, drawn for each piece", POSITIVE, shown="SECONDS"),
-    option("--bandwidth-bytes-s", "of each connection and way", POSITIVE, shown="BYTES"),
-    option("--cut-every-s", "reset all connections so often on average", POSITIVE, shown="SECONDS"),
-    option("--freeze-every-s", "let nothing pass for a while, so often on average", POSITIVE, shown="SECONDS"),
-    option("--freeze-s", "how long nothing passes then", POSITIVE, shown="SECONDS"),
-    option("--seed", "of all that is drawn", integer(0), default=0),
+    option("--delay-s", "delay in each direction", POSITIVE, shown="SECONDS"),
+    option("--jitter-s", "a random further delay of each piece of data, up to this", POSITIVE, shown="SECONDS"),
+    option(
+        "--bandwidth-bytes-s", "bytes a second that pass, for each connection and direction", POSITIVE, shown="BYTES"
+    ),
+    option("--cut-every-s", "time between resets of all connections, on average", POSITIVE, shown="SECONDS"),
+    option(
+        "--freeze-every-s",
+        "time between freezes, in which nothing passes, on average; with --freeze-s",
+        POSITIVE,
+        shown="SECONDS",
+    ),
+    option("--freeze-s", "how long a freeze lasts", POSITIVE, shown="SECONDS"),
+    option("--seed", "seed of all that is random", integer(0), default=0),
     AS_JSON,
     examples=(
         "hmarl-faults 127.0.0.1:6000 127.0.0.1:50051 --delay-s 0.02 --jitter-s 0.01",
@@ -32,7 +39,8 @@ from hmarl.sdk.faults.link import FaultyLink, LinkFaults
 def faults(listen: str, target: str, seed: int, as_json: bool, **given: float | None) -> None:
     """Pass connections on over a link that is late, slow, frozen or cut.
 
-    Clients connect to LISTEN instead of TARGET. SIGINT and SIGTERM end it.
+    Clients connect to LISTEN instead of TARGET; without options all passes unchanged. Nothing is lost but by a reset.
+    Ctrl-C or SIGTERM ends it.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
