@@ -480,7 +480,7 @@ class AgentServer:
             registry.drain()  # first: whoever reads NOT_SERVING may rely on it
         self._health.enter_graceful_shutdown()
         if registry is not None:
-            LOGGER.info("draining, %d sessions open", len(registry))
+            LOGGER.info("draining, open sessions: %d", len(registry))
             deadline = time.monotonic() + grace_s
             while time.monotonic() < deadline and not registry.quiet(min(_QUIET_S, grace_s)):
                 time.sleep(_POLL_S)

@@ -47,4 +47,4 @@ def reload(endpoints: Path, bundle: Path, as_json: bool) -> None:
 
 
 def _summary(done: dict[str, Any]) -> str:
-    return f"all agents serve {done['bundle']} ({done['bundle_sha256']}); episodes that run end on the bundle before"
+    return f"all agents serve {done['bundle']} ({done['bundle_sha256']}); episodes end on the bundle that they began on"
