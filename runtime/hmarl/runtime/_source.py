@@ -75,7 +75,8 @@ def open_source(path: Path) -> Source:
         kind = stat.S_IFMT(path.stat().st_mode)
     except (OSError, ValueError, RuntimeError) as error:  # a name with a NUL, a loop of links
         raise BundleError(
-            f"bundle {_shown(path)}: no such directory or zip file; a run's bundle is RUN/bundle, once hmarl-export has written it"
+            f"bundle {_shown(path)}: no such directory or zip file; a run's bundle is RUN/bundle, once "
+            "hmarl-export has written it"
         ) from error
     if kind == stat.S_IFDIR:
         return _DirectorySource(path)

@@ -172,7 +172,8 @@ def metrics_address(listen: str) -> tuple[str, int]:
         raise UsageError(f"--metrics: got '{listen}', expected HOST:PORT (for example 127.0.0.1:9464)") from None
     if not is_loopback(host):
         raise UsageError(
-            f"--metrics: got {host}, where anyone can read it: listen on 127.0.0.1, and have a Prometheus or a proxy on this machine pass it on"
+            f"--metrics: got {host}, where anyone can read it: listen on 127.0.0.1, and have a Prometheus or "
+            "a proxy on this machine pass it on"
         )
     return host, port
 
