@@ -66,6 +66,17 @@ def test_a_client_of_the_authority_plays(team: Team) -> None:
         assert client.healthy()
 
 
+def test_handshakes_that_fail_write_no_lines_of_grpcs_own(team: Team) -> None:
+    host, port = team.address.rsplit(":", 1)
+    for _ in range(5):
+        with socket.create_connection((host, int(port)), timeout=10) as peer:
+            peer.sendall(b"no handshake at all\r\n" * 10)
+            while peer.recv(4096):
+                pass
+    assert "ssl_transport_security" not in team.process.log
+    assert "Handshake failed" not in team.process.log
+
+
 def test_without_a_certificate_no_call_gets_through(team: Team) -> None:
     with bare(team.address, team.authority) as client:
         for call in (client.describe, client.start, client.healthy):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pytest
+
 from hmarl.runtime import __version__
 
 DONE_WITHOUT = {
@@ -28,6 +30,13 @@ def test_an_agent_imports_nothing_that_serving_can_do_without() -> None:
     imported = json.loads(output.stdout)
     assert "hmarl.runtime.server" in imported
     assert not DONE_WITHOUT.intersection(imported)
+
+
+@pytest.mark.parametrize("command", ["agent", "fleet"])
+def test_grpc_comes_after_it_was_said_what_it_may_log(command: str) -> None:
+    """It asks at its import, and what it writes itself each peer can cause at will."""
+    program = f"import sys, hmarl.runtime.commands.{command}; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
 
 
 def test_the_code_knows_the_version_that_is_installed() -> None:
