@@ -139,6 +139,15 @@ def test_a_fleet_that_asks_for_tokens_alone_is_supervised(toy_bundle: Bundle, tm
             act(fleet.endpoints["agent_0"])
 
 
+def test_a_host_that_others_reach_is_refused_once_before_anything_starts(toy_bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(toy_bundle.path), "--host", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("hmarl-fleet: --host: got 0.0.0.0, which others may reach")
+    assert "--tls DIR" in line
+
+
 def test_a_new_host_means_new_certificates(tmp_path: Path) -> None:
     TeamKeys(tmp_path, ["a"])
     authority = Authority(tmp_path)

@@ -34,6 +34,7 @@ from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
     from hmarl.runtime.commands._fleet_reloading import FleetReloads
+    from hmarl.runtime.settings import SecuritySettings
 
 LOGGER = logging.getLogger("hmarl.fleet")
 
@@ -116,6 +117,8 @@ def supervise(
     from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
     from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
 
+    security = take_security(given)
+    _check_host(host if tls is None else None, security)
     load = partial(load_bundle, trust=trust or None)  # also at each reload
     loaded = load(resolved(bundle))
     members = _roster(loaded, agents, count)
@@ -136,7 +139,7 @@ def supervise(
         socket_dir=socket_dir,
         pin=pin,
         options=more,
-        security=take_security(given),
+        security=security,
         keys=None if tls is None else TeamKeys(tls, members, [] if host is None else [host]),
         host=LOOPBACK if host is None else host,
         metrics=watch.members_from,
@@ -166,6 +169,25 @@ def supervise(
         fleet.stop()
     say("stopped")
     return 0
+
+
+def _check_host(host: str | None, security: SecuritySettings) -> None:
+    """Refuse at once what every member would refuse to listen on; None needs no check.
+
+    Raises:
+        UsageError: others would reach them unasked.
+    """
+    if host is None:
+        return
+    from hmarl.runtime.access import check_exposure  # noqa: PLC0415 - needs gRPC
+
+    try:
+        check_exposure(security, host, None)
+    except UsageError as error:
+        raise UsageError(
+            f"--host: got {host}, which others may reach, without TLS and a client's identity: give --tls DIR, which "
+            "makes all that they need; or --insecure where something in front protects the agents"
+        ) from error
 
 
 def _roster(bundle: Bundle, agents: str | None, count: int | None) -> dict[str, str | None]:
