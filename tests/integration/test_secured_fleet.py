@@ -6,6 +6,8 @@ import datetime
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
