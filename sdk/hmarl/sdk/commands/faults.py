@@ -7,8 +7,10 @@ import sys
 import threading
 from typing import NoReturn
 
-from hmarl.runtime.command_line import AS_JSON, POSITIVE, argument, command, integer, option, run
+from hmarl.runtime.access import is_loopback
+from hmarl.runtime.command_line import AS_JSON, POSITIVE, argument, command, flag, integer, option, run
 from hmarl.sdk.commands._common import print_json
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.faults.link import FaultyLink, LinkFaults
 
 
@@ -23,17 +25,23 @@ from hmarl.sdk.faults.link import FaultyLink, LinkFaults
     option("--freeze-every-s", "let nothing pass for a while, so often on average", POSITIVE, shown="SECONDS"),
     option("--freeze-s", "how long nothing passes then", POSITIVE, shown="SECONDS"),
     option("--seed", "of all that is drawn", integer(0), default=0),
+    flag("--insecure", "listen where others reach it, though whoever does gets through to TARGET"),
     AS_JSON,
     examples=(
         "hmarl-faults 127.0.0.1:6000 127.0.0.1:50051 --delay-s 0.02 --jitter-s 0.01",
         "hmarl-faults unix:/tmp/bad.sock unix:/tmp/agent.sock --cut-every-s 30",
     ),
 )
-def faults(listen: str, target: str, seed: int, as_json: bool, **given: float | None) -> None:
+def faults(listen: str, target: str, seed: int, insecure: bool, as_json: bool, **given: float | None) -> None:
     """Pass connections on over a link that is late, slow, frozen or cut.
 
     Clients connect to LISTEN instead of TARGET. SIGINT and SIGTERM end it.
     """
+    if not insecure and not listen.startswith("unix:") and not is_loopback(listen.rpartition(":")[0]):
+        raise UsageError(
+            f"listen: got {listen}, from where anyone gets through to {target}: listen on 127.0.0.1 or a Unix socket, "
+            "or say --insecure"
+        )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
