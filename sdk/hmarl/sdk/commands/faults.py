@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import sys
 import threading
 from typing import NoReturn
 
-from hmarl.runtime.access import is_loopback
 from hmarl.runtime.command_line import AS_JSON, POSITIVE, argument, command, flag, integer, option, run
 from hmarl.sdk.commands._common import print_json
 from hmarl.sdk.errors import UsageError
@@ -37,7 +37,7 @@ def faults(listen: str, target: str, seed: int, insecure: bool, as_json: bool, *
 
     Clients connect to LISTEN instead of TARGET. SIGINT and SIGTERM end it.
     """
-    if not insecure and not listen.startswith("unix:") and not is_loopback(listen.rpartition(":")[0]):
+    if not insecure and _others_reach(listen):
         raise UsageError(
             f"listen: got {listen}, from where anyone gets through to {target}: listen on 127.0.0.1 or a Unix socket, "
             "or say --insecure"
@@ -52,6 +52,15 @@ def faults(listen: str, target: str, seed: int, insecure: bool, as_json: bool, *
         else:
             print(f"{link.address} passes on to {target}", flush=True)
         stop.wait()
+
+
+def _others_reach(listen: str) -> bool:
+    """Whether an address to listen on, and not one to connect to, may be reached from elsewhere."""
+    host = listen.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost" and not listen.startswith("unix:")
 
 
 def main() -> NoReturn:
