@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from agent_process import AgentProcess
-from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk import AgentClient, AsyncAgentClient, Zero, request_id
 from peers import peer
@@ -109,3 +111,42 @@ def test_a_fleets_members_log_as_it_does(toy_bundle: Bundle, tmp_path: Path) -> 
     told = lines(said)
     assert {line.get("agent") for line in told} == {None, *toy_bundle.agent_ids}
     assert any(line["message"] == "stopped" and "agent" not in line for line in told)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_peer_writes_lines_of_its_own(toy_bundle: Bundle, tmp_path: Path, form: str) -> None:
+    """OpenTelemetry says of each trace state what is wrong with it, in the peer's own words."""
+    options = ["--traces", "--log-format", form]
+    state = "a=b\n2026-01-01 00:00:00,000 ERROR hmarl-agent agent_0: forged"
+    hostile = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01", "tracestate": state}
+    before = ["env", "OTEL_TRACES_EXPORTER=none"]
+    log = tmp_path / "log"
+    with AgentProcess(toy_bundle.path, "agent_0", before=before, options=options, log=log) as agent:
+        with grpc.insecure_channel(agent.address) as channel:
+            stub = agent_pb2_grpc.AgentServiceStub(channel)
+            long = {**hostile, "tracestate": ",".join(f"a{number}={'x' * 200}" for number in range(60))}
+            requests = [agent_pb2.StreamActRequest(metadata=each) for each in (hostile, long) for _ in range(100)]
+            assert len(list(stub.StreamAct(iter(requests), timeout=20))) == 200
+            twice = (("traceparent", hostile["traceparent"]), ("tracestate", ",".join(["a=b", "a=c", "no member"] * 9)))
+            with pytest.raises(grpc.RpcError):
+                stub.Act(agent_pb2.ActRequest(session_id="x"), timeout=20, metadata=twice)
+        time.sleep(0.5)  # requests are told ten times a second
+        agent.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "stopped" in agent.log, "the last line")
+        said = agent.log
+    assert "forged" not in said
+    assert "Duplicate" not in said
+    assert len(said.splitlines()) < 20
+
+
+def test_a_message_is_one_line_whatever_it_holds() -> None:
+    program = (
+        "from hmarl.runtime.commands import _output\n"
+        "import logging\n"
+        "_output.start_logging('info', 'hmarl-x')\n"
+        "logging.getLogger('any.library').warning('from %s', 'a\\nb\\x1b[2J\\u2028ü')\n"
+        "_output.flush(5.0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith(" WARNING hmarl-x: from a\\nb\\x1b[2J\\u2028ü\n")
+    assert done.stderr.count("\n") == 1

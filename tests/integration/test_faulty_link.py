@@ -228,3 +228,22 @@ def test_the_command_is_a_link_until_it_is_ended(capsys: pytest.CaptureFixture[s
             assert process.wait(LIMIT_S) == 0
     assert run(program, ["127.0.0.1:0", "x"]) == 2
     assert capsys.readouterr().err == "hmarl-faults: target: got 'x', expected HOST:PORT or unix:PATH\n"
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0", "192.0.2.7:0"])
+def test_a_link_is_not_open_to_others_unless_it_is_said(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would lead to what listens on loopback, or on a private socket, because it asks no one who they are."""
+    assert run(program, [listen, "unix:/run/private.sock"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"hmarl-faults: listen: got {listen}, from where anyone gets through to unix:/run/private")
+    assert said.endswith("or say --insecure\n")
+    assert said.count("\n") == 1
+
+
+def test_a_link_may_be_open_to_others() -> None:
+    words = [sys.executable, "-m", "hmarl.sdk.commands.faults", "0.0.0.0:0", "127.0.0.1:1", "--insecure"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("0.0.0.0:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0

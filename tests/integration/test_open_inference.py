@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -471,3 +472,21 @@ def test_while_it_loads_and_while_it_drains(toy_bundle: Bundle) -> None:
         code, _ = refused(lambda: client.infer(inputs(0), sequence_id=2, sequence_start=True))
         assert code == grpc.StatusCode.UNAVAILABLE
     server.stop(grace_s=0.0)
+
+
+def test_a_reload_to_a_larger_memory_takes_as_many_rows_as_it_says(tmp_path: Path) -> None:
+    """How large messages may be is settled once, when the process starts; states may differ from bundle to bundle."""
+    link, larger = tmp_path / "link", write_toy_bundle(tmp_path / "larger", sizes=(1024,))
+    link.symlink_to(write_toy_bundle(tmp_path / "small").path)
+    with AgentProcess(link, "agent_0", options=("--oip",), log=tmp_path / "log") as agent:
+        link.unlink()
+        link.symlink_to(larger.path)
+        agent.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: f"({larger.sha256}) is served to new episodes" in agent.log, "the reload")
+        with InferenceClient(agent.address) as client:
+            rows = {
+                "observation": np.zeros((128, 6), np.float32),
+                "action_mask": np.tile(LEGAL, (128, 1)),
+                "state": np.zeros((128, 1024), np.float32),
+            }
+            assert client.infer(rows)["next_state"].shape == (128, 1024)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from agent_process import AgentProcess
 from command_lines import run_in_pipes
+from hmarl.runtime import fleet as fleet_module
 from hmarl.runtime.bundle import SIGNATURE, Bundle, load_bundle
 from hmarl.runtime.commands import sign as sign_module
 from hmarl.runtime.fleet import Fleet, FleetError
@@ -39,7 +41,7 @@ def failed(fleet: Fleet) -> bool:
     try:
         fleet.check()
     except FleetError as error:
-        return "agent 'agent_0' ended with exit code 3" in str(error)
+        return "agent 'agent_0' keeps failing: exit code 3" in str(error)
     return False
 
 
@@ -113,15 +115,55 @@ def test_a_trusted_agent_serves_and_the_environment_may_name_several_keys(
         wait_for(lambda: "is signed by key " in served.log, "the log")
 
 
-def test_a_member_that_is_started_again_checks_again(team: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The manifest, by which fleets know bundles, is the same whoever signs."""
+def unsign(bundle: Path) -> None:
+    (bundle / SIGNATURE).unlink()
+
+
+def sign_by_another(bundle: Path) -> None:
+    assert sign_module.main([str(bundle), "--key", str(bundle.parent / "other.pem")]) == 0
+
+
+def change_a_graph(bundle: Path) -> None:
+    with (bundle / "agents" / "agent_0.onnx").open("ab") as graph:
+        graph.write(b"x")
+
+
+def add_a_file(bundle: Path) -> None:
+    (bundle / "added").write_text("x")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="copies in memory are Linux's")
+@pytest.mark.parametrize(
+    ("tamper", "words"),
+    [
+        (unsign, "it is unsigned"),
+        (sign_by_another, "got a signature by key"),
+        (change_a_graph, "file 'agents/agent_0.onnx' is not what"),
+        (add_a_file, "file 'added' was not signed"),
+    ],
+)
+def test_a_fleet_survives_what_is_done_to_its_bundle(
+    team: Path, tamper: Callable[[Path], None], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest, by which fleets know bundles, is the same: a member refuses what lies there, and gets the copy."""
     trust = team / "team.pub.pem"
     bundle = load_bundle(team / "bundle", trust)
     with Fleet(bundle, options=[f"--trust={trust}"]) as fleet:
+        tamper(bundle.path)
         os.kill(fleet.process_ids["agent_0"], signal.SIGKILL)
         wait_for(lambda: not fleet.serving, "noticing the crash")
-        wait_for(lambda: fleet.serving, "the restart of a member whose bundle is signed")
-        assert sign_module.main([str(bundle.path), "--key", str(team / "other.pem")]) == 0
+        wait_for(lambda: fleet.serving or fleet.check(), "the restart of a member from the fleet's copy")
+    assert words in capfd.readouterr().err
+
+
+def test_a_member_that_is_started_again_checks_again(
+    team: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy is not trusted more than what was copied: here the key is trusted no longer."""
+    monkeypatch.setattr(fleet_module, "MAX_FAILURES", 2)
+    trust = team / "team.pub.pem"
+    with Fleet(load_bundle(team / "bundle", trust), options=[f"--trust={trust}"]) as fleet:
+        shutil.copyfile(team / "other.pub.pem", trust)
         os.kill(fleet.process_ids["agent_0"], signal.SIGKILL)
         wait_for(lambda: failed(fleet), "the end of the fleet")
     assert "got a signature by key" in capfd.readouterr().err

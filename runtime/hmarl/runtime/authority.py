@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
 from hmarl.runtime._files import replace_file
-from hmarl.runtime.errors import MissingExtraError, UsageError
+from hmarl.runtime.errors import MissingExtraError, UsageError, one_line
 from hmarl.runtime.secret_files import read_file, read_names, read_secret
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Issued:
         begins_at: from when it is valid.
         expires_at: until when.
         allowed: whether an agent that goes by the list lets it in; agents' certificates let no one in.
+        usable: whether its own key lies beside it, and this authority signed it.
     """
 
     role: Role
@@ -61,6 +62,7 @@ class Issued:
     begins_at: datetime.datetime
     expires_at: datetime.datetime
     allowed: bool
+    usable: bool
 
     @property
     def key(self) -> Path:
@@ -70,6 +72,10 @@ class Issued:
     def left(self, now: datetime.datetime) -> float:
         """The part of its life that is left; 0 or less once it has expired."""
         return (self.expires_at - now) / (self.expires_at - self.begins_at)
+
+
+class DamagedCertificateError(UsageError):
+    """A file that holds no certificate as the authority makes them."""
 
 
 def this_machine() -> list[str]:
@@ -106,32 +112,39 @@ class Authority:
             raise UsageError(f"keys: got '{path}', which is no authority, expected a folder made by: hmarl-keys init")
         try:
             self._certificate = x509.load_pem_x509_certificate(read_file("keys", self.certificate))
+            self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
             key = load_pem_private_key(read_secret("keys", self._key_file), None)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"keys: '{path}': damaged authority: {error}") from error
+        except _unreadable() as error:
+            raise UsageError(f"keys: '{path}': damaged authority: {one_line(error)}") from error
         if key.public_key() != self._certificate.public_key():
             raise UsageError(f"keys: '{self._key_file}' is not the key of '{self.certificate}'")
         self._key: ec.EllipticCurvePrivateKey = key  # type: ignore[assignment]
 
     @classmethod
     def create(cls, path: Path, name: str = "hmarl team", days: float = AUTHORITY_DAYS) -> Authority:
-        """Make an authority in a folder that has none.
+        """Make an authority in a new or an empty folder, which from then on is its owner's alone.
 
         Raises:
-            UsageError: there is one.
+            UsageError: there is one, or the folder holds other things, or cannot be made.
             MissingExtraError: the package ``cryptography`` is not installed.
         """
         _need_cryptography()
-        path.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
-        if any((path / each).exists() for each in ("ca.pem", "ca.key")):
-            raise UsageError(f"keys: '{path}' has an authority already: use it, or choose another folder")
-        path.chmod(_PRIVATE_FOLDER)
-        key = _new_key()
-        builder = _builder(_named(name), _named(name), key, days)
-        certificate = _sign(_authority_extensions(builder, key), key)
-        replace_file(path / "ca.key", _key_pem(key), _PRIVATE_FILE)
-        replace_file(path / "allowed", b"", _PUBLIC_FILE)
-        replace_file(path / "ca.pem", certificate, _PUBLIC_FILE)  # last: what is there then is whole
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
+        except OSError as error:
+            raise UsageError(f"keys: cannot make the folder '{path}': {error.strerror}") from error
+        with _locked(path):
+            if any((path / each).exists() for each in ("ca.pem", "ca.key")):
+                raise UsageError(f"keys: '{path}' has an authority already: use it, or choose another folder")
+            if any(path.iterdir()):
+                raise UsageError(f"keys: got '{path}', which holds other things, expected a new or an empty folder")
+            path.chmod(_PRIVATE_FOLDER)
+            key = _new_key()
+            builder = _builder(_named(name), _named(name), key, days)
+            certificate = _sign(_authority_extensions(builder, key), key)
+            replace_file(path / "ca.key", _key_pem(key), _PRIVATE_FILE)
+            replace_file(path / "allowed", b"", _PUBLIC_FILE)
+            replace_file(path / "ca.pem", certificate, _PUBLIC_FILE)  # last: what is there then is whole
         return cls(path)
 
     def issue_agent(self, name: str, hosts: Sequence[str] = (), days: float = CERTIFICATE_DAYS) -> Issued:
@@ -172,13 +185,28 @@ class Authority:
     def renew(self, issued: Issued) -> Issued:
         """The same certificate with another key, valid as long again."""
         days = (issued.expires_at - issued.begins_at) / datetime.timedelta(days=1)
-        return self._issue(issued.role, issued.name, issued.hosts, days)
+        return self.replace(issued.role, issued.name, issued.hosts, days)
+
+    def replace(self, role: Role, name: str, hosts: Sequence[str], days: float) -> Issued:
+        """Another certificate in the place of one; whom agents let in stays as it is."""
+        return self._issue(role, name, hosts, days)
 
     def due(self, now: datetime.datetime | None = None) -> list[Issued]:
-        """Those of which less than a third of their life is left; clients that are let in no more excepted."""
+        """All of which ``is_due`` says so."""
+        return [each for each in self.issued() if self.is_due(each, now)]
+
+    def is_due(self, issued: Issued, now: datetime.datetime | None = None) -> bool:
+        """Whether it is to be renewed; never that of a client that is let in no more.
+
+        Less than a third of its life is left, or it is not usable, or, since a clock was wrong, not valid yet.
+        """
         now = now or _now()
-        wanted = (each for each in self.issued() if each.role == "agent" or each.allowed)
-        return [each for each in wanted if each.left(now) < _RENEW_BELOW]
+        wanted = issued.role == "agent" or issued.allowed
+        return wanted and (not issued.usable or now < issued.begins_at or issued.left(now) < _RENEW_BELOW)
+
+    def has(self, role: Role, name: str) -> bool:
+        """Whether there is a certificate of that name, in whatever state."""
+        return self._file(role, name).exists()
 
     def issued(self) -> list[Issued]:
         """All certificates, agents first, by name."""
@@ -191,6 +219,7 @@ class Authority:
         """A certificate that was issued.
 
         Raises:
+            DamagedCertificateError: it cannot be read.
             UsageError: there is none of that name.
         """
         from cryptography import x509  # noqa: PLC0415
@@ -198,17 +227,31 @@ class Authority:
         path = self._file(role, name)
         try:
             certificate = x509.load_pem_x509_certificate(read_file("keys", path))
-        except ValueError as error:
-            raise UsageError(f"keys: '{path}': damaged certificate: {error}") from error
+            hosts = _hosts_of(certificate) if role == "agent" else ()
+        except _unreadable() as error:
+            raise DamagedCertificateError(f"keys: '{path}': damaged certificate: {one_line(error)}") from error
         return Issued(
             role,
             name,
             path,
-            _hosts_of(certificate) if role == "agent" else (),
+            hosts,
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
             role == "client" and name in read_names("keys", self.allowed),
+            self._usable(certificate, path.with_suffix(".key")),
         )
+
+    def _usable(self, certificate: x509.Certificate, key: Path) -> bool:
+        """Whether a certificate is this authority's, and a file holds its key."""
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+
+        refused: tuple[type[Exception], ...] = (*_unreadable(), InvalidSignature, UsageError)
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+            return load_pem_private_key(read_secret("keys", key), None).public_key() == certificate.public_key()
+        except refused:
+            return False
 
     def expires_at(self) -> datetime.datetime:
         """Until when the authority's own certificate is valid."""
@@ -219,26 +262,54 @@ class Authority:
 
     def _issue(self, role: Role, name: str, hosts: Sequence[str], days: float) -> Issued:
         _check_name(name)
+        self._check_clock()
         key = _new_key()
         builder = _builder(_named(name), self._certificate.subject, key, days, until=self.expires_at())
         certificate = _sign(_leaf_extensions(builder, role, name, hosts, key, self._certificate), self._key)
         path = self._file(role, name)
         path.parent.mkdir(exist_ok=True, mode=_PRIVATE_FOLDER)
-        replace_file(path.with_suffix(".key"), _key_pem(key), _PRIVATE_FILE)
-        replace_file(path, certificate, _PUBLIC_FILE)
+        with _locked(self.path):  # a certificate and its key come from one and the same
+            replace_file(path.with_suffix(".key"), _key_pem(key), _PRIVATE_FILE)
+            replace_file(path, certificate, _PUBLIC_FILE)
         return self.find(role, name)
+
+    def _check_clock(self) -> None:
+        begin, end, now = self._certificate.not_valid_before_utc, self.expires_at(), _now()
+        if not begin <= now < end:
+            problem = "has expired" if now >= end else "is not valid yet"
+            raise UsageError(
+                f"keys: the authority '{self.certificate}' {problem}: it is valid from {begin:%Y-%m-%d %H:%M} to "
+                f"{end:%Y-%m-%d %H:%M} UTC, and this machine's clock says {now:%Y-%m-%d %H:%M}: set the clock, or make "
+                "another authority and give its ca.pem to all"
+            )
 
     @contextlib.contextmanager
     def _list(self) -> Iterator[set[str]]:
         """The names that are let in, to be changed by one at a time."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with _locked(self.path):
             names = set(read_names("keys", self.allowed))
             yield names
             replace_file(self.allowed, "".join(f"{name}\n" for name in sorted(names)).encode(), _PUBLIC_FILE)
-        finally:
-            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A folder in which only one at a time changes something, of whichever process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What cryptography raises for what is no certificate or key, or one of a kind that is not made here."""
+    from cryptography import x509  # noqa: PLC0415
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+
+    unexpected = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+    return ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm, *unexpected
 
 
 def _need_cryptography() -> None:
@@ -249,8 +320,10 @@ def _need_cryptography() -> None:
 
 
 def _check_name(name: str) -> None:
-    if not name.strip() or name != name.strip() or len(name) > 64 or not name.isprintable() or "#" in name:
-        raise UsageError(f"name: got '{name[:100]}', expected 1 to 64 printable characters without '#'")
+    if not name.strip() or name != name.strip() or not name.isprintable() or "#" in name or len(name.encode()) > 64:
+        raise UsageError(
+            f"name: got '{one_line(name, 100)}', expected 1 to 64 printable characters (bytes in UTF-8) without '#'"
+        )
 
 
 def _now() -> datetime.datetime:

@@ -164,6 +164,10 @@ def unknown_name(what: str, got: str, known: Iterable[str], listed_by: str | Non
 
 def one_line(said: object, limit: int = 500) -> str:
     """What another library says, for a message: on one line, escaped where not printable, cut where long."""
-    text = " ".join(str(said)[: 2 * limit].split())
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    text = printable(" ".join(str(said)[: 2 * limit].split()))
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def printable(text: str) -> str:
+    """A text whose line breaks, and whatever else is not printable, are escaped."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

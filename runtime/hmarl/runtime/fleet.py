@@ -58,7 +58,8 @@ KILL_LIMIT_S = 5.0  # what the kernel gets to end a process that was killed
 _POLL_S = 0.02
 LOOPBACK = "127.0.0.1"
 _ATTENTIVE_S = 10.0
-# Exit codes of wrong options and of a bad bundle: starting again cannot help, and the fleet ends in the same way.
+# Exit codes of wrong options and of a bad bundle. Where a member has never served, starting it again cannot help, and
+# the fleet ends in the same way. What has served was in order: a file is being replaced, or was tampered with.
 _HOPELESS: dict[int, type[HmarlError]] = {kind.exit_code: kind for kind in (UsageError, BundleError)}
 
 
@@ -255,10 +256,10 @@ class _Member:
         self._failures = 1 if stable else self._failures + 1
         self.serving = False
         self._close()
-        if code in _HOPELESS:
-            # What has served before was in order once: its end is a failure while running.
-            kind = _HOPELESS[code] if self.address is None else FleetError
-            raise kind(
+        if code == BundleError.exit_code:
+            self._kept.refuse_path()
+        if code in _HOPELESS and self.address is None:
+            raise _HOPELESS[code](
                 f"agent '{self.agent_id}' ended with exit code {code}, which starting it again cannot help; its own "
                 "messages are above"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hmarl.runtime._files import zip_bytes
 from hmarl.runtime._source import open_source
-from hmarl.runtime.bundle import Bundle, open_bundle
+from hmarl.runtime.bundle import SIGNATURE, SIGNATURE_LIMIT_BYTES, Bundle, open_bundle, read_checked
 from hmarl.runtime.errors import BundleError
 
 LARGEST_BYTES = 2**28  # of which a copy is kept; of larger ones only the path
@@ -26,7 +26,8 @@ class KeptBundle:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._copy = _copied(bundle.path)
+        self._copy = _copied(bundle)
+        self._refused = False
 
     @property
     def path(self) -> Path:
@@ -34,11 +35,15 @@ class KeptBundle:
         lies_at = self.bundle.path.absolute()
         if self._copy is None:
             return lies_at
-        try:
-            open_bundle(lies_at, self.bundle.sha256)
-        except (BundleError, OSError):
-            return Path(f"/proc/{os.getpid()}/fd/{self._copy}")
-        return lies_at
+        if not self._refused:
+            with contextlib.suppress(BundleError, OSError):
+                open_bundle(lies_at, self.bundle.sha256)
+                return lies_at
+        return Path(f"/proc/{os.getpid()}/fd/{self._copy}")
+
+    def refuse_path(self) -> None:
+        """Take the copy alone from now on: who looked at all that lies at the path, signature included, refused it."""
+        self._refused = True
 
     def close(self) -> None:
         """Give the copy up; a second call does nothing."""
@@ -47,20 +52,22 @@ class KeptBundle:
             os.close(descriptor)
 
 
-def _copied(path: Path) -> int | None:
+def _copied(bundle: Bundle) -> int | None:
     """A descriptor of a zip in memory; None where there can be none, or it would be too large."""
     if not hasattr(os, "memfd_create"):
         return None
     files, left = {}, LARGEST_BYTES
     try:
-        with open_source(path) as source:
-            for name in source.names():
-                files[name] = source.read(name)
+        with open_source(bundle.path) as source:
+            for name, sha256 in bundle.digests.items():
+                files[name] = read_checked(source, bundle.path, name, sha256)
                 left -= len(files[name])
                 if left < 0:
                     return None
+            with contextlib.suppress(KeyError):  # it is unsigned
+                files[SIGNATURE] = source.read(SIGNATURE, SIGNATURE_LIMIT_BYTES)
         descriptor = os.memfd_create("hmarl-bundle")
-    except (BundleError, KeyError, OSError):  # it has changed since it was verified, or there is no memory
+    except (BundleError, OSError):  # it has changed since it was verified, or there is no memory
         return None
     try:
         with open(descriptor, "wb", closefd=False) as stream:

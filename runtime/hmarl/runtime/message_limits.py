@@ -25,10 +25,11 @@ def request_limit_bytes(agent: AgentModel, oip: bool = False) -> int:
         oip: whether it speaks the Open Inference Protocol too.
 
     Returns:
-        Room for an observation, a mask, and some more; with ``oip`` for as many rows of all inputs as it takes at once.
+        Room for an observation, a mask, and some more; with ``oip`` for as many rows of all inputs as it takes at once,
+        also after a reload, which may bring larger states.
     """
     if oip:
-        return max_rows(agent) * _row_bytes(agent) + ROOM_BYTES
+        return max(_ROWS_BYTES, _row_bytes(agent)) + ROOM_BYTES
     tensors = [agent.observation, *([agent.action_mask] if agent.action_mask is not None else [])]
     return sum(map(_data_bytes, tensors)) + ROOM_BYTES
 

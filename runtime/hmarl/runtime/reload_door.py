@@ -13,6 +13,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hmarl.runtime.errors import HmarlError, UsageError
 LOGGER = logging.getLogger("hmarl.fleet")
 _PATIENCE_S = 5.0  # for a caller that says nothing
 _CALLERS = 4
+_AGAIN_AFTER_S = 0.2
 _ANSWER_LIMIT_S = 240.0  # between two messages of a fleet: loading on a busy machine, and a member's restart
 Reload = Callable[[Path, Callable[[str], None]], dict[str, Any]]
 
@@ -64,7 +66,10 @@ class ReloadDoor:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return  # closed
+                if self._listener.fileno() < 0:
+                    return  # closed
+                time.sleep(_AGAIN_AFTER_S)  # no descriptors are left: a caller waits until there are some
+                continue
             if _user_of(connection) not in (os.geteuid(), 0, None):
                 connection.close()
                 continue

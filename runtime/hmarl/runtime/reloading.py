@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from hmarl.runtime.errors import UsageError
+from hmarl.runtime.errors import one_line
 
 Value = TypeVar("Value")
 # Files that belong together are replaced one after the other; what does not fit is complained of only when it stays so.
@@ -71,7 +71,7 @@ class Reloaded(Generic[Value]):
             return False
         try:
             value = self._read()
-        except UsageError as error:
+        except Exception as error:  # whatever a file holds: those who look go on
             self._refuse(signature, error)
             return False
         if self._now() != signature:  # changed while it was read
@@ -81,7 +81,7 @@ class Reloaded(Generic[Value]):
         self._logger.info("read %s again: %s", self._what, ", ".join(map(str, self._paths)))
         return True
 
-    def _refuse(self, signature: _Signature, error: UsageError) -> None:
+    def _refuse(self, signature: _Signature, error: Exception) -> None:
         """Note files that cannot be used; say so once, when they stay as they are."""
         now = self._clock()
         if self._refused is None or self._refused[0] != signature:
@@ -89,7 +89,7 @@ class Reloaded(Generic[Value]):
         elif now - self._refused[1] >= SETTLING_S:
             self._refused = (signature, now, True)
             self.failures += 1
-            self._logger.error("%s cannot be used, the last good one stays: %s", self._what, error)
+            self._logger.error("%s cannot be used, the last good one stays: %s", self._what, one_line(error))
 
     def _now(self) -> _Signature:
         return tuple(map(_signature, self._paths))

@@ -25,14 +25,20 @@ def read_file(option: str, path: Path) -> bytes:
     Raises:
         UsageError: it cannot be read, or is absurdly large.
     """
+    return _read(option, path)[0]
+
+
+def _read(option: str, path: Path) -> tuple[bytes, int]:
+    """Content and mode of one and the same file, whatever gets its name meanwhile."""
     try:
         with path.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
             content = stream.read(_LARGEST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{option}: cannot read '{path}': {error.strerror}") from error
     if len(content) > _LARGEST_BYTES:
         raise UsageError(f"{option}: got more than {_LARGEST_BYTES} bytes in '{path}', expected a small text file")
-    return content
+    return content, mode
 
 
 def read_secret(option: str, path: Path) -> bytes:
@@ -41,8 +47,7 @@ def read_secret(option: str, path: Path) -> bytes:
     Raises:
         UsageError: it cannot be read, or others may read or write it as well.
     """
-    content = read_file(option, path)
-    mode = os.stat(path).st_mode
+    content, mode = _read(option, path)
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         raise UsageError(
             f"{option}: got '{path}' with mode {stat.S_IMODE(mode):04o}, expected a file that no others may read or "
@@ -90,9 +95,11 @@ def read_names(option: str, path: Path) -> frozenset[str]:
     Raises:
         UsageError: it cannot be read, or others may write it.
     """
-    content = read_file(option, path)
-    if os.stat(path).st_mode & stat.S_IWOTH:
-        raise UsageError(f"{option}: others may write '{path}', and so let themselves in: chmod o-w {path}")
+    content, mode = _read(option, path)
+    if mode & stat.S_IWOTH:
+        raise UsageError(
+            f"{option}: others may write '{path}', and so let themselves in: chmod o-w {shlex.quote(str(path))}"
+        )
     return frozenset(_lines(option, path, content))
 
 

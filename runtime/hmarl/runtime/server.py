@@ -212,8 +212,10 @@ class AgentServicer:
         """
         request, response = agent_pb2.StreamActRequest(), agent_pb2.StreamActResponse()
         try:
-            request = decoded(agent_pb2.StreamActRequest, body)
-            admit()
+            try:
+                request = decoded(agent_pb2.StreamActRequest, body)
+            finally:  # what is no message counts, too
+                admit()
             self._act(request.act, response.act, caller)
             return response
         except (UnauthenticatedError, ForbiddenError):

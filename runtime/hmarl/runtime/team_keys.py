@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hmarl.runtime.authority import Authority, Issued, Role
-from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.authority import Authority, DamagedCertificateError, Role, this_machine
+from hmarl.runtime.errors import HmarlError, UsageError
 from hmarl.runtime.settings import SecuritySettings
 
 LOGGER = logging.getLogger("hmarl.fleet")
@@ -41,7 +41,7 @@ class TeamKeys:
         days: float = MEMBER_DAYS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._authority = Authority(path) if (path / "ca.pem").exists() else Authority.create(path)
+        self._authority = _opened(path)
         self._hosts = tuple(hosts)
         self._days = days
         self._clock = clock
@@ -77,25 +77,47 @@ class TeamKeys:
             return
         try:
             self._renew()
-        except (HmarlError, OSError) as error:
-            LOGGER.error("cannot renew certificates, trying again in %g s: %s", _LOOK_EVERY_S, error)
+        except Exception as error:  # whatever lies in that folder: looking after the members goes on
+            unknown = None if isinstance(error, HmarlError | OSError) else error
+            LOGGER.error("cannot renew certificates, trying again in %g s: %s", _LOOK_EVERY_S, error, exc_info=unknown)
         self._look_at = self._clock() + _LOOK_EVERY_S
 
     def _renew(self) -> None:
-        issued = {(each.role, each.name): each for each in self._authority.issued()}
-        due = {(each.role, each.name) for each in self._authority.due()}
         for role, name in self._wanted:
-            known = issued.get((role, name))
-            if known is None or (role, name) in due or not self._fits(known):
+            if not self._authority.has(role, name):
                 self._issue(role, name)
-                LOGGER.info("issued a certificate for %s '%s'", role, name)
+            elif not self._well(role, name):
+                self._authority.replace(role, name, self._hosts_of(role), self._days)
+            else:
+                continue
+            LOGGER.info("issued a certificate for %s '%s'", role, name)
         self._look_at = self._clock() + _LOOK_EVERY_S
 
-    def _fits(self, issued: Issued) -> bool:
-        return issued.role == "client" or set(self._hosts) <= set(issued.hosts)
+    def _well(self, role: Role, name: str) -> bool:
+        """Whether a certificate needs no renewal."""
+        try:
+            issued = self._authority.find(role, name)
+        except DamagedCertificateError as error:
+            LOGGER.warning("%s; making another one", error)
+            return False
+        fits = role == "client" or set(self._hosts) <= set(issued.hosts)
+        return fits and not self._authority.is_due(issued)
+
+    def _hosts_of(self, role: Role) -> Sequence[str]:
+        return [] if role == "client" else list(dict.fromkeys([*this_machine(), *self._hosts]))
 
     def _issue(self, role: Role, name: str) -> None:
         if role == "agent":
             self._authority.issue_agent(name, self._hosts, self._days)
         else:
             self._authority.issue_client(name, self._days)
+
+
+def _opened(path: Path) -> Authority:
+    """The authority of a folder, which is made if there is none, also when another fleet is making it."""
+    try:
+        return Authority.create(path)
+    except UsageError:
+        if not (path / "ca.pem").exists():
+            raise
+        return Authority(path)

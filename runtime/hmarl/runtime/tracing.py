@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import grpc
 
 from hmarl.runtime import __version__
 from hmarl.runtime.errors import MissingExtraError, UsageError
-from hmarl.runtime.telemetry import STREAM_ACT, Answer, Observer
+from hmarl.runtime.telemetry import STREAM_ACT, Answer, Metadata, Observer
 
 try:
     from opentelemetry.sdk.resources import Resource
@@ -22,6 +23,9 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "opentelemetry", "otel", "tracing") from error
 
 SERVICE = "hmarl.agent.v1.AgentService"
+_STATE, _MOST_MEMBERS, _LONGEST_STATE = "tracestate", 32, 4096
+_NAME = r"[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13}"
+_MEMBER = re.compile(rf"(?:{_NAME})=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
 TRACED = frozenset({"StartEpisode", "Act", STREAM_ACT, "EndEpisode"})
 PROPAGATOR = TraceContextTextMapPropagator()
 # What is the caller's fault, or no fault at all, is none of the server's spans (semantic conventions for gRPC).
@@ -79,6 +83,23 @@ def _given_resource() -> Resource:
     return OTELResourceDetector().detect()
 
 
+def carrier(metadata: Metadata) -> dict[str, str]:
+    """What of a request's metadata names its trace. OpenTelemetry logs each state that it cannot read, as it came.
+
+    A state that breaks the rules of W3C's Trace Context is left out, as they have it.
+    """
+    found = {key: value for key, value in metadata if key in PROPAGATOR.fields and isinstance(value, str)}
+    if not _well_formed(found.get(_STATE, "")):
+        del found[_STATE]
+    return found
+
+
+def _well_formed(state: str) -> bool:
+    members = [each for each in map(str.strip, state.split(",")) if each] if len(state) <= _LONGEST_STATE else [""]
+    names = {each.partition("=")[0] for each in members}
+    return len(names) == len(members) <= _MOST_MEMBERS and all(map(_MEMBER.fullmatch, members))
+
+
 class TracedRequests(Observer):
     """Makes a span of every request to act, and of those that begin and end episodes.
 
@@ -99,10 +120,9 @@ class TracedRequests(Observer):
                 self._make(answer, now_ns - int((now_s - answer.began_s) * 1e9))
 
     def _make(self, answer: Answer, began_ns: int) -> None:
-        carrier = {key: value for key, value in answer.metadata() if isinstance(value, str)}
         span = self._tracer.start_span(
             f"{SERVICE}/{answer.method}",
-            context=PROPAGATOR.extract(carrier),
+            context=PROPAGATOR.extract(carrier(answer.metadata())),
             kind=SpanKind.SERVER,
             attributes={
                 "rpc.system": "grpc",

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from hmarl.runtime.errors import printable
 from hmarl.runtime.output import PLAIN_LETTERS
 
 LINES = 1000  # that wait for a reader at most; further ones are lost
@@ -114,6 +115,13 @@ def flush(limit_s: float) -> None:
         writer.flush(limit_s)
 
 
+class _TextLines(logging.Formatter):
+    """A message is one line, whosever words a library repeats in it; tracebacks follow as they are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 class _Handler(logging.Handler):
     """Log records as lines on standard error."""
 
@@ -147,7 +155,7 @@ def start_logging(level: str, name: str, form: str = TEXT, agent: str | None = N
         _spoken = functools.partial(lines.line, "error", name.partition(" ")[0])
         ERRORS.lost = lambda count: lines.line("warning", name.partition(" ")[0], _missing(count))
     else:
-        formatter = logging.Formatter(f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s")
+        formatter = _TextLines(f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s")
         ERRORS.lost = lambda count: f"{name}: {_missing(count)}"
     handler = _Handler()
     handler.setFormatter(formatter)
