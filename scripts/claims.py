@@ -98,7 +98,8 @@ def team_of(comparison: Comparison, label: str, player: str | None, kept: Path) 
     if not records:
         return None
     played_by = player or records[0].judged_by
-    returns = np.array([record.returns[played_by] for record in records])
+    every = [record.returns[played_by] for record in records]
+    returns = np.array([of_seed[: min(map(len, every))] for of_seed in every])  # the same episodes of each seed
     return Team(label if player is None else f"{label} ({player})", returns, _early_returns(records, played_by))
 
 

@@ -56,6 +56,7 @@ COLOURS = {
 }
 OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 FIRST_SEED = 100
+_BESIDE = 6  # with more curves their names stand beside the plot, not on it
 
 
 def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
@@ -194,7 +195,8 @@ def records_of(comparison: Comparison, kept: Path) -> Records:
 
 def colours(comparison: Comparison) -> dict[str, str]:
     """By label: an algorithm's own colour, or one a setting."""
-    others = cycle(OTHER_COLOURS)
+    many = len(comparison.variants) > len(OTHER_COLOURS)
+    others = cycle(plt.get_cmap("tab20").colors if many else OTHER_COLOURS)  # type: ignore[attr-defined]
     return {
         variant.label: next(others) if variant.settings or variant.preset else COLOURS[variant.algorithm]
         for variant in comparison.variants
@@ -218,7 +220,10 @@ def draw(comparison: Comparison, runs: Records, path: Path) -> None:
     measure = "return of the team" if comparison.measure == "return_mean" else "share of episodes won"
     axes.set(xlabel="environment steps", ylabel=measure, title=f"{comparison.task}, deployed policies")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="best")
+    if len(runs) > _BESIDE:
+        figure.legend(frameon=False, loc="outside right upper")
+    else:
+        axes.legend(frameon=False, loc="best")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

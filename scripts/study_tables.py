@@ -52,11 +52,11 @@ def _markdown(rows: list[Row]) -> str:
 
 
 def _final(records: list[Record]) -> Row:
-    returns = np.stack([record.final_returns for record in records])
+    returns = [record.final_returns for record in records]  # of more episodes where another comparison asks for them
     return {
         "actions": records[0].actions,
-        "IQM of the final returns [95 %]": _iqm_with_interval(returns),
-        "mean of each seed": _each(list(returns.mean(1))),
+        "IQM of the final returns [95 %]": _iqm_with_interval(np.concatenate(returns)),
+        "mean of each seed": _each([float(of_seed.mean()) for of_seed in returns]),
     }
 
 
@@ -94,7 +94,7 @@ def _guider(records: list[Record]) -> Row:
     row = {"guider's IQM [95 %]": "", "gap to the guider": ""}
     if "guider" not in records[0].returns:
         return row
-    row["guider's IQM [95 %]"] = _iqm_with_interval(np.array([record.returns["guider"] for record in records]))
+    row["guider's IQM [95 %]"] = _iqm_with_interval(np.concatenate([record.returns["guider"] for record in records]))
     if "local" in records[0].returns:
         judged = [float(np.mean(r.returns["guider"]) - np.mean(r.returns["local"])) for r in records]
         both = [r.otherwise for r in records if {"guider", "local"} <= r.otherwise.keys()]
@@ -132,7 +132,7 @@ def returns_table(by: str, returns: Mapping[str, list[list[float]]]) -> str:
     rows = [
         {
             by: name,
-            "IQM [95 % bootstrap interval]": _iqm_with_interval(np.array(values)),
+            "IQM [95 % bootstrap interval]": _iqm_with_interval(np.concatenate(values)),
             "mean of each seed": _each([float(np.mean(of_seed)) for of_seed in values]),
         }
         for name, values in returns.items()
