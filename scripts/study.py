@@ -196,7 +196,7 @@ def records_of(comparison: Comparison, kept: Path) -> Records:
 def colours(comparison: Comparison) -> dict[str, str]:
     """By label: an algorithm's own colour, or one a setting."""
     many = len(comparison.variants) > len(OTHER_COLOURS)
-    others = cycle(plt.get_cmap("tab20").colors if many else OTHER_COLOURS)  # type: ignore[attr-defined]
+    others = cycle(plt.get_cmap("tab20").colors if many else OTHER_COLOURS)
     return {
         variant.label: next(others) if variant.settings or variant.preset else COLOURS[variant.algorithm]
         for variant in comparison.variants

@@ -122,14 +122,19 @@ def inference_seeds() -> dict[str, list[bytes]]:
 
 
 def fill_sessions(channel: grpc.Channel) -> str:
-    """Open as many sessions as there may be, so that their memory is not taken for a leak; returns the last one."""
+    """Open as many sessions as there may be, and act in each, so that their memory is not taken for a leak; returns the
+    last one.
+    """
     start = channel.unary_unary(_UNARY["StartEpisode"], raw, pb.StartEpisodeResponse.FromString)
+    act = channel.unary_unary(_UNARY["Act"], pb.ActRequest.SerializeToString, raw)
+    drawn = pb.StartEpisodeRequest(sample=True, diagnostics=True).SerializeToString()
     last = ""
     for _ in range(2000):
         try:
-            last = start(b"", timeout=10).session_id
+            last = start(drawn, timeout=10).session_id
         except grpc.RpcError:
             return last
+        act(pb.ActRequest(session_id=last, observation=to_tensor(np.zeros(18, np.float32))), timeout=10)
     raise AssertionError("there is no limit on sessions")
 
 

@@ -52,5 +52,5 @@ def test_a_million_acts(capsys: pytest.CaptureFixture[str]) -> None:
     assert stale == 0
     first, last = rows[1], rows[-1]  # the first part fills pools and caches
     assert last[0] <= 1.05 * first[0]
-    assert last[1] <= first[1] + 2
+    assert last[1] <= first[1] + 10, "pools add a thread where a call comes while all are busy; a leak is one a call"
     assert last[2] <= first[2] + 2
