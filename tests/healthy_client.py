@@ -15,6 +15,7 @@ import numpy.typing as npt
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.session import Policy
 from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.security import Security
 from hmarl.sdk.errors import HmarlError
 from hmarl.sdk.fallback import Zero
 
@@ -66,13 +67,21 @@ class HealthyClient:
         rate_hz: acts a second.
         timeout_s: of one act.
         stream: see ``AgentClient``.
+        security: likewise.
     """
 
-    def __init__(self, address: str, rate_hz: float = 200.0, timeout_s: float = 0.05, stream: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        rate_hz: float = 200.0,
+        timeout_s: float = 0.05,
+        stream: bool = False,
+        security: Security | None = None,
+    ) -> None:
         self.tally = Tally()
         self._period_s = 1.0 / rate_hz
         self._reference = Reference()
-        self._client = AgentClient(address, timeout_s=timeout_s, fallback=Zero(), stream=stream)
+        self._client = AgentClient(address, timeout_s=timeout_s, fallback=Zero(), stream=stream, security=security)
         self._client.reset(1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="healthy-client")

@@ -10,6 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,8 +24,11 @@ from healthy_client import AGENT, BUNDLE, HealthyClient
 from hmarl.agent.v1 import agent_pb2 as pb
 from hmarl.agent.v1.tensors import to_tensor
 from hmarl.oip import open_inference_pb2 as oip
+from hmarl.runtime.authority import Authority
+from hmarl.sdk.clients.security import Security
 from inference_client import infer_request
 from processes import rss_mib
+from secured import security, server_options, write_tokens
 from wire_mutations import mutated, scrambled
 
 pytestmark = pytest.mark.reliability
@@ -68,6 +72,8 @@ _KINDS: dict[str, Any] = {
 }
 _REFUSALS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"}
 _PER_STREAM = 50
+_KNOWN = ("certificate", "token", "stranger")
+_TOKEN = "correct-horse-battery-staple"
 _PER_SESSION = 500
 
 
@@ -194,20 +200,67 @@ def watch_codes(
         call.cancel()
 
 
-def test_mutated_messages(capsys: pytest.CaptureFixture[str]) -> None:
+class Door:
+    """How an agent is reached, and what the fuzzing client shows of itself.
+
+    Args:
+        kind: ``plaintext``, ``certificate``, ``token`` (over TLS) or ``stranger``, who has none of those.
+        folder: for certificates and tokens.
+    """
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        self.options: list[str] = []
+        self.security: Security | None = None
+        self._credentials: grpc.ChannelCredentials | None = None
+        if kind == "plaintext":
+            return
+        authority = Authority.create(folder / "keys")
+        agent, client = authority.issue_agent(AGENT), authority.issue_client("fuzzer")
+        ca = authority.certificate.read_bytes()
+        if kind == "certificate":
+            self.options = server_options(authority, agent)
+            self.security = security(authority, client)
+            self._credentials = grpc.ssl_channel_credentials(
+                ca, client.key.read_bytes(), client.certificate.read_bytes()
+            )
+            return
+        tokens, own = write_tokens(folder / "tokens", f"fuzzer {_TOKEN}"), write_tokens(folder / "own", _TOKEN)
+        self.options = ["--tls-cert", str(agent.certificate), "--tls-key", str(agent.key), "--token-file", str(tokens)]
+        self.security = security(authority, token_file=own)
+        self._credentials = grpc.ssl_channel_credentials(ca)
+        if kind == "token":
+            shown = grpc.access_token_call_credentials(_TOKEN)
+            self._credentials = grpc.composite_channel_credentials(self._credentials, shown)
+
+    def channel(self, address: str) -> grpc.Channel:
+        """To the agent."""
+        return (
+            grpc.insecure_channel(address)
+            if self._credentials is None
+            else grpc.secure_channel(address.replace("127.0.0.1", "localhost"), self._credentials)
+        )
+
+
+@pytest.mark.parametrize(("kind", "messages"), [("plaintext", MESSAGES), *((kind, MESSAGES // 4) for kind in _KNOWN)])
+def test_mutated_messages(kind: str, messages: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = random.Random(SEED)
+    door = Door(kind, tmp_path)
     methods = {
         **{name: (unary_codes, path) for name, path in _UNARY.items()},
         **{name: (stream_codes, path) for name, path in _STREAMED.items()},
         **{name: (watch_codes, path) for name, path in _WATCHED.items()},
     }
-    shares = dict.fromkeys(methods, MESSAGES // len(methods))
-    with AgentProcess(BUNDLE, AGENT, options=("--oip",)) as agent, HealthyClient(agent.address) as healthy:
+    shares = dict.fromkeys(methods, messages // len(methods))
+    with (
+        AgentProcess(BUNDLE, AGENT, options=["--oip", *door.options]) as agent,
+        HealthyClient(agent.address, security=door.security) as healthy,
+    ):
         pid = agent.process.pid
-        with grpc.insecure_channel(agent.address) as channel:
-            seeds = seeds_of(fill_sessions(channel))
+        with door.channel(agent.address) as channel:
+            seeds = seeds_of("x" * 22 if kind == "stranger" else fill_sessions(channel))
 
-            def messages(name: str, count: int) -> Iterator[bytes]:
+            def mutants(name: str, count: int) -> Iterator[bytes]:
                 for number in range(count):
                     if number % _PER_SESSION == 0:  # a session that is not used for long gives way to others
                         seeds.update(fresh_seeds(channel))
@@ -223,15 +276,16 @@ def test_mutated_messages(capsys: pytest.CaptureFixture[str]) -> None:
             for part in (0.1, 0.9):  # pools and caches fill during the first tenth
                 for name, share in shares.items():
                     run, path = methods[name]
-                    run(channel, path, messages(name, int(share * part)), everything[name], texts)
+                    run(channel, path, mutants(name, int(share * part)), everything[name], texts)
                 memory = memory or rss_mib(pid)
         after = rss_mib(pid)
     with capsys.disabled():
-        print(f"\n{MESSAGES:,} mutated messages, seed {SEED}: RSS {memory:.1f} -> {after:.1f} MiB")
+        print(f"\n{messages:,} mutated messages, {kind}, seed {SEED}: RSS {memory:.1f} -> {after:.1f} MiB")
         for name, codes in everything.items():
             print(f"  {name}: {dict(codes.most_common())}")
         print(f"  beside them, 200 Hz, 50 ms: acts | missed | wrong | p50 ms | p99 ms: {healthy.tally.row()}")
-    unexpected = {name: codes for name, codes in everything.items() if set(codes) - _REFUSALS}
+    allowed = {"UNAUTHENTICATED"} if kind == "stranger" else _REFUSALS
+    unexpected = {name: codes for name, codes in everything.items() if set(codes) - allowed}
     assert not unexpected, (unexpected, texts)
     assert after <= 1.05 * memory
     assert healthy.tally.wrong == 0
