@@ -47,7 +47,7 @@ WRONG_VALUE = {
     "hmarl-faults": (("127.0.0.1:0", "x:1", "--delay-s", "0"), "--delay-s: got '0', expected a number above 0"),
     "hmarl-fleet": ((BUNDLE, "--grace-s", "-1"), "--grace-s: got '-1', expected a number above 0"),
     "hmarl-keys": (("isue", "agent_0"), "ACTION: got 'isue', expected one of init, issue, client"),
-    "hmarl-sign": ((BUNDLE, "--key"), "--key: got nothing, expected FILE (the private key (PEM))"),
+    "hmarl-sign": ((BUNDLE, "--key"), "--key: got nothing, expected FILE (sign BUNDLE with this private key (PEM))"),
     "hmarl-train": (("happo", "--seed", "x"), "--seed: got 'x', expected an integer"),
     "hmarl-verify": ((BUNDLE, "--json=yes"), "--json: got a value, expected none"),
     "hmarl-envs": (("mpe", "vmas"), "arguments: got 'vmas' in excess, expected [FAMILY] and options alone"),
