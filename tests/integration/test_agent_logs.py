@@ -144,7 +144,7 @@ def test_a_message_is_one_line_whatever_it_holds() -> None:
         "from hmarl.runtime.commands import _output\n"
         "import logging\n"
         "_output.start_logging('info', 'hmarl-x')\n"
-        "logging.getLogger('any.library').warning('from %s', 'a\\nb\\x1b[2J\\u2028ü')\n"
+        "logging.getLogger('any.package').warning('from %s', 'a\\nb\\x1b[2J\\u2028ü')\n"
         "_output.flush(5.0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
