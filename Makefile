@@ -68,8 +68,9 @@ coverage: $(INSTALLED)  ## Lines and branches of runtime/ that its tests reach, 
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks and jumping clocks while agents are served
-	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks, jumping clocks, rotations and reloads while agents are served
+	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py tests/reliability/test_rotation.py \
+		tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 rotation: $(INSTALLED)  ## Certificates of agent and clients are replaced while they act: 100,000 acts, each compared
 	$(BIN)/python -m pytest tests/reliability/test_rotation.py -m reliability -s --timeout 3600 $(PYTEST_ARGS)

@@ -186,7 +186,7 @@ def test_the_command_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     Authority.create(tmp_path / "keys")
     for words, says in (
         (("init",), "has an authority already: use it, or choose another folder"),
-        (("renew", "nobody"), "NAMES: got nobody, expected names that 'hmarl-keys list' shows"),
+        (("renew", "carol"), "NAMES: got carol, expected names that 'hmarl-keys list' shows"),
         (("list", "x"), "NAMES: got x, expected none with list"),
     ):
         code, _, error = said(capfd, *words, *own)
