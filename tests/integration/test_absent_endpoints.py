@@ -16,6 +16,7 @@ import pytest
 
 from agent_process import AgentProcess
 from hmarl.runtime.bundle import Bundle
+from hmarl.sdk.clients import endpoints
 from hmarl.sdk.clients.agent import agent_spec
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import at_once, refusing
@@ -32,8 +33,8 @@ def closed(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield {"agent_0": f"127.0.0.1:{bound.getsockname()[1]}", "agent_1": f"unix:{tmp_path}/none.sock"}
 
 
-def evaluated(endpoints: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hmarl.sdk.commands.evaluate", "--endpoints", str(endpoints)]
+def evaluated(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hmarl.sdk.commands.evaluate", "--endpoints", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -95,7 +96,13 @@ def test_one_that_is_being_started_again_is_waited_for(closed: dict[str, str]) -
         server.stop(None)
 
 
-def test_one_that_does_not_answer_may_be_there(closed: dict[str, str]) -> None:
+@pytest.mark.parametrize("late_s", [0.0, 1.0])
+def test_one_that_does_not_answer_may_be_there(
+    closed: dict[str, str], late_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a busy machine looks at the answers later than it should."""
+    clock = iter([late_s])
+    monkeypatch.setattr(endpoints, "now_s", lambda: next(clock, 0.0))
     with socket.socket() as hung:
         hung.bind(("127.0.0.1", 0))
         hung.listen()  # the kernel connects, and no one answers

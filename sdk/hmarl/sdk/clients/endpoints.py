@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 _LARGEST_BYTES = 2**24
 _SHOWN = 100  # characters of what a file says
 REFUSED_AFTER_S = 1.0  # an agent that is started again needs a moment
+_READ_WITHIN_S = 60.0  # of the end of the wait, however busy the machine is
 _READY, _FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
@@ -132,7 +133,8 @@ def refusing(
 
 
 def _channel(address: str, security: Security | None, limit_s: float) -> grpc.Channel:
-    options = channel_options(address, limit_s)
+    # An attempt that times out looks like one that was refused: none may do so before the answer is read.
+    options = channel_options(address, limit_s + _READ_WITHIN_S)
     if security is None:
         return open_channel(address, options, None)
     keys = Keys(security, address)
