@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import AsyncActStream
 from hmarl.sdk.clients.agent import Action
@@ -151,7 +152,7 @@ class AsyncAgentClient(ClientBase):
             self._connection = successor.connection
 
     async def _explained(self, doing: str, failure: CallFailed) -> Exception:
-        late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        late = failure.code is Code.DEADLINE_EXCEEDED
         return self._error(doing, failure, await asyncio.to_thread(self._why) if late else None)
 
     def _aside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -264,7 +265,7 @@ class AsyncAgentClient(ClientBase):
             if not self._refused_by_old(failure, connection.version):
                 raise
             self._replace(self._watch.connect_timeout_s, connection.receive_limit_bytes)
-            raise CallFailed(grpc.StatusCode.UNAVAILABLE, failure.details) from failure
+            raise CallFailed(Code.UNAVAILABLE, failure.details) from failure
 
     async def _do_examine(self, operation: Examine) -> None:
         self._examined(await asyncio.to_thread(self._why))
@@ -329,7 +330,7 @@ class AsyncAgentClient(ClientBase):
         task = self._starting[1]
         done, _ = await asyncio.wait({task}, timeout=operation.timeout_s)
         if not done:
-            raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+            raise CallFailed(Code.DEADLINE_EXCEEDED, "no reply in time")
         self._starting = None
         try:
             return task.result()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypedD
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code, code_of
 from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
 from hmarl.sdk.clients.link import LinkWatch, channel_options
 from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Examine, Pause, Reconnect, Start
@@ -184,7 +185,7 @@ class ClientBase:
             version: of the files' content, when the connection was made.
         """
         keys = self._keys
-        if keys is None or failure.code is not grpc.StatusCode.UNAUTHENTICATED:
+        if keys is None or failure.code is not Code.UNAUTHENTICATED:
             return False
         return keys.look(now=True) or keys.version != version
 
@@ -243,9 +244,9 @@ class ClientBase:
         if why is not None:
             return AgentError(f"{self.address}: {doing}: {why}")
         code, details = failure.code, failure.details
-        if code is grpc.StatusCode.INVALID_ARGUMENT:
+        if code is Code.INVALID_ARGUMENT:
             return UsageError(f"{self.address}: {details}")
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is Code.DEADLINE_EXCEEDED:
             details = f"no answer within {self._connect_timeout_s} s; is 'hmarl-agent' or 'hmarl-fleet' running there?"
         return AgentError(f"{self.address}: {doing}: {code.name}: {details}")
 
@@ -269,4 +270,4 @@ def _spans(address: str) -> ClientSpans:
 
 def failed_call(error: grpc.RpcError) -> CallFailed:
     """What ended a call."""
-    return CallFailed(error.code(), error.details() or "")
+    return CallFailed(code_of(error.code().value[0]), error.details() or "")

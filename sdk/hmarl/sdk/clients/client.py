@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1.status import Code, code_of
 from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.clients.act_stream import ActStream
 from hmarl.sdk.clients.agent import Action
@@ -185,7 +186,7 @@ class AgentClient(ClientBase):
             self._connection = successor.connection
 
     def _explained(self, doing: str, failure: CallFailed) -> Exception:
-        why = self._why() if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED else None
+        why = self._why() if failure.code is Code.DEADLINE_EXCEEDED else None
         return self._error(doing, failure, why)
 
     @contextlib.contextmanager
@@ -308,7 +309,7 @@ class AgentClient(ClientBase):
             if not self._refused_by_old(failure, self._connection.version):
                 raise
             self._replace(self._watch.connect_timeout_s, self._connection.receive_limit_bytes)
-            raise CallFailed(grpc.StatusCode.UNAVAILABLE, failure.details) from failure
+            raise CallFailed(Code.UNAVAILABLE, failure.details) from failure
 
     def _do_examine(self, operation: Examine) -> None:
         self._examined(self._why())
@@ -368,10 +369,10 @@ class AgentClient(ClientBase):
         try:
             response = call.result(timeout=operation.timeout_s)
         except grpc.FutureTimeoutError:
-            raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time") from None
+            raise CallFailed(Code.DEADLINE_EXCEEDED, "no reply in time") from None
         except (grpc.RpcError, grpc.FutureCancelledError):
             self._starting = None
-            raise CallFailed(call.code(), call.details() or "") from None
+            raise CallFailed(code_of(call.code().value[0]), call.details() or "") from None
         self._starting = None
         return response
 
