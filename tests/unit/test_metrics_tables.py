@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from hmarl.agent.v1.status import Code
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.metrics import AgentMetrics, FleetMetrics
 from hmarl.runtime.session import Policy

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import grpc
 from grpc_health.v1 import health_pb2
 
 from hmarl.runtime.errors import UnknownServiceError
+
+if TYPE_CHECKING:
+    import grpc
 
 SERVICE_NAME = "grpc.health.v1.Health"
 # Whether the process itself works, by its own probe; what no client can change by what it sends. For supervisors.
@@ -45,22 +48,24 @@ class HealthService:
         self.closing.set()
         self.report(dict.fromkeys(self._statuses, False))
 
-    def serving(self, name: str) -> bool:
-        """Whether one of its services is SERVING."""
-        return bool(self._statuses[name] == SERVING)
-
     def check(self, request: health_pb2.HealthCheckRequest, _: object = None) -> health_pb2.HealthCheckResponse:
         """The status of a service.
 
         Raises:
             UnknownServiceError: there is no such service.
         """
-        status = self._statuses.get(request.service)
+        return health_pb2.HealthCheckResponse(status=SERVING if self.is_serving(request.service) else NOT_SERVING)
+
+    def is_serving(self, service: str) -> bool:
+        """Whether a service is SERVING.
+
+        Raises:
+            UnknownServiceError: there is no such service.
+        """
+        status = self._statuses.get(service)
         if status is None:
-            raise UnknownServiceError(
-                f"service: got '{request.service[:100]}', expected one of {sorted(self._statuses)}"
-            )
-        return health_pb2.HealthCheckResponse(status=status)
+            raise UnknownServiceError(f"service: got '{service[:100]}', expected one of {sorted(self._statuses)}")
+        return bool(status == SERVING)
 
     def watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext

@@ -178,6 +178,10 @@ class Telemetry:
 
         return watched
 
+    def noting(self) -> Callable[[str, Code, float, Metadata], None] | None:
+        """What is told of each request that was answered: see ``Answer``; None where no one listens."""
+        return self._note if self._observers else None
+
     def own_act(self) -> None:
         """The request that this thread is answering is the process's own, and concerns no observer."""
         self._thread.own = True
