@@ -47,7 +47,6 @@ from hmarl.runtime.service import AgentService
 from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.sweeper import CROWDED_SILENT_FOR_S, SILENT_FOR_S
 from hmarl.runtime.telemetry import ACT, Telemetry
-from hmarl.runtime.threads import Threads
 from hmarl.runtime.unix_sockets import BoundPath, claim
 
 LOGGER = logging.getLogger("hmarl.agent")
@@ -55,7 +54,6 @@ _IDLE_S = 60.0
 _GIVES_WAY_AFTER_S = 5.0
 _CHECKS, _CHECK_IDLE_S, _CHECK_GIVES_WAY_AFTER_S = 32, 10.0, 1.0
 _NEW = 32  # connections that have not sent a request yet
-_SPARE_THREADS = 8  # for the process itself, its supervisor, and connections that are about to end
 _SEND_LIMIT_S = 2.0  # for a peer that does not read what it asked for
 _BACKLOG = 128
 _PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
@@ -180,7 +178,6 @@ class FramesDoor:
         )
         self._checking: Places[_Connection] = Places(_CHECKS, _CHECK_GIVES_WAY_AFTER_S, _Connection.cut)
         self._most = settings.max_streams + _CHECKS + _NEW
-        self._threads = Threads(self._most + _SPARE_THREADS, "frames")
         self._open: dict[_Connection, None] = {}  # without a lock: adding, removing and copying are one step each
         self._stopping = False
         self._note = telemetry.noting()
@@ -271,7 +268,7 @@ class FramesDoor:
             return
         self._open[connection] = None
         try:
-            self._threads.submit(self._serve, connection)
+            threading.Thread(target=self._serve, args=(connection,), name="frames", daemon=True).start()
         except RuntimeError:
             del self._open[connection]
             raise

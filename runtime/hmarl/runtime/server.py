@@ -99,6 +99,11 @@ class AgentServer:
             self._grpc.free_address()
 
     @property
+    def where(self) -> str:
+        """All addresses, for people."""
+        return " and ".join(dict.fromkeys(filter(None, (self.address, self.frames_address))))
+
+    @property
     def alive(self) -> bool:
         """Whether acts get through, seen by a probe that goes the way they go; what a watchdog should be told."""
         return self._liveness.alive
