@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import socket
 import struct
 import sys
@@ -56,6 +57,7 @@ _CHECKS, _CHECK_IDLE_S, _CHECK_GIVES_WAY_AFTER_S = 32, 10.0, 1.0
 _NEW = 32  # connections that have not sent a request yet
 _SEND_LIMIT_S = 2.0  # for a peer that does not read what it asked for
 _BACKLOG = 128
+_SPARE_FILES = 100  # descriptors that connections leave to everything else
 _PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 _TIME = struct.Struct("@ll")  # SO_SNDTIMEO: seconds, microseconds
 _ACCEPT_PAUSE_S = 0.05  # when the system has no more descriptors
@@ -173,11 +175,12 @@ class FramesDoor:
         self._service, self._health, self._guard, self._log = service, health, guard, log
         self._limit_bytes = settings.max_request_bytes + ROOM_BYTES
         self._users = {os.getuid(), 0, *settings.frames_users}
+        most = connection_limit(settings.max_sessions)
         self._acting: Places[_Connection] = Places(
-            settings.max_streams, _GIVES_WAY_AFTER_S, _Connection.cut, per_peer=settings.security.client_streams
+            most, _GIVES_WAY_AFTER_S, _Connection.cut, per_peer=settings.security.client_streams
         )
         self._checking: Places[_Connection] = Places(_CHECKS, _CHECK_GIVES_WAY_AFTER_S, _Connection.cut)
-        self._most = settings.max_streams + _CHECKS + _NEW
+        self._most = most + _CHECKS + _NEW
         self._open: dict[_Connection, None] = {}  # without a lock: adding, removing and copying are one step each
         self._stopping = False
         self._note = telemetry.noting()
@@ -405,14 +408,22 @@ class FramesDoor:
             )
         if connection.place is None:
             raise TakenError(
-                f"{len(places)} connections are open (--max-streams), which is the limit: close one, or wait until one "
-                f"has been idle for {_GIVES_WAY_AFTER_S:g} s"
+                f"{len(places)} connections are open, which is the limit (--max-sessions): close one, or wait until "
+                f"one has been idle for {_GIVES_WAY_AFTER_S:g} s"
             )
 
     def _free(self, connection: _Connection) -> None:
         if connection.place is not None:
             (self._acting if connection.acts else self._checking).free(connection.place)
             connection.place = None
+
+
+def connection_limit(max_sessions: int) -> int:
+    """How many connections may act: one for each session, if the system has as many descriptors to spare."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return max_sessions
+    return max(min(max_sessions, files - _SPARE_FILES - _CHECKS - _NEW), 1)
 
 
 def _listen(path: str, mode: int) -> socket.socket:

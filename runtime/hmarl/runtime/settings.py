@@ -59,7 +59,7 @@ class ServerSettings:
         frames_users: numbers of the users who may come to that beside its own and root.
         max_sessions: episodes open at once.
         session_ttl_s: seconds after which an idle session may be forgotten.
-        max_streams: StreamAct calls open at once; and connections of frames.
+        max_streams: StreamAct calls open at once.
         reflection: whether clients may ask for the protocol; None: where only this machine reaches it.
         oip: whether the Open Inference Protocol is spoken too.
         max_request_bytes: the largest message that is taken; see ``message_limits.request_limit_bytes``.

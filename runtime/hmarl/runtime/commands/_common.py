@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from hmarl.runtime import command_line
-from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, flag, option
+from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, flag, integer, option
 from hmarl.runtime.commands._output import ERRORS, LOG_FORMATS, TEXT, say_error
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.settings import PROVIDER, ServerSettings
@@ -81,6 +81,18 @@ def traces_option() -> click.Option:
 def oip_flag() -> click.Option:
     """Whether other people's clients may ask."""
     return flag("--oip", "speak the Open Inference Protocol too, to clients of Triton and KServe")
+
+
+def frames_allow_uid_option() -> click.Option:
+    """Who may come to the socket of frames."""
+    return option(
+        "--frames-allow-uid",
+        "let programs of this user, by number, use frames, beside its own and root's; repeatable",
+        integer(0),
+        many=True,
+        shown="UID",
+        variable=True,
+    )
 
 
 def no_grpc_flag() -> click.Option:

@@ -27,6 +27,7 @@ from hmarl.runtime.command_line import (
 from hmarl.runtime.commands._common import (
     bundle_argument,
     check_frames,
+    frames_allow_uid_option,
     grace_option,
     log_format_option,
     log_level_option,
@@ -198,14 +199,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
         shown="PATH",
         variable=True,
     ),
-    option(
-        "--frames-allow-uid",
-        "let in programs of this user, by number, beside its own and root's; repeatable",
-        integer(0),
-        many=True,
-        shown="UID",
-        variable=True,
-    ),
+    frames_allow_uid_option(),
     no_grpc_flag(),
     trust_option(variable=True),
     provider_option(),
