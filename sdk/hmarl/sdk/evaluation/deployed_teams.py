@@ -21,6 +21,7 @@ from hmarl.sdk.clients.agent import agent_spec, check_spec
 from hmarl.sdk.clients.base import ClientOptions
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import (
+    GRPC,
     at_once,
     bundle_of_endpoints,
     load_endpoints,
@@ -239,7 +240,8 @@ class FleetTeam:
         self.bundles: dict[str, int] = {}
         self._spec = spec
         self._places = _places(spec)
-        self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
+        door = None if security is None else GRPC  # frames need none
+        self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints, door)
         self._file = None if isinstance(endpoints, Mapping) else Path(endpoints)
         self._sha256 = ""
         if security is None and not isinstance(endpoints, Mapping):
