@@ -402,6 +402,19 @@ def test_agents_that_do_not_fit_are_refused(two: tuple[Any, ...]) -> None:
         AsyncControlLoop(RATE_HZ, AsyncAgentClient("127.0.0.1:1"), dict, print)
 
 
+def test_several_robots_may_have_agents_of_one_id(arms: Bundle) -> None:
+    agents = {name: LocalAgent(arms, "agent_0") for name in ("left", "right")}
+    for agent in agents.values():
+        agent.reset(1)
+    robot = Robot("left", "right")
+    limits = {"left": ActionLimits(high=[1.0, 0.0])}
+    summary = blocking(RATE_HZ, agents, robot.read, robot.write, fallback=Zero(), limits=limits, how={"ticks": 3})
+    assert list(summary.agents) == ["left", "right"]
+    assert [each["left"].action[1] for each in robot.told] == [0.0] * 3  # type: ignore[index]
+    with pytest.raises(StaleActionError, match="agent 'right': step 0: nothing was read for it"):
+        blocking(RATE_HZ, agents, lambda: {"left": SEEN[0]}, robot.write, fallback={"left": Zero()})
+
+
 def test_threads_end_with_the_loop(two: tuple[Any, ...]) -> None:
     robot = Robot("agent_0", "agent_1")
     blocking(RATE_HZ, two, robot.read, robot.write, fallback=Zero(), how={"ticks": 2})

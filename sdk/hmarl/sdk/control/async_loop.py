@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from hmarl.sdk.control.limits import ActionLimits
 from hmarl.sdk.control.loop import SETTLE_S, SLICE_S, Ending, checked_spin
 from hmarl.sdk.control.schedule import OverrunPolicy, Schedule, Tick
 from hmarl.sdk.control.statistics import AGENT, DEADLINE, LoopSummary
-from hmarl.sdk.control.team import Answer, Command, Missing, PerAgent, Readings, Request, Seat, Seated, Team
+from hmarl.sdk.control.team import Agents, Answer, Command, Missing, PerAgent, Readings, Request, Seat, Seated, Team
 from hmarl.sdk.errors import MisuseError, StaleActionError
 from hmarl.sdk.fallback import Fallback
 
@@ -52,7 +52,7 @@ class AsyncControlLoop:
     def __init__(
         self,
         rate_hz: float,
-        agents: AnyAgent | Iterable[AnyAgent],
+        agents: Agents[AnyAgent],
         read: AsyncRead,
         write: AsyncWrite,
         *,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -25,7 +25,7 @@ from hmarl.sdk.control.asking import Workers, ask, keeps_deadlines
 from hmarl.sdk.control.limits import ActionLimits
 from hmarl.sdk.control.schedule import OverrunPolicy, Schedule, Tick
 from hmarl.sdk.control.statistics import LoopSummary
-from hmarl.sdk.control.team import Answer, Command, PerAgent, Readings, Request, Team
+from hmarl.sdk.control.team import Agents, Answer, Command, PerAgent, Readings, Request, Team
 from hmarl.sdk.errors import MisuseError, UsageError
 from hmarl.sdk.fallback import Fallback
 
@@ -81,7 +81,8 @@ class ControlLoop:
 
     Args:
         rate_hz: ticks per second.
-        agents: one of each agent: ``AgentClient``, ``LocalAgent``, ``FaultyAgent``, or one alone.
+        agents: one of each agent: ``AgentClient``, ``LocalAgent``, ``FaultyAgent``, or one alone; or a mapping from
+            names that take the place of their ids, when several robots have agents of one id.
         read: returns what agents observe, by id: a ``StampedObservation``, an array that counts as measured at that
             moment, or None (or nothing) for an agent of which nothing is known.
         write: is given a ``Command`` for each agent, by id.
@@ -105,7 +106,7 @@ class ControlLoop:
     def __init__(
         self,
         rate_hz: float,
-        agents: Agent | Iterable[Agent],
+        agents: Agents[Agent],
         read: Read,
         write: Write,
         *,

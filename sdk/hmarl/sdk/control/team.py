@@ -46,6 +46,7 @@ class Seated(Protocol):
 
 AgentT = TypeVar("AgentT", bound=Seated)
 ValueT = TypeVar("ValueT")
+Agents: TypeAlias = AgentT | Iterable[AgentT] | Mapping[str, AgentT]
 PerAgent: TypeAlias = ValueT | Mapping[str, ValueT]
 
 
@@ -109,20 +110,20 @@ class Seat(Generic[AgentT]):
 
     Attributes:
         agent: the agent.
-        spec: its spec.
         record: what has happened to it.
         busy: whether it is at a request whose answer has not been taken.
         owed: steps that went by without it, of which it has not been told.
     """
 
     def __init__(
-        self, agent: AgentT, spec: AgentSpec, record: AgentRecord, fallback: Fallback, limits: ActionFilter
+        self, agent_id: str, agent: AgentT, record: AgentRecord, fallback: Fallback, limits: ActionFilter
     ) -> None:
         self.agent = agent
-        self.spec = spec
         self.record = record
         self.busy = False
         self.owed = 0
+        self._id = agent_id
+        self._space = agent.spec.action_space_model
         self._fallback = fallback
         self._limits = limits
         self._last_action: npt.NDArray[Any] | None = None
@@ -185,12 +186,12 @@ class Seat(Generic[AgentT]):
         try:
             return fallback.decide(situation)
         except StaleActionError as error:
-            raise StaleActionError(f"agent '{self.spec.id}': {error}") from error
+            raise StaleActionError(f"agent '{self._id}': {error}") from error
 
     def _situation(self, tick: int, mask: npt.NDArray[np.bool_] | None, reason: str) -> Situation:
         return Situation(
             step=tick,
-            action_space=self.spec.action_space_model,
+            action_space=self._space,
             action_mask=mask,
             last_action=self._last_action,
             age_s=now_s() - self._last_time_s,
@@ -207,7 +208,7 @@ class Team(Generic[AgentT]):
     """The agents of a loop, and what is decided for them.
 
     Args:
-        agents: one of each, or one alone.
+        agents: one of each, or one alone, known by their own ids; or by ids that are given.
         schedule: of the loop.
         fallback: of all or by agent; None: no action but a fresh one.
         limits: of all or by agent; None: the bounds of the action space.
@@ -219,19 +220,14 @@ class Team(Generic[AgentT]):
 
     def __init__(
         self,
-        agents: AgentT | Iterable[AgentT],
+        agents: Agents[AgentT],
         schedule: Schedule,
         fallback: PerAgent[Fallback] | None,
         limits: PerAgent[ActionLimits] | None,
         max_observation_age_s: float | None,
     ) -> None:
-        given = cast("list[AgentT]", [agents] if hasattr(agents, "act") else list(cast("Iterable[AgentT]", agents)))
-        for agent in given:
-            if not hasattr(agent, "skip"):
-                raise UsageError(f"agents: got a {type(agent).__name__} without skip(), expected what Agent has")
-        ids = [agent.spec.id for agent in given]
-        if not ids or len(set(ids)) != len(ids):
-            raise UsageError(f"agents: got {ids}, expected at least one, and each once")
+        given = _named(agents)
+        ids = list(given)
         fallbacks = _by_agent("fallback", fallback, ids, Fail())
         limited = _by_agent("limits", limits, ids, ActionLimits())
         self.record = LoopRecord(schedule, ids)
@@ -239,14 +235,14 @@ class Team(Generic[AgentT]):
         if max_observation_age_s is not None:
             self._max_age_s = checked_seconds("max_observation_age_s", max_observation_age_s)
         self.seats: dict[str, Seat[AgentT]] = {
-            agent.spec.id: Seat(
+            agent_id: Seat(
+                agent_id,
                 agent,
-                agent.spec,
-                self.record.agents[agent.spec.id],
-                fallbacks[agent.spec.id],
-                ActionFilter(limited[agent.spec.id], agent.spec, schedule.period_s),
+                self.record.agents[agent_id],
+                fallbacks[agent_id],
+                ActionFilter(limited[agent_id], agent.spec, schedule.period_s),
             )
-            for agent in given
+            for agent_id, agent in given.items()
         }
 
     def start(self) -> None:
@@ -334,6 +330,30 @@ class Team(Generic[AgentT]):
             except StaleActionError:
                 continue
         return commands
+
+
+def _named(agents: Agents[AgentT]) -> dict[str, AgentT]:
+    """The agents by the ids that a loop knows them by.
+
+    Raises:
+        UsageError: there is none, or two have one id, or one is not an agent.
+    """
+    if isinstance(agents, Mapping):
+        named = dict(agents)
+        ids = list(named)
+    else:
+        given = cast("list[AgentT]", [agents] if hasattr(agents, "act") else list(cast("Iterable[AgentT]", agents)))
+        named = {agent.spec.id: agent for agent in given}
+        ids = [agent.spec.id for agent in given]
+    if not ids or len(set(ids)) != len(ids):
+        raise UsageError(
+            f"agents: got {ids}, expected at least one, and each once; several of one id can be given by other names, "
+            "as a mapping"
+        )
+    for agent in named.values():
+        if not hasattr(agent, "skip"):
+            raise UsageError(f"agents: got a {type(agent).__name__} without skip(), expected what Agent has")
+    return named
 
 
 def _by_agent(name: str, given: PerAgent[ValueT] | None, ids: list[str], default: ValueT) -> dict[str, ValueT]:
