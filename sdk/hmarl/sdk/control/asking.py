@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -17,6 +18,7 @@ from hmarl.sdk.control.team import Answer, Missing, Request, Seat
 from hmarl.sdk.errors import StaleActionError
 
 _SHORTEST_S = 1e-4
+_Errand: TypeAlias = tuple[Request, Context]
 _Outcome: TypeAlias = "tuple[str, int, Answer | BaseException]"
 
 
@@ -61,9 +63,9 @@ class Workers:
     def __init__(self, seats: Mapping[str, Seat[Agent]]) -> None:
         self._seats = seats
         self._answers: SimpleQueue[_Outcome] = SimpleQueue()
-        self._inboxes: dict[str, SimpleQueue[Request | None]] = {}
+        self._inboxes: dict[str, SimpleQueue[_Errand | None]] = {}
         for agent_id, seat in seats.items():
-            self._inboxes[agent_id] = inbox = SimpleQueue[Request | None]()
+            self._inboxes[agent_id] = inbox = SimpleQueue[_Errand | None]()
             # A daemon: an agent that never answers does not keep the program from ending.
             threading.Thread(
                 target=_work,
@@ -81,7 +83,8 @@ class Workers:
         """
         for agent_id, request in requests.items():
             self._seats[agent_id].busy = True
-            self._inboxes[agent_id].put(request)
+            # What the program has in its context, a request id for instance, goes along.
+            self._inboxes[agent_id].put((request, copy_context()))
         answers: dict[str, Answer] = {}
         errors: list[BaseException] = []
         while len(answers) < len(requests):
@@ -127,11 +130,12 @@ class Workers:
         self._ended()
 
 
-def _work(agent_id: str, agent: Agent, inbox: SimpleQueue[Request | None], answers: SimpleQueue[_Outcome]) -> None:
-    while (request := inbox.get()) is not None:
+def _work(agent_id: str, agent: Agent, inbox: SimpleQueue[_Errand | None], answers: SimpleQueue[_Outcome]) -> None:
+    while (errand := inbox.get()) is not None:
+        request, context = errand
         outcome: Answer | BaseException
         try:
-            outcome = ask(agent, request)
+            outcome = context.run(ask, agent, request)
         except BaseException as error:  # told to the loop, which raises it
             outcome = error
         answers.put((agent_id, request.tick, outcome))
