@@ -171,7 +171,6 @@ def test_the_team_stays_in_step_with_one_that_was_not_asked(run: Run, tmp_path: 
     told: list[Mapping[str, Command]] = []
     act, agent.act = agent.act, noted  # type: ignore[method-assign]
     summary = run(RATE_HZ, agent, read, told.append, fallback=Zero(), max_observation_age_s=5.0, how={"ticks": 9})
-    assert [each["agent_0"].reason for each in told if not each["agent_0"].fresh][:4] != []
     assert {number: told[number]["agent_0"].reason for number in (2, 3, 5, 8)} == {
         2: "no_observation", 3: "no_observation", 5: "old_observation", 8: "no_observation",
     }  # fmt: skip
@@ -247,7 +246,8 @@ def test_a_held_action_expires(run: Run, two: tuple[Any, ...]) -> None:
     held = Hold(expires_after_steps=2, then=Call(lambda situation: (1.0, min(9.0, situation.age_steps))))
     two[1].reset(1)
     robot.told.clear()
-    run(RATE_HZ, two[1], robot.read, robot.write, how={"ticks": 6}, fallback=held)
+    # No tick is left out, however slow the machine is: a held action's age counts those as well.
+    run(RATE_HZ, two[1], robot.read, robot.write, how={"ticks": 6}, fallback=held, overrun="catch_up")
     actions = [each["agent_1"].action.tolist() for each in robot.told]  # type: ignore[union-attr]
     last = max(number for number, reason in enumerate(robot.reasons("agent_1")) if reason is None)
     assert actions[last + 1 : last + 3] == [actions[last]] * len(actions[last + 1 : last + 3])
