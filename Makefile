@@ -87,13 +87,15 @@ lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python proto/conformance/make_vectors.py --check
 
 format: $(INSTALLED)  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-proto: $(INSTALLED)  ## Regenerate the protocol's Python modules
+proto: $(INSTALLED)  ## Regenerate the protocol's Python modules, and the conformance vectors
 	$(BIN)/python proto/generate.py
+	$(BIN)/python proto/conformance/make_vectors.py
 
 clean:  ## Delete the virtual environment, caches, builds and the demo's output; runs/ and reports/ stay
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
