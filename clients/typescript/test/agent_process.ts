@@ -4,8 +4,8 @@ import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { createInterface } from "node:readline";
 
-const ROOT = fileURLToPath(new URL("../../../../", import.meta.url)); // from dist/test
-const PYTHON = process.env["HMARL_PYTHON"] ?? `${ROOT}.venv/bin/python`;
+export const ROOT = fileURLToPath(new URL("../../../../", import.meta.url)); // from dist/test
+export const PYTHON = process.env["HMARL_PYTHON"] ?? `${ROOT}.venv/bin/python`;
 export const VECTORS = `${ROOT}proto/conformance/`;
 export const BUNDLE = `${VECTORS}bundle`;
 
