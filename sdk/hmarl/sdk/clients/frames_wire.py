@@ -274,4 +274,4 @@ def _why_not(path: str, error: OSError) -> tuple[Code, str]:
             return Code.UNIMPLEMENTED, "that is no socket: give the path of the agent's --frames"
     if isinstance(error, BlockingIOError):
         return Code.UNAVAILABLE, "the agent does not accept connections: it is stopped, or has too many to look at"
-    return Code.UNAVAILABLE, f"nothing listens there: {error.strerror}"
+    return Code.UNAVAILABLE, f"nothing listens there: {error.strerror or error}"
