@@ -47,7 +47,7 @@ from hmarl.runtime.self_probe import Ask
 from hmarl.runtime.service import AgentService
 from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.sweeper import CROWDED_SILENT_FOR_S, SILENT_FOR_S
-from hmarl.runtime.telemetry import ACT, Telemetry
+from hmarl.runtime.telemetry import ACT, FRAMES, Telemetry
 from hmarl.runtime.unix_sockets import BoundPath, claim
 
 LOGGER = logging.getLogger("hmarl.agent")
@@ -69,6 +69,7 @@ _METHODS = {
     "get_agent_info": "GetAgentInfo",
     "check_health": "Check",
 }
+_CONNECTION = "Connection"  # what stands for one that is ended with an error
 
 
 class _Ended(Exception):
@@ -183,7 +184,7 @@ class FramesDoor:
         self._most = most + _CHECKS + _NEW
         self._open: dict[_Connection, None] = {}  # without a lock: adding, removing and copying are one step each
         self._stopping = False
-        self._note = telemetry.noting()
+        self._note = telemetry.noting(FRAMES)
         path = str(settings.frames)
         self._listener = _listen(path, 0o600 if not settings.frames_users else 0o666)
         self._bound_path = BoundPath(path)
@@ -309,6 +310,8 @@ class FramesDoor:
     def _refuse(self, connection: _Connection, error: Exception) -> None:
         """Say why the connection ends."""
         code, message = self._service.status_of(error)
+        if self._note is not None:
+            self._note(_CONNECTION, code, time.perf_counter(), ())
         with contextlib.suppress(OSError):
             connection.send(FrameResponse(error=FrameError(code=code, message=message)))
 
