@@ -39,7 +39,6 @@ from hmarl.runtime.errors import (
 from hmarl.runtime.frames_call import FramesCall
 from hmarl.runtime.health_service import HealthService
 from hmarl.runtime.identity import Caller, Guard
-from hmarl.runtime.message_limits import ROOM_BYTES
 from hmarl.runtime.places import Place, Places
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.request_ids import request_of
@@ -174,7 +173,7 @@ class FramesDoor:
         assert settings.frames is not None
         self.name, self.what, self.crowded = "frames", "connections", threading.Event()
         self._service, self._health, self._guard, self._log = service, health, guard, log
-        self._limit_bytes = settings.max_request_bytes + ROOM_BYTES
+        self._limit_bytes = settings.max_request_bytes
         self._users = {os.getuid(), 0, *settings.frames_users}
         most = connection_limit(settings.max_sessions)
         self._acting: Places[_Connection] = Places(

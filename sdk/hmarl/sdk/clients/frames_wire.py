@@ -240,6 +240,11 @@ class FramesWire:
         except Ended:
             self.close()
             raise
+        except CallFailed:
+            raise
+        except BaseException:  # Ctrl-C: something may have been sent or taken in by half
+            self.close()
+            raise
         return response
 
     def _end_late_starts(self, line: _Line) -> None:
