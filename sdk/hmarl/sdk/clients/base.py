@@ -138,6 +138,16 @@ class ClientBase:
         if self._episode is not None:
             self._episode.timeout_s = self._timeout_s
 
+    def skip(self, steps: int = 1) -> None:
+        """Steps go by at which the agent is not asked; see ``Agent.skip``.
+
+        Raises:
+            UsageError: no number of steps.
+            MisuseError: the client is closed, was inherited by a fork, or is not connected.
+        """
+        self._check_usable()
+        self._connected.skip(steps)
+
     @property
     def _connected(self) -> RemoteEpisode:
         episode = self._episode
