@@ -28,6 +28,7 @@ from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import load_endpoints, load_security, nothing_listens, refusing, start_advice
+from hmarl.sdk.clients.wires import is_frames
 from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.environment import VectorEnvironment
@@ -132,7 +133,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
         raise nothing_listens(absent, endpoints, start_advice(path))
     present = next(address for name, address in endpoints.items() if name not in absent)
     with AgentClient(present, security=security) as client:
-        name = f"{client.info.bundle_name} (gRPC)"
+        name = f"{client.info.bundle_name} ({'frames' if is_frames(present) else 'gRPC'})"
         try:
             environment = from_json(EnvironmentModel, client.info.environment_json)
         except ValueError as error:

@@ -32,6 +32,7 @@ from hmarl.sdk.clients.endpoints import (
 )
 from hmarl.sdk.clients.security import Security
 from hmarl.sdk.clients.together import on_one_bundle
+from hmarl.sdk.clients.wires import is_frames
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
@@ -190,7 +191,7 @@ class BundleTeam:
 
 
 class FleetTeam:
-    """Agents that other processes serve over gRPC; every agent and row has a session of its own.
+    """Agents that other processes serve, over gRPC or frames; every agent and row has a session of its own.
 
     The agents' acts are sent at the same time, those of one agent's rows one after the other. When the fleet is given
     another bundle, running episodes end on the one before, and the next ``reset`` follows with all agents.
@@ -219,8 +220,6 @@ class FleetTeam:
         AgentError: no agent answers at an address; names all such addresses.
     """
 
-    latency_of = "one agent's act over gRPC"
-
     def __init__(
         self,
         endpoints: Mapping[str, str] | Path | str,
@@ -242,6 +241,8 @@ class FleetTeam:
         self._places = _places(spec)
         door = None if security is None else GRPC  # frames need none
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints, door)
+        by_frames = all(map(is_frames, self._addresses.values()))
+        self.latency_of = f"one agent's act over {'frames' if by_frames else 'gRPC'}"
         self._file = None if isinstance(endpoints, Mapping) else Path(endpoints)
         self._sha256 = ""
         if security is None and not isinstance(endpoints, Mapping):
