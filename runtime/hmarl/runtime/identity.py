@@ -9,7 +9,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import grpc
 
@@ -40,6 +40,22 @@ class Caller:
 
 
 _PROBE = Caller("the process itself")
+
+
+class Shown(NamedTuple):
+    """What a caller shows, by whatever protocol.
+
+    Attributes:
+        tls: whether it came encrypted.
+        pem: its certificate, which TLS has verified; empty without one.
+        names: those of its certificate: URIs, DNS names, common names.
+        bearer: its token; None without one.
+    """
+
+    tls: bool
+    pem: bytes
+    names: Sequence[str]
+    bearer: str | None
 
 
 @dataclass(frozen=True)
@@ -132,9 +148,25 @@ class Guard:
             if self._quota.per_s:
                 self._quota.take(self.caller(context).name)
         except HmarlError as error:
-            reason = str(error).partition(":")[0]  # messages begin with what they are about
-            self.rejected["quota" if isinstance(error, QuotaError) else reason] += 1
-            self._log.say(f"rejected {type(error).__name__}", logging.WARNING, f"rejected {peer_of(context)}: {error}")
+            self._reject(error, peer_of(context))
+            raise
+
+    def admit_reader(self, shown: Shown, peer: str) -> None:
+        """Let one in who asks by another protocol than gRPC, by the same rules.
+
+        Args:
+            shown: what it shows.
+            peer: its host.
+
+        Raises:
+            UnauthenticatedError: see ``admit``, for this and the others.
+            ForbiddenError: likewise.
+            QuotaError: likewise.
+        """
+        try:
+            self._quota.take(self._name_of(shown) or peer)
+        except HmarlError as error:
+            self._reject(error, peer)
             raise
 
     def dismiss(self, context: Context) -> None:
@@ -146,28 +178,31 @@ class Guard:
         return self._callers.get(context) or Caller(peer_of(context))
 
     def _identify(self, context: Context) -> Caller:
-        bearer = _bearer(context)
+        bearer = next((token for key, value in context.invocation_metadata() if (token := bearer_of(key, value))), None)
         if bearer is not None and hmac.compare_digest(bearer.encode(), self._secret):
             return _PROBE
+        name = self._name_of(_shown(context.auth_context() if self.asked.tls else {}, bearer))
+        return Caller(peer_of(context)) if name is None else Caller(name, name)
+
+    def _reject(self, error: HmarlError, peer: str) -> None:
+        reason = str(error).partition(":")[0]  # messages begin with what they are about
+        self.rejected["quota" if isinstance(error, QuotaError) else reason] += 1
+        self._log.say(f"rejected {type(error).__name__}", logging.WARNING, f"rejected {peer}: {error}")
+
+    def _name_of(self, shown: Shown) -> str | None:
+        """Who shows this; None where nothing is asked for that would say so."""
         names = []
         if self.asked.tls:
-            properties = context.auth_context()
-            if list(properties.get("transport_security_type", ())) != [b"ssl"]:
+            if not shown.tls:
                 raise UnauthenticatedError("plaintext: got a call without TLS, expected one over TLS")
             if self.asked.certificates:
-                names.append(self._certified_name(properties))
+                names.append(self._certified_name(shown.pem, shown.names))
         if self.asked.tokens is not None:
-            names.append(self._token_name(self.asked.tokens, bearer))
-        if not names:
-            return Caller(peer_of(context))
-        name = "\0".join(names)
-        return Caller(name, name)
+            names.append(self._token_name(self.asked.tokens, shown.bearer))
+        return "\0".join(names) or None
 
-    def _certified_name(self, properties: _Properties) -> str:
+    def _certified_name(self, pem: bytes, names: Sequence[str]) -> str:
         """The name by which a client's certificate is let in."""
-        pem = b"".join(properties.get("x509_pem_cert", ()))
-        kinds = ("peer_uri", "peer_dns", "x509_common_name")
-        names = [name.decode(errors="replace") for kind in kinds for name in properties.get(kind, ()) if name]
         if not pem or not names:
             raise UnauthenticatedError("certificate: got no name in it, expected a URI, a DNS name or a common name")
         if self._clock() > self._expiry(pem):
@@ -225,8 +260,19 @@ def peer_of(context: Context) -> str:
     return UNKNOWN_PEER if peer.startswith("unix") else peer.rpartition(":")[0]
 
 
-def _bearer(context: Context) -> str | None:
-    for key, value in context.invocation_metadata():
-        if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
-            return value[len(_BEARER) :].strip()
+def bearer_of(key: str, value: str | bytes | None) -> str | None:
+    """The token in an entry of metadata or a header; None where there is none."""
+    if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
+        return value[len(_BEARER) :].strip()
     return None
+
+
+def _shown(properties: _Properties, bearer: str | None) -> Shown:
+    """What a call shows, as gRPC knows it."""
+    kinds = ("peer_uri", "peer_dns", "x509_common_name")
+    return Shown(
+        list(properties.get("transport_security_type", ())) == [b"ssl"],
+        b"".join(properties.get("x509_pem_cert", ())),
+        [name.decode(errors="replace") for kind in kinds for name in properties.get(kind, ()) if name],
+        bearer,
+    )

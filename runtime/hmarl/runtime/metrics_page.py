@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError
+
+if TYPE_CHECKING:
+    from hmarl.runtime.page_door import PageDoor
 
 CONNECTIONS = 8  # at once; one more and the oldest gives way
 _SILENT_FOR_S = 5.0
+_STATUS: dict[type[HmarlError], int] = {ForbiddenError: 403, QuotaError: 429}
 Render = Callable[[str], tuple[str, bytes]]
 
 
@@ -30,8 +33,7 @@ class MetricsPage:
         host: where to listen, as in ``HOST:PORT``.
         port: likewise; 0 for a free one.
         pages: by path: from the host by which the peer called it, the content type and the content.
-        tls: asked for the context of each connection; None for plaintext.
-        admits: whether an Authorization header lets one in; None asks for none.
+        door: encrypts, and says who gets in; None for plaintext, and for all who reach it.
 
     Attributes:
         address: ``host:port``, with the real port.
@@ -45,12 +47,10 @@ class MetricsPage:
         host: str,
         port: int,
         pages: Mapping[str, Render],
-        *,
-        tls: Callable[[], ssl.SSLContext] | None = None,
-        admits: Callable[[str], bool] | None = None,
+        door: PageDoor | None = None,
     ) -> None:
         try:
-            self._server = _Server(host.strip("[]"), port, pages, tls, admits)
+            self._server = _Server(host.strip("[]"), port, pages, door)
         except OSError as error:
             raise HmarlError(
                 f"--metrics: cannot listen on {host}:{port}: {error.strerror}; choose another address, or port 0 for "
@@ -68,18 +68,10 @@ class MetricsPage:
 class _Server(HTTPServer):
     request_queue_size = CONNECTIONS
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        pages: Mapping[str, Render],
-        tls: Callable[[], ssl.SSLContext] | None,
-        admits: Callable[[str], bool] | None,
-    ) -> None:
+    def __init__(self, host: str, port: int, pages: Mapping[str, Render], door: PageDoor | None) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.pages = pages
-        self.admits = admits
-        self._tls = tls
+        self.door = door
         self._open: deque[socket.socket] = deque()
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
@@ -105,7 +97,7 @@ class _Server(HTTPServer):
             request.settimeout(_SILENT_FOR_S)
             # A peer that has gone, is silent or speaks something else is no one's fault here.
             with contextlib.suppress(OSError):
-                spoken = request if self._tls is None else self._tls().wrap_socket(request, server_side=True)
+                spoken = request if self.door is None else self.door.wrapped(request)
                 with spoken:
                     self.finish_request(spoken, client_address)
         finally:
@@ -123,10 +115,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """One page."""
+        try:
+            if self.server.door is not None:
+                self.server.door.admit(self.connection, self.headers.get("Authorization"), self.client_address[0])
+        except HmarlError as error:
+            status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 401)
+            self._reply(status, "text/plain", f"{error}\n".encode())
+            return
         page = self.server.pages.get(self.path.partition("?")[0])
-        if self.server.admits is not None and not self.server.admits(self.headers.get("Authorization", "")):
-            self._reply(401, "text/plain", b"expected a bearer token that this agent knows\n")
-        elif page is None:
+        if page is None:
             known = ", ".join(self.server.pages)
             self._reply(404, "text/plain", f"expected one of {known}\n".encode())
         else:

@@ -123,9 +123,9 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
             ),
             watch.telemetry,
         )
-        watch.watch(server)
         at_end(server.free_address)
         try:
+            watch.watch(server)
             trial.result()
             policy = Policy(bundle, options.agent, options.provider, options.like)
             server.serve(policy)
@@ -206,7 +206,7 @@ def serve(**given: Any) -> int:
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     start_logging(options.log_level, f"hmarl-agent {options.agent}", options.log_format, options.agent)
-    watch = AgentWatch(options.agent, options.metrics, options.traces)
+    watch = AgentWatch(options.agent, options.metrics, options.traces, options.security)
     server, policy = _loaded(options, watch)
     _obey_reloads(options, server, signals)
     gc.collect()
@@ -219,8 +219,8 @@ def serve(**given: Any) -> int:
     if policy.bundle.signed_by is not None:
         LOGGER.info("%s is signed by %s", policy.bundle.path, policy.bundle.signed_by)
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
-    if watch.address is not None:
-        LOGGER.info("metrics on http://%s/metrics", watch.address)
+    if watch.url is not None:
+        LOGGER.info("metrics on %s", watch.url)
     del policy  # a reload replaces it, and its memory is to be free then
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):

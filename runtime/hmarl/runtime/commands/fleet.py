@@ -112,26 +112,25 @@ def supervise(
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet", log_format)
     watch = FleetWatch(metrics)
+    security = take_security(given)
+    for door, reached in (("--host", host), ("--metrics", watch.exposed)):
+        _check_exposed(door, reached if tls is None else None, security)
     # Only now: gRPC asks at once what it may log.
     from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
     from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
     from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
 
-    security = take_security(given)
-    _check_host(host if tls is None else None, security)
     load = partial(load_bundle, trust=trust or None)  # also at each reload
     loaded = load(resolved(bundle))
     members = _roster(loaded, agents, count)
     if socket_dir is not None:
         _make_folder(socket_dir)
-    file = None
-    if out is not None:
-        file = EndpointsFile(out)
-        at_end(file.remove)
+    file = None if out is None else _endpoints_file(out)
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
-    more += ["--traces"] if traces else []
-    more += ["--oip"] if oip else []
+    more += [word for word, wanted in (("--traces", traces), ("--oip", oip)) if wanted]
+    hosts = [each.strip("[]") for each in (host, watch.exposed) if each is not None]
+    keys = None if tls is None else TeamKeys(tls, members, hosts, page=watch.exposed is not None)
     fleet = Fleet(
         loaded,
         path=bundle,
@@ -140,12 +139,12 @@ def supervise(
         pin=pin,
         options=more,
         security=security,
-        keys=None if tls is None else TeamKeys(tls, members, [] if host is None else [host]),
+        keys=keys,
         host=LOOPBACK if host is None else host,
         metrics=watch.members_from,
         grace_s=grace_s + MORE_THAN_GRACE_S,
     )
-    watch.watch(fleet)
+    watch.watch(fleet, security if keys is None else keys.own_settings(security))
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
@@ -171,7 +170,7 @@ def supervise(
     return 0
 
 
-def _check_host(host: str | None, security: SecuritySettings) -> None:
+def _check_exposed(option: str, host: str | None, security: SecuritySettings) -> None:
     """Refuse at once what every member would refuse to listen on; None needs no check.
 
     Raises:
@@ -182,10 +181,10 @@ def _check_host(host: str | None, security: SecuritySettings) -> None:
     from hmarl.runtime.access import check_exposure  # noqa: PLC0415 - needs gRPC
 
     try:
-        check_exposure(security, host, None)
+        check_exposure(security, host, None, option)
     except UsageError as error:
         raise UsageError(
-            f"--host: got {host}, which others may reach, without TLS and a client's identity: give --tls DIR, which "
+            f"{option}: got {host}, which others may reach, without TLS and a client's identity: give --tls DIR, which "
             "makes all that they need; or --insecure where something in front protects the agents"
         ) from error
 
@@ -195,6 +194,13 @@ def _roster(bundle: Bundle, agents: str | None, count: int | None) -> dict[str, 
     if agents is not None:
         return dict(named_roster(bundle, split_names(agents)))
     return dict.fromkeys(bundle.agent_ids) if count is None else dict(counted_roster(bundle, count))
+
+
+def _endpoints_file(path: Path) -> EndpointsFile:
+    """The endpoints file, which goes when the process does."""
+    file = EndpointsFile(path)
+    at_end(file.remove)
+    return file
 
 
 def _make_folder(path: Path) -> None:
@@ -222,10 +228,8 @@ def _announce(reloads: FleetReloads, watch: FleetWatch, out: EndpointsFile | Non
     else:
         for agent_id, address in description["agents"].items():
             OUTPUT.put(f"{agent_id} is serving on {address}")
-        if watch.address is not None:
-            OUTPUT.put(
-                f"metrics on http://{watch.address}/metrics, those of all agents by http://{watch.address}/targets"
-            )
+        if watch.url is not None:
+            OUTPUT.put(f"metrics on {watch.url}/metrics, those of all agents by {watch.url}/targets")
         if out is not None:
             OUTPUT.put(f"wrote the endpoints to {out.path}")
         OUTPUT.put("Ctrl-C stops all agents")
