@@ -13,15 +13,17 @@ import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agent_process import AgentProcess
 from hmarl.runtime.authority import Authority, Issued
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.team_keys import FLEET, LOCAL_CLIENT
+from hmarl.sdk import AgentClient
 from processes import LIMIT_S, fleet_process, wait_for
 from scraping import get
-from secured import server_options, write_tokens
+from secured import security, server_options, write_tokens
 
 EXPOSED = ("--metrics", "0.0.0.0:0")
 FIRST, SECOND = "the-first-token-of-two", "the-second-token-of-two"
@@ -157,6 +159,50 @@ def test_a_fleet_makes_what_its_page_and_its_agents_need(toy_bundle: Bundle, tmp
         for address in (page, here(told["agents"]["agent_0"])):
             with pytest.raises(OSError):  # noqa: PT011 - how a connection ends differs
                 get(address, context=context(keys))
+        assert (get(page, "/readyz", asking), get(page, "/livez", asking)) == ("ok\n", "ok\n")
         before = shown_at(page, asking)
         keys.renew(keys.find("fleet", FLEET))
         wait_for(lambda: shown_at(page, asking) != before, "another certificate")
+
+
+def test_probes_without_a_certificate_learn_whether_an_agent_serves_where_that_is_open(
+    toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    keys = Authority.create(tmp_path / "keys")
+    agent, watcher = keys.issue_agent("agent_0"), keys.issue_client("prometheus")
+    options = server_options(keys, agent, *EXPOSED)
+    probe = ssl.create_default_context()  # as Kubernetes asks over HTTPS
+    probe.check_hostname, probe.verify_mode = False, ssl.CERT_NONE
+    with AgentProcess(toy_bundle.path, "agent_0", options=options) as process:
+        page = here(process.ready["metrics"])
+        assert get(page, "/readyz", context(keys, watcher)) == "ok\n"
+        with pytest.raises(OSError):  # noqa: PT011 - how a connection ends differs
+            get(page, "/readyz", probe)
+    tokens = write_tokens(tmp_path / "tokens", FIRST)
+    more = ["--open-health", "--token-file", str(tokens), "--grace-s", "20"]
+    with AgentProcess(toy_bundle.path, "agent_0", options=[*options, *more]) as process:
+        page = here(process.ready["metrics"])
+        for path in ("/readyz", "/livez"):
+            assert get(page, path, probe) == "ok\n"
+        with refused(401, "certificate: got none"):
+            get(page, context=probe)
+        foreign = Authority.create(tmp_path / "foreign").issue_client("prometheus")
+        with pytest.raises(OSError):  # noqa: PT011 - how a connection ends differs
+            get(page, "/readyz", context(keys, foreign))
+        with refused(401, "token: got none"):
+            get(page, context=context(keys, watcher))
+        assert "hmarl_agent_serving 1.0" in get(page, context=context(keys, watcher), token=FIRST)
+        chosen = security(keys, watcher, token_file=tokens)
+        with AgentClient(process.address, security=chosen, timeout_s=LIMIT_S) as client:
+            client.reset(1)
+            process.process.terminate()  # the episode goes on; no other begins
+
+            def draining() -> bool:
+                client.act(np.zeros(6, np.float32), np.ones(5, np.bool_))
+                try:
+                    return get(page, "/readyz", probe) == ""
+                except urllib.error.HTTPError as error:
+                    return error.code == 503
+
+            wait_for(draining, "draining")
+            assert get(page, "/livez", probe) == "ok\n"

@@ -72,8 +72,16 @@ class Access:
         """When the server's certificate is valid no longer, in seconds since 1970; None for plaintext."""
         return None if self.certificate is None else self.certificate.value[0].expires_at
 
+    @property
+    def open_health(self) -> bool:
+        """Whether health is told to those who show nothing."""
+        return self._settings.open_health
+
     def context(self) -> ssl.SSLContext | None:
-        """What a connection that is not gRPC's is encrypted by, with the files as they are now; None for plaintext."""
+        """What a connection that is not gRPC's is encrypted by, with the files as they are now; None for plaintext.
+
+        With ``open_health`` its handshake goes without a certificate, which ``Guard`` then asks for.
+        """
         if self.certificate is None:
             return None
         self.certificate.look()
@@ -94,7 +102,7 @@ class Access:
             pair = read_pair("--tls-cert", cert, "--tls-key", key)
             trusted = None if authority is None else read_authority("--tls-client-ca", authority)
             if trusted is not None:
-                ask_clients(pair.context, trusted)
+                ask_clients(pair.context, trusted, required=not self._settings.open_health)
             return pair, trusted
 
         paths = [cert, key, *([] if authority is None else [authority])]

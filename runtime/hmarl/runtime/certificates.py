@@ -73,10 +73,16 @@ def read_authority(option: str, path: Path) -> bytes:
     return content
 
 
-def ask_clients(context: ssl.SSLContext, authority: bytes) -> None:
-    """Have a server ask for certificates of an authority, which is in PEM."""
+def ask_clients(context: ssl.SSLContext, authority: bytes, *, required: bool) -> None:
+    """Have a server ask for client certificates.
+
+    Args:
+        context: the server's.
+        authority: whose certificates are taken, in PEM.
+        required: whether those without any are turned away at the handshake.
+    """
     context.load_verify_locations(cadata=authority.decode("ascii"))
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
 
 
 def expiry(option: str, path: Path, content: bytes) -> float:

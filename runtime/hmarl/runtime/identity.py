@@ -203,7 +203,11 @@ class Guard:
 
     def _certified_name(self, pem: bytes, names: Sequence[str]) -> str:
         """The name by which a client's certificate is let in."""
-        if not pem or not names:
+        if not pem:
+            raise UnauthenticatedError(
+                "certificate: got none, expected one of this agent's authority (--tls-client-ca)"
+            )
+        if not names:
             raise UnauthenticatedError("certificate: got no name in it, expected a URI, a DNS name or a common name")
         if self._clock() > self._expiry(pem):
             raise UnauthenticatedError(

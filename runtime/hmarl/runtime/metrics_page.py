@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError
 
@@ -23,7 +23,23 @@ if TYPE_CHECKING:
 CONNECTIONS = 8  # at once; one more and the oldest gives way
 _SILENT_FOR_S = 5.0
 _STATUS: dict[type[HmarlError], int] = {ForbiddenError: 403, QuotaError: 429}
-Render = Callable[[str], tuple[str, bytes]]
+
+
+class Content(NamedTuple):
+    """What is answered.
+
+    Attributes:
+        kind: its media type.
+        body: it.
+        status: of HTTP.
+    """
+
+    kind: str
+    body: bytes
+    status: int = 200
+
+
+Render = Callable[[str], Content]
 
 
 class MetricsPage:
@@ -32,7 +48,8 @@ class MetricsPage:
     Args:
         host: where to listen, as in ``HOST:PORT``.
         port: likewise; 0 for a free one.
-        pages: by path: from the host by which the peer called it, the content type and the content.
+        pages: by path: what is answered, from the host by which the peer called it.
+        health: likewise, of pages that tell no more than that; with ``open_health`` of the door to whoever asks.
         door: encrypts, and says who gets in; None for plaintext, and for all who reach it.
 
     Attributes:
@@ -48,9 +65,10 @@ class MetricsPage:
         port: int,
         pages: Mapping[str, Render],
         door: PageDoor | None = None,
+        health: Mapping[str, Render] | None = None,
     ) -> None:
         try:
-            self._server = _Server(host.strip("[]"), port, pages, door)
+            self._server = _Server(host.strip("[]"), port, pages, health or {}, door)
         except OSError as error:
             raise HmarlError(
                 f"--metrics: cannot listen on {host}:{port}: {error.strerror}; choose another address, or port 0 for "
@@ -68,9 +86,17 @@ class MetricsPage:
 class _Server(HTTPServer):
     request_queue_size = CONNECTIONS
 
-    def __init__(self, host: str, port: int, pages: Mapping[str, Render], door: PageDoor | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        pages: Mapping[str, Render],
+        health: Mapping[str, Render],
+        door: PageDoor | None,
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.pages = pages
+        self.pages = {**pages, **health}
+        self.open = frozenset(health) if door is None or door.open_health else frozenset()
         self.door = door
         self._open: deque[socket.socket] = deque()
         self._lock = threading.Lock()
@@ -115,20 +141,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """One page."""
+        path = self.path.partition("?")[0]
         try:
-            if self.server.door is not None:
+            if self.server.door is not None and path not in self.server.open:
                 self.server.door.admit(self.connection, self.headers.get("Authorization"), self.client_address[0])
         except HmarlError as error:
             status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 401)
             self._reply(status, "text/plain", f"{error}\n".encode())
             return
-        page = self.server.pages.get(self.path.partition("?")[0])
+        page = self.server.pages.get(path)
         if page is None:
             known = ", ".join(self.server.pages)
             self._reply(404, "text/plain", f"expected one of {known}\n".encode())
         else:
-            kind, content = page(self.headers.get("Host", "").rpartition(":")[0])
-            self._reply(200, kind, content)
+            found = page(self.headers.get("Host", "").rpartition(":")[0])
+            self._reply(found.status, found.kind, found.body)
 
     def _reply(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)

@@ -20,6 +20,11 @@ class PageDoor:
     def __init__(self, access: Access) -> None:
         self._access = access
 
+    @property
+    def open_health(self) -> bool:
+        """Whether health is told to those who show nothing."""
+        return self._access.open_health
+
     def wrapped(self, connection: socket.socket) -> socket.socket:
         """A connection after the TLS handshake; itself where none is asked for.
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from hmarl.runtime.access import Access
     from hmarl.runtime.fleet import Fleet
     from hmarl.runtime.metrics import AgentMetrics, FleetMetrics
-    from hmarl.runtime.metrics_page import MetricsPage, Render
+    from hmarl.runtime.metrics_page import Content, MetricsPage, Render
     from hmarl.runtime.server import AgentServer
     from hmarl.runtime.settings import SecuritySettings
     from hmarl.runtime.telemetry import Observer, Telemetry
 
 LOGGER = logging.getLogger("hmarl.fleet")
 METRICS, TARGETS = "/metrics", "/targets"
+READY, LIVE = "/readyz", "/livez"  # as Kubernetes and etcd call them
 _ANY = {"0.0.0.0", "[::]"}
 
 
@@ -67,7 +68,8 @@ class AgentWatch:
         """
         if self._metrics is not None and self._listen is not None:
             self._metrics.watch(server, lambda: server.access.expires_at)
-            self.address = open_page(self._listen, {METRICS: self._text}, server.access).address
+            health = {READY: lambda: server.serving, LIVE: lambda: server.alive}
+            self.address = open_page(self._listen, self._text, health, server.access).address
             self._scheme = scheme(self._listen, server.access)
 
     def _text(self) -> bytes:
@@ -136,7 +138,8 @@ class FleetWatch:
         access = _access(security) if self.exposed is not None else None
         if access is not None:
             self._scheme = scheme(self._listen, access)
-        self.address = open_page(self._listen, {METRICS: self._text}, access, {TARGETS: self._targets}).address
+        health = {READY: lambda: fleet.serving, LIVE: lambda: fleet.attentive}
+        self.address = open_page(self._listen, self._text, health, access, {TARGETS: self._targets}).address
 
     @property
     def url(self) -> str | None:
@@ -152,10 +155,13 @@ class FleetWatch:
     def _text(self) -> bytes:
         return b"" if self._metrics is None else self._metrics.text()
 
-    def _targets(self, host: str) -> tuple[str, bytes]:
+    def _targets(self, host: str) -> Content:
         """What Prometheus asks for service discovery by HTTP: the fleet and its agents, by the host it asked."""
+        from hmarl.runtime.metrics_page import Content  # noqa: PLC0415 - not always needed
+
         agents = {} if self._fleet is None else self._fleet.metrics
-        return "application/json", json.dumps(targets(self.address or "", agents, host, self._scheme)).encode()
+        listed = targets(self.address or "", agents, host, self._scheme)
+        return Content("application/json", json.dumps(listed).encode())
 
 
 def targets(fleet: str, agents: Mapping[str, str], host: str, scheme: str) -> list[dict[str, Any]]:
@@ -183,7 +189,8 @@ def targets(fleet: str, agents: Mapping[str, str], host: str, scheme: str) -> li
 
 def open_page(
     listen: str,
-    texts: Mapping[str, Callable[[], bytes]],
+    text: Callable[[], bytes],
+    health: Mapping[str, Callable[[], bool]],
     access: Access | None,
     more: Mapping[str, Render] | None = None,
 ) -> MetricsPage:
@@ -191,7 +198,8 @@ def open_page(
 
     Args:
         listen: ``HOST:PORT``.
-        texts: metrics by path.
+        text: the metrics.
+        health: whether all is well, by path.
         access: who gets in where others reach it; on the loopback interface all do.
         more: other content by path.
 
@@ -200,15 +208,16 @@ def open_page(
         HmarlError: it cannot be bound.
     """
     from hmarl.runtime.metrics import CONTENT_TYPE_LATEST  # noqa: PLC0415 - part of the metrics extra
-    from hmarl.runtime.metrics_page import MetricsPage  # noqa: PLC0415 - not always needed
+    from hmarl.runtime.metrics_page import Content, MetricsPage  # noqa: PLC0415 - not always needed
     from hmarl.runtime.page_door import PageDoor  # noqa: PLC0415 - not always needed
 
-    def rendered(text: Callable[[], bytes]) -> Render:
-        return lambda host: (CONTENT_TYPE_LATEST, text())
+    def told(well: Callable[[], bool]) -> Render:
+        return lambda host: Content("text/plain", *((b"ok\n", 200) if well() else (b"not ok\n", 503)))
 
     host, port = metrics_address(listen)
     door = PageDoor(access) if access is not None and is_exposed(host) else None
-    return MetricsPage(host, port, {path: rendered(text) for path, text in texts.items()} | dict(more or {}), door)
+    pages = {METRICS: lambda host: Content(CONTENT_TYPE_LATEST, text()), **(more or {})}
+    return MetricsPage(host, port, pages, door, {path: told(well) for path, well in health.items()})
 
 
 def scheme(listen: str, access: Access) -> str:

@@ -28,7 +28,7 @@ from hmarl.runtime.commands._common import (
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
-from hmarl.runtime.commands._security import SECRET_VARIABLE, security_options, take_security
+from hmarl.runtime.commands._security import inherited_secret, security_options, take_security
 from hmarl.runtime.commands._watching import AgentWatch
 from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
@@ -198,7 +198,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
 def serve(**given: Any) -> int:
     """Serve one agent of a bundle over gRPC, until SIGTERM or Ctrl-C."""
     at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
-    security = take_security(given, os.environ.pop(SECRET_VARIABLE, None))  # no child shall inherit it
+    security = take_security(given, inherited_secret())
     options = Options(**given, security=security)
     if options.core is not None:
         stay_on(options.core)  # before any thread is started
