@@ -26,7 +26,7 @@ from hmarl.sdk import AgentClient
 from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
-from processes import children, descriptors, rss_mib, threads, wait_for
+from processes import LIMIT_S, children, descriptors, rss_mib, threads, wait_for
 from secured import security, server_options
 from serving import SHIPPED_BUNDLE
 
@@ -134,7 +134,7 @@ def play_as_a_team(bundle: Bundle, out: Path, stream: bool, enough: Callable[[in
     try:
         environment, other = make(ENVIRONMENT, 1, max_cycles=HORIZON), make(ENVIRONMENT, 1, max_cycles=HORIZON)
         here = BundleTeam(bundle, other.spec, sample=True)
-        there = FleetTeam(out, environment.spec, sample=True, stream=stream)
+        there = FleetTeam(out, environment.spec, sample=True, stream=stream, timeout_s=LIMIT_S)
         clients = [client for row in there.clients.values() for client in row]
         connections = [client._connection for client in clients]
         while not enough(played.acts):
@@ -163,7 +163,7 @@ def play_as_a_team(bundle: Bundle, out: Path, stream: bool, enough: Callable[[in
 def test_a_team_plays_on_while_certificates_are_replaced(tmp_path: Path) -> None:
     bundle, keys_path, out = load_bundle(SHIPPED_BUNDLE), tmp_path / "keys", tmp_path / "endpoints.json"
     teams = {stream: Played() for stream in CLIENTS}
-    log = (tmp_path / "log").open("w+")
+    log = (tmp_path / "log").open("w")
     command = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(bundle.path), "--out", str(out)]
     command += ["--tls", str(keys_path), "--log-level", "info"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log) as fleet:
@@ -207,7 +207,6 @@ def test_a_team_plays_on_while_certificates_are_replaced(tmp_path: Path) -> None
             f"{'stream' if stream else 'unary'}: {played.acts:,} acts in {played.episodes} episodes, {played.changes} "
             f"changes of connection, lost, stale, other {played.different}, slowest {1e3 * played.slowest_s:.0f} ms"
         )
-    assert "cannot be used" not in (tmp_path / "log").read_text()
     for played in teams.values():
         assert (played.different, played.errors) == (0, [])
         assert played.acts >= ACTS // 2

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import os
 import re
-import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ def check_secret(option: str, path: Path, found: os.stat_result, content: bytes)
         who, change = ("its owner alone", "go-rwx") if own else ("its owner and group alone", "g-w,o-rwx")
         raise UsageError(
             f"{option}: got '{path}' with mode {stat.S_IMODE(found.st_mode):04o}, expected a file that {who} may read: "
-            f"chmod {change} {shlex.quote(str(path))}"
+            f"chmod {change} {_quoted(str(path))}"
         )
 
 
@@ -122,7 +121,7 @@ def read_names(option: str, path: Path) -> frozenset[str]:
     content, found = _read(option, path)
     if found.st_mode & stat.S_IWOTH:
         raise UsageError(
-            f"{option}: others may write '{path}', and so let themselves in: chmod o-w {shlex.quote(str(path))}"
+            f"{option}: others may write '{path}', and so let themselves in: chmod o-w {_quoted(str(path))}"
         )
     return frozenset(_lines(option, path, content))
 
@@ -153,3 +152,10 @@ def _lines(option: str, path: Path, content: bytes) -> list[str]:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
+
+
+def _quoted(path: str) -> str:
+    """As a word of a shell's command."""
+    import shlex  # noqa: PLC0415 - for errors alone
+
+    return shlex.quote(path)

@@ -93,13 +93,14 @@ def _open(options: Options, path: Path) -> Bundle:
     return load_bundle(path, options.trust or None)
 
 
-def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
+def _loaded(options: Options) -> tuple[AgentServer, Policy, AgentWatch]:
     """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime.trial import Trial, TrialProcess  # noqa: PLC0415
 
     with TrialProcess() as process:  # imports what graphs need, while this one imports what serving needs
         at_end(process.close)
+        watch = AgentWatch(options.agent, options.metrics, options.traces, options.security)
         from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
         bundle = _open(options, options.bundle)
@@ -132,7 +133,7 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
         except BaseException:
             server.stop(grace_s=0.0)
             raise
-    return server, policy
+    return server, policy, watch
 
 
 def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -> None:
@@ -206,8 +207,7 @@ def serve(**given: Any) -> int:
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     start_logging(options.log_level, f"hmarl-agent {options.agent}", options.log_format, options.agent)
-    watch = AgentWatch(options.agent, options.metrics, options.traces, options.security)
-    server, policy = _loaded(options, watch)
+    server, policy, watch = _loaded(options)
     _obey_reloads(options, server, signals)
     gc.collect()
     gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
