@@ -7,11 +7,9 @@ import logging
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
-
-import grpc
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError, UnauthenticatedError, one_line
 from hmarl.runtime.places import UNKNOWN_PEER
@@ -20,7 +18,11 @@ from hmarl.runtime.reloading import Reloaded
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.secret_files import Tokens
 
-Context: TypeAlias = grpc.ServicerContext
+if TYPE_CHECKING:
+    import grpc
+
+Context: TypeAlias = "grpc.ServicerContext"
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 _Properties: TypeAlias = Mapping[str, Sequence[bytes]]
 _BEARER = "bearer "
 _TOLD_CERTIFICATES = 1024
@@ -127,6 +129,40 @@ class Guard:
         """What the process shows when it calls itself."""
         return (("authorization", f"Bearer {self._secret.decode()}"),) if self._told else ()
 
+    @property
+    def own_metadata(self) -> dict[str, str]:
+        """The same where nothing else is asked for, but the process is to be told from others."""
+        return {"authorization": f"Bearer {self._secret.decode()}"}
+
+    def is_own(self, metadata: Metadata) -> bool:
+        """Whether a request shows the secret of the process itself, or its supervisor."""
+        bearer = bearer_of(metadata)
+        return bearer is not None and hmac.compare_digest(bearer.encode(), self._secret)
+
+    def count(self, caller: Caller) -> None:
+        """Count a request of a caller that is known and let in.
+
+        Raises:
+            QuotaError: it has sent too many.
+        """
+        if self._quota.per_s:
+            try:
+                self._quota.take(caller.name)
+            except QuotaError as error:
+                raise self.reject(error, caller.name) from None
+
+    def reject(self, error: HmarlError, caller: str) -> HmarlError:
+        """Count and log that someone is not let in; returns the error, to be raised.
+
+        Args:
+            error: whose message begins with what it is about.
+            caller: who it is.
+        """
+        reason = str(error).partition(":")[0]
+        self.rejected["quota" if isinstance(error, QuotaError) else reason] += 1
+        self._log.say(f"rejected {type(error).__name__}", logging.WARNING, f"rejected {caller}: {error}")
+        return error
+
     def admit(self, context: Context, *, open_to_all: bool = False) -> None:
         """Let a call in, or another request of one that is open.
 
@@ -145,11 +181,10 @@ class Guard:
                 self._callers[context] = caller
                 if caller is _PROBE:
                     return
-            if self._quota.per_s:
-                self._quota.take(self.caller(context).name)
         except HmarlError as error:
-            self._reject(error, peer_of(context))
-            raise
+            raise self.reject(error, peer_of(context)) from None
+        if self._quota.per_s:
+            self.count(self.caller(context))
 
     def admit_reader(self, shown: Shown, peer: str) -> None:
         """Let one in who asks by another protocol than gRPC, by the same rules.
@@ -164,10 +199,10 @@ class Guard:
             QuotaError: likewise.
         """
         try:
-            self._quota.take(self._name_of(shown) or peer)
+            name = self._name_of(shown)
         except HmarlError as error:
-            self._reject(error, peer)
-            raise
+            raise self.reject(error, peer) from None
+        self.count(Caller(name or peer))
 
     def dismiss(self, context: Context) -> None:
         """Forget a call that has ended."""
@@ -178,16 +213,11 @@ class Guard:
         return self._callers.get(context) or Caller(peer_of(context))
 
     def _identify(self, context: Context) -> Caller:
-        bearer = next((token for key, value in context.invocation_metadata() if (token := bearer_of(key, value))), None)
-        if bearer is not None and hmac.compare_digest(bearer.encode(), self._secret):
+        metadata = context.invocation_metadata()
+        if self.is_own(metadata):
             return _PROBE
-        name = self._name_of(_shown(context.auth_context() if self.asked.tls else {}, bearer))
+        name = self._name_of(_shown(context.auth_context() if self.asked.tls else {}, bearer_of(metadata)))
         return Caller(peer_of(context)) if name is None else Caller(name, name)
-
-    def _reject(self, error: HmarlError, peer: str) -> None:
-        reason = str(error).partition(":")[0]  # messages begin with what they are about
-        self.rejected["quota" if isinstance(error, QuotaError) else reason] += 1
-        self._log.say(f"rejected {type(error).__name__}", logging.WARNING, f"rejected {peer}: {error}")
 
     def _name_of(self, shown: Shown) -> str | None:
         """Who shows this; None where nothing is asked for that would say so."""
@@ -264,10 +294,11 @@ def peer_of(context: Context) -> str:
     return UNKNOWN_PEER if peer.startswith("unix") else peer.rpartition(":")[0]
 
 
-def bearer_of(key: str, value: str | bytes | None) -> str | None:
-    """The token in an entry of metadata or a header; None where there is none."""
-    if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
-        return value[len(_BEARER) :].strip()
+def bearer_of(metadata: Metadata) -> str | None:
+    """The token among entries of metadata, or headers; None where there is none."""
+    for key, value in metadata:
+        if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
+            return value[len(_BEARER) :].strip()
     return None
 
 

@@ -47,7 +47,7 @@ class PageDoor:
             ForbiddenError: its name is not among those that are let in.
             QuotaError: its client has sent too many requests.
         """
-        self._access.guard.admit_reader(_shown(connection, bearer_of("authorization", authorization)), peer)
+        self._access.guard.admit_reader(_shown(connection, bearer_of([("authorization", authorization or "")])), peer)
 
 
 def _shown(connection: socket.socket, bearer: str | None) -> Shown:

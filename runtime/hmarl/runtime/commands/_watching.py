@@ -232,7 +232,7 @@ def metrics_address(listen: str) -> tuple[str, int]:
     Raises:
         UsageError: it is malformed.
     """
-    from hmarl.runtime.server import parse_address  # noqa: PLC0415 - needs gRPC
+    from hmarl.runtime.access import parse_address  # noqa: PLC0415 - not always needed
 
     try:
         return parse_address(listen)
