@@ -82,7 +82,7 @@ chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks, jump
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py tests/reliability/test_rotation.py \
 		tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-rotation: $(INSTALLED)  ## Certificates of agent and clients are replaced while they act: 100,000 acts, each compared
+rotation: $(INSTALLED)  ## Certificates of agents and clients are replaced while they act, a client alone and a team: each act compared
 	$(BIN)/python -m pytest tests/reliability/test_rotation.py -m reliability -s --timeout 3600 $(PYTEST_ARGS)
 
 reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared

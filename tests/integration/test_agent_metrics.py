@@ -160,7 +160,6 @@ def test_other_pages_are_not_there(agent: AgentProcess) -> None:
     [
         ("9464", "--metrics: got '9464', expected HOST:PORT"),
         ("unix:/tmp/m", "--metrics: got 'unix:/tmp/m', expected HOST:PORT"),
-        ("0.0.0.0:0", "--metrics: got 0.0.0.0"),
     ],
 )
 @pytest.mark.parametrize("command", ["agent", "fleet"])
@@ -211,6 +210,8 @@ def test_a_fleet_lists_its_agents_and_counts_their_restarts(toy_bundle: Bundle, 
         assert told == json.loads((tmp_path / "endpoints.json").read_text())["metrics"]
         listed = {entry["labels"].get("agent"): entry["targets"][0] for entry in targets(told["fleet"])}
         assert listed == {None: told["fleet"], **told["agents"]}
+        assert {entry["labels"]["fleet"] for entry in targets(told["fleet"])} == {told["fleet"]}
+        assert told["scheme"] == "http"
         assert {
             name: scrape(where).labels("hmarl_agent_bundle_info")[0]["agent_id"]
             for name, where in told["agents"].items()

@@ -128,13 +128,14 @@ def supervise(
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet", log_format)
     watch = FleetWatch(metrics)
+    security = take_security(given)
+    for door, reached in (("--host", host), ("--metrics", watch.exposed)):
+        _check_exposed(door, reached if tls is None else None, security)
     # Only now: gRPC asks at once what it may log.
     from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
     from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
     from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
 
-    security = take_security(given)
-    _check_host(host if tls is None else None, security)
     load = partial(load_bundle, trust=trust or None)  # also at each reload
     loaded = load(resolved(bundle))
     members = _roster(loaded, agents, count)
@@ -144,6 +145,8 @@ def supervise(
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
     more += [f"--frames-allow-uid={user}" for user in frames_allow_uid]
     more += _flags(traces=traces, oip=oip, no_grpc=no_grpc)
+    hosts = [each.strip("[]") for each in (host, watch.exposed) if each is not None]
+    keys = None if tls is None else TeamKeys(tls, members, hosts, page=watch.exposed is not None)
     fleet = Fleet(
         loaded,
         path=bundle,
@@ -153,12 +156,12 @@ def supervise(
         pin=pin,
         options=more,
         security=security,
-        keys=None if tls is None else TeamKeys(tls, members, [] if host is None else [host]),
+        keys=keys,
         host=LOOPBACK if host is None else host,
         metrics=watch.members_from,
         grace_s=grace_s + MORE_THAN_GRACE_S,
     )
-    watch.watch(fleet)
+    watch.watch(fleet, security if keys is None else keys.own_settings(security))
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
@@ -195,7 +198,7 @@ def _flags(**given: bool) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
 
 
-def _check_host(host: str | None, security: SecuritySettings) -> None:
+def _check_exposed(option: str, host: str | None, security: SecuritySettings) -> None:
     """Refuse at once what every member would refuse to listen on; None needs no check.
 
     Raises:
@@ -206,10 +209,10 @@ def _check_host(host: str | None, security: SecuritySettings) -> None:
     from hmarl.runtime.access import check_exposure  # noqa: PLC0415 - needs gRPC
 
     try:
-        check_exposure(security, host, None)
+        check_exposure(security, host, None, option)
     except UsageError as error:
         raise UsageError(
-            f"--host: got {host}, which others may reach, without TLS and a client's identity: give --tls DIR, which "
+            f"{option}: got {host}, which others may reach, without TLS and a client's identity: give --tls DIR, which "
             "makes all that they need; or --insecure where something in front protects the agents"
         ) from error
 
@@ -252,10 +255,8 @@ def _announce(reloads: FleetReloads, watch: FleetWatch, out: EndpointsFile | Non
         for agent_id, address in description["agents"].items():
             doors = [address, *filter(None, [frames.get(agent_id)])]
             OUTPUT.put(f"{agent_id} is serving on {' and '.join(doors)}")
-        if watch.address is not None:
-            OUTPUT.put(
-                f"metrics on http://{watch.address}/metrics, those of all agents by http://{watch.address}/targets"
-            )
+        if watch.url is not None:
+            OUTPUT.put(f"metrics on {watch.url}/metrics, those of all agents by {watch.url}/targets")
         if out is not None:
             OUTPUT.put(f"wrote the endpoints to {out.path}")
         OUTPUT.put("Ctrl-C stops all agents")
