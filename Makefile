@@ -50,8 +50,8 @@ test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
 
-fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent
-	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent, 100,000 over frames
+	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py tests/reliability/test_fuzz_frames.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
 	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)

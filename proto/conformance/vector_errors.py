@@ -15,7 +15,8 @@ from hmarl.agent.v1 import agent_pb2 as pb
 from hmarl.agent.v1 import agent_pb2_grpc
 from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.server import SERVICE, AgentServer
+from hmarl.runtime.server import AgentServer
+from hmarl.runtime.service import SERVICE
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import ServerSettings
 

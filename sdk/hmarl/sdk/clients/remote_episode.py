@@ -231,6 +231,14 @@ class RemoteEpisode:
         self._next_step = request.first_step
         self._last_action, self._last_time_s = None, -math.inf
 
+    def skip(self, steps: int) -> None:
+        """Go on with a later step; the server counts those between as missed.
+
+        Raises:
+            UsageError: no number of steps.
+        """
+        self._next_step += checked_integer("steps", steps)
+
     def ending(self) -> agent_pb2.EndEpisodeRequest | None:
         """The request that ends the episode, which is forgotten here; None when there is none."""
         session_id, self.session_id = self.session_id, None
