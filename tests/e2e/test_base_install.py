@@ -65,6 +65,10 @@ NEED_AN_EXTRA = {"vmas": "vmas", "mamujoco": "mujoco", "smax": "smax", "lbf": "l
 MODULES_OF_EXTRAS = {
     "hmarl.runtime.metrics": "metrics",
     "hmarl.runtime.tracing": "otel",
+    **{
+        f"hmarl.runtime.recording.{name}": "record"
+        for name in ("agent", "box_files", "library", "reader", "recorder", "replay")
+    },
     "hmarl.sdk.clients.client_metrics": "metrics",
     "hmarl.sdk.clients.spans": "otel",
 }
@@ -123,6 +127,9 @@ def test_results_are_written_without_the_eval_extra(installed: Installed, bundle
         (["hmarl-algorithms"], "train"),
         (["hmarl-sign", "--new-key", "team.pem"], "secure"),
         (["hmarl-verify", "bundle", "--trust", "team.pub.pem"], "secure"),
+        (["hmarl-agent", "bundle", "--agent", "agent_0", "--record", "box"], "record"),
+        (["hmarl-fleet", "bundle", "--record", "box"], "record"),
+        (["hmarl-replay", "box", "--bundle", "bundle"], "record"),
         *((["hmarl-check-env", f"{family}/task"], extra) for family, extra in NEED_AN_EXTRA.items()),
         (["hmarl-check-env", "pettingzoo/mpe2.simple_spread_v3:parallel_env"], "mpe"),
     ],

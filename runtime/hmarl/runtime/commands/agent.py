@@ -27,6 +27,7 @@ from hmarl.runtime.commands._common import (
 )
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands._recording import record_options, recorder, take_recording
 from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
 from hmarl.runtime.commands._security import SECRET_VARIABLE, security_options, take_security
 from hmarl.runtime.commands._watching import AgentWatch
@@ -38,6 +39,7 @@ from hmarl.runtime.settings import SecuritySettings, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
+    from hmarl.runtime.recording.settings import RecordSettings
     from hmarl.runtime.server import AgentServer
     from hmarl.runtime.session import Policy
 
@@ -71,6 +73,7 @@ class Options:
     oip: bool
     as_json: bool
     security: SecuritySettings
+    record: RecordSettings | None
 
 
 def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
@@ -105,6 +108,9 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
         bundle = _open(options, options.bundle)
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         agent = bundle.agent(options.agent, options.like)
+        box = recorder(options.record, agent)
+        if box is not None:
+            at_end(box.close)
         trial = Trial(bundle, {options.agent: options.like}, process=process)
         from hmarl.runtime.server import AgentServer  # noqa: PLC0415
         from hmarl.runtime.session import Policy  # noqa: PLC0415
@@ -128,6 +134,7 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
         try:
             trial.result()
             policy = Policy(bundle, options.agent, options.provider, options.like)
+            policy.observer = box
             server.serve(policy)
         except BaseException:
             server.stop(grace_s=0.0)
@@ -188,6 +195,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     flag("--reflection", "offer gRPC reflection also where others reach it"),
     flag("--no-reflection", "do not offer gRPC reflection"),
     oip_flag(),
+    *record_options(),
     *security_options(),
     AS_JSON,
     examples=(
@@ -199,7 +207,8 @@ def serve(**given: Any) -> int:
     """Serve one agent of a bundle over gRPC, until SIGTERM or Ctrl-C."""
     at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
     security = take_security(given, os.environ.pop(SECRET_VARIABLE, None))  # no child shall inherit it
-    options = Options(**given, security=security)
+    record = take_recording(given)
+    options = Options(**given, security=security, record=record)
     if options.core is not None:
         stay_on(options.core)  # before any thread is started
     signals = StopSignals()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option, trust_option
-from hmarl.runtime.commands import reload
+from hmarl.runtime.commands import _recording, reload
 from hmarl.runtime.commands._common import (
     bundle_argument,
     grace_option,
@@ -74,6 +74,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
         "http_sd_configs (extra 'metrics')"
     ),
     traces_option(),
+    *_recording.record_options(),
     AS_JSON,
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
@@ -117,6 +118,7 @@ def supervise(
     from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
     from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
 
+    recording = _recording.as_words(_recording.take_recording(given))
     security = take_security(given)
     _check_host(host if tls is None else None, security)
     load = partial(load_bundle, trust=trust or None)  # also at each reload
@@ -124,14 +126,13 @@ def supervise(
     members = _roster(loaded, agents, count)
     if socket_dir is not None:
         _make_folder(socket_dir)
-    file = None
-    if out is not None:
-        file = EndpointsFile(out)
+    file = None if out is None else EndpointsFile(out)
+    if file is not None:
         at_end(file.remove)
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
     more += ["--traces"] if traces else []
-    more += ["--oip"] if oip else []
+    more += [*(["--oip"] if oip else []), *recording]
     fleet = Fleet(
         loaded,
         path=bundle,

@@ -1,0 +1,136 @@
+"""hmarl-replay: run a recording again, and compare what comes out bit for bit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hmarl.runtime.bundle import load_bundle
+from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, option, run, trust_option
+from hmarl.runtime.errors import DifferenceError
+from hmarl.runtime.settings import PROVIDER
+from hmarl.sdk.commands._common import print_json
+from hmarl.sdk.errors import UsageError
+
+if TYPE_CHECKING:
+    from hmarl.runtime.bundle import Bundle
+    from hmarl.runtime.recording.reader import BoxFile
+    from hmarl.runtime.recording.replay import ReplayReport
+    from hmarl.runtime.session import Policy
+
+
+@command(
+    "hmarl-replay",
+    argument("recording", "file, or folder with all that is below it", PATH),
+    option(
+        "--bundle",
+        "on which it was played; repeatable, for agents that were given another one meanwhile",
+        PATH,
+        many=True,
+        shown="BUNDLE",
+        parameter="bundles",
+    ),
+    flag("--any-bundle", "run it on the first --bundle, whichever it was played on, and show what differs"),
+    trust_option(),
+    option("--provider", "where the policy is computed, as for hmarl-agent", default=PROVIDER, shown="NAME"),
+    AS_JSON,
+    examples=(
+        "hmarl-replay /var/log/team --bundle models/simple-spread-hcpo",
+        "hmarl-replay agent_0.mcap --bundle changed --any-bundle",
+    ),
+)
+def replay(
+    recording: Path,
+    bundles: tuple[Path, ...],
+    any_bundle: bool,
+    trust: tuple[Path, ...],
+    provider: str,
+    as_json: bool,
+) -> None:
+    """Run a recording of agents or clients again, and compare what comes out bit for bit.
+
+    Exit code 0: the same; 4: something differs, the first of it is named; 3: a bad recording, or another bundle.
+    """
+    if not bundles:
+        raise UsageError("--bundle: got none, expected the bundle that was recorded")
+    from hmarl.runtime.recording.reader import open_recording, read_recording  # noqa: PLC0415 - the record extra
+    from hmarl.runtime.recording.replay import Replayer  # noqa: PLC0415 - likewise
+
+    files = open_recording(recording)
+    loaded = [load_bundle(path, trust or None) for path in bundles]
+    report = Replayer(loaded, any_bundle, partial(_tried, provider)).run(read_recording(files))
+    if as_json:
+        print_json(_document(recording, files, report))
+    else:
+        _tell(recording, files, report)
+    if not report.same:
+        raise DifferenceError(
+            f"{recording}: {report.differing_acts} of {report.compared} acts differ, first {report.differences[0]}"
+        )
+
+
+def _tried(provider: str, bundle: Bundle, agent_id: str, like: str | None) -> Policy:
+    """An agent's policy, whose graph is run in a process of its own first."""
+    from hmarl.runtime.session import Policy  # noqa: PLC0415 - wrong options and damaged files are told without it
+    from hmarl.runtime.trial import try_graphs  # noqa: PLC0415
+
+    bundle.agent(agent_id, like)  # that there is one
+    try_graphs(bundle, {agent_id: like})
+    return Policy(bundle, agent_id, provider, like)
+
+
+def _document(recording: Path, files: Sequence[BoxFile], report: ReplayReport) -> dict[str, Any]:
+    return {
+        "recording": str(recording),
+        "files": len(files),
+        "cut_off": {str(file.path): file.cut_at for file in files if file.cut_at is not None},
+        "same": report.same,
+        **asdict(report),
+    }
+
+
+def _tell(recording: Path, files: Sequence[BoxFile], report: ReplayReport) -> None:
+    for file in files:
+        if file.cut_at is not None:
+            print(f"{file.path}: was not finished; read up to byte {file.cut_at}, the end of its last whole chunk")
+    print(f"{recording}: {len(files)} files, {report.episodes} episodes, {report.acts} acts")
+    for why, count in report.skipped.items():
+        print(f"{count} acts are not compared: {why}")
+    if report.missing:
+        print(f"{report.missing} acts were not recorded")
+    for difference in report.differences[1:]:
+        print(f"differs as well: {difference}")
+    verdict = "the same" if report.same else "not the same"
+    print(
+        f"{verdict}: {report.compared} acts run again, {report.compared_bytes:,} bytes compared, "
+        f"{report.differing_bytes:,} differ"
+    )
+    _remark_on_machines(files, report)
+
+
+def _remark_on_machines(files: Sequence[BoxFile], report: ReplayReport) -> None:
+    """Other libraries or machines round otherwise: say so where that may be why something differs."""
+    if report.same:
+        return
+    from hmarl.runtime.recording.agent import about_process  # noqa: PLC0415 - part of the record extra
+
+    here = about_process()
+    names = ("onnxruntime_version", "machine", "system")
+    others = {
+        name: said for file in files for name in names if (said := file.recorder.get(name)) not in (None, here[name])
+    }
+    for name, said in others.items():
+        print(f"{name}: {here[name]} here, {said} where it was recorded: numbers may differ in their last bits")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run(replay, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
