@@ -71,6 +71,7 @@ MODULES_OF_EXTRAS = {
     },
     "hmarl.sdk.clients.client_metrics": "metrics",
     "hmarl.sdk.clients.spans": "otel",
+    "hmarl.sdk.clients.recording": "record",
 }
 
 
@@ -79,7 +80,7 @@ def test_every_module_of_protocol_runtime_and_sdk_imports_alone_or_names_its_ext
         "import importlib, json, pkgutil, hmarl.agent, hmarl.runtime, hmarl.sdk\n"
         "from hmarl.runtime.errors import MissingExtraError\n"
         "refused = {}\n"
-        "for package in (hmarl.agent, hmarl.runtime, hmarl.sdk):\n"
+        "for package in (hmarl.agent, hmarl.recording, hmarl.runtime, hmarl.sdk):\n"
         "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         f"        if not any(family in module.name for family in {list(NEED_AN_EXTRA)}):\n"
         "            try:\n"

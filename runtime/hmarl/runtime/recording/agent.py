@@ -131,8 +131,8 @@ class _Layout:
     ) -> pb.Act:
         """The message of an act; in the writing thread."""
         step, missed_steps, replayed = action
-        act = _timed(began_ns, ended_ns, wall_ns)
-        _write_request(act.request, step, *given)
+        act = timed(began_ns, ended_ns, wall_ns)
+        write_request(act.request, step, *given)
         response = act.response
         response.step, response.missed_steps, response.replayed = step, missed_steps, replayed
         outputs = [(name, numbers[first:last].reshape(shape)) for name, first, last, shape in self._floats]
@@ -208,18 +208,20 @@ def refused_act(
     error: tuple[str, str],
 ) -> pb.Act:
     """The message of an act that ended with an error; in the writing thread."""
-    act = _timed(began_ns, ended_ns, wall_ns)
-    _write_request(act.request, step, *given)
+    act = timed(began_ns, ended_ns, wall_ns)
+    write_request(act.request, step, *given)
     act.refusal.kind, act.refusal.message = error[0], one_line(error[1])
     return act
 
 
-def _timed(began_ns: int, ended_ns: int, wall_ns: int) -> pb.Act:
+def timed(began_ns: int, ended_ns: int, wall_ns: int) -> pb.Act:
+    """A message of when an act was; ``wall_ns`` is the time of day when it had ended."""
     took_ns = ended_ns - began_ns
     return pb.Act(monotonic_ns=began_ns, wall_ns=wall_ns - took_ns, latency_us=took_ns / 1e3)
 
 
-def _write_request(request: agent_pb2.ActRequest, step: int, observation: Array | None, mask: Array | None) -> None:
+def write_request(request: agent_pb2.ActRequest, step: int, observation: Array | None, mask: Array | None) -> None:
+    """What an act was given, where it has the form of it."""
     request.step = step
     if observation is not None:
         write_tensor(request.observation, observation)

@@ -16,7 +16,8 @@ try:
     from mcap.writer import CompressionType, Writer
     from mcap_protobuf.schema import build_file_descriptor_set
 except ModuleNotFoundError as error:
-    raise MissingExtraError(error.name or "mcap", "record", "recording and replaying") from error
+    package = (error.name or "mcap").partition(".")[0]
+    raise MissingExtraError(package, "record", "recording and replaying") from error
 
 __all__ = [
     "MAGIC",

@@ -29,7 +29,7 @@ RECORDER, BUNDLE = "hmarl.recorder", "hmarl.bundle"  # titles of metadata
 OVERFLOW = "more came than could be written"
 _OVERHEAD_BYTES = 512  # of a record that waits, beside its numbers
 _LEAST_WAITING, _MOST_WAITING = 64, 2**16
-_RETRY_S = 10.0  # after a disk that was full
+_RETRY_S = 5.0  # after a disk that was full
 _END_LIMIT_S = 1.5
 # The interpreter is given up for a moment after so many records: an act that comes meanwhile waits for no more.
 _RECORDS_A_TURN = 4

@@ -257,7 +257,9 @@ class Replayer:
 
     def _what_arrived(self, live: _Live, act: pb.Act) -> str | None:
         """Bring the session to where the agent's was when it got a request, as far as its client can know that."""
-        if act.delivery.session != live.key and act.delivery.fresh:
+        if act.refusal.kind == ObservationError.__name__:
+            return NO_REPLY  # the step is not used up
+        if act.delivery.session not in ("", live.key):
             live.key, live.lost = act.delivery.session, False
             live.unanswered.clear()
             live.start(act.request.step, {})  # joined again

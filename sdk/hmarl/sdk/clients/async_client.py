@@ -384,6 +384,7 @@ class AsyncAgentClient(ClientBase):
                 await self._end_episode()
             finally:  # also when it is cancelled: a second call would do nothing
                 closing = self._disconnect()
+            await asyncio.to_thread(self._end_recording)
             await asyncio.wait({closing, *self._background}, timeout=END_TIMEOUT_S)
 
     async def __aenter__(self) -> Self:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypedDict
 
 import grpc
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
 from hmarl.sdk.clients.link import LinkWatch, channel_options
 from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Examine, Pause, Reconnect, Start
-from hmarl.sdk.clients.remote_episode import RemoteEpisode
+from hmarl.sdk.clients.remote_episode import RemoteEpisode, described_model
 from hmarl.sdk.clients.security import Keys, Security
 from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
@@ -21,6 +24,7 @@ from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.spaces import AgentSpec
 
 if TYPE_CHECKING:
+    from hmarl.sdk.clients.recording import ClientRecorder
     from hmarl.sdk.clients.spans import ClientSpans
 
 # Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
@@ -55,6 +59,7 @@ class ClientOptions(TypedDict, total=False):
     credentials: grpc.ChannelCredentials | None
     allow_bundle_change: bool
     traces: bool
+    record: RecordSettings | Path | str | None
 
 
 class ClientBase:
@@ -75,6 +80,8 @@ class ClientBase:
         allow_bundle_change: go on when the agent comes back with another bundle, if its spaces are the same. Another
             agent, or other spaces, are always an error.
         traces: make a span of each call, by the program's own provider of OpenTelemetry (the extra ``otel``).
+        record: where what it asks for and is given is recorded, for ``hmarl-replay``: a folder, or a ``RecordSettings``
+            with bounds as well (the extra ``record``). None records nothing.
 
     Raises:
         UsageError: an argument is out of range, or an extra is missing.
@@ -97,6 +104,7 @@ class ClientBase:
         credentials: grpc.ChannelCredentials | None = None,
         allow_bundle_change: bool = False,
         traces: bool = False,
+        record: RecordSettings | Path | str | None = None,
     ) -> None:
         if not isinstance(address, str) or not address:
             raise UsageError(f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051) or unix:PATH")
@@ -114,6 +122,8 @@ class ClientBase:
         self._credentials = credentials
         self._allow_bundle_change = allow_bundle_change
         self._spans = _spans(address) if traces else None
+        self._record = None if record is None else _record_settings(record)
+        self._recorder: ClientRecorder | None = None  # until it is known who is recorded
         self._watch = LinkWatch()
         self._born = ClientBase.forks
         self._closed = False
@@ -163,10 +173,26 @@ class ClientBase:
             diagnostics=self._diagnostics,
             allow_bundle_change=self._allow_bundle_change,
             source=self.address,
+            recorder=self._made_recorder(info),
         )
         if self._expected is not None:
             check_spec(episode.spec, self._expected, self.address)
         self._episode = episode
+
+    def _made_recorder(self, info: agent_pb2.GetAgentInfoResponse) -> ClientRecorder | None:
+        """What records the client's acts; None where nothing is to be recorded."""
+        if self._record is None:
+            return None
+        from hmarl.sdk.clients.recording import ClientRecorder  # noqa: PLC0415 - part of the record extra
+
+        self._recorder = ClientRecorder(self._record, described_model(info, self.address), self.address)
+        weakref.finalize(self, self._recorder.close)  # of a client that is forgotten
+        return self._recorder
+
+    def _end_recording(self) -> None:
+        """Finish the recording's file, if there is one."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _channel_options(self, connect_timeout_s: float, receive_limit_bytes: int) -> Sequence[tuple[str, Any]]:
         own = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
@@ -265,6 +291,12 @@ def _spans(address: str) -> ClientSpans:
     from hmarl.sdk.clients.spans import ClientSpans  # noqa: PLC0415 - part of the otel extra
 
     return ClientSpans(address)
+
+
+def _record_settings(record: RecordSettings | Path | str) -> RecordSettings:
+    from hmarl.runtime.recording import library  # noqa: F401, PLC0415 - part of the record extra, missed at once
+
+    return record if isinstance(record, RecordSettings) else RecordSettings(Path(record).absolute())
 
 
 def failed_call(error: grpc.RpcError) -> CallFailed:
