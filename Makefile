@@ -53,7 +53,7 @@ benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the sa
 fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
+fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames, recordings; a minute each
 	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)
 
 soak: $(INSTALLED)  ## A million acts, each compared with the policy in process

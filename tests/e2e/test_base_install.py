@@ -71,7 +71,10 @@ MODULES_OF_EXTRAS = {
     },
     "hmarl.sdk.clients.client_metrics": "metrics",
     "hmarl.sdk.clients.spans": "otel",
-    "hmarl.sdk.clients.recording": "record",
+    **{
+        f"hmarl.sdk.{name}": "record"
+        for name in ("clients.recording", "reports.recorded_episodes", "reports.recording_page")
+    },
 }
 
 

@@ -34,9 +34,10 @@ from hmarl.runtime.recording.library import (
 )
 from hmarl.runtime.recording.recorder import BUNDLE, RECORDER
 
-LARGEST_CHUNK_BYTES = 2**28  # unpacked
+LARGEST_CHUNK_BYTES = 2**25  # unpacked; more than any that is written
 _HEADER = struct.Struct("<BQ")
-_KINDS: dict[str, Any] = {kind.DESCRIPTOR.full_name: kind for kind in (pb.Episode, pb.Act, pb.Gap, pb.End)}
+# Of messages, by their names.
+KINDS: dict[str, Any] = {kind.DESCRIPTOR.full_name: kind for kind in (pb.Episode, pb.Act, pb.Gap, pb.End)}
 _INTO: dict[int, type[Any]] = {
     Opcode.SCHEMA: Schema,
     Opcode.CHANNEL: Channel,
@@ -98,7 +99,7 @@ class BoxFile:
             if isinstance(record, Schema):
                 schemas[record.id] = record.name
             elif isinstance(record, Channel):
-                channels[record.id] = record.topic, _KINDS.get(schemas.get(record.schema_id, ""))
+                channels[record.id] = record.topic, KINDS.get(schemas.get(record.schema_id, ""))
             elif isinstance(record, Metadata):
                 self._take(record)
             elif isinstance(record, Message):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.recording.v1 import recording_pb2 as pb
-from hmarl.runtime.errors import one_line
+from hmarl.runtime.errors import UsageError, one_line
 from hmarl.runtime.recording.box_files import BoxFiles
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.runtime.repeats import RepeatLog
@@ -27,6 +27,7 @@ LOGGER = logging.getLogger("hmarl.record")
 AGENT, CLIENT = SIDES = ("agent", "client")
 RECORDER, BUNDLE = "hmarl.recorder", "hmarl.bundle"  # titles of metadata
 OVERFLOW = "more came than could be written"
+LARGEST_ACT_BYTES = 2**24  # readers take no larger chunks than twice this
 _OVERHEAD_BYTES = 512  # of a record that waits, beside its numbers
 _LEAST_WAITING, _MOST_WAITING = 64, 2**16
 _RETRY_S = 5.0  # after a disk that was full
@@ -160,12 +161,16 @@ class Recorder:
         record_bytes: numbers of one act, in bytes.
 
     Raises:
-        UsageError: the folder cannot be made, or is not to be written to.
+        UsageError: the folder cannot be made, or is not to be written to, or an act is too large to be recorded.
     """
 
     def __init__(
         self, settings: RecordSettings, side: str, agent_id: str, about: Mapping[str, str], record_bytes: int
     ) -> None:
+        if record_bytes > LARGEST_ACT_BYTES:
+            raise UsageError(
+                f"record: an act of agent '{agent_id}' takes {record_bytes} bytes, expected at most {LARGEST_ACT_BYTES}"
+            )
         self.agent_id = agent_id
         self._topic = f"/{side}/{agent_id}"
         self._flush_s = settings.flush_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import load_bundle
-from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, option, run, trust_option
+from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, integer, option, run, trust_option
 from hmarl.runtime.errors import DifferenceError
 from hmarl.runtime.settings import PROVIDER
 from hmarl.sdk.commands._common import print_json
@@ -36,11 +37,19 @@ if TYPE_CHECKING:
     ),
     flag("--any-bundle", "run it on the first --bundle, whichever it was played on, and show what differs"),
     trust_option(),
+    option(
+        "--html",
+        "write a page that shows an episode there (extra 'eval'); --bundle may be left out",
+        PATH,
+        shown="PAGE",
+    ),
+    option("--seed", "of the episode that the page shows; by default one in which something went wrong", integer(0)),
     option("--provider", "where the policy is computed, as for hmarl-agent", default=PROVIDER, shown="NAME"),
     AS_JSON,
     examples=(
         "hmarl-replay /var/log/team --bundle models/simple-spread-hcpo",
         "hmarl-replay agent_0.mcap --bundle changed --any-bundle",
+        "hmarl-replay /var/log/team --html team.html",
     ),
 )
 def replay(
@@ -48,6 +57,8 @@ def replay(
     bundles: tuple[Path, ...],
     any_bundle: bool,
     trust: tuple[Path, ...],
+    html: Path | None,
+    seed: int | None,
     provider: str,
     as_json: bool,
 ) -> None:
@@ -55,22 +66,45 @@ def replay(
 
     Exit code 0: the same; 4: something differs, the first of it is named; 3: a bad recording, or another bundle.
     """
-    if not bundles:
-        raise UsageError("--bundle: got none, expected the bundle that was recorded")
+    if not bundles and html is None:
+        raise UsageError("--bundle: got none, expected the bundle that was recorded; or --html, to look at it alone")
+    if any_bundle and not bundles:
+        raise UsageError("--any-bundle: got no --bundle, expected one to run the recording on")
     from hmarl.runtime.recording.reader import open_recording, read_recording  # noqa: PLC0415 - the record extra
     from hmarl.runtime.recording.replay import Replayer  # noqa: PLC0415 - likewise
 
     files = open_recording(recording)
-    loaded = [load_bundle(path, trust or None) for path in bundles]
-    report = Replayer(loaded, any_bundle, partial(_tried, provider)).run(read_recording(files))
+    report = None
+    if bundles:
+        loaded = [load_bundle(path, trust or None) for path in bundles]
+        report = Replayer(loaded, any_bundle, partial(_tried, provider)).run(read_recording(files))
+    if html is not None:
+        _write_page(html, recording, files, report, seed)
     if as_json:
         print_json(_document(recording, files, report))
-    else:
+    elif report is not None:
         _tell(recording, files, report)
-    if not report.same:
+    if html is not None and not as_json:
+        print(f"wrote {html}")
+    if report is not None and not report.same:
         raise DifferenceError(
             f"{recording}: {report.differing_acts} of {report.compared} acts differ, first {report.differences[0]}"
         )
+
+
+def _write_page(
+    html: Path, recording: Path, files: Sequence[BoxFile], report: ReplayReport | None, seed: int | None
+) -> None:
+    from hmarl.runtime.recording.reader import read_recording  # noqa: PLC0415 - part of the record extra
+    from hmarl.sdk.reports.recorded_episodes import chosen, collected, summaries  # noqa: PLC0415
+    from hmarl.sdk.reports.recording_page import PageContent, write_recording_page  # noqa: PLC0415
+
+    found = summaries(read_recording(files))
+    differing = [] if report is None else [each.seed for each in report.differences]
+    shown = collected(read_recording(files), chosen(found, seed, differing)) if found else []
+    command = shlex.join(["hmarl-replay", *sys.argv[1:]])
+    about = dict(files[0].recorder)
+    write_recording_page(html, PageContent(recording.absolute(), list(found.values()), shown, report, command, about))
 
 
 def _tried(provider: str, bundle: Bundle, agent_id: str, like: str | None) -> Policy:
@@ -83,13 +117,12 @@ def _tried(provider: str, bundle: Bundle, agent_id: str, like: str | None) -> Po
     return Policy(bundle, agent_id, provider, like)
 
 
-def _document(recording: Path, files: Sequence[BoxFile], report: ReplayReport) -> dict[str, Any]:
+def _document(recording: Path, files: Sequence[BoxFile], report: ReplayReport | None) -> dict[str, Any]:
     return {
         "recording": str(recording),
         "files": len(files),
         "cut_off": {str(file.path): file.cut_at for file in files if file.cut_at is not None},
-        "same": report.same,
-        **asdict(report),
+        **({} if report is None else {"same": report.same, **asdict(report)}),
     }
 
 
