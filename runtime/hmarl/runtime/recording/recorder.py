@@ -33,7 +33,7 @@ _LEAST_WAITING, _MOST_WAITING = 64, 2**16
 _RETRY_S = 5.0  # after a disk that was full
 _END_LIMIT_S = 1.5
 # The interpreter is given up for a moment after so many records: an act that comes meanwhile waits for no more.
-_RECORDS_A_TURN = 4
+_RECORDS_A_TURN = 2
 _TURN_S = 0.00002
 
 MakeAct = Callable[..., pb.Act]
