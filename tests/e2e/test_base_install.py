@@ -67,7 +67,7 @@ MODULES_OF_EXTRAS = {
     "hmarl.runtime.tracing": "otel",
     **{
         f"hmarl.runtime.recording.{name}": "record"
-        for name in ("agent", "box_files", "library", "reader", "recorder", "replay")
+        for name in ("agent", "beside", "box_files", "library", "reader", "recorder", "replay")
     },
     "hmarl.sdk.clients.client_metrics": "metrics",
     "hmarl.sdk.clients.spans": "otel",

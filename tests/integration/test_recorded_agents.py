@@ -20,6 +20,7 @@ import pytest
 from agent_process import AgentProcess
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.recording.beside import laid_beside
 from hmarl.runtime.recording.replay import NO_REPLY
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.async_client import AsyncAgentClient
@@ -85,6 +86,10 @@ def test_both_sides_record_the_same_acts(tmp_path: Path, toy: Bundle, stream: bo
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert (said["same"], said["compared"], said["cut_off"]) == (True, 80, {})
+    beside = said["beside"]
+    assert [beside[name] for name in ("acts", "in_time", "late", "not_received")] == [40, 40, 0, 0]
+    assert (beside["different_inputs"], beside["different_actions"]) == (0, 0)
+    assert 0 < beside["way_us"]["p50"] <= beside["way_us"]["max"]
 
 
 def test_a_killed_agent_leaves_all_but_the_last_moment(tmp_path: Path, toy: Bundle) -> None:
@@ -195,6 +200,13 @@ def test_a_fleet_in_trouble_comes_out_bit_for_bit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"the same: {report.compared} acts run again" in done.stdout
     assert "was not finished" in done.stdout  # those of the killed
+    beside = laid_beside(entries(box))
+    assert beside is not None
+    assert beside.same
+    assert beside.in_time > 0
+    assert beside.acts <= beside.in_time + beside.late + beside.not_received
+    assert beside.late > 0  # the links are slower than the clients wait
+    assert beside.there_us["p50"] > 10_000  # the links' delay
 
 
 def test_a_client_for_asyncio_records_too(tmp_path: Path, toy: Bundle) -> None:

@@ -19,6 +19,7 @@ from hmarl.sdk.errors import UsageError
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
+    from hmarl.runtime.recording.beside import Beside
     from hmarl.runtime.recording.reader import BoxFile
     from hmarl.runtime.recording.replay import ReplayReport
     from hmarl.runtime.session import Policy
@@ -70,10 +71,12 @@ def replay(
         raise UsageError("--bundle: got none, expected the bundle that was recorded; or --html, to look at it alone")
     if any_bundle and not bundles:
         raise UsageError("--any-bundle: got no --bundle, expected one to run the recording on")
-    from hmarl.runtime.recording.reader import open_recording, read_recording  # noqa: PLC0415 - the record extra
+    from hmarl.runtime.recording.beside import laid_beside  # noqa: PLC0415 - the record extra
+    from hmarl.runtime.recording.reader import open_recording, read_recording  # noqa: PLC0415 - likewise
     from hmarl.runtime.recording.replay import Replayer  # noqa: PLC0415 - likewise
 
     files = open_recording(recording)
+    beside = laid_beside(read_recording(files))
     report = None
     if bundles:
         loaded = [load_bundle(path, trust or None) for path in bundles]
@@ -81,14 +84,19 @@ def replay(
     if html is not None:
         _write_page(html, recording, files, report, seed)
     if as_json:
-        print_json(_document(recording, files, report))
-    elif report is not None:
-        _tell(recording, files, report)
+        print_json(_document(recording, files, report, beside))
+    else:
+        _tell(recording, files, report, beside)
     if html is not None and not as_json:
         print(f"wrote {html}")
     if report is not None and not report.same:
         raise DifferenceError(
             f"{recording}: {report.differing_acts} of {report.compared} acts differ, first {report.differences[0]}"
+        )
+    if beside is not None and not beside.same:
+        raise DifferenceError(
+            f"{recording}: {beside.different_inputs} observations or masks are not what clients sent, "
+            f"{beside.different_actions} actions not what agents computed"
         )
 
 
@@ -117,19 +125,26 @@ def _tried(provider: str, bundle: Bundle, agent_id: str, like: str | None) -> Po
     return Policy(bundle, agent_id, provider, like)
 
 
-def _document(recording: Path, files: Sequence[BoxFile], report: ReplayReport | None) -> dict[str, Any]:
+def _document(
+    recording: Path, files: Sequence[BoxFile], report: ReplayReport | None, beside: Beside | None
+) -> dict[str, Any]:
     return {
         "recording": str(recording),
         "files": len(files),
         "cut_off": {str(file.path): file.cut_at for file in files if file.cut_at is not None},
         **({} if report is None else {"same": report.same, **asdict(report)}),
+        "beside": None if beside is None else asdict(beside),
     }
 
 
-def _tell(recording: Path, files: Sequence[BoxFile], report: ReplayReport) -> None:
+def _tell(recording: Path, files: Sequence[BoxFile], report: ReplayReport | None, beside: Beside | None) -> None:
     for file in files:
         if file.cut_at is not None:
             print(f"{file.path}: was not finished; read up to byte {file.cut_at}, the end of its last whole chunk")
+    if beside is not None:
+        print(f"{beside.acts} acts of clients: {_side_by_side(beside)}")
+    if report is None:
+        return
     print(f"{recording}: {len(files)} files, {report.episodes} episodes, {report.acts} acts")
     for why, count in report.skipped.items():
         print(f"{count} acts are not compared: {why}")
@@ -143,6 +158,17 @@ def _tell(recording: Path, files: Sequence[BoxFile], report: ReplayReport) -> No
         f"{report.differing_bytes:,} differ"
     )
     _remark_on_machines(files, report)
+
+
+def _side_by_side(beside: Beside) -> str:
+    """What clients sent and agents received, in words."""
+    parts = [f"{beside.in_time} in time"]
+    if beside.way_us:
+        parts[0] += f" (above the policy's own time {beside.way_us['p50']:,.0f} µs, p99 {beside.way_us['p99']:,.0f} µs)"
+    parts += [f"{beside.late} received, but answered too late", f"{beside.not_received} in no agent's recording"]
+    if beside.there_us:
+        parts.append(f"the way there took {beside.there_us['p50']:,.0f} µs, at most {beside.there_us['max']:,.0f} µs")
+    return "; ".join(parts)
 
 
 def _remark_on_machines(files: Sequence[BoxFile], report: ReplayReport) -> None:
