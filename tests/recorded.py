@@ -19,9 +19,11 @@ from hmarl.runtime.session import Policy
 
 
 @contextmanager
-def recorded(bundle: Bundle, folder: Path, agent_id: str = "agent_0", **settings: Any) -> Iterator[Policy]:
+def recorded(
+    bundle: Bundle, folder: Path, agent_id: str = "agent_0", like: str | None = None, **settings: Any
+) -> Iterator[Policy]:
     """A policy whose sessions are recorded until the end of the block."""
-    policy = Policy(bundle, agent_id)
+    policy = Policy(bundle, agent_id, like=like)
     recorder = AgentRecorder(RecordSettings(folder, **settings), policy.agent)
     policy.observer = recorder
     try:

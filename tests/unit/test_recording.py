@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -374,6 +377,43 @@ def test_an_act_waits_for_nothing_while_files_cannot_be_written(tmp_path: Path, 
     time.sleep(0.3)
     assert len(play(session, 50, 1)) == 100 - 50
     recorder.close()
+
+
+def test_an_agent_that_was_not_trained_is_run_again_by_the_graph_it_acts_by(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle", interchangeable=("agent",))
+    with recorded(bundle, tmp_path / "box", "agent_7", like="agent_0") as policy:
+        session = policy.session()
+        session.reset(2, sample=True)
+        play(session, 10)
+    report = run_again(tmp_path / "box", bundle)
+    assert (report.compared, report.differing_bytes) == (10, 0)
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from hmarl.runtime.bundle import load_bundle
+from recorded import inputs, recorded
+
+with recorded(load_bundle(Path(sys.argv[1])), Path(sys.argv[2]), flush_s=0.02) as policy:
+    session, generator = policy.session(), np.random.default_rng(0)
+    session.reset(2)
+    for _ in range(3):
+        for _ in range(20):
+            session.act(*inputs(policy, generator))
+        if (child := os.fork()) == 0:
+            sys.exit(0)  # with all that an interpreter does at its end
+        os.waitpid(child, 0)
+"""
+
+
+def test_a_fork_writes_nothing_to_the_file(tmp_path: Path, toy: Bundle) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", FORKING, str(toy.path), str(tmp_path / "box")]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    report = run_again(tmp_path / "box", toy)
+    assert (report.compared, report.differing_bytes) == (60, 0)
 
 
 def test_an_empty_recording_is_none(tmp_path: Path) -> None:

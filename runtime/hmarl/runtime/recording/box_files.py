@@ -144,19 +144,52 @@ class BoxFiles:
                     left -= size
 
 
+class _Unbuffered:
+    """A new file, written at once and whole: what a full disk does not take is known, and a fork inherits nothing."""
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, _OWNER_ALONE)
+        self._written = 0
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        while rest:
+            taken = os.write(self._descriptor, rest)
+            self._written += taken
+            rest = rest[taken:]
+        return len(data)
+
+    def tell(self) -> int:
+        return self._written
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self, size: int) -> None:
+        """Close the file as it was when it had so many bytes."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, size)
+        os.close(self._descriptor)
+
+
 class _BoxFile:
     """One MCAP file that is being written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.begun_s = time.monotonic()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._stream = open(os.open(path, flags, _OWNER_ALONE), "wb")  # noqa: SIM115 - closed by finish or cut
+        self._stream = _Unbuffered(path)
         self._flushed = 0
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
-        self._writer = Writer(self._stream, chunk_size=_CHUNK_BYTES, compression=CompressionType.ZSTD)
-        self._writer.start(profile=PROFILE, library=LIBRARY)
+        stream: Any = self._stream  # all of a stream that the library uses
+        self._writer = Writer(stream, chunk_size=_CHUNK_BYTES, compression=CompressionType.ZSTD)
+        try:
+            self._writer.start(profile=PROFILE, library=LIBRARY)
+        except OSError:
+            self.cut()
+            raise
 
     @property
     def size(self) -> int:
@@ -178,20 +211,15 @@ class _BoxFile:
 
     def finish(self) -> None:
         try:
+            self.flush()
             self._writer.finish()  # type: ignore[no-untyped-call]
-            self._stream.close()
-        except OSError:
+            self._flushed = self._stream.tell()
+        finally:
             self.cut()
-            raise
 
     def cut(self) -> None:
-        """Close the file without its index, as it was flushed last; of what is half written nothing stays."""
-        descriptor = os.dup(self._stream.fileno())
-        with contextlib.suppress(OSError):
-            self._stream.close()  # tries to write what it holds
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, self._flushed)
-        os.close(descriptor)
+        """Close the file as it was flushed last; of what is half written nothing stays."""
+        self._stream.close(self._flushed)
 
     def _channel(self, topic: str, kind: Any) -> int:
         name = kind.DESCRIPTOR.full_name
