@@ -17,22 +17,25 @@ from grpc_tools import protoc
 from hmarl.runtime.command_line import command, flag, run
 
 ROOT = Path(__file__).resolve().parent
-_SERVICE = re.compile(r"^service ", re.MULTILINE)
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 
 def compile_into(out: Path) -> None:
     """Compile every .proto below the root into ``out``; a module's package is the folder of its file.
 
+    What protoc writes for gRPC is kept where a file has a service: elsewhere it has nothing but an import of gRPC.
+
     Raises:
         RuntimeError: protoc refused a file (its own message is on standard error).
     """
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
-    services = [source for source in sources if _SERVICE.search((ROOT / source).read_text())]
-    includes = [f"-I{ROOT}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
-    for plugins, files in ((("python_out", "pyi_out"), sources), (("grpc_python_out",), services)):
-        if protoc.main(["protoc", *includes, *(f"--{plugin}={out}" for plugin in plugins), *files]) != 0:
-            raise RuntimeError(f"protoc failed on {', '.join(files)}")
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    flags = [f"--{plugin}={out}" for plugin in ("python_out", "pyi_out", "grpc_python_out")]
+    if protoc.main(["protoc", f"-I{ROOT}", f"-I{well_known}", *flags, *sources]) != 0:
+        raise RuntimeError(f"protoc failed on {', '.join(sources)}")
+    for source in sources:
+        if not re.search(r"^service ", (ROOT / source).read_text(), re.MULTILINE):
+            (out / source).with_name(f"{Path(source).stem}_pb2_grpc.py").unlink()
 
 
 def generated(root: Path) -> dict[str, bytes]:

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 # `make coverage`: a process that is killed leaves nothing of what it has reached.
+DOORS = ("unary", "stream", "frames")  # how a client may reach an agent
 MEASURED = "COVERAGE_PROCESS_CONFIG" in os.environ
 
 
@@ -27,6 +29,7 @@ class AgentProcess:
         before: words that the command is put behind, of a program that becomes it.
         options: more of hmarl-agent's.
         log: a file for what it says on standard error; None lets it through, from warnings on.
+        door: ``frames`` for an agent that speaks no gRPC, at a socket in a folder of its own; None for gRPC.
     """
 
     def __init__(
@@ -37,7 +40,11 @@ class AgentProcess:
         before: Sequence[str] = (),
         options: Sequence[str] = (),
         log: Path | None = None,
+        door: str | None = None,
     ) -> None:
+        self._folder = tempfile.TemporaryDirectory() if door == "frames" else None
+        if self._folder is not None:
+            options = [*options, f"--frames={self._folder.name}/frames", "--no-grpc"]
         self._before, self._log = before, log
         self._options = [*([] if log else ["--log-level", "warning"]), *options]
         self._bundle = bundle
@@ -89,3 +96,5 @@ class AgentProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
         self.kill()
+        if self._folder is not None:
+            self._folder.cleanup()

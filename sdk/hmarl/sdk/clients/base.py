@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import weakref
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypedDict
-
-import grpc
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypedDict
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
-from hmarl.sdk.clients.link import LinkWatch, channel_options
-from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Examine, Pause, Reconnect, Start
+from hmarl.sdk.clients.forks import FORKS
+from hmarl.sdk.clients.link import LinkWatch
+from hmarl.sdk.clients.operations import CallFailed
 from hmarl.sdk.clients.remote_episode import RemoteEpisode, described_model
-from hmarl.sdk.clients.security import Keys, Security
+from hmarl.sdk.clients.wires import END_TIMEOUT_S, Dialling, is_frames
 from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.spaces import AgentSpec
 
 if TYPE_CHECKING:
+    import grpc
+
     from hmarl.sdk.clients.recording import ClientRecorder
+    from hmarl.sdk.clients.security import Security
     from hmarl.sdk.clients.spans import ClientSpans
 
-# Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
-END_TIMEOUT_S = 0.3
-# An episode that takes longer to start than anything waits for it is ended when it has started at last.
-START_TIMEOUT_S = 30.0
 _LONGEST_LOOK_S = 2.0  # at what is wrong with a connection
-
-# By which method a client does what a script asks for, acts excepted, which are done at once.
-METHODS: dict[type, str] = {
-    Start: "_do_start",
-    Abandon: "_do_abandon",
-    End: "_do_end",
-    Describe: "_do_describe",
-    Reconnect: "_do_reconnect",
-    Examine: "_do_examine",
-    Pause: "_do_pause",
-}
 
 
 class ClientOptions(TypedDict, total=False):
@@ -66,10 +52,11 @@ class ClientBase:
     """One agent, served by another process. One episode and one call at a time.
 
     Args:
-        address: ``HOST:PORT`` or ``unix:PATH``.
+        address: ``HOST:PORT`` or ``unix:PATH``, over gRPC; ``frames:PATH``, which is quicker, on the same host.
         timeout_s: seconds that one act may take, retries included.
         fallback: decides when no fresh action arrives in time; by default that is an error.
-        stream: send acts over one bidirectional stream per episode, which is faster, instead of one call each.
+        stream: over gRPC, send acts over one bidirectional stream per episode, which is faster, instead of one call
+            each. Frames are always quicker than either.
         rejoin: join the episode again by itself when the server has forgotten it.
         diagnostics: ask for the policy's further outputs in every reply, which takes longer.
         expected: the agent's expected id and spaces; None accepts whatever is served when the client connects.
@@ -86,8 +73,6 @@ class ClientBase:
     Raises:
         UsageError: an argument is out of range, or an extra is missing.
     """
-
-    forks: ClassVar[int] = 0  # how often this process is a fork of one that could have had clients
 
     def __init__(
         self,
@@ -107,25 +92,26 @@ class ClientBase:
         record: RecordSettings | Path | str | None = None,
     ) -> None:
         if not isinstance(address, str) or not address:
-            raise UsageError(f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051) or unix:PATH")
+            raise UsageError(
+                f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051), unix:PATH or frames:PATH"
+            )
         self.address = address
         self._timeout_s = checked_seconds("timeout_s", timeout_s)
         self._fallback = fallback if fallback is not None else Fail()
-        self._stream_wanted = bool(stream)
         self._rejoin = rejoin
         self._diagnostics = diagnostics
         self._expected = expected
         self._connect_timeout_s = checked_seconds("connect_timeout_s", connect_timeout_s)
         if security is not None and credentials is not None:
             raise UsageError("credentials: got them beside security, expected one of the two")
-        self._keys = None if security is None else Keys(security, address)
-        self._credentials = credentials
+        self._dialling = _dialling(address, bool(stream), security, credentials)
+        self._keys = self._dialling.keys
         self._allow_bundle_change = allow_bundle_change
         self._spans = _spans(address) if traces else None
         self._record = None if record is None else _record_settings(record)
         self._recorder: ClientRecorder | None = None  # until it is known who is recorded
         self._watch = LinkWatch()
-        self._born = ClientBase.forks
+        self._born = FORKS.count
         self._closed = False
         self._episode: RemoteEpisode | None = None  # until the server has said who it is
 
@@ -194,30 +180,10 @@ class ClientBase:
         if self._recorder is not None:
             self._recorder.close()
 
-    def _channel_options(self, connect_timeout_s: float, receive_limit_bytes: int) -> Sequence[tuple[str, Any]]:
-        own = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
-        return own if self._keys is None else (*own, *self._keys.channel_options)
-
-    def _channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """For a channel that is made now; None for a plain one."""
-        return self._credentials if self._keys is None else self._keys.channel_credentials()
-
-    def _refused_by_old(self, failure: CallFailed, version: int) -> bool:
-        """Whether a call was refused for what its connection shows, and the client's files hold something else now.
-
-        Args:
-            failure: how the call ended.
-            version: of the files' content, when the connection was made.
-        """
-        keys = self._keys
-        if keys is None or failure.code is not grpc.StatusCode.UNAUTHENTICATED:
-            return False
-        return keys.look(now=True) or keys.version != version
-
     def _why(self) -> str | None:
         """Why no answer comes, where it can be told; takes a moment."""
-        if self._credentials is not None:
-            return None  # they do not tell what they are
+        if self._dialling.credentials is not None or is_frames(self.address):
+            return None  # they do not tell what they are; and a Unix socket says by itself what is wrong
         from hmarl.sdk.clients.tls_trouble import why_unreachable  # noqa: PLC0415 - in trouble only
 
         security = None if self._keys is None else self._keys.security
@@ -245,7 +211,7 @@ class ClientBase:
     @property
     def _inherited(self) -> bool:
         """Whether the client belongs to the process that this one was forked from."""
-        return self._born != ClientBase.forks
+        return self._born != FORKS.count
 
     def _used_twice(self, doing: str, callers: str) -> MisuseError:
         return MisuseError(
@@ -269,9 +235,9 @@ class ClientBase:
         if why is not None:
             return AgentError(f"{self.address}: {doing}: {why}")
         code, details = failure.code, failure.details
-        if code is grpc.StatusCode.INVALID_ARGUMENT:
+        if code is Code.INVALID_ARGUMENT:
             return UsageError(f"{self.address}: {details}")
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is Code.DEADLINE_EXCEEDED:
             details = f"no answer within {self._connect_timeout_s} s; is 'hmarl-agent' or 'hmarl-fleet' running there?"
         return AgentError(f"{self.address}: {doing}: {code.name}: {details}")
 
@@ -279,12 +245,22 @@ class ClientBase:
         refuse_copy(self, f"make a client of '{self.address}' where it is needed")
 
 
-def _count_fork() -> None:
-    ClientBase.forks += 1
+def _dialling(
+    address: str, streaming: bool, security: Security | None, credentials: grpc.ChannelCredentials | None
+) -> Dialling:
+    """How the client's connections are made.
 
+    Raises:
+        UsageError: what is shown cannot be used.
+    """
+    if is_frames(address) and (security is not None or credentials is not None):
+        shown = "security" if security is not None else "credentials"
+        raise UsageError(f"{shown}: got it for {address}, where the kernel says who connects: leave it out")
+    if security is None:
+        return Dialling(address, streaming, FORKS.count, credentials=credentials)
+    from hmarl.sdk.clients.security import Keys  # noqa: PLC0415 - needs gRPC
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+    return Dialling(address, streaming, FORKS.count, Keys(security, address))
 
 
 def _spans(address: str) -> ClientSpans:
@@ -297,8 +273,3 @@ def _record_settings(record: RecordSettings | Path | str) -> RecordSettings:
     from hmarl.runtime.recording import library  # noqa: F401, PLC0415 - part of the record extra, missed at once
 
     return record if isinstance(record, RecordSettings) else RecordSettings(Path(record).absolute())
-
-
-def failed_call(error: grpc.RpcError) -> CallFailed:
-    """What ended a call."""
-    return CallFailed(error.code(), error.details() or "")
