@@ -92,6 +92,25 @@ def test_both_sides_record_the_same_acts(tmp_path: Path, toy: Bundle, stream: bo
     assert 0 < beside["way_us"]["p50"] <= beside["way_us"]["max"]
 
 
+@pytest.mark.parametrize("no_grpc", [False, True])
+def test_acts_that_come_by_frames_are_recorded_alike(tmp_path: Path, toy: Bundle, no_grpc: bool) -> None:
+    box, door = tmp_path / "box", tmp_path / "door"
+    options = ["--record", str(box), "--frames", str(door), *(["--no-grpc"] if no_grpc else [])]
+    with AgentProcess(toy.path, "agent_0", options=options) as process:
+        with AgentClient(f"frames:{door}", record=box) as client:
+            generator = np.random.default_rng(0)
+            client.reset(3, sample=True)
+            for _ in range(20):
+                client.act(*given(generator))
+        process.process.terminate()
+        process.process.wait(20)
+    report = run_again(box, toy)
+    assert (report.episodes, report.compared, report.differing_bytes) == (2, 40, 0)
+    beside = laid_beside(entries(box))
+    assert beside is not None
+    assert (beside.acts, beside.in_time, beside.same) == (20, 20, True)
+
+
 def test_a_killed_agent_leaves_all_but_the_last_moment(tmp_path: Path, toy: Bundle) -> None:
     with AgentProcess(toy.path, "agent_0", options=("--record", str(tmp_path / "box"))) as process:
         with AgentClient(process.address, fallback=Hold(expires_after_s=60.0)) as client:
