@@ -239,6 +239,14 @@ class RemoteEpisode:
         if self._recorder is not None:
             self._recorder.began(request, response.session_id, self.info)
 
+    def skip(self, steps: int) -> None:
+        """Go on with a later step; the server counts those between as missed.
+
+        Raises:
+            UsageError: no number of steps.
+        """
+        self._next_step += checked_integer("steps", steps)
+
     def ending(self) -> agent_pb2.EndEpisodeRequest | None:
         """The request that ends the episode, which is forgotten here; None when there is none."""
         session_id, self.session_id = self.session_id, None
