@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mcap.exceptions import EndOfFile
+from mcap.reader import NonSeekingReader
+from mcap_protobuf.decoder import DecoderFactory
 
 from agent_process import AgentProcess
 from hmarl.recording.v1 import recording_pb2 as pb
@@ -126,6 +129,12 @@ def test_a_killed_agent_leaves_all_but_the_last_moment(tmp_path: Path, toy: Bund
         report = run_again(file, toy)
         assert 50 <= report.compared <= 100
         assert report.differing_bytes == 0
+        with file.open("rb") as stream:  # the library's reader, from front to back
+            reader = NonSeekingReader(stream, decoder_factories=[DecoderFactory()])
+            found = reader.iter_decoded_messages(log_time_order=False)
+            assert [next(found).channel.topic for _ in range(report.compared + 1)][-1] == "/agent/agent_0/acts"
+            with pytest.raises(EndOfFile):
+                next(found)
         said = json.loads(replay(file, "--bundle", toy.path, "--json").stdout)
         assert said["compared"] == report.compared
         assert list(said["cut_off"]) == [str(file)]
