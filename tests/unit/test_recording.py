@@ -354,6 +354,20 @@ def test_another_bundle_of_a_reload_is_recorded_with_its_sessions(tmp_path: Path
         run_again(tmp_path / "box", toy)
 
 
+def test_an_episode_without_acts_is_recorded_only_when_it_was_ended(tmp_path: Path, toy: Bundle) -> None:
+    """Whoever starts episodes, and nothing else, fills no disk."""
+    with recorded(toy, tmp_path) as policy:
+        registry = SessionRegistry(policy, 1, 60.0)
+        for seed in range(3):
+            session = policy.session()
+            session.reset(seed)
+            registry.add(session, session_id="one")  # which ends the one before
+        registry.remove("one")
+    messages = [entry.message for entry in entries(tmp_path)]
+    assert [message.start.seed for message in messages if isinstance(message, pb.Episode)] == [2]
+    assert [message.reason for message in messages if isinstance(message, pb.End)] == ["ended"]
+
+
 def test_an_agent_s_id_need_not_be_a_file_name(tmp_path: Path) -> None:
     bundle = write_toy_bundle(tmp_path / "bundle", agents=("a/b", "a_b", "…/.."))
     for agent_id in ("a/b", "a_b", "…/.."):

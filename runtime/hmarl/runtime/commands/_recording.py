@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from hmarl.runtime.recording.settings import RecordSettings
 if TYPE_CHECKING:
     from hmarl.runtime.manifest import AgentModel
     from hmarl.runtime.recording.agent import AgentRecorder
+
+LOGGER = logging.getLogger("hmarl.agent")
 
 
 def record_options() -> tuple[click.Option, ...]:
@@ -85,4 +88,6 @@ def recorder(settings: RecordSettings | None, agent: AgentModel) -> AgentRecorde
         return None
     from hmarl.runtime.recording.agent import AgentRecorder  # noqa: PLC0415 - part of the record extra
 
-    return AgentRecorder(settings, agent)
+    made = AgentRecorder(settings, agent)
+    LOGGER.info("recording all sessions in %s", made.folder)
+    return made

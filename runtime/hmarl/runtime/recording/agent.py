@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,11 @@ class AgentRecorder:
         if layout is None:
             layout = self._layouts[policy] = _Layout(policy, buffers)
         return _SessionRecorder(self.recorder, layout, buffers)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self.recorder.folder
 
     def close(self) -> None:
         """Write what waits and finish the file."""

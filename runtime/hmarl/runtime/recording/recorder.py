@@ -14,11 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.errors import UsageError, one_line
+from hmarl.runtime.observing import ENDED
 from hmarl.runtime.recording.box_files import BoxFiles
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.runtime.repeats import RepeatLog
@@ -191,6 +193,11 @@ class Recorder:
         self._thread.start()
         atexit.register(self.close)
 
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._files.folder
+
     def episode(
         self,
         bundle_sha256: str,
@@ -222,8 +229,8 @@ class Recorder:
             self._miss(episode, step, OVERFLOW)
 
     def end(self, episode: RecordedEpisode, steps: int, missed_steps: int, reason: str) -> None:
-        """Record the end of an episode; where too many records wait, it is left out."""
-        if len(self._queue) < self._limit:
+        """Record the end of an episode; not where too many records wait, or of one without acts that no one ended."""
+        if len(self._queue) < self._limit and (episode.sequence or reason == ENDED):
             end = pb.End(episode=episode.number, steps=steps, missed_steps=missed_steps, reason=reason)
             end.monotonic_ns, end.wall_ns = time.monotonic_ns(), time.time_ns()
             self._queue.append(_EndRecord(episode, end))
