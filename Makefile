@@ -4,7 +4,7 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,dev
+EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,record,dev
 # More arguments for the demo, e.g. make demo DEMO_ARGS='--minutes 10 --seed 2'
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
@@ -53,7 +53,7 @@ benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the sa
 fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent, 100,000 over frames
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py tests/reliability/test_fuzz_frames.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
+fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames, recordings; a minute each
 	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)
 
 soak: $(INSTALLED)  ## A million acts, each compared with the policy in process

@@ -40,6 +40,7 @@ from hmarl.runtime.commands._common import (
 )
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands._recording import record_options, recorder, take_recording
 from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
 from hmarl.runtime.commands._security import inherited_secret, security_options, take_security
 from hmarl.runtime.commands._watching import AgentWatch
@@ -51,6 +52,7 @@ from hmarl.runtime.settings import SecuritySettings, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
+    from hmarl.runtime.recording.settings import RecordSettings
     from hmarl.runtime.server import AgentServer
     from hmarl.runtime.session import Policy
 
@@ -87,6 +89,7 @@ class Options:
     oip: bool
     as_json: bool
     security: SecuritySettings
+    record: RecordSettings | None
 
 
 def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
@@ -122,6 +125,9 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy, AgentWatch]:
         bundle = _open(options, options.bundle)
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         agent = bundle.agent(options.agent, options.like)
+        box = recorder(options.record, agent)
+        if box is not None:
+            at_end(box.close)
         trial = Trial(bundle, {options.agent: options.like}, process=process)
         from hmarl.runtime.server import AgentServer  # noqa: PLC0415
         from hmarl.runtime.session import Policy  # noqa: PLC0415
@@ -148,6 +154,7 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy, AgentWatch]:
             watch.watch(server)
             trial.result()
             policy = Policy(bundle, options.agent, options.provider, options.like)
+            policy.observer = box
             server.serve(policy)
         except BaseException:
             server.stop(grace_s=0.0)
@@ -225,6 +232,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     flag("--reflection", "offer gRPC reflection also where others reach it"),
     flag("--no-reflection", "do not offer gRPC reflection"),
     oip_flag(),
+    *record_options(),
     *security_options(),
     AS_JSON,
     examples=(
@@ -239,7 +247,8 @@ def serve(**given: Any) -> int:
     at_most_one(oip=given["oip"], no_grpc=given["no_grpc"])
     check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"])
     security = take_security(given, inherited_secret())
-    options = Options(**given, security=security)
+    record = take_recording(given)
+    options = Options(**given, security=security, record=record)
     if options.core is not None:
         stay_on(options.core)  # before any thread is started
     signals = StopSignals()

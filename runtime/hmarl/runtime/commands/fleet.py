@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option, trust_option
-from hmarl.runtime.commands import reload
+from hmarl.runtime.commands import _recording, reload
 from hmarl.runtime.commands._common import (
     bundle_argument,
     check_frames,
@@ -85,6 +85,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
         "http_sd_configs (extra 'metrics')"
     ),
     traces_option(),
+    *_recording.record_options(),
     AS_JSON,
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
@@ -128,6 +129,7 @@ def supervise(
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet", log_format)
     watch = FleetWatch(metrics)
+    recording = _recording.as_words(_recording.take_recording(given))
     security = take_security(given)
     for door, reached in (("--host", host), ("--metrics", watch.exposed)):
         _check_exposed(door, reached if tls is None else None, security)
@@ -144,7 +146,7 @@ def supervise(
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
     more += [f"--frames-allow-uid={user}" for user in frames_allow_uid]
-    more += _flags(traces=traces, oip=oip, no_grpc=no_grpc)
+    more += [*_flags(traces=traces, oip=oip, no_grpc=no_grpc), *recording]
     hosts = [each.strip("[]") for each in (host, watch.exposed) if each is not None]
     keys = None if tls is None else TeamKeys(tls, members, hosts, page=watch.exposed is not None)
     fleet = Fleet(
