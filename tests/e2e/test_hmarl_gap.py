@@ -134,9 +134,14 @@ def test_what_is_killed_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
     line = command("hmarl-gap", *words, "--out", tmp_path / "broken")
     played = tmp_path / "broken" / "episodes" / "02-served-delay=1.jsonl"
     with subprocess.Popen(line, env=surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: played.exists() and played.read_bytes().count(b"\n") >= 2, "two waves under delay")
-        started = children(process.pid)
-        os.kill(process.pid, signal.SIGKILL)
+        try:
+            wait_for(lambda: played.exists() and played.read_bytes().count(b"\n") >= 2, "two waves under delay")
+            os.kill(process.pid, signal.SIGSTOP)
+            started = children(process.pid)
+            again = subprocess.run([*line, "--resume"], env=surroundings(), capture_output=True, text=True, check=False)
+        finally:
+            process.kill()
+    assert f"--out {tmp_path / 'broken'}: in use by process {process.pid}" in again.stderr
     wait_for(lambda: not any(map(alive, started)), "the end of the fleet")
     before = played.read_bytes()
     before = before[: before.rindex(b"\n") + 1]

@@ -102,6 +102,7 @@ def test_returns_and_paired_differences_are_those_of_the_construction(gap: Gap) 
     assert (served.same_actions, served.first_step) == (EPISODES - ODD, 2.0)
     assert gap.total.mean == pytest.approx(imitated.mean + exported.mean + served.mean)
     assert sum(each.share or 0.0 for each in gap.differences) == pytest.approx(1.0)
+    assert str(exported.share) == "0.0"
     assert gap.seeds == episode_seeds(0, EPISODES).tolist()
 
 

@@ -165,4 +165,4 @@ def _shared(difference: Difference, total: Difference) -> Difference:
     """With its share of what is lost in all."""
     if total.verdict != "lost":
         return difference
-    return msgspec.structs.replace(difference, share=difference.mean / total.mean)
+    return msgspec.structs.replace(difference, share=difference.mean / total.mean + 0.0)  # no negative zero

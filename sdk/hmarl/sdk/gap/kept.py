@@ -96,11 +96,9 @@ class Kept:
     def __init__(self, folder: Path, plan: Mapping[str, Any], resume: bool) -> None:
         self._folder = folder / "episodes"
         path, now = folder / PLAN, json.loads(json.dumps(plan))
+        if not resume:
+            refuse_begun(folder)
         if path.exists():
-            if not resume:
-                raise UsageError(
-                    f"--out: got {folder}, which holds a measurement: --resume goes on with it, another begins anew"
-                )
             _check_same(path, now)
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +138,18 @@ class Kept:
     def _path(self, place: int, rung: str) -> Path:
         slug = re.sub(r"[^A-Za-z0-9_.=-]+", "-", rung)[:80]
         return self._folder / f"{place:02d}-{slug}.jsonl"
+
+
+def refuse_begun(folder: Path) -> None:
+    """Refuse to write over a measurement.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if (folder / PLAN).exists():
+        raise UsageError(
+            f"--out: got {folder}, which holds a measurement: --resume goes on with it, another begins anew"
+        )
 
 
 def _check_same(path: Path, now: Mapping[str, Any]) -> None:

@@ -49,12 +49,10 @@ class OwnFleet:
         path = Path(self._folder.name) / "endpoints.json"
         if self._process is None:
             words = [sys.executable, "-m", "hmarl.sdk.gap.fleet_process", str(os.getpid())]
-            self._process = subprocess.Popen(
-                [*words, str(self._bundle), "--out", str(path)],
-                stdout=subprocess.DEVNULL,
-                stderr=(path.with_name("log")).open("w", encoding="utf-8"),
-                text=True,
-            )
+            with path.with_name("log").open("w", encoding="utf-8") as log:
+                self._process = subprocess.Popen(
+                    [*words, str(self._bundle), "--out", str(path)], stdout=subprocess.DEVNULL, stderr=log, text=True
+                )
         deadline = now_s() + _START_LIMIT_S
         while not path.exists():
             if self._process.poll() is not None:

@@ -148,11 +148,7 @@ def measure(options: Options) -> dict[str, Any]:
     """
     console = make_console(stderr=True)
     _check(options)
-    check_writable(options.target, f"--out {options.target}")  # not after minutes of playing
     told = f"hmarl-gap: {options.run or options.bundle}, {options.episodes} episodes a rung, into {options.target}"
-    from hmarl.runtime.trial import try_graphs
-    from hmarl.sdk.gap.judging import judge
-
     if options.run is None:
         bundle = _bundle(options, console)
         console.print(told)
@@ -161,11 +157,15 @@ def measure(options: Options) -> dict[str, Any]:
         need_torch("hmarl-gap")
         _quiet()
         bundle = _bundle(options, console)
+    from hmarl.runtime.trial import try_graphs
+    from hmarl.sdk.gap.judging import judge
+    from hmarl.trainer.runs.lock import RunLock
+
     try_graphs(bundle, rows=(1, options.batch_size or min(options.episodes, _DEFAULT_BATCH)))
-    with ExitStack() as stack:
+    with RunLock(options.target, "--out"), ExitStack() as stack:
         plan = _planned(options, bundle, stack)
         result = judge(plan.rungs, _played(plan, options, console), plan.measured)
-    written = _written(options.target, result, console)
+        written = _written(options.target, result, console)
     _show(make_console(), result)
     for path in written:
         console.print(f"wrote {path}")
@@ -216,17 +216,24 @@ class _Plan:
 
 def _check(options: Options) -> None:
     """Refuse what can be refused at once."""
+    from hmarl.sdk.gap.kept import refuse_begun
+
     if options.run is None and options.bundle is None:
         raise UsageError("RUN: got nothing, expected hmarl-gap RUN, or hmarl-gap --bundle BUNDLE without its run")
-    if options.run is None:
-        return
-    if kind_of(options.run) == "bundle":
-        bundle = shlex.quote(str(options.run))
-        raise UsageError(
-            f"RUN: got a bundle, {options.run}, expected a run directory of hmarl-train: use --bundle {bundle}"
-        )
+    if options.run is not None:
+        _check_run(options.run)
+    if not options.resume:
+        refuse_begun(options.target)  # not after minutes of exporting
+    check_writable(options.target, f"--out {options.target}")
+
+
+def _check_run(run: Path) -> None:
+    """Refuse what is no run."""
+    if kind_of(run) == "bundle":
+        bundle = shlex.quote(str(run))
+        raise UsageError(f"RUN: got a bundle, {run}, expected a run directory of hmarl-train: use --bundle {bundle}")
     need_extra("hmarl-gap")
-    read_config(options.run)  # is there a run?
+    read_config(run)  # is there a run?
 
 
 def _bundle(options: Options, console: Console) -> Bundle:
