@@ -24,6 +24,7 @@ from study import run_name, seeds_of, train
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, flag, option
+from hmarl.sdk.evaluation.statistics import mean_interval
 from hmarl.sdk.files import write_text
 from hmarl.sdk.gap.document import FILE, Difference, Gap, read_gap, write_gap
 from hmarl.sdk.reports.gap_page import write_gap_page
@@ -95,7 +96,8 @@ def section(shown: Shown, kept: Path) -> Iterator[str]:
     for label, gaps in measured.items():
         yield f"**{label}**, {len(gaps)} seeds:"
         yield "\n".join(table(gaps))
-    if len(measured) > 1:
+    if len(measured) == 2:
+        yield "Both on the same episodes, trained with the same seeds:"
         yield "\n".join(beside(measured))
 
 
@@ -130,16 +132,21 @@ def _compared(differences: Sequence[Difference]) -> tuple[str, str, str, str]:
 
 
 def beside(measured: dict[str, list[Gap]]) -> Iterator[str]:
-    """Variants side by side: what each earns on every rung, mean of the seeds and each seed."""
-    yield f"| rung | {' | '.join(measured)} |"
-    yield f"|---|{'---|' * len(measured)}"
-    first = next(iter(measured.values()))[0]
-    for rung in first.rungs:
-        cells = []
-        for gaps in measured.values():
-            returns = [gap.rung(rung.name).mean for gap in gaps]
-            cells.append(f"{np.mean(returns):.2f} ({', '.join(f'{value:.2f}' for value in returns)})")
-        yield f"| {rung.title} | {' | '.join(cells)} |"
+    """Two variants side by side: what each earns on every rung, and what the second earns more, seed by seed."""
+    (one, first), (other, second) = measured.items()
+    yield f"| rung | {one} | {other} | difference | of each seed [95 %] |"
+    yield "|---|---|---|---|---|"
+    for rung in first[0].rungs:
+        pairs = [
+            np.array(later.rung(rung.name).returns) - np.array(earlier.rung(rung.name).returns)
+            for earlier, later in zip(first, second, strict=False)
+        ]
+        spans = [
+            f"{pair.mean():+.2f} [{low:+.2f}, {high:+.2f}]" for pair in pairs for low, high in [mean_interval(pair)]
+        ]
+        means = [f"{np.mean([gap.rung(rung.name).mean for gap in gaps]):.2f}" for gaps in (first, second)]
+        difference = f"{np.mean([pair.mean() for pair in pairs]):+.2f}"
+        yield f"| {rung.title} | {' | '.join(means)} | {difference} | {'; '.join(spans)} |"
 
 
 INTRODUCTION = (
