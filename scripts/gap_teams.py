@@ -81,8 +81,8 @@ TEAMS = (
         episodes=50,
         faults=("delay=2,loss=0.2", "delay=2", "loss=0.2"),
         remark="**Trained with delay 2 and loss 0.2 a team keeps more of its return under them**: it loses 2 where the "
-        "other one loses 12, and ends above it by 3.5: with all three seeds, of which one is clear of chance. It pays "
-        "for that with 6.5 where nothing goes wrong, and 5.0 under loss alone: neither team remembers anything, so that "
-        "one which expects late observations does so always.",
+        "other one loses 12, and ends above it by 3.5: with all three seeds, one of them clear of chance. For that it "
+        "pays with 6.5 where nothing goes wrong, and with 5.0 under loss alone: neither team remembers anything, so "
+        "that one which expects late observations does so always.",
     ),
 )
