@@ -113,7 +113,7 @@ _PRINTED_SCHEDULE = (
 
 
 # The preset state-conductor on coordsum, spelled out.
-_STATE_CONDUCTOR = (
+STATE_CONDUCTOR = (
     "algorithm.conductor_sees=state", "algorithm.gamma=0.9", "algorithm.entropy_coefficient=0.01",
     "algorithm.conductor_entropy_coefficient=0.02", "algorithm.instruction_scale=1",
 )  # fmt: skip
@@ -129,7 +129,7 @@ _FEW_EPISODES = ("run.evaluation_episodes=32",)
 
 def state_conductor(label: str = "hcpo, sees the state", *settings: str) -> Variant:
     """HCPO on coordsum whose conductor sees the state, with other settings besides."""
-    return Variant(label, "hcpo", (*_STATE_CONDUCTOR, *(f"algorithm.{setting}" for setting in settings)))
+    return Variant(label, "hcpo", (*STATE_CONDUCTOR, *(f"algorithm.{setting}" for setting in settings)))
 
 
 COMPARISONS = (
@@ -171,7 +171,7 @@ COMPARISONS = (
     ),
     Comparison(
         "coordsum", "coordsum/3x10-30", 1_000_000, 50_000,
-        (Variant("hcpo", "hcpo", _STATE_CONDUCTOR), *algorithms("hatrpo"),
+        (Variant("hcpo", "hcpo", STATE_CONDUCTOR), *algorithms("hatrpo"),
          *algorithms("happo", "mappo", "guided-hcpo", seeds=1)),
         settings=_FEW_EPISODES, references=(("best fixed table", 119.0), ("best with memory", 181.0)),
         instruction_choices=True,

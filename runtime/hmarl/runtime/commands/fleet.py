@@ -37,6 +37,7 @@ from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
     from hmarl.runtime.commands._fleet_reloading import FleetReloads
+    from hmarl.runtime.fleet import Fleet
     from hmarl.runtime.settings import SecuritySettings
 
 LOGGER = logging.getLogger("hmarl.fleet")
@@ -174,10 +175,7 @@ def supervise(
         if not signals.stop.is_set():
             reloads.open(signals.reload)
             _announce(reloads, watch, file, as_json)
-        while not signals.stop.wait(0.1):
-            fleet.check()
-            if fleet.attentive:
-                systemd.notify("WATCHDOG=1")
+        _watch_over(fleet, signals)
         say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
@@ -187,6 +185,14 @@ def supervise(
         fleet.stop()
     say("stopped")
     return 0
+
+
+def _watch_over(fleet: Fleet, signals: StopSignals) -> None:
+    """Restart agents that fail, and feed systemd's watchdog, until the fleet is told to stop."""
+    while not signals.stop.wait(0.1):
+        fleet.check()
+        if fleet.attentive:
+            systemd.notify("WATCHDOG=1")
 
 
 def _claimed(out: Path) -> EndpointsFile:

@@ -17,7 +17,7 @@ from hmarl.runtime.bundle import AgentModel, Bundle, from_json
 from hmarl.runtime.choices import InstructionChoice, drawn_noises
 from hmarl.runtime.session import Policy, noise_for
 from hmarl.runtime.settings import PROVIDER
-from hmarl.sdk.clients.agent import agent_spec, check_spec
+from hmarl.sdk.clients.agent import AgentStatistics, agent_spec, check_spec
 from hmarl.sdk.clients.base import ClientOptions
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import (
@@ -348,6 +348,15 @@ class FleetTeam:
     def clients(self) -> dict[str, list[AgentClient]]:
         """The clients of every agent, one per row; for their statistics."""
         return {place.agent.id: list(self._clients[number]) for number, place in enumerate(self._places)}
+
+    @property
+    def statistics(self) -> AgentStatistics:
+        """What all clients have counted so far, together."""
+        total = AgentStatistics()
+        for clients in self._clients:
+            for client in clients:
+                total.add(client.statistics)
+        return total
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start B episodes: one session per agent and row, all of one bundle."""
