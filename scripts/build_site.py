@@ -36,7 +36,9 @@ MOVED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 LANGUAGES = {".py": "python", ".proto": "protobuf", ".yml": "yaml", ".yaml": "yaml", ".service": "ini", ".toml": "toml"}
 PICTURES = {".png", ".svg", ".gif"}
 
-LINK = re.compile(r"\]\((?P<target>[^)\s]+)(?P<title> \"[^\"]*\")?\)")
+LINK = re.compile(
+    r"(?P<code>`+).*?(?P=code)|\]\((?P<target>[^)\s]+)(?P<title> \"[^\"]*\")?\)"
+)  # or code, which is none
 CODE = re.compile(r"^\[`?(?P<name>[\w.]+)`?\]\((?P<target>[^)\s]+\.py) \"code\"\)$")
 PICTURE = re.compile(r"^!\[(?P<text>[^]]*)\]\((?P<target>[^)\s]+\.svg)\)$")
 ITEM = re.compile(r"^(?P<indent> *)(?P<marker>[-*]|\d+\.)(?P<space> +)(?=\S)")
@@ -193,7 +195,9 @@ class Staging:
         return path.relative_to(self.root)
 
     def link(self, page: Path, link: re.Match[str]) -> str:
-        """A link as it is on the site."""
+        """A link as it is on the site; code as it is."""
+        if link["code"]:
+            return link[0]
         target, _, anchor = link["target"].partition("#")
         if not target or urlsplit(target).scheme:
             return link[0]

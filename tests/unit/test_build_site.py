@@ -73,7 +73,9 @@ def test_links_inside_stay_and_links_outside_lead_to_a_page_that_shows_the_file(
 
 
 def test_code_and_fences_are_left_alone(script: ModuleType, repository: Path) -> None:
-    text = "# T\n\n```sh\necho '[a](nowhere.md)'\n```\n\n    [b](nowhere.md)\n"
+    text = (
+        "# T\n\n```sh\necho '[a](nowhere.md)'\n```\n\n    [b](nowhere.md)\n\nSay `[c](nowhere.md)`, [`d`](other.md).\n"
+    )
     assert staged(script, repository, text) == text
 
 

@@ -155,8 +155,10 @@ def test_the_reference_has_whatever_the_sdk_offers() -> None:
 
 
 def test_what_does_not_run_says_why() -> None:
+    """Blocks in other names of these languages would not run, and not say so."""
     for page in PAGES:
         for block in blocks_of(page):
+            assert block.language not in ("py", "bash", "shell", "console", "zsh"), f"{block.where}: python, or sh"
             assert block.runs or len(block.title) > 40, block.where
 
 
