@@ -142,6 +142,8 @@ class Staging:
 
     def place(self, path: Path) -> Path:
         """Where on the site a file of the repository is shown, relative to the pages."""
+        if (self.root / path).is_dir():
+            return Path("repository") / path / "index.md"
         if path.parts[0] == DOCS.name:
             return path.relative_to(DOCS)
         if path.name in MOVED and len(path.parts) == 1:
@@ -202,8 +204,9 @@ class Staging:
         if not target or urlsplit(target).scheme:
             return link[0]
         path = self.resolved(page, target)
-        if path.parts[0] != DOCS.name or (self.root / path).is_dir():
-            self.take(path)
+        if (self.root / path / "README.md").is_file():  # a folder, as a repository's viewer shows it
+            path /= "README.md"
+        self.take(path)
         there = os.path.relpath(self.place(path), self.place(page).parent)
         return f"]({there}{'#' + anchor if anchor else ''}{link['title'] or ''})"
 

@@ -13,7 +13,10 @@ from installed import ROOT
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "models").glob("*/README.md")),
+    ROOT / "proto" / "conformance" / "README.md",
+    *sorted(ROOT.glob("models/*/README.md")),
+    *sorted(ROOT.glob("clients/*/README.md")),
+    *sorted(ROOT.glob("examples/*/README.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
 NOT_RUN = "Not run by the tests: "

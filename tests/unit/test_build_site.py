@@ -72,6 +72,18 @@ def test_links_inside_stay_and_links_outside_lead_to_a_page_that_shows_the_file(
     assert "````python\nimport os\n" in shown
 
 
+def test_a_link_to_a_folder_leads_to_its_readme_or_a_list_of_its_files(script: ModuleType, repository: Path) -> None:
+    (repository / "example").mkdir()
+    (repository / "example" / "README.md").write_text("# Example\n\n[code](../code)\n")
+    text = "[a](../../example), [b](../../code)\n"
+    assert (
+        staged(script, repository, text) == "[a](../repository/example/README.md), [b](../repository/code/index.md)\n"
+    )
+    shown = repository / "pages" / "repository"
+    assert (shown / "example" / "README.md").read_text() == "# Example\n\n[code](../code/index.md)\n"
+    assert "thing.py" in (shown / "code" / "index.md").read_text()
+
+
 def test_code_and_fences_are_left_alone(script: ModuleType, repository: Path) -> None:
     text = (
         "# T\n\n```sh\necho '[a](nowhere.md)'\n```\n\n    [b](nowhere.md)\n\nSay `[c](nowhere.md)`, [`d`](other.md).\n"
