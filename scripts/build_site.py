@@ -3,7 +3,7 @@
     python scripts/build_site.py build     # strict: a warning, a dead link, a page that the navigation lacks are errors
     python scripts/build_site.py serve     # at http://localhost:8000, anew whenever a page changes
 
-The pages are written for two readers: who reads the repository sees plain Markdown, and links that lead to files. For
+The pages are written for two readers: one of the repository sees plain Markdown, and links to files. For
 the site they are copied to ``build/docs/pages`` and changed there where the two differ:
 
 - a link to a file outside of docs/ leads to a page that shows this file;

@@ -110,9 +110,7 @@ def test_code_that_is_not_there_is_an_error(script: ModuleType, repository: Path
         staged(script, repository, f'[{name}](../../code/thing.py "code")\n')
 
 
-def test_a_drawing_becomes_a_part_of_the_page_with_its_text_for_who_cannot_see_it(
-    script: ModuleType, repository: Path
-) -> None:
+def test_a_drawing_becomes_a_part_of_the_page_with_its_text(script: ModuleType, repository: Path) -> None:
     text = staged(script, repository, '![A "thing"](../drawing.svg)\n')
     assert text.startswith(
         '<figure class="drawing"><svg role="img" aria-label="A &quot;thing&quot;" viewBox="0 0 1 1">'
