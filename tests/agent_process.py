@@ -29,7 +29,8 @@ class AgentProcess:
         before: words that the command is put behind, of a program that becomes it.
         options: more of hmarl-agent's.
         log: a file for what it says on standard error; None lets it through, from warnings on.
-        door: ``frames`` for an agent that speaks no gRPC, at a socket in a folder of its own; None for gRPC.
+        door: ``frames`` for an agent that speaks no gRPC, at a socket in a folder of its own; ``both`` for one that
+            speaks it as well; otherwise gRPC alone.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class AgentProcess:
         log: Path | None = None,
         door: str | None = None,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory() if door == "frames" else None
+        self._folder = tempfile.TemporaryDirectory() if door in ("frames", "both") else None
         if self._folder is not None:
-            options = [*options, f"--frames={self._folder.name}/frames", "--no-grpc"]
+            options = [*options, f"--frames={self._folder.name}/frames"]
+        if door == "frames":
+            options = [*options, "--no-grpc"]
         self._before, self._log = before, log
         self._options = [*([] if log else ["--log-level", "warning"]), *options]
         self._bundle = bundle
@@ -64,6 +67,10 @@ class AgentProcess:
         assert line, "it did not start" if self._log is None else self.log
         self.ready = json.loads(line)
         self.address = self.ready["address"]
+
+    def at(self, door: str) -> str:
+        """Where it is reached by one of its doors."""
+        return str(self.ready["frames"]) if door == "frames" else self.address
 
     @property
     def log(self) -> str:

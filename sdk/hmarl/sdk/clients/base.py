@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypedDict
 
 from hmarl.agent.v1 import agent_pb2
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.security import Security
     from hmarl.sdk.clients.spans import ClientSpans
 
+_LONGEST_SPIN_S = 0.001
 _LONGEST_LOOK_S = 2.0  # at what is wrong with a connection
 
 
@@ -41,6 +43,7 @@ class ClientOptions(TypedDict, total=False):
     credentials: grpc.ChannelCredentials | None
     allow_bundle_change: bool
     traces: bool
+    spin_s: float
 
 
 class ClientBase:
@@ -61,6 +64,9 @@ class ClientBase:
         credentials: for TLS, made by the caller, who also sees to their renewal; instead of ``security``.
         allow_bundle_change: go on when the agent comes back with another bundle, if its spaces are the same. Another
             agent, or other spaces, are always an error.
+        spin_s: over frames, seconds for which an act looks for its response again and again before it sleeps, 0.001 at
+            most: a response that comes meanwhile is taken sooner, by the time that waking up takes, and the processor
+            core is busy as long. The client of asyncio always sleeps.
         traces: make a span of each call, by the program's own provider of OpenTelemetry (the extra ``otel``).
 
     Raises:
@@ -82,6 +88,7 @@ class ClientBase:
         credentials: grpc.ChannelCredentials | None = None,
         allow_bundle_change: bool = False,
         traces: bool = False,
+        spin_s: float = 0.0,
     ) -> None:
         if not isinstance(address, str) or not address:
             raise UsageError(
@@ -96,7 +103,7 @@ class ClientBase:
         self._connect_timeout_s = checked_seconds("connect_timeout_s", connect_timeout_s)
         if security is not None and credentials is not None:
             raise UsageError("credentials: got them beside security, expected one of the two")
-        self._dialling = _dialling(address, bool(stream), security, credentials)
+        self._dialling = replace(_dialling(address, bool(stream), security, credentials), spin_s=_checked_spin(spin_s))
         self._keys = self._dialling.keys
         self._allow_bundle_change = allow_bundle_change
         self._spans = _spans(address) if traces else None
@@ -227,6 +234,20 @@ class ClientBase:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         refuse_copy(self, f"make a client of '{self.address}' where it is needed")
+
+
+def _checked_spin(seconds: object) -> float:
+    """How long to spin; 0 is no time at all.
+
+    Raises:
+        UsageError: it is none such.
+    """
+    if seconds == 0 and not isinstance(seconds, bool):
+        return 0.0
+    checked = checked_seconds("spin_s", seconds)
+    if checked > _LONGEST_SPIN_S:
+        raise UsageError(f"spin_s: got {seconds!r}, expected at most {_LONGEST_SPIN_S}: sleeping is cheaper than that")
+    return checked
 
 
 def _dialling(

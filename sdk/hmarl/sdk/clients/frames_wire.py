@@ -31,9 +31,10 @@ class _Line:
         talk: what was said over it.
     """
 
-    def __init__(self, path: str, receive_limit_bytes: int) -> None:
+    def __init__(self, path: str, receive_limit_bytes: int, spin_s: float) -> None:
         self.talk = Talk(receive_limit_bytes)
         self._stream = connected(path)
+        self._spin_s = spin_s
 
     def send(self, asked: Asked, deadline: float) -> None:
         """Send a request whole, or, when the agent takes nothing in time, not at all.
@@ -65,7 +66,7 @@ class _Line:
         Raises:
             Ended: the connection is at its end.
         """
-        if not self._wait(deadline):
+        if not (self._spin_s and self._spin()) and not self._wait(deadline):
             return False
         try:
             data = self._stream.recv(self.talk.wanted_bytes)
@@ -77,6 +78,14 @@ class _Line:
             raise closed()
         self.talk.take(data)
         return True
+
+    def _spin(self) -> bool:
+        """Look again and again for a while; whether something has come."""
+        until = now_s() + self._spin_s
+        while now_s() < until:
+            if select.select([self._stream], [], [], 0.0)[0]:
+                return True
+        return False
 
     def _wait(self, deadline: float, *, writing: bool = False) -> bool:
         """Wait until the socket is ready."""
@@ -116,7 +125,7 @@ class FramesWire:
 
     def __init__(self, dialling: Dialling, receive_limit_bytes: int) -> None:
         self.receive_limit_bytes = receive_limit_bytes
-        self._path = dialling.address.removeprefix(SCHEME)
+        self._path, self._spin_s = dialling.address.removeprefix(SCHEME), dialling.spin_s
         self._line: _Line | None = None
         self._starting: tuple[agent_pb2.StartEpisodeRequest, Asked] | None = None
 
@@ -209,7 +218,7 @@ class FramesWire:
             line.close()
 
     def _connect(self) -> _Line:
-        self._line = line = _Line(self._path, self.receive_limit_bytes)
+        self._line = line = _Line(self._path, self.receive_limit_bytes, self._spin_s)
         return line
 
     def _exchange(self, line: _Line, asked: Asked, deadline: float) -> FrameResponse:

@@ -47,6 +47,7 @@ class Dialling:
         born: how often the process had been forked when the client was made.
         keys: what is shown, from files; None for none.
         credentials: for TLS, made by the caller; None for none.
+        spin_s: see ``ClientBase``.
     """
 
     address: str
@@ -54,6 +55,7 @@ class Dialling:
     born: int
     keys: Keys | None = None
     credentials: grpc.ChannelCredentials | None = None
+    spin_s: float = 0.0
 
     def options(self, connect_timeout_s: float, receive_limit_bytes: int) -> Sequence[tuple[str, Any]]:
         """Of a channel of gRPC."""
