@@ -55,5 +55,13 @@ def test_what_is_out_of_range_is_counted_at_its_end() -> None:
     assert (found.count, found.min_s, found.p50_s, found.max_s) == (3, 0.0, 0.0, 1e9)
 
 
+def test_a_percentile_is_a_time_that_so_many_do_not_exceed() -> None:
+    histogram = Histogram()
+    for time_s in (0.001, 0.002, 0.003):
+        histogram.record(time_s)
+    found = histogram.distribution()
+    assert (found.p50_s, found.p90_s) == (pytest.approx(0.002, rel=0.01), pytest.approx(0.003, rel=0.01))
+
+
 def test_of_no_times_all_is_zero() -> None:
     assert set(Histogram().distribution().as_dict().values()) == {0}

@@ -254,6 +254,29 @@ def test_a_held_action_expires(run: Run, two: tuple[Any, ...]) -> None:
     assert actions[last + 3 : last + 5] == [[1.0, 3.0], [1.0, 4.0]][: len(actions[last + 3 : last + 5])]
 
 
+def test_nothing_of_an_earlier_run_is_held_on_to(two: tuple[Any, ...]) -> None:
+    robot = Robot("agent_1")
+    with ControlLoop(
+        RATE_HZ, two[1], lambda: readings, robot.write, fallback=Hold(expires_after_s=1e6, then=NoOp((0.5, 5.0)))
+    ) as loop:
+        readings: Mapping[str, Any] = {"agent_1": SEEN[0]}
+        while None not in robot.reasons("agent_1"):
+            loop.run(ticks=1)
+        readings = {}
+        loop.run(ticks=1)
+    assert robot.told[-1]["agent_1"].action.tolist() == [0.5, 5.0]  # type: ignore[union-attr]
+
+
+@both
+def test_a_run_ends_when_no_agent_is_at_a_step_any_more(run: Run, two: tuple[Any, ...]) -> None:
+    slow = two[0]
+    timer = threading.Timer(0.6, slow.may_answer.set)
+    robot = Robot("agent_0", "agent_1", at={1: slow.may_answer.clear, 2: timer.start})
+    run(RATE_HZ, two, robot.read, robot.write, fallback=Zero(), how={"ticks": 4})
+    assert slow.may_answer.is_set()
+    assert slow.act(SEEN[0]).step == 4
+
+
 @both
 def test_overruns_are_skipped_caught_up_with_or_end_the_loop(run: Run, two: tuple[Any, ...]) -> None:
     def play(overrun: str) -> tuple[Robot, Any]:

@@ -19,7 +19,7 @@ from hmarl.sdk.errors import StaleActionError
 
 _SHORTEST_S = 1e-4
 _Errand: TypeAlias = tuple[Request, Context]
-_Outcome: TypeAlias = "tuple[str, int, Answer | BaseException]"
+_Outcome: TypeAlias = "tuple[str, Answer | BaseException]"
 
 
 class KeepsDeadlines(Protocol):
@@ -89,14 +89,14 @@ class Workers:
         errors: list[BaseException] = []
         while len(answers) < len(requests):
             try:
-                agent_id, tick, outcome = self._answers.get(timeout=max(deadline_s - time.monotonic(), 0.0))
+                agent_id, outcome = self._answers.get(timeout=max(deadline_s - time.monotonic(), 0.0))
             except Empty:
                 break
             self._seats[agent_id].busy = False
             if isinstance(outcome, BaseException):
                 errors.append(outcome)
                 outcome = Missing(AGENT, str(outcome))
-            if agent_id in requests and requests[agent_id].tick == tick:
+            if agent_id in requests:  # otherwise it is the late answer of one that was not asked now
                 answers[agent_id] = outcome
         if errors:
             raise errors[0]
@@ -111,7 +111,7 @@ class Workers:
         """
         with contextlib.suppress(Empty):
             while True:
-                agent_id, _, outcome = self._answers.get_nowait()
+                agent_id, outcome = self._answers.get_nowait()
                 self._seats[agent_id].busy = False
                 if isinstance(outcome, BaseException):
                     raise outcome
@@ -121,7 +121,7 @@ class Workers:
         deadline_s = time.monotonic() + seconds
         with contextlib.suppress(Empty):
             while any(seat.busy for seat in self._seats.values()):
-                agent_id, _, _ = self._answers.get(timeout=max(deadline_s - time.monotonic(), 0.0))
+                agent_id, _ = self._answers.get(timeout=max(deadline_s - time.monotonic(), 0.0))
                 self._seats[agent_id].busy = False
         return [agent_id for agent_id, seat in self._seats.items() if seat.busy]
 
@@ -138,7 +138,7 @@ def _work(agent_id: str, agent: Agent, inbox: SimpleQueue[_Errand | None], answe
             outcome = context.run(ask, agent, request)
         except BaseException as error:  # told to the loop, which raises it
             outcome = error
-        answers.put((agent_id, request.tick, outcome))
+        answers.put((agent_id, outcome))
 
 
 def _end(inboxes: Iterable[SimpleQueue[Any]]) -> None:

@@ -96,9 +96,8 @@ Answer: TypeAlias = Action | Missing
 
 
 class Request(NamedTuple):
-    """What an agent is asked at a tick."""
+    """What an agent is asked at a tick, and how many it has missed before."""
 
-    tick: int
     observation: npt.NDArray[np.float32]
     action_mask: npt.NDArray[np.bool_] | None
     skipped: int
@@ -304,7 +303,7 @@ class Team(Generic[AgentT]):
             return Missing(BUSY, "the agent is still at an earlier tick")
         if read_s >= tick.deadline_s:
             return Missing(DEADLINE, "the deadline had passed before it was asked")
-        return Request(tick.number, reading.observation, reading.action_mask, seat.owed, tick.deadline_s)
+        return Request(reading.observation, reading.action_mask, seat.owed, tick.deadline_s)
 
     def commands(
         self, tick: Tick, readings: Readings, answers: Mapping[str, Answer], done_s: float
