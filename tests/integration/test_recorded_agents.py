@@ -24,6 +24,7 @@ from agent_process import AgentProcess
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.recording.beside import laid_beside
+from hmarl.runtime.recording.reader import open_recording
 from hmarl.runtime.recording.replay import NO_REPLY
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.async_client import AsyncAgentClient
@@ -109,7 +110,7 @@ def test_acts_that_come_by_frames_are_recorded_alike(tmp_path: Path, toy: Bundle
         process.process.wait(20)
     report = run_again(box, toy)
     assert (report.episodes, report.compared, report.differing_bytes) == (2, 40, 0)
-    beside = laid_beside(entries(box))
+    beside = laid_beside(open_recording(box))
     assert beside is not None
     assert (beside.acts, beside.in_time, beside.same) == (20, 20, True)
 
@@ -232,7 +233,7 @@ def test_a_fleet_in_trouble_comes_out_bit_for_bit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"the same: {report.compared} acts run again" in done.stdout
     assert "was not finished" in done.stdout  # those of the killed
-    beside = laid_beside(entries(box))
+    beside = laid_beside(open_recording(box))
     assert beside is not None
     assert beside.same
     assert beside.in_time > 0
