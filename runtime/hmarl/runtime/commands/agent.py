@@ -42,7 +42,7 @@ from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.commands._recording import record_options, recorder, take_recording
 from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
-from hmarl.runtime.commands._security import SECRET_VARIABLE, security_options, take_security
+from hmarl.runtime.commands._security import inherited_secret, security_options, take_security
 from hmarl.runtime.commands._watching import AgentWatch
 from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
@@ -112,13 +112,14 @@ def _open(options: Options, path: Path) -> Bundle:
     return load_bundle(path, options.trust or None)
 
 
-def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
+def _loaded(options: Options) -> tuple[AgentServer, Policy, AgentWatch]:
     """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime.trial import Trial, TrialProcess  # noqa: PLC0415
 
     with TrialProcess() as process:  # imports what graphs need, while this one imports what serving needs
         at_end(process.close)
+        watch = AgentWatch(options.agent, options.metrics, options.traces, options.security)
         from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
         bundle = _open(options, options.bundle)
@@ -148,9 +149,9 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
             ),
             watch.telemetry,
         )
-        watch.watch(server)
         at_end(server.free_address)
         try:
+            watch.watch(server)
             trial.result()
             policy = Policy(bundle, options.agent, options.provider, options.like)
             policy.observer = box
@@ -158,7 +159,7 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
         except BaseException:
             server.stop(grace_s=0.0)
             raise
-    return server, policy
+    return server, policy, watch
 
 
 def _settle() -> None:
@@ -245,7 +246,7 @@ def serve(**given: Any) -> int:
     at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
     at_most_one(oip=given["oip"], no_grpc=given["no_grpc"])
     check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"])
-    security = take_security(given, os.environ.pop(SECRET_VARIABLE, None))  # no child shall inherit it
+    security = take_security(given, inherited_secret())
     record = take_recording(given)
     options = Options(**given, security=security, record=record)
     if options.core is not None:
@@ -254,8 +255,7 @@ def serve(**given: Any) -> int:
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     start_logging(options.log_level, f"hmarl-agent {options.agent}", options.log_format, options.agent)
-    watch = AgentWatch(options.agent, options.metrics, options.traces)
-    server, policy = _loaded(options, watch)
+    server, policy, watch = _loaded(options)
     _obey_reloads(options, server, signals)
     _settle()
     ready = {"agent": options.agent, "address": server.address, **watch.ready}
@@ -268,8 +268,8 @@ def serve(**given: Any) -> int:
     if policy.bundle.signed_by is not None:
         LOGGER.info("%s is signed by %s", policy.bundle.path, policy.bundle.signed_by)
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.where, policy.execution_provider)
-    if watch.address is not None:
-        LOGGER.info("metrics on http://%s/metrics", watch.address)
+    if watch.url is not None:
+        LOGGER.info("metrics on %s", watch.url)
     del policy  # a reload replaces it, and its memory is to be free then
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):
