@@ -9,13 +9,15 @@ import pytest
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.manifest import to_json
 from hmarl.runtime.recording.beside import Beside, laid_beside
 from hmarl.runtime.recording.reader import open_recording
 from hmarl.runtime.recording.settings import RecordSettings
+from hmarl.runtime.session import Policy
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.recording import ClientRecorder
 from hmarl.sdk.commands.replay import main
-from recorded import inputs, recorded
+from recorded import inputs, recorded, run_again
 from toy_bundle import write_toy_bundle
 
 
@@ -59,6 +61,25 @@ def test_what_was_changed_on_the_way_is_named(tmp_path: Path, toy: Bundle, capsy
     assert (found.different_inputs, found.different_actions) == (3, 2)
     assert main([str(tmp_path), "--html", str(tmp_path / "page.html")]) == 4
     assert "3 observations or masks are not what clients sent, 2 actions not what" in capsys.readouterr().err
+
+
+def test_what_a_client_of_an_agent_that_was_not_trained_recorded_can_be_run_again(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle", plain=True, interchangeable=("agent",))
+    policy = Policy(bundle, "agent_7", like="agent_0")
+    info = agent_pb2.GetAgentInfoResponse(
+        agent_id="agent_7", bundle_sha256=bundle.sha256, agent_manifest_json=to_json(policy.agent)
+    )
+    client = ClientRecorder(RecordSettings(tmp_path / "box"), policy.agent, "a test")
+    client.began(agent_pb2.StartEpisodeRequest(seed=1), "an id", info)
+    session, (observation, _) = policy.session(), inputs(policy, np.random.default_rng(0))
+    session.reset(1)
+    began_ns = client.asks(0.1)
+    client.acted(
+        began_ns, observation, None, Action(session.act(observation).action, 0, True, 0, False, {}, 0.001), "an id"
+    )
+    client.close()
+    report = run_again(tmp_path / "box", bundle)
+    assert (report.compared, report.differing_bytes) == (1, 0)
 
 
 def test_one_side_alone_has_nothing_beside_it(tmp_path: Path, toy: Bundle) -> None:
