@@ -80,7 +80,7 @@ MODULES_OF_EXTRAS = {
 
 def test_every_module_of_protocol_runtime_and_sdk_imports_alone_or_names_its_extra(installed: Installed) -> None:
     script = (
-        "import importlib, json, pkgutil, hmarl.agent, hmarl.runtime, hmarl.sdk\n"
+        "import importlib, json, pkgutil, hmarl.agent, hmarl.recording, hmarl.runtime, hmarl.sdk\n"
         "from hmarl.runtime.errors import MissingExtraError\n"
         "refused = {}\n"
         "for package in (hmarl.agent, hmarl.recording, hmarl.runtime, hmarl.sdk):\n"

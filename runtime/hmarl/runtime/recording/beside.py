@@ -6,14 +6,16 @@ same for both where they are on one machine, or their clocks are kept together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from hmarl.recording.v1 import recording_pb2 as pb
-from hmarl.runtime.recording.reader import Entry
-from hmarl.runtime.recording.recorder import CLIENT
+from hmarl.runtime.recording.reader import BoxFile, read_recording
+from hmarl.runtime.recording.recorder import CLIENT, SIDES
 
 _Key = tuple[str, int]  # session and step
 
@@ -48,51 +50,68 @@ class Beside:
         return not self.different_inputs and not self.different_actions
 
 
-def laid_beside(entries: Iterable[Entry]) -> Beside | None:
+class _Seen(NamedTuple):
+    """What is compared of an act, by one side; short, because recordings are long."""
+
+    given: bytes
+    action: bytes
+    fresh: bool
+    wall_ns: int
+    latency_us: float
+
+
+def laid_beside(files: Sequence[BoxFile]) -> Beside | None:
     """Lay both sides beside each other; None where one of them is missing.
 
     Raises:
         RecordingError: a file is damaged.
     """
-    sent: dict[_Key, pb.Act] = {}
-    received: dict[_Key, pb.Act] = {}
+    for file in files:
+        file.glance()
+    if len({file.side for file in files}) < len(SIDES):
+        return None
+    sent: dict[_Key, _Seen] = {}
+    received: dict[_Key, _Seen] = {}
     sessions: dict[tuple[str, int], str] = {}
-    for file, _, message in entries:
+    for file, _, message in read_recording(files):
         episode = file.recording, message.episode
         if isinstance(message, pb.Episode):
             sessions[episode] = message.session
         elif isinstance(message, pb.Act) and file.side == CLIENT:
-            sent[message.delivery.session or sessions.get(episode, ""), message.request.step] = message
+            sent[message.delivery.session or sessions.get(episode, ""), message.request.step] = _seen(message)
         elif isinstance(message, pb.Act) and message.HasField("response"):
-            received.setdefault((sessions.get(episode, ""), message.request.step), message)
+            received.setdefault((sessions.get(episode, ""), message.request.step), _seen(message))
     known = {session for session, _ in received if session}
     return _judged({key: act for key, act in sent.items() if key[0] in known}, received)
 
 
-def _judged(sent: dict[_Key, pb.Act], received: dict[_Key, pb.Act]) -> Beside | None:
+def _seen(act: pb.Act) -> _Seen:
+    request, digest = act.request, hashlib.blake2b(digest_size=16)
+    for tensor in (request.observation, request.action_mask):
+        digest.update(repr((tensor.data_type, list(tensor.shape))).encode() + tensor.data)
+    action = bytes(act.response.action.data)
+    return _Seen(digest.digest(), action, act.delivery.fresh, act.wall_ns, act.latency_us)
+
+
+def _judged(sent: dict[_Key, _Seen], received: dict[_Key, _Seen]) -> Beside | None:
     if not sent:
         return None
     found, way_us, there_us = Beside(acts=len(sent)), [], []
     for key, act in sent.items():
         theirs = received.get(key)
-        found.in_time += act.delivery.fresh
+        found.in_time += act.fresh
         if theirs is None:
-            found.not_received += not act.delivery.fresh
+            found.not_received += not act.fresh
             continue
-        found.different_inputs += not _same_inputs(act, theirs)
+        found.different_inputs += act.given != theirs.given
         there_us.append((theirs.wall_ns - act.wall_ns) / 1e3)
-        if act.delivery.fresh:
-            found.different_actions += act.response.action != theirs.response.action
+        if act.fresh:
+            found.different_actions += act.action != theirs.action
             way_us.append(act.latency_us - theirs.latency_us)
         else:
             found.late += 1
     found.way_us, found.there_us = _quantiles(way_us), _quantiles(there_us)
     return found
-
-
-def _same_inputs(ours: pb.Act, theirs: pb.Act) -> bool:
-    given, got = ours.request, theirs.request
-    return bool(given.observation == got.observation and given.action_mask == got.action_mask)
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:

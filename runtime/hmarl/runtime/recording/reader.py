@@ -87,6 +87,18 @@ class BoxFile:
         """``agent`` or ``client``."""
         return self.recorder.get("side", "agent")
 
+    def glance(self) -> None:
+        """Read no more than what the file says of its writer.
+
+        Raises:
+            RecordingError: it is no MCAP file, or damaged where it is not merely cut off.
+        """
+        for _, record in self._records():
+            if isinstance(record, Metadata):
+                self._take(record)
+            if self.recorder:
+                return
+
     def read(self) -> Iterator[Entry]:
         """All messages, in the order in which they were written.
 

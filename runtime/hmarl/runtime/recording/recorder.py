@@ -28,7 +28,7 @@ from hmarl.runtime.repeats import RepeatLog
 LOGGER = logging.getLogger("hmarl.record")
 AGENT, CLIENT = SIDES = ("agent", "client")
 RECORDER, BUNDLE = "hmarl.recorder", "hmarl.bundle"  # titles of metadata
-OVERFLOW = "more came than could be written"
+OVERFLOW, UNWRITABLE = "more came than could be written", "the disk could not be written to"
 LARGEST_ACT_BYTES = 2**24  # readers take no larger chunks than twice this
 _OVERHEAD_BYTES = 512  # of a record that waits, beside its numbers
 _LEAST_WAITING, _MOST_WAITING = 64, 2**16
@@ -134,9 +134,9 @@ class _Missed:
     def __init__(self, step: int, reason: str) -> None:
         self.acts, self.first_step, self.last_step, self.reason = 1, step, step, reason
 
-    def add(self, step: int) -> None:
-        self.acts += 1
-        self.last_step = step
+    def add(self, later: _Missed) -> None:
+        self.acts += later.acts
+        self.last_step = later.last_step
 
 
 class _ActRecord(NamedTuple):
@@ -184,7 +184,7 @@ class Recorder:
         self._queue: deque[_ActRecord | _EndRecord] = deque()  # adding and taking are one step each
         self._missing = threading.Lock()
         self._missed: dict[RecordedEpisode, _Missed] = {}
-        self._unflushed: list[tuple[RecordedEpisode, int]] = []
+        self._unflushed: list[tuple[RecordedEpisode, _Missed]] = []  # what is missing if it cannot be flushed
         self._episodes = 0
         self._log = RepeatLog(LOGGER)
         self._flushed_s = self._resume_s = 0.0
@@ -226,7 +226,7 @@ class Recorder:
         if len(self._queue) < self._limit:
             self._queue.append(_ActRecord(episode, sequence, step, make, values))
         else:
-            self._miss(episode, step, OVERFLOW)
+            self._miss(episode, _Missed(step, OVERFLOW))
 
     def end(self, episode: RecordedEpisode, steps: int, missed_steps: int, reason: str) -> None:
         """Record the end of an episode; not where too many records wait, or of one without acts that no one ended."""
@@ -241,17 +241,16 @@ class Recorder:
         self._stop.set()
         self._thread.join(_END_LIMIT_S)
 
-    def _miss(self, episode: RecordedEpisode, step: int, reason: str) -> None:
+    def _miss(self, episode: RecordedEpisode, missed: _Missed) -> None:
         with self._missing:
-            known = self._missed.get(episode)
-            if known is None:
-                self._missed[episode] = _Missed(step, reason)
-            else:
-                known.add(step)
+            known = self._missed.setdefault(episode, missed)
+            if known is not missed:
+                known.add(missed)
 
     def _run(self) -> None:
         while not self._stop.wait(self._flush_s / 4):
             self._round(flush=time.monotonic() - self._flushed_s >= self._flush_s / 2)
+        self._resume_s = 0.0  # once more, whatever went wrong before
         self._round(flush=True)
         try:
             self._files.close()
@@ -279,14 +278,15 @@ class Recorder:
             for _ in range(taken):
                 record = self._queue.popleft()
                 if isinstance(record, _ActRecord):
-                    self._miss(record.episode, record.step, "the disk could not be written to")
+                    self._miss(record.episode, _Missed(record.step, UNWRITABLE))
             return
         with self._missing:
             missed, self._missed = self._missed, {}
+        self._unflushed += missed.items()
         for number in range(taken):
             record = self._queue.popleft()
             if isinstance(record, _ActRecord):
-                self._unflushed.append((record.episode, record.step))
+                self._unflushed.append((record.episode, _Missed(record.step, UNWRITABLE)))
                 self._write_act(record)
             else:
                 self._write_end(record)
@@ -328,8 +328,8 @@ class Recorder:
         """Record nothing for a while: the disk is full, or worse. What was not flushed is missing."""
         self._files.abandon()
         self._resume_s = time.monotonic() + _RETRY_S
-        for episode, step in self._unflushed:
-            self._miss(episode, step, "the disk could not be written to")
+        for episode, missed in self._unflushed:
+            self._miss(episode, missed)
         self._unflushed.clear()
         if error is not None:
             self._log.say(

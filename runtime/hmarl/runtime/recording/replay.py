@@ -21,6 +21,7 @@ from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.choices import checked_choice
 from hmarl.runtime.errors import HmarlError, ObservationError, RecordingError, StepOrderError, UsageError, one_line
+from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.recording.reader import BoxFile, Entry
 from hmarl.runtime.recording.recorder import CLIENT
 from hmarl.runtime.session import Action, Policy, PolicySession
@@ -213,7 +214,7 @@ class Replayer:
             )
         key = bundle.sha256, said.agent_id, about.get("like", "")
         if key not in self._policies:
-            self._policies[key] = self._open_policy(bundle, said.agent_id, about.get("like") or None)
+            self._policies[key] = self._open_policy(bundle, said.agent_id, _like(bundle, said.agent_id, about))
         return self._policies[key]
 
     def _act(self, file: BoxFile, live: _Live, act: pb.Act) -> str | None:
@@ -334,6 +335,17 @@ class Replayer:
                 others=tuple(one_line(other, 100) for other, *_ in found[1:]),
             )
         )
+
+
+def _like(bundle: Bundle, agent_id: str, about: Mapping[str, str]) -> str | None:
+    """By whose graph an agent acts that was not trained; a client knows only what that graph's file is called."""
+    if about.get("like") or agent_id in bundle.agent_ids:
+        return about.get("like") or None
+    try:
+        file = from_json(AgentModel, about.get("agent_manifest", "")).file
+    except ValueError:
+        return None
+    return next((known for known in bundle.agent_ids if bundle.agent(known).file == file), None)
 
 
 def _opened(bundle: Bundle, agent_id: str, like: str | None) -> Policy:

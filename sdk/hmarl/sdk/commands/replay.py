@@ -76,7 +76,7 @@ def replay(
     from hmarl.runtime.recording.replay import Replayer  # noqa: PLC0415 - likewise
 
     files = open_recording(recording)
-    beside = laid_beside(read_recording(files))
+    beside = laid_beside(files)
     report = None
     if bundles:
         loaded = [load_bundle(path, trust or None) for path in bundles]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,9 @@ class EpisodeSummary:
         key: which.
         side: ``agent`` or ``client``.
         said: what the recording says of it.
-        steps: of its acts, in order.
-        latencies_us: likewise.
+        first_step: of its acts; None where there are none.
+        last_step: likewise.
+        latencies_us: of its acts, in order.
         fallbacks: acts of a client without a fresh action.
         refused: acts that ended with an error.
         missing: acts that were not recorded.
@@ -39,8 +41,9 @@ class EpisodeSummary:
     key: Key
     side: str
     said: pb.Episode
-    steps: list[int] = field(default_factory=list)
-    latencies_us: list[float] = field(default_factory=list)
+    first_step: int | None = None
+    last_step: int | None = None
+    latencies_us: array[float] = field(default_factory=lambda: array("d"))
     fallbacks: int = 0
     refused: int = 0
     missing: int = 0
@@ -133,7 +136,9 @@ def summaries(entries: Iterable[Entry]) -> dict[Key, EpisodeSummary]:
 
 def _add(summary: EpisodeSummary, message: pb.Act | pb.Gap | pb.End) -> None:
     if isinstance(message, pb.Act):
-        summary.steps.append(message.request.step)
+        summary.last_step = message.request.step
+        if summary.first_step is None:
+            summary.first_step = message.request.step
         summary.latencies_us.append(message.latency_us)
         refused = message.HasField("refusal")
         summary.refused += refused
@@ -168,7 +173,7 @@ def chosen(found: dict[Key, EpisodeSummary], seed: int | None, differing: Sequen
         raise UsageError(f"--seed: got {seed}, expected one of an episode in the recording: {shown}")
     first: dict[str, EpisodeSummary] = {}
     for each in of_seed:  # rejoined, an episode has several sessions at the agent: the longest is shown
-        if each.who not in first or len(each.steps) > len(first[each.who].steps):
+        if each.who not in first or len(each.latencies_us) > len(first[each.who].latencies_us):
             first[each.who] = each
     return [first[who] for who in sorted(first)]
 

@@ -74,7 +74,7 @@ def write_recording_page(path: Path, content: PageContent) -> None:
 
 def _tiles(content: PageContent) -> list[dict[str, str]]:
     episodes, report = content.episodes, content.report
-    acts = sum(len(each.steps) for each in episodes)
+    acts = sum(len(each.latencies_us) for each in episodes)
     fallbacks, refused = sum(each.fallbacks for each in episodes), sum(each.refused for each in episodes)
     missing = sum(each.missing for each in episodes)
     verdict = {"label": "Run again", "value": "–", "note": "give --bundle to run it again"}
@@ -95,8 +95,8 @@ def _tiles(content: PageContent) -> list[dict[str, str]]:
         },
     ]
     for side, what in (("agent", "of policies alone"), ("client", "of clients")):
-        latencies = [latency for each in episodes if each.side == side for latency in each.latencies_us]
-        if latencies:
+        latencies = np.concatenate([np.zeros(0), *(each.latencies_us for each in episodes if each.side == side)])
+        if len(latencies):
             p50, p99 = np.quantile(latencies, [0.5, 0.99])
             tile = {"label": "Latency (median)", "value": f"{p50:,.0f} µs", "note": f"{what} · p99 {p99:,.0f} µs"}
             tiles.append(tile)
@@ -110,8 +110,8 @@ def _summary_row(each: EpisodeSummary) -> dict[str, Any]:
         "number": said.episode,
         "seed": said.start.seed,
         "bundle": said.bundle_sha256[:12],
-        "steps": f"{each.steps[0]} to {each.steps[-1]}" if each.steps else "–",
-        "acts": len(each.steps),
+        "steps": "–" if each.first_step is None else f"{each.first_step} to {each.last_step}",
+        "acts": len(each.latencies_us),
         "fallbacks": each.fallbacks,
         "refused": each.refused,
         "missing": each.missing,
