@@ -4,7 +4,7 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,dev
+EXTRAS := train,eval,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,record,dev
 # More arguments for the demo, e.g. make demo DEMO_ARGS='--minutes 10 --seed 2'
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
@@ -55,7 +55,7 @@ benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the sa
 fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent, 100,000 over frames
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py tests/reliability/test_fuzz_frames.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
+fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames, recordings; a minute each
 	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)
 
 soak: $(INSTALLED)  ## A million acts, each compared with the policy in process
@@ -84,7 +84,7 @@ chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks, jump
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py tests/reliability/test_rotation.py \
 		tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-rotation: $(INSTALLED)  ## Certificates of agent and clients are replaced while they act: 100,000 acts, each compared
+rotation: $(INSTALLED)  ## Certificates of agents and clients are replaced while they act, a client alone and a team: each act compared
 	$(BIN)/python -m pytest tests/reliability/test_rotation.py -m reliability -s --timeout 3600 $(PYTEST_ARGS)
 
 reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared
