@@ -106,6 +106,7 @@ def test_the_code_runs(project: Path, where: str) -> None:
     run_python(project, ALONE[where])
 
 
+@pytest.mark.timeout(900)  # one page trains, exports and serves
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_works_from_its_first_block_to_its_last(page: Path, tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
