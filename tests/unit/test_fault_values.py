@@ -32,6 +32,8 @@ def read(text: str) -> AgentFaults:
         ("restart=3..5", AgentFaults(restart=Outage(3, 5))),
         ("restart=0.1:5", AgentFaults(restart=Outage(probability=0.1, steps=5))),
         ("fallback=noop:[1,0.5]", AgentFaults(fallback=NoOp((1, 0.5)))),
+        ("delay=1 .. 3", AgentFaults(delay=(1, 3))),
+        ("fallback=noop: [1, 0]", AgentFaults(fallback=NoOp((1, 0)))),
         ("fallback=hold:2:zero", AgentFaults(fallback=Hold(expires_after_steps=2, then=Zero()))),
     ],
 )
@@ -45,10 +47,30 @@ def test_whole_numbers_of_an_action_are_integers_and_others_are_not() -> None:
     assert [type(number) for number in fallback.action] == [int, float, int]
 
 
-@pytest.mark.parametrize("text", ["noise=1.1e30", "out=0.1:2:3", "loss=-0.01", "delay=0..101", "freeze=1.5:2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "noise=1.1e30",
+        "out=0.1:2:3",
+        "loss=-0.01",
+        "delay=0..101",
+        "freeze=1.5:2",
+        "delay=1=2",
+        "fallback=noop:[12",
+        "fallback=noop:12]",
+        "fallback=holt:3",
+    ],
+)
 def test_a_value_beyond_its_bounds_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=f"faults: {text.partition('=')[0]}: got '"):
         read(text)
+
+
+def test_a_refusal_ends_with_what_was_expected_of_whom() -> None:
+    with pytest.raises(UsageError, match=r"^faults: loss: got '2', expected a probability from 0 to 1$"):
+        parse_faults("loss=2")
+    with pytest.raises(UsageError, match=r"^faults: a:loss: got -1, expected a probability from 0 to 1$"):
+        parse_faults(None, {"a:loss": -1})
 
 
 @pytest.mark.parametrize(
