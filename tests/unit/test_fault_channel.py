@@ -77,7 +77,19 @@ def test_a_state_that_was_read_stays_as_it_was() -> None:
         channel.send(message(random), now, never)
         channel.begin(~never, message(random))
     assert set(state) == {"clock", "due", "sent", "newest", "held.0", "held.1", "under_way.0", "under_way.1"}
+    for number, (shape, dtype) in enumerate(PARTS):  # as many as may be under way
+        kept = state[f"under_way.{number}"]
+        assert (kept.shape, kept.dtype) == ((3, *LEAD, *shape), dtype)
     for name, array in state.items():
         np.testing.assert_array_equal(array, before[name])
     channel.set_state(state)
     assert channel.age.tolist() == [[0] * 3] * 2
+
+
+def test_a_message_without_all_of_its_parts_is_refused() -> None:
+    channel, never = Channel(PARTS, LEAD, 1), np.zeros(LEAD, np.bool_)
+    short = message(np.random.default_rng(0))[:1]
+    with pytest.raises(ValueError, match="zip"):
+        channel.send(short, np.zeros(LEAD, np.int64), never)
+    with pytest.raises(ValueError, match="zip"):
+        channel.begin(~never, short)

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from hmarl.sdk.faults import draws as module
 from hmarl.sdk.faults.draws import Chance, Draws, philox
 
 IDS = ["a", "b", "arm 2"]
-SEEDS = np.array([3, 2**40 + 5, -1], np.int64)
+SEEDS = np.array([3, 2**62 + 5, -1], np.int64)
 
 
 def words(seed: int, episode: int, step: int, agent_id: str, block: int) -> list[int]:
@@ -44,6 +45,11 @@ def all_uniform(draws: Draws, chance: Chance) -> npt.NDArray[np.float64]:
     )
 
 
+def kinds(draws: Draws) -> list[np.dtype]:
+    """What checkpoints keep of them."""
+    return [draws.seeds.dtype, draws.episodes.dtype, draws.steps.dtype]
+
+
 def check(draws: Draws, episodes: list[int], steps: list[int]) -> None:
     """The draws are at these steps of these episodes, and draw the numbers of there."""
     assert (draws.seeds.tolist(), draws.episodes.tolist(), draws.steps.tolist()) == (SEEDS.tolist(), episodes, steps)
@@ -53,8 +59,11 @@ def check(draws: Draws, episodes: list[int], steps: list[int]) -> None:
 
 def test_a_decision_follows_from_whose_where_and_when_it_is() -> None:
     draws = Draws(IDS, 3)
+    assert kinds(draws) == [np.int64] * 3
+    assert (draws.seeds.tolist(), draws.episodes.tolist(), draws.steps.tolist()) == ([0] * 3, [0] * 3, [0] * 3)
     draws.begin(SEEDS)
     check(draws, [0, 0, 0], [0, 0, 0])
+    assert kinds(draws) == [np.int64] * 3
     for step in range(1, 70):  # over two ends of what is drawn ahead
         draws.advance()
         if step in {1, 31, 32, 33, 63, 64, 69}:
@@ -101,6 +110,17 @@ def test_a_normal_number_follows_from_whose_where_and_when_it_is(size: int) -> N
         for seed, episode, step in zip(SEEDS, (0, 0, 1), (7, 7, 0), strict=True)
     ]
     np.testing.assert_allclose(drawn, np.array(wanted), rtol=3e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("word", [0, 2**32 - 1])
+def test_the_smallest_and_the_largest_word_give_normal_numbers(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words stand for the middles of their steps: the logarithm of 0 never comes up."""
+    monkeypatch.setattr(module, "philox", lambda counter, key: np.full((1, 1, 1, 4), word, np.uint64))
+    draws = Draws(["a"], 1, decides=False)
+    place = (word + 0.5) / 2**32
+    radius, angle = math.sqrt(-2 * math.log(place)), 2 * math.pi * place
+    wanted = [[[radius * math.cos(angle)] * 2 + [radius * math.sin(angle)] * 2]]
+    np.testing.assert_allclose(draws.normal(np.array([0]), 4), wanted, rtol=1e-6)
 
 
 def test_where_nothing_is_decided_no_table_is_kept_and_normal_numbers_are_the_same() -> None:
