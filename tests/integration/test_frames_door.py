@@ -364,6 +364,29 @@ def test_an_agent_ends_within_bounds_beside_silent_connections(toy_bundle: Bundl
         assert not Path(process.address.removeprefix("frames:")).exists()
 
 
+@pytest.mark.parametrize(
+    ("program", "options", "said"),
+    [
+        ("agent", ["--no-grpc"], "--no-grpc: got it without --frames, expected one way in: give --frames"),
+        ("fleet", ["--no-grpc"], "--no-grpc: got it without --frames-dir, expected one way in: give --frames-dir"),
+        ("agent", ["--frames-allow-uid", "7"], "--frames-allow-uid: got it without --frames, expected both"),
+        ("agent", ["--frames", "f", "--no-grpc", "--token-file", "t"], "--no-grpc and --token-file: got both"),
+        ("agent", ["--frames", "f", "--no-grpc", "--allow-client", "a"], "--no-grpc and --allow-client: got both"),
+        ("fleet", ["--frames-dir", "f", "--no-grpc", "--tls", "keys"], "--no-grpc and --tls: got both"),
+        ("fleet", ["--frames-dir", "f", "--no-grpc", "--tcp"], "--tcp and --no-grpc: got both"),
+        ("agent", ["--frames", "f", "--no-grpc", "--oip"], "--no-grpc and --oip: got both"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    program: str, options: list[str], said: str, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    agent = ["--agent", "agent_0"] if program == "agent" else []
+    command = [sys.executable, "-m", f"hmarl.runtime.commands.{program}", str(toy_bundle.path), *agent, *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_path_that_cannot_be_used_is_said(toy_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     server = serve(toy_bundle, tmp_path)

@@ -235,8 +235,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
 def serve(**given: Any) -> int:
     """Serve one agent of a bundle, over gRPC unless told otherwise, until SIGTERM or Ctrl-C."""
     at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
-    at_most_one(oip=given["oip"], no_grpc=given["no_grpc"])
-    check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"])
+    check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"], given)
     security = take_security(given, os.environ.pop(SECRET_VARIABLE, None))  # no child shall inherit it
     options = Options(**given, security=security)
     if options.core is not None:
