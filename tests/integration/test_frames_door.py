@@ -276,7 +276,7 @@ def keep_asking(client: RawFrames) -> None:
 def test_connections_are_bounded_and_idle_ones_give_way(
     toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frames_door, "_GIVES_WAY_AFTER_S", 0.5)
+    monkeypatch.setattr(frames_door, "_GIVES_WAY_AFTER_S", 2.0)
     server = serve(toy_bundle, tmp_path, max_sessions=2)
     try:
         held = [RawFrames(server.address) for _ in range(2)]
@@ -290,7 +290,7 @@ def test_connections_are_bounded_and_idle_ones_give_way(
             assert third.ended
         with RawFrames(server.address) as looking:  # health is answered all the same
             assert looking.ask(check_health=HEALTH).check_health.serving
-        time.sleep(0.6)
+        time.sleep(2.1)
         with RawFrames(server.address) as later:
             assert later.ask(get_agent_info=agent_pb2.GetAgentInfoRequest()).HasField("get_agent_info")
             assert held[0].ended
@@ -299,7 +299,7 @@ def test_connections_are_bounded_and_idle_ones_give_way(
 
 
 def test_quotas_of_one_client_are_those_of_grpc(toy_bundle: Bundle, tmp_path: Path) -> None:
-    server = serve(toy_bundle, tmp_path, security=SecuritySettings(client_rate=20.0, client_sessions=2))
+    server = serve(toy_bundle, tmp_path, security=SecuritySettings(client_rate=5.0, client_sessions=2))
     try:
         with contextlib.ExitStack() as held:
             client, second, third = (held.enter_context(RawFrames(server.address)) for _ in range(3))
@@ -362,6 +362,29 @@ def test_an_agent_ends_within_bounds_beside_silent_connections(toy_bundle: Bundl
             process.process.send_signal(signal.SIGTERM)
             assert process.process.wait(LIMIT_S) == 0
         assert not Path(process.address.removeprefix("frames:")).exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "said"),
+    [
+        ("agent", ["--no-grpc"], "--no-grpc: got it without --frames, expected one way in: give --frames"),
+        ("fleet", ["--no-grpc"], "--no-grpc: got it without --frames-dir, expected one way in: give --frames-dir"),
+        ("agent", ["--frames-allow-uid", "7"], "--frames-allow-uid: got it without --frames, expected both"),
+        ("agent", ["--frames", "f", "--no-grpc", "--token-file", "t"], "--no-grpc and --token-file: got both"),
+        ("agent", ["--frames", "f", "--no-grpc", "--allow-client", "a"], "--no-grpc and --allow-client: got both"),
+        ("fleet", ["--frames-dir", "f", "--no-grpc", "--tls", "keys"], "--no-grpc and --tls: got both"),
+        ("fleet", ["--frames-dir", "f", "--no-grpc", "--tcp"], "--tcp and --no-grpc: got both"),
+        ("agent", ["--frames", "f", "--no-grpc", "--oip"], "--no-grpc and --oip: got both"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    program: str, options: list[str], said: str, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    agent = ["--agent", "agent_0"] if program == "agent" else []
+    command = [sys.executable, "-m", f"hmarl.runtime.commands.{program}", str(toy_bundle.path), *agent, *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_path_that_cannot_be_used_is_said(toy_bundle: Bundle, tmp_path: Path) -> None:

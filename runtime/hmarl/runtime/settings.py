@@ -29,7 +29,7 @@ class SecuritySettings:
         open_health: answer ``grpc.health.v1`` without a token and whatever the certificate's name.
         insecure: listen where others reach it although it does not ask who they are, or does not encrypt.
         client_sessions: episodes that one client may have open; 0 for any number.
-        client_streams: streams that one client may have open; 0 for any number.
+        client_streams: streams, or connections of frames, that one client may have open; 0 for any number.
         client_rate: requests that one client may send a second; 0 for any number.
         probe_secret: lets a supervisor ask for health whatever else is asked for; None makes one up.
     """

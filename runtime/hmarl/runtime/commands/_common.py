@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -12,6 +13,12 @@ from hmarl.runtime.commands._output import ERRORS, LOG_FORMATS, TEXT, say_error
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.settings import PROVIDER, ServerSettings
 
+# What gRPC alone has, by parameter.
+_OF_GRPC = {
+    **{name: name for name in ("tls", "tls_cert", "tls_key", "tls_client_ca", "allow_file", "token_file")},
+    **{name: name for name in ("open_health", "insecure", "oip", "reflection", "no_reflection")},
+    "allow_clients": "allow_client",
+}
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _LAST_WORDS_S = 2.0
 
@@ -100,18 +107,25 @@ def no_grpc_flag() -> click.Option:
     return flag("--no-grpc", "serve by frames alone, and do without gRPC's memory and threads")
 
 
-def check_frames(frames: bool, no_grpc: bool, users: Sequence[int], option: str = "--frames") -> None:
-    """Refuse options that make no sense without frames.
+def check_frames(
+    frames: bool, no_grpc: bool, users: Sequence[int], given: Mapping[str, Any], option: str = "--frames"
+) -> None:
+    """Refuse options that make no sense without frames, and, without gRPC, those that are gRPC's.
+
+    Frames ask for no token and no certificate: who says that they are to be asked for shall not believe that they are.
 
     Args:
         frames: whether there is such a door.
         no_grpc: whether there is no other.
         users: who may come to it.
+        given: the command's other options.
         option: opens it.
 
     Raises:
-        UsageError: with what is missing.
+        UsageError: with what is missing, or too much.
     """
+    for name, shown in _OF_GRPC.items():
+        command_line.at_most_one(no_grpc=no_grpc, **{shown: given.get(name) or None})
     if no_grpc and not frames:
         raise UsageError(f"--no-grpc: got it without {option}, expected one way in: give {option}")
     if users and not frames:

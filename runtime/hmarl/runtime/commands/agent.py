@@ -244,8 +244,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
 def serve(**given: Any) -> int:
     """Serve one agent of a bundle, over gRPC unless told otherwise, until SIGTERM or Ctrl-C."""
     at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
-    at_most_one(oip=given["oip"], no_grpc=given["no_grpc"])
-    check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"])
+    check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"], given)
     security = take_security(given, inherited_secret())
     record = take_recording(given)
     options = Options(**given, security=security, record=record)

@@ -123,8 +123,7 @@ def supervise(
     """Run one supervised process per agent of a bundle; Ctrl-C stops all of them."""
     at_most_one(agents=agents, count=count)
     at_most_one(tcp=tcp, socket_dir=socket_dir, host=host, no_grpc=no_grpc)
-    at_most_one(oip=oip, no_grpc=no_grpc)
-    check_frames(frames_dir is not None, no_grpc, frames_allow_uid, "--frames-dir")
+    check_frames(frames_dir is not None, no_grpc, frames_allow_uid, {**given, "tls": tls, "oip": oip}, "--frames-dir")
     for name in ("tls_cert", "tls_key", "tls_client_ca", "allow_file"):  # which it sees to itself
         at_most_one(tls=tls, **{name: given[name]})
     signals = StopSignals()
