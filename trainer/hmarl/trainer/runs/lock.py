@@ -32,21 +32,22 @@ class RunLock:
 
     Args:
         directory: the run's; made where it is not there.
+        called: what it is, for messages.
 
     Raises:
         UsageError: another process, or another run in this one, owns it; or it cannot be written.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, called: str = "run directory") -> None:
         self._directory = directory
         self._made = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._descriptor: int | None = _locked(directory / NAME)
+            self._descriptor: int | None = _locked(directory / NAME, called)
         except OSError as error:
             self._remove_made()
             raise UsageError(
-                f"run directory {directory}: cannot be written ({error.strerror}); make it writable, or choose another"
+                f"{called} {directory}: cannot be written ({error.strerror}); make it writable, or choose another"
             ) from error
         _held.add(self)
 
@@ -85,7 +86,7 @@ class RunLock:
         self.release()
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, called: str) -> int:
     """Descriptor of the file at ``path``, locked, with this process named in it.
 
     Raises:
@@ -95,7 +96,7 @@ def _locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock(descriptor, path)
+            _lock(descriptor, path, called)
             if _is_at(descriptor, path):
                 owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
                 with suppress(OSError):  # a full disk; the lock itself needs no space
@@ -109,12 +110,12 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path, called: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UsageError(
-            f"run directory {path.parent}: in use by {_owner(descriptor)}; wait until it has ended, stop it, or choose "
+            f"{called} {path.parent}: in use by {_owner(descriptor)}; wait until it has ended, stop it, or choose "
             "another directory"
         ) from error
     except OSError as error:
