@@ -63,7 +63,10 @@ class AgentProcess {
     agent_ = agent;
     start();
   }
-  void freeze() { ::kill(process_, SIGSTOP); }
+  void freeze() {
+    ::kill(process_, SIGSTOP);
+    waitpid(process_, nullptr, WUNTRACED);  // returns once it has really stopped
+  }
   void thaw() { ::kill(process_, SIGCONT); }
   void kill() {
     if (process_ <= 0) return;

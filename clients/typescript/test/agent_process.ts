@@ -1,6 +1,7 @@
 /** A real hmarl-agent, which can be frozen, killed and started again at the same address. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { readdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { createInterface } from "node:readline";
 
@@ -31,8 +32,12 @@ export class AgentProcess {
     return this;
   }
 
-  freeze(): void {
-    this.#process?.kill("SIGSTOP");
+  /** Returns once all of its threads have stopped. */
+  async freeze(): Promise<void> {
+    const tasks = `/proc/${this.#process!.pid}/task`;
+    this.#process!.kill("SIGSTOP");
+    const stopped = (thread: string) => /\) T /.test(readFileSync(`${tasks}/${thread}/stat`, "utf8"));
+    while (!readdirSync(tasks).every(stopped)) await new Promise((resolve) => setTimeout(resolve, 5));
   }
 
   thaw(): void {

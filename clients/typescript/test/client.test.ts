@@ -55,7 +55,7 @@ for (const stream of [false, true]) {
     const fresh = await client.act(SEEN, LEGAL);
     assert.ok(fresh.fresh);
     const masked = LEGAL.map((_, action) => action !== fresh.action && action !== 3);
-    agent.freeze();
+    await agent.freeze();
     try {
       const held = await client.act(SEEN, LEGAL);
       assert.deepEqual([held.action, held.fresh, held.step], [fresh.action, false, 1]);
