@@ -28,6 +28,7 @@ from hmarl.trainer.students.settings import DistillationSettings
 from installed import ROOT
 from processes import alive, children, wait_for
 from right_or_wrong import STEPS, write_choosing_bundle
+from toy_bundle import write_toy_bundle
 from training_runs import tiny_config, train
 
 SHIPPED = ROOT / "models" / "simple-spread-hcpo"
@@ -206,6 +207,9 @@ def test_what_does_not_belong_together_is_told(
         "--bundle: it was exported from a checkpoint of"
     )
     assert told(directory, "--bundle", stranger).startswith("--bundle: it was exported from checkpoint None, which")
+    evil = {"name": "no_such_module:make", "team_reward": "sum"}
+    elsewhere = write_toy_bundle(tmp_path / "elsewhere", plain=True, environment=evil).path
+    assert told(directory, "--bundle", elsewhere).startswith("--bundle: it was exported from checkpoint None, which")
     assert told(directory, "--set", "env.faults.delay=1").startswith("--set: got env.faults, expected --faults")
     assert told(directory, "--faults", "delay=x").startswith("faults: delay: got 'x', expected steps from 0 to 100")
     assert told(directory, "--endpoints", tmp_path / "none.json", "--faults", "none").startswith("endpoints file")

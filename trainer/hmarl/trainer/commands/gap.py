@@ -6,12 +6,11 @@ import importlib.util
 import logging
 import shlex
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -29,7 +28,7 @@ from hmarl.runtime.command_line import (
 )
 from hmarl.sdk.commands import _common
 from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
-from hmarl.sdk.commands._console import make_console, print_table, progress_bar
+from hmarl.sdk.commands._console import make_console
 from hmarl.sdk.commands._sources import kind_of, refuse_code
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
@@ -37,12 +36,13 @@ from hmarl.trainer.commands.shared import check_makeable, need_extra, need_torch
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
-    from hmarl.sdk.gap.document import Difference, Gap, RungResult
+    from hmarl.sdk.gap.document import Difference, Gap
+    from hmarl.sdk.gap.judging import Measured
+    from hmarl.sdk.gap.kept import Wave
     from hmarl.sdk.gap.ladder import Rung
     from hmarl.sdk.gap.playing import Games
 
 _DEFAULT_BATCH = 16
-_LINE_INTERVAL_S = 10.0
 _PAGE_PACKAGES = ("jinja2", "matplotlib")
 
 
@@ -159,6 +159,7 @@ def measure(options: Options) -> dict[str, Any]:
         bundle = _bundle(options, console)
     from hmarl.runtime.trial import try_graphs
     from hmarl.sdk.gap.judging import judge
+    from hmarl.trainer.commands._gap_shown import show
     from hmarl.trainer.runs.lock import RunLock
 
     try_graphs(bundle, rows=(1, options.batch_size or min(options.episodes, _DEFAULT_BATCH)))
@@ -166,7 +167,7 @@ def measure(options: Options) -> dict[str, Any]:
         plan = _planned(options, bundle, stack)
         result = judge(plan.rungs, _played(plan, options, console), plan.measured)
         written = _written(options.target, result, console)
-    _show(make_console(), result)
+    show(make_console(), result)
     for path in written:
         console.print(f"wrote {path}")
     document = {"name": result.name, "environment": result.environment, "episodes": result.episodes}
@@ -195,7 +196,7 @@ class _Plan:
 
     rungs: list[Rung]
     games: Games
-    measured: Any
+    measured: Measured
 
     def plain(self) -> dict[str, Any]:
         """By which it is recognised."""
@@ -269,7 +270,7 @@ def _planned(options: Options, bundle: Bundle, stack: ExitStack) -> _Plan:
     manifest = bundle.manifest
     sample = not manifest.deterministic_by_default if options.actions is None else options.actions == "sampled"
     own = stack.enter_context(OwnFleet(bundle.path))
-    endpoints = own.endpoints if options.endpoints is None else lambda: _existing(options.endpoints)
+    endpoints = own.endpoints if options.endpoints is None else partial(Path, options.endpoints)
     deployment = Deployment(bundle, sample, endpoints, options.deadline_s, options.stream)
     rungs = deployed_rungs(deployment, asked_faults(options.faults, agent_ids))
     if options.run is not None:
@@ -284,20 +285,18 @@ def _planned(options: Options, bundle: Bundle, stack: ExitStack) -> _Plan:
     return _Plan(rungs, games, Measured(bundle, facts, games, sample, options.deadline_s, options.run is not None))
 
 
-def _existing(path: Path | None) -> Path:
-    assert path is not None
-    return path
-
-
 def _games(options: Options, bundle: Bundle) -> Games:
-    """What is played: without faults, whatever the team was trained with."""
+    """What is played, without any faults of the training. A run is trusted, a bundle may be anyone's."""
     from hmarl.sdk.environments.copies import few_copies
     from hmarl.sdk.gap.playing import Games, without_faults
 
-    source = bundle.manifest.environment
-    name = options.env or source.name
+    source, given = bundle.manifest.environment.name, bundle.manifest.environment.arguments
+    if options.run is not None:
+        config = read_config(options.run)
+        source, given = config.environment, config.environment_arguments
+    name = options.env or source
     own = parse_settings(options.settings)["env"]
-    taken = without_faults(source.arguments) if name == source.name else {}
+    taken = without_faults(given) if name == source else {}
     if options.run is None:
         chosen = {key: value for key, value in taken.items() if key not in own}
         refuse_code(name if options.env is None else "", chosen)
@@ -318,62 +317,20 @@ def _quiet() -> None:
 # --- playing ---------------------------------------------------------------------------------------------------------
 
 
-def _played(plan: _Plan, options: Options, console: Console) -> list[Any]:
+def _played(plan: _Plan, options: Options, console: Console) -> list[Wave]:
     """All rungs' episodes."""
     from hmarl.sdk.gap.kept import Kept
     from hmarl.sdk.gap.playing import play
+    from hmarl.trainer.commands._gap_shown import Progress
 
     kept = Kept(options.target, plan.plain(), options.resume)
     total = len(plan.rungs) * plan.games.episodes
     try:
-        with _Progress(console, total) as progress:
+        with Progress(console, total) as progress:
             return play(plan.rungs, plan.games, kept, progress)
     except KeyboardInterrupt:
         console.print(f"\nstopped; all episodes that have ended are kept in {options.target}: --resume goes on")
         raise
-
-
-class _Progress:
-    """Which rung is played, how far all of them are, and the time to go: a bar, or lines where there is no terminal."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total, self._bar = console, total, progress_bar(console)
-        self._task = self._bar.add_task("playing", total=total)
-        self._title, self._done = "", 0
-        self._begin = self._last_line = time.monotonic()
-        self._begun_with: int | None = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def begins(self, rung: Rung) -> None:
-        """A rung is about to be played."""
-        self._title = rung.title
-        self._bar.update(self._task, description=rung.title)
-        if not self._console.is_terminal:
-            self._line()
-
-    def played(self, episodes: int) -> None:
-        """So many episodes are done in all."""
-        self._done = episodes
-        self._bar.update(self._task, completed=episodes)
-        if not self._console.is_terminal and time.monotonic() - self._last_line >= _LINE_INTERVAL_S:
-            self._line()
-
-    def _line(self) -> None:
-        self._last_line = now = time.monotonic()
-        if self._begun_with is None:
-            self._begin, self._begun_with = now, self._done
-        rate = (self._done - self._begun_with) / max(now - self._begin, 1e-9)
-        eta = f"{(self._total - self._done) / rate:,.0f} s" if rate > 0 else "-"
-        share, done = f"{100 * self._done / self._total:5.1f}%", f"{self._done:,} of {self._total:,} episodes"
-        self._console.print(f"{share} · ETA {eta} · {done} · {self._title}")
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -396,21 +353,6 @@ def _written(target: Path, result: Gap, console: Console) -> list[Path]:
 
     write_gap_page(target / "gap.html", result)
     return [*written, target / "gap.html"]
-
-
-def _show(console: Console, result: Gap) -> None:
-    from hmarl.sdk.gap.card import difference_of, told
-
-    title = f"{result.name} on {result.environment}, {result.episodes} episodes, {result.actions} actions"
-    rows = [(each.name, _span(each), difference_of(result, each.name)) for each in result.rungs]
-    print_table(console, title, ("rung", "return, mean [95 %]", "difference [95 %]"), rows)
-    for line in told(result):
-        console.print(line)
-
-
-def _span(rung: RungResult) -> str:
-    low, high = rung.mean_ci95
-    return f"{rung.mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def gap_main() -> None:
