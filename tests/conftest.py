@@ -22,10 +22,12 @@ from hmarl.trainer.commands.check_suite import check
 from hmarl.trainer.commands.export import export
 from hmarl.trainer.commands.suite import suite_command
 from hmarl.trainer.commands.train import train
+from hmarl.trainer.commands.tune import tune
 from toy_bundle import write_toy_bundle
 
 COMMANDS = {
     "train": train, "export": export, "algorithms": algorithms, "suite": suite_command, "check-suite": check,
+    "tune": tune,
 }  # fmt: skip
 
 

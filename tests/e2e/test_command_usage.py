@@ -38,6 +38,7 @@ MISSING = {
     "hmarl-sign": ((), "BUNDLE: got nothing, expected BUNDLE (bundle directory or zip), or --new-key"),
     "hmarl-suite": ((), "SUITE: got nothing, expected SUITE (TOML file: algorithms, tasks, seeds, settings)"),
     "hmarl-train": ((), "ALGORITHM: got nothing, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
+    "hmarl-tune": ((), "ALGORITHM: got nothing, expected ALGORITHM (what to train with; see hmarl-algorithms)"),
     "hmarl-verify": ((), "BUNDLE: got nothing, expected BUNDLE"),
 }
 WRONG_VALUE = {
@@ -51,6 +52,7 @@ WRONG_VALUE = {
     "hmarl-sign": ((BUNDLE, "--key"), "--key: got nothing, expected FILE (sign BUNDLE with this private key (PEM))"),
     "hmarl-suite": (("s.toml", "--jobs", "0"), "--jobs: got '0', expected an integer of at least 1"),
     "hmarl-train": (("happo", "--seed", "x"), "--seed: got 'x', expected an integer"),
+    "hmarl-tune": (("happo", "--env", "mpe/simple_spread", "--pruner", "x"), "--pruner: got 'x', expected one of"),
     "hmarl-verify": ((BUNDLE, "--json=yes"), "--json: got a value, expected none"),
     "hmarl-envs": (("mpe", "vmas"), "arguments: got 'vmas' in excess, expected [FAMILY] and options alone"),
     "hmarl-algorithms": (("hcpo", "mat"), "arguments: got 'mat' in excess, expected [ALGORITHM] and options alone"),

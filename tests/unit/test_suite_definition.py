@@ -122,3 +122,9 @@ def test_what_is_wrong_is_one_line(text: str, message: str, tmp_path: Path) -> N
         defined(tmp_path, text)
     told = "; ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
     assert re.search(message, told), told
+
+
+def test_a_long_label_makes_no_name_that_is_too_long(tmp_path: Path) -> None:
+    run = defined(tmp_path, SMALL + f'[[variants]]\nalgorithm = "happo"\nlabel = "{"long " * 60}"\n').runs[-1]
+    assert run.label == "long " * 60
+    assert len(run.name) < 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,19 @@ def write_preset(path: Path, preset: Preset) -> None:
     for group, settings in groups.items():
         if settings:
             lines += ["", f"[settings.{group}]"]
-            lines += [f"{_toml(key)} = {_toml(value)}" for key, value in settings.items() if value is not None]
+            lines += [f"{_key(key)} = {_toml(value)}" for key, value in settings.items() if value is not None]
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _key(name: str) -> str:
+    """A name as it can stand before an equals sign."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _toml(value: Any) -> str:
     """A value in TOML; numbers, truths, texts and lists are written as in JSON."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
     return json.dumps(value, ensure_ascii=False)

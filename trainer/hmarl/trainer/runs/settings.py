@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from hmarl.trainer.networks.settings import Settings
+from hmarl.trainer.runs.seeds import EVALUATION_SEED
 
 
 class RunSettings(Settings):
@@ -24,6 +25,9 @@ class RunSettings(Settings):
     threads: int = Field(2, ge=1, description="torch's threads within one operation")
     evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
     evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")
+    evaluation_seed: int = Field(
+        EVALUATION_SEED, ge=0, description="what the seeds of an evaluation's episodes are derived from"
+    )
     evaluation_modes: Literal["both", "judged"] = Field(
         "both",
         description="both: the team that is judged, and those that it is compared with, also play in the way in which "

@@ -24,6 +24,7 @@ from hmarl.trainer.runs.settings import RunSettings
 from hmarl.trainer.suite.planned import PlannedRun, slug
 
 FIRST_SEED = 100
+_NAME = 60  # letters of a task's, and of a label's part in a file's name
 _GROUPS = ("algorithm", "run", "env")
 _Steps = Annotated[int, Field(ge=1)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -254,7 +255,7 @@ class _Pair:
         words += ["--preset", variant.preset] if variant.preset else []
         words += [word for option in options for word in ("--set", option)]
         label, of = str(variant.label), _task_label(task)
-        name = f"{slug(of)}-{slug(label)}-seed{seed}-{_fingerprint(request)}"
+        name = f"{slug(of)[:_NAME]}-{slug(label)[:_NAME]}-seed{seed}-{_fingerprint(request)}"
         return PlannedRun(name, label, of, seed, steps, tuple(words))
 
     def _steps(self) -> int:

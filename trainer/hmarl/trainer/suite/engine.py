@@ -123,7 +123,8 @@ class Engine:
             StorageError: what is remembered of them could not be written.
             KeyboardInterrupt: asked to stop for the second time.
         """
-        self._waiting = [run for run in self.runs if self._to_be_trained(run)]
+        once = {run.name: run for run in self.runs}
+        self._waiting = [run for run in once.values() if self._to_be_trained(run)]
         self.places.runs.mkdir(parents=True, exist_ok=True)
         try:
             with stop.postponed():
