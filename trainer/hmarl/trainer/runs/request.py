@@ -10,6 +10,7 @@ from hmarl.sdk.commands._common import parse_settings
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import check_algorithm
 from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.records.loggers import check_loggers
 from hmarl.trainer.runs.preset_files import is_preset_file, read_preset
 from hmarl.trainer.runs.presets import Preset, find_preset, named_preset
 from hmarl.trainer.runs.settings import RunSettings
@@ -64,6 +65,7 @@ def requested(
 
     Raises:
         UsageError: an unknown name, or a wrong value; a seed by which the preset was searched for.
+        MissingExtraError: a logger is not installed.
     """
     given = parse_settings(settings, ("algorithm", "env", "run"))
     check_algorithm(algorithm)
@@ -71,6 +73,7 @@ def requested(
     base = {**preset.run_settings, "steps": preset.steps} if preset else {}
     run = {**base, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
     checked = validate(RunSettings, run, "run")
+    check_loggers(checked.loggers)
     seed = checked.seed
     if preset is not None and seed in preset.search_seeds:
         raise UsageError(

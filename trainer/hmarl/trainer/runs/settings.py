@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hmarl.trainer.networks.settings import Settings
 from hmarl.trainer.runs.seeds import EVALUATION_SEED
@@ -38,4 +38,15 @@ class RunSettings(Settings):
     )
     checkpoint_interval: int = Field(20, ge=1, description="updates between two checkpoints")
     checkpoints_kept: int = Field(3, ge=1, description="newest checkpoints kept beside the best one")
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard",), description="what shows the metrics beside metrics.jsonl, e.g. tensorboard,wandb; or none"
+    )
     max_rollbacks: int = Field(5, ge=1, description="consecutive diverged updates after which training stops")
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any) -> Any:
+        """``tensorboard,wandb`` and ``none``, as they are typed."""
+        if not isinstance(value, str):
+            return value
+        return () if value == "none" else tuple(part.strip() for part in value.split(","))
