@@ -19,7 +19,7 @@ FUZZ_ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers mutation coverage lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers clients mutation coverage lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +50,8 @@ test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
 
-fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent
-	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent, 100,000 over frames
+	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py tests/reliability/test_fuzz_frames.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
 	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)
@@ -61,6 +61,13 @@ soak: $(INSTALLED)  ## A million acts, each compared with the policy in process
 
 peers: $(INSTALLED)  ## Beside other people's programs, each in an environment of its own: Prometheus, tritonclient, model-signing
 	$(BIN)/python -m pytest tests/peers -m peers -s --timeout 3600 $(PYTEST_ARGS)
+
+# Each language is skipped, with a word, where its tools are missing.
+clients: $(INSTALLED)  ## The conformance runners of the clients in other languages: TypeScript (needs node and npm), C++ (g++)
+	@if command -v npm >/dev/null; then cd clients/typescript && npm ci --silent --no-audit --no-fund && ./generate.sh build/generated && \
+		diff -r build/generated src/generated && npm test; else echo "skipped: TypeScript (npm is not installed)"; fi
+	@if echo '#include <nlohmann/json.hpp>' | g++ -fsyntax-only -x c++ - 2>/dev/null; then $(MAKE) -C clients/cpp test; \
+		else echo "skipped: C++ (g++ or nlohmann-json3-dev is not installed)"; fi
 
 mutation: $(INSTALLED)  ## Change the code in one place at a time: does a test fail? An hour on two cores
 	$(BIN)/python scripts/mutation.py --workers $(WORKERS) $(MUTATION_ARGS)
@@ -87,13 +94,15 @@ lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python proto/conformance/make_vectors.py --check
 
 format: $(INSTALLED)  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-proto: $(INSTALLED)  ## Regenerate the protocol's Python modules
+proto: $(INSTALLED)  ## Regenerate the protocol's Python modules, and the conformance vectors
 	$(BIN)/python proto/generate.py
+	$(BIN)/python proto/conformance/make_vectors.py
 
 clean:  ## Delete the virtual environment, caches, builds and the demo's output; runs/ and reports/ stay
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ python proto/generate.py --check    exit 1 when a committed module differs from 
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,8 @@ SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 def compile_into(out: Path) -> None:
     """Compile every .proto below the root into ``out``; a module's package is the folder of its file.
 
+    What protoc writes for gRPC is kept where a file has a service: elsewhere it has nothing but an import of gRPC.
+
     Raises:
         RuntimeError: protoc refused a file (its own message is on standard error).
     """
@@ -30,6 +33,9 @@ def compile_into(out: Path) -> None:
     flags = [f"--{plugin}={out}" for plugin in ("python_out", "pyi_out", "grpc_python_out")]
     if protoc.main(["protoc", f"-I{ROOT}", f"-I{well_known}", *flags, *sources]) != 0:
         raise RuntimeError(f"protoc failed on {', '.join(sources)}")
+    for source in sources:
+        if not re.search(r"^service ", (ROOT / source).read_text(), re.MULTILINE):
+            (out / source).with_name(f"{Path(source).stem}_pb2_grpc.py").unlink()
 
 
 def generated(root: Path) -> dict[str, bytes]:

@@ -272,12 +272,12 @@ COMPARISONS = (
         Comparison(
             f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000,
             (
-                *algorithms("hcpo"), *algorithms("mappo", seeds=1),
-                Variant("hatrpo, γ=0.3", "hatrpo", ("algorithm.gamma=0.3", "algorithm.entropy_coefficient=0.003"), 1),
+                *algorithms("hcpo"), *algorithms("magpo", "mappo", seeds=1),
+                Variant("hatrpo, γ=0", "hatrpo", ("algorithm.gamma=0", "algorithm.entropy_coefficient=0.003"), 1),
             ),
-            settings=_FEW_EPISODES, environment_settings=("record=own",),
+            settings=_FEW_EPISODES, environment_settings=("record=own",), references=(("best fixed table", table),),
         )
-        for task in ("3x30-50", "5x20-80")
+        for task, table in (("3x30-50", 142.5), ("5x20-80", 156.5))
     ),
     Comparison(
         "halfcheetah-2x3", "mamujoco/HalfCheetah-2x3", 500_000, 50_000,

@@ -1,7 +1,12 @@
-"""The whole road once: train, export, verify, serve one process per agent, evaluate over gRPC in the original mpe2.
+"""The whole road once: train, export, verify, serve one process per agent, evaluate over gRPC.
 
-Every step is a command that can be typed by hand; it is printed before it runs. Five teams then play the same episodes
-in mpe2's own simple_spread, and the fleet's actions are compared one by one with those of torch's local policies.
+The game is ``coordsum``: three agents see the same number and each names one; theirs must add up to it, and an
+adversary learns what the first agent likes to name. So the agents must keep changing what they name, all at the same
+time, and cannot talk. HCPO learns a conductor of which every agent carries a copy: all copies draw the same instruction
+from common random numbers.
+
+Every step is a command that can be typed by hand; it is printed before it runs. Six teams then play the same episodes,
+and the fleet's actions are compared one by one with torch's.
 
 Exit codes: 0 done, 1 when the fleet's actions differ from torch's, else that of the step that failed; 130 interrupted.
 """
@@ -52,12 +57,15 @@ from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import record_episode, write_video
 
-TASK = "mpe/simple_spread"
-ORIGINAL = "pettingzoo/mpe2.simple_spread_v3:parallel_env"
+TASK = "coordsum/3x10-30"
+# What can be earned, see docs/results.
+BEST_TABLE, BEST_COMMON, BEST_MEMORY = 119.0, 164.5, 181.0
 FLEET_START_LIMIT_S = 60.0
 FLEET_STOP_LIMIT_S = 30.0
-FRAMES_PER_SECOND = 10.0
+FRAMES_PER_SECOND = 4.0
 EXIT_DIFFERENT = 1
+# Rows of the table.
+TRAINED, IN_PROCESS, SERVED = "all draw alike, torch", "all draw alike, ONNX", "all draw alike, served"
 NEAR_TIE = 1.0  # in what two scores of that size may be apart at a near tie
 
 
@@ -110,7 +118,7 @@ class Options:
     examples=("make demo DEMO_ARGS='--minutes 10 --seed 2'",),
 )
 def main(**given: Any) -> int:
-    """The whole road once: train, export, verify, serve one process per agent, evaluate over gRPC in mpe2's own task.
+    """The whole road once: train, export, verify, serve one process per agent, evaluate over gRPC.
 
     Exit code 1 when the fleet's actions differ from torch's; that of the step that failed when one fails.
     """
@@ -123,24 +131,24 @@ def demo(options: Options, console: Console) -> int:
     if (run / "config.json").exists():
         shutil.rmtree(run)  # the run of an earlier demo
     checkpoint = _train(options, run, console)
-    # The fleet is compared with the run's own local conductors, action by action.
-    _command(console, "hmarl-export", run, "--out", bundle_path, "--checkpoint", checkpoint, "--no-redistil")
+    _command(console, "hmarl-export", run, "--out", bundle_path, "--checkpoint", checkpoint)
     _command(console, "hmarl-verify", bundle_path)
     bundle = load_bundle(bundle_path)
-    arguments = {**bundle.manifest.environment.arguments, "render_mode": "rgb_array"}
     with (
-        closing(make_environment(ORIGINAL, 1, **arguments)) as environment,
+        closing(make_environment(TASK, 1, **bundle.manifest.environment.arguments)) as environment,
         serving(bundle_path, options.out / "endpoints.json", console) as endpoints,
         closing(FleetTeam(endpoints, environment.spec)) as fleet,
     ):
-        console.rule(f"{options.episodes} episodes in {ORIGINAL}")
+        console.rule(f"{options.episodes} episodes of {TASK}")
         teams = _teams(bundle, environment, run, checkpoint, fleet)
         evaluations = {
             name: evaluate(environment, team, options.episodes, seed=0, record=True) for name, team in teams.items()
         }
         console.print(_table(evaluations))
-        found = compare(environment, bundle, evaluations["local conductors, torch"], evaluations["gRPC fleet"])
-        written = _write(options.out, environment, fleet, evaluations, found)
+        _explain(console)
+        found = compare(environment, bundle, evaluations[TRAINED], evaluations[SERVED])
+        with closing(FleetTeam(endpoints, environment.spec, diagnostics=True)) as telling:
+            written = _write(options.out, environment, telling, evaluations, found)
     _announce(console, found, evaluations)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True)
@@ -222,14 +230,14 @@ def _teams(
     bundle: Bundle, environment: VectorEnvironment, run: Path, checkpoint: str, fleet: FleetTeam
 ) -> dict[str, Team]:
     """The rows of the table."""
+    choice = bundle.manifest.agents[0].instruction_choice
     return {
-        "random": RandomTeam(environment.spec),
-        "central conductor, torch": _torch_team(environment, run, checkpoint, "central"),
-        "local conductors, torch": _torch_team(
-            environment, run, checkpoint, "local", bundle.manifest.agents[0].instruction_choice
-        ),
-        "in-process ONNX": BundleTeam(bundle, environment.spec),
-        "gRPC fleet": fleet,
+        "random numbers": RandomTeam(environment.spec),
+        "no instruction": _torch_team(environment, run, checkpoint, "none"),
+        "each draws its own": BundleTeam(bundle, environment.spec, instruction_choice="sample"),
+        TRAINED: _torch_team(environment, run, checkpoint, "local", choice),
+        IN_PROCESS: BundleTeam(bundle, environment.spec),
+        SERVED: fleet,
     }
 
 
@@ -330,23 +338,31 @@ def _table(evaluations: dict[str, Evaluation]) -> Table:
         row = evaluation.summary()
         low, high = row["return_ci95"]
         latency = ("", "")
-        if name in ("in-process ONNX", "gRPC fleet"):  # the others act for the whole team at once
+        if name in (IN_PROCESS, SERVED):  # the others act for the whole team at once
             latency = (f"{row['latency_p50_us']:,.0f}", f"{row['latency_p99_us']:,.0f}")
         figures = (f"{row['return_mean']:.2f}", f"{row['return_iqm']:.2f}", f"[{low:.2f}, {high:.2f}]")
         table.add_row(name, *(each.replace("[", r"\[") for each in figures), *latency)
     return table
 
 
+def _explain(console: Console) -> None:
+    console.print(
+        f"What can be had: {BEST_TABLE:g} with one fixed answer to every number, {BEST_COMMON:g} with common random "
+        f"numbers used evenly, {BEST_MEMORY:g} with a memory of all that was named.",
+        highlight=False,
+    )
+
+
 def _announce(console: Console, found: Comparison, evaluations: dict[str, Evaluation]) -> None:
     verdict = "equal" if not found.differences else "do NOT equal"
     console.print(
-        f"the fleet's actions {verdict} torch's local-conductor actions one by one: {found.episodes} episodes, "
+        f"the fleet's actions {verdict} torch's one by one: {found.episodes} episodes, "
         f"{found.actions:,} actions, {found.differences} differences, {found.near_ties} near ties",
         style="bold green" if not found.differences else "bold red",
         highlight=False,
         soft_wrap=True,
     )
-    same = np.array_equal(evaluations["gRPC fleet"].returns, evaluations["local conductors, torch"].returns)
+    same = np.array_equal(evaluations[SERVED].returns, evaluations[TRAINED].returns)
     console.print(f"all {found.episodes} returns are {'equal' if same else 'not equal'}", highlight=False)
 
 
@@ -355,16 +371,16 @@ def _write(
 ) -> list[Path]:
     """Results, video and report of the served team; returns their paths."""
     paths = {name: out / name for name in ("report.html", "episode.gif", "results.json")}
-    served = evaluations["gRPC fleet"]
+    served = evaluations[SERVED]
     typical = int(np.abs(served.returns - np.median(served.returns)).argmin())
     recording = record_episode(environment, fleet, int(served.seeds[typical]))
     write_video(paths["episode.gif"], recording.frames, FRAMES_PER_SECOND)
-    command = f"hmarl-eval --endpoints {out / 'endpoints.json'} --env {ORIGINAL} --episodes {served.episodes} --seed 0"
+    command = f"hmarl-eval --endpoints {out / 'endpoints.json'} --env {TASK} --episodes {served.episodes} --seed 0"
     content = ReportContent(
         served,
         command,
         {"environment": served.environment, "actions": "deterministic", "served by": "one process per agent"},
-        evaluations["random"],
+        evaluations["random numbers"],
         recording,
         paths["episode.gif"],
     )

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 # `make coverage`: a process that is killed leaves nothing of what it has reached.
+DOORS = ("unary", "stream", "frames")  # how a client may reach an agent
 MEASURED = "COVERAGE_PROCESS_CONFIG" in os.environ
 
 
@@ -27,6 +29,8 @@ class AgentProcess:
         before: words that the command is put behind, of a program that becomes it.
         options: more of hmarl-agent's.
         log: a file for what it says on standard error; None lets it through, from warnings on.
+        door: ``frames`` for an agent that speaks no gRPC, at a socket in a folder of its own; ``both`` for one that
+            speaks it as well; otherwise gRPC alone.
     """
 
     def __init__(
@@ -37,7 +41,13 @@ class AgentProcess:
         before: Sequence[str] = (),
         options: Sequence[str] = (),
         log: Path | None = None,
+        door: str | None = None,
     ) -> None:
+        self._folder = tempfile.TemporaryDirectory() if door in ("frames", "both") else None
+        if self._folder is not None:
+            options = [*options, f"--frames={self._folder.name}/frames"]
+        if door == "frames":
+            options = [*options, "--no-grpc"]
         self._before, self._log = before, log
         self._options = [*([] if log else ["--log-level", "warning"]), *options]
         self._bundle = bundle
@@ -57,6 +67,10 @@ class AgentProcess:
         assert line, "it did not start" if self._log is None else self.log
         self.ready = json.loads(line)
         self.address = self.ready["address"]
+
+    def at(self, door: str) -> str:
+        """Where it is reached by one of its doors."""
+        return str(self.ready["frames"]) if door == "frames" else self.address
 
     @property
     def log(self) -> str:
@@ -89,3 +103,5 @@ class AgentProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
         self.kill()
+        if self._folder is not None:
+            self._folder.cleanup()

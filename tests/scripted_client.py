@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.bundle import Bundle, to_json
 from hmarl.sdk.clients import link, remote_episode
 from hmarl.sdk.clients.link import LinkWatch
@@ -21,7 +21,6 @@ from told_clock import Clock
 
 OBSERVATION = np.asarray([0.5, -1.0, 2.0, 0.0, 3.0, -0.25], np.float32)
 MASK = np.asarray([True, False, True, True, False])
-Code = grpc.StatusCode
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def reply(action: int = 3, step: int = 7, **fields: Any) -> Any:
     return agent_pb2.ActResponse(step=step, action=tensor, **fields)
 
 
-def failure(code: grpc.StatusCode, heard: bool = False) -> CallFailed:
+def failure(code: Code, heard: bool = False) -> CallFailed:
     return CallFailed(code, "so it is", heard=heard)
 
 

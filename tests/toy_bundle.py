@@ -1,6 +1,6 @@
 """Small bundles made without torch: every feature that a deployed policy can have, in graphs of a few nodes.
 
-hidden    = tanh(... tanh(observation W0 + state Ws) ...)
+hidden    = tanh(... tanh(observation W0 + state Ws (+ step/10 Wt)) ...)
 instruct. = argmax(hidden Wi + gumbel(instruction_noise))
 logits    = hidden W1 + Wk[instruction]
 action    = argmax(where(mask, logits, -1e9) + gumbel(action_noise))     (one per branch for multi_discrete)
@@ -57,6 +57,12 @@ class _Graph:
         noise = self.add("Neg", self.add("Log", self.add("Neg", self.add("Log", safe))))
         return self.add("Where", drawn, noise, zero)
 
+    def clock(self, size: int) -> str:
+        """step/10 times weights."""
+        self.nodes.append(helper.make_node("Cast", ["step"], ["float_step"], to=TensorProto.FLOAT))
+        column = self.add("Unsqueeze", "float_step", self.constant(np.array([1], np.int64)))
+        return self.add("MatMul", self.add("Mul", column, self.constant(np.float32(0.1))), self.weight(1, size))
+
 
 def toy_graph(
     *,
@@ -64,9 +70,13 @@ def toy_graph(
     action: ActionType = "discrete",
     sizes: tuple[int, ...] = (HIDDEN,),
     plain: bool = False,
+    counts: bool = False,
     seed: int = 0,
 ) -> bytes:
-    """The ONNX file of one agent; ``plain`` leaves mask, state, noise, instructions and diagnostics out."""
+    """The ONNX file of one agent.
+
+    ``plain`` leaves mask, state, noise, instructions and diagnostics out; ``counts`` adds the number of the step.
+    """
     graph = _Graph(seed)
     outputs = _outputs(action, sizes[-1], plain)
     hidden, width = "observation", observation_size
@@ -74,6 +84,8 @@ def toy_graph(
         total = graph.add("Gemm", hidden, graph.weight(width, size), graph.weight(size))
         if layer == 0 and not plain:
             total = graph.add("Add", total, graph.add("MatMul", "state", graph.weight(sizes[-1], size)))
+        if layer == 0 and counts:
+            total = graph.add("Add", total, graph.clock(size))
         last = layer == len(sizes) - 1 and not plain
         hidden, width = graph.add("Tanh", total, to="next_state" if last else ""), size
     logits_size = outputs_size(action)
@@ -85,7 +97,7 @@ def toy_graph(
         table = graph.weight(INSTRUCTIONS, logits_size)
         logits = graph.add("Add", logits, graph.add("Gather", table, instruction), to="action_logits")
     _add_action(graph, action, logits, plain)
-    inputs = _inputs(observation_size, action, sizes[-1], plain)
+    inputs = _inputs(observation_size, action, sizes[-1], plain, counts)
     model = helper.make_model(
         helper.make_graph(
             graph.nodes, "toy", [_info(*each) for each in inputs], [_info(*each) for each in outputs], graph.weights
@@ -130,8 +142,12 @@ def _info(name: str, kind: int, shape: list[int]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, ["batch", *shape])
 
 
-def _inputs(observation_size: int, action: ActionType, width: int, plain: bool) -> list[tuple[str, int, list[int]]]:
+def _inputs(
+    observation_size: int, action: ActionType, width: int, plain: bool, counts: bool
+) -> list[tuple[str, int, list[int]]]:
     inputs = [("observation", TensorProto.FLOAT, [observation_size])]
+    if counts:
+        inputs.append(("step", TensorProto.INT64, []))
     if not plain:
         inputs.append(("state", TensorProto.FLOAT, [width]))
         inputs.append(("action_noise", TensorProto.FLOAT, [outputs_size(action)]))
@@ -152,14 +168,20 @@ def _outputs(action: ActionType, width: int, plain: bool) -> list[tuple[str, int
 
 
 def toy_agent(
-    agent_id: str, *, observation_size: int, action: ActionType, sizes: tuple[int, ...], plain: bool
+    agent_id: str,
+    *,
+    observation_size: int,
+    action: ActionType,
+    sizes: tuple[int, ...],
+    plain: bool,
+    counts: bool = False,
 ) -> dict[str, Any]:
     """The manifest's entry that goes with ``toy_graph``."""
     dtypes = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.BOOL: "bool"}
     tensors = {
         name: {"name": name, "shape": shape, "dtype": dtypes[kind], "meaning": f"toy {name}"}
         for name, kind, shape in (
-            *_inputs(observation_size, action, sizes[-1], plain),
+            *_inputs(observation_size, action, sizes[-1], plain, counts),
             *_outputs(action, sizes[-1], plain),
         )
     }
@@ -171,6 +193,8 @@ def toy_agent(
         "observation": tensors["observation"],
         "action": tensors["action"],
     }
+    if counts:
+        entry["step"] = tensors["step"]
     if plain:
         return entry
     entry["action_mask"] = tensors.get("action_mask")

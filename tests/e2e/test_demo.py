@@ -16,11 +16,17 @@ import pytest
 from hmarl.sdk import BundleTeam, evaluate, load_bundle, make_environment
 
 pytest.importorskip("torch")
-pytest.importorskip("mpe2")
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
 TINY = ["run.environments=4", "run.rollout_length=8", "run.evaluation_episodes=4", "run.threads=1"]
-TEAMS = ["random", "central conductor, torch", "local conductors, torch", "in-process ONNX", "gRPC fleet"]
+TEAMS = [
+    "random numbers",
+    "no instruction",
+    "each draws its own",
+    "all draw alike, torch",
+    "all draw alike, ONNX",
+    "all draw alike, served",
+]
 
 
 def run_demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -51,12 +57,12 @@ def test_the_demo_walks_the_whole_road(finished: tuple[Path, subprocess.Complete
     assert done.returncode == 0, done.stdout + done.stderr
     for team in TEAMS:
         assert team in done.stdout
-    assert "actions equal torch's local-conductor actions one by one: 4 episodes, 300 actions" in done.stdout
+    assert "actions equal torch's one by one: 4 episodes, 1,200 actions" in done.stdout
     assert "all 4 returns are equal" in done.stdout
     results = json.loads((out / "results.json").read_text())
     assert list(results["teams"]) == TEAMS
     assert results["comparison"]["differences"] == 0
-    assert results["teams"]["gRPC fleet"]["latency_p50_us"] > 0
+    assert results["teams"][TEAMS[-1]]["latency_p50_us"] > 0
     assert (out / "episode.gif").read_bytes().startswith(b"GIF89a")
     assert "data:image/gif;base64," in (out / "report.html").read_text()
     assert not (out / "endpoints.json").exists()  # the fleet has stopped
@@ -68,18 +74,18 @@ def test_one_changed_action_is_noticed_and_a_tie_is_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = load_bundle(finished[0] / "bundle")
-    environment = make_environment(demo_module.ORIGINAL, 1)
+    environment = make_environment(demo_module.TASK, 1)
     reference = evaluate(environment, BundleTeam(bundle, environment.spec), 3, seed=0, record=True)
     assert reference.actions is not None
     wrong = reference.actions[0].copy()
-    wrong[1, 10, 2] = (wrong[1, 10, 2] + 1) % 5
+    wrong[1, 10, 2] = (wrong[1, 10, 2] + 1) % 10
     served = replace(reference, actions=(wrong,))
 
     same = demo_module.compare(environment, bundle, reference, reference)
-    assert (same.actions, same.differences, same.near_ties) == (3 * 25 * 3, 0, 0)
+    assert (same.actions, same.differences, same.near_ties) == (3 * 100 * 3, 0, 0)
     found = demo_module.compare(environment, bundle, reference, served)
     # The episode is compared up to the difference only: both teams see different worlds from there on.
-    assert (found.actions, found.differences, found.near_ties) == ((25 + 11 + 25) * 3, 1, 0)
+    assert (found.actions, found.differences, found.near_ties) == ((100 + 11 + 100) * 3, 1, 0)
     monkeypatch.setattr(demo_module, "NEAR_TIE", np.inf)
     tied = demo_module.compare(environment, bundle, reference, served)
     assert (tied.differences, tied.near_ties) == (0, 1)

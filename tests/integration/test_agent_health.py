@@ -92,7 +92,7 @@ def test_acts_that_hang_turn_health_and_watchdog_until_they_go_on(
     caplog.set_level(logging.WARNING)
     watch = client.health.Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-    probed = server._servicer.registry.own()
+    probed = server.sessions.own()
     with probed._lock:  # as while the graph runs, and does not come back
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert not server.alive
@@ -108,7 +108,7 @@ def test_acts_that_hang_turn_health_and_watchdog_until_they_go_on(
 def test_the_probe_takes_no_session_and_does_not_keep_a_stopping_process(picky: tuple[AgentServer, Peer]) -> None:
     server, client = picky
     time.sleep(0.5)
-    registry = server._servicer.registry
+    registry = server.sessions
     assert len(registry) == 0
     assert registry.quiet(3600.0)
     with pytest.raises(grpc.RpcError) as unknown:

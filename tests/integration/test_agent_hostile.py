@@ -23,7 +23,7 @@ import raw_http2
 from agent_process import AgentProcess
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.tensors import to_tensor
-from hmarl.runtime import door, server
+from hmarl.runtime import door, grpc_door
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.message_limits import reply_limit_bytes, request_limit_bytes
@@ -203,8 +203,8 @@ def test_calls_that_stay_silent_starve_nothing(agent: AgentProcess, client: Peer
 @pytest.mark.parametrize("kind", ["acts", "checks", "watches", "streams", "reflection"])
 def test_silent_calls_are_ended(in_process: InProcess, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(door, "SILENT_FOR_S", 0.3)
-    monkeypatch.setattr(server, "_STREAM_IDLE_S", 0.3)
-    monkeypatch.setattr(server, "_REFLECTION_IDLE_S", 0.3)
+    monkeypatch.setattr(grpc_door, "_STREAM_IDLE_S", 0.3)
+    monkeypatch.setattr(grpc_door, "_REFLECTION_IDLE_S", 0.3)
     running = in_process()
     with raw_connections(running.address, 1) as [connection]:
         connection.send(acknowledge_settings() + headers(OPEN[kind], 1))

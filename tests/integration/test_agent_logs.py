@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 
-from agent_process import AgentProcess
+from agent_process import DOORS, AgentProcess
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk import AgentClient, AsyncAgentClient, Zero, request_id
@@ -32,7 +32,7 @@ NOWHERE = np.array([9], np.float32)  # that the picky policy fails on
 def agent(tmp_path: Path) -> Iterator[AgentProcess]:
     bundle = picky_bundle(tmp_path / "bundle")
     options = ["--log-format", "json", "--log-level", "debug"]
-    with AgentProcess(bundle.path, "agent_0", options=options, log=tmp_path / "log") as process:
+    with AgentProcess(bundle.path, "agent_0", options=options, log=tmp_path / "log", door="both") as process:
         yield process
 
 
@@ -47,9 +47,9 @@ def found(agent: AgentProcess, name: str) -> dict[str, Any]:
     return next(line for line in lines(agent.log) if line.get("request_id") == name)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_failure_is_found_by_the_id_of_its_own_request(agent: AgentProcess, stream: bool) -> None:
-    with AgentClient(agent.address, stream=stream, fallback=Zero(), timeout_s=LIMIT_S) as client:
+@pytest.mark.parametrize("door", DOORS)
+def test_a_failure_is_found_by_the_id_of_its_own_request(agent: AgentProcess, door: str) -> None:
+    with AgentClient(agent.at(door), stream=door == "stream", fallback=Zero(), timeout_s=LIMIT_S) as client:
         client.reset(1)
         with request_id("before"):
             assert client.act(np.array([1], np.float32)).fresh
@@ -61,9 +61,10 @@ def test_a_failure_is_found_by_the_id_of_its_own_request(agent: AgentProcess, st
     assert "InferenceError" in line["error"]
 
 
-def test_the_asyncio_client_carries_ids_as_well(agent: AgentProcess) -> None:
+@pytest.mark.parametrize("door", ["unary", "frames"])
+def test_the_asyncio_client_carries_ids_as_well(agent: AgentProcess, door: str) -> None:
     async def play() -> None:
-        async with AsyncAgentClient(agent.address, fallback=Zero(), timeout_s=LIMIT_S) as client:
+        async with AsyncAgentClient(agent.at(door), fallback=Zero(), timeout_s=LIMIT_S) as client:
             await client.reset(1)
             with request_id("from-asyncio"):
                 assert not (await client.act(NOWHERE)).fresh

@@ -49,6 +49,13 @@ def test_mpe(farthest: float) -> None:
     assert found[1, 1] > found[0, 1] > found[2, 1]
 
 
+def test_coordsum() -> None:
+    environment = make("coordsum/3x10-30", 2)
+    environment.reset(SEEDS)
+    found = shown(environment, [agent_colour(agent) for agent in range(3)], opacity=0.85)
+    assert np.diff(found[:, 0]).min() > 60
+
+
 def test_lbfws() -> None:
     environment = make("lbfws/easy", 2, agents=3, size=7)
     environment.reset(SEEDS)

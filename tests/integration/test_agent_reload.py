@@ -60,8 +60,8 @@ def turn(link: Path, bundle: Path) -> None:
     other.replace(link)
 
 
-def served(link: Path, tmp_path: Path, *options: str) -> AgentProcess:
-    return AgentProcess(link, "agent_0", options=options, log=tmp_path / "log")
+def served(link: Path, tmp_path: Path, *options: str, door: str = "unary") -> AgentProcess:
+    return AgentProcess(link, "agent_0", options=options, log=tmp_path / "log", door=door)
 
 
 def asked(process: AgentProcess, says: str) -> str:
@@ -80,12 +80,13 @@ def agree(agent: AgentClient, local: LocalAgent, generator: np.random.Generator,
         assert (got.action, got.fresh) == (local.act(seen, MASK).action, True)
 
 
+@pytest.mark.parametrize("door", ["unary", "frames"])
 def test_new_episodes_get_the_new_bundle_and_running_ones_end_on_the_old(
-    toy_bundle: Bundle, retrained: Bundle, link: Path, tmp_path: Path
+    toy_bundle: Bundle, retrained: Bundle, link: Path, tmp_path: Path, door: str
 ) -> None:
     generator = np.random.default_rng(0)
     old, new = LocalAgent(toy_bundle, "agent_0"), LocalAgent(retrained, "agent_0")
-    with served(link, tmp_path) as process, AgentClient(process.address, timeout_s=LIMIT_S) as running:
+    with served(link, tmp_path, door=door) as process, AgentClient(process.address, timeout_s=LIMIT_S) as running:
         for local in (running, old):
             local.reset(7, sample=True)
         agree(running, old, generator, 5)

@@ -22,8 +22,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.agent.v1.tensors import to_array, to_tensor
+from hmarl.runtime.access import parse_address
 from hmarl.runtime.bundle import Bundle, UsageError
-from hmarl.runtime.server import SERVICE, AgentServer, parse_address
+from hmarl.runtime.server import AgentServer
+from hmarl.runtime.service import SERVICE
 from hmarl.runtime.session import Policy, noise_for
 from hmarl.runtime.settings import ServerSettings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent_process import AgentProcess
+from agent_process import DOORS, AgentProcess
 from hmarl.runtime.bundle import Bundle, ObservationError
 from hmarl.sdk.clients.agent import agent_spec
 from hmarl.sdk.clients.async_client import AsyncAgentClient
@@ -27,9 +27,14 @@ def observations(count: int = STEPS) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(count, 6)).astype(np.float32)
 
 
+@pytest.fixture(scope="module", params=DOORS)
+def door(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def served(toy_bundle: Bundle) -> Iterator[AgentProcess]:
-    with AgentProcess(toy_bundle.path, "agent_0") as process:
+def served(toy_bundle: Bundle, door: str) -> Iterator[AgentProcess]:
+    with AgentProcess(toy_bundle.path, "agent_0", door=door) as process:
         yield process
 
 
@@ -39,12 +44,11 @@ def local_actions(bundle: Bundle, **episode: object) -> list[int]:
         return [int(agent.act(observation, MASK).action) for observation in observations()]
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("episode", [{}, {"sample": True}, {"sample": True, "instruction_choice": "sample"}])
 def test_client_acts_like_the_local_agent(
-    served: AgentProcess, toy_bundle: Bundle, stream: bool, episode: dict[str, object]
+    served: AgentProcess, toy_bundle: Bundle, door: str, episode: dict[str, object]
 ) -> None:
-    with AgentClient(served.address, stream=stream, diagnostics=True) as agent:
+    with AgentClient(served.address, stream=door == "stream", diagnostics=True) as agent:
         agent.reset(7, **episode)  # type: ignore[arg-type]
         actions = [agent.act(observation, MASK) for observation in observations()]
     assert [action.action for action in actions] == local_actions(toy_bundle, **episode)
@@ -55,10 +59,9 @@ def test_client_acts_like_the_local_agent(
     assert agent.statistics.fallbacks == agent.statistics.late_replies == agent.statistics.missed_steps == 0
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_asyncio_client_acts_like_the_local_agent(served: AgentProcess, toy_bundle: Bundle, stream: bool) -> None:
+def test_asyncio_client_acts_like_the_local_agent(served: AgentProcess, toy_bundle: Bundle, door: str) -> None:
     async def play() -> list[int]:
-        async with AsyncAgentClient(served.address, stream=stream) as agent:
+        async with AsyncAgentClient(served.address, stream=door == "stream") as agent:
             await agent.reset(7, sample=True)
             return [int((await agent.act(observation, MASK)).action) for observation in observations()]
 
@@ -71,17 +74,16 @@ def test_a_client_gets_diagnostics_only_when_it_asks_for_them(served: AgentProce
         assert agent.act(observations()[0], MASK).diagnostics == {}
 
 
-def test_episodes_of_one_client_are_independent(served: AgentProcess, toy_bundle: Bundle) -> None:
-    with AgentClient(served.address, stream=True) as agent:
+def test_episodes_of_one_client_are_independent(served: AgentProcess, toy_bundle: Bundle, door: str) -> None:
+    with AgentClient(served.address, stream=door == "stream") as agent:
         for _ in range(2):
             agent.reset(7)
             assert [agent.act(observation, MASK).action for observation in observations()] == local_actions(toy_bundle)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_wrong_observations_are_errors_that_use_no_step_up(served: AgentProcess, stream: bool) -> None:
+def test_wrong_observations_are_errors_that_use_no_step_up(served: AgentProcess, door: str) -> None:
     good = observations()[0]
-    with AgentClient(served.address, stream=stream) as agent:
+    with AgentClient(served.address, stream=door == "stream") as agent:
         agent.reset(1)
         for bad, message in [
             (good[:3], r"observation: got .*\(3,\), expected float32 \(6,\)"),
@@ -112,13 +114,12 @@ def test_no_agent_at_the_address_and_no_episode_are_clear_errors(served: AgentPr
         agent.act(observations()[0], MASK)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_frozen_server_means_fallback_and_no_late_action_is_ever_taken(toy_bundle: Bundle, stream: bool) -> None:
+def test_a_frozen_server_means_fallback_and_no_late_action_is_ever_taken(toy_bundle: Bundle, door: str) -> None:
     seen = observations()
     hold = Hold(expires_after_steps=2, then=NoOp(4))
     with (
-        AgentProcess(toy_bundle.path, "agent_0") as process,
-        AgentClient(process.address, timeout_s=2.0, fallback=hold, stream=stream) as agent,
+        AgentProcess(toy_bundle.path, "agent_0", door=door) as process,
+        AgentClient(process.address, timeout_s=2.0, fallback=hold, stream=door == "stream") as agent,
     ):
         agent.reset(7)
         first = agent.act(seen[0], MASK)
@@ -132,19 +133,18 @@ def test_a_frozen_server_means_fallback_and_no_late_action_is_ever_taken(toy_bun
     assert [action.action for action in frozen] == [first.action, first.action, 4]
     assert [(action.step, action.fresh) for action in after] == [(4, True), (5, True)]
     assert agent.statistics.fallbacks == 3
-    if stream:
+    if door != "unary":
         # Every observation reached the policy in order, so the recurrent state is that of an undisturbed episode.
         assert [action.action for action in after] == local_actions(toy_bundle)[4:6]
         assert agent.statistics.late_replies == 3
         assert agent.statistics.missed_steps == 0
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_restarted_server_is_rejoined_at_the_current_step(toy_bundle: Bundle, stream: bool) -> None:
+def test_a_restarted_server_is_rejoined_at_the_current_step(toy_bundle: Bundle, door: str) -> None:
     seen = observations()
     with (
-        AgentProcess(toy_bundle.path, "agent_0") as process,
-        AgentClient(process.address, timeout_s=10.0, stream=stream) as agent,
+        AgentProcess(toy_bundle.path, "agent_0", door=door) as process,
+        AgentClient(process.address, timeout_s=10.0, stream=door == "stream") as agent,
         LocalAgent(toy_bundle, "agent_0") as reference,
     ):
         agent.reset(7, sample=True)
@@ -161,12 +161,11 @@ def test_a_restarted_server_is_rejoined_at_the_current_step(toy_bundle: Bundle, 
     assert (agent.statistics.rejoins, agent.statistics.state_resets) == (1, 1)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_the_asyncio_client_survives_freezing_and_restarting(toy_bundle: Bundle, stream: bool) -> None:
+def test_the_asyncio_client_survives_freezing_and_restarting(toy_bundle: Bundle, door: str) -> None:
     seen = observations()
 
     async def play(process: AgentProcess) -> AsyncAgentClient:
-        async with AsyncAgentClient(process.address, timeout_s=0.2, fallback=NoOp(1), stream=stream) as agent:
+        async with AsyncAgentClient(process.address, timeout_s=0.2, fallback=NoOp(1), stream=door == "stream") as agent:
             await agent.reset(7)
             process.freeze()
             assert not (await agent.act(seen[0], MASK)).fresh
@@ -178,15 +177,15 @@ def test_the_asyncio_client_survives_freezing_and_restarting(toy_bundle: Bundle,
             assert (await agent.act(seen[2], MASK)).fresh
             return agent
 
-    with AgentProcess(toy_bundle.path, "agent_0") as process:
+    with AgentProcess(toy_bundle.path, "agent_0", door=door) as process:
         statistics = asyncio.run(play(process)).statistics
     assert (statistics.acts, statistics.fallbacks, statistics.rejoins) == (3, 1, 1)
-    assert statistics.late_replies == (1 if stream else 0)
+    assert statistics.late_replies == (1 if door != "unary" else 0)
 
 
-def test_rejoining_can_be_switched_off_and_never_follows_an_expired_hold(toy_bundle: Bundle) -> None:
+def test_rejoining_can_be_switched_off_and_never_follows_an_expired_hold(toy_bundle: Bundle, door: str) -> None:
     seen = observations()
-    with AgentProcess(toy_bundle.path, "agent_0") as process:
+    with AgentProcess(toy_bundle.path, "agent_0", door=door) as process:
         fallback = Hold(expires_after_steps=1)
         with (
             AgentClient(process.address, timeout_s=5.0, rejoin=False) as stubborn,
@@ -209,13 +208,13 @@ def test_rejoining_can_be_switched_off_and_never_follows_an_expired_hold(toy_bun
             assert careful.act(seen[3], MASK).fresh
 
 
-def test_a_server_that_is_gone_leaves_the_decision_to_the_fallback(toy_bundle: Bundle) -> None:
+def test_a_server_that_is_gone_leaves_the_decision_to_the_fallback(toy_bundle: Bundle, door: str) -> None:
     reasons = []
-    with AgentProcess(toy_bundle.path, "agent_0") as process:
+    with AgentProcess(toy_bundle.path, "agent_0", door=door) as process:
         fallback = Call(lambda situation: reasons.append(situation.reason) or 3)
         with AgentClient(process.address, timeout_s=0.3, fallback=fallback) as agent:
             agent.reset(7)
             process.kill()
             action = agent.act(observations()[0], MASK)
     assert (action.action, action.fresh) == (3, False)
-    assert "agent 'agent_0' at 127.0.0.1" in reasons[0]
+    assert f"agent 'agent_0' at {process.address}" in reasons[0]

@@ -13,7 +13,7 @@ import pytest
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.server import agent_info
+from hmarl.runtime.service import agent_info
 from hmarl.runtime.session import Policy
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.errors import AgentError

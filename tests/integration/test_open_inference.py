@@ -467,7 +467,7 @@ def test_while_it_loads_and_while_it_drains(toy_bundle: Bundle) -> None:
         assert code == grpc.StatusCode.UNAVAILABLE
         server.serve(Policy(toy_bundle, "agent_0"))
         client.infer(inputs(0), sequence_id=1, sequence_start=True)
-        server._servicer.registry.drain()
+        server.sessions.drain()
         client.infer(inputs(1), sequence_id=1)
         code, _ = refused(lambda: client.infer(inputs(0), sequence_id=2, sequence_start=True))
         assert code == grpc.StatusCode.UNAVAILABLE

@@ -201,7 +201,7 @@ def play(agent: AgentClient, played: Played, steps: int = 40) -> None:
 
 
 def play_until_changed(agent: AgentClient, played: Played, first: Any) -> None:
-    wait_for(lambda: play(agent, played, 5) or agent._connection is not first, "changing over")
+    wait_for(lambda: play(agent, played, 5) or agent._wire.connection is not first, "changing over")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -213,7 +213,7 @@ def test_certificates_are_renewed_in_the_middle_of_an_episode(toy_bundle: Bundle
         agent.reset(3)
         play(agent, played)
         for _ in range(2):
-            first = agent._connection
+            first = agent._wire.connection
             team.authority.issue_agent("agent_0")
             team.authority.issue_client("operator")
             play_until_changed(agent, played, first)
@@ -227,9 +227,9 @@ def test_certificates_are_renewed_beside_an_asyncio_client(toy_bundle: Bundle, t
         chosen = security(team.authority, team.client)
         async with AsyncAgentClient(team.address, security=chosen, stream=True, timeout_s=20.0) as agent:
             await agent.reset(3)
-            first, deadline = agent._connection, time.monotonic() + 30.0
+            first, deadline = agent._wire.connection, time.monotonic() + 30.0
             team.authority.issue_client("operator")
-            while agent._connection is first or played.step < 40:
+            while agent._wire.connection is first or played.step < 40:
                 assert time.monotonic() < deadline
                 observation = played.observation()
                 played.check(observation, await agent.act(observation, MASK))

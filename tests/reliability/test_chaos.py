@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,17 @@ from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.sdk.clients.client import AgentClient
 from processes import rss_mib
+from rude_frames import (
+    huge_frames,
+    one_that_never_reads,
+    partial_frames,
+    rapid_connections,
+    sessions_hoarded,
+    shape_bombs_in_frames,
+    silent_connections,
+    undecodable_frames,
+)
+from rude_frames import idle_connections as idle_frames
 from rude_peers import (
     REFLECTION,
     SERVICE,
@@ -43,6 +56,18 @@ SECONDS = float(os.environ.get("HMARL_CHAOS_SECONDS", "15"))
 KILLS = int(os.environ.get("HMARL_CHAOS_KILLS", "30"))
 FEW_FILES = ("sh", "-c", 'ulimit -n 1024; exec "$@"', "sh")
 Trouble = Callable[[str], AbstractContextManager[object]]
+FRAMES_TROUBLES: dict[str, Trouble] = {
+    "300 silent connections": silent_connections,
+    "300 partial frames": partial_frames,
+    "shapes of 2,000 sizes": shape_bombs_in_frames,
+    "undecodable frames": undecodable_frames,
+    "frames of 4 MiB": huge_frames,
+    "1,024 sessions hoarded": sessions_hoarded,
+    "64 connections of a frozen process": frozen_streams,
+    "1,100 idle connections, 1,024 files": idle_frames,
+    "one that never reads": one_that_never_reads,
+    "rapid connections": rapid_connections,
+}
 TROUBLES: dict[str, Trouble] = {
     "80 silent acts": lambda address: silent_calls(address, SERVICE + "Act", 80),
     "80 silent streams": lambda address: silent_calls(address, SERVICE + "StreamAct", 80),
@@ -76,20 +101,23 @@ def newcomer_acts(address: str, stream: bool) -> bool:
         return client.act(np.zeros(18, np.float32)).fresh
 
 
-@pytest.mark.parametrize("name", TROUBLES)
-def test_a_healthy_client_beside(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with AgentProcess(BUNDLE, AGENT, before=FEW_FILES) as agent:
+@pytest.mark.parametrize(
+    ("door", "name"), [*(("grpc", name) for name in TROUBLES), *(("frames", name) for name in FRAMES_TROUBLES)]
+)
+def test_a_healthy_client_beside(door: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trouble = (TROUBLES if door == "grpc" else FRAMES_TROUBLES)[name]
+    with AgentProcess(BUNDLE, AGENT, before=FEW_FILES, door=door) as agent:
         pid = agent.process.pid
         alone = beside(agent.address, None)
         memory = rss_mib(pid)
-        together = beside(agent.address, TROUBLES[name](agent.address))
+        together = beside(agent.address, trouble(agent.address))
         newcomers = [newcomer_acts(agent.address, stream) for stream in (False, True)]
         grown = rss_mib(pid)
         agent.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         code = agent.process.wait(30)
     with capsys.disabled():
-        print(f"\n{name}: acts | missed | wrong | p50 ms | p99 ms; RSS {memory:.0f} -> {grown:.0f} MiB")
+        print(f"\n{door}, {name}: acts | missed | wrong | p50 ms | p99 ms; RSS {memory:.0f} -> {grown:.0f} MiB")
         print(f"  alone  {alone.row()}\n  beside {together.row()}")
         print(f"  SIGTERM: exit code {code} after {time.monotonic() - begun:.1f} s")
     assert together.missed_share <= alone.missed_share + 0.01, together.errors[:3]
@@ -111,9 +139,11 @@ def strike(fleet: Fleet, generator: random.Random) -> None:
         pass  # the fleet was just replacing it
 
 
-def test_kills(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("door", ["grpc", "frames"])
+def test_kills(door: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator, observations = random.Random(1), np.random.default_rng(1)
-    with Fleet(load_bundle(BUNDLE)) as fleet:
+    frames: dict[str, Any] = {"frames_dir": tmp_path, "options": ["--no-grpc"]} if door == "frames" else {}
+    with Fleet(load_bundle(BUNDLE), **frames) as fleet:
         players = [Player(BUNDLE, agent_id, address) for agent_id, address in fleet.endpoints.items()]
         struck, next_strike, end = 0, time.monotonic() + 2.0, None
         while end is None or time.monotonic() < end:
@@ -129,7 +159,7 @@ def test_kills(capsys: pytest.CaptureFixture[str]) -> None:
         for player in players:
             player.close()
     with capsys.disabled():
-        print(f"\n{KILLS} kills and freezes: acts | missed | wrong | p50 ms | p99 ms")
+        print(f"\n{door}, {KILLS} kills and freezes: acts | missed | wrong | p50 ms | p99 ms")
         for player in players:
             print(f"  {player.tally.row()}")
     assert sum(player.tally.wrong for player in players) == 0

@@ -46,7 +46,7 @@ def play(bundle: Bundle, address: str, keys: Authority, stream: bool, acts: int,
     chosen = security(keys, keys.find("client", f"client{int(stream)}"))
     try:
         with AgentClient(address, security=chosen, stream=stream, timeout_s=5.0) as agent:
-            connection = agent._connection
+            connection = agent._wire.connection
             for number in range(acts):
                 if number % EPISODE == 0:
                     session = policy.session()
@@ -59,8 +59,8 @@ def play(bundle: Bundle, address: str, keys: Authority, stream: bool, acts: int,
                 right = got.fresh and got.step == number % EPISODE and not got.missed_steps and not got.replayed
                 tally.wrong += not (right and got.action == wanted.action)
                 tally.slowest_s = max(tally.slowest_s, got.latency_s)
-                tally.changes += agent._connection is not connection
-                connection = agent._connection
+                tally.changes += agent._wire.connection is not connection
+                connection = agent._wire.connection
             tally.wrong += agent.statistics.fallbacks + agent.statistics.rejoins + agent.statistics.late_replies
     except Exception as error:
         tally.errors.append(repr(error))

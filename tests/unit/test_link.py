@@ -6,10 +6,10 @@ import math
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 from grpc._cython import cygrpc
 
+from hmarl.agent.v1.status import Code
 from hmarl.sdk.clients import link
 from hmarl.sdk.clients.link import LinkWatch, channel_options, stays_on_this_machine
 from hmarl.sdk.clock import now_s
@@ -63,7 +63,7 @@ def silence(watch: LinkWatch, seconds: float, requests: int = 1) -> None:
     """Requests that took ``seconds`` altogether, just now, and were not answered."""
     each = seconds / requests
     for number in range(requests):
-        watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, now_s() - seconds + number * each, each)
+        watch.failed(Code.DEADLINE_EXCEEDED, now_s() - seconds + number * each, each)
 
 
 def test_a_connection_is_given_up_after_half_a_second_of_silence() -> None:
@@ -101,7 +101,7 @@ def test_a_slow_policy_is_given_time() -> None:
 def test_a_stop_of_this_process_says_nothing_about_the_link() -> None:
     watch = LinkWatch()
     watch.answered(0.001)
-    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, now_s() - 60.0, 0.05)
+    watch.failed(Code.DEADLINE_EXCEEDED, now_s() - 60.0, 0.05)
     assert (watch.silent, watch.given_up) == (False, False)
 
 
@@ -126,8 +126,8 @@ def test_the_time_that_a_machine_is_suspended_counts() -> None:
 def test_late_answers_and_refusals_are_answers() -> None:
     watch = LinkWatch()
     for _ in range(20):
-        watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, now_s() - 0.1, 0.1, heard=True)
-        watch.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, now_s() - 0.1, 0.1)
+        watch.failed(Code.DEADLINE_EXCEEDED, now_s() - 0.1, 0.1, heard=True)
+        watch.failed(Code.RESOURCE_EXHAUSTED, now_s() - 0.1, 0.1)
     assert (watch.silent, watch.given_up) == (False, False)
 
 
@@ -145,7 +145,7 @@ def unanswered(watch: LinkWatch, clock: Clock, allowed_s: float, pause_s: float 
     """A request that has no answer in the time allowed; whether the connection is given up."""
     begin_s = clock.now
     clock.now += allowed_s
-    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, begin_s, allowed_s)
+    watch.failed(Code.DEADLINE_EXCEEDED, begin_s, allowed_s)
     clock.now += pause_s
     return watch.given_up
 
@@ -206,11 +206,11 @@ def test_time_that_this_process_was_held_up_is_no_silence_of_the_link(clock: Clo
     watch = LinkWatch()
     begin_s = clock.now
     clock.now += 0.25 + 0.25
-    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, begin_s, 0.25)
+    watch.failed(Code.DEADLINE_EXCEEDED, begin_s, 0.25)
     assert (watch.silent, watch.patience_left_s) == (True, 0.25)  # what it was allowed, no more
     begin_s = clock.now
     clock.now += 0.25 + 0.375
-    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, begin_s, 0.25)
+    watch.failed(Code.DEADLINE_EXCEEDED, begin_s, 0.25)
     assert (watch.silent, watch.patience_left_s) == (False, 0.5)
 
 
@@ -220,7 +220,7 @@ def test_what_was_heard_meanwhile_ends_the_silence_and_begins_it_anew(clock: Clo
         unanswered(watch, clock, 0.0625)
     begin_s = clock.now
     clock.now += 0.0625
-    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, begin_s, 0.0625, heard=True)
+    watch.failed(Code.DEADLINE_EXCEEDED, begin_s, 0.0625, heard=True)
     assert (watch.silent, watch.patience_left_s) == (False, 0.5)
     for _ in range(4):
         assert not unanswered(watch, clock, 0.015625, pause_s=0.25), "the tries before it do not count"
@@ -229,14 +229,14 @@ def test_what_was_heard_meanwhile_ends_the_silence_and_begins_it_anew(clock: Clo
 def test_a_request_that_ends_before_its_time_was_waited_for_no_longer(clock: Clock) -> None:
     watch, begin_s = LinkWatch(), clock.now
     clock.now += 0.125
-    watch.failed(grpc.StatusCode.DEADLINE_EXCEEDED, begin_s, 0.5)
+    watch.failed(Code.DEADLINE_EXCEEDED, begin_s, 0.5)
     assert (watch.given_up, watch.patience_left_s) == (False, 0.375)
 
 
 def test_a_refusal_says_nothing_about_a_silent_link(clock: Clock) -> None:
     watch = LinkWatch()
     unanswered(watch, clock, 0.25)
-    watch.failed(grpc.StatusCode.UNAVAILABLE, clock.now, 0.25)
+    watch.failed(Code.UNAVAILABLE, clock.now, 0.25)
     assert (watch.silent, watch.patience_left_s) == (True, 0.25)
 
 

@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import grpc
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.metrics import AgentMetrics, FleetMetrics
 from hmarl.runtime.session import Policy
@@ -49,7 +49,7 @@ class Team:
 def exported(bundle: Bundle) -> dict[str, tuple[str, set[str]]]:
     """Type and labels of every metric of ours, by the name that is written of it."""
     agent = AgentMetrics()
-    agent.answered([Answer("Act", grpc.StatusCode.OK, 0.0, 0.0)])
+    agent.answered([Answer("Act", Code.OK, 0.0, 0.0)])
     agent.watch(Server(Policy(bundle, "agent_0")), lambda: 0.0)
     fleet = FleetMetrics(Team())
     registry = CollectorRegistry()

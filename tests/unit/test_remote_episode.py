@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.bundle import Bundle, ObservationError
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
 from hmarl.sdk.clients.operations import Abandon, Act, End, Pause, Reconnect, Start
@@ -19,7 +19,6 @@ from scripted_client import (
     MASK,
     OBSERVATION,
     Always,
-    Code,
     Make,
     Noting,
     acting,
@@ -220,9 +219,7 @@ def test_a_refused_observation_uses_no_step_up(make: Make, fallback: Noting) -> 
 @pytest.mark.parametrize(
     "code", [Code.FAILED_PRECONDITION, Code.UNIMPLEMENTED, Code.UNAUTHENTICATED, Code.PERMISSION_DENIED]
 )
-def test_a_refused_request_is_an_error_and_not_hidden_by_a_fallback(
-    make: Make, fallback: Noting, code: grpc.StatusCode
-) -> None:
+def test_a_refused_request_is_an_error_and_not_hidden_by_a_fallback(make: Make, fallback: Noting, code: Code) -> None:
     episode = make()
     script, _ = acting(episode)
     message = f"agent 'agent_0' at robot:1: {code.name}: so it is; the next act goes on with step 8"
@@ -232,9 +229,7 @@ def test_a_refused_request_is_an_error_and_not_hidden_by_a_fallback(
 
 
 @pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.INTERNAL, Code.CANCELLED])
-def test_another_failure_leaves_the_decision_to_the_fallback_at_once(
-    make: Make, fallback: Noting, code: grpc.StatusCode
-) -> None:
+def test_another_failure_leaves_the_decision_to_the_fallback_at_once(make: Make, fallback: Noting, code: Code) -> None:
     script, _ = acting(make())
     action = finished(script, failure(code))
     assert (action.action, action.fresh) == (2, False)

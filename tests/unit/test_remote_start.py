@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.message_limits import reply_limit_bytes
 from hmarl.sdk.clients import remote_episode
@@ -19,7 +19,6 @@ from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Exa
 from hmarl.sdk.clients.remote_episode import describe
 from hmarl.sdk.errors import AgentError, UsageError
 from scripted_client import (
-    Code,
     Make,
     Noting,
     acting,
@@ -300,7 +299,7 @@ def test_what_will_never_answer_ends_connecting(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("code", "after_s"), [(Code.UNAVAILABLE, 0.984375), (Code.UNAUTHENTICATED, 0.25)])
-def test_connecting_ends_with_the_time_and_with_a_refusal(clock: Clock, code: grpc.StatusCode, after_s: float) -> None:
+def test_connecting_ends_with_the_time_and_with_a_refusal(clock: Clock, code: Code, after_s: float) -> None:
     script = describe(LinkWatch(), clock.now + 1.0)
     next(script)
     clock.now += after_s

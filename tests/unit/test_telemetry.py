@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands._watching import targets
 from hmarl.runtime.json_lines import JsonLines
@@ -27,10 +28,10 @@ from hmarl.sdk.clients import call_metadata
 from hmarl.sdk.clients.agent import AgentStatistics
 from scraping import Scraped
 
-OK = grpc.StatusCode.OK
+OK = Code.OK
 
 
-def answer(method: str, code: grpc.StatusCode = OK, took_s: float = 0.0) -> Answer:
+def answer(method: str, code: Code = OK, took_s: float = 0.0) -> Answer:
     return Answer(method, code, 1.0, 1.0 + took_s)
 
 
@@ -84,7 +85,7 @@ def test_acts_are_counted_by_code_and_timed_when_they_succeed() -> None:
     metrics = AgentMetrics()
     metrics.answered([answer("Act", took_s=0.00015)])
     metrics.answered([answer("Act", took_s=0.25)])
-    metrics.answered([answer("Act", grpc.StatusCode.OUT_OF_RANGE, took_s=0.25)])
+    metrics.answered([answer("Act", Code.OUT_OF_RANGE, took_s=0.25)])
     metrics.answered([answer("StartEpisode", took_s=0.25)])
     got = read(metrics)
     assert got.value("hmarl_agent_requests_total", method="Act", code="OK") == 2
@@ -114,7 +115,7 @@ def test_replays_cost_no_policy_time_and_their_gaps_are_not_counted_twice() -> N
 def test_calls_that_are_turned_away_are_counted_by_reason(code: str, reason: str) -> None:
     metrics = AgentMetrics()
     assert read(metrics).value("hmarl_agent_rejected_peers_total", reason=reason) == 0
-    metrics.answered([answer("StartEpisode", grpc.StatusCode[code])])
+    metrics.answered([answer("StartEpisode", Code[code])])
     assert read(metrics).value("hmarl_agent_rejected_peers_total", reason=reason) == 1
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
@@ -21,6 +20,7 @@ from hmarl.agent.v1.messages import (
     write_act,
     write_reply,
 )
+from hmarl.agent.v1.status import Code
 from hmarl.agent.v1.tensors import WireError, to_action, to_array, to_own_array, to_tensor
 from hmarl.runtime.choices import CHOICES, checked_choice, effective_choice
 from hmarl.runtime.errors import UsageError
@@ -85,10 +85,10 @@ def test_an_action_of_another_form_is_refused(
 
 
 def test_a_refusal_carries_every_status_code() -> None:
-    for code in grpc.StatusCode:
+    for code in Code:
         response = refusal(4, code, "no")
         assert (status_of(response.error), response.error.step, response.error.message) == (code, 4, "no")
-    assert status_of(agent_pb2.StreamActError(code=99)) is grpc.StatusCode.UNKNOWN
+    assert status_of(agent_pb2.StreamActError(code=99)) is Code.UNKNOWN
 
 
 def test_the_protocol_and_the_runtime_know_the_same_choices() -> None:

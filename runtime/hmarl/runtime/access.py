@@ -5,13 +5,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import stat
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import grpc
 
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.identity import Asked, Guard
@@ -22,6 +21,8 @@ from hmarl.runtime.secret_files import Tokens, read_names, read_tokens
 from hmarl.runtime.settings import SecuritySettings
 
 if TYPE_CHECKING:
+    import grpc
+
     from hmarl.runtime.certificates import KeyPair
 
 LOGGER = logging.getLogger("hmarl.agent")
@@ -92,6 +93,8 @@ class Access:
         certificate = self.certificate
         if certificate is None:
             return None
+        import grpc  # noqa: PLC0415 - an agent may be served without it
+
         taken = certificate.value
 
         def fetch() -> Any:
@@ -141,6 +144,8 @@ class Access:
 
 
 def _configuration(pair: KeyPair, authority: bytes | None) -> Any:
+    import grpc  # noqa: PLC0415 - see above
+
     return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)], root_certificates=authority)
 
 
@@ -212,3 +217,18 @@ def _others_may_connect(path: Path) -> str | None:
     folders = path.absolute().parents
     closed = any(not os.stat(folder).st_mode & stat.S_IXOTH for folder in folders)
     return None if closed else f"its mode is {stat.S_IMODE(mode):04o}, and no folder above it is closed to them"
+
+
+def parse_address(listen: str) -> tuple[str, int]:
+    """Split ``HOST:PORT``; an IPv6 host is in brackets.
+
+    Raises:
+        UsageError: malformed.
+    """
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^:\[\]\s/]+):(\d+)", listen)
+    if match is None:
+        raise UsageError(f"listen: got '{listen}', expected HOST:PORT (for example 127.0.0.1:50051) or unix:PATH")
+    port = int(match[2])
+    if port > 65535:
+        raise UsageError(f"listen: port must be between 0 and 65535, got {port}")
+    return match[1], port

@@ -7,31 +7,28 @@ refused here, not in gRPC, which leaks what it cannot decode.
 
 from __future__ import annotations
 
-import logging
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.errors import QuotaError, RequestError, TakenError
 from hmarl.runtime.identity import Guard
 from hmarl.runtime.places import Place, Places
-from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.request_ids import request_of
+from hmarl.runtime.service import cut
+from hmarl.runtime.sweeper import CROWDED_SILENT_FOR_S, SILENT_FOR_S
 from hmarl.runtime.threads import Threads
 
 Context: TypeAlias = grpc.ServicerContext
-StatusOf = Callable[[Exception], tuple[grpc.StatusCode, str]]
-# A call whose body has not come within this is ended; sooner, when many wait.
-SILENT_FOR_S = 10.0
-_CROWDED_SILENT_FOR_S = 0.1
-_SWEEP_EVERY_S = 1.0
+StatusOf = Callable[[Exception], tuple[Code, str]]
+STATUS_CODES = {Code(code.value[0]): code for code in grpc.StatusCode}
 _SPARE_THREADS = 8  # that refuse calls while all places are taken
-_TEXT_LIMIT = 400  # characters of an error's text; longer ones do not fit into HTTP/2's headers
 _KEEPALIVE_S, _KEEPALIVE_TIMEOUT_S = 10, 10
 _IDLE_CONNECTION_S = 30
 _UNARY_PER_CONNECTION = 32
@@ -95,6 +92,7 @@ class Line:
 
     Attributes:
         name: of its threads.
+        what: is ended when it is silent or idle.
         guard: lets callers in, and knows who they are.
         pool: its threads.
         capacity: how many there are.
@@ -116,6 +114,7 @@ class Line:
         open_to_all: bool = False,
     ) -> None:
         self.name = name
+        self.what = "calls"
         self.guard = guard
         self._open_to_all = open_to_all
         self.capacity = threads = threads or places + _SPARE_THREADS
@@ -139,7 +138,7 @@ class Line:
         now = time.monotonic()
         ended = 0
         for position, (context, since) in enumerate(waiting):
-            if now - since < (_CROWDED_SILENT_FOR_S if position < crowd else SILENT_FOR_S):
+            if now - since < (CROWDED_SILENT_FOR_S if position < crowd else SILENT_FOR_S):
                 break
             context.cancel()
             ended += 1
@@ -159,7 +158,7 @@ class Line:
                     code, text = self._status_of(error)
             finally:
                 self.guard.dismiss(context)
-            return context.abort(code, cut(text))
+            return context.abort(STATUS_CODES[code], cut(text))
 
         handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
         return grpc.stream_unary_rpc_method_handler(handle)
@@ -180,7 +179,7 @@ class Line:
                     code, text = self._status_of(error)
             finally:
                 self.guard.dismiss(context)
-            context.abort(code, cut(text))
+            context.abort(STATUS_CODES[code], cut(text))
 
         handle.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(handle)
@@ -241,40 +240,3 @@ def decoded(request_type: Any, body: bytes) -> Any:
             f"request: got {len(body)} bytes that are no {request_type.DESCRIPTOR.full_name}; encode it with the "
             f"service's own {request_type.DESCRIPTOR.file.name.rpartition('/')[2]}"
         ) from None
-
-
-def cut(text: str) -> str:
-    """An error's text, short enough to be sent."""
-    return text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}…"
-
-
-class Sweeper:
-    """A thread that ends silent and idle calls, and says so now and then.
-
-    Args:
-        lines: whose calls.
-        log: for what peers can cause.
-    """
-
-    def __init__(self, lines: Iterable[Line], log: RepeatLog) -> None:
-        self._lines = list(lines)
-        self._log = log
-        self._crowded = threading.Event()
-        for line in self._lines:
-            line.crowded = self._crowded
-
-    def start(self, stopped: threading.Event) -> None:
-        """Sweep until ``stopped`` is set."""
-        threading.Thread(target=self._run, args=(stopped,), name="hmarl-sweeper", daemon=True).start()
-
-    def _run(self, stopped: threading.Event) -> None:
-        while not stopped.is_set():
-            if self._crowded.wait(_SWEEP_EVERY_S):
-                self._crowded.clear()
-                stopped.wait(_CROWDED_SILENT_FOR_S / 2)
-            for line in self._lines:
-                ended = line.sweep()
-                if ended:
-                    text = f"{line.name}: ended {ended} calls that were silent or idle for too long"
-                    self._log.say(f"ended {line.name}", logging.WARNING, text)
-            self._log.flush()

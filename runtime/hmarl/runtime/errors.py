@@ -87,6 +87,18 @@ class RequestError(HmarlError):
     """A request that cannot be read; nothing has changed."""
 
 
+class TooLargeError(RequestError):
+    """A request that is larger than the process takes."""
+
+
+class TooLateError(RequestError):
+    """A request that its client waits for no longer; it was not done."""
+
+
+class UnknownRequestError(RequestError):
+    """A request of a kind that the process does not know."""
+
+
 class UnknownServiceError(HmarlError):
     """The health of a service was asked for that is not served."""
 

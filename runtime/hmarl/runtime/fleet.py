@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hmarl.agent.v1.framing import SCHEME
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.commands._security import SECRET_VARIABLE, as_words
 from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
@@ -117,16 +118,18 @@ class _Member:
         options: Sequence[str],
         unwell_limit_s: float,
         metrics: str | None = None,
+        frames: str | None = None,
     ) -> None:
         self.agent_id = agent_id
         self.address: str | None = None
         self.metrics = metrics  # where they are read; the port is 0 until it is known
+        self.frames = None if frames is None else f"{SCHEME}{frames}"
         self.restarts = Counter(dict.fromkeys(RESTARTS, 0))
         self.serving = False
         self.process: subprocess.Popen[bytes] | None = None
         self.control: Channel | None = None
         self._listen = listen
-        own = {"agent": agent_id, "like": like, "core": core}
+        own = {"agent": agent_id, "like": like, "core": core, "frames": frames}
         self._options = [*options, *(f"--{name}={value}" for name, value in own.items() if value is not None)]
         self._kept = kept
         self._unwell_limit_s = unwell_limit_s
@@ -218,6 +221,7 @@ class _Member:
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
         environment.pop("HMARL_CORE", None)  # and the fleet, who runs where
+        environment.pop("HMARL_FRAMES", None)  # which door is whose
         environment.pop("HMARL_METRICS", None)  # and where each one's metrics are read
         metrics = [] if self.metrics is None else ["--metrics", self.metrics]
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options]
@@ -294,6 +298,7 @@ class Fleet:
         path: what to call it, and where to look for another one; None: where it was loaded from.
         roster: who is served, see ``hmarl.runtime.roster``; None: all agents that were trained.
         socket_dir: a directory for Unix sockets; None takes free TCP ports of the loopback interface.
+        frames_dir: a directory for Unix sockets at which members serve frames as well; None for none.
         pin: keep each member on one processor core, in turn.
         options: more options of hmarl-agent, for all members.
         security: who is let in; None for those who reach it.
@@ -315,6 +320,7 @@ class Fleet:
         path: Path | None = None,
         roster: Mapping[str, str | None] | None = None,
         socket_dir: Path | None = None,
+        frames_dir: Path | None = None,
         pin: bool = False,
         options: Sequence[str] = (),
         security: SecuritySettings | None = None,
@@ -343,6 +349,7 @@ class Fleet:
                 [*options, *as_words(self._security_of(agent_id))],
                 grace_s,
                 _metrics_at(metrics, index),
+                None if frames_dir is None else _socket(frames_dir, index, agent_id, "frames"),
             )
             for index, (agent_id, like) in enumerate(self._roster.items())
         ]
@@ -360,6 +367,12 @@ class Fleet:
     def endpoints(self) -> dict[str, str]:
         """Addresses by agent id; complete once ``start`` has returned."""
         return {member.agent_id: member.address for member in self._members if member.address is not None}
+
+    @property
+    def frames(self) -> dict[str, str]:
+        """Where members serve frames beside gRPC, by agent id; empty where they serve but one of them."""
+        doors = ((member.agent_id, member.frames, member.address) for member in self._members)
+        return {agent_id: frames for agent_id, frames, address in doors if frames is not None and frames != address}
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -390,6 +403,8 @@ class Fleet:
     def description(self) -> dict[str, Any]:
         """Which bundle is served, where, and what clients on this machine need to get in; no secret."""
         described = {"bundle": str(self._path), "bundle_sha256": self._kept.bundle.sha256, "agents": self.endpoints}
+        if self.frames:
+            described["frames"] = self.frames
         security = {} if self._keys is None else self._keys.description()
         if self._security.token_file is not None:
             security["token_file"] = str(self._security.token_file.absolute())
@@ -529,10 +544,15 @@ def _listen(socket_dir: Path | None, host: str, index: int, agent_id: str) -> st
     """Where a member listens first: a free port, or a socket named after the agent."""
     if socket_dir is None:
         return f"{host}:0"
-    folder = f"{socket_dir.absolute()}/"
-    room = max(0, LONGEST_PATH - len(os.fsencode(folder)) - len(f"{index}-.sock"))
+    return f"unix:{_socket(socket_dir, index, agent_id, 'sock')}"
+
+
+def _socket(folder: Path, index: int, agent_id: str, suffix: str) -> str:
+    """The path of a socket named after an agent."""
+    begin = f"{folder.absolute()}/"
+    room = max(0, LONGEST_PATH - len(os.fsencode(begin)) - len(f"{index}-.{suffix}"))
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent_id)[: min(32, room)]
-    return f"unix:{folder}{index}-{name}.sock"
+    return f"{begin}{index}-{name}.{suffix}"
 
 
 def resolved(path: Path) -> Path:

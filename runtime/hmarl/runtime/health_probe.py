@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+from hmarl.agent.v1.frames_pb2 import CheckHealthRequest, FrameRequest
+from hmarl.agent.v1.framing import SCHEME
+from hmarl.runtime.frames_call import FramesCall
 from hmarl.runtime.health_service import PROCESS
 
 CHECK_EVERY_S = 1.0
@@ -17,10 +19,24 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+# Once a question has been dealt with: whether the answer was SERVING; None where there was no answer.
+Told = Callable[[bool | None], None]
+
+
+class _Way(Protocol):
+    """How an agent is asked."""
+
+    def ask(self, tell: Told) -> None:
+        """Ask; one is told, later and from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Ask no more."""
+        ...
 
 
 class HealthProbe:
-    """Asks ``grpc.health.v1`` of one process: not whether acts succeed, which clients can spoil, but whether it works.
+    """Asks one process for its health: not whether acts succeed, which clients can spoil, but whether it works.
 
     Counts of questions, not times, so that a supervisor that was itself frozen for a while blames no one.
 
@@ -36,31 +52,73 @@ class HealthProbe:
     def __init__(self, address: str, secret: str | None = None) -> None:
         self.unanswered = self.unwell = 0
         self._next_at = 0.0
-        self._channel = grpc.insecure_channel(address, _OPTIONS)
-        self._stub = health_pb2_grpc.HealthStub(self._channel)
-        self._metadata = () if secret is None else (("authorization", f"Bearer {secret}"),)
-        self._question: Any = None
+        metadata = {} if secret is None else {"authorization": f"Bearer {secret}"}
+        self._way: _Way = _Frames(address, metadata) if address.startswith(SCHEME) else _Grpc(address, metadata)
+        self._asking = False
+        self._answers: list[bool | None] = []
 
     def tend(self, now: float) -> None:
         """Ask when it is time to, and take in an answer that has come."""
-        if self._question is None and now >= self._next_at:
+        if self._answers:
+            self._count(self._answers.pop())
+            self._asking = False
+        elif not self._asking and now >= self._next_at:
             self._next_at = now + CHECK_EVERY_S
-            request = health_pb2.HealthCheckRequest(service=PROCESS)
-            self._question = self._stub.Check.future(
-                request, timeout=CHECK_LIMIT_S, wait_for_ready=True, metadata=self._metadata
-            )
-        elif self._question is not None and self._question.done():
-            self._count()
-            self._question = None
+            self._asking = True
+            self._way.ask(self._answers.append)
 
     def close(self) -> None:
         """Ask no more."""
-        self._channel.close()
+        self._way.close()
 
-    def _count(self) -> None:
-        answered = self._question.code() is grpc.StatusCode.OK
-        if answered and self._question.result().status == health_pb2.HealthCheckResponse.SERVING:
+    def _count(self, serving: bool | None) -> None:
+        if serving:
             self.unanswered = self.unwell = 0
             return
-        self.unanswered = 0 if answered else self.unanswered + 1
+        self.unanswered = 0 if serving is not None else self.unanswered + 1
         self.unwell += 1
+
+
+class _Grpc:
+    """By ``grpc.health.v1``."""
+
+    def __init__(self, address: str, metadata: dict[str, str]) -> None:
+        import grpc  # noqa: PLC0415 - a fleet may do without it
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
+
+        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._stub = health_pb2_grpc.HealthStub(self._channel)
+        self._request = health_pb2.HealthCheckRequest(service=PROCESS)
+        self._serving, self._ok = health_pb2.HealthCheckResponse.SERVING, grpc.StatusCode.OK
+        self._metadata = tuple(metadata.items())
+
+    def ask(self, tell: Told) -> None:
+        def ended(call: Any) -> None:
+            tell(call.result().status == self._serving if call.code() is self._ok else None)
+
+        self._stub.Check.future(
+            self._request, timeout=CHECK_LIMIT_S, wait_for_ready=True, metadata=self._metadata
+        ).add_done_callback(ended)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class _Frames:
+    """By frames, each question in a thread, which ends within its limit."""
+
+    def __init__(self, address: str, metadata: dict[str, str]) -> None:
+        self._call = FramesCall(address)
+        self._metadata = metadata
+
+    def ask(self, tell: Told) -> None:
+        def run() -> None:
+            request = FrameRequest(check_health=CheckHealthRequest(service=PROCESS), metadata=self._metadata)
+            response = self._call.exchange(request, CHECK_LIMIT_S)
+            answered = response is not None and response.HasField("check_health")
+            tell(response.check_health.serving if response is not None and answered else None)
+
+        threading.Thread(target=run, name="health-probe", daemon=True).start()
+
+    def close(self) -> None:
+        """Its thread may still be at work; what it holds ends with it."""

@@ -7,11 +7,9 @@ import logging
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
-
-import grpc
+from typing import TYPE_CHECKING, TypeAlias
 
 from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError, UnauthenticatedError, one_line
 from hmarl.runtime.places import UNKNOWN_PEER
@@ -20,7 +18,11 @@ from hmarl.runtime.reloading import Reloaded
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.secret_files import Tokens
 
-Context: TypeAlias = grpc.ServicerContext
+if TYPE_CHECKING:
+    import grpc
+
+Context: TypeAlias = "grpc.ServicerContext"
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 _Properties: TypeAlias = Mapping[str, Sequence[bytes]]
 _BEARER = "bearer "
 _TOLD_CERTIFICATES = 1024
@@ -111,6 +113,40 @@ class Guard:
         """What the process shows when it calls itself."""
         return (("authorization", f"Bearer {self._secret.decode()}"),) if self._told else ()
 
+    @property
+    def own_metadata(self) -> dict[str, str]:
+        """The same where nothing else is asked for, but the process is to be told from others."""
+        return {"authorization": f"Bearer {self._secret.decode()}"}
+
+    def is_own(self, metadata: Metadata) -> bool:
+        """Whether a request shows the secret of the process itself, or its supervisor."""
+        bearer = _bearer(metadata)
+        return bearer is not None and hmac.compare_digest(bearer.encode(), self._secret)
+
+    def count(self, caller: Caller) -> None:
+        """Count a request of a caller that is known and let in.
+
+        Raises:
+            QuotaError: it has sent too many.
+        """
+        if self._quota.per_s:
+            try:
+                self._quota.take(caller.name)
+            except QuotaError as error:
+                raise self.reject(error, caller.name) from None
+
+    def reject(self, error: HmarlError, caller: str) -> HmarlError:
+        """Count and log that someone is not let in; returns the error, to be raised.
+
+        Args:
+            error: whose message begins with what it is about.
+            caller: who it is.
+        """
+        reason = str(error).partition(":")[0]
+        self.rejected["quota" if isinstance(error, QuotaError) else reason] += 1
+        self._log.say(f"rejected {type(error).__name__}", logging.WARNING, f"rejected {caller}: {error}")
+        return error
+
     def admit(self, context: Context, *, open_to_all: bool = False) -> None:
         """Let a call in, or another request of one that is open.
 
@@ -129,13 +165,10 @@ class Guard:
                 self._callers[context] = caller
                 if caller is _PROBE:
                     return
-            if self._quota.per_s:
-                self._quota.take(self.caller(context).name)
         except HmarlError as error:
-            reason = str(error).partition(":")[0]  # messages begin with what they are about
-            self.rejected["quota" if isinstance(error, QuotaError) else reason] += 1
-            self._log.say(f"rejected {type(error).__name__}", logging.WARNING, f"rejected {peer_of(context)}: {error}")
-            raise
+            raise self.reject(error, peer_of(context)) from None
+        if self._quota.per_s:
+            self.count(self.caller(context))
 
     def dismiss(self, context: Context) -> None:
         """Forget a call that has ended."""
@@ -146,8 +179,8 @@ class Guard:
         return self._callers.get(context) or Caller(peer_of(context))
 
     def _identify(self, context: Context) -> Caller:
-        bearer = _bearer(context)
-        if bearer is not None and hmac.compare_digest(bearer.encode(), self._secret):
+        metadata = context.invocation_metadata()
+        if self.is_own(metadata):
             return _PROBE
         names = []
         if self.asked.tls:
@@ -157,7 +190,7 @@ class Guard:
             if self.asked.certificates:
                 names.append(self._certified_name(properties))
         if self.asked.tokens is not None:
-            names.append(self._token_name(self.asked.tokens, bearer))
+            names.append(self._token_name(self.asked.tokens, _bearer(metadata)))
         if not names:
             return Caller(peer_of(context))
         name = "\0".join(names)
@@ -225,8 +258,8 @@ def peer_of(context: Context) -> str:
     return UNKNOWN_PEER if peer.startswith("unix") else peer.rpartition(":")[0]
 
 
-def _bearer(context: Context) -> str | None:
-    for key, value in context.invocation_metadata():
+def _bearer(metadata: Metadata) -> str | None:
+    for key, value in metadata:
         if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
             return value[len(_BEARER) :].strip()
     return None

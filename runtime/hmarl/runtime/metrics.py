@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import grpc
-
+from hmarl.agent.v1.status import Code
 from hmarl.runtime import __version__
 from hmarl.runtime.errors import MissingExtraError
 from hmarl.runtime.telemetry import ACT, RELOAD_REFUSED, RELOADED, STREAM_ACT, Act, Answer, Observer
@@ -37,9 +36,9 @@ __all__ = ["CONTENT_TYPE_LATEST", "AgentMetrics", "FleetMetrics"]
 BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 # What a request that ends like this says of its peer.
 _REJECTED = {
-    grpc.StatusCode.UNAUTHENTICATED: "unauthenticated",
-    grpc.StatusCode.PERMISSION_DENIED: "forbidden",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "limit",
+    Code.UNAUTHENTICATED: "unauthenticated",
+    Code.PERMISSION_DENIED: "forbidden",
+    Code.RESOURCE_EXHAUSTED: "limit",
 }
 
 
@@ -93,7 +92,7 @@ class AgentMetrics(Observer):
         self._outcomes = {
             (method, code): self._requests.labels(method, code.name)
             for method in (ACT, STREAM_ACT)
-            for code in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+            for code in (Code.OK, Code.NOT_FOUND, Code.INVALID_ARGUMENT)
         }
         self._missed = Counter(
             "hmarl_agent_missed_steps", "Observations of episodes that never arrived.", registry=registry
@@ -147,12 +146,12 @@ class AgentMetrics(Observer):
             if act.missed_steps:
                 self._missed.inc(act.missed_steps)
 
-    def _answered(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+    def _answered(self, method: str, code: Code, seconds: float) -> None:
         counter = self._outcomes.get((method, code))
         if counter is None:
             counter = self._outcomes[method, code] = self._requests.labels(method, code.name)
         counter.inc()
-        if code is grpc.StatusCode.OK:
+        if code is Code.OK:
             histogram = self._served_seconds.get(method)
             if histogram is not None:
                 histogram.observe(seconds)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeAlias
 
-import grpc
 import numpy as np
 
 from hmarl.agent.v1 import agent_pb2
@@ -17,69 +19,58 @@ from hmarl.runtime.manifest import AgentModel
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 2.0
-_ACT = "/hmarl.agent.v1.AgentService/Act"
 # Acting for a probe takes at most about a fiftieth of the time, however slow a policy is.
 _PAUSES_PER_ACT = 50
 _PATIENCE = 20  # times the quickest probe
+# Sends a request and returns the reply to it that comes within so many seconds; None where none does.
+Ask: TypeAlias = Callable[[agent_pb2.ActRequest, float], agent_pb2.ActResponse | None]
+Way: TypeAlias = Callable[[], AbstractContextManager[Ask]]
 
 
 class SelfProbe:
-    """Acts over the agent's own address: through its socket, its threads, its locks and its policy.
+    """Acts over the agent's own doors: through its sockets, its threads, its locks and its policy.
 
     Args:
-        address: where the agent listens.
+        ways: in, one of each door.
         agent: the manifest's entry of the agent.
         session_id: the session to act in, which no client knows, and which starts anew at each act.
         liveness: told how each probe went.
         tick: called after each probe.
-        metadata: by which the agent knows itself.
     """
 
     def __init__(
         self,
-        address: str,
+        ways: Sequence[Way],
         agent: AgentModel,
         session_id: str,
         liveness: Liveness,
         tick: Callable[[], None],
-        metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        self._address = _reachable(address)
+        self._ways = list(ways)
         self._liveness = liveness
         self._tick = tick
-        self._metadata = metadata
         self._quickest_s = 0.0  # not known yet
-        request = agent_pb2.ActRequest()
+        self._request = agent_pb2.ActRequest()
         mask = None if agent.action_mask is None else np.ones(agent.action_mask.shape, np.bool_)
-        write_act(request, session_id, 0, np.zeros(agent.observation.shape, np.float32), mask)
-        self._request = request.SerializeToString()
+        write_act(self._request, session_id, 0, np.zeros(agent.observation.shape, np.float32), mask)
 
     def start(self, closing: threading.Event) -> None:
         """Watch until ``closing`` is set, in a thread of its own."""
         threading.Thread(target=self._watch, args=(closing,), name="hmarl-self-probe", daemon=True).start()
 
     def _watch(self, closing: threading.Event) -> None:
-        options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
-        with grpc.insecure_channel(self._address, options) as channel:
-            act = channel.unary_unary(_ACT)
+        with contextlib.ExitStack() as doors:
+            asks = [doors.enter_context(way()) for way in self._ways]
             while not closing.wait(max(INTERVAL_S, _PAUSES_PER_ACT * self._quickest_s)):
-                self._liveness.probed(self._probe(act))
+                self._liveness.probed(all(self._probe(ask) for ask in asks))
                 self._tick()
 
-    def _probe(self, act: Callable[..., bytes]) -> bool:
+    def _probe(self, ask: Ask) -> bool:
         """One act of a new episode, judged by what a client would get."""
         started = time.monotonic()
-        try:
-            timeout_s = max(TIMEOUT_S, _PATIENCE * self._quickest_s)
-            reply = agent_pb2.ActResponse.FromString(act(self._request, timeout=timeout_s, metadata=self._metadata))
-        except grpc.RpcError:
+        reply = ask(self._request, max(TIMEOUT_S, _PATIENCE * self._quickest_s))
+        if reply is None:
             return False
         took_s = time.monotonic() - started
         self._quickest_s = min(self._quickest_s or took_s, took_s)
         return bool(np.isfinite(to_array(reply.action, "action")).all())
-
-
-def _reachable(address: str) -> str:
-    """The address for a client on this machine: who listens on all interfaces is spoken to over the loopback."""
-    host, _, port = address.rpartition(":")
-    return {"0.0.0.0": f"127.0.0.1:{port}", "[::]": f"[::1]:{port}"}.get(host, address)

@@ -53,7 +53,10 @@ class ServerSettings:
     """How an agent is served.
 
     Attributes:
-        listen: ``HOST:PORT`` (port 0 takes a free one) or ``unix:PATH``.
+        listen: ``HOST:PORT`` (port 0 takes a free one) or ``unix:PATH``, over gRPC.
+        grpc: whether it is served over gRPC.
+        frames: the Unix socket at which it is served by frames, too; None for nowhere.
+        frames_users: numbers of the users who may come to that beside its own and root.
         max_sessions: episodes open at once.
         session_ttl_s: seconds after which an idle session may be forgotten.
         max_streams: StreamAct calls open at once.
@@ -65,6 +68,9 @@ class ServerSettings:
     """
 
     listen: str = "127.0.0.1:50051"
+    grpc: bool = True
+    frames: Path | None = None
+    frames_users: tuple[int, ...] = ()
     max_sessions: int = 1024
     session_ttl_s: float = 600.0
     max_streams: int = 64

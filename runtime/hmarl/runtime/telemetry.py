@@ -14,18 +14,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import status_of
+from hmarl.agent.v1.status import Code, code_of
 
 if TYPE_CHECKING:
+    import grpc
+
     from hmarl.runtime.session import Action
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 LOGGER = logging.getLogger("hmarl.agent")
-OK = grpc.StatusCode.OK
+OK = Code.OK
 ACT, STREAM_ACT = "Act", "StreamAct"
 _TELL_EVERY_S = 0.1
 _MOST_UNTOLD = 2**16  # more would mean that nothing is told any more
@@ -45,7 +47,7 @@ class Answer(NamedTuple):
     """
 
     method: str
-    code: grpc.StatusCode
+    code: Code
     began_s: float
     ended_s: float
     origin: Metadata | bytes = ()
@@ -176,6 +178,10 @@ class Telemetry:
 
         return watched
 
+    def noting(self) -> Callable[[str, Code, float, Metadata], None] | None:
+        """What is told of each request that was answered: see ``Answer``; None where no one listens."""
+        return self._note if self._observers else None
+
     def own_act(self) -> None:
         """The request that this thread is answering is the process's own, and concerns no observer."""
         self._thread.own = True
@@ -186,6 +192,8 @@ class Telemetry:
             observer.reloaded(outcome)
 
     def _watched(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        import grpc  # noqa: PLC0415 - who serves without gRPC has no such methods
+
         before: Any = handler.stream_unary or handler.stream_stream
         unary = handler.stream_unary is not None
         handle: Any = self._watched_unary(method, before) if unary else self._watched_stream(method, before)
@@ -199,10 +207,12 @@ class Telemetry:
             try:
                 reply = handle(arrival, context)
             except BaseException:
-                code = context.code() or grpc.StatusCode.CANCELLED  # without one it ended before it was answered
+                code = _code_of_call(context)
+                if code is None:  # it ended before it was answered
+                    code = Code.CANCELLED
                 self._note(method, code, arrival.at_s, context.invocation_metadata())
                 raise
-            code = OK if context.is_active() else grpc.StatusCode.CANCELLED
+            code = OK if context.is_active() else Code.CANCELLED
             self._note(method, code, arrival.at_s, context.invocation_metadata())
             return reply
 
@@ -214,13 +224,14 @@ class Telemetry:
             try:
                 yield from handle(bodies, context)
             except Exception:
-                if context.code() is not None:  # refused; one that merely ended has no code
-                    self._note(method, context.code(), began_s, context.invocation_metadata())
+                code = _code_of_call(context)
+                if code is not None:  # refused; one that merely ended has no code
+                    self._note(method, code, began_s, context.invocation_metadata())
                 raise
 
         return watched
 
-    def _note(self, method: str, code: grpc.StatusCode, began_s: float, origin: Metadata | bytes) -> None:
+    def _note(self, method: str, code: Code, began_s: float, origin: Metadata | bytes) -> None:
         thread = self._thread.__dict__
         if thread and thread.pop("own", False):
             return
@@ -236,6 +247,11 @@ class Telemetry:
         while not stopped.wait(_TELL_EVERY_S):
             self.flush()
         self.flush()
+
+
+def _code_of_call(context: grpc.ServicerContext) -> Code | None:
+    code = context.code()
+    return None if code is None else code_of(code.value[0])
 
 
 def _taken(notes: deque[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:

@@ -7,8 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 
-import grpc
-
+from hmarl.agent.v1.status import Code
 from hmarl.runtime import __version__
 from hmarl.runtime.errors import MissingExtraError, UsageError
 from hmarl.runtime.telemetry import STREAM_ACT, Answer, Metadata, Observer
@@ -31,12 +30,12 @@ PROPAGATOR = TraceContextTextMapPropagator()
 # What is the caller's fault, or no fault at all, is none of the server's spans (semantic conventions for gRPC).
 _SERVERS_FAULT = frozenset(
     {
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DATA_LOSS,
+        Code.UNKNOWN,
+        Code.DEADLINE_EXCEEDED,
+        Code.UNIMPLEMENTED,
+        Code.INTERNAL,
+        Code.UNAVAILABLE,
+        Code.DATA_LOSS,
     }
 )
 
@@ -128,7 +127,7 @@ class TracedRequests(Observer):
                 "rpc.system": "grpc",
                 "rpc.service": SERVICE,
                 "rpc.method": answer.method,
-                "rpc.grpc.status_code": answer.code.value[0],
+                "rpc.grpc.status_code": int(answer.code),
             },
             start_time=began_ns,
         )

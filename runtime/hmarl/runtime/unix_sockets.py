@@ -12,21 +12,27 @@ from hmarl.runtime.errors import HmarlError, UsageError
 LONGEST_PATH = 100
 
 
-def claim(path: str) -> None:
+def claim(path: str, option: str = "--listen", scheme: str = "unix:") -> None:
     """Make sure that a socket can be bound at a path; one that a process left behind when it was killed is removed.
 
     gRPC itself would take a socket in use away from its owner.
+
+    Args:
+        path: of the socket.
+        option: by which it is chosen.
+        scheme: of its address.
 
     Raises:
         UsageError: the path is too long, has no directory, or is that of something else than a socket.
         HmarlError: the socket is in use.
     """
+    name = option.removeprefix("--")
     if not path or len(os.fsencode(path)) > LONGEST_PATH:
-        raise UsageError(f"listen: got a socket path of {len(path)} characters, expected 1 to {LONGEST_PATH}: '{path}'")
+        raise UsageError(f"{name}: got a socket path of {len(path)} characters, expected 1 to {LONGEST_PATH}: '{path}'")
     if not os.path.isdir(os.path.dirname(path) or "."):
-        raise UsageError(f"listen: there is no directory '{os.path.dirname(path)}' for the socket '{path}'")
+        raise UsageError(f"{name}: there is no directory '{os.path.dirname(path)}' for the socket '{path}'")
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise UsageError(f"listen: '{path}' is there already and is no socket; choose another path, or remove it")
+        raise UsageError(f"{name}: '{path}' is there already and is no socket; choose another path, or remove it")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # its owner may be frozen, and its queue full
         try:
@@ -40,8 +46,8 @@ def claim(path: str) -> None:
         except BlockingIOError:
             pass
         except OSError as error:
-            raise HmarlError(f"cannot listen on unix:{path}: {error.strerror}") from error
-    raise HmarlError(f"cannot listen on unix:{path}: the address is in use; choose another with --listen")
+            raise HmarlError(f"cannot listen on {scheme}{path}: {error.strerror}") from error
+    raise HmarlError(f"cannot listen on {scheme}{path}: the address is in use; choose another with {option}")
 
 
 class BoundPath:

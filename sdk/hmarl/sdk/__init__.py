@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.local_agent import LocalAgent
     from hmarl.sdk.clients.security import Security
     from hmarl.sdk.clients.together import reset_together
+    from hmarl.sdk.control.async_loop import AsyncControlLoop
+    from hmarl.sdk.control.limits import ActionLimits
+    from hmarl.sdk.control.loop import ControlLoop
+    from hmarl.sdk.control.statistics import AgentSummary, LoopSummary
+    from hmarl.sdk.control.team import Command, StampedObservation
     from hmarl.sdk.environment import VECTORISED, CopyCost, Observation, StepResult, VectorEnvironment
     from hmarl.sdk.environments import make as make_environment
     from hmarl.sdk.environments.conformance import CheckResult, check_environment
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
         MisuseError,
         ObservationError,
         OtherBundleError,
+        OverrunError,
         SignatureError,
         StaleActionError,
         UsageError,
@@ -49,19 +55,24 @@ if TYPE_CHECKING:
 __all__ = [
     "VECTORISED",
     "Action",
+    "ActionLimits",
     "Agent",
     "AgentClient",
     "AgentError",
     "AgentGroup",
     "AgentSpec",
     "AgentStatistics",
+    "AgentSummary",
     "AsyncAgentClient",
+    "AsyncControlLoop",
     "Bundle",
     "BundleError",
     "BundleTeam",
     "Call",
     "CheckResult",
     "ClientMetrics",
+    "Command",
+    "ControlLoop",
     "CopyCost",
     "EnvironmentFault",
     "EnvironmentSpec",
@@ -73,17 +84,20 @@ __all__ = [
     "Hold",
     "InstructionChoice",
     "LocalAgent",
+    "LoopSummary",
     "MissingExtraError",
     "MisuseError",
     "NoOp",
     "Observation",
     "ObservationError",
     "OtherBundleError",
+    "OverrunError",
     "RandomTeam",
     "Security",
     "SignatureError",
     "Situation",
     "StaleActionError",
+    "StampedObservation",
     "StepResult",
     "Team",
     "UsageError",
@@ -115,6 +129,11 @@ _HOMES = {
     "hmarl.sdk.clients.local_agent": ("LocalAgent",),
     "hmarl.sdk.clients.security": ("Security",),
     "hmarl.sdk.clients.together": ("reset_together",),
+    "hmarl.sdk.control.async_loop": ("AsyncControlLoop",),
+    "hmarl.sdk.control.limits": ("ActionLimits",),
+    "hmarl.sdk.control.loop": ("ControlLoop",),
+    "hmarl.sdk.control.statistics": ("AgentSummary", "LoopSummary"),
+    "hmarl.sdk.control.team": ("Command", "StampedObservation"),
     "hmarl.sdk.environment": ("VECTORISED", "CopyCost", "Observation", "StepResult", "VectorEnvironment"),
     "hmarl.sdk.environments": ("make_environment",),
     "hmarl.sdk.environments.conformance": ("CheckResult", "check_environment"),
@@ -127,6 +146,7 @@ _HOMES = {
         "MisuseError",
         "ObservationError",
         "OtherBundleError",
+        "OverrunError",
         "SignatureError",
         "StaleActionError",
         "UsageError",

@@ -22,6 +22,7 @@ __all__ = [
     "MisuseError",
     "ObservationError",
     "OtherBundleError",
+    "OverrunError",
     "SignatureError",
     "StaleActionError",
     "UsageError",
@@ -48,3 +49,7 @@ class OtherBundleError(AgentError):
 
 class StaleActionError(HmarlError):
     """No fresh action arrived in time, and nothing may stand in for it any longer."""
+
+
+class OverrunError(HmarlError):
+    """A control loop did not keep its period, and is to stop then."""

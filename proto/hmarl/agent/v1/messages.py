@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code, code_of
 from hmarl.agent.v1.tensors import WireError, to_array, write_tensor
 
 _PREFIX = "INSTRUCTION_CHOICE_"
-_STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 # How instructions are chosen, by the name that programs use; None leaves it to the agent. The enum is the one list.
 INSTRUCTION_CHOICES: dict[str | None, agent_pb2.InstructionChoice] = {
@@ -95,12 +94,12 @@ def write_reply(
         write_tensor(response.diagnostics[name], array)
 
 
-def refusal(step: int, code: grpc.StatusCode, message: str) -> agent_pb2.StreamActResponse:
+def refusal(step: int, code: Code, message: str) -> agent_pb2.StreamActResponse:
     """A stream's response to a request that is refused."""
-    error = agent_pb2.StreamActError(step=step, code=code.value[0], message=message)
+    error = agent_pb2.StreamActError(step=step, code=code, message=message)
     return agent_pb2.StreamActResponse(error=error)
 
 
-def status_of(error: agent_pb2.StreamActError) -> grpc.StatusCode:
+def status_of(error: agent_pb2.StreamActError) -> Code:
     """The status code of a refusal; UNKNOWN for a number that gRPC has no name for."""
-    return _STATUS.get(error.code, grpc.StatusCode.UNKNOWN)
+    return code_of(error.code)

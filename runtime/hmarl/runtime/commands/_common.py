@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import click
 
 from hmarl.runtime import command_line
-from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, flag, option
+from hmarl.runtime.command_line import PATH, POSITIVE, argument, choice, flag, integer, option
 from hmarl.runtime.commands._output import ERRORS, LOG_FORMATS, TEXT, say_error
+from hmarl.runtime.errors import UsageError
 from hmarl.runtime.settings import PROVIDER, ServerSettings
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -80,6 +81,41 @@ def traces_option() -> click.Option:
 def oip_flag() -> click.Option:
     """Whether other people's clients may ask."""
     return flag("--oip", "speak the Open Inference Protocol too, to clients of Triton and KServe")
+
+
+def frames_allow_uid_option() -> click.Option:
+    """Who may come to the socket of frames."""
+    return option(
+        "--frames-allow-uid",
+        "let programs of this user, by number, use frames, beside its own and root's; repeatable",
+        integer(0),
+        many=True,
+        shown="UID",
+        variable=True,
+    )
+
+
+def no_grpc_flag() -> click.Option:
+    """Frames alone."""
+    return flag("--no-grpc", "serve by frames alone, and do without gRPC's memory and threads")
+
+
+def check_frames(frames: bool, no_grpc: bool, users: Sequence[int], option: str = "--frames") -> None:
+    """Refuse options that make no sense without frames.
+
+    Args:
+        frames: whether there is such a door.
+        no_grpc: whether there is no other.
+        users: who may come to it.
+        option: opens it.
+
+    Raises:
+        UsageError: with what is missing.
+    """
+    if no_grpc and not frames:
+        raise UsageError(f"--no-grpc: got it without {option}, expected one way in: give {option}")
+    if users and not frames:
+        raise UsageError(f"--frames-allow-uid: got it without {option}, expected both")
 
 
 def run(program: command_line.Command, arguments: Sequence[str] | None = None) -> int:

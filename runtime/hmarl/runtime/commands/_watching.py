@@ -163,8 +163,7 @@ def metrics_address(listen: str) -> tuple[str, int]:
     Raises:
         UsageError: it is malformed or open to others.
     """
-    from hmarl.runtime.access import is_loopback  # noqa: PLC0415 - needs gRPC
-    from hmarl.runtime.server import parse_address  # noqa: PLC0415 - needs gRPC
+    from hmarl.runtime.access import is_loopback, parse_address  # noqa: PLC0415 - not always needed
 
     try:
         host, port = parse_address(listen)

@@ -1,4 +1,4 @@
-"""hmarl-agent: serve one agent of a bundle over gRPC."""
+"""hmarl-agent: serve one agent of a bundle over gRPC, over a Unix socket by frames, or both."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hmarl.runtime import systemd
-from hmarl.runtime.command_line import AS_JSON, POSITIVE, at_most_one, command, flag, integer, option, trust_option
+from hmarl.runtime.command_line import (
+    AS_JSON,
+    PATH,
+    POSITIVE,
+    at_most_one,
+    command,
+    flag,
+    integer,
+    option,
+    trust_option,
+)
 from hmarl.runtime.commands._common import (
     bundle_argument,
+    check_frames,
+    frames_allow_uid_option,
     grace_option,
     log_format_option,
     log_level_option,
     metrics_option,
+    no_grpc_flag,
     oip_flag,
     provider_option,
     run,
@@ -55,6 +68,9 @@ class Options:
     agent: str
     like: str | None
     listen: str
+    frames: Path | None
+    frames_allow_uid: tuple[int, ...]
+    no_grpc: bool
     trust: tuple[Path, ...]
     provider: str
     max_sessions: int
@@ -112,6 +128,9 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
         server = AgentServer(
             ServerSettings(
                 listen=options.listen,
+                grpc=not options.no_grpc,
+                frames=options.frames,
+                frames_users=options.frames_allow_uid,
                 max_sessions=options.max_sessions,
                 session_ttl_s=options.session_ttl_s,
                 max_streams=options.max_streams,
@@ -133,6 +152,14 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
             server.stop(grace_s=0.0)
             raise
     return server, policy
+
+
+def _settle() -> None:
+    """Give back what loading needed; what is loaded stays."""
+    from hmarl.runtime.reload import give_back_memory  # noqa: PLC0415 - not before the options are in order
+
+    give_back_memory()
+    gc.freeze()  # a full collection that looked at it would hold up a step for milliseconds
 
 
 def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -> None:
@@ -165,6 +192,15 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
         shown="ADDRESS",
         variable=True,
     ),
+    option(
+        "--frames",
+        "serve frames on this Unix socket as well: the quick way for programs on this machine (docs/frames.md)",
+        PATH,
+        shown="PATH",
+        variable=True,
+    ),
+    frames_allow_uid_option(),
+    no_grpc_flag(),
     trust_option(variable=True),
     provider_option(),
     option(
@@ -193,11 +229,14 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     examples=(
         "hmarl-agent models/simple-spread-hcpo --agent agent_0",
         "hmarl-agent bundle.zip --agent agent_1 --listen unix:/run/team/agent_1",
+        "hmarl-agent bundle --agent agent_0 --frames /run/team/agent_0.frames --no-grpc",
     ),
 )
 def serve(**given: Any) -> int:
-    """Serve one agent of a bundle over gRPC, until SIGTERM or Ctrl-C."""
+    """Serve one agent of a bundle, over gRPC unless told otherwise, until SIGTERM or Ctrl-C."""
     at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
+    at_most_one(oip=given["oip"], no_grpc=given["no_grpc"])
+    check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"])
     security = take_security(given, os.environ.pop(SECRET_VARIABLE, None))  # no child shall inherit it
     options = Options(**given, security=security)
     if options.core is not None:
@@ -209,16 +248,17 @@ def serve(**given: Any) -> int:
     watch = AgentWatch(options.agent, options.metrics, options.traces)
     server, policy = _loaded(options, watch)
     _obey_reloads(options, server, signals)
-    gc.collect()
-    gc.freeze()  # what is loaded stays; a full collection that looked at it would hold up a step for milliseconds
+    _settle()
     ready = {"agent": options.agent, "address": server.address, **watch.ready}
+    if server.frames_address is not None:
+        ready["frames"] = server.frames_address
     if server.probe_address != server.address:
         ready["probe"] = server.probe_address  # for a supervisor, which knows the secret
     signals.patience(options.grace_s + _MORE_THAN_GRACE_S)
-    OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.address}")
+    OUTPUT.put(json.dumps(ready) if options.as_json else f"{options.agent} is serving on {server.where}")
     if policy.bundle.signed_by is not None:
         LOGGER.info("%s is signed by %s", policy.bundle.path, policy.bundle.signed_by)
-    LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.address, policy.execution_provider)
+    LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.where, policy.execution_provider)
     if watch.address is not None:
         LOGGER.info("metrics on http://%s/metrics", watch.address)
     del policy  # a reload replaces it, and its memory is to be free then

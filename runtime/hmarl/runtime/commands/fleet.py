@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,10 +15,13 @@ from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag
 from hmarl.runtime.commands import reload
 from hmarl.runtime.commands._common import (
     bundle_argument,
+    check_frames,
+    frames_allow_uid_option,
     grace_option,
     log_format_option,
     log_level_option,
     metrics_option,
+    no_grpc_flag,
     oip_flag,
     provider_option,
     run,
@@ -52,6 +55,14 @@ LOGGER = logging.getLogger("hmarl.fleet")
     option("--count", "serve N agents, fewer or more than trained", integer(1)),
     flag("--tcp", "listen on free ports of 127.0.0.1 (the default)"),
     option("--socket-dir", "listen on Unix sockets in DIR", PATH, shown="DIR"),
+    option(
+        "--frames-dir",
+        "serve frames on Unix sockets in DIR as well: the quick way for programs on this machine (docs/frames.md)",
+        PATH,
+        shown="DIR",
+    ),
+    frames_allow_uid_option(),
+    no_grpc_flag(),
     option("--host", "listen on free ports of this name or address of the machine; other than 127.0.0.1 needs --tls"),
     option(
         "--tls",
@@ -90,6 +101,9 @@ def supervise(
     count: int | None,
     tcp: bool,
     socket_dir: Path | None,
+    frames_dir: Path | None,
+    frames_allow_uid: tuple[int, ...],
+    no_grpc: bool,
     host: str | None,
     tls: Path | None,
     trust: tuple[Path, ...],
@@ -106,7 +120,9 @@ def supervise(
 ) -> int:
     """Run one supervised process per agent of a bundle; Ctrl-C stops all of them."""
     at_most_one(agents=agents, count=count)
-    at_most_one(tcp=tcp, socket_dir=socket_dir, host=host)
+    at_most_one(tcp=tcp, socket_dir=socket_dir, host=host, no_grpc=no_grpc)
+    at_most_one(oip=oip, no_grpc=no_grpc)
+    check_frames(frames_dir is not None, no_grpc, frames_allow_uid, "--frames-dir")
     for name in ("tls_cert", "tls_key", "tls_client_ca", "allow_file"):  # which it sees to itself
         at_most_one(tls=tls, **{name: given[name]})
     signals = StopSignals()
@@ -122,21 +138,18 @@ def supervise(
     load = partial(load_bundle, trust=trust or None)  # also at each reload
     loaded = load(resolved(bundle))
     members = _roster(loaded, agents, count)
-    if socket_dir is not None:
-        _make_folder(socket_dir)
-    file = None
-    if out is not None:
-        file = EndpointsFile(out)
-        at_end(file.remove)
+    _make_folders({"--socket-dir": socket_dir, "--frames-dir": frames_dir})
+    file = None if out is None else _claimed(out)
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
-    more += ["--traces"] if traces else []
-    more += ["--oip"] if oip else []
+    more += [f"--frames-allow-uid={user}" for user in frames_allow_uid]
+    more += _flags(traces=traces, oip=oip, no_grpc=no_grpc)
     fleet = Fleet(
         loaded,
         path=bundle,
         roster=members,
         socket_dir=socket_dir,
+        frames_dir=frames_dir,
         pin=pin,
         options=more,
         security=security,
@@ -171,6 +184,17 @@ def supervise(
     return 0
 
 
+def _claimed(out: Path) -> EndpointsFile:
+    file = EndpointsFile(out)
+    at_end(file.remove)
+    return file
+
+
+def _flags(**given: bool) -> list[str]:
+    """Those that are given, as hmarl-agent takes them."""
+    return [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+
+
 def _check_host(host: str | None, security: SecuritySettings) -> None:
     """Refuse at once what every member would refuse to listen on; None needs no check.
 
@@ -197,7 +221,13 @@ def _roster(bundle: Bundle, agents: str | None, count: int | None) -> dict[str, 
     return dict.fromkeys(bundle.agent_ids) if count is None else dict(counted_roster(bundle, count))
 
 
-def _make_folder(path: Path) -> None:
+def _make_folders(paths: Mapping[str, Path | None]) -> None:
+    for name, path in paths.items():
+        if path is not None:
+            _make_folder(name, path)
+
+
+def _make_folder(name: str, path: Path) -> None:
     """Make the folder of the sockets, where it is not there.
 
     Raises:
@@ -207,9 +237,7 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "something else is there" if isinstance(error, FileExistsError) else error.strerror
-        raise UsageError(
-            f"--socket-dir: got '{path}', which cannot be made a folder: {reason}; choose another"
-        ) from error
+        raise UsageError(f"{name}: got '{path}', which cannot be made a folder: {reason}; choose another") from error
 
 
 def _announce(reloads: FleetReloads, watch: FleetWatch, out: EndpointsFile | None, as_json: bool) -> None:
@@ -220,8 +248,10 @@ def _announce(reloads: FleetReloads, watch: FleetWatch, out: EndpointsFile | Non
     if as_json:
         OUTPUT.put(json.dumps(marked(description)))
     else:
+        frames = description.get("frames", {})
         for agent_id, address in description["agents"].items():
-            OUTPUT.put(f"{agent_id} is serving on {address}")
+            doors = [address, *filter(None, [frames.get(agent_id)])]
+            OUTPUT.put(f"{agent_id} is serving on {' and '.join(doors)}")
         if watch.address is not None:
             OUTPUT.put(
                 f"metrics on http://{watch.address}/metrics, those of all agents by http://{watch.address}/targets"

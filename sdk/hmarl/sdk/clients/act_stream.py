@@ -12,6 +12,7 @@ import grpc
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
 from hmarl.agent.v1.messages import status_of
+from hmarl.agent.v1.status import Code, code_of
 from hmarl.sdk.clients.agent import AgentStatistics
 from hmarl.sdk.clients.call_metadata import Metadata
 from hmarl.sdk.clients.operations import Act, CallFailed
@@ -23,19 +24,19 @@ _METHOD = "/hmarl.agent.v1.AgentService/StreamAct"
 # How a stream ends when its server dies, ends it because it was idle, or the connection breaks.
 _ENDED = frozenset(
     {
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
+        Code.UNKNOWN,
+        Code.INTERNAL,
+        Code.CANCELLED,
+        Code.ABORTED,
+        Code.DEADLINE_EXCEEDED,
     }
 )
 
 
 def broken_stream(error: grpc.RpcError) -> CallFailed:
     """What ended a stream. A server that dies or ends it shows itself in several ways; all mean: open it again."""
-    code = error.code()
-    return CallFailed(grpc.StatusCode.UNAVAILABLE if code in _ENDED else code, error.details() or "")
+    code = code_of(error.code().value[0])
+    return CallFailed(Code.UNAVAILABLE if code in _ENDED else code, error.details() or "")
 
 
 def take_reply(
@@ -58,7 +59,7 @@ def take_reply(
 
 
 def _no_reply(*, heard: bool) -> CallFailed:
-    return CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time", heard=heard)
+    return CallFailed(Code.DEADLINE_EXCEEDED, "no reply in time", heard=heard)
 
 
 class ActStream:
@@ -123,7 +124,7 @@ class ActStream:
         try:
             for _ in self._call:
                 pass  # _parse has handed it over
-            failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
+            failure = CallFailed(Code.UNAVAILABLE, "the server closed the stream")
         except grpc.RpcError as error:
             failure = broken_stream(error)
         self._ended = True  # first: whoever looks before sending opens another stream at once
@@ -209,14 +210,14 @@ class AsyncActStream:
             async for response in self._call:
                 self._replies.append(response)
                 self._arrived()
-            self._failure = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
+            self._failure = CallFailed(Code.UNAVAILABLE, "the server closed the stream")
         except grpc.RpcError as error:
             self._failure = broken_stream(error)
         self._arrived()
 
     def close(self) -> None:
         """Cancel the stream, without waiting for its tasks; whatever still comes over it is dropped."""
-        self._failure = CallFailed(grpc.StatusCode.CANCELLED, "the client closed the stream")
+        self._failure = CallFailed(Code.CANCELLED, "the client closed the stream")
         self._call.cancel()
         self._reader.cancel()
 

@@ -135,6 +135,16 @@ class Agent(Protocol):
         """
         ...
 
+    def skip(self, steps: int = 1) -> None:
+        """Steps of the episode go by at which this agent is not asked: the next act is for a later step.
+
+        Agents of a team stay in step that way, and what they draw in common stays common.
+
+        Args:
+            steps: how many, not negative.
+        """
+        ...
+
     def close(self) -> None:
         """End the episode and free what is held; a second call does nothing."""
         ...

@@ -9,63 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-import grpc
-import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
-from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.choices import InstructionChoice
-from hmarl.sdk.clients.act_stream import AsyncActStream
 from hmarl.sdk.clients.agent import Action
-from hmarl.sdk.clients.base import END_TIMEOUT_S, METHODS, START_TIMEOUT_S, ClientBase, ClientOptions, failed_call
-from hmarl.sdk.clients.call_metadata import Metadata, current
+from hmarl.sdk.clients.aside import Aside
+from hmarl.sdk.clients.base import ClientBase, ClientOptions
 from hmarl.sdk.clients.link import LEAST_RECEIVE_LIMIT_BYTES
-from hmarl.sdk.clients.operations import (
-    Abandon,
-    Act,
-    CallFailed,
-    Describe,
-    End,
-    Examine,
-    Operation,
-    Pause,
-    Reconnect,
-    Script,
-    Start,
-)
+from hmarl.sdk.clients.operations import Act, CallFailed, Examine, Operation, Pause, Reconnect, Script
 from hmarl.sdk.clients.remote_episode import describe
-from hmarl.sdk.clients.security import Age
+from hmarl.sdk.clients.wires import END_TIMEOUT_S, METHODS, is_frames
 from hmarl.sdk.errors import MisuseError
 
-
-class _Connection:
-    """A client's channel, of its own, and what is called over it; see ``client._Connection``."""
-
-    def __init__(self, channel: grpc.aio.Channel, receive_limit_bytes: int, shows: Metadata, version: int) -> None:
-        self.channel = channel
-        self.receive_limit_bytes = receive_limit_bytes
-        self.shows = shows
-        self.version = version
-        self.stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
-
-    @property
-    def metadata(self) -> Metadata:
-        """What a call that is made now carries."""
-        return self.shows + current()
-
-
-class _Successor:
-    """A connection that is made aside, to be changed over to; see ``AgentClient._keep_renewed``."""
-
-    def __init__(self, connection: _Connection, standing: asyncio.Task[Any]) -> None:
-        self.connection = connection
-        self.standing = standing
-        self.age = Age()
+if TYPE_CHECKING:
+    from hmarl.sdk.clients.async_frames_wire import AsyncFramesWire
+    from hmarl.sdk.clients.async_grpc_wire import AsyncGrpcWire
 
 
 class AsyncAgentClient(ClientBase):
@@ -78,11 +42,8 @@ class AsyncAgentClient(ClientBase):
         super().__init__(address, **options)
         self._busy = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stream: AsyncActStream | None = None
-        self._starting: tuple[agent_pb2.StartEpisodeRequest, asyncio.Task[Any]] | None = None
-        self._background: set[asyncio.Task[Any]] = set()
-        self._connection: _Connection | None = None  # made by connect, which runs in the event loop
-        self._successor: _Successor | None = None
+        self._aside = Aside()
+        self._wire: AsyncGrpcWire | AsyncFramesWire | None = None  # made by connect, which runs in the event loop
 
     async def connect(self) -> Self:
         """Connect, and see who is there; nothing when that is done.
@@ -93,78 +54,37 @@ class AsyncAgentClient(ClientBase):
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
         async with self._in_use("connect"):
-            if self._connection is not None:
+            if self._wire is not None:
                 return self
-            self._connection = self._connect(self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES)
+            self._wire = self._made_wire()
             try:
                 self._described(await self._run(describe(self._watch, self._deadline())))
             except BaseException as error:
-                self._disconnect()
+                self._wire.close()
+                self._wire = None
                 if isinstance(error, CallFailed):
                     raise await self._explained("connecting", error) from error
                 raise
         return self
 
-    def _connect(self, connect_timeout_s: float, receive_limit_bytes: int) -> _Connection:
-        options = self._channel_options(connect_timeout_s, receive_limit_bytes)
-        credentials, keys = self._channel_credentials(), self._keys
-        metadata, version = ((), 0) if keys is None else (keys.metadata, keys.version)
-        channel = (
-            grpc.aio.insecure_channel(self.address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(self.address, credentials, options)
-        )
-        return _Connection(channel, receive_limit_bytes, metadata, version)
+    def _made_wire(self) -> AsyncGrpcWire | AsyncFramesWire:
+        """The way to an agent that its address means."""
+        if is_frames(self.address):
+            from hmarl.sdk.clients.async_frames_wire import AsyncFramesWire  # noqa: PLC0415 - the one or the other
+
+            return AsyncFramesWire(self._dialling, LEAST_RECEIVE_LIMIT_BYTES)
+        from hmarl.sdk.clients.async_grpc_wire import AsyncGrpcWire  # noqa: PLC0415 - not needed over frames
+
+        return AsyncGrpcWire(self._dialling, self._connect_timeout_s, LEAST_RECEIVE_LIMIT_BYTES, self._aside)
 
     @property
-    def _connected_by(self) -> _Connection:
-        assert self._connection is not None, "only what has connected calls"
-        return self._connection
-
-    def _disconnect(self) -> asyncio.Task[Any]:
-        """Leave the connection, and whatever is on its way over it; closing goes on aside."""
-        self._close_stream()
-        self._abandon()
-        connection, self._connection = self._connected_by, None
-        self._take_successor(None)
-        return self._aside(connection.channel.close())
-
-    def _take_successor(self, successor: _Successor | None) -> None:
-        """See ``AgentClient._take_successor``."""
-        if self._successor is not None:
-            self._successor.standing.cancel()
-            self._aside(self._successor.connection.channel.close())
-        self._successor = successor
-
-    def _keep_renewed(self) -> None:
-        """See ``AgentClient._keep_renewed``."""
-        keys, successor, connection = self._keys, self._successor, self._connected_by
-        if keys is not None and keys.look():
-            made = self._connect(self._watch.connect_timeout_s, connection.receive_limit_bytes)
-            self._take_successor(_Successor(made, self._aside(made.channel.channel_ready())))
-        elif successor is not None and not successor.standing.done():
-            successor.age.tell(self.address)
-        elif successor is not None and self._starting is None:
-            self._successor = None
-            self._close_stream()
-            self._aside(connection.channel.close(END_TIMEOUT_S))
-            self._connection = successor.connection
+    def _connected_by(self) -> AsyncGrpcWire | AsyncFramesWire:
+        assert self._wire is not None, "only what has connected calls"
+        return self._wire
 
     async def _explained(self, doing: str, failure: CallFailed) -> Exception:
-        late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        late = failure.code is Code.DEADLINE_EXCEEDED
         return self._error(doing, failure, await asyncio.to_thread(self._why) if late else None)
-
-    def _aside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Let something go on that nothing waits for."""
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._done_aside)
-        return task
-
-    def _done_aside(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at, or asyncio would report it: whatever goes on aside may fail
 
     @contextlib.asynccontextmanager
     async def _in_use(self, doing: str) -> AsyncIterator[None]:
@@ -202,7 +122,7 @@ class AsyncAgentClient(ClientBase):
             episode = self._connected
             request = episode.starting(seed, sample, instruction_choice, first_step, bundle_sha256)
             await self._end_episode()
-            self._keep_renewed()
+            self._connected_by.keep_renewed(self._watch.connect_timeout_s)
             try:
                 with self._span("StartEpisode"):
                     await self._run(episode.start(request, self._deadline()))
@@ -231,8 +151,8 @@ class AsyncAgentClient(ClientBase):
     async def _act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> Action:
         self._take("act")
         try:
-            if self._keys is not None and self._connection is not None:
-                self._keep_renewed()
+            if self._keys is not None and self._wire is not None:
+                self._wire.keep_renewed(self._watch.connect_timeout_s)
             action: Action = await self._run(self._connected.act(observation, action_mask))
             return action
         finally:
@@ -255,127 +175,36 @@ class AsyncAgentClient(ClientBase):
             script.close()
 
     async def _perform(self, operation: Operation) -> Any:
+        wire = self._connected_by
         try:
             if isinstance(operation, Act):
-                return await (self._exchange(operation) if self._stream_wanted else self._unary_act(operation))
-            return await getattr(self, METHODS[type(operation)])(operation)
+                return await wire.act(operation, self._connected.statistics)
+            if isinstance(operation, Pause):
+                return await asyncio.sleep(operation.seconds)
+            if isinstance(operation, Examine):
+                return self._examined(await asyncio.to_thread(self._why))
+            done = getattr(wire, METHODS[type(operation)])(operation)
+            return await done if asyncio.iscoroutine(done) else done
         except CallFailed as failure:
-            connection = self._connected_by
-            if not self._refused_by_old(failure, connection.version):
+            if not wire.outdated(failure):
                 raise
-            self._replace(self._watch.connect_timeout_s, connection.receive_limit_bytes)
-            raise CallFailed(grpc.StatusCode.UNAVAILABLE, failure.details) from failure
-
-    async def _do_examine(self, operation: Examine) -> None:
-        self._examined(await asyncio.to_thread(self._why))
-
-    async def _do_pause(self, operation: Pause) -> None:
-        await asyncio.sleep(operation.seconds)
-
-    async def _do_abandon(self, operation: Abandon) -> None:
-        self._abandon()
-
-    async def _do_end(self, operation: End) -> None:
-        self._end(operation.session_id)
-
-    async def _do_reconnect(self, operation: Reconnect) -> None:
-        self._replace(operation.connect_timeout_s, operation.receive_limit_bytes)
-
-    def _replace(self, connect_timeout_s: float, receive_limit_bytes: int) -> None:
-        self._disconnect()
-        self._connection = self._connect(connect_timeout_s, receive_limit_bytes)
-
-    async def _unary_act(self, operation: Act) -> Any:
-        try:
-            connection = self._connected_by
-            return await connection.stub.Act(
-                operation.request.act,
-                timeout=operation.timeout_s,
-                wait_for_ready=True,
-                metadata=connection.metadata,
-            )
-        except grpc.RpcError as error:
-            raise failed_call(error) from error
-
-    async def _do_describe(self, operation: Describe) -> Any:
-        request = agent_pb2.GetAgentInfoRequest(bundle_sha256=operation.bundle_sha256)
-        try:
-            connection = self._connected_by
-            return await connection.stub.GetAgentInfo(
-                request, timeout=operation.timeout_s, wait_for_ready=True, metadata=connection.metadata
-            )
-        except grpc.RpcError as error:
-            raise failed_call(error) from error
-
-    async def _exchange(self, operation: Act) -> agent_pb2.ActResponse:
-        session_id = operation.request.act.session_id
-        stream = self._stream
-        if stream is None or not stream.serves(session_id):
-            self._close_stream()
-            connection = self._connected_by
-            self._stream = stream = AsyncActStream(connection.stub, session_id, self.statistics, connection.shows)
-        return await stream.exchange(operation)
-
-    def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    async def _do_start(self, operation: Start) -> Any:
-        """See ``AgentClient._do_start``."""
-        if self._starting is None or self._starting[0] is not operation.request:
-            self._abandon()
-            self._starting = (operation.request, self._aside(self._start_call(operation.request)))
-        task = self._starting[1]
-        done, _ = await asyncio.wait({task}, timeout=operation.timeout_s)
-        if not done:
-            raise CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
-        self._starting = None
-        try:
-            return task.result()
-        except grpc.RpcError as error:
-            raise failed_call(error) from error
-
-    async def _start_call(self, request: agent_pb2.StartEpisodeRequest) -> Any:
-        connection = self._connected_by
-        return await connection.stub.StartEpisode(
-            request, timeout=START_TIMEOUT_S, wait_for_ready=True, metadata=connection.metadata
-        )
-
-    def _abandon(self) -> None:
-        """See ``AgentClient._abandon``."""
-        if self._starting is not None:
-            self._aside(self._end_when_started(self._starting[1]))
-            self._starting = None
-
-    async def _end_when_started(self, task: asyncio.Task[Any]) -> None:
-        response = await task
-        await self._end_call(agent_pb2.EndEpisodeRequest(session_id=response.session_id))
-
-    def _end(self, session_id: str) -> None:
-        self._aside(self._end_call(agent_pb2.EndEpisodeRequest(session_id=session_id)))
-
-    async def _end_call(self, request: agent_pb2.EndEpisodeRequest) -> None:
-        if self._connection is None:  # left meanwhile; the server forgets the session by itself
-            return
-        # Ended on purpose without looking at the outcome: the server may be gone, or may have forgotten already.
-        with contextlib.suppress(grpc.RpcError):
-            connection = self._connection
-            await connection.stub.EndEpisode(request, timeout=self._end_timeout_s(), metadata=connection.metadata)
+            await wire.reconnect(Reconnect(self._watch.connect_timeout_s, wire.receive_limit_bytes))
+            raise CallFailed(Code.UNAVAILABLE, failure.details) from failure
 
     async def _end_episode(self) -> None:
-        self._close_stream()
-        self._abandon()
+        wire = self._connected_by
+        wire.finish_acts()
+        wire.abandon()
         request = self._connected.ending()
         if request is not None:
             with self._span("EndEpisode"):
-                await self._end_call(request)
+                await wire.finish(request, self._end_timeout_s())
 
     async def close(self) -> None:
         """End the episode and disconnect; a second call does nothing. See ``AgentClient.close``."""
         if self._closed:
             return
-        if self._inherited or self._connection is None:
+        if self._inherited or self._wire is None:
             self._closed = True
             return
         async with self._in_use("close"):
@@ -383,8 +212,9 @@ class AsyncAgentClient(ClientBase):
             try:
                 await self._end_episode()
             finally:  # also when it is cancelled: a second call would do nothing
-                closing = self._disconnect()
-            await asyncio.wait({closing, *self._background}, timeout=END_TIMEOUT_S)
+                self._wire.close()
+            if self._aside.tasks:
+                await asyncio.wait(self._aside.tasks, timeout=END_TIMEOUT_S)
 
     async def __aenter__(self) -> Self:
         return await self.connect()

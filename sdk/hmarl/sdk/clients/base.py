@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypedDict
-
-import grpc
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypedDict
 
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code
 from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
-from hmarl.sdk.clients.link import LinkWatch, channel_options
-from hmarl.sdk.clients.operations import Abandon, CallFailed, Describe, End, Examine, Pause, Reconnect, Start
+from hmarl.sdk.clients.forks import FORKS
+from hmarl.sdk.clients.link import LinkWatch
+from hmarl.sdk.clients.operations import CallFailed
 from hmarl.sdk.clients.remote_episode import RemoteEpisode
-from hmarl.sdk.clients.security import Keys, Security
+from hmarl.sdk.clients.wires import END_TIMEOUT_S, Dialling, is_frames
 from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
 from hmarl.sdk.fallback import Fail, Fallback
 from hmarl.sdk.spaces import AgentSpec
 
 if TYPE_CHECKING:
+    import grpc
+
+    from hmarl.sdk.clients.security import Security
     from hmarl.sdk.clients.spans import ClientSpans
 
-# Ending an episode is a courtesy, the server forgets it by itself; closing must not wait for one that does not answer.
-END_TIMEOUT_S = 0.3
-# An episode that takes longer to start than anything waits for it is ended when it has started at last.
-START_TIMEOUT_S = 30.0
+_LONGEST_SPIN_S = 0.001
 _LONGEST_LOOK_S = 2.0  # at what is wrong with a connection
-
-# By which method a client does what a script asks for, acts excepted, which are done at once.
-METHODS: dict[type, str] = {
-    Start: "_do_start",
-    Abandon: "_do_abandon",
-    End: "_do_end",
-    Describe: "_do_describe",
-    Reconnect: "_do_reconnect",
-    Examine: "_do_examine",
-    Pause: "_do_pause",
-}
 
 
 class ClientOptions(TypedDict, total=False):
@@ -55,16 +43,18 @@ class ClientOptions(TypedDict, total=False):
     credentials: grpc.ChannelCredentials | None
     allow_bundle_change: bool
     traces: bool
+    spin_s: float
 
 
 class ClientBase:
     """One agent, served by another process. One episode and one call at a time.
 
     Args:
-        address: ``HOST:PORT`` or ``unix:PATH``.
+        address: ``HOST:PORT`` or ``unix:PATH``, over gRPC; ``frames:PATH``, which is quicker, on the same host.
         timeout_s: seconds that one act may take, retries included.
         fallback: decides when no fresh action arrives in time; by default that is an error.
-        stream: send acts over one bidirectional stream per episode, which is faster, instead of one call each.
+        stream: over gRPC, send acts over one bidirectional stream per episode, which is faster, instead of one call
+            each. Frames are always quicker than either.
         rejoin: join the episode again by itself when the server has forgotten it.
         diagnostics: ask for the policy's further outputs in every reply, which takes longer.
         expected: the agent's expected id and spaces; None accepts whatever is served when the client connects.
@@ -74,13 +64,14 @@ class ClientBase:
         credentials: for TLS, made by the caller, who also sees to their renewal; instead of ``security``.
         allow_bundle_change: go on when the agent comes back with another bundle, if its spaces are the same. Another
             agent, or other spaces, are always an error.
+        spin_s: over frames, seconds for which an act looks for its response again and again before it sleeps, 0.001 at
+            most: a response that comes meanwhile is taken sooner, by the time that waking up takes, and the processor
+            core is busy as long. The client of asyncio always sleeps.
         traces: make a span of each call, by the program's own provider of OpenTelemetry (the extra ``otel``).
 
     Raises:
         UsageError: an argument is out of range, or an extra is missing.
     """
-
-    forks: ClassVar[int] = 0  # how often this process is a fork of one that could have had clients
 
     def __init__(
         self,
@@ -97,25 +88,27 @@ class ClientBase:
         credentials: grpc.ChannelCredentials | None = None,
         allow_bundle_change: bool = False,
         traces: bool = False,
+        spin_s: float = 0.0,
     ) -> None:
         if not isinstance(address, str) or not address:
-            raise UsageError(f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051) or unix:PATH")
+            raise UsageError(
+                f"address: got {address!r}, expected HOST:PORT (for example 127.0.0.1:50051), unix:PATH or frames:PATH"
+            )
         self.address = address
         self._timeout_s = checked_seconds("timeout_s", timeout_s)
         self._fallback = fallback if fallback is not None else Fail()
-        self._stream_wanted = bool(stream)
         self._rejoin = rejoin
         self._diagnostics = diagnostics
         self._expected = expected
         self._connect_timeout_s = checked_seconds("connect_timeout_s", connect_timeout_s)
         if security is not None and credentials is not None:
             raise UsageError("credentials: got them beside security, expected one of the two")
-        self._keys = None if security is None else Keys(security, address)
-        self._credentials = credentials
+        self._dialling = replace(_dialling(address, bool(stream), security, credentials), spin_s=_checked_spin(spin_s))
+        self._keys = self._dialling.keys
         self._allow_bundle_change = allow_bundle_change
         self._spans = _spans(address) if traces else None
         self._watch = LinkWatch()
-        self._born = ClientBase.forks
+        self._born = FORKS.count
         self._closed = False
         self._episode: RemoteEpisode | None = None  # until the server has said who it is
 
@@ -145,6 +138,16 @@ class ClientBase:
         if self._episode is not None:
             self._episode.timeout_s = self._timeout_s
 
+    def skip(self, steps: int = 1) -> None:
+        """Steps go by at which the agent is not asked; see ``Agent.skip``.
+
+        Raises:
+            UsageError: no number of steps.
+            MisuseError: the client is closed, was inherited by a fork, or is not connected.
+        """
+        self._check_usable()
+        self._connected.skip(steps)
+
     @property
     def _connected(self) -> RemoteEpisode:
         episode = self._episode
@@ -168,30 +171,10 @@ class ClientBase:
             check_spec(episode.spec, self._expected, self.address)
         self._episode = episode
 
-    def _channel_options(self, connect_timeout_s: float, receive_limit_bytes: int) -> Sequence[tuple[str, Any]]:
-        own = channel_options(self.address, connect_timeout_s, receive_limit_bytes, streaming=self._stream_wanted)
-        return own if self._keys is None else (*own, *self._keys.channel_options)
-
-    def _channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """For a channel that is made now; None for a plain one."""
-        return self._credentials if self._keys is None else self._keys.channel_credentials()
-
-    def _refused_by_old(self, failure: CallFailed, version: int) -> bool:
-        """Whether a call was refused for what its connection shows, and the client's files hold something else now.
-
-        Args:
-            failure: how the call ended.
-            version: of the files' content, when the connection was made.
-        """
-        keys = self._keys
-        if keys is None or failure.code is not grpc.StatusCode.UNAUTHENTICATED:
-            return False
-        return keys.look(now=True) or keys.version != version
-
     def _why(self) -> str | None:
         """Why no answer comes, where it can be told; takes a moment."""
-        if self._credentials is not None:
-            return None  # they do not tell what they are
+        if self._dialling.credentials is not None or is_frames(self.address):
+            return None  # they do not tell what they are; and a Unix socket says by itself what is wrong
         from hmarl.sdk.clients.tls_trouble import why_unreachable  # noqa: PLC0415 - in trouble only
 
         security = None if self._keys is None else self._keys.security
@@ -219,7 +202,7 @@ class ClientBase:
     @property
     def _inherited(self) -> bool:
         """Whether the client belongs to the process that this one was forked from."""
-        return self._born != ClientBase.forks
+        return self._born != FORKS.count
 
     def _used_twice(self, doing: str, callers: str) -> MisuseError:
         return MisuseError(
@@ -243,9 +226,9 @@ class ClientBase:
         if why is not None:
             return AgentError(f"{self.address}: {doing}: {why}")
         code, details = failure.code, failure.details
-        if code is grpc.StatusCode.INVALID_ARGUMENT:
+        if code is Code.INVALID_ARGUMENT:
             return UsageError(f"{self.address}: {details}")
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is Code.DEADLINE_EXCEEDED:
             details = f"no answer within {self._connect_timeout_s} s; is 'hmarl-agent' or 'hmarl-fleet' running there?"
         return AgentError(f"{self.address}: {doing}: {code.name}: {details}")
 
@@ -253,20 +236,39 @@ class ClientBase:
         refuse_copy(self, f"make a client of '{self.address}' where it is needed")
 
 
-def _count_fork() -> None:
-    ClientBase.forks += 1
+def _checked_spin(seconds: object) -> float:
+    """How long to spin; 0 is no time at all.
+
+    Raises:
+        UsageError: it is none such.
+    """
+    if seconds == 0 and not isinstance(seconds, bool):
+        return 0.0
+    checked = checked_seconds("spin_s", seconds)
+    if checked > _LONGEST_SPIN_S:
+        raise UsageError(f"spin_s: got {seconds!r}, expected at most {_LONGEST_SPIN_S}: sleeping is cheaper than that")
+    return checked
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+def _dialling(
+    address: str, streaming: bool, security: Security | None, credentials: grpc.ChannelCredentials | None
+) -> Dialling:
+    """How the client's connections are made.
+
+    Raises:
+        UsageError: what is shown cannot be used.
+    """
+    if is_frames(address) and (security is not None or credentials is not None):
+        shown = "security" if security is not None else "credentials"
+        raise UsageError(f"{shown}: got it for {address}, where the kernel says who connects: leave it out")
+    if security is None:
+        return Dialling(address, streaming, FORKS.count, credentials=credentials)
+    from hmarl.sdk.clients.security import Keys  # noqa: PLC0415 - needs gRPC
+
+    return Dialling(address, streaming, FORKS.count, Keys(security, address))
 
 
 def _spans(address: str) -> ClientSpans:
     from hmarl.sdk.clients.spans import ClientSpans  # noqa: PLC0415 - part of the otel extra
 
     return ClientSpans(address)
-
-
-def failed_call(error: grpc.RpcError) -> CallFailed:
-    """What ended a call."""
-    return CallFailed(error.code(), error.details() or "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -12,14 +14,20 @@ from typing import Any, TypeVar
 
 import grpc
 
+from hmarl.agent.v1.framing import SCHEME
+from hmarl.agent.v1.status import Code
 from hmarl.runtime.errors import one_line
 from hmarl.runtime.plain_json import read_json
+from hmarl.sdk.clients.frames_wire import connected
 from hmarl.sdk.clients.link import channel_options
+from hmarl.sdk.clients.operations import CallFailed
 from hmarl.sdk.clients.security import Keys, Security, open_channel
+from hmarl.sdk.clients.wires import is_frames
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import AgentError, UsageError
 
 Result = TypeVar("Result")
+FRAMES, GRPC = "frames", "grpc"
 _LARGEST_BYTES = 2**24
 _SHOWN = 100  # characters of what a file says
 REFUSED_AFTER_S = 1.0  # an agent that is started again needs a moment
@@ -27,21 +35,55 @@ _READ_WITHIN_S = 60.0  # of the end of the wait, however busy the machine is
 _READY, _FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
-def load_endpoints(path: Path | str) -> dict[str, str]:
+def load_endpoints(path: Path | str, door: str | None = None) -> dict[str, str]:
     """Addresses by agent id from the file that ``hmarl-fleet`` writes.
 
+    Args:
+        path: of the file.
+        door: ``frames`` or ``grpc``; None for frames where the fleet serves them and this program may use their
+            sockets, unless the team is secured, else for gRPC.
+
     Raises:
-        UsageError: the file is missing or is not an endpoints file.
+        UsageError: the file is missing or is not an endpoints file, or the fleet has no such door.
     """
-    agents = endpoints_document(path).get("agents")
+    if door not in (None, FRAMES, GRPC):
+        raise UsageError(f"door: got {door!r}, expected '{FRAMES}', '{GRPC}' or None")
+    document = endpoints_document(path)
+    addresses, frames = _addresses(path, document, "agents"), {}
+    if "frames" in document:
+        frames = _addresses(path, document, "frames")
+    usable = "security" not in document and frames.keys() == addresses.keys() and all(map(_usable, frames.values()))
+    if door == FRAMES or (door is None and usable and frames):
+        addresses = {**addresses, **frames}
+    wrong = [name for name, address in addresses.items() if door is not None and is_frames(address) != (door == FRAMES)]
+    if wrong:
+        got, advice = addresses[wrong[0]], "with --frames-dir" if door == FRAMES else "without --no-grpc"
+        raise UsageError(
+            f"endpoints file {path}: agents.{one_line(wrong[0], _SHOWN)}: got {one_line(got, _SHOWN)}, expected an "
+            f"address for {door}: start the fleet {advice}"
+        )
+    return addresses
+
+
+def _usable(address: str) -> bool:
+    """Whether the socket of an address is on this machine, and this program's user may connect to it."""
+    path = address.removeprefix(SCHEME)
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode) and os.access(path, os.R_OK | os.W_OK)
+    except (OSError, ValueError):
+        return False
+
+
+def _addresses(path: Path | str, document: Mapping[str, Any], what: str) -> dict[str, str]:
+    agents = document.get(what)
     if not isinstance(agents, dict) or not agents:
-        raise UsageError(f"endpoints file {path}: expected an object 'agents' of addresses by agent id")
+        raise UsageError(f"endpoints file {path}: expected an object '{what}' of addresses by agent id")
     addresses = {}
     for name, entry in agents.items():
         address = entry.get("address") if isinstance(entry, dict) else entry
         if not isinstance(address, str):
             shown, got = one_line(name, _SHOWN), one_line(repr(address), _SHOWN)
-            raise UsageError(f"endpoints file {path}: agents.{shown}: got {got}, expected an address")
+            raise UsageError(f"endpoints file {path}: {what}.{shown}: got {got}, expected an address")
         addresses[name] = address
     return addresses
 
@@ -108,6 +150,29 @@ def refusing(
     Raises:
         AgentError: something listens, but no call will get through, because of how the client or the agent is set up.
     """
+    frames = {name: address for name, address in addresses.items() if is_frames(address)}
+    absent = [name for name, address in frames.items() if _nothing_at(address)]
+    others = {name: address for name, address in addresses.items() if name not in frames}
+    absent += _refused_by_grpc(others, security, limit_s) if others else []
+    return [name for name in addresses if name in absent]
+
+
+def _nothing_at(address: str) -> bool:
+    """Whether no agent listens at a socket.
+
+    Raises:
+        AgentError: no call will get through.
+    """
+    try:
+        connected(address.removeprefix(SCHEME)).close()
+    except CallFailed as failure:
+        if failure.code is Code.UNAVAILABLE:
+            return True
+        raise AgentError(f"{address}: connecting: {failure.details}") from failure
+    return False
+
+
+def _refused_by_grpc(addresses: Mapping[str, str], security: Security | None, limit_s: float) -> list[str]:
     changed = threading.Condition()
     seen: dict[str, set[grpc.ChannelConnectivity]] = {name: set() for name in addresses}
 

@@ -57,6 +57,16 @@ class FaultyAgent:
         of_agent = self._agent.statistics
         return replace(of_agent, fallbacks=of_agent.fallbacks + self._fallbacks)
 
+    @property
+    def timeout_s(self) -> float:
+        """That of the client whose faults these are; an agent in this process has none, and so has this one then."""
+        timeout_s: float = self._agent.timeout_s  # type: ignore[attr-defined]
+        return timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self._agent.timeout_s = seconds  # type: ignore[attr-defined]
+
     def reset(
         self,
         seed: int,
@@ -96,6 +106,13 @@ class FaultyAgent:
         self._fallbacks += chosen.fresh and not fresh
         action = done[0, 0] if self.spec.action_shape else int(done[0, 0])
         return replace(chosen, action=action, step=step, fresh=fresh)
+
+    def skip(self, steps: int = 1) -> None:
+        """Steps go by at which the agent is not asked, and meets no faults; see ``Agent.skip``."""
+        self._agent.skip(steps)
+        if self._step == self._first_step:
+            self._first_step += steps
+        self._step += steps
 
     def close(self) -> None:
         """Close the agent."""

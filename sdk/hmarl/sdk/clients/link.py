@@ -6,8 +6,7 @@ import ipaddress
 import math
 from collections.abc import Sequence
 
-import grpc
-
+from hmarl.agent.v1.status import Code
 from hmarl.sdk.clock import now_s
 
 # Pings while a call or stream is open: without a reply for this long the connection is closed. gRPC passes the limit on
@@ -132,7 +131,7 @@ class LinkWatch:
         if self._since_s is not None:
             self._restart()
 
-    def failed(self, code: grpc.StatusCode, begin_s: float, allowed_s: float, heard: bool = False) -> None:
+    def failed(self, code: Code, begin_s: float, allowed_s: float, heard: bool = False) -> None:
         """A request, sent at ``begin_s``, failed; without an answer in the time allowed when the code says so.
 
         Args:
@@ -141,7 +140,7 @@ class LinkWatch:
             allowed_s: seconds that it was given.
             heard: whether something else was answered meanwhile.
         """
-        if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is not Code.DEADLINE_EXCEEDED:
             return
         now = now_s()
         if heard or now - begin_s > allowed_s + _HELD_UP_S:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from hmarl.runtime.bundle import Bundle, verify_signature
 from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.inputs import checked_integer
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER
 from hmarl.sdk.clients.agent import Action, AgentStatistics, agent_spec, refuse_copy
@@ -52,6 +53,7 @@ class LocalAgent:
         self.spec = agent_spec(policy.agent)
         self.statistics = AgentStatistics()
         self._session = policy.session()
+        self._next_step = 0
         self._closed = False
 
     def reset(
@@ -65,14 +67,17 @@ class LocalAgent:
         """Start an episode; see ``Agent.reset``."""
         self._check_open()
         self._session.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
+        self._next_step = first_step
 
     def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step; see ``Agent.act``."""
         begin = time.perf_counter()
         self._check_open()
-        reply = self._session.act(observation, action_mask)
+        reply = self._session.act(observation, action_mask, step=self._next_step)
+        self._next_step = reply.step + 1
         self.statistics.acts += 1
         self.statistics.fresh += 1
+        self.statistics.missed_steps += reply.missed_steps
         return Action(
             action=reply.action,
             step=reply.step,
@@ -82,6 +87,10 @@ class LocalAgent:
             diagnostics=reply.diagnostics,
             latency_s=self.statistics.took(time.perf_counter() - begin),
         )
+
+    def skip(self, steps: int = 1) -> None:
+        """Steps go by at which the agent is not asked; see ``Agent.skip``."""
+        self._next_step += checked_integer("steps", steps)
 
     def close(self) -> None:
         """Nothing to free, but the agent acts no longer."""

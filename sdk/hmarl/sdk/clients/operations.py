@@ -6,9 +6,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import grpc
-
 from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.status import Code
 
 
 class Act(NamedTuple):
@@ -78,7 +77,7 @@ Script = Generator[Operation, Any, Any]
 class CallFailed(Exception):
     """A remote call ended with a status other than OK; ``heard``: the peer has shown meanwhile that it is there."""
 
-    def __init__(self, code: grpc.StatusCode, details: str, *, heard: bool = False) -> None:
+    def __init__(self, code: Code, details: str, *, heard: bool = False) -> None:
         super().__init__(f"{code.name}: {details}")
         self.code = code
         self.details = details

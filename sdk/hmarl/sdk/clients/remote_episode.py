@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import INSTRUCTION_CHOICES, write_act
+from hmarl.agent.v1.status import Code
 from hmarl.agent.v1.tensors import WireError, to_action, to_own_array
 from hmarl.runtime.choices import InstructionChoice, checked_choice
 from hmarl.runtime.errors import ObservationError
@@ -50,14 +50,14 @@ _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
 _EXAMINED_AFTER_S = 0.5  # without an answer, while connecting
 # No answer of ours: the server is gone or going. Repeating a step is safe, it never advances the state twice.
-_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
+_LOST = frozenset({Code.UNAVAILABLE, Code.UNKNOWN})
 # The request itself is wrong: trying again or standing in with a fallback would hide a mistake of the program.
 _CALLERS_FAULT = frozenset(
     {
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.PERMISSION_DENIED,
+        Code.FAILED_PRECONDITION,
+        Code.UNIMPLEMENTED,
+        Code.UNAUTHENTICATED,
+        Code.PERMISSION_DENIED,
     }
 )
 
@@ -76,7 +76,7 @@ def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, age
         try:
             info: agent_pb2.GetAgentInfoResponse = yield Describe(left if examined else min(left, _EXAMINED_AFTER_S))
         except CallFailed as failure:
-            if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and not examined and now_s() < deadline:
+            if failure.code is Code.DEADLINE_EXCEEDED and not examined and now_s() < deadline:
                 examined = True
                 yield Examine()
                 continue
@@ -90,12 +90,12 @@ def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, age
 
 def _worth_retrying(failure: CallFailed, deadline: float) -> bool:
     """Whether a server that is still loading its policy, or is about to be replaced, should be asked again."""
-    return failure.code is grpc.StatusCode.UNAVAILABLE and now_s() + _START_PAUSE_S < deadline
+    return failure.code is Code.UNAVAILABLE and now_s() + _START_PAUSE_S < deadline
 
 
 def _is_refused_bundle(failure: CallFailed, request: agent_pb2.StartEpisodeRequest) -> bool:
     """Whether the server does not hold the bundle that the request asks for."""
-    return failure.code is grpc.StatusCode.FAILED_PRECONDITION and bool(request.bundle_sha256)
+    return failure.code is Code.FAILED_PRECONDITION and bool(request.bundle_sha256)
 
 
 class _Nothing(NamedTuple):
@@ -220,7 +220,7 @@ class RemoteEpisode:
             except CallFailed as failure:
                 if _is_refused_bundle(failure, request):
                     raise OtherBundleError(f"{self._source}: {failure.details}") from failure
-                late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and now_s() < deadline
+                late = failure.code is Code.DEADLINE_EXCEEDED and now_s() < deadline
                 if not late and not _worth_retrying(failure, deadline):
                     yield Abandon()
                     raise
@@ -230,6 +230,14 @@ class RemoteEpisode:
         self.session_id = response.session_id
         self._next_step = request.first_step
         self._last_action, self._last_time_s = None, -math.inf
+
+    def skip(self, steps: int) -> None:
+        """Go on with a later step; the server counts those between as missed.
+
+        Raises:
+            UsageError: no number of steps.
+        """
+        self._next_step += checked_integer("steps", steps)
 
     def ending(self) -> agent_pb2.EndEpisodeRequest | None:
         """The request that ends the episode, which is forgotten here; None when there is none."""
@@ -279,7 +287,7 @@ class RemoteEpisode:
         deadline: float,
     ) -> Generator[Operation, Any, agent_pb2.ActResponse | _Nothing]:
         """Ask until a fresh reply arrives or the time is over; then the reason is returned."""
-        nothing = _Nothing(grpc.StatusCode.DEADLINE_EXCEEDED.name, "the time allowed is over")
+        nothing = _Nothing(Code.DEADLINE_EXCEEDED.name, "the time allowed is over")
         lost, watch = 0, self.watch
         while begin < deadline:
             if self._rejoining is not None:
@@ -316,13 +324,13 @@ class RemoteEpisode:
             ObservationError: the server refuses the observation or mask.
             AgentError: the server refuses the request.
         """
-        if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if failure.code is Code.DEADLINE_EXCEEDED:
             return False
-        if failure.code is grpc.StatusCode.INVALID_ARGUMENT:
+        if failure.code is Code.INVALID_ARGUMENT:
             raise ObservationError(failure.details) from failure
         if failure.code in _CALLERS_FAULT:
             raise AgentError(f"{reason}; the next act goes on with step {step + 1}") from failure
-        if failure.code is grpc.StatusCode.NOT_FOUND:
+        if failure.code is Code.NOT_FOUND:
             self._rejoining = _Rejoin(self._start_at(step), _Nothing(failure.code.name, reason))
             return False
         return True
@@ -382,7 +390,7 @@ class RemoteEpisode:
         try:
             response = yield from self._begin(rejoin.request, pinned, deadline)
         except CallFailed as failure:
-            if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            if failure.code is Code.DEADLINE_EXCEEDED:
                 return None  # it stays on its way; the next act waits on
             if _is_refused_bundle(failure, rejoin.request) and not pinned:
                 self._rejoining = self._without_bundle(rejoin)  # whether another one will do is judged by what comes
@@ -442,7 +450,7 @@ class RemoteEpisode:
         if not agent_id or (agent_id == known.agent_id and may_change):
             info = yield from self._call(partial(Describe, bundle_sha256=sha256), deadline)
             if agent_id and (agent_id, sha256) != (info.agent_id, info.bundle_sha256):
-                raise CallFailed(grpc.StatusCode.UNAVAILABLE, "the server changed while it was asked who is served")
+                raise CallFailed(Code.UNAVAILABLE, "the server changed while it was asked who is served")
             agent_id, sha256 = info.agent_id, info.bundle_sha256
         self._check_agent(agent_id)
         if pinned and sha256 != pinned:

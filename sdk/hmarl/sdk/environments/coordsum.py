@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from hmarl.sdk.drawing.board import Round, draw_board, present_places
+from hmarl.sdk.drawing.canvas import Frame
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult, VectorEnvironment
 from hmarl.sdk.environments.authoring import RandomStreams, checked_actions, checked_state
+from hmarl.sdk.environments.mpe.drawing import agent_colour
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 
@@ -94,6 +97,8 @@ class CoordSum:
         self._targets = np.zeros((batch_size, EPISODE_STEPS + 1), dtype=np.int64)
         self._record = np.zeros((batch_size, record_count, numbers), dtype=np.int64)
         self._steps = np.zeros(batch_size, dtype=np.int64)
+        # What was named at every step, and the adversary's guess: for pictures alone; -1 where it is not known.
+        self._played = np.full((batch_size, EPISODE_STEPS, agents + 1), -1, dtype=np.int32)
         self._rows = np.arange(batch_size)
         self._streams: RandomStreams | None = None
 
@@ -124,9 +129,12 @@ class CoordSum:
         (named,) = checked_actions(actions, self.spec.groups, self.batch_size)
         target = self._target()
         right = named.sum(axis=1) == target
-        surprising = named[:, 0] != self._guess(target)
+        guess = self._guess(target)
+        surprising = named[:, 0] != guess
         rewards = np.where(right, 1.0 + surprising, 0.0).astype(np.float32)
         self._record[self._rows, self._record_of[target], named[:, 0]] += 1
+        self._played[self._rows, self._steps, :-1] = named
+        self._played[self._rows, self._steps, -1] = guess
         self._steps += 1
         terminated = self._steps >= EPISODE_STEPS
         observation, final = self._observe(), None
@@ -162,10 +170,29 @@ class CoordSum:
                 raise UsageError(f"state '{name}': got numbers outside [0, {limit})")
         self._streams = RandomStreams.from_state(saved, self.batch_size)
         self._targets, self._record, self._steps = saved["targets"], saved["record"], saved["steps"]
+        self._played[:] = -1
         return self._observe()
 
-    def render(self, index: int = 0) -> None:
-        """There is nothing to draw."""
+    def render(self, index: int = 0) -> Frame:
+        """The last rounds of copy ``index`` and its present target as a picture, see ``draw_board``.
+
+        Raises:
+            UsageError: before the first ``reset``.
+            IndexError: there is no copy ``index``.
+        """
+        self._started("render")
+        steps = range(int(self._steps[index]))
+        rounds = [
+            Round(int(self._targets[index, step]), tuple(played[:-1].tolist()), int(played[-1]))
+            for step, played in zip(steps, self._played[index], strict=False)
+            if played[-1] >= 0
+        ]
+        colours = [agent_colour(agent) for agent in range(len(self.spec.agents))]
+        return draw_board(rounds, int(self._target()[index]), colours)
+
+    def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
+        """[N, 3] x, y and radius of the agents in that picture."""
+        return present_places(len(self.spec.agents))
 
     def close(self) -> None:
         """Nothing to free."""

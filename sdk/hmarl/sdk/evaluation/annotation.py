@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,12 @@ class TeamAnnotation:
         active: [N] bool, who was there.
         cluster: [N] int64, the cluster that each agent belonged to, or None.
         goals: [N, G] float32, what each agent had been told; one-hot where goals are discrete. Or None.
-        goals_set: [N] bool, whose goal was set at this very step; None where ``goals`` is.
+        goals_set: [N] bool, whose goal was set at this very step, all of them where the team cannot tell; None where
+            ``goals`` is.
         sub_goals: [S, G] float32, what each cluster's sub-manager had been told, or None.
         sub_goals_set: [S] bool, as ``goals_set``.
         discrete: goals are one of G.
+        told: what goals are called: a superior's goals, or a conductor's instructions.
 
     Raises:
         UsageError: arrays of shapes that do not fit one another, or an agent or cluster that there is not.
@@ -38,6 +40,7 @@ class TeamAnnotation:
     sub_goals: npt.NDArray[np.float32] | None = None
     sub_goals_set: npt.NDArray[np.bool_] | None = None
     discrete: bool = False
+    told: Literal["goal", "instruction"] = "goal"
 
     def __post_init__(self) -> None:
         agents, told = len(self.active), None if self.goals is None else len(self.goals)

@@ -21,6 +21,7 @@ from hmarl.sdk.clients.agent import agent_spec, check_spec
 from hmarl.sdk.clients.base import ClientOptions
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import (
+    GRPC,
     at_once,
     bundle_of_endpoints,
     load_endpoints,
@@ -34,7 +35,9 @@ from hmarl.sdk.clients.together import on_one_bundle
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation.annotation import TeamAnnotation
 from hmarl.sdk.evaluation.assignment import assign
+from hmarl.sdk.evaluation.instructions import instructed
 from hmarl.sdk.fallback import Fallback
 from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec
 
@@ -120,6 +123,7 @@ class BundleTeam:
         self._policies = [Policy(bundle, place.agent.id, provider, likes[place.agent.id]) for place in self._places]
         self._noises = [drawn_noises(policy.agent, sample, instruction_choice) for policy in self._policies]
         self._states: list[dict[str, Block]] = [{} for _ in self._places]
+        self._diagnostics: list[dict[str, Block]] = [{} for _ in self._places]
         self._seeds = np.zeros(0, np.int64)
         self._step = 0
         self._latencies_s: list[float] = []
@@ -129,6 +133,7 @@ class BundleTeam:
         self._seeds = np.asarray(seeds)
         self._step = 0
         self._states = [{} for _ in self._places]  # left out of the feeds, states take their reset values
+        self._diagnostics = [{} for _ in self._places]
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; see ``Team.act``."""
@@ -168,7 +173,13 @@ class BundleTeam:
         outputs = policy.run_batch(feeds)
         self._latencies_s.append(time.perf_counter() - begin)
         self._states[number] = {state.input: outputs[state.output] for state in model.states}
+        self._diagnostics[number] = {each.name: outputs[each.name] for each in model.diagnostics}
         return outputs[model.action.name]
+
+    def explain(self, index: int = 0) -> TeamAnnotation | None:
+        """Which instruction each agent followed in row ``index``; None where it follows none."""
+        models = [policy.agent for policy in self._policies]
+        return instructed(models, [{name: rows[index] for name, rows in each.items()} for each in self._diagnostics])
 
     def latencies_s(self) -> npt.NDArray[np.float64]:
         """[L] seconds of every batched run of one agent so far."""
@@ -196,6 +207,7 @@ class FleetTeam:
         wait: wait for agents that are being started, as clients do; False says within a second or so where nothing
             listens.
         security: how to reach the agents; by default as the endpoints file says.
+        diagnostics: ask for the policies' further outputs, for ``explain``; acts take a bit longer.
         name: for tables.
 
     Attributes:
@@ -221,13 +233,15 @@ class FleetTeam:
         stream: bool = False,
         wait: bool = True,
         security: Security | None = None,
+        diagnostics: bool = False,
         name: str = "gRPC fleet",
     ) -> None:
         self.name = name
         self.bundles: dict[str, int] = {}
         self._spec = spec
         self._places = _places(spec)
-        self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints)
+        door = None if security is None else GRPC  # frames need none
+        self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints, door)
         self._file = None if isinstance(endpoints, Mapping) else Path(endpoints)
         self._sha256 = ""
         if security is None and not isinstance(endpoints, Mapping):
@@ -243,7 +257,9 @@ class FleetTeam:
             "fallback": fallback,
             "stream": stream,
             "security": security,
+            "diagnostics": diagnostics,
         }
+        self._diagnostics: dict[tuple[int, int], Mapping[str, Block]] = {}  # by agent and row
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
         self._seeds = np.zeros(0, np.int64)
         self._step = 0
@@ -336,6 +352,7 @@ class FleetTeam:
         """Start B episodes: one session per agent and row, all of one bundle."""
         self._connect(len(seeds))
         self._seeds, self._step = np.asarray(seeds), 0
+        self._diagnostics = {}
         rows = range(len(seeds))
 
         def start_all(sha256: str) -> None:
@@ -391,7 +408,14 @@ class FleetTeam:
             mask = np.ones(client.spec.mask_size, np.bool_) if masks is None else masks[row, place.position]
         action = client.act(observation.observations[place.group][row, place.position], mask)
         actions[row, place.position] = action.action
+        self._diagnostics[number, row] = action.diagnostics
         return action.latency_s
+
+    def explain(self, index: int = 0) -> TeamAnnotation | None:
+        """Which instruction each agent followed in row ``index``; None where it follows none, or was not asked."""
+        numbers = range(len(self._places))
+        models = [from_json(AgentModel, self._clients[number][index].info.agent_manifest_json) for number in numbers]
+        return instructed(models, [self._diagnostics.get((number, index), {}) for number in numbers])
 
     def latencies_s(self) -> npt.NDArray[np.float64]:
         """[L] seconds of every act of one agent so far."""

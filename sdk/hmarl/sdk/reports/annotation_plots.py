@@ -39,19 +39,23 @@ def annotation_plots(annotations: Sequence[TeamAnnotation]) -> list[AnnotationPl
         annotations: of all steps of an episode, at least one.
     """
     colours = GoalColours.of(annotations)
-    if colours is None:
-        return [_messages_plot(annotations)]
-    return [_time_plot(annotations, colours), _goals_plot(annotations, colours), _messages_plot(annotations)]
+    plots = []
+    if colours is not None:
+        plots += [_time_plot(annotations, colours), _goals_plot(annotations, colours)]
+    if colours is None or annotations[0].told == "goal":  # those who follow instructions hear no one
+        plots.append(_messages_plot(annotations))
+    return plots
 
 
 # --- goals over time -------------------------------------------------------------------------------------------------
 
 
 def _time_plot(annotations: Sequence[TeamAnnotation], colours: GoalColours) -> AnnotationPlot:
+    told = annotations[0].told
     note = (
         "One row an agent, one column a step, coloured as in the film: a row that keeps its colour is told the same "
-        "all the time, rows of one colour are told the same as one another. Strokes mark where goals were set; "
-        "white is who has left."
+        f"all the time, rows of one colour are told the same as one another. Strokes mark where {told}s were set, "
+        "if not at every step; white is who has left."
     )
     pictures, marks, names = [_agent_rows(annotations, colours)], [_set_when(annotations)], _agent_names(annotations)
     if annotations[0].cluster is not None:
@@ -63,7 +67,8 @@ def _time_plot(annotations: Sequence[TeamAnnotation], colours: GoalColours) -> A
         marks.append(_set_when(annotations, sub_goals=True))
         names += [f"cluster {cluster}" for cluster in range(marks[1].shape[1])]
     picture, set_when = np.concatenate(pictures), np.concatenate(marks, axis=1)
-    return AnnotationPlot("Goals over time", note, _time_figure(picture, set_when, names), wide=True)
+    title = f"{told.capitalize()}s over time"
+    return AnnotationPlot(title, note, _time_figure(picture, set_when, names), wide=True)
 
 
 def _agent_names(annotations: Sequence[TeamAnnotation]) -> list[str]:
@@ -107,7 +112,7 @@ def _time_figure(picture: _Numbers, set_when: _Flags, names: Sequence[str]) -> A
     figure, axes = new_axes("step", "", (_WIDE_INCHES, 0.9 + _ROW_INCHES * max(rows, 4)))
     axes.grid(False)
     axes.imshow(picture, extent=(-0.5, steps - 0.5, rows - 0.5, -0.5), aspect="auto", interpolation="nearest")
-    when, whose = np.nonzero(set_when)
+    when, whose = np.nonzero(set_when if not set_when.all() else np.zeros_like(set_when))
     bottom = _GOAL_PIXELS / (_GOAL_PIXELS + _CLUSTER_PIXELS + _GAP_PIXELS)
     axes.vlines(when - 0.5, whose - 0.5, whose - 0.5 + bottom, color=INK, linewidth=1.0)
     named = range(0, rows, -(-rows // _MOST_NAMED_ROWS))
@@ -121,25 +126,25 @@ def _time_figure(picture: _Numbers, set_when: _Flags, names: Sequence[str]) -> A
 
 
 def _goals_plot(annotations: Sequence[TeamAnnotation], colours: GoalColours) -> AnnotationPlot:
-    set_when = _set_when(annotations)
+    set_when, told = _set_when(annotations), annotations[0].told
     goals = np.stack([each.goals for each in annotations if each.goals is not None])[set_when]
     if colours.discrete:
-        note = "How often each goal was set, coloured as in the film. A single bar: goals tell the agents nothing."
-        return AnnotationPlot("Use of the goals", note, _usage_figure(goals))
+        note = f"How often each {told} was set, coloured as in the film. A single bar: {told}s tell the agents nothing."
+        return AnnotationPlot(f"Use of the {told}s", note, _usage_figure(goals, told))
     clusters = np.zeros(set_when.shape, np.int64)
-    note = "Every goal that was set, in the two directions in which they differ most: near one another means alike."
+    note = f"Every {told} that was set, in the two directions in which they differ most: near one another means alike."
     if annotations[0].cluster is not None:
         note += " Dots have the colour of the agent's cluster;"
         clusters = np.stack([each.cluster for each in annotations if each.cluster is not None])
     else:
-        note += " Dots are goals;"
-    note += " the ground has the one in which the film shows such a goal."
-    return AnnotationPlot("Goals", note, _space_figure(goals, clusters[set_when], colours))
+        note += f" Dots are {told}s;"
+    note += f" the ground has the one in which the film shows such {'an' if told == 'instruction' else 'a'} {told}."
+    return AnnotationPlot(f"{told.capitalize()}s", note, _space_figure(goals, clusters[set_when], colours))
 
 
-def _usage_figure(goals: npt.NDArray[np.float32]) -> Any:
+def _usage_figure(goals: npt.NDArray[np.float32], told: str) -> Any:
     count = goals.shape[1]
-    figure, axes = new_axes("goal", "times set")
+    figure, axes = new_axes(told, "times set")
     axes.bar(np.arange(count), goals.sum(0), color=choice_colours(count), width=0.8)
     axes.grid(False, axis="x")
     axes.locator_params(axis="both", integer=True)
