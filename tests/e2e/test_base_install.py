@@ -121,6 +121,8 @@ def test_results_are_written_without_the_eval_extra(installed: Installed, bundle
         (["hmarl-train", "hcpo", "--env", "mpe/simple_spread"], "train"),
         (["hmarl-export", "runs/none"], "train"),
         (["hmarl-algorithms"], "train"),
+        (["hmarl-suite", "suite.toml"], "train"),
+        (["hmarl-tune", "happo", "--env", "mpe/simple_spread"], "train"),
         (["hmarl-sign", "--new-key", "team.pem"], "secure"),
         (["hmarl-verify", "bundle", "--trust", "team.pub.pem"], "secure"),
         *((["hmarl-check-env", f"{family}/task"], extra) for family, extra in NEED_AN_EXTRA.items()),
