@@ -4,7 +4,7 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := train,eval,tune,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,dev
+EXTRAS := train,eval,tune,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,record,dev
 # More arguments for the demo, e.g. make demo DEMO_ARGS='--minutes 10 --seed 2'
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
@@ -17,9 +17,11 @@ RUNTIME_TESTS ?= $(shell grep -lE 'hmarl\.(runtime|agent)|agent_process|fleet_pr
 FUZZ_ARGS ?=
 # Processes that share the quick tests out
 WORKERS ?= 2
+# What builds the documentation site is an environment of its own: it needs nothing of hmarl
+SITE_PYTHON := build/docs/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers clients mutation coverage lint format proto clean
+.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers clients mutation coverage docs docs-serve lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +55,7 @@ benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the sa
 fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent, 100,000 over frames
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py tests/reliability/test_fuzz_frames.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames; a minute each
+fuzz-parsers: $(INSTALLED)  ## Coverage-guided: bundles, manifests, graphs, signatures, endpoints files, frames, recordings; a minute each
 	$(BIN)/python scripts/fuzz_parsers.py $(FUZZ_ARGS)
 
 soak: $(INSTALLED)  ## A million acts, each compared with the policy in process
@@ -82,11 +84,25 @@ chaos: $(INSTALLED)  ## Kills, freezes, rude peers, dead links, full disks, jump
 	$(BIN)/python -m pytest tests/reliability/test_chaos.py tests/reliability/test_chaos_surroundings.py tests/reliability/test_rotation.py \
 		tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
-rotation: $(INSTALLED)  ## Certificates of agent and clients are replaced while they act: 100,000 acts, each compared
+rotation: $(INSTALLED)  ## Certificates of agents and clients are replaced while they act, a client alone and a team: each act compared
 	$(BIN)/python -m pytest tests/reliability/test_rotation.py -m reliability -s --timeout 3600 $(PYTEST_ARGS)
 
 reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared
 	$(BIN)/python -m pytest tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+docs: build/docs/venv/.installed  ## Build the documentation site into build/docs/site, warnings as errors; check links and spelling
+	$(SITE_PYTHON) scripts/build_site.py build
+	build/docs/venv/bin/codespell
+
+docs-serve: build/docs/venv/.installed  ## Serve the documentation site at http://localhost:8000, anew whenever a page changes
+	$(SITE_PYTHON) scripts/build_site.py serve
+
+build/docs/venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/docs/venv
+	$(SITE_PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		> build/docs/requirements.txt
+	$(SITE_PYTHON) -m pip install --quiet --disable-pip-version-check -r build/docs/requirements.txt -c constraints.txt
+	@touch $@
 
 lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
 	$(BIN)/ruff check .

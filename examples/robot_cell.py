@@ -47,9 +47,7 @@ class Cell:
     """The robots: what their agents observe, and what they do. An agent is called ``robot 1 agent_0`` and so on."""
 
     def __init__(self, robots: int) -> None:
-        self.places = {
-            f"robot {row + 1} {IDS[place]}": (row, place) for row in range(robots) for place in range(len(IDS))
-        }
+        self.places = {f"robot {row + 1} {one}": (row, place) for row in range(robots) for place, one in enumerate(IDS)}
         self.environment = make_robots(robots)
         self.seen = self.environment.reset(np.arange(robots))
         self._upright, self._fallen = self.environment.get_state(), np.zeros(robots, int)
@@ -73,7 +71,7 @@ class Cell:
 
 
 class Processes:
-    """One ``hmarl-agent`` for each agent of each robot, on a Unix socket."""
+    """One ``hmarl-agent`` for each agent of each robot, on a Unix socket that carries frames."""
 
     def __init__(self, names: list[str], folder: str) -> None:
         self._folder, self._frozen = folder, set[str]()
@@ -81,11 +79,11 @@ class Processes:
 
     def address(self, name: str) -> str:
         """Where an agent is served, also after it was started again."""
-        return f"unix:{self._folder}/{name.replace(' ', '-')}.sock"
+        return f"frames:{self._folder}/{name.replace(' ', '-')}"
 
     def _started(self, name: str) -> subprocess.Popen[bytes]:
         words = ["-m", "hmarl.runtime.commands.agent", str(BUNDLE), "--agent", name.rsplit(maxsplit=1)[-1]]
-        words += ["--listen", self.address(name), "--log-level", "warning"]
+        words += ["--frames", self.address(name).removeprefix("frames:"), "--no-grpc", "--log-level", "warning"]
         return subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, start_new_session=True)
 
     def state(self, name: str) -> str:
@@ -117,13 +115,8 @@ def png(picture: np.ndarray) -> bytes:
 
     height, width, _ = picture.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 1))
-        + chunk(b"IEND", b"")
-    )
+    head, body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), zlib.compress(rows.tobytes(), 1)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def view(robots: int, port: int, states: Any, orders: Any, ready: Any) -> None:
@@ -183,7 +176,7 @@ def main() -> None:
         processes = Processes(list(cell.places), stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(processes.end)
         threading.Thread(target=processes.obey, args=(orders,), daemon=True).start()
-        agents = {name: stack.enter_context(AgentClient(processes.address(name), stream=True)) for name in cell.places}
+        agents = {name: stack.enter_context(AgentClient(processes.address(name))) for name in cell.places}
         for agent in agents.values():
             agent.reset(seed=1)
 

@@ -161,7 +161,7 @@ CLAIMS = (
         "Theorem 1, Eq. 15",
         (Elsewhere(
             "open", "the bound is worked out at every update beside what came of it, and never violated, since it is "
-            "vacuous: C = 39,600 · max|A| at γ = 0.99", "../algorithms.md#what-a-step-guarantees",
+            "vacuous: C = 39,600 · max|A| at γ = 0.99", "../algorithms/hcpo.md#what-a-step-guarantees",
         ),),
         "A bound that rules nothing out can be neither confirmed nor refuted by runs.",
     ),
@@ -251,7 +251,7 @@ CLAIMS = (
         "MAGPO", "monotone improvement", "Returns of the local policies do not fall", "Theorem 4.1",
         (Elsewhere(
             "open", "what an update promises and what the rollouts show of it is watched in every run; the theorem is "
-            "about exact steps", "../algorithms.md#what-magpo-guarantees-and-what-is-watched-of-it",
+            "about exact steps", "../algorithms/magpo.md#what-magpo-guarantees-and-what-is-watched-of-it",
         ),),
     ),
     Claim(
@@ -291,7 +291,7 @@ CLAIMS = (
         "notes, mechanism 1",
         (Elsewhere(
             "open", "in an enumerated game the surrogates add up to the joint advantage (unit tests); of networks "
-            "nothing is guaranteed", "../algorithms.md#hamdpo",
+            "nothing is guaranteed", "../algorithms/hamdpo.md",
         ),),
     ),
     # --- HiMPo ------------------------------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ CLAIMS = (
         "Sec. 3.3, Eq. 5",
         (Elsewhere(
             "open", "what is paid adds up as Eq. 5 says (unit tests); the proof is about exact advantages and γ ≈ 1",
-            "../algorithms.md#rewards-from-above",
+            "../algorithms/himpo.md#rewards-from-above",
         ),),
     ),
     Claim(

@@ -42,7 +42,7 @@ from hmarl.sdk import (
 BUNDLE = Path(__file__).parents[1] / "models" / "halfcheetah-2x3-hamdpo"
 IDS = ("agent_0", "agent_1")
 RATES_HZ = (50.0, 200.0, 500.0)
-TRANSPORTS = {"unix, streamed": ("unix", True), "tcp, unary": ("tcp", False)}
+TRANSPORTS = {"frames": ("frames", False), "unix, streamed": ("unix", True), "tcp, unary": ("tcp", False)}
 MACHINE_RATE_HZ = 200.0
 _PR_SET_TIMERSLACK = 29
 _MCL_CURRENT_AND_FUTURE = 3
@@ -85,9 +85,12 @@ def served(folder: Path, transport: str) -> Iterator[dict[str, tuple[str, int]]]
     with ExitStack() as stack:
         found = {}
         for agent_id in IDS:
-            listen = f"unix:{folder}/{agent_id}.sock" if transport == "unix" else "127.0.0.1:0"
             line = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(BUNDLE), "--agent", agent_id]
-            line += ["--listen", listen, "--json", "--log-level", "warning"]
+            line += ["--json", "--log-level", "warning"]
+            if transport == "frames":
+                line += ["--no-grpc", "--frames", f"{folder}/{agent_id}.sock"]
+            else:
+                line += ["--listen", f"unix:{folder}/{agent_id}.sock" if transport == "unix" else "127.0.0.1:0"]
             process = stack.enter_context(subprocess.Popen(line, stdout=subprocess.PIPE, text=True))
             stack.callback(process.terminate)
             assert process.stdout is not None
@@ -250,8 +253,8 @@ def machine(seconds: float, rounds: int, hog_count: int) -> None:
         names = list(SETTINGS)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             # Agents are started anew: what a setting does to them ends with them.
-            with tempfile.TemporaryDirectory() as folder, served(Path(folder), "unix") as addresses, hogs(hog_count):
-                found[name].append(in_a_process(addresses, True, MACHINE_RATE_HZ, seconds, name))
+            with tempfile.TemporaryDirectory() as folder, served(Path(folder), "frames") as agents, hogs(hog_count):
+                found[name].append(in_a_process(agents, False, MACHINE_RATE_HZ, seconds, name))
             print(f"round {turn + 1}: {name}", file=sys.stderr, flush=True)
     columns = ["setting", "fresh", "missed", "skipped"]
     columns += ["lateness p50, ms", "p99", "worst", "execution p50, ms", "p99", "worst"]

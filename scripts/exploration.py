@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from comparisons import Comparison, Variant, algorithms
 from matplotlib import pyplot as plt
-from study import COLOURS, OTHER_COLOURS, Runs, planned_run, runs_of, seeds_of, train_runs
+from study import COLOURS, OTHER_COLOURS, Runs, planned_run, runs_of, seeds_of, train_unrecorded
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, ExitCode, argument, option
@@ -34,8 +34,6 @@ from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states
 from hmarl.trainer.runs.stopping import answering_signals
-from hmarl.trainer.suite.engine import Limits
-from hmarl.trainer.suite.planned import has_ended
 
 EPISODE_SEED = 2_000_003
 STATES = 2_000  # M, per checkpoint
@@ -314,7 +312,7 @@ def main(run: tuple[Path, ...], out: Path, runs: Path, only: tuple[str, ...]) ->
             planned = [
                 planned_run(compared, variant, seed) for variant in compared.variants for seed in seeds_of(variant)
             ]
-            if train_runs(planned, runs, lambda each: None, lambda each: has_ended(runs / each.name), Limits()):
+            if train_unrecorded(planned, runs):
                 return ExitCode.INTERRUPTED
             found = runs_of(compared, runs)
             sections += section(compared.environment, found, out, trained_by(compared), compared.remark)

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of all that reads bundles, manifests, graphs, signatures, endpoints files and frames.
+"""Coverage-guided fuzzing of all that reads bundles, signatures, endpoints files, frames and recordings.
 
     python scripts/fuzz_parsers.py --seconds 60                 # each target for a minute
     python scripts/fuzz_parsers.py --only manifest --seconds 600
@@ -10,6 +10,7 @@ grows from run to run. Atheris (libFuzzer) is installed into a virtual environme
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -36,6 +37,11 @@ from hmarl.agent.v1.tensors import to_tensor
 from hmarl.runtime.bundle import SIGNATURE, Bundle, write_bundle
 from hmarl.runtime.command_line import choice, command, integer, option, run
 from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.recording.agent import AgentRecorder
+from hmarl.runtime.recording.library import CompressionType, MessageEncoding, Writer, build_file_descriptor_set
+from hmarl.runtime.recording.reader import KINDS, open_recording, read_recording
+from hmarl.runtime.recording.settings import RecordSettings
+from hmarl.runtime.session import Policy
 from hmarl.runtime.signing.envelope import read_envelope
 from hmarl.runtime.signing.keys import Signer
 from hmarl.runtime.signing.statement import write_statement
@@ -43,13 +49,16 @@ from hmarl.runtime.signing.statement import write_statement
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "fuzz"
 # Beside what hmarl needs; the Python that runs this has to be one that atheris has a wheel for.
-REQUIREMENTS = ("atheris==3.0.0", "coverage==7.11.0")
-NEEDED = ("numpy", "onnxruntime", "grpcio", "protobuf", "msgspec", "click", "gymnasium", "cryptography")
+REQUIREMENTS = ("atheris==3.0.0", "coverage")
+NEEDED = (
+    "numpy", "onnxruntime", "grpcio", "protobuf", "msgspec", "click", "gymnasium", "cryptography", "mcap",
+    "mcap-protobuf-support", "lz4", "zstandard",
+)  # fmt: skip
 HANG_S, MEMORY_MIB, LONGEST_BYTES = 10, 1024, 8192
 READERS = (
     "runtime/hmarl/runtime/bundle.py,runtime/hmarl/runtime/_source.py,runtime/hmarl/runtime/_zip_source.py,"
     "runtime/hmarl/runtime/manifest.py,runtime/hmarl/runtime/_manifest_checks.py,runtime/hmarl/runtime/_onnx.py,"
-    "runtime/hmarl/runtime/signing/*,proto/hmarl/agent/v1/tensors.py"
+    "runtime/hmarl/runtime/signing/*,proto/hmarl/agent/v1/tensors.py,runtime/hmarl/runtime/recording/re*.py"
 )
 
 
@@ -110,6 +119,35 @@ def tiny_bundle(folder: Path) -> Bundle:
     return write_bundle(folder, fields, {GRAPH: tiny_graph()})
 
 
+def tiny_recording(bundle: Bundle, folder: Path) -> tuple[bytes, bytes]:
+    """A recording of three acts, packed so that a fuzzer can change it: the file, and its messages alone."""
+    policy = Policy(bundle, "a")
+    recorder = AgentRecorder(RecordSettings(folder), policy.agent)
+    policy.observer = recorder
+    session = policy.session()
+    session.reset(1)
+    for scale in (1.0, 2.0, 3.0):
+        session.act(np.full(6, scale, np.float32))
+    session.end()
+    recorder.close()
+    found = [entry.message for entry in read_recording(open_recording(folder))]
+    stream = io.BytesIO()
+    writer = Writer(stream, compression=CompressionType.NONE, enable_crcs=False)
+    writer.start()
+    for message in found:
+        kind = type(message)
+        schema = build_file_descriptor_set(kind).SerializeToString()[:64]  # which the reader does not go by
+        schema_id = writer.register_schema(kind.DESCRIPTOR.full_name, "protobuf", schema)
+        channel = writer.register_channel("/agent/a", MessageEncoding.Protobuf, schema_id)
+        writer.add_message(channel, 1, message.SerializeToString(), 1)
+    writer.finish()  # type: ignore[no-untyped-call]
+    names = list(KINDS)
+    contents = [(names.index(message.DESCRIPTOR.full_name), message.SerializeToString()) for message in found]
+    return stream.getvalue(), b"".join(
+        bytes([kind]) + len(content).to_bytes(2, "little") + content for kind, content in contents
+    )
+
+
 def certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     """Of an authority and a signer in one, for the fuzzer to take apart."""
     name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a")]), datetime.now(UTC)
@@ -167,6 +205,7 @@ def prepare(folder: Path) -> None:
     act = agent_pb2.ActRequest(
         session_id="x", step=1, observation=to_tensor(np.ones(6, np.float32)), action_mask=to_tensor(np.ones(5, bool))
     )
+    recording, messages = tiny_recording(bundle, folder / "box")
     endpoints = {"format": "hmarl-fleet endpoints", "pid": 1, "bundle_sha256": "ab", "agents": {"a": "127.0.0.1:1"}}
     seeds: dict[str, list[bytes]] = {
         "zip": [(folder / "seed.zip").read_bytes()],
@@ -180,6 +219,8 @@ def prepare(folder: Path) -> None:
         "certificate": [authority.public_bytes(Encoding.DER)],
         "trust": [public, authority.public_bytes(Encoding.PEM)],
         "frame": [act.SerializeToString()],
+        "recording": [recording],
+        "messages": [messages],
     }
     (folder / "words").write_text("".join(f'"{word}"\n' for word in dictionary(seeds)))
     for name, contents in seeds.items():
@@ -256,7 +297,7 @@ def fuzz(python: Path, target: str, folder: Path, seconds: int) -> Outcome:
 def lines_reached(python: Path, targets: list[str], folder: Path) -> str:
     """Which share of the readers' lines and branches the corpus reaches, by module."""
     data = folder / "coverage"
-    tool = [str(python), "-m", "coverage"]
+    tool, plain = [str(python), "-m", "coverage"], ["--rcfile="]  # none: the tests' settings do not fit
     for target in targets:
         words = [
             str(ROOT / "scripts" / "fuzz_targets.py"),
@@ -266,10 +307,10 @@ def lines_reached(python: Path, targets: list[str], folder: Path) -> str:
             str(WORK / "corpus" / target),
         ]
         subprocess.run(
-            [*tool, "run", "--branch", "--append", f"--data-file={data}", f"--include={READERS}", *words],
+            [*tool, "run", *plain, "--branch", "--append", f"--data-file={data}", f"--include={READERS}", *words],
             env=surroundings(), cwd=ROOT, check=True,
         )  # fmt: skip
-    report = [*tool, "report", f"--data-file={data}"]
+    report = [*tool, "report", *plain, f"--data-file={data}"]
     return subprocess.run(report, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
@@ -280,7 +321,7 @@ def lines_reached(python: Path, targets: list[str], folder: Path) -> str:
     examples=("python scripts/fuzz_parsers.py --seconds 600 --only manifest",),
 )
 def fuzz_parsers(seconds: int, only: tuple[str, ...]) -> None:
-    """Fuzz what reads bundles, signatures, endpoints files and frames, guided by the coverage of its code."""
+    """Fuzz what reads bundles, signatures, endpoints files, frames and recordings, guided by its code's coverage."""
     os.nice(10)
     targets = list(only or TARGETS)
     python = fuzzing_python()

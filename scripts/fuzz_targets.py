@@ -41,6 +41,8 @@ with instrumented:
     from hmarl.runtime.bundle import SIGNATURE, load_bundle
     from hmarl.runtime.endpoints_file import _owner
     from hmarl.runtime.errors import HmarlError
+    from hmarl.runtime.recording.reader import KINDS, BoxFile, Entry, open_recording, read_recording
+    from hmarl.runtime.recording.replay import Replayer
     from hmarl.runtime.session import Policy
     from hmarl.runtime.signing.envelope import Envelope, signed_bytes, write_envelope
     from hmarl.runtime.signing.keys import Trust, fingerprint
@@ -186,6 +188,32 @@ def _frame(folder: Path) -> Target:
     return lambda data: read_act(agent_pb2.ActRequest.FromString(data), [6], [5])
 
 
+def _recording(folder: Path) -> Target:
+    """A recording's file, byte by byte, as far as it can be run again."""
+    path, bundle = folder / "box.mcap", load_bundle(folder / "signed")
+
+    def target(data: bytes) -> None:
+        path.write_bytes(data)
+        Replayer([bundle], any_bundle=True).run(read_recording(open_recording(path)))
+
+    return target
+
+
+def _messages(folder: Path) -> Target:
+    """The messages of a recording whose file is in order: a kind in one byte, length in two, content, and so on."""
+    bundle, file, kinds = load_bundle(folder / "signed"), BoxFile(folder / "box.mcap"), list(KINDS.values())
+
+    def target(data: bytes) -> None:
+        entries, rest = [], data
+        while rest:
+            kind, length = kinds[rest[0] % len(kinds)], int.from_bytes(rest[1:3], "little")
+            entries.append(Entry(file, "/agent/a", kind.FromString(rest[3 : 3 + length])))
+            rest = rest[3 + length :]
+        Replayer([bundle], any_bundle=True).run(entries)
+
+    return target
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "zip": _zip,
     "members": _members,
@@ -198,6 +226,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "certificate": _certificate,
     "trust": _trust,
     "frame": _frame,
+    "recording": _recording,
+    "messages": _messages,
 }
 
 

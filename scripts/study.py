@@ -39,7 +39,7 @@ from hmarl.trainer.suite.engine import Engine, Limits, Places, failures
 from hmarl.trainer.suite.executor import LocalExecutor
 from hmarl.trainer.suite.ledger import Ledger
 from hmarl.trainer.suite.live_table import LiveTable
-from hmarl.trainer.suite.planned import PlannedRun
+from hmarl.trainer.suite.planned import PlannedRun, has_ended
 from hmarl.trainer.suite.records import Record, curve, read_record, record_of, write_record
 from hmarl.trainer.suite.suite import STOPPING
 
@@ -163,6 +163,11 @@ def train_runs(
         told = ", ".join(f"{name} ({error})" for name, error in failed.items())
         raise IncompleteError(f"runs failed: {told}; the same command goes on where they stopped")
     return stopped
+
+
+def train_unrecorded(runs: Sequence[PlannedRun], folder: Path) -> bool:
+    """Trains runs of which no record is kept, one after the other, each until it has come to its end; see above."""
+    return train_runs(runs, folder, lambda run: None, lambda run: has_ended(folder / run.name), Limits())
 
 
 def train_all(chosen: Sequence[Comparison], folder: Path, kept: Path, limits: Limits) -> bool:
@@ -347,9 +352,9 @@ def main(
         "setting alone. frames/s count evaluations and suffered from other work on the machine; the benchmarks "
         "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over "
         "seeds (runs with ten evaluations or fewer: of all, from the start on).",
-        "Elsewhere: [what the papers claim](claims.md); [the imitation gap](imitation_gap.md); [how widely the "
-        "algorithms explore](exploration.md); [what students keep](students.md); [which algorithm runs in which family "
-        "of environments](families.md); [speed](speed.md).",
+        "Elsewhere: [what the papers claim](claims.md); [the imitation gap](imitation_gap.md); [the price of "
+        "deployment](gap.md); [how widely the algorithms explore](exploration.md); [what students keep](students.md); "
+        "[which algorithm runs in which family of environments](families.md); [speed](speed.md).",
     ]
     ordered = [written[comparison.name] for comparison in COMPARISONS if comparison.name in written]
     write_text(page, "\n\n".join([*introduction, *ordered]) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import urllib.request
 from typing import Any
 
@@ -29,10 +30,14 @@ class Scraped:
         return [dict(labels) for (each, labels) in self.samples if each == name]
 
 
-def get(address: str, path: str = "/metrics") -> str:
-    """What is served at a path."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}{path}", timeout=20) as answer:
+def get(address: str, path: str = "/metrics", context: ssl.SSLContext | None = None, token: str | None = None) -> str:
+    """What is served at a path, over TLS with a context, with a bearer token if there is one."""
+    handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
+    scheme = "http" if context is None else "https"
+    request = urllib.request.Request(f"{scheme}://{address}{path}")
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.build_opener(*handlers).open(request, timeout=20) as answer:
         return str(answer.read().decode())
 
 

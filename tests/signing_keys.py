@@ -20,6 +20,7 @@ DAY = timedelta(days=1)
 
 
 def write_private(path: Path, key: Any) -> Path:
+    path.touch(0o600)
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return path
 

@@ -65,8 +65,16 @@ NEED_AN_EXTRA = {"vmas": "vmas", "mamujoco": "mujoco", "smax": "smax", "lbf": "l
 MODULES_OF_EXTRAS = {
     "hmarl.runtime.metrics": "metrics",
     "hmarl.runtime.tracing": "otel",
+    **{
+        f"hmarl.runtime.recording.{name}": "record"
+        for name in ("agent", "beside", "box_files", "library", "reader", "recorder", "replay")
+    },
     "hmarl.sdk.clients.client_metrics": "metrics",
     "hmarl.sdk.clients.spans": "otel",
+    **{
+        f"hmarl.sdk.{name}": "record"
+        for name in ("clients.recording", "reports.recorded_episodes", "reports.recording_page")
+    },
 }
 
 
@@ -75,7 +83,7 @@ def test_every_module_of_protocol_runtime_and_sdk_imports_alone_or_names_its_ext
         "import importlib, json, pkgutil, hmarl.agent, hmarl.runtime, hmarl.sdk\n"
         "from hmarl.runtime.errors import MissingExtraError\n"
         "refused = {}\n"
-        "for package in (hmarl.agent, hmarl.runtime, hmarl.sdk):\n"
+        "for package in (hmarl.agent, hmarl.recording, hmarl.runtime, hmarl.sdk):\n"
         "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         f"        if not any(family in module.name for family in {list(NEED_AN_EXTRA)}):\n"
         "            try:\n"
@@ -123,8 +131,12 @@ def test_results_are_written_without_the_eval_extra(installed: Installed, bundle
         (["hmarl-algorithms"], "train"),
         (["hmarl-suite", "suite.toml"], "train"),
         (["hmarl-tune", "happo", "--env", "mpe/simple_spread"], "train"),
+        (["hmarl-gap", "runs/none"], "train"),
         (["hmarl-sign", "--new-key", "team.pem"], "secure"),
         (["hmarl-verify", "bundle", "--trust", "team.pub.pem"], "secure"),
+        (["hmarl-agent", "bundle", "--agent", "agent_0", "--record", "box"], "record"),
+        (["hmarl-fleet", "bundle", "--record", "box"], "record"),
+        (["hmarl-replay", "box", "--bundle", "bundle"], "record"),
         *((["hmarl-check-env", f"{family}/task"], extra) for family, extra in NEED_AN_EXTRA.items()),
         (["hmarl-check-env", "pettingzoo/mpe2.simple_spread_v3:parallel_env"], "mpe"),
     ],

@@ -34,6 +34,7 @@ MISSING = {
     "hmarl-export": ((), "RUN: got nothing, expected RUN (run directory of hmarl-train)"),
     "hmarl-faults": (("127.0.0.1:0",), "TARGET: got nothing, expected TARGET (where they are passed on to"),
     "hmarl-fleet": ((), "BUNDLE: got nothing, expected BUNDLE"),
+    "hmarl-gap": ((), "RUN: got nothing, expected hmarl-gap RUN, or hmarl-gap --bundle BUNDLE without its run"),
     "hmarl-keys": ((), "ACTION: got nothing, expected ACTION (init, issue, client, renew, revoke or list"),
     "hmarl-sign": ((), "BUNDLE: got nothing, expected BUNDLE (bundle directory or zip), or --new-key"),
     "hmarl-suite": ((), "SUITE: got nothing, expected SUITE (TOML file: algorithms, tasks, seeds, settings)"),
@@ -48,6 +49,7 @@ WRONG_VALUE = {
     "hmarl-export": (("run", "--checkpoint"), "--checkpoint: got nothing, expected WHICH (best, last or a number"),
     "hmarl-faults": (("127.0.0.1:0", "x:1", "--delay-s", "0"), "--delay-s: got '0', expected a number above 0"),
     "hmarl-fleet": ((BUNDLE, "--grace-s", "-1"), "--grace-s: got '-1', expected a number above 0"),
+    "hmarl-gap": (("run", "--episodes", "1"), "--episodes: got '1', expected an integer of at least 2"),
     "hmarl-keys": (("isue", "agent_0"), "ACTION: got 'isue', expected one of init, issue, client"),
     "hmarl-sign": ((BUNDLE, "--key"), "--key: got nothing, expected FILE (sign BUNDLE with this private key (PEM))"),
     "hmarl-suite": (("s.toml", "--jobs", "0"), "--jobs: got '0', expected an integer of at least 1"),
@@ -127,6 +129,8 @@ def test_a_wrong_value_is_told_with_what_is_expected(program: str, wrong: Wrong)
         ("hmarl-eval", ("--endpoints", "nowhere"), 2),
         ("hmarl-check-env", ("nowhere:make",), 2),
         ("hmarl-suite", ("nowhere.toml",), 2),
+        ("hmarl-gap", ("nowhere",), 3),
+        ("hmarl-gap", ("--bundle", "nowhere"), 3),
     ],
 )
 def test_what_is_not_there_is_named(program: str, arguments: tuple[str, ...], code: int) -> None:

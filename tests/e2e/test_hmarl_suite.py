@@ -170,7 +170,7 @@ def test_another_librarys_results_stand_beside_and_nothing_is_trained(
 
 
 def test_one_process_at_a_time_owns_a_suite(killed: Killed, call: Call) -> None:
-    with RunLock(killed.folder, "suite"):
+    with RunLock(killed.folder, "suite directory"):
         code, _, error = call("suite", str(killed.file), "--out", str(killed.folder))
     assert code == 2
     assert f"suite directory {killed.folder}: in use by process {os.getpid()}" in error

@@ -19,7 +19,7 @@ from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.clients import endpoints
 from hmarl.sdk.clients.agent import agent_spec
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.clients.endpoints import at_once, refusing
+from hmarl.sdk.clients.endpoints import at_once, load_endpoints, refusing
 from hmarl.sdk.errors import AgentError, UsageError
 from hmarl.sdk.evaluation.deployed_teams import FleetTeam
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -107,3 +107,10 @@ def test_one_that_does_not_answer_may_be_there(
         hung.bind(("127.0.0.1", 0))
         hung.listen()  # the kernel connects, and no one answers
         assert refusing({**closed, "hung": f"127.0.0.1:{hung.getsockname()[1]}"}) == list(closed)
+
+
+def test_a_file_that_is_not_there_names_who_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"none\.json: No such file or directory; hmarl-fleet BUNDLE --out FILE writes"
+    ):
+        load_endpoints(tmp_path / "none.json")

@@ -25,6 +25,7 @@ from hmarl.sdk import AgentClient, ClientMetrics, Zero
 from peers import peer
 from picky import picky_bundle
 from processes import LIMIT_S, children, fleet_process, threads, wait_for
+from raw_frames import RawFrames
 from scraping import Scraped, get, scrape, targets
 from toy_bundle import write_toy_bundle
 
@@ -42,6 +43,32 @@ def settled(address: str, name: str, value: float, **labels: str) -> Scraped:
     """The metrics, once one of them is as it should be: a client may know of its reply before it has been counted."""
     wait_for(lambda: scrape(address).value(name, **labels) >= value, f"{name} {labels} {value}")
     return scrape(address)
+
+
+def test_what_is_asked_by_frames_is_counted_alike(toy_bundle: Bundle) -> None:
+    with (
+        AgentProcess(toy_bundle.path, "agent_0", options=METRICS, door="frames") as process,
+        RawFrames(process.address) as client,
+        RawFrames(process.address) as rude,
+    ):
+        address = process.ready["metrics"]
+        session = client.start()
+        for step in (0, 1, 4, 4, 2):
+            client.act(session, step)
+        client.act("nosuch", 2)
+        client.ask(check_health={})
+        rude.socket.sendall(b"\x01\xff")
+        assert rude.ended
+        time.sleep(2.5)  # the agent acts in a session of its own once a second
+        got = settled(address, "hmarl_agent_requests_total", 1, method="Connection", code="INVALID_ARGUMENT")
+        for code, count in (("OK", 4), ("NOT_FOUND", 1), ("FAILED_PRECONDITION", 1)):
+            assert got.value("hmarl_agent_requests_total", method="Act", code=code) == count
+        for method in ("StartEpisode", "Check"):
+            assert got.value("hmarl_agent_requests_total", method=method, code="OK") == 1
+        assert got.value("hmarl_agent_act_seconds_count", method="Act") == 4
+        assert (got.value("hmarl_agent_missed_steps_total"), got.value("hmarl_agent_replays_total")) == (2, 1)
+        now = [got.value(f"hmarl_agent_{name}") for name in ("open_sessions", "open_streams", "serving")]
+        assert now == [1, 1, 1]
 
 
 def test_what_clients_did_is_counted_and_what_the_probe_did_is_not(toy_bundle: Bundle) -> None:
@@ -133,7 +160,6 @@ def test_other_pages_are_not_there(agent: AgentProcess) -> None:
     [
         ("9464", "--metrics: got '9464', expected HOST:PORT"),
         ("unix:/tmp/m", "--metrics: got 'unix:/tmp/m', expected HOST:PORT"),
-        ("0.0.0.0:0", "--metrics: got 0.0.0.0"),
     ],
 )
 @pytest.mark.parametrize("command", ["agent", "fleet"])
@@ -184,6 +210,8 @@ def test_a_fleet_lists_its_agents_and_counts_their_restarts(toy_bundle: Bundle, 
         assert told == json.loads((tmp_path / "endpoints.json").read_text())["metrics"]
         listed = {entry["labels"].get("agent"): entry["targets"][0] for entry in targets(told["fleet"])}
         assert listed == {None: told["fleet"], **told["agents"]}
+        assert {entry["labels"]["fleet"] for entry in targets(told["fleet"])} == {told["fleet"]}
+        assert told["scheme"] == "http"
         assert {
             name: scrape(where).labels("hmarl_agent_bundle_info")[0]["agent_id"]
             for name, where in told["agents"].items()

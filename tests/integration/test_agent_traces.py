@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agent_process import AgentProcess
+from agent_process import DOORS, AgentProcess
 from hmarl.agent.v1 import agent_pb2
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk import AgentClient, AsyncAgentClient, StaleActionError
@@ -59,7 +59,7 @@ def traced_agent(bundle: Bundle, received: Collector, **environment: str) -> Ite
         **environment,
     }
     before = ["env", *(f"{name}={value}" for name, value in variables.items())]
-    with AgentProcess(bundle.path, "agent_0", before=before, options=["--traces"]) as process:
+    with AgentProcess(bundle.path, "agent_0", before=before, options=["--traces"], door="both") as process:
         yield process
 
 
@@ -89,18 +89,21 @@ def children_of(received: Collector, span: ReadableSpan, method: str) -> list[An
     return found()
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("door", DOORS)
 def test_every_call_of_a_client_is_the_parent_of_the_servers(
-    agent: AgentProcess, received: Collector, spans: InMemorySpanExporter, stream: bool
+    agent: AgentProcess, received: Collector, spans: InMemorySpanExporter, door: str
 ) -> None:
-    with AgentClient(agent.address, stream=stream, traces=True, timeout_s=LIMIT_S) as client:
+    with AgentClient(agent.at(door), stream=door == "stream", traces=True, timeout_s=LIMIT_S) as client:
         client.reset(1)
         actions = [client.act(OBSERVATION, MASK) for _ in range(3)]
     (start,), acts, (end,) = own(spans, "StartEpisode"), own(spans, "Act"), own(spans, "EndEpisode")
     assert len(children_of(received, start, "StartEpisode")) == len(children_of(received, end, "EndEpisode")) == 1
     assert [span.attributes["hmarl.step"] for span in acts if span.attributes] == [action.step for action in actions]
     for act in acts:
-        (below,) = children_of(received, act, "StreamAct" if stream else "Act")
+        (below,) = children_of(received, act, "StreamAct" if door == "stream" else "Act")
+        system = {each.key: each.value.string_value for each in below.attributes}["rpc.system"]
+        assert act.attributes is not None
+        assert system == act.attributes["rpc.system"] == ("frames" if door == "frames" else "grpc")
         assert act.start_time is not None
         assert act.end_time is not None
         assert act.start_time <= below.start_time_unix_nano <= below.end_time_unix_nano <= act.end_time

@@ -1,4 +1,4 @@
-"""A client on a robot pays for gRPC, protobuf and NumPy: neither ONNX Runtime nor Gymnasium, nor what draws reports."""
+"""A client on a robot pays for protobuf, NumPy and perhaps gRPC: not for ONNX Runtime, Gymnasium or reports."""
 
 from __future__ import annotations
 
@@ -69,14 +69,16 @@ def python(program: str, address: str) -> str:
 
 @pytest.fixture(scope="module")
 def served(toy_bundle: Bundle) -> Iterator[AgentProcess]:
-    with AgentProcess(toy_bundle.path, "agent_0") as process:
+    with AgentProcess(toy_bundle.path, "agent_0", door="both") as process:
         yield process
 
 
+@pytest.mark.parametrize("door", ["unary", "frames"])
 @pytest.mark.parametrize("program", [BLOCKING, ASYNCIO])
-def test_a_client_imports_nothing_that_acting_can_do_without(served: AgentProcess, program: str) -> None:
-    loaded = json.loads(python(program + TELL, served.address))
-    assert {"grpc", "numpy", "google"} <= set(loaded)
+def test_a_client_imports_nothing_that_acting_can_do_without(served: AgentProcess, program: str, door: str) -> None:
+    loaded = json.loads(python(program + TELL, served.at(door)))
+    assert {"numpy", "google"} <= set(loaded)
+    assert ("grpc" in loaded) == (door == "unary")
     assert not DONE_WITHOUT.intersection(loaded)
 
 

@@ -44,11 +44,18 @@ def by_name(case: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[dict[str, str]]:
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where each agent of the bundle serves frames."""
+    folder = tmp_path_factory.mktemp("frames")
+    return {agent_id: folder / agent_id for agent_id in load_bundle(BUNDLE).agent_ids}
+
+
+@pytest.fixture(scope="module")
+def served(sockets: dict[str, Path]) -> Iterator[dict[str, str]]:
     """The address of each agent of the bundle."""
-    agents = [AgentProcess(BUNDLE, agent_id) for agent_id in load_bundle(BUNDLE).agent_ids]
-    yield {agent.ready["agent"]: agent.address for agent in agents}
-    for agent in agents:
+    agents = {name: AgentProcess(BUNDLE, name, options=["--frames", str(path)]) for name, path in sockets.items()}
+    yield {name: agent.address for name, agent in agents.items()}
+    for agent in agents.values():
         agent.kill()
 
 
@@ -133,10 +140,14 @@ def test_episodes_in_process(episode: dict[str, Any]) -> None:
         check_episode(agent, as_played(episode))
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("door", ["unary", "stream", "frames"])
 @pytest.mark.parametrize("episode", EPISODES, ids=by_name)
-def test_episodes_of_a_served_agent(episode: dict[str, Any], stream: bool, served: dict[str, str]) -> None:
-    with AgentClient(served[episode["agent"]], stream=stream, diagnostics=True, timeout_s=10) as agent:
+def test_episodes_of_a_served_agent(
+    episode: dict[str, Any], door: str, served: dict[str, str], sockets: dict[str, Path]
+) -> None:
+    name = episode["agent"]
+    address = f"frames:{sockets[name]}" if door == "frames" else served[name]
+    with AgentClient(address, stream=door == "stream", diagnostics=True, timeout_s=10) as agent:
         check_episode(agent, as_played(episode))
 
 

@@ -41,7 +41,14 @@ def processes(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("served")
     with ExitStack() as stack:
         yield [
-            stack.enter_context(AgentProcess(toy_bundle.path, agent_id, listen=f"unix:{folder}/{agent_id}"))
+            stack.enter_context(
+                AgentProcess(
+                    toy_bundle.path,
+                    agent_id,
+                    listen=f"unix:{folder}/{agent_id}",
+                    options=["--frames", f"{folder}/{agent_id}.frames"],
+                )
+            )
             for agent_id in IDS
         ]
 
@@ -62,13 +69,17 @@ def play(kind: str, served: list[AgentProcess], make_write: Callable[[Any], Writ
     written: list[Write] = []
     options = {"fallback": Hold(expires_after_s=0.25, then=Zero()), **options}
     stream = kind.endswith("streamed")
+    addresses = [
+        f"frames:{each.address.removeprefix('unix:')}.frames" if kind.endswith("frames") else each.address
+        for each in served
+    ]
 
     def write(commands: Mapping[str, Command]) -> None:
         written[0](commands)
 
     async def awaited() -> LoopSummary:
         async with AsyncExitStack() as stack:
-            clients = [AsyncAgentClient(each.address, stream=stream) for each in served]
+            clients = [AsyncAgentClient(each, stream=stream) for each in addresses]
             for client in clients:
                 await stack.enter_async_context(client)
                 await client.reset(1)
@@ -79,7 +90,7 @@ def play(kind: str, served: list[AgentProcess], make_write: Callable[[Any], Writ
     if kind.startswith("asyncio"):
         return asyncio.run(awaited())
     with ExitStack() as stack:
-        clients = [stack.enter_context(AgentClient(each.address, stream=stream)) for each in served]
+        clients = [stack.enter_context(AgentClient(each, stream=stream)) for each in addresses]
         for client in clients:
             client.reset(1)
         loop = stack.enter_context(ControlLoop(RATE_HZ, clients, read, write, **options))
@@ -87,7 +98,7 @@ def play(kind: str, served: list[AgentProcess], make_write: Callable[[Any], Writ
         return loop.run(duration_s=30.0)
 
 
-kinds = pytest.mark.parametrize("kind", ["blocking", "blocking, streamed", "asyncio, streamed"])
+kinds = pytest.mark.parametrize("kind", ["blocking, frames", "blocking, streamed", "asyncio, streamed"])
 
 
 @kinds

@@ -208,12 +208,14 @@ def test_a_member_that_is_killed_while_it_loads_leaves_the_team_as_it_was(
             ) as asking:
                 wait_for(lambda pid=pid: children(pid), "the trial of its graph")
                 trials = children(pid)
-                for trial in trials:
-                    os.kill(trial, signal.SIGSTOP)  # so that it does not end before
-                os.kill(pid, signal.SIGKILL)
-                for trial in trials:
-                    with suppress(ProcessLookupError):  # it may have died with its parent
-                        os.kill(trial, signal.SIGCONT)
+                try:
+                    for trial in trials:
+                        os.kill(trial, signal.SIGSTOP)  # so that it does not end before
+                    os.kill(pid, signal.SIGKILL)
+                finally:  # stopped before it asked to die with its parent, it would stay for ever
+                    for trial in trials:
+                        with suppress(ProcessLookupError):  # it may have died with its parent
+                            os.kill(trial, signal.SIGCONT)
                 wait_for(lambda trials=trials: not any(map(alive, trials)), "the trial's end")
                 _, said = asking.communicate(timeout=LIMIT_S)
             assert asking.returncode == 4

@@ -142,6 +142,36 @@ def test_a_session_given_up_while_it_started_is_ended(toy_bundle: Bundle) -> Non
             assert agent.act(seen(0), LEGAL).fresh
 
 
+def test_an_act_that_is_interrupted_leaves_a_client_that_acts(toy_bundle: Bundle) -> None:
+    """By Ctrl-C, or whatever a program's signal handlers raise."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    local = Policy(toy_bundle, "agent_0").session()
+    local.reset(3)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with (
+            AgentProcess(toy_bundle.path, "agent_0", door="frames") as process,
+            AgentClient(process.address, timeout_s=LIMIT_S) as agent,
+        ):
+            agent.reset(3)
+            for step in range(0, 6, 2):
+                action = agent.act(seen(step), LEGAL)
+                if step and not action.missed_steps:  # otherwise it came first, over its new connection
+                    local.act(seen(step - 1), LEGAL, step=step - 1)
+                assert (action.action, action.fresh) == (local.act(seen(step), LEGAL, step=step).action, True)
+                process.freeze()
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                with pytest.raises(InterruptedError):
+                    agent.act(seen(step + 1), LEGAL)
+                process.thaw()
+            assert agent.statistics.rejoins == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def started(agent: AgentClient, seed: int) -> bool:
     try:
         agent.reset(seed)

@@ -425,15 +425,15 @@ def test_files_that_others_may_read_are_refused(team: Team, tmp_path: Path) -> N
     tokens.chmod(0o644)
     said = refusal("127.0.0.1:0", token_file=tokens)
     assert said == (
-        f"--token-file: got '{tokens}' with mode 0644, expected a file that no others may read or write: "
-        f"chmod o-rwx {tokens}"
+        f"--token-file: got '{tokens}' with mode 0644, expected a file that its owner alone may read: "
+        f"chmod go-rwx {tokens}"
     )
     key = tmp_path / "agent.key"
     key.write_bytes(team.agent.key.read_bytes())
-    key.chmod(0o604)
+    key.chmod(0o640)
     said = refusal("127.0.0.1:0", tls_cert=team.agent.certificate, tls_key=key)
     assert said is not None
-    assert said.startswith(f"--tls-key: got '{key}' with mode 0604")
+    assert said.startswith(f"--tls-key: got '{key}' with mode 0640")
     assert "PRIVATE KEY" not in said
 
 

@@ -137,6 +137,9 @@ def test_a_fleet_that_asks_for_tokens_alone_is_supervised(toy_bundle: Bundle, tm
         assert probe is not None
         time.sleep(1.5)
         assert (probe.unanswered, probe.unwell) == (0, 0)
+        seen = Path(f"/proc/{fleet.process_ids['agent_0']}")
+        secret = fleet._members[0]._secret.encode()
+        assert secret not in (seen / "environ").read_bytes() + (seen / "cmdline").read_bytes()
         with pytest.raises(AgentError, match="UNAUTHENTICATED: token: got none"):
             act(fleet.endpoints["agent_0"])
 

@@ -46,6 +46,7 @@ def failed(fleet: Fleet) -> bool:
 
 
 def test_signing_by_the_command_line(toy_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "secret").touch(0o600)
     (tmp_path / "secret").write_text("the passphrase\n")
     key = tmp_path / "k.pem"
     code, output, error = run_in_pipes(

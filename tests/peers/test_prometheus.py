@@ -8,13 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +21,13 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from hmarl.runtime.bundle import load_bundle
 from hmarl.sdk import AgentClient, ClientMetrics, Zero
-from installed import ROOT
 from processes import children, fleet_process
+from running_prometheus import DEPLOY, LIMIT_S, Prometheus, free_port, prometheus, until
 from scraping import get
 from serving import SHIPPED_BUNDLE
 
 pytestmark = pytest.mark.peers
-DEPLOY = ROOT / "runtime" / "deploy" / "prometheus"
 HEALTHY_S = 30.0
-LIMIT_S = 60.0
 OF_A_FREEZE = ("HmarlAgentDown", "HmarlFallbacks", "HmarlAgentRestarted")
 HZ = 20.0
 TIMEOUT_S = 0.5  # other things may run on this machine; a deadline that it misses is rightly an alert
@@ -53,6 +48,7 @@ def checked(*words: str, stdin: str | None = None) -> str:
 def test_the_rules_are_valid_and_each_fires_when_it_should(installed_program: Callable[[str], str]) -> None:
     promtool = installed_program("promtool")
     say(checked(promtool, "check", "config", str(DEPLOY / "prometheus.yml")).strip())
+    say(checked(promtool, "check", "config", "--syntax-only", str(DEPLOY / "prometheus-tls.yml")).strip())
     say(checked(promtool, "test", "rules", str(DEPLOY / "alerts_test.yml")).strip())
 
 
@@ -62,76 +58,6 @@ def test_a_rule_that_cannot_fire_is_noticed(installed_program: Callable[[str], s
     (tmp_path / "alerts_test.yml").write_text((DEPLOY / "alerts_test.yml").read_text())
     words = [installed_program("promtool"), "test", "rules", str(tmp_path / "alerts_test.yml")]
     assert subprocess.run(words, capture_output=True, check=False, timeout=LIMIT_S).returncode != 0
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-class Prometheus:
-    """A running one, asked over its own interface."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def ask(self, path: str, **arguments: str) -> Any:
-        query = f"?{urllib.parse.urlencode(arguments)}" if arguments else ""
-        return json.loads(get(self.address, f"/api/v1/{path}{query}"))["data"]
-
-    def values(self, query: str) -> dict[str, float]:
-        """The values of a query by the label agent."""
-        found = self.ask("query", query=query)["result"]
-        return {each["metric"].get("agent", ""): float(each["value"][1]) for each in found}
-
-    def firing(self) -> set[tuple[str, str]]:
-        """Alerts that fire now, and for which agent."""
-        alerts = self.ask("alerts")["alerts"]
-        return {
-            (each["labels"]["alertname"], each["labels"].get("agent", ""))
-            for each in alerts
-            if each["state"] == "firing"
-        }
-
-    def ever_fired(self) -> set[tuple[str, str]]:
-        """Alerts that have fired at any time, and for which agent."""
-        found = self.ask("query", query='count by (alertname, agent) (max_over_time(ALERTS{alertstate="firing"}[1h]))')
-        return {(each["metric"]["alertname"], each["metric"].get("agent", "")) for each in found["result"]}
-
-
-@contextmanager
-def prometheus(program: str, folder: Path, fleet: str, robot: int) -> Iterator[Prometheus]:
-    """The configuration that we ship, at other ports, and with the program that acts."""
-    config = (DEPLOY / "prometheus.yml").read_text().replace("127.0.0.1:9464", fleet)
-    config += f'  - job_name: robot\n    static_configs: [{{targets: ["127.0.0.1:{robot}"]}}]\n'
-    (folder / "prometheus.yml").write_text(config)
-    (folder / "alerts.yml").write_text((DEPLOY / "alerts.yml").read_text())
-    address = f"127.0.0.1:{free_port()}"
-    words = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    words += [f"--web.listen-address={address}", "--log.level=warn"]
-    with subprocess.Popen(words) as process:
-        try:
-            until(lambda: ready(address), "Prometheus")
-            yield Prometheus(address)
-        finally:
-            process.terminate()
-
-
-def ready(address: str) -> bool:
-    try:
-        return "Ready" in get(address, "/-/ready")
-    except OSError:
-        return False
-
-
-def until(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> float:
-    """Wait for something; returns how long it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, f"{what}: not within {limit_s} s"
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 class Player:
@@ -179,7 +105,9 @@ def test_a_fleet_is_watched_through_a_kill_and_a_freeze(
             Player(address, bundle.agent(name).observation.shape[0], metrics, stream=bool(index % 2))
             for index, (name, address) in enumerate(told["agents"].items())
         ]
-        with prometheus(program, tmp_path, told["metrics"]["fleet"], robot) as watching:
+        config = (DEPLOY / "prometheus.yml").read_text().replace("127.0.0.1:9464", told["metrics"]["fleet"])
+        config += f'  - job_name: robot\n    static_configs: [{{targets: ["127.0.0.1:{robot}"]}}]\n'
+        with prometheus(program, tmp_path, config) as watching:
             pids = members(fleet.pid)
             _healthy(watching, promtool, told["metrics"], robot)
             _killed(watching, pids["agent_0"])

@@ -26,17 +26,7 @@ from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.sdk.clients.client import AgentClient
 from processes import rss_mib
-from rude_frames import (
-    huge_frames,
-    one_that_never_reads,
-    partial_frames,
-    rapid_connections,
-    sessions_hoarded,
-    shape_bombs_in_frames,
-    silent_connections,
-    undecodable_frames,
-)
-from rude_frames import idle_connections as idle_frames
+from rude_frames import rude
 from rude_peers import (
     REFLECTION,
     SERVICE,
@@ -57,16 +47,16 @@ KILLS = int(os.environ.get("HMARL_CHAOS_KILLS", "30"))
 FEW_FILES = ("sh", "-c", 'ulimit -n 1024; exec "$@"', "sh")
 Trouble = Callable[[str], AbstractContextManager[object]]
 FRAMES_TROUBLES: dict[str, Trouble] = {
-    "300 silent connections": silent_connections,
-    "300 partial frames": partial_frames,
-    "shapes of 2,000 sizes": shape_bombs_in_frames,
-    "undecodable frames": undecodable_frames,
-    "frames of 4 MiB": huge_frames,
-    "1,024 sessions hoarded": sessions_hoarded,
+    "300 silent connections": rude("silent"),
+    "300 partial frames": rude("partial"),
+    "shapes of 2,000 sizes": rude("shape bombs"),
+    "undecodable frames": rude("undecodable"),
+    "frames of 4 MiB": rude("huge"),
+    "1,024 sessions hoarded": rude("hoarding"),
     "64 connections of a frozen process": frozen_streams,
-    "1,100 idle connections, 1,024 files": idle_frames,
-    "one that never reads": one_that_never_reads,
-    "rapid connections": rapid_connections,
+    "1,100 idle connections, 1,024 files": rude("idle"),
+    "one that never reads": rude("never reads"),
+    "rapid connections": rude("rapid"),
 }
 TROUBLES: dict[str, Trouble] = {
     "80 silent acts": lambda address: silent_calls(address, SERVICE + "Act", 80),

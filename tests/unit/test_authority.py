@@ -62,7 +62,7 @@ def test_keys_are_their_owners_alone(authority: Authority) -> None:
     assert not list(authority.path.rglob("*.tmp"))
     assert "PRIVATE" not in repr(read_pair("--c", agent.certificate, "--k", agent.key))
     agent.key.chmod(0o644)
-    with pytest.raises(UsageError, match=r"mode 0644, expected a file that no others may read or write: chmod o-rwx"):
+    with pytest.raises(UsageError, match=r"mode 0644, expected a file that its owner alone may read: chmod go-rwx"):
         read_pair("--c", agent.certificate, "--k", agent.key)
     (authority.path / "ca.key").chmod(0o604)
     with pytest.raises(UsageError, match="mode 0604"):

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from hmarl.runtime.fleet import MORE_THAN_GRACE_S, Fleet
+from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER, ServerSettings
 from hmarl.runtime.verify import verify_agent, verify_bundle
@@ -63,6 +64,9 @@ def said_defaults(command: str) -> dict[str, str]:
                 "--max-streams": str(OWN.max_streams),
                 "--session-ttl-s": str(OWN.session_ttl_s),
                 "--grace-s": str(OWN.grace_s),
+                "--record-total-mb": str(RecordSettings.total_mb),
+                "--record-file-mb": str(RecordSettings.file_mb),
+                "--record-keep-s": str(RecordSettings.keep_s),
             },
         ),
         ("fleet", {"--provider": PROVIDER, "--grace-s": str(OWN.grace_s)}),

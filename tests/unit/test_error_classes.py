@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hmarl.runtime.errors import BundleError, HmarlError, UsageError
+from hmarl.runtime.errors import BundleError, HmarlError, RecordingError, UsageError
 
 ROOT = Path(__file__).parents[2]
 # What never leaves hmarl, each caught where it is known what it means for a user; by name, because modules move.
@@ -49,7 +49,9 @@ def test_every_error_has_the_one_base_and_an_exit_code() -> None:
     assert outside == INTERNAL
     for error in found:
         if issubclass(error, HmarlError):
-            expected = 2 if issubclass(error, UsageError) else 3 if issubclass(error, BundleError) else 4
+            expected = (
+                2 if issubclass(error, UsageError) else 3 if issubclass(error, BundleError | RecordingError) else 4
+            )
             assert error.exit_code == expected, error
 
 

@@ -10,26 +10,63 @@ from importlib.metadata import version
 import pytest
 
 from hmarl.runtime import __version__
+from hmarl.runtime.bundle import Bundle
 
 DONE_WITHOUT = {
-    "difflib", "email", "grpc_reflection", "http.server", "importlib.metadata", "opentelemetry", "prometheus_client",
-    "shutil", "tempfile", "zipfile",
+    "cryptography", "difflib", "email", "grpc_reflection", "hmarl.oip", "hmarl.runtime.certificates",
+    "hmarl.runtime.compatible", "hmarl.runtime.metrics", "hmarl.runtime.metrics_page", "hmarl.runtime.open_inference",
+    "hmarl.runtime.signing", "hmarl.runtime.tracing", "hmarl.runtime.verify", "http.server", "importlib.metadata",
+    "opentelemetry", "prometheus_client", "shlex", "shutil", "ssl", "tempfile", "zipfile",
 }  # fmt: skip
-PROGRAM = """
-import json, sys
+# An agent that serves says what has been imported, instead of where it serves.
+SERVES = """
+import json, os, sys
 import google.protobuf.descriptor_pb2, grpc, grpc_health.v1.health_pb2, msgspec, numpy, onnxruntime
 before = set(sys.modules)
-import hmarl.runtime.bundle, hmarl.runtime.commands.agent, hmarl.runtime.server, hmarl.runtime.session
-import hmarl.runtime.systemd, hmarl.runtime.trial
-print(json.dumps(sorted(set(sys.modules) - before)))
+from hmarl.runtime.commands import agent
+
+def told(text):
+    print(json.dumps(sorted(set(sys.modules) - before)), flush=True)
+    os._exit(0)
+
+agent.OUTPUT.put = told
+agent.main()
+"""
+# The same, when it starts the process in which its graph is tried.
+TRIES = """
+import json, os, sys
+from hmarl.runtime import trial
+from hmarl.runtime.commands import agent
+
+def started():
+    print(json.dumps(sorted(sys.modules)), flush=True)
+    os._exit(0)
+
+trial.TrialProcess = started
+agent.main()
 """
 
 
-def test_an_agent_imports_nothing_that_serving_can_do_without() -> None:
-    output = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True, timeout=120)
-    imported = json.loads(output.stdout)
-    assert "hmarl.runtime.server" in imported
-    assert not DONE_WITHOUT.intersection(imported)
+def imported(program: str, bundle: Bundle, *options: str) -> set[str]:
+    """What a real agent has imported."""
+    words = [sys.executable, "-c", program, str(bundle.path), "--agent", "agent_0", "--listen", "127.0.0.1:0", *options]
+    return set(json.loads(subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout))
+
+
+def test_an_agent_imports_nothing_that_serving_can_do_without(toy_bundle: Bundle) -> None:
+    found = imported(SERVES, toy_bundle)
+    assert "hmarl.runtime.server" in found
+    assert not DONE_WITHOUT.intersection(found)
+
+
+@pytest.mark.parametrize("options", [(), ("--metrics", "127.0.0.1:0", "--oip")])
+def test_a_graphs_trial_is_started_before_anything_large_is_imported(
+    toy_bundle: Bundle, options: tuple[str, ...]
+) -> None:
+    """Both processes import at the same time: that is what an agent's start takes."""
+    found = imported(TRIES, toy_bundle, *options)
+    assert "hmarl.runtime.trial" in found
+    assert not {"grpc", "numpy", "onnxruntime", "google.protobuf", "msgspec", "prometheus_client"}.intersection(found)
 
 
 @pytest.mark.parametrize("command", ["agent", "fleet"])

@@ -442,3 +442,17 @@ def test_a_zip_member_that_is_there_twice_is_refused(signed: Callable[[bool], Pa
         archive.writestr(SIGNATURE, b"{}")
     with pytest.raises(BundleError, match="more than once"):
         load_bundle(path, pair[1])
+
+
+def test_a_bundle_that_was_changed_is_not_signed_and_keeps_the_signature_that_it_has(
+    signed: Callable[[bool], Path], pair: tuple[Path, Path]
+) -> None:
+    bundle = signed(False)
+    before = (bundle / "model.sig").read_bytes()
+    with (bundle / "README.md").open("ab") as stream:
+        stream.write(b"!")
+    with pytest.raises(
+        BundleError, match=r"^nothing was signed: bundle .*README\.md' has SHA-256 .*: it was changed; copy"
+    ):
+        sign_bundle(bundle, Signer(pair[0]))
+    assert (bundle / "model.sig").read_bytes() == before

@@ -80,6 +80,7 @@ def test_a_pair_is_made_once_and_the_private_key_is_for_its_owner_alone(tmp_path
 
 def test_an_encrypted_key_opens_with_its_passphrase_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "correct horse battery staple"
+    (tmp_path / "passphrase").touch(0o600)
     (tmp_path / "passphrase").write_text(secret + "\n")
     public, _ = new_key(tmp_path / "team.pem", read_passphrase(tmp_path / "passphrase"))
     assert b"ENCRYPTED" in (tmp_path / "team.pem").read_bytes()
@@ -121,6 +122,7 @@ WRONG_FILES = {
 def test_a_wrong_file_is_named_with_exit_code_2(tmp_path: Path, case: str) -> None:
     content, message = WRONG_FILES[case]
     if content is not None:
+        (tmp_path / "k.pem").touch(0o600)
         (tmp_path / "k.pem").write_bytes(content)
     with pytest.raises(UsageError, match=r"k\.pem: ") as error:
         Trust([tmp_path / "k.pem"])

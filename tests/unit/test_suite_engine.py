@@ -196,8 +196,11 @@ def test_one_that_was_killed_before_its_record_was_written_is_only_recorded(tmp_
 
 
 def test_the_directory_lock_names_whose_it_is(tmp_path: Path) -> None:
-    with RunLock(tmp_path, "suite"), pytest.raises(UsageError, match=r"suite directory .*: in use by process"):
-        RunLock(tmp_path, "suite")
+    with (
+        RunLock(tmp_path, "suite directory"),
+        pytest.raises(UsageError, match=r"suite directory .*: in use by process"),
+    ):
+        RunLock(tmp_path, "suite directory")
 
 
 def test_times_are_kept_between_commands(tmp_path: Path) -> None:

@@ -272,10 +272,14 @@ static hmarl::ClientOptions options_of(double timeout_s, hmarl::FallbackPtr fall
   return options;
 }
 
-static hmarl::Action until_fresh(hmarl::AgentClient& client) {
+// From a step on, each time with another observation: no late reply to an earlier step is taken.
+static hmarl::Action until_fresh(hmarl::AgentClient& client, std::uint64_t step) {
   const auto deadline = hmarl::Clock::now() + std::chrono::seconds(30);
-  for (;;) {
-    hmarl::Action action = client.act(seen, legal);
+  for (;; ++step) {
+    std::vector<float> now = seen;
+    now[0] = static_cast<float>(step);
+    hmarl::Action action = client.act(now, legal);
+    CHECK(action.step == step);
     if (action.fresh) return action;
     CHECK(hmarl::Clock::now() < deadline);
   }
@@ -312,7 +316,7 @@ static void frozen(const Door& door, AgentProcess& agent) {
   CHECK(held.latency.count() > 0.19 && held.latency.count() < 5);
   CHECK(illegal.value.choice() == std::find(masked.begin(), masked.end(), 1) - masked.begin());
   CHECK(expired.value.choice() == 3);
-  until_fresh(client);
+  until_fresh(client, 4);
   CHECK(client.statistics().rejoins == 0 && client.statistics().fallbacks >= 3);
 }
 
@@ -327,7 +331,7 @@ static void killed(const Door& door, AgentProcess& agent) {
   CHECK(!client.act(seen, legal).fresh);
   check_throws<hmarl::StaleActionError>([&] { stopped.act(seen, legal); }, "step 3: ");
   agent.start();
-  until_fresh(client);
+  until_fresh(client, 4);
   CHECK(client.statistics().rejoins == 1 && client.statistics().state_resets == 1);
   for (int tries = 0; tries < 3; ++tries) check_throws<hmarl::StaleActionError>([&] { stopped.act(seen, legal); }, "");
   CHECK(stopped.statistics().rejoins == 0);

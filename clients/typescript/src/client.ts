@@ -157,7 +157,7 @@ export class AgentClient implements Agent {
         const outcome = await this.#attempts(observation, mask, step, deadline);
         if ("kind" in outcome) nothing = outcome;
         else {
-          const action = this.#accept(outcome, begin, deadline);
+          const action = this.#accept(outcome, step, begin, deadline);
           if (action !== undefined) return action;
           nothing = { kind: "LATE_REPLY", reason: "the reply was taken after the time allowed was over" };
         }
@@ -300,7 +300,8 @@ export class AgentClient implements Agent {
     this.#bundle = bundleSha256;
   }
 
-  #accept(reply: ActResponse, begin: number, deadline: number): Action | undefined {
+  #accept(reply: ActResponse, step: number, begin: number, deadline: number): Action | undefined {
+    if (reply.step !== BigInt(step)) throw new AgentError(`${this.#name}: got a reply to step ${reply.step}, expected ${step}`);
     const { actionSpace } = this.spec;
     const length = actionSpace.type === "box" ? actionSpace.low.length : actionSpace.type === "discrete" ? 1 : actionSpace.n.length;
     const action = actionOf(reply.action, { type: actionSpace.type, length });
@@ -311,7 +312,6 @@ export class AgentClient implements Agent {
       this.statistics.lateReplies++;
       return undefined;
     }
-    const step = Number(reply.step);
     const diagnostics: Diagnostics = {};
     for (const [name, tensor] of Object.entries(reply.diagnostics)) diagnostics[name] = content(tensor, name);
     this.#last = { action, step, atMs: now };

@@ -66,9 +66,10 @@ for (const stream of [false, true]) {
     } finally {
       agent.thaw();
     }
-    let missed = 0;
+    let [missed, step] = [0, 4];
     await until(async () => {
-      const action = await client.act(SEEN, LEGAL);
+      const action = await client.act(SEEN.with(0, step), LEGAL);
+      assert.equal(action.step, step++); // and no late reply to an earlier one
       missed += action.missedSteps;
       return action.fresh;
     });

@@ -21,6 +21,8 @@ from hmarl.runtime.secret_files import Tokens, read_names, read_tokens
 from hmarl.runtime.settings import SecuritySettings
 
 if TYPE_CHECKING:
+    import ssl
+
     import grpc
 
     from hmarl.runtime.certificates import KeyPair
@@ -30,7 +32,7 @@ _SAY_EXPIRY_EVERY_S = 3600.0
 _EXPIRES_SOON_S = 86400.0
 _MAKE_SAFE = (
     "give --tls-cert, --tls-key and --tls-client-ca (hmarl-keys makes the files) or TLS and --token-file; or listen on "
-    "127.0.0.1 or a Unix socket; or say --insecure where something in front protects it"
+    "{private}; or say --insecure where something in front protects it"
 )
 
 
@@ -71,6 +73,21 @@ class Access:
         """When the server's certificate is valid no longer, in seconds since 1970; None for plaintext."""
         return None if self.certificate is None else self.certificate.value[0].expires_at
 
+    @property
+    def open_health(self) -> bool:
+        """Whether health is told to those who show nothing."""
+        return self._settings.open_health
+
+    def context(self) -> ssl.SSLContext | None:
+        """What a connection that is not gRPC's is encrypted by, with the files as they are now; None for plaintext.
+
+        With ``open_health`` its handshake goes without a certificate, which ``Guard`` then asks for.
+        """
+        if self.certificate is None:
+            return None
+        self.certificate.look()
+        return self.certificate.value[0].context
+
     def start(self, stopped: threading.Event) -> None:
         """Look at the files until ``stopped`` is set."""
         if self._watched:
@@ -80,11 +97,14 @@ class Access:
         cert, key, authority = self._settings.tls_cert, self._settings.tls_key, self._settings.tls_client_ca
         if cert is None or key is None:
             return None
-        from hmarl.runtime.certificates import read_authority, read_pair  # noqa: PLC0415 - for TLS alone
+        from hmarl.runtime.certificates import ask_clients, read_authority, read_pair  # noqa: PLC0415 - for TLS alone
 
         def read() -> tuple[KeyPair, bytes | None]:
             pair = read_pair("--tls-cert", cert, "--tls-key", key)
-            return pair, None if authority is None else read_authority("--tls-client-ca", authority)
+            trusted = None if authority is None else read_authority("--tls-client-ca", authority)
+            if trusted is not None:
+                ask_clients(pair.context, trusted, required=not self._settings.open_health)
+            return pair, trusted
 
         paths = [cert, key, *([] if authority is None else [authority])]
         return self._watch(Reloaded("the certificate", paths, read, LOGGER))
@@ -162,13 +182,21 @@ def _check_options(settings: SecuritySettings) -> None:
         )
 
 
-def check_exposure(settings: SecuritySettings, host: str, unix_path: Path | None) -> None:
+def check_exposure(
+    settings: SecuritySettings,
+    host: str,
+    unix_path: Path | None,
+    door: str = "listen",
+    private: str = "127.0.0.1 or a Unix socket",
+) -> None:
     """Refuse to be reached by others without asking who they are.
 
     Args:
         settings: what protects the door.
         host: where it listens; empty for a Unix socket.
         unix_path: the socket, which is bound already.
+        door: what it is called.
+        private: where it might listen without all that.
 
     Raises:
         UsageError: with what is missing.
@@ -195,8 +223,8 @@ def check_exposure(settings: SecuritySettings, host: str, unix_path: Path | None
     if problem is None:
         return
     if not settings.insecure:
-        raise UsageError(f"listen: got {where}, {problem}: {_MAKE_SAFE}")
-    LOGGER.warning("listening on %s: %s", where, problem)
+        raise UsageError(f"{door}: got {where}, {problem}: {_MAKE_SAFE.format(private=private)}")
+    LOGGER.warning("%s: got %s, %s", door, where, problem)
 
 
 def is_loopback(host: str) -> bool:

@@ -36,8 +36,8 @@ _EARLIER = datetime.timedelta(minutes=5)  # clocks differ
 _RENEW_BELOW = 1 / 3  # of its life is left
 _PRIVATE_FOLDER, _PRIVATE_FILE, _PUBLIC_FILE = 0o700, 0o600, 0o644
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
-Role = Literal["agent", "client"]
-_FOLDERS: dict[Role, str] = {"agent": "agents", "client": "clients"}
+Role = Literal["agent", "fleet", "client"]
+_FOLDERS: dict[Role, str] = {"agent": "agents", "fleet": "fleets", "client": "clients"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Issued:
     """A certificate of the authority.
 
     Attributes:
-        role: whether an agent or a client shows it.
+        role: whether an agent, a fleet (where its metrics are read) or a client shows it.
         name: whose it is.
         certificate: its file; that of the private key beside it ends with ``.key``.
-        hosts: the names and addresses under which an agent may be reached.
+        hosts: the names and addresses under which an agent or a fleet may be reached.
         begins_at: from when it is valid.
         expires_at: until when.
         allowed: whether an agent that goes by the list lets it in; agents' certificates let no one in.
@@ -201,7 +201,7 @@ class Authority:
         Less than a third of its life is left, or it is not usable, or, since a clock was wrong, not valid yet.
         """
         now = now or _now()
-        wanted = issued.role == "agent" or issued.allowed
+        wanted = issued.role != "client" or issued.allowed
         return wanted and (not issued.usable or now < issued.begins_at or issued.left(now) < _RENEW_BELOW)
 
     def has(self, role: Role, name: str) -> bool:
@@ -227,7 +227,7 @@ class Authority:
         path = self._file(role, name)
         try:
             certificate = x509.load_pem_x509_certificate(read_file("keys", path))
-            hosts = _hosts_of(certificate) if role == "agent" else ()
+            hosts = () if role == "client" else _hosts_of(certificate)
         except _unreadable() as error:
             raise DamagedCertificateError(f"keys: '{path}': damaged certificate: {one_line(error)}") from error
         return Issued(
@@ -417,7 +417,7 @@ def _leaf_extensions(
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(
-            x509.ExtendedKeyUsage([usage.SERVER_AUTH if role == "agent" else usage.CLIENT_AUTH]), critical=False
+            x509.ExtendedKeyUsage([usage.CLIENT_AUTH if role == "client" else usage.SERVER_AUTH]), critical=False
         )
         .add_extension(x509.SubjectAlternativeName([uri, *map(_host, hosts)]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)

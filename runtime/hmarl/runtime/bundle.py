@@ -199,7 +199,9 @@ def read_checked(source: Source, path: Path, name: str, expected: str) -> bytes:
         raise BundleError(f"bundle {path}: file '{name}' is missing; {REPAIR}") from None
     got = hashlib.sha256(content).hexdigest()
     if got != expected:
-        raise BundleError(f"bundle {path}: file '{name}' has SHA-256 {got}, expected {expected}; {REPAIR}")
+        raise BundleError(
+            f"bundle {path}: file '{name}' has SHA-256 {got}, expected {expected}: it was changed; {REPAIR}"
+        )
     return content
 
 

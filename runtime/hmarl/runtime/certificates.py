@@ -26,11 +26,13 @@ class KeyPair:
         certificate: PEM.
         key: PEM; not shown.
         expires_at: seconds since 1970.
+        context: a server's, which shows the certificate.
     """
 
     certificate: bytes
     key: bytes
     expires_at: float
+    context: ssl.SSLContext
 
     def __repr__(self) -> str:
         return f"KeyPair(expires_at={self.expires_at})"
@@ -54,7 +56,7 @@ def read_pair(cert_option: str, certificate: Path, key_option: str, key: Path) -
         ) from error
     except OSError as error:
         raise UsageError(f"{cert_option}: cannot read '{certificate}' and '{key}': {error.strerror}") from error
-    return KeyPair(*pair, expires_at)
+    return KeyPair(*pair, expires_at, context)
 
 
 def read_authority(option: str, path: Path) -> bytes:
@@ -69,6 +71,18 @@ def read_authority(option: str, path: Path) -> bytes:
     except (ssl.SSLError, ValueError) as error:
         raise UsageError(f"{option}: got no certificate in PEM in '{path}': {one_line(error)}") from error
     return content
+
+
+def ask_clients(context: ssl.SSLContext, authority: bytes, *, required: bool) -> None:
+    """Have a server ask for client certificates.
+
+    Args:
+        context: the server's.
+        authority: whose certificates are taken, in PEM.
+        required: whether those without any are turned away at the handshake.
+    """
+    context.load_verify_locations(cadata=authority.decode("ascii"))
+    context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
 
 
 def expiry(option: str, path: Path, content: bytes) -> float:

@@ -13,8 +13,8 @@ class HmarlError(Exception):
     """Base of every error that hmarl raises on purpose; command-line programs print it without a traceback.
 
     Attributes:
-        exit_code: what a command ends with: 2 usage or configuration, 3 a bad bundle, run or checkpoint, 4 a failure
-            while running.
+        exit_code: what a command ends with: 2 usage or configuration, 3 a bad bundle, run, checkpoint or recording, 4 a
+            failure while running.
     """
 
     exit_code: int = 4
@@ -49,6 +49,16 @@ class BundleError(HmarlError):
 
 class SignatureError(BundleError):
     """A bundle that is not what a trusted signer signed: unsigned, changed, or signed by another key."""
+
+
+class RecordingError(HmarlError):
+    """A recording that is damaged, is none at all, or needs a bundle that is not given."""
+
+    exit_code: int = 3
+
+
+class DifferenceError(HmarlError):
+    """A recording that was run again, and did not come out the same."""
 
 
 class ObservationError(HmarlError):

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hmarl.agent.v1.framing import SCHEME
 from hmarl.runtime.bundle import Bundle, load_bundle
-from hmarl.runtime.commands._security import SECRET_VARIABLE, as_words
+from hmarl.runtime.commands._security import SECRET_VARIABLE, as_words, handed_over
 from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
 from hmarl.runtime.compatible import check_replacement
 from hmarl.runtime.control import CONTROL_VARIABLE, Channel
@@ -216,7 +216,6 @@ class _Member:
             **os.environ,
             PARENT_VARIABLE: str(os.getpid()),
             SHA256_VARIABLE: self._kept.bundle.sha256,  # it may have been replaced since
-            SECRET_VARIABLE: self._secret,  # whoever else it asks for a certificate or a token
         }
         environment.pop("NOTIFY_SOCKET", None)  # the service is the fleet, not a member
         environment.pop("HMARL_LIKE", None)  # the roster says who is like whom
@@ -227,15 +226,18 @@ class _Member:
         command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options]
         ours, theirs = socket.socketpair()
         environment[CONTROL_VARIABLE] = str(theirs.fileno())
+        secret = handed_over(self._secret)  # it knows its supervisor, whoever it asks for a certificate or a token
+        environment[SECRET_VARIABLE] = str(secret)
         self.process = subprocess.Popen(
             [*command, "--listen", listen, "--json", *metrics],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
             env=environment,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), secret],
         )
         theirs.close()
+        os.close(secret)
         ours.setblocking(False)
         self.control = Channel(ours)
         assert self.process.stdout is not None

@@ -39,7 +39,6 @@ from hmarl.runtime.errors import (
 from hmarl.runtime.frames_call import FramesCall
 from hmarl.runtime.health_service import HealthService
 from hmarl.runtime.identity import Caller, Guard
-from hmarl.runtime.message_limits import ROOM_BYTES
 from hmarl.runtime.places import Place, Places
 from hmarl.runtime.repeats import RepeatLog
 from hmarl.runtime.request_ids import request_of
@@ -47,7 +46,7 @@ from hmarl.runtime.self_probe import Ask
 from hmarl.runtime.service import AgentService
 from hmarl.runtime.settings import ServerSettings
 from hmarl.runtime.sweeper import CROWDED_SILENT_FOR_S, SILENT_FOR_S
-from hmarl.runtime.telemetry import ACT, Telemetry
+from hmarl.runtime.telemetry import ACT, FRAMES, Telemetry
 from hmarl.runtime.unix_sockets import BoundPath, claim
 
 LOGGER = logging.getLogger("hmarl.agent")
@@ -69,6 +68,7 @@ _METHODS = {
     "get_agent_info": "GetAgentInfo",
     "check_health": "Check",
 }
+_CONNECTION = "Connection"  # what stands for one that is ended with an error
 
 
 class _Ended(Exception):
@@ -173,7 +173,7 @@ class FramesDoor:
         assert settings.frames is not None
         self.name, self.what, self.crowded = "frames", "connections", threading.Event()
         self._service, self._health, self._guard, self._log = service, health, guard, log
-        self._limit_bytes = settings.max_request_bytes + ROOM_BYTES
+        self._limit_bytes = settings.max_request_bytes
         self._users = {os.getuid(), 0, *settings.frames_users}
         most = connection_limit(settings.max_sessions)
         self._acting: Places[_Connection] = Places(
@@ -183,7 +183,7 @@ class FramesDoor:
         self._most = most + _CHECKS + _NEW
         self._open: dict[_Connection, None] = {}  # without a lock: adding, removing and copying are one step each
         self._stopping = False
-        self._note = telemetry.noting()
+        self._note = telemetry.noting(FRAMES)
         path = str(settings.frames)
         self._listener = _listen(path, 0o600 if not settings.frames_users else 0o666)
         self._bound_path = BoundPath(path)
@@ -309,6 +309,8 @@ class FramesDoor:
     def _refuse(self, connection: _Connection, error: Exception) -> None:
         """Say why the connection ends."""
         code, message = self._service.status_of(error)
+        if self._note is not None:
+            self._note(_CONNECTION, code, time.perf_counter(), ())
         with contextlib.suppress(OSError):
             connection.send(FrameResponse(error=FrameError(code=code, message=message)))
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError, UnauthenticatedError, one_line
 from hmarl.runtime.places import UNKNOWN_PEER
@@ -42,6 +42,22 @@ class Caller:
 
 
 _PROBE = Caller("the process itself")
+
+
+class Shown(NamedTuple):
+    """What a caller shows, by whatever protocol.
+
+    Attributes:
+        tls: whether it came encrypted.
+        pem: its certificate, which TLS has verified; empty without one.
+        names: those of its certificate: URIs, DNS names, common names.
+        bearer: its token; None without one.
+    """
+
+    tls: bool
+    pem: bytes
+    names: Sequence[str]
+    bearer: str | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,7 @@ class Guard:
 
     def is_own(self, metadata: Metadata) -> bool:
         """Whether a request shows the secret of the process itself, or its supervisor."""
-        bearer = _bearer(metadata)
+        bearer = bearer_of(metadata)
         return bearer is not None and hmac.compare_digest(bearer.encode(), self._secret)
 
     def count(self, caller: Caller) -> None:
@@ -170,6 +186,24 @@ class Guard:
         if self._quota.per_s:
             self.count(self.caller(context))
 
+    def admit_reader(self, shown: Shown, peer: str) -> None:
+        """Let one in who asks by another protocol than gRPC, by the same rules.
+
+        Args:
+            shown: what it shows.
+            peer: its host.
+
+        Raises:
+            UnauthenticatedError: see ``admit``, for this and the others.
+            ForbiddenError: likewise.
+            QuotaError: likewise.
+        """
+        try:
+            name = self._name_of(shown)
+        except HmarlError as error:
+            raise self.reject(error, peer) from None
+        self.count(Caller(name or peer))
+
     def dismiss(self, context: Context) -> None:
         """Forget a call that has ended."""
         self._callers.pop(context, None)
@@ -182,26 +216,28 @@ class Guard:
         metadata = context.invocation_metadata()
         if self.is_own(metadata):
             return _PROBE
+        name = self._name_of(_shown(context.auth_context() if self.asked.tls else {}, bearer_of(metadata)))
+        return Caller(peer_of(context)) if name is None else Caller(name, name)
+
+    def _name_of(self, shown: Shown) -> str | None:
+        """Who shows this; None where nothing is asked for that would say so."""
         names = []
         if self.asked.tls:
-            properties = context.auth_context()
-            if list(properties.get("transport_security_type", ())) != [b"ssl"]:
+            if not shown.tls:
                 raise UnauthenticatedError("plaintext: got a call without TLS, expected one over TLS")
             if self.asked.certificates:
-                names.append(self._certified_name(properties))
+                names.append(self._certified_name(shown.pem, shown.names))
         if self.asked.tokens is not None:
-            names.append(self._token_name(self.asked.tokens, _bearer(metadata)))
-        if not names:
-            return Caller(peer_of(context))
-        name = "\0".join(names)
-        return Caller(name, name)
+            names.append(self._token_name(self.asked.tokens, shown.bearer))
+        return "\0".join(names) or None
 
-    def _certified_name(self, properties: _Properties) -> str:
+    def _certified_name(self, pem: bytes, names: Sequence[str]) -> str:
         """The name by which a client's certificate is let in."""
-        pem = b"".join(properties.get("x509_pem_cert", ()))
-        kinds = ("peer_uri", "peer_dns", "x509_common_name")
-        names = [name.decode(errors="replace") for kind in kinds for name in properties.get(kind, ()) if name]
-        if not pem or not names:
+        if not pem:
+            raise UnauthenticatedError(
+                "certificate: got none, expected one of this agent's authority (--tls-client-ca)"
+            )
+        if not names:
             raise UnauthenticatedError("certificate: got no name in it, expected a URI, a DNS name or a common name")
         if self._clock() > self._expiry(pem):
             raise UnauthenticatedError(
@@ -258,8 +294,20 @@ def peer_of(context: Context) -> str:
     return UNKNOWN_PEER if peer.startswith("unix") else peer.rpartition(":")[0]
 
 
-def _bearer(metadata: Metadata) -> str | None:
+def bearer_of(metadata: Metadata) -> str | None:
+    """The token among entries of metadata, or headers; None where there is none."""
     for key, value in metadata:
         if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
             return value[len(_BEARER) :].strip()
     return None
+
+
+def _shown(properties: _Properties, bearer: str | None) -> Shown:
+    """What a call shows, as gRPC knows it."""
+    kinds = ("peer_uri", "peer_dns", "x509_common_name")
+    return Shown(
+        list(properties.get("transport_security_type", ())) == [b"ssl"],
+        b"".join(properties.get("x509_pem_cert", ())),
+        [name.decode(errors="replace") for kind in kinds for name in properties.get(kind, ()) if name],
+        bearer,
+    )

@@ -8,19 +8,38 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hmarl.runtime.errors import HmarlError
+from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError
+
+if TYPE_CHECKING:
+    from hmarl.runtime.page_door import PageDoor
 
 CONNECTIONS = 8  # at once; one more and the oldest gives way
 _SILENT_FOR_S = 5.0
-Render = Callable[[str], tuple[str, bytes]]
+_STATUS: dict[type[HmarlError], int] = {ForbiddenError: 403, QuotaError: 429}
+
+
+class Content(NamedTuple):
+    """What is answered.
+
+    Attributes:
+        kind: its media type.
+        body: it.
+        status: of HTTP.
+    """
+
+    kind: str
+    body: bytes
+    status: int = 200
+
+
+Render = Callable[[str], Content]
 
 
 class MetricsPage:
@@ -29,9 +48,9 @@ class MetricsPage:
     Args:
         host: where to listen, as in ``HOST:PORT``.
         port: likewise; 0 for a free one.
-        pages: by path: from the host by which the peer called it, the content type and the content.
-        tls: asked for the context of each connection; None for plaintext.
-        admits: whether an Authorization header lets one in; None asks for none.
+        pages: by path: what is answered, from the host by which the peer called it.
+        health: likewise, of pages that tell no more than that; with ``open_health`` of the door to whoever asks.
+        door: encrypts, and says who gets in; None for plaintext, and for all who reach it.
 
     Attributes:
         address: ``host:port``, with the real port.
@@ -45,12 +64,11 @@ class MetricsPage:
         host: str,
         port: int,
         pages: Mapping[str, Render],
-        *,
-        tls: Callable[[], ssl.SSLContext] | None = None,
-        admits: Callable[[str], bool] | None = None,
+        door: PageDoor | None = None,
+        health: Mapping[str, Render] | None = None,
     ) -> None:
         try:
-            self._server = _Server(host.strip("[]"), port, pages, tls, admits)
+            self._server = _Server(host.strip("[]"), port, pages, health or {}, door)
         except OSError as error:
             raise HmarlError(
                 f"--metrics: cannot listen on {host}:{port}: {error.strerror}; choose another address, or port 0 for "
@@ -73,13 +91,13 @@ class _Server(HTTPServer):
         host: str,
         port: int,
         pages: Mapping[str, Render],
-        tls: Callable[[], ssl.SSLContext] | None,
-        admits: Callable[[str], bool] | None,
+        health: Mapping[str, Render],
+        door: PageDoor | None,
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.pages = pages
-        self.admits = admits
-        self._tls = tls
+        self.pages = {**pages, **health}
+        self.open = frozenset(health) if door is None or door.open_health else frozenset()
+        self.door = door
         self._open: deque[socket.socket] = deque()
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
@@ -105,7 +123,7 @@ class _Server(HTTPServer):
             request.settimeout(_SILENT_FOR_S)
             # A peer that has gone, is silent or speaks something else is no one's fault here.
             with contextlib.suppress(OSError):
-                spoken = request if self._tls is None else self._tls().wrap_socket(request, server_side=True)
+                spoken = request if self.door is None else self.door.wrapped(request)
                 with spoken:
                     self.finish_request(spoken, client_address)
         finally:
@@ -123,15 +141,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """One page."""
-        page = self.server.pages.get(self.path.partition("?")[0])
-        if self.server.admits is not None and not self.server.admits(self.headers.get("Authorization", "")):
-            self._reply(401, "text/plain", b"expected a bearer token that this agent knows\n")
-        elif page is None:
+        path = self.path.partition("?")[0]
+        try:
+            if self.server.door is not None and path not in self.server.open:
+                self.server.door.admit(self.connection, self.headers.get("Authorization"), self.client_address[0])
+        except HmarlError as error:
+            status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 401)
+            self._reply(status, "text/plain", f"{error}\n".encode())
+            return
+        page = self.server.pages.get(path)
+        if page is None:
             known = ", ".join(self.server.pages)
             self._reply(404, "text/plain", f"expected one of {known}\n".encode())
         else:
-            kind, content = page(self.headers.get("Host", "").rpartition(":")[0])
-            self._reply(200, kind, content)
+            found = page(self.headers.get("Host", "").rpartition(":")[0])
+            self._reply(found.status, found.kind, found.body)
 
     def _reply(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)

@@ -156,6 +156,7 @@ class InferenceService:
                 break  # no one reads what is returned
             _reset(session, parameters, {name: array[row] for name, array in rows.items() if name in states})
             actions.append(self._act(session, rows, row, parameters.step or 0))
+        session.end()
         return actions
 
     def _in_sequence(
@@ -184,6 +185,8 @@ class InferenceService:
             self._serving.registry.add(session, caller.name, caller.owner, session_id)
         elif parameters.sequence_end and not started:
             self._serving.registry.remove(session_id, caller.owner)
+        elif started:
+            session.end()
         return action
 
     def _act(self, session: PolicySession, rows: Rows, row: int, step: int | None) -> Action:

@@ -19,6 +19,7 @@ from hmarl.runtime.errors import (
     SessionLimitError,
     UnknownSessionError,
 )
+from hmarl.runtime.observing import FORGOTTEN, REPLACED
 from hmarl.runtime.places import UNKNOWN_PEER, Place, Places
 from hmarl.runtime.session import Policy, PolicySession
 
@@ -103,8 +104,10 @@ class SessionRegistry:
             replaced = self._entries.get(entry.session_id)
             self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once
         place = None if replaced is None else _parted(replaced)
-        if place is not None:
+        if replaced is not None and place is not None:
             self._places.free(place)
+            replaced.session.end(REPLACED)
+        session.named(entry.session_id)
         entry.place = self._places.take(peer, entry)
         if entry.place is None:
             self._forget(entry)
@@ -124,7 +127,7 @@ class SessionRegistry:
         """The process's own session, started anew; for ``own_id``, takes no place and is never forgotten."""
         with self._own_lock:
             if self._own is None or self._own.policy is not self.policy:
-                self._own = self.policy.session()
+                self._own = PolicySession(self.policy)  # which concerns no observer
             own = self._own
         own.reset(0)
         return own
@@ -154,6 +157,7 @@ class SessionRegistry:
         place = None if entry is None else _parted(entry)
         if entry is None or place is None or not self._places.free(place):
             raise _unknown(session_id)
+        entry.session.end()
         return entry.session
 
     def policy_of(self, bundle_sha256: str) -> Policy:
@@ -174,13 +178,17 @@ class SessionRegistry:
         return held
 
     def switch(self, policy: Policy) -> Policy:
-        """Let new sessions get another policy from now on; returns the one before, which open sessions keep.
+        """Let new sessions get another policy from now on, which has the same observer.
+
+        Returns:
+            The policy before, which open sessions keep.
 
         Raises:
             DrainingError: the process is stopping.
         """
         if self._draining:
             raise DrainingError("this process is stopping and takes no other bundle")
+        policy.observer = self.policy.observer
         before, self.policy = self.policy, policy
         self._held[policy.bundle.sha256] = policy
         return before
@@ -207,6 +215,7 @@ class SessionRegistry:
             if self._entries.get(entry.session_id) is entry:
                 del self._entries[entry.session_id]
         _parted(entry)
+        entry.session.end(FORGOTTEN)
 
 
 def _parted(entry: _Entry) -> Place[_Entry] | None:

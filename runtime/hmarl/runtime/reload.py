@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.compatible import check_replacement
 from hmarl.runtime.errors import BundleError, DrainingError
 from hmarl.runtime.registry import SessionRegistry
 from hmarl.runtime.session import Policy
 from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.telemetry import RELOAD_REFUSED, RELOADED
 from hmarl.runtime.trial import Trial, TrialProcess
-from hmarl.runtime.verify import BATCH_SIZES
 
 LOGGER = logging.getLogger("hmarl.agent")
 # Episodes may ask for the bundle before for so long: teams whose agents switch one after the other stay of one bundle.
@@ -87,6 +85,9 @@ class Reloader:
             raise
 
     def _prepared(self, path: Path, sha256: str | None) -> Policy:
+        from hmarl.runtime.compatible import check_replacement  # noqa: PLC0415 - most agents never need it
+        from hmarl.runtime.verify import BATCH_SIZES  # noqa: PLC0415 - likewise
+
         with self._one, _short_turns(), TrialProcess(_NICENESS) as process:
             if self._sessions.draining:
                 raise DrainingError("this process is stopping and takes no other bundle")

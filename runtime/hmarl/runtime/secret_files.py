@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import os
 import re
-import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from hmarl.runtime.errors import UsageError
 SHORTEST_TOKEN = 16
 UNNAMED = "token"  # whom a token without a name is of
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # what RFC 6750 lets a bearer token consist of
+_PUBLIC = re.compile(rb"-----BEGIN (PUBLIC KEY|CERTIFICATE)-----")
 _LARGEST_BYTES = 2**20
 
 
@@ -28,32 +28,55 @@ def read_file(option: str, path: Path) -> bytes:
     return _read(option, path)[0]
 
 
-def _read(option: str, path: Path) -> tuple[bytes, int]:
-    """Content and mode of one and the same file, whatever gets its name meanwhile."""
+def _read(option: str, path: Path) -> tuple[bytes, os.stat_result]:
+    """Content and state of one and the same file, whatever gets its name meanwhile."""
     try:
         with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
+            found = os.fstat(stream.fileno())
             content = stream.read(_LARGEST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{option}: cannot read '{path}': {error.strerror}") from error
     if len(content) > _LARGEST_BYTES:
         raise UsageError(f"{option}: got more than {_LARGEST_BYTES} bytes in '{path}', expected a small text file")
-    return content, mode
+    return content, found
 
 
 def read_secret(option: str, path: Path) -> bytes:
-    """The content of a file that only its owner, and perhaps its group, may read.
+    """The content of a file that ``check_secret`` finds private.
 
     Raises:
         UsageError: it cannot be read, or others may read or write it as well.
     """
-    content, mode = _read(option, path)
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise UsageError(
-            f"{option}: got '{path}' with mode {stat.S_IMODE(mode):04o}, expected a file that no others may read or "
-            f"write: chmod o-rwx {shlex.quote(str(path))}"
-        )
+    content, found = _read(option, path)
+    check_secret(option, path, found, content)
     return content
+
+
+def check_secret(option: str, path: Path, found: os.stat_result, content: bytes) -> None:
+    """Refuse a secret that others may read or write, its group among them, as ssh does.
+
+    The group may read the file of another user than the process's own: so an administrator, or Kubernetes, hands a
+    service its key. What is no regular file has no content that lies about. A public key or a certificate, given by
+    mistake, is no secret: whoever needs a private key says so.
+
+    Args:
+        option: that names the file.
+        path: it.
+        found: its state.
+        content: likewise.
+
+    Raises:
+        UsageError: others may, with the ``chmod`` that changes it.
+    """
+    own = found.st_uid == os.geteuid()
+    open_to = stat.S_IRWXO | (stat.S_IRWXG if own else stat.S_IWGRP)
+    public = _PUBLIC.search(content) and b"PRIVATE KEY" not in content
+    if stat.S_ISREG(found.st_mode) and found.st_mode & open_to and not public:
+        who, change = ("its owner alone", "go-rwx") if own else ("its owner and group alone", "g-w,o-rwx")
+        raise UsageError(
+            f"{option}: got '{path}' with mode {stat.S_IMODE(found.st_mode):04o}, expected a file that {who} may read: "
+            f"chmod {change} {_quoted(str(path))}"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,10 +118,10 @@ def read_names(option: str, path: Path) -> frozenset[str]:
     Raises:
         UsageError: it cannot be read, or others may write it.
     """
-    content, mode = _read(option, path)
-    if mode & stat.S_IWOTH:
+    content, found = _read(option, path)
+    if found.st_mode & stat.S_IWOTH:
         raise UsageError(
-            f"{option}: others may write '{path}', and so let themselves in: chmod o-w {shlex.quote(str(path))}"
+            f"{option}: others may write '{path}', and so let themselves in: chmod o-w {_quoted(str(path))}"
         )
     return frozenset(_lines(option, path, content))
 
@@ -129,3 +152,10 @@ def _lines(option: str, path: Path, content: bytes) -> list[str]:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
+
+
+def _quoted(path: str) -> str:
+    """As a word of a shell's command."""
+    import shlex  # noqa: PLC0415 - for errors alone
+
+    return shlex.quote(path)

@@ -12,6 +12,7 @@ knows a transport.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from hmarl.runtime.errors import (
 from hmarl.runtime.inputs import InputCheck, checked_integer, flags
 from hmarl.runtime.manifest import branch_sizes
 from hmarl.runtime.noise import NoiseSource, noise_for
+from hmarl.runtime.observing import ENDED, RESTARTED, EpisodeStart, PolicyObserver
 from hmarl.runtime.parity import Comparison, compare_outputs
 from hmarl.runtime.settings import PROVIDER
 
@@ -97,6 +99,8 @@ class Policy:
         bundle: where it came from.
         agent: the manifest's entry of the agent.
         execution_provider: ONNX Runtime's name of the provider in use.
+        like: as it was given.
+        observer: is told what the sessions do that are made from now on; None: no one is.
 
     Raises:
         UsageError: unknown agent or provider, a provider that is not available, or ``like`` is not interchangeable.
@@ -106,6 +110,8 @@ class Policy:
     def __init__(self, bundle: Bundle, agent_id: str, provider: str = PROVIDER, like: str | None = None) -> None:
         self.bundle = bundle
         self.agent = bundle.agent(agent_id, like)
+        self.like = like
+        self.observer: PolicyObserver | None = None
         _graph.check_manifest(self.agent)
         self._session = _graph.open_graph(bundle.read(self.agent.file), self.agent, provider)
         self.execution_provider: str = self._session.get_providers()[0]
@@ -121,7 +127,7 @@ class Policy:
 
     def session(self) -> PolicySession:
         """A new, independent session; call its ``reset`` first."""
-        return PolicySession(self)
+        return PolicySession(self, self.observer)
 
     def run_batch(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run many rows at once, without any session.
@@ -183,9 +189,14 @@ class Policy:
 
 
 class PolicySession:
-    """The state of one episode of one agent. Made by ``Policy.session``."""
+    """The state of one episode of one agent. Made by ``Policy.session``.
 
-    def __init__(self, policy: Policy) -> None:
+    Args:
+        policy: which acts.
+        observer: has someone who is told what the session does; None tells no one.
+    """
+
+    def __init__(self, policy: Policy, observer: PolicyObserver | None = None) -> None:
         agent = policy.agent
         self.policy = policy
         self._lock = threading.Lock()
@@ -210,6 +221,7 @@ class PolicySession:
         self._last_missed = 0
         self.steps = 0
         self.missed_steps = 0
+        self._observer = None if observer is None else observer.session(policy, buffers)
 
     def reset(
         self,
@@ -244,6 +256,11 @@ class PolicySession:
         sources = self._noise_sources(sample, instruction_choice)
         begin = self._first_states(states or {})
         with self._lock:
+            if self._observer is not None:
+                if self._seed is not None:
+                    self._observer.ended(self.steps, self.missed_steps, RESTARTED)
+                start = EpisodeStart(seed, sample, instruction_choice, first_step, diagnostics, states)
+                self._observer.began(start)
             self._seed = seed
             wanted = self._diagnostics if diagnostics else []
             self._diagnostics_wanted = [*wanted, *self._next_states] if next_states else wanted
@@ -279,39 +296,68 @@ class PolicySession:
             InferenceError: the graph did not run; the same holds.
         """
         with self._lock:
-            if self._seed is None:
-                raise SessionError("no episode has been started: call reset(seed) first")
-            observation, action_mask = self._checked(observation, action_mask)
-            missed = 0
-            if step is None:
-                step = self._next_step
-            elif step != self._next_step or type(step) is not int:
-                step = checked_integer("step", step)
-                if step < self._next_step:
-                    return self._replay(observation, action_mask, step)
-                missed = step - self._next_step
-            self._last_step = -1  # the buffers that a replay reads are about to change
-            self._observation[...] = observation
-            if self._mask is not None:
-                self._mask[...] = action_mask
-            if self._step is not None:
-                self._step[...] = min(step, _LAST_STEP)
-            for buffer, source in self._noises:
-                buffer[...] = source.draw(self._seed, step)
+            if self._observer is None:
+                return self._act(observation, action_mask, step)
+            began_ns = time.monotonic_ns()
             try:
-                self._run()
-            except Exception as error:  # ONNX Runtime raises many unrelated types
-                agent_id = self.policy.agent.id
-                raise InferenceError(f"agent '{agent_id}': step {step}: inference failed: {error}") from error
-            _isfinite(self._numbers, self._numbers_finite)
-            if 0 in self._numbers_finite_bytes:
-                raise self._not_finite(step)
-            for current, following in self._states:
-                current[...] = following
-            self._next_step, self._last_step, self._last_missed = step + 1, step, missed
-            self.steps += 1
-            self.missed_steps += missed
-            return self._reply(step, missed, replayed=False)
+                action = self._act(observation, action_mask, step)
+            except Exception as error:
+                asked = step if type(step) is int else self._next_step
+                self._observer.refused(began_ns, asked, observation, action_mask, error)
+                raise
+            self._observer.acted(began_ns, action, self._buffers)
+            return action
+
+    def named(self, session_id: str) -> None:
+        """Tell who observes it by which id the session is known."""
+        if self._observer is not None:
+            self._observer.named(session_id)
+
+    def end(self, reason: str = ENDED) -> None:
+        """Tell who observes it that the episode is over, and why: one of the reasons in ``observing``.
+
+        Waits for nothing: an act that is under way is told after it.
+        """
+        if self._observer is not None:
+            self._observer.ended(self.steps, self.missed_steps, reason)
+
+    def _act(
+        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None, step: int | None
+    ) -> Action:
+        """What ``act`` does, within the session's lock."""
+        if self._seed is None:
+            raise SessionError("no episode has been started: call reset(seed) first")
+        observation, action_mask = self._checked(observation, action_mask)
+        missed = 0
+        if step is None:
+            step = self._next_step
+        elif step != self._next_step or type(step) is not int:
+            step = checked_integer("step", step)
+            if step < self._next_step:
+                return self._replay(observation, action_mask, step)
+            missed = step - self._next_step
+        self._last_step = -1  # the buffers that a replay reads are about to change
+        self._observation[...] = observation
+        if self._mask is not None:
+            self._mask[...] = action_mask
+        if self._step is not None:
+            self._step[...] = min(step, _LAST_STEP)
+        for buffer, source in self._noises:
+            buffer[...] = source.draw(self._seed, step)
+        try:
+            self._run()
+        except Exception as error:  # ONNX Runtime raises many unrelated types
+            agent_id = self.policy.agent.id
+            raise InferenceError(f"agent '{agent_id}': step {step}: inference failed: {error}") from error
+        _isfinite(self._numbers, self._numbers_finite)
+        if 0 in self._numbers_finite_bytes:
+            raise self._not_finite(step)
+        for current, following in self._states:
+            current[...] = following
+        self._next_step, self._last_step, self._last_missed = step + 1, step, missed
+        self.steps += 1
+        self.missed_steps += missed
+        return self._reply(step, missed, replayed=False)
 
     def _reply(self, step: int, missed: int, *, replayed: bool) -> Action:
         """The action and diagnostics that lie in the output buffers, copied out."""

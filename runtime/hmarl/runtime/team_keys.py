@@ -14,6 +14,7 @@ from hmarl.runtime.settings import SecuritySettings
 
 LOGGER = logging.getLogger("hmarl.fleet")
 MEMBER_DAYS = 7.0
+FLEET = "fleet"  # of the fleet's own page of metrics
 LOCAL_CLIENT = "local"  # of programs on this machine that read the endpoints file
 _LOOK_EVERY_S = 30.0
 
@@ -26,6 +27,7 @@ class TeamKeys:
         agent_ids: the members.
         hosts: names and addresses under which they are reached, beside those of this machine.
         days: that their certificates are valid.
+        page: whether the fleet itself needs one, for its page of metrics.
         clock: monotonic seconds.
 
     Raises:
@@ -39,6 +41,7 @@ class TeamKeys:
         agent_ids: Iterable[str],
         hosts: Sequence[str] = (),
         days: float = MEMBER_DAYS,
+        page: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._authority = _opened(path)
@@ -48,6 +51,7 @@ class TeamKeys:
         self._look_at = 0.0
         self._wanted: list[tuple[Role, str]] = [("client", LOCAL_CLIENT)]
         self._wanted += [("agent", agent_id) for agent_id in agent_ids]
+        self._wanted += [("fleet", FLEET)] if page else []
         self._renew()
 
     def settings(self, agent_id: str, others: SecuritySettings) -> SecuritySettings:
@@ -57,7 +61,18 @@ class TeamKeys:
             agent_id: which.
             others: what else is asked for.
         """
-        issued = self._authority.find("agent", agent_id)
+        return self._settings("agent", agent_id, others)
+
+    def own_settings(self, others: SecuritySettings) -> SecuritySettings:
+        """What protects the fleet's own page of metrics, where it has one.
+
+        Args:
+            others: what else is asked for.
+        """
+        return self._settings("fleet", FLEET, others) if ("fleet", FLEET) in self._wanted else others
+
+    def _settings(self, role: Role, name: str, others: SecuritySettings) -> SecuritySettings:
+        issued = self._authority.find(role, name)
         return replace(
             others,
             tls_cert=issued.certificate,
@@ -84,9 +99,9 @@ class TeamKeys:
 
     def _renew(self) -> None:
         for role, name in self._wanted:
-            if not self._authority.has(role, name):
-                self._issue(role, name)
-            elif not self._well(role, name):
+            if role == "client" and not self._authority.has(role, name):
+                self._authority.issue_client(name, self._days)
+            elif not self._authority.has(role, name) or not self._well(role, name):
                 self._authority.replace(role, name, self._hosts_of(role), self._days)
             else:
                 continue
@@ -105,12 +120,6 @@ class TeamKeys:
 
     def _hosts_of(self, role: Role) -> Sequence[str]:
         return [] if role == "client" else list(dict.fromkeys([*this_machine(), *self._hosts]))
-
-    def _issue(self, role: Role, name: str) -> None:
-        if role == "agent":
-            self._authority.issue_agent(name, self._hosts, self._days)
-        else:
-            self._authority.issue_client(name, self._days)
 
 
 def _opened(path: Path) -> Authority:

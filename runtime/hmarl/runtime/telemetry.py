@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 LOGGER = logging.getLogger("hmarl.agent")
 OK = Code.OK
+GRPC, FRAMES = "grpc", "frames"
 ACT, STREAM_ACT = "Act", "StreamAct"
 _TELL_EVERY_S = 0.1
 _MOST_UNTOLD = 2**16  # more would mean that nothing is told any more
@@ -44,6 +46,7 @@ class Answer(NamedTuple):
         began_s: when the request was there, in seconds of ``time.perf_counter``.
         ended_s: when the reply was.
         origin: what it came with: metadata, or the body of a request of a stream.
+        system: by which it came: ``grpc`` or ``frames``.
     """
 
     method: str
@@ -51,6 +54,7 @@ class Answer(NamedTuple):
     began_s: float
     ended_s: float
     origin: Metadata | bytes = ()
+    system: str = GRPC
 
     def metadata(self) -> Metadata:
         """What came with the request; nothing with one of a stream that is no message."""
@@ -178,9 +182,9 @@ class Telemetry:
 
         return watched
 
-    def noting(self) -> Callable[[str, Code, float, Metadata], None] | None:
-        """What is told of each request that was answered: see ``Answer``; None where no one listens."""
-        return self._note if self._observers else None
+    def noting(self, system: str) -> Callable[[str, Code, float, Metadata], None] | None:
+        """What is told of each request that was answered by a system: see ``Answer``; None where no one listens."""
+        return partial(self._note, system=system) if self._observers else None
 
     def own_act(self) -> None:
         """The request that this thread is answering is the process's own, and concerns no observer."""
@@ -231,11 +235,11 @@ class Telemetry:
 
         return watched
 
-    def _note(self, method: str, code: Code, began_s: float, origin: Metadata | bytes) -> None:
+    def _note(self, method: str, code: Code, began_s: float, origin: Metadata | bytes, system: str = GRPC) -> None:
         thread = self._thread.__dict__
         if thread and thread.pop("own", False):
             return
-        self._answers.append((method, code, began_s, time.perf_counter(), origin))
+        self._answers.append((method, code, began_s, time.perf_counter(), origin, system))
 
     def _fails(self, observer: Observer, error: Exception) -> None:
         """Say so once: requests, which bring it about, are many."""

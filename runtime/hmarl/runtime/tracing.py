@@ -124,7 +124,7 @@ class TracedRequests(Observer):
             context=PROPAGATOR.extract(carrier(answer.metadata())),
             kind=SpanKind.SERVER,
             attributes={
-                "rpc.system": "grpc",
+                "rpc.system": answer.system,
                 "rpc.service": SERVICE,
                 "rpc.method": answer.method,
                 "rpc.grpc.status_code": int(answer.code),

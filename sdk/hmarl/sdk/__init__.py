@@ -14,6 +14,7 @@ from hmarl.sdk import _moved
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle, load_bundle
     from hmarl.runtime.choices import InstructionChoice
+    from hmarl.runtime.recording.settings import RecordSettings
     from hmarl.runtime.tracing import start_tracing
     from hmarl.sdk.clients.agent import Action, Agent, AgentStatistics
     from hmarl.sdk.clients.async_client import AsyncAgentClient
@@ -93,6 +94,7 @@ __all__ = [
     "OtherBundleError",
     "OverrunError",
     "RandomTeam",
+    "RecordSettings",
     "Security",
     "SignatureError",
     "Situation",
@@ -118,6 +120,7 @@ __all__ = [
 _HOMES = {
     "hmarl.runtime.bundle": ("Bundle", "load_bundle"),
     "hmarl.runtime.choices": ("InstructionChoice",),
+    "hmarl.runtime.recording.settings": ("RecordSettings",),
     "hmarl.runtime.tracing": ("start_tracing",),
     "hmarl.sdk.clients.agent": ("Action", "Agent", "AgentStatistics"),
     "hmarl.sdk.clients.async_client": ("AsyncAgentClient",),

@@ -105,7 +105,7 @@ class AgentClient {
     try {
       wire::ActResponse reply;
       if (attempts(observation, mask, step, deadline, reply, reason)) {
-        Action action = accepted(reply);
+        Action action = accepted(reply, step);
         const auto now = Clock::now();
         if (now <= deadline) {
           action.latency = now - begin;
@@ -260,7 +260,10 @@ class AgentClient {
     throw OtherBundleError(name() + ": got bundle " + response.bundle_sha256 + ", expected " + bundle_ + ": make a new client");
   }
 
-  Action accepted(const wire::ActResponse& reply) {
+  Action accepted(const wire::ActResponse& reply, std::uint64_t step) {
+    if (reply.step != step) {
+      throw AgentError(name() + ": got a reply to step " + std::to_string(reply.step) + ", expected " + std::to_string(step));
+    }
     Action action;
     action.step = reply.step, action.missed_steps = reply.missed_steps, action.replayed = reply.replayed;
     statistics_.missed_steps += reply.missed_steps;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 from hmarl.runtime.command_line import PATH, POSITIVE, flag, integer, option
 from hmarl.runtime.settings import SecuritySettings
 
-SECRET_VARIABLE = "HMARL_PROBE_SECRET"  # set by hmarl-fleet: how a member knows its supervisor
+SECRET_VARIABLE = "HMARL_PROBE_SECRET_FD"  # set by hmarl-fleet: the pipe with what a member knows its supervisor by
 _OPTIONS = {  # by the field of SecuritySettings
     "tls_cert": option("--tls-cert", "serve over TLS, with this certificate (PEM)", PATH, shown="FILE", variable=True),
     "tls_key": option("--tls-key", "the private key of --tls-cert (PEM)", PATH, shown="FILE", variable=True),
@@ -39,7 +40,11 @@ _OPTIONS = {  # by the field of SecuritySettings
         shown="FILE",
         variable=True,
     ),
-    "open_health": flag("--open-health", "answer health checks without a token", variable=True),
+    "open_health": flag(
+        "--open-health",
+        "answer health checks without a token; with --metrics, /readyz and /livez without a certificate too",
+        variable=True,
+    ),
     "insecure": flag(
         "--insecure",
         "listen beyond this machine without certificates or tokens, behind something that protects it",
@@ -71,6 +76,27 @@ def take_security(given: dict[str, Any], probe_secret: str | None = None) -> Sec
     taken = {name: given.pop(name) for name in _OPTIONS if name in given}
     taken = {name: value for name, value in taken.items() if value is not None}
     return SecuritySettings(**taken, probe_secret=probe_secret)
+
+
+def handed_over(secret: str) -> int:
+    """The end of a pipe from which a child reads a secret: /proc would show an environment for as long as it lives.
+
+    Returns:
+        The descriptor, which the caller closes once the child has it.
+    """
+    reading, writing = os.pipe()
+    with open(writing, "wb") as stream:
+        stream.write(secret.encode())
+    return reading
+
+
+def inherited_secret() -> str | None:
+    """What was handed over to this process; None where nothing was. No child of it inherits that."""
+    descriptor = os.environ.pop(SECRET_VARIABLE, None)
+    if descriptor is None:
+        return None
+    with open(int(descriptor), "rb") as stream:
+        return stream.read().decode()
 
 
 def as_words(settings: SecuritySettings) -> Sequence[str]:

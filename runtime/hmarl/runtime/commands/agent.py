@@ -40,8 +40,9 @@ from hmarl.runtime.commands._common import (
 )
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
+from hmarl.runtime.commands._recording import record_options, recorder, take_recording
 from hmarl.runtime.commands._reloading import obey_fleet, obey_hangups
-from hmarl.runtime.commands._security import SECRET_VARIABLE, security_options, take_security
+from hmarl.runtime.commands._security import inherited_secret, security_options, take_security
 from hmarl.runtime.commands._watching import AgentWatch
 from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
@@ -51,6 +52,7 @@ from hmarl.runtime.settings import SecuritySettings, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
+    from hmarl.runtime.recording.settings import RecordSettings
     from hmarl.runtime.server import AgentServer
     from hmarl.runtime.session import Policy
 
@@ -87,6 +89,7 @@ class Options:
     oip: bool
     as_json: bool
     security: SecuritySettings
+    record: RecordSettings | None
 
 
 def _check_fleet_bundle(bundle: Bundle, expected: str | None) -> None:
@@ -109,18 +112,22 @@ def _open(options: Options, path: Path) -> Bundle:
     return load_bundle(path, options.trust or None)
 
 
-def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
+def _loaded(options: Options) -> tuple[AgentServer, Policy, AgentWatch]:
     """The server, which listens while the bundle is tried and loaded, and serves the policy in the end."""
     # Imported here, so that --help and wrong options answer at once.
     from hmarl.runtime.trial import Trial, TrialProcess  # noqa: PLC0415
 
     with TrialProcess() as process:  # imports what graphs need, while this one imports what serving needs
         at_end(process.close)
+        watch = AgentWatch(options.agent, options.metrics, options.traces, options.security)
         from hmarl.runtime.message_limits import request_limit_bytes  # noqa: PLC0415
 
         bundle = _open(options, options.bundle)
         _check_fleet_bundle(bundle, os.environ.get(SHA256_VARIABLE))
         agent = bundle.agent(options.agent, options.like)
+        box = recorder(options.record, agent)
+        if box is not None:
+            at_end(box.close)
         trial = Trial(bundle, {options.agent: options.like}, process=process)
         from hmarl.runtime.server import AgentServer  # noqa: PLC0415
         from hmarl.runtime.session import Policy  # noqa: PLC0415
@@ -142,16 +149,17 @@ def _loaded(options: Options, watch: AgentWatch) -> tuple[AgentServer, Policy]:
             ),
             watch.telemetry,
         )
-        watch.watch(server)
         at_end(server.free_address)
         try:
+            watch.watch(server)
             trial.result()
             policy = Policy(bundle, options.agent, options.provider, options.like)
+            policy.observer = box
             server.serve(policy)
         except BaseException:
             server.stop(grace_s=0.0)
             raise
-    return server, policy
+    return server, policy, watch
 
 
 def _settle() -> None:
@@ -224,6 +232,7 @@ def _obey_reloads(options: Options, server: AgentServer, signals: StopSignals) -
     flag("--reflection", "offer gRPC reflection also where others reach it"),
     flag("--no-reflection", "do not offer gRPC reflection"),
     oip_flag(),
+    *record_options(),
     *security_options(),
     AS_JSON,
     examples=(
@@ -237,16 +246,16 @@ def serve(**given: Any) -> int:
     at_most_one(reflection=given["reflection"], no_reflection=given["no_reflection"])
     at_most_one(oip=given["oip"], no_grpc=given["no_grpc"])
     check_frames(given["frames"] is not None, given["no_grpc"], given["frames_allow_uid"])
-    security = take_security(given, os.environ.pop(SECRET_VARIABLE, None))  # no child shall inherit it
-    options = Options(**given, security=security)
+    security = take_security(given, inherited_secret())
+    record = take_recording(given)
+    options = Options(**given, security=security, record=record)
     if options.core is not None:
         stay_on(options.core)  # before any thread is started
     signals = StopSignals()
     if PARENT_VARIABLE in os.environ:
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     start_logging(options.log_level, f"hmarl-agent {options.agent}", options.log_format, options.agent)
-    watch = AgentWatch(options.agent, options.metrics, options.traces)
-    server, policy = _loaded(options, watch)
+    server, policy, watch = _loaded(options)
     _obey_reloads(options, server, signals)
     _settle()
     ready = {"agent": options.agent, "address": server.address, **watch.ready}
@@ -259,8 +268,8 @@ def serve(**given: Any) -> int:
     if policy.bundle.signed_by is not None:
         LOGGER.info("%s is signed by %s", policy.bundle.path, policy.bundle.signed_by)
     LOGGER.info("serving %s on %s with %s", policy.bundle.path, server.where, policy.execution_provider)
-    if watch.address is not None:
-        LOGGER.info("metrics on http://%s/metrics", watch.address)
+    if watch.url is not None:
+        LOGGER.info("metrics on %s", watch.url)
     del policy  # a reload replaces it, and its memory is to be free then
     systemd.notify("READY=1")
     while not signals.stop.wait(systemd.watchdog_interval_s()):

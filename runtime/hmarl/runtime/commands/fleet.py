@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hmarl.runtime import systemd
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.command_line import AS_JSON, PATH, at_most_one, command, flag, integer, option, trust_option
-from hmarl.runtime.commands import reload
+from hmarl.runtime.commands import _recording, reload
 from hmarl.runtime.commands._common import (
     bundle_argument,
     check_frames,
@@ -37,6 +37,7 @@ from hmarl.runtime.roster import counted_roster, named_roster, split_names
 
 if TYPE_CHECKING:
     from hmarl.runtime.commands._fleet_reloading import FleetReloads
+    from hmarl.runtime.fleet import Fleet
     from hmarl.runtime.settings import SecuritySettings
 
 LOGGER = logging.getLogger("hmarl.fleet")
@@ -85,6 +86,7 @@ LOGGER = logging.getLogger("hmarl.fleet")
         "http_sd_configs (extra 'metrics')"
     ),
     traces_option(),
+    *_recording.record_options(),
     AS_JSON,
     examples=(
         "hmarl-fleet models/simple-spread-hcpo --out endpoints.json",
@@ -128,13 +130,15 @@ def supervise(
     signals = StopSignals()
     start_logging(log_level, "hmarl-fleet", log_format)
     watch = FleetWatch(metrics)
+    recording = _recording.as_words(_recording.take_recording(given))
+    security = take_security(given)
+    for door, reached in (("--host", host), ("--metrics", watch.exposed)):
+        _check_exposed(door, reached if tls is None else None, security)
     # Only now: gRPC asks at once what it may log.
     from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
     from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
     from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
 
-    security = take_security(given)
-    _check_host(host if tls is None else None, security)
     load = partial(load_bundle, trust=trust or None)  # also at each reload
     loaded = load(resolved(bundle))
     members = _roster(loaded, agents, count)
@@ -143,7 +147,9 @@ def supervise(
     more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
     more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
     more += [f"--frames-allow-uid={user}" for user in frames_allow_uid]
-    more += _flags(traces=traces, oip=oip, no_grpc=no_grpc)
+    more += [*_flags(traces=traces, oip=oip, no_grpc=no_grpc), *recording]
+    hosts = [each.strip("[]") for each in (host, watch.exposed) if each is not None]
+    keys = None if tls is None else TeamKeys(tls, members, hosts, page=watch.exposed is not None)
     fleet = Fleet(
         loaded,
         path=bundle,
@@ -153,12 +159,12 @@ def supervise(
         pin=pin,
         options=more,
         security=security,
-        keys=None if tls is None else TeamKeys(tls, members, [] if host is None else [host]),
+        keys=keys,
         host=LOOPBACK if host is None else host,
         metrics=watch.members_from,
         grace_s=grace_s + MORE_THAN_GRACE_S,
     )
-    watch.watch(fleet)
+    watch.watch(fleet, security if keys is None else keys.own_settings(security))
     at_end(fleet.kill)
     signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
     say = LOGGER.info if as_json else OUTPUT.put
@@ -169,10 +175,7 @@ def supervise(
         if not signals.stop.is_set():
             reloads.open(signals.reload)
             _announce(reloads, watch, file, as_json)
-        while not signals.stop.wait(0.1):
-            fleet.check()
-            if fleet.attentive:
-                systemd.notify("WATCHDOG=1")
+        _watch_over(fleet, signals)
         say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
         systemd.notify("STOPPING=1")
@@ -182,6 +185,14 @@ def supervise(
         fleet.stop()
     say("stopped")
     return 0
+
+
+def _watch_over(fleet: Fleet, signals: StopSignals) -> None:
+    """Restart agents that fail, and feed systemd's watchdog, until the fleet is told to stop."""
+    while not signals.stop.wait(0.1):
+        fleet.check()
+        if fleet.attentive:
+            systemd.notify("WATCHDOG=1")
 
 
 def _claimed(out: Path) -> EndpointsFile:
@@ -195,7 +206,7 @@ def _flags(**given: bool) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
 
 
-def _check_host(host: str | None, security: SecuritySettings) -> None:
+def _check_exposed(option: str, host: str | None, security: SecuritySettings) -> None:
     """Refuse at once what every member would refuse to listen on; None needs no check.
 
     Raises:
@@ -206,10 +217,10 @@ def _check_host(host: str | None, security: SecuritySettings) -> None:
     from hmarl.runtime.access import check_exposure  # noqa: PLC0415 - needs gRPC
 
     try:
-        check_exposure(security, host, None)
+        check_exposure(security, host, None, option)
     except UsageError as error:
         raise UsageError(
-            f"--host: got {host}, which others may reach, without TLS and a client's identity: give --tls DIR, which "
+            f"{option}: got {host}, which others may reach, without TLS and a client's identity: give --tls DIR, which "
             "makes all that they need; or --insecure where something in front protects the agents"
         ) from error
 
@@ -252,10 +263,8 @@ def _announce(reloads: FleetReloads, watch: FleetWatch, out: EndpointsFile | Non
         for agent_id, address in description["agents"].items():
             doors = [address, *filter(None, [frames.get(agent_id)])]
             OUTPUT.put(f"{agent_id} is serving on {' and '.join(doors)}")
-        if watch.address is not None:
-            OUTPUT.put(
-                f"metrics on http://{watch.address}/metrics, those of all agents by http://{watch.address}/targets"
-            )
+        if watch.url is not None:
+            OUTPUT.put(f"metrics on {watch.url}/metrics, those of all agents by {watch.url}/targets")
         if out is not None:
             OUTPUT.put(f"wrote the endpoints to {out.path}")
         OUTPUT.put("Ctrl-C stops all agents")

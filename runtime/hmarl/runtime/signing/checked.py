@@ -96,7 +96,10 @@ def sign_bundle(path: Path, signer: Signer) -> Bundle:
     """
     if path.is_dir():
         remove_temporaries(path, SIGNATURE)
-    bundle = load_bundle(path)
+    try:
+        bundle = load_bundle(path)
+    except BundleError as error:
+        raise BundleError(f"nothing was signed: {error}") from error
     content = signer.sign(path.resolve().name, bundle.digests, SIGNATURE)
     check_file_size(path, SIGNATURE, len(content), SIGNATURE_LIMIT_BYTES)
     try:

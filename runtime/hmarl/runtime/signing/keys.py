@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from hmarl.runtime._files import sync_directory
 from hmarl.runtime.errors import UsageError, one_line
+from hmarl.runtime.secret_files import check_secret
 from hmarl.runtime.signing.envelope import Envelope, read_envelope, signed_bytes, write_envelope
 from hmarl.runtime.signing.statement import SignedFiles, read_statement, write_statement
 
@@ -100,7 +101,7 @@ def read_passphrase(path: Path | None) -> bytes | None:
         UsageError: the file cannot be read.
     """
     if path is not None:
-        return _content(path).rstrip(b"\r\n")
+        return _content(path, "--passphrase-file").rstrip(b"\r\n")
     given = os.environ.get(PASSPHRASE_VARIABLE)
     return None if given is None else given.encode()
 
@@ -154,7 +155,7 @@ def _private_key(path: Path, passphrase: bytes | None) -> ec.EllipticCurvePrivat
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    content = _content(path)
+    content = _content(path, "--key")
     encrypted = b"ENCRYPTED" in content
     if encrypted and not passphrase:
         raise UsageError(
@@ -376,15 +377,21 @@ def _pem_objects(path: Path) -> list[Any]:
     return found
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, secret: str | None = None) -> bytes:
     """A small file of the user's, which may be a pipe.
 
+    Args:
+        path: where it is.
+        secret: the option that names it, of one that others must not be able to read.
+
     Raises:
-        UsageError: it cannot be read, or is large.
+        UsageError: it cannot be read, or is large; or others may read a secret.
     """
     try:
         with path.open("rb") as stream:
             content = stream.read(_PEM_LIMIT_BYTES + 1)
+            if secret is not None:
+                check_secret(secret, path, os.fstat(stream.fileno()), content)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > _PEM_LIMIT_BYTES:

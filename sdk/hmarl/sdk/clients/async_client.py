@@ -213,6 +213,7 @@ class AsyncAgentClient(ClientBase):
                 await self._end_episode()
             finally:  # also when it is cancelled: a second call would do nothing
                 self._wire.close()
+            await asyncio.to_thread(self._end_recording)
             if self._aside.tasks:
                 await asyncio.wait(self._aside.tasks, timeout=END_TIMEOUT_S)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypedDict
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.status import Code
+from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.agent import AgentStatistics, check_spec, refuse_copy
 from hmarl.sdk.clients.forks import FORKS
 from hmarl.sdk.clients.link import LinkWatch
 from hmarl.sdk.clients.operations import CallFailed
-from hmarl.sdk.clients.remote_episode import RemoteEpisode
+from hmarl.sdk.clients.remote_episode import RemoteEpisode, described_model
 from hmarl.sdk.clients.wires import END_TIMEOUT_S, Dialling, is_frames
 from hmarl.sdk.clock import checked_seconds, now_s
 from hmarl.sdk.errors import AgentError, MisuseError, UsageError
@@ -22,6 +25,7 @@ from hmarl.sdk.spaces import AgentSpec
 if TYPE_CHECKING:
     import grpc
 
+    from hmarl.sdk.clients.recording import ClientRecorder
     from hmarl.sdk.clients.security import Security
     from hmarl.sdk.clients.spans import ClientSpans
 
@@ -44,6 +48,7 @@ class ClientOptions(TypedDict, total=False):
     allow_bundle_change: bool
     traces: bool
     spin_s: float
+    record: RecordSettings | Path | str | None
 
 
 class ClientBase:
@@ -68,6 +73,8 @@ class ClientBase:
             most: a response that comes meanwhile is taken sooner, by the time that waking up takes, and the processor
             core is busy as long. The client of asyncio always sleeps.
         traces: make a span of each call, by the program's own provider of OpenTelemetry (the extra ``otel``).
+        record: where what it asks for and is given is recorded, for ``hmarl-replay``: a folder, or a ``RecordSettings``
+            with bounds as well (the extra ``record``). None records nothing.
 
     Raises:
         UsageError: an argument is out of range, or an extra is missing.
@@ -89,6 +96,7 @@ class ClientBase:
         allow_bundle_change: bool = False,
         traces: bool = False,
         spin_s: float = 0.0,
+        record: RecordSettings | Path | str | None = None,
     ) -> None:
         if not isinstance(address, str) or not address:
             raise UsageError(
@@ -107,6 +115,8 @@ class ClientBase:
         self._keys = self._dialling.keys
         self._allow_bundle_change = allow_bundle_change
         self._spans = _spans(address) if traces else None
+        self._record = None if record is None else _record_settings(record)
+        self._recorder: ClientRecorder | None = None  # until it is known who is recorded
         self._watch = LinkWatch()
         self._born = FORKS.count
         self._closed = False
@@ -166,10 +176,26 @@ class ClientBase:
             diagnostics=self._diagnostics,
             allow_bundle_change=self._allow_bundle_change,
             source=self.address,
+            recorder=self._made_recorder(info),
         )
         if self._expected is not None:
             check_spec(episode.spec, self._expected, self.address)
         self._episode = episode
+
+    def _made_recorder(self, info: agent_pb2.GetAgentInfoResponse) -> ClientRecorder | None:
+        """What records the client's acts; None where nothing is to be recorded."""
+        if self._record is None:
+            return None
+        from hmarl.sdk.clients.recording import ClientRecorder  # noqa: PLC0415 - part of the record extra
+
+        self._recorder = ClientRecorder(self._record, described_model(info, self.address), self.address)
+        weakref.finalize(self, self._recorder.close)  # of a client that is forgotten
+        return self._recorder
+
+    def _end_recording(self) -> None:
+        """Finish the recording's file, if there is one."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _why(self) -> str | None:
         """Why no answer comes, where it can be told; takes a moment."""
@@ -272,3 +298,9 @@ def _spans(address: str) -> ClientSpans:
     from hmarl.sdk.clients.spans import ClientSpans  # noqa: PLC0415 - part of the otel extra
 
     return ClientSpans(address)
+
+
+def _record_settings(record: RecordSettings | Path | str) -> RecordSettings:
+    from hmarl.runtime.recording import library  # noqa: F401, PLC0415 - part of the record extra, missed at once
+
+    return record if isinstance(record, RecordSettings) else RecordSettings(Path(record).absolute())

@@ -214,6 +214,7 @@ class AgentClient(ClientBase):
                 self._end_episode()
             finally:  # also when Ctrl-C interrupts it: a second call would do nothing
                 self._wire.close()
+                self._end_recording()
 
     def __enter__(self) -> Self:
         self._check_usable()

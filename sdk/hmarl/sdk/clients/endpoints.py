@@ -129,7 +129,9 @@ def endpoints_document(path: Path | str) -> dict[str, Any]:
             raise ValueError(f"got more than {_LARGEST_BYTES:,} bytes, expected a list of addresses")
         document = read_json(content)
     except OSError as error:
-        raise UsageError(f"endpoints file {path}: {error.strerror}") from error
+        advice = "; hmarl-fleet BUNDLE --out FILE writes it once all agents serve, and removes it when it stops"
+        missing = isinstance(error, FileNotFoundError)
+        raise UsageError(f"endpoints file {path}: {error.strerror}{advice if missing else ''}") from error
     except ValueError as error:
         raise UsageError(f"endpoints file {path}: {one_line(error)}") from error
     return document if isinstance(document, dict) else {}

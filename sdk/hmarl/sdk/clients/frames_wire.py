@@ -240,6 +240,11 @@ class FramesWire:
         except Ended:
             self.close()
             raise
+        except CallFailed:
+            raise
+        except BaseException:  # Ctrl-C: something may have been sent or taken in by half
+            self.close()
+            raise
         return response
 
     def _end_late_starts(self, line: _Line) -> None:
@@ -274,4 +279,4 @@ def _why_not(path: str, error: OSError) -> tuple[Code, str]:
             return Code.UNIMPLEMENTED, "that is no socket: give the path of the agent's --frames"
     if isinstance(error, BlockingIOError):
         return Code.UNAVAILABLE, "the agent does not accept connections: it is stopped, or has too many to look at"
-    return Code.UNAVAILABLE, f"nothing listens there: {error.strerror}"
+    return Code.UNAVAILABLE, f"nothing listens there: {error.strerror or error}"

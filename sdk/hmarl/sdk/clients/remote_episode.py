@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,9 @@ from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import AgentError, OtherBundleError, UsageError
 from hmarl.sdk.fallback import Fallback, Situation
 from hmarl.sdk.spaces import branch_sizes
+
+if TYPE_CHECKING:
+    from hmarl.sdk.clients.recording import ClientRecorder
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
@@ -125,6 +128,7 @@ class RemoteEpisode:
         diagnostics: whether to ask for the policy's further outputs.
         allow_bundle_change: whether the agent may come back with another bundle, of the same spaces.
         source: the server's address, for messages.
+        recorder: records its acts; None: nothing does.
 
     Raises:
         AgentError: the description is not one that this version understands.
@@ -141,6 +145,7 @@ class RemoteEpisode:
         diagnostics: bool,
         allow_bundle_change: bool,
         source: str,
+        recorder: ClientRecorder | None = None,
     ) -> None:
         model = described_model(info, source)
         self.info = info
@@ -161,6 +166,7 @@ class RemoteEpisode:
         self._diagnostics = diagnostics
         self._allow_bundle_change = allow_bundle_change
         self._source = source
+        self._recorder = recorder
         self._start: agent_pb2.StartEpisodeRequest | None = None
         self._rejoining: _Rejoin | None = None
         self._next_step = 0
@@ -230,6 +236,8 @@ class RemoteEpisode:
         self.session_id = response.session_id
         self._next_step = request.first_step
         self._last_action, self._last_time_s = None, -math.inf
+        if self._recorder is not None:
+            self._recorder.began(request, response.session_id, self.info)
 
     def skip(self, steps: int) -> None:
         """Go on with a later step; the server counts those between as missed.
@@ -242,6 +250,8 @@ class RemoteEpisode:
     def ending(self) -> agent_pb2.EndEpisodeRequest | None:
         """The request that ends the episode, which is forgotten here; None when there is none."""
         session_id, self.session_id = self.session_id, None
+        if self._recorder is not None:
+            self._recorder.ended()
         return None if session_id is None else agent_pb2.EndEpisodeRequest(session_id=session_id)
 
     def act(
@@ -254,6 +264,29 @@ class RemoteEpisode:
             StaleActionError: no fresh action in time, and the fallback allows none instead.
             AgentError: no episode was started, the server refuses the request, or another agent or bundle is served.
         """
+        asked = self._act(observation, action_mask)
+        return asked if self._recorder is None else self._recorded(asked, self._recorder, observation, action_mask)
+
+    def _recorded(
+        self,
+        asked: Generator[Operation, Any, Action],
+        recorder: ClientRecorder,
+        observation: npt.NDArray[np.float32],
+        action_mask: npt.NDArray[np.bool_] | None,
+    ) -> Generator[Operation, Any, Action]:
+        """An act whose outcome is recorded, whatever it is."""
+        step, began_ns = self._next_step, recorder.asks(self.timeout_s)
+        try:
+            action = yield from asked
+        except BaseException as error:  # also when a program waits no longer: the agent may have acted
+            recorder.refused(began_ns, step, observation, action_mask, error, self.session_id)
+            raise
+        recorder.acted(began_ns, observation, action_mask, action, self.session_id or "")
+        return action
+
+    def _act(
+        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
+    ) -> Generator[Operation, Any, Action]:
         begin = now_s()
         session_id = self.session_id
         if session_id is None:
@@ -276,6 +309,8 @@ class RemoteEpisode:
                 return action
             outcome = _Nothing("LATE_REPLY", "the reply was taken after the time allowed was over")
         self.statistics.fallback_reasons[outcome.kind] += 1
+        if self._recorder is not None:
+            self._recorder.falls_back(outcome.kind)
         return self._stand_in(self._situation(step, action_mask, outcome.reason), begin)
 
     def _attempts(

@@ -9,6 +9,7 @@ from hmarl.runtime import __version__
 from hmarl.runtime.tracing import PROPAGATOR, SERVICE
 from hmarl.sdk.clients.agent import Action
 from hmarl.sdk.clients.call_metadata import call_metadata
+from hmarl.sdk.clients.wires import is_frames
 from hmarl.sdk.errors import MissingExtraError
 
 try:
@@ -32,7 +33,7 @@ class ClientSpans:
     def span(self, method: str) -> Iterator[Span]:
         """What the block does is one call of the service, by what the program sees; retries are parts of it."""
         attributes = {
-            "rpc.system": "grpc",
+            "rpc.system": "frames" if is_frames(self._address) else "grpc",
             "rpc.service": SERVICE,
             "rpc.method": method,
             "server.address": self._address,

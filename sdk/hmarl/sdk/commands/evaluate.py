@@ -6,11 +6,9 @@ import csv
 import importlib.util
 import io
 import json
-import re
 import shlex
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -28,8 +26,10 @@ from hmarl.runtime.settings import PROVIDER
 from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import load_endpoints, load_security, nothing_listens, refusing, start_advice
+from hmarl.sdk.clients.wires import is_frames
 from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
+from hmarl.sdk.commands._sources import kind_of, refuse_code
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
@@ -45,9 +45,6 @@ from hmarl.sdk.team import RandomTeam, Team
 
 _EXTRA_PACKAGES = ("jinja2", "matplotlib", "imageio", "rliable")
 _DEFAULT_BATCH = 16
-# Any text with a colon inside may be an import path: Python takes almost anything for a module's name.
-_IMPORT_PATH = re.compile(r".+:.+", re.DOTALL)
-_INTERPRETER = "python"  # the argument that names a program to run the environment
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def _fleet_source(options: Options, path: Path) -> Source:
         raise nothing_listens(absent, endpoints, start_advice(path))
     present = next(address for name, address in endpoints.items() if name not in absent)
     with AgentClient(present, security=security) as client:
-        name = f"{client.info.bundle_name} (gRPC)"
+        name = f"{client.info.bundle_name} ({'frames' if is_frames(present) else 'gRPC'})"
         try:
             environment = from_json(EnvironmentModel, client.info.environment_json)
         except ValueError as error:
@@ -189,7 +186,7 @@ def _check_kind(option: str, path: Path) -> None:
     Raises:
         UsageError: names that option.
     """
-    found = _kind_of(path)
+    found = kind_of(path)
     if found is None or found == option:
         return
     what = {"bundle": "a bundle", "endpoints": "an endpoints file", "run": "a run directory of hmarl-train"}
@@ -199,15 +196,6 @@ def _check_kind(option: str, path: Path) -> None:
     )
 
 
-def _kind_of(path: Path) -> str | None:
-    """The option that a path looks made for, judged by the files that are there."""
-    if (path / "manifest.json").is_file() or (path.is_file() and zipfile.is_zipfile(path)):
-        return "bundle"
-    if (path / "config.json").is_file():
-        return "run"
-    return "endpoints" if path.is_file() and path.suffix == ".json" else None
-
-
 def _environment(options: Options, source: Source) -> VectorEnvironment:
     """The environment asked for; the source's arguments are the defaults where it is the source's environment."""
     name = options.env or source.environment
@@ -215,40 +203,13 @@ def _environment(options: Options, source: Source) -> VectorEnvironment:
     own = parse_settings(options.settings)["env"]
     if options.run is None:
         taken = {key: arguments[key] for key in arguments.keys() - own.keys() if not is_faults(key)}
-        _refuse_code(name if options.env is None else "", taken)
+        refuse_code(name if options.env is None else "", taken)
     if options.faults:  # instead of those that the team was trained with
         arguments = {key: value for key, value in arguments.items() if not is_faults(key)}
         arguments["faults"] = list(options.faults)
     arguments.update(own)
     batch_size = options.batch_size or few_copies(name, min(options.episodes, _DEFAULT_BATCH))
     return make(name, batch_size=batch_size, **arguments)
-
-
-def _refuse_code(name: str, arguments: Mapping[str, Any]) -> None:
-    """A bundle, or a process that serves one, must not choose what is imported and called here; its user may.
-
-    Raises:
-        UsageError: the environment's name, or an argument, is the path of a function or class, or of a program.
-    """
-    advice = "which would be imported and called here; if you trust it, say so with"
-    if ":" in name:
-        raise UsageError(f"the team was trained in '{name[:200]}', {advice} --env {shlex.quote(name[:200])}")
-    for key, value in arguments.items():
-        if key == _INTERPRETER or any(map(_IMPORT_PATH.fullmatch, _texts(value))):
-            same = shlex.quote(f"env.{key}={value if isinstance(value, str) else json.dumps(value)}"[:200])
-            raise UsageError(f"the team's environment has env.{key}={str(value)[:200]}, {advice} --set {same}")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in an argument, in JSON's lists and objects too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from (str(key), *_texts(part))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part)
 
 
 def _measure(options: Options, environment: VectorEnvironment, team: Team, console: Console) -> Evaluation:

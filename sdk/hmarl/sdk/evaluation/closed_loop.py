@@ -154,6 +154,7 @@ def evaluate(
     episodes: int,
     seed: int,
     *,
+    first: int = 0,
     progress: Progress | None = None,
     record: bool = False,
     step_limit: int | None = None,
@@ -168,6 +169,7 @@ def evaluate(
         team: who acts.
         episodes: E, at least 1.
         seed: see ``episode_seeds``.
+        first: number of the first episode, so that many can be played part by part.
         progress: called with (episodes done, E) whenever an episode has ended.
         record: keep every action, for comparisons action by action.
         step_limit: see ``limit_of``.
@@ -179,13 +181,15 @@ def evaluate(
     """
     if episodes < 1:
         raise UsageError(f"episodes: got {episodes}, expected at least 1")
+    if first < 0:
+        raise UsageError(f"first: got {first}, expected at least 0")
     batch = environment.batch_size
-    seeds = episode_seeds(seed, -(-episodes // batch) * batch)
+    seeds = episode_seeds(seed, first + -(-episodes // batch) * batch)[first:]
     limit = limit_of(environment.spec, step_limit)
     tally = _Tally(environment.spec, episodes, record, progress)
     clock = _Clock(team)
-    for first in range(0, episodes, batch):
-        _play_wave(environment, clock, tally, first, seeds[first : first + batch], limit)
+    for begin in range(0, episodes, batch):
+        _play_wave(environment, clock, tally, begin, seeds[begin : begin + batch], limit)
     return Evaluation(
         environment=environment.spec.name,
         team=team.name,

@@ -17,7 +17,7 @@ from hmarl.runtime.bundle import AgentModel, Bundle, from_json
 from hmarl.runtime.choices import InstructionChoice, drawn_noises
 from hmarl.runtime.session import Policy, noise_for
 from hmarl.runtime.settings import PROVIDER
-from hmarl.sdk.clients.agent import agent_spec, check_spec
+from hmarl.sdk.clients.agent import AgentStatistics, agent_spec, check_spec
 from hmarl.sdk.clients.base import ClientOptions
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import (
@@ -32,6 +32,7 @@ from hmarl.sdk.clients.endpoints import (
 )
 from hmarl.sdk.clients.security import Security
 from hmarl.sdk.clients.together import on_one_bundle
+from hmarl.sdk.clients.wires import is_frames
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
@@ -190,7 +191,7 @@ class BundleTeam:
 
 
 class FleetTeam:
-    """Agents that other processes serve over gRPC; every agent and row has a session of its own.
+    """Agents that other processes serve, over gRPC or frames; every agent and row has a session of its own.
 
     The agents' acts are sent at the same time, those of one agent's rows one after the other. When the fleet is given
     another bundle, running episodes end on the one before, and the next ``reset`` follows with all agents.
@@ -219,8 +220,6 @@ class FleetTeam:
         AgentError: no agent answers at an address; names all such addresses.
     """
 
-    latency_of = "one agent's act over gRPC"
-
     def __init__(
         self,
         endpoints: Mapping[str, str] | Path | str,
@@ -242,6 +241,8 @@ class FleetTeam:
         self._places = _places(spec)
         door = None if security is None else GRPC  # frames need none
         self._addresses = endpoints if isinstance(endpoints, Mapping) else load_endpoints(endpoints, door)
+        by_frames = all(map(is_frames, self._addresses.values()))
+        self.latency_of = f"one agent's act over {'frames' if by_frames else 'gRPC'}"
         self._file = None if isinstance(endpoints, Mapping) else Path(endpoints)
         self._sha256 = ""
         if security is None and not isinstance(endpoints, Mapping):
@@ -347,6 +348,15 @@ class FleetTeam:
     def clients(self) -> dict[str, list[AgentClient]]:
         """The clients of every agent, one per row; for their statistics."""
         return {place.agent.id: list(self._clients[number]) for number, place in enumerate(self._places)}
+
+    @property
+    def statistics(self) -> AgentStatistics:
+        """What all clients have counted so far, together."""
+        total = AgentStatistics()
+        for clients in self._clients:
+            for client in clients:
+                total.add(client.statistics)
+        return total
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
         """Start B episodes: one session per agent and row, all of one bundle."""

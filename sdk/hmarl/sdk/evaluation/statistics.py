@@ -7,7 +7,7 @@ come from rliable (the ``eval`` extra), whose interquartile mean is the same one
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +47,35 @@ def iqm(values: npt.ArrayLike, axis: int = -1) -> npt.NDArray[np.float64]:
 def iqm_interval(
     values: npt.ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile-bootstrap confidence interval of the interquartile mean.
+    """Percentile-bootstrap confidence interval of the interquartile mean; see ``_interval``."""
+    return _interval(iqm, values, confidence, resamples, seed)
+
+
+def mean_interval(
+    values: npt.ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile-bootstrap confidence interval of the mean; see ``_interval``.
+
+    Of the differences between two teams in the same episodes it is that of the paired difference.
+    """
+    return _interval(_mean, values, confidence, resamples, seed)
+
+
+def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(values.mean(axis=-1))
+
+
+def _interval(
+    statistic: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    values: npt.ArrayLike,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Percentile-bootstrap confidence interval of a statistic.
 
     Args:
+        statistic: of the last axis.
         values: [n], one per episode, n at least 1.
         confidence: in (0, 1).
         resamples: bootstrap resamples.
@@ -61,12 +87,12 @@ def iqm_interval(
     array = np.asarray(values, np.float64)
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // array.size)
-    means = [
-        iqm(array[generator.integers(0, array.size, (min(rows, resamples - start), array.size))])
+    found = [
+        statistic(array[generator.integers(0, array.size, (min(rows, resamples - start), array.size))])
         for start in range(0, resamples, rows)
     ]
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.concatenate(means), [tail, 1.0 - tail])
+    low, high = np.quantile(np.concatenate(found), [tail, 1.0 - tail])
     return float(low), float(high)
 
 

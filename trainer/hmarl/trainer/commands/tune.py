@@ -105,7 +105,7 @@ def tune(
         before = plan.check()
     folder = out or Path("runs") / f"tune-{algorithm}-{slug(env)}"
     check_writable(folder, f"--out {folder}")
-    with RunLock(folder, "search"), stop_on_signals() as stop:
+    with RunLock(folder, "search directory"), stop_on_signals() as stop:
         stop.postponing = _STOPPING
         study = open_study(plan, folder, pruner, sampler, before)
         console.print(f"searching {', '.join(plan.space)} for {algorithm} on {env}: {trials} trials into {folder}")

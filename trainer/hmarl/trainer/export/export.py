@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from hashlib import sha256
 from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
@@ -31,6 +32,9 @@ from hmarl.runtime.choices import InstructionChoice
 from hmarl.runtime.session import Policy
 from hmarl.runtime.signing.keys import Signer
 from hmarl.sdk.files import check_writable
+from hmarl.sdk.gap.card import card_section
+from hmarl.sdk.gap.document import FILE as GAP_FILE
+from hmarl.sdk.gap.document import read_gap
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.deployable import check_size
@@ -80,6 +84,7 @@ def export_run(
         DivergedError: the distillation diverged.
         ParityError: ONNX Runtime and torch disagree; nothing is written.
         CheckpointError: see ``load_run``.
+        BundleError: RUN/gap holds figures that cannot be read.
     """
     name = _bundle_name(run, name)
     config = RunConfig.read(run)
@@ -120,6 +125,7 @@ def export_run(
         students,
         chosen,
         again,
+        _price(run, files),
     )
     manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
     if again is not None:
@@ -130,6 +136,17 @@ def export_run(
         manifest["students"] = to_plain(distilled.report)
         manifest["evaluation"] = {**manifest["evaluation"], "students": distilled.evaluation}
     return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()}, signer)
+
+
+def _price(run: Path, graphs: dict[str, bytes]) -> str:
+    """What the card says of the price of deployment: nothing where hmarl-gap has not measured these very graphs."""
+    path = run / "gap" / GAP_FILE
+    if not path.is_file():
+        return ""
+    gap = read_gap(path)
+    return (
+        card_section(gap) if gap.graphs == {name: sha256(graph).hexdigest() for name, graph in graphs.items()} else ""
+    )
 
 
 def _bundle_name(run: Path, name: str | None) -> str:

@@ -32,6 +32,7 @@ def model_card(
     students: StudentsModel | None = None,
     chosen: ChosenChoice | None = None,
     again: Redistillation | None = None,
+    price: str = "",
 ) -> str:
     """The card as Markdown with Hugging Face front matter.
 
@@ -46,6 +47,7 @@ def model_card(
         students: what a distillation came to, None without one.
         chosen: how instructions are chosen by default, None without them.
         again: what came of distilling local conductors once more, None where that was not done.
+        price: the section on what deployment costs, empty where that was not measured.
     """
     table = "\n".join(
         f"| {key} | {row['return_mean']:.2f} | {row['return_median']:.2f} | {row['return_iqm']:.2f} "
@@ -69,6 +71,7 @@ def model_card(
         _distillation(students) if students else "",
         _instructions(chosen) if chosen else "",
         _redistillation(again) if again else "",
+        price,
         "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
         _provenance(config, checkpoint, summary),
         f"## Parity\n\nONNX Runtime (CPU) against torch on {parity.samples:,} random and rollout inputs: largest error "

@@ -1,4 +1,4 @@
-"""One owner of a run directory, or a suite's, at a time: an advisory lock of the operating system on ``RUN/.lock``.
+"""One owner of a run directory at a time: an advisory lock of the operating system on ``RUN/.lock``.
 
 The kernel frees it when its process ends, however that one ends. Children do not inherit it: programs that are started
 find it closed (close-on-exec), and what is merely forked closes it at once, so that a hung worker holds nothing.
@@ -32,23 +32,22 @@ class RunLock:
 
     Args:
         directory: the run's; made where it is not there.
-        kind: whose directory it is, in a word.
+        called: what it is, for messages.
 
     Raises:
         UsageError: another process, or another run in this one, owns it; or it cannot be written.
     """
 
-    def __init__(self, directory: Path, kind: str = "run") -> None:
+    def __init__(self, directory: Path, called: str = "run directory") -> None:
         self._directory = directory
         self._made = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._descriptor: int | None = _locked(directory / NAME, kind)
+            self._descriptor: int | None = _locked(directory / NAME, called)
         except OSError as error:
             self._remove_made()
             raise UsageError(
-                f"{kind} directory {directory}: cannot be written ({error.strerror}); make it writable, or choose "
-                "another"
+                f"{called} {directory}: cannot be written ({error.strerror}); make it writable, or choose another"
             ) from error
         _held.add(self)
 
@@ -87,7 +86,7 @@ class RunLock:
         self.release()
 
 
-def _locked(path: Path, kind: str) -> int:
+def _locked(path: Path, called: str) -> int:
     """Descriptor of the file at ``path``, locked, with this process named in it.
 
     Raises:
@@ -97,7 +96,7 @@ def _locked(path: Path, kind: str) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock(descriptor, path, kind)
+            _lock(descriptor, path, called)
             if _is_at(descriptor, path):
                 owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
                 with suppress(OSError):  # a full disk; the lock itself needs no space
@@ -111,22 +110,21 @@ def _locked(path: Path, kind: str) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path, kind: str) -> None:
+def _lock(descriptor: int, path: Path, called: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UsageError(
-            f"{kind} directory {path.parent}: in use by {_owner(descriptor)}; wait until it has ended, stop it, or "
-            "choose another directory"
+            f"{called} {path.parent}: in use by {_owner(descriptor)}; wait until it has ended, stop it, or choose "
+            "another directory"
         ) from error
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
         _log.warning(
-            "%s: this file system has no locks (%s); take care that no second process uses the %s",
+            "%s: this file system has no locks (%s); take care that no second process uses the run",
             path,
             error.strerror,
-            kind,
         )
 
 

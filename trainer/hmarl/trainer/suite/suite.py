@@ -62,7 +62,7 @@ class Suite:
             UsageError: another process owns it.
             CheckpointError: what it remembers is damaged.
         """
-        with RunLock(folder, "suite"):
+        with RunLock(folder, "suite directory"):
             yield cls(definition, folder, Ledger.read(folder / "suite.json"))
 
     @property

@@ -1,0 +1,1 @@
+"""What agents and clients record, as protobuf messages in MCAP files."""

@@ -1,0 +1,296 @@
+"""Black boxes of real processes: killed, on a full disk, of a fleet in trouble, and of its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mcap.exceptions import EndOfFile
+from mcap.reader import NonSeekingReader
+from mcap_protobuf.decoder import DecoderFactory
+
+from agent_process import AgentProcess
+from hmarl.recording.v1 import recording_pb2 as pb
+from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.recording.beside import laid_beside
+from hmarl.runtime.recording.replay import NO_REPLY
+from hmarl.runtime.recording.settings import RecordSettings
+from hmarl.sdk.clients.async_client import AsyncAgentClient
+from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.errors import StaleActionError
+from hmarl.sdk.fallback import Hold
+from hmarl.sdk.faults.link import FaultyLink, LinkFaults
+from processes import fleet_process, wait_for
+from recorded import entries, run_again
+from serving import SHIPPED_BUNDLE
+from small_disk import fill, small_disk
+from toy_bundle import write_toy_bundle
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+def given(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    mask = generator.random(5) < 0.6
+    mask[generator.integers(5)] = True
+    return generator.normal(size=6).astype(np.float32), mask
+
+
+def replay(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hmarl.sdk.commands.replay", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def acts(path: Path, *, fresh: bool = True) -> list[pb.Act]:
+    found = [entry.message for entry in entries(path) if isinstance(entry.message, pb.Act)]
+    return [act for act in found if not fresh or not act.HasField("delivery") or act.delivery.fresh]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_both_sides_record_the_same_acts(tmp_path: Path, toy: Bundle, stream: bool) -> None:
+    box = tmp_path / "box"
+    with AgentProcess(toy.path, "agent_0", options=("--record", str(box))) as process:
+        with AgentClient(process.address, stream=stream, diagnostics=True, record=box) as client:
+            generator = np.random.default_rng(0)
+            for seed in (3, 4):
+                client.reset(seed, sample=True)
+                for _ in range(20):
+                    client.act(*given(generator))
+        process.process.terminate()
+        process.process.wait(20)
+    agent, mine = (acts(box / name) for name in ("agent_0", "agent_0.client"))
+    assert len(agent) == len(mine) == 40
+    for theirs, ours in zip(agent, mine, strict=True):
+        assert theirs.request == ours.request
+        assert theirs.response.action == ours.response.action
+        assert theirs.latency_us < ours.latency_us
+    sessions = [
+        [entry.message.session for entry in entries(box / name) if isinstance(entry.message, pb.Episode)]
+        for name in ("agent_0", "agent_0.client")
+    ]
+    assert sessions[0] == sessions[1]
+    assert len(set(sessions[0])) == 2
+    report = run_again(box, toy)
+    assert (report.episodes, report.compared, report.differing_bytes) == (4, 80, 0)
+    done = replay(box, "--bundle", toy.path, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["same"], said["compared"], said["cut_off"]) == (True, 80, {})
+    beside = said["beside"]
+    assert [beside[name] for name in ("acts", "in_time", "late", "not_received")] == [40, 40, 0, 0]
+    assert (beside["different_inputs"], beside["different_actions"]) == (0, 0)
+    assert 0 < beside["way_us"]["p50"] <= beside["way_us"]["max"]
+
+
+@pytest.mark.parametrize("no_grpc", [False, True])
+def test_acts_that_come_by_frames_are_recorded_alike(tmp_path: Path, toy: Bundle, no_grpc: bool) -> None:
+    box, door = tmp_path / "box", tmp_path / "door"
+    options = ["--record", str(box), "--frames", str(door), *(["--no-grpc"] if no_grpc else [])]
+    with AgentProcess(toy.path, "agent_0", options=options) as process:
+        with AgentClient(f"frames:{door}", record=box) as client:
+            generator = np.random.default_rng(0)
+            client.reset(3, sample=True)
+            for _ in range(20):
+                client.act(*given(generator))
+        process.process.terminate()
+        process.process.wait(20)
+    report = run_again(box, toy)
+    assert (report.episodes, report.compared, report.differing_bytes) == (2, 40, 0)
+    beside = laid_beside(entries(box))
+    assert beside is not None
+    assert (beside.acts, beside.in_time, beside.same) == (20, 20, True)
+
+
+def test_a_killed_agent_leaves_all_but_the_last_moment(tmp_path: Path, toy: Bundle) -> None:
+    with AgentProcess(toy.path, "agent_0", options=("--record", str(tmp_path / "box"))) as process:
+        with AgentClient(process.address, fallback=Hold(expires_after_s=60.0)) as client:
+            client.reset(1, sample=True)
+            generator = np.random.default_rng(0)
+            for _ in range(50):
+                client.act(*given(generator))
+            time.sleep(2.0)  # far longer than a flush takes
+            for _ in range(50):
+                client.act(*given(generator))
+            process.kill()
+        (file,) = (tmp_path / "box" / "agent_0").iterdir()
+        report = run_again(file, toy)
+        assert 50 <= report.compared <= 100
+        assert report.differing_bytes == 0
+        with file.open("rb") as stream:  # the library's reader, from front to back
+            reader = NonSeekingReader(stream, decoder_factories=[DecoderFactory()])
+            found = reader.iter_decoded_messages(log_time_order=False)
+            assert [next(found).channel.topic for _ in range(report.compared + 1)][-1] == "/agent/agent_0/acts"
+            with pytest.raises(EndOfFile):
+                next(found)
+        said = json.loads(replay(file, "--bundle", toy.path, "--json").stdout)
+        assert said["compared"] == report.compared
+        assert list(said["cut_off"]) == [str(file)]
+
+
+def test_acts_go_on_when_the_disk_is_full(tmp_path: Path, toy: Bundle) -> None:
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        log, options = tmp_path / "log", ("--record", str(disk / "box"))
+        with (
+            AgentProcess(toy.path, "agent_0", options=options, log=log) as process,
+            AgentClient(process.address) as client,
+        ):
+            generator = np.random.default_rng(0)
+            client.reset(1, sample=True)
+            for _ in range(20):
+                client.act(*given(generator))
+            time.sleep(0.5)
+            fill(disk / "filler")
+            deadline = time.monotonic() + 30
+            while "recording stopped" not in process.log and time.monotonic() < deadline:
+                assert client.act(*given(generator)).fresh
+                time.sleep(0.01)
+            assert "No space left on device; acts go on" in process.log
+            for _ in range(20):
+                assert client.act(*given(generator)).fresh
+            (disk / "filler").unlink()
+            files = disk / "box" / "agent_0"
+            while len(list(files.iterdir())) < 2 and time.monotonic() < deadline:  # tried again
+                client.act(*given(generator))
+                time.sleep(0.05)
+            time.sleep(0.5)
+            process.process.terminate()
+            process.process.wait(20)
+        report = run_again(disk / "box", toy)
+        assert report.compared > 20
+        assert report.missing > 0
+        assert report.differing_bytes == 0
+        assert process.log.count("recording stopped") <= 3
+
+
+def play_in_trouble(addresses: dict[str, str], box: Path, kill: Sequence[Any]) -> int:
+    """An episode of three agents over bad links; returns how many acts had no fresh action."""
+    late, faults = 0, LinkFaults(delay_s=0.01, jitter_s=0.06)
+    with ExitStack() as stack:
+        links = {name: stack.enter_context(FaultyLink(address, faults, seed=1)) for name, address in addresses.items()}
+        clients = [
+            stack.enter_context(
+                AgentClient(link.address, timeout_s=0.1, fallback=Hold(expires_after_s=60.0), record=box)
+            )
+            for link in links.values()
+        ]
+        generator = np.random.default_rng(0)
+        for seed in range(2):
+            for client in clients:
+                client.reset(seed, sample=True)
+            for step in range(40):
+                if step == 15:
+                    kill[seed]()
+                for client in clients:
+                    observation = generator.normal(size=18).astype(np.float32)
+                    try:
+                        late += not client.act(observation).fresh
+                    except StaleActionError:  # the episode has had no action yet
+                        late += 1
+    return late
+
+
+def test_a_fleet_in_trouble_comes_out_bit_for_bit(tmp_path: Path) -> None:
+    bundle, out, box = load_bundle(SHIPPED_BUNDLE), tmp_path / "endpoints.json", tmp_path / "box"
+    with fleet_process(bundle, out, "--record", str(box)) as fleet:
+        wait_for(out.exists, "starting the fleet")
+        addresses = json.loads(out.read_text())["agents"]
+        own = subprocess.run(["pgrep", "-P", str(fleet.pid)], capture_output=True, text=True, check=True)
+        members = [int(pid) for pid in own.stdout.split()]
+
+        def killed(index: int) -> Any:
+            return lambda: os.kill(members[index], signal.SIGKILL)
+
+        late = play_in_trouble(addresses, box, [killed(0), killed(1)])
+        time.sleep(0.5)
+    assert late > 0
+    assert sorted(path.name for path in box.iterdir()) == sorted(
+        name + side for name in addresses for side in ("", ".client")
+    )
+    report = run_again(box, bundle)
+    assert report.differences == []
+    assert report.differing_bytes == 0
+    assert report.compared > 50
+    assert report.skipped[NO_REPLY] == late
+    done = replay(box, "--bundle", bundle.path)
+    assert done.returncode == 0, done.stderr
+    assert f"the same: {report.compared} acts run again" in done.stdout
+    assert "was not finished" in done.stdout  # those of the killed
+    beside = laid_beside(entries(box))
+    assert beside is not None
+    assert beside.same
+    assert beside.in_time > 0
+    assert beside.acts <= beside.in_time + beside.late + beside.not_received
+    assert beside.late > 0  # the links are slower than the clients wait
+    assert beside.there_us["p50"] > 10_000  # the links' delay
+
+
+def test_a_client_for_asyncio_records_too(tmp_path: Path, toy: Bundle) -> None:
+    box = tmp_path / "box"
+
+    async def play(address: str) -> None:
+        async with AsyncAgentClient(address, record=RecordSettings(box, flush_s=0.1)) as client:
+            await client.reset(5, sample=True)
+            generator = np.random.default_rng(0)
+            for _ in range(25):
+                await client.act(*given(generator))
+
+    with AgentProcess(toy.path, "agent_1") as process:
+        asyncio.run(play(process.address))
+    report = run_again(box, toy)
+    assert (report.acts, report.compared, report.differing_bytes) == (25, 25, 0)
+
+
+def test_without_the_extra_one_line_says_so(tmp_path: Path, toy: Bundle) -> None:
+    hidden = "import sys; sys.modules['mcap'] = None\n"
+    for module, words in (
+        ("hmarl.runtime.commands.agent", [str(toy.path), "--agent", "agent_0", "--record", str(tmp_path / "box")]),
+        ("hmarl.runtime.commands.fleet", [str(toy.path), "--record", str(tmp_path / "box")]),
+        ("hmarl.sdk.commands.replay", [str(tmp_path), "--bundle", str(toy.path)]),
+    ):
+        code = f"{hidden}import runpy; sys.argv[1:] = {words!r}; runpy.run_module({module!r}, run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.endswith("recording and replaying needs the package 'mcap': pip install 'hmarl[record]'")
+    assert not (tmp_path / "box").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["{box}"], 2, "--bundle: got none"),
+        (["{box}/none", "--bundle", "{toy}"], 3, "got no such file or folder"),
+        (["{box}", "--bundle", "{toy}"], 3, "got a folder without any *.mcap"),
+        (["{toy}/manifest.json", "--bundle", "{toy}"], 3, "got no MCAP file"),
+        (["{box}", "--bundle", "{box}"], 3, "got a folder without any *.mcap"),
+    ],
+)
+def test_wrong_use_of_replay_is_one_line(tmp_path: Path, toy: Bundle, words: list[str], code: int, said: str) -> None:
+    done = replay(*(word.format(box=tmp_path, toy=toy.path) for word in words))
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert said in line
+
+
+def test_a_folder_that_cannot_be_one_is_refused_at_once(tmp_path: Path, toy: Bundle) -> None:
+    (tmp_path / "box").write_text("")
+    command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(toy.path), "--agent", "agent_0"]
+    done = subprocess.run(
+        [*command, "--record", str(tmp_path / "box")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "--record: " in done.stderr
+    assert "cannot be made a folder" in done.stderr
