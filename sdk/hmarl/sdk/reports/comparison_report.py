@@ -120,6 +120,7 @@ def _plot_intervals(comparison: Comparison, aggregate: str, colours: Mapping[str
         span = estimate.high - estimate.low
         axes.barh(at, span, left=estimate.low, height=0.55, color=colours[name], alpha=0.6)
         axes.vlines(estimate.value, at - 0.32, at + 0.32, color=INK, linewidth=2)
+    axes.use_sticky_edges = False  # else the lowest bar begins at the plot's edge
     axes.margins(x=0.08)
     axes.set_yticks(range(len(names)), names)
     return figure
