@@ -16,11 +16,14 @@ ROOT = Path(__file__).parents[2]
 INTERNAL = {
     "CallFailed",  # a remote call ended: the client's scripts catch it
     "ContractError",  # between a worker process and its pool, as text
-    "EntryError",  # likewise
+    "Ended",  # a CallFailed: a connection of frames was closed
+    "EntryError",  # between a worker process and its pool, as text
+    "LengthError",  # of a frame: the protocol knows no part of hmarl
     "Interrupted",  # a KeyboardInterrupt
     "UnsavableError",  # a simulator's state that has no form to be saved in
     "Violation",  # a check of an environment that failed, told as its result
     "WireError",  # the protocol knows no part of hmarl: server and client make it one of theirs
+    "_Ended",  # within the door of frames: a connection is closed
 }
 
 
