@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from claimed import CLAIMS, Claim, Elsewhere, Measured, Verdict
 from comparisons import COMPARISONS, Comparison
-from records import Record, curve
 from study import records_of
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, option
 from hmarl.sdk.evaluation.statistics import iqm
 from hmarl.sdk.files import write_text
+from hmarl.trainer.suite.records import Record, curve
 
 _RESAMPLES = 2000
 _EARLY = 0.25

@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from comparisons import Comparison, Variant, algorithms
 from matplotlib import pyplot as plt
-from study import COLOURS, OTHER_COLOURS, Runs, command, runs_of, seeds_of, train
+from study import COLOURS, OTHER_COLOURS, Runs, planned_run, runs_of, seeds_of, train_unrecorded
 
 from hmarl.runtime import command_line
-from hmarl.runtime.command_line import PATH, argument, option
+from hmarl.runtime.command_line import PATH, ExitCode, argument, option
 from hmarl.sdk import UsageError, make_environment
 from hmarl.sdk.evaluation.closed_loop import episode_seeds
 from hmarl.trainer.records.checkpoint import checkpoints_in, find_checkpoint, restore
 from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.exploration import StateCoordinates, nearest_neighbour_distance, state_entropy, visited_states
+from hmarl.trainer.runs.stopping import answering_signals
 
 EPISODE_SEED = 2_000_003
 STATES = 2_000  # M, per checkpoint
@@ -247,7 +248,7 @@ def section(environment: str, runs: Runs, out: Path, training: str = "", remark:
 
 def trained_by(compared: Comparison) -> str:
     """The command behind a comparison's runs, in words for the report."""
-    words = command(compared, Variant("", "ALGORITHM"), 0, Path("RUN"))[3:]
+    words = [*planned_run(compared, Variant("", "ALGORITHM"), 0).words, "--out", "RUN"]
     words[words.index("--seed") + 1] = "SEED"
     return f"Trained by `{shlex.join(['hmarl-train', *words])}`."
 
@@ -295,7 +296,8 @@ INTRODUCTION = (
     option("--runs", "where the comparisons' runs go", PATH, default=Path("runs/exploration")),
     option("--only", "only these comparisons", many=True),
 )
-def main(run: tuple[Path, ...], out: Path, runs: Path, only: tuple[str, ...]) -> None:
+@answering_signals
+def main(run: tuple[Path, ...], out: Path, runs: Path, only: tuple[str, ...]) -> int:
     """Train what is missing, one run after the other, then measure and write exploration.md with its figures."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -307,13 +309,16 @@ def main(run: tuple[Path, ...], out: Path, runs: Path, only: tuple[str, ...]) ->
             sections += section(environment, found, out)
     else:
         for compared in (c for c in COMPARISONS if not only or c.name in only):
-            for variant in compared.variants:
-                for seed in seeds_of(variant):
-                    train(compared, variant, seed, runs)
+            planned = [
+                planned_run(compared, variant, seed) for variant in compared.variants for seed in seeds_of(variant)
+            ]
+            if train_unrecorded(planned, runs):
+                return ExitCode.INTERRUPTED
             found = runs_of(compared, runs)
             sections += section(compared.environment, found, out, trained_by(compared), compared.remark)
     (out / "exploration.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     print(f"wrote {out / 'exploration.md'}")
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

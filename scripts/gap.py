@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from comparisons import Variant
 from gap_teams import TEAMS, Shown
-from study import run_name, seeds_of, train
+from study import planned_run, run_name, seeds_of, train_unrecorded
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, flag, option
@@ -53,11 +53,14 @@ def measure(shown: Shown, variant: Variant, seed: int, runs: Path, kept: Path) -
 
     Raises:
         CalledProcessError: one of the commands failed.
+        IncompleteError: the run failed.
+        KeyboardInterrupt: it was stopped.
     """
     record = record_path(shown, variant, seed, kept)
     if record.exists():
         return
-    train(shown.comparison, variant, seed, runs)
+    if train_unrecorded([planned_run(shown.comparison, variant, seed)], runs):
+        raise KeyboardInterrupt
     run = runs / run_name(shown.comparison, variant, seed)
     out = runs / f"{run.name}.gap"
     lines = [words(shown, run, out)]

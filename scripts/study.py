@@ -5,16 +5,15 @@ writes curves and tables.
     python scripts/study.py --list
     python scripts/study.py --only hcpo-instructions
 
-Every run is an ordinary run directory; a study that was killed goes on where it stopped.
+Every run is an ordinary run directory, trained as hmarl-suite trains its own; a study that was killed goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -25,17 +24,24 @@ matplotlib.use("Agg")
 import numpy as np
 from comparisons import COMPARISONS, Comparison, Variant
 from matplotlib import pyplot as plt
-from records import Record, curve, read_record, record_of, write_record
 from study_tables import Records, conductor_table, conductors_of, returns_table, table
 
 from hmarl.runtime import command_line
 from hmarl.runtime.choices import CHOICES
-from hmarl.runtime.command_line import PATH, flag, integer, option
+from hmarl.runtime.command_line import PATH, ExitCode, flag, integer, option
 from hmarl.sdk import UsageError, evaluate, make_environment
 from hmarl.sdk.errors import unknown_name
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.policy_source import load_team
-from hmarl.trainer.records.problems import CheckpointError, IncompleteError
+from hmarl.trainer.records.problems import IncompleteError
+from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
+from hmarl.trainer.suite.engine import Engine, Limits, Places, failures
+from hmarl.trainer.suite.executor import LocalExecutor
+from hmarl.trainer.suite.ledger import Ledger
+from hmarl.trainer.suite.live_table import LiveTable
+from hmarl.trainer.suite.planned import PlannedRun, has_ended
+from hmarl.trainer.suite.records import Record, curve, read_record, record_of, write_record
+from hmarl.trainer.suite.suite import STOPPING
 
 COLOURS = {
     "hcpo": "#d55e00",
@@ -68,36 +74,16 @@ def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
     return f"{slug}-{comparison.steps}-{name}-seed{seed}"
 
 
-def command(comparison: Comparison, variant: Variant, seed: int, run: Path) -> list[str]:
-    """How to train one run, from the start or from its last checkpoint."""
-    words = [sys.executable, "-m", "hmarl.trainer.commands.train"]
-    if any((run / "checkpoints").glob("*.json")):
-        return [*words, "--resume", str(run)]
-    words += [variant.algorithm, "--env", comparison.environment, "--steps", str(comparison.steps)]
-    words += ["--seed", str(seed), "--out", str(run), *(["--preset", variant.preset] if variant.preset else [])]
+def planned_run(comparison: Comparison, variant: Variant, seed: int) -> PlannedRun:
+    """A run of a comparison, as the suite's engine trains it."""
+    words = [variant.algorithm, "--env", comparison.environment, "--steps", str(comparison.steps)]
+    words += ["--seed", str(seed), *(["--preset", variant.preset] if variant.preset else [])]
     common = ("run.threads=1", f"run.evaluation_interval={comparison.evaluation_interval}")
     environment = tuple(f"env.{setting}" for setting in comparison.environment_settings)
     for setting in (*common, *comparison.settings, *environment, *variant.settings):
         words += ["--set", setting]
-    return words
-
-
-def train(comparison: Comparison, variant: Variant, seed: int, folder: Path) -> None:
-    """One run, or nothing when it is done; its output goes to a file beside it.
-
-    Raises:
-        CalledProcessError: it ended before it was done. (Beside a run that is done something may have failed.)
-    """
-    run = folder / run_name(comparison, variant, seed)
-    if (run / "summary.json").exists():
-        return
-    words = command(comparison, variant, seed, run)
-    print(" ".join(words), flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{run.name}.log").open("a", encoding="utf-8") as log:
-        ended = subprocess.run(words, check=False, stdout=log, stderr=subprocess.STDOUT)
-    if not (run / "summary.json").exists():
-        ended.check_returncode()
+    name = run_name(comparison, variant, seed)
+    return PlannedRun(name, variant.label, comparison.name, seed, comparison.steps, tuple(words))
 
 
 def seeds_of(variant: Variant) -> range:
@@ -153,29 +139,47 @@ def without_record(chosen: Sequence[Comparison], kept: Path) -> list[Planned]:
     return [run for name, run in planned.items() if not record_path(name, kept).exists()]
 
 
-def train_all(chosen: Sequence[Comparison], folder: Path, kept: Path, jobs: int) -> None:
-    """Trains every run that has no record, and writes each one's record as it ends.
+def train_runs(
+    runs: Sequence[PlannedRun],
+    folder: Path,
+    keep: Callable[[PlannedRun], None],
+    kept: Callable[[PlannedRun], bool],
+    limits: Limits,
+) -> bool:
+    """Trains runs; see ``Engine``.
+
+    Returns:
+        Whether it was stopped: all runs are saved then, and the same command goes on.
 
     Raises:
-        IncompleteError: runs that failed; the others are done, and their records written.
+        IncompleteError: runs that failed; the others are done.
     """
-    failed = []
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        started = {pool.submit(train, *run, folder): run for run in without_record(chosen, kept)}
-        for ended in as_completed(started):
-            name = run_name(*started[ended])
-            try:
-                ended.result()
-                keep(*started[ended], folder, kept)
-            except subprocess.CalledProcessError as error:
-                failed.append(f"{name} (exit code {error.returncode}, see {folder / name}.log)")
-            except CheckpointError as error:
-                failed.append(f"{name} ({error})")
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if failed:
-        raise IncompleteError(f"runs failed: {', '.join(failed)}; the same command goes on where they stopped")
+    places, ledger = Places(folder, folder / "failed"), Ledger()
+    with stop_on_signals() as stop, LiveTable("study", runs, places, limits.jobs) as table:
+        stop.postponing = STOPPING
+        Engine(runs, places, keep, kept, LocalExecutor(), limits, ledger, table).train(stop)
+        stopped = stop()
+    if failed := failures(ledger, runs):
+        told = ", ".join(f"{name} ({error})" for name, error in failed.items())
+        raise IncompleteError(f"runs failed: {told}; the same command goes on where they stopped")
+    return stopped
+
+
+def train_unrecorded(runs: Sequence[PlannedRun], folder: Path) -> bool:
+    """Trains runs of which no record is kept, one after the other, each until it has come to its end; see above."""
+    return train_runs(runs, folder, lambda run: None, lambda run: has_ended(folder / run.name), Limits())
+
+
+def train_all(chosen: Sequence[Comparison], folder: Path, kept: Path, limits: Limits) -> bool:
+    """Trains every run that has no record, and writes each one's record as it ends; see ``train_runs``."""
+    missing = {planned_run(*run): run for run in without_record(chosen, kept)}
+    return train_runs(
+        list(missing),
+        folder,
+        lambda run: keep(*missing[run], folder, kept),
+        lambda run: record_path(run.name, kept).exists(),
+        limits,
+    )
 
 
 def record_path(name: str, kept: Path) -> Path:
@@ -298,11 +302,15 @@ def sections_of(page: Path) -> dict[str, str]:
     option("--runs", "where the run directories go", PATH, default=Path("runs/study")),
     option("--only", "only these comparisons", many=True),
     option("--jobs", "runs at the same time, one thread each", integer(1), default=1),
+    option("--retries", "how often a run that failed is started again", integer(0), default=1),
     flag("--train/--no-train", "train what is missing", default=True, parameter="missing"),
     flag("--report/--no-report", "write the report", default=True),
     flag("--list", "list the comparisons and stop", parameter="names"),
 )
-def main(out: Path, runs: Path, only: tuple[str, ...], jobs: int, missing: bool, report: bool, names: bool) -> None:
+@answering_signals
+def main(
+    out: Path, runs: Path, only: tuple[str, ...], jobs: int, retries: int, missing: bool, report: bool, names: bool
+) -> int:
     """Train what is missing, then draw what is done into one Markdown page with plots.
 
     What the page shows of a run is kept in its folder's records/, and a run that has a record there is not trained
@@ -312,16 +320,16 @@ def main(out: Path, runs: Path, only: tuple[str, ...], jobs: int, missing: bool,
     if names:
         for comparison in COMPARISONS:
             print(f"{comparison.name}: {', '.join(variant.label for variant in comparison.variants)}")
-        return
+        return ExitCode.DONE
     for name in only:
         if name not in (known := [comparison.name for comparison in COMPARISONS]):
             raise UsageError(f"--only: {unknown_name('comparison', name, known)}")
     kept = out / "records"
     chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
-    if missing:
-        train_all(chosen, runs, kept, jobs)
+    if missing and train_all(chosen, runs, kept, Limits(jobs, retries)):
+        return ExitCode.INTERRUPTED
     if not report:
-        return
+        return ExitCode.DONE
     out.mkdir(parents=True, exist_ok=True)
     page = out / "README.md"
     written = sections_of(page)
@@ -351,6 +359,7 @@ def main(out: Path, runs: Path, only: tuple[str, ...], jobs: int, missing: bool,
     ordered = [written[comparison.name] for comparison in COMPARISONS if comparison.name in written]
     write_text(page, "\n\n".join([*introduction, *ordered]) + "\n")
     print(f"wrote {page}")
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

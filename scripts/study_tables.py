@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from comparisons import Comparison
-from records import Record, curve
 
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
+from hmarl.trainer.suite.records import Record, curve
 
 CONDUCTORS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7"}
 

@@ -18,11 +18,17 @@ os.environ["no_grpc_proxy"] = "localhost,127.0.0.1"  # noqa: SIM112 - gRPC reads
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.command_line import run as run_program
 from hmarl.trainer.commands.algorithms import algorithms
+from hmarl.trainer.commands.check_suite import check
 from hmarl.trainer.commands.export import export
+from hmarl.trainer.commands.suite import suite_command
 from hmarl.trainer.commands.train import train
+from hmarl.trainer.commands.tune import tune
 from toy_bundle import write_toy_bundle
 
-COMMANDS = {"train": train, "export": export, "algorithms": algorithms}
+COMMANDS = {
+    "train": train, "export": export, "algorithms": algorithms, "suite": suite_command, "check-suite": check,
+    "tune": tune,
+}  # fmt: skip
 
 
 def pytest_collection() -> None:

@@ -129,6 +129,8 @@ def test_results_are_written_without_the_eval_extra(installed: Installed, bundle
         (["hmarl-train", "hcpo", "--env", "mpe/simple_spread"], "train"),
         (["hmarl-export", "runs/none"], "train"),
         (["hmarl-algorithms"], "train"),
+        (["hmarl-suite", "suite.toml"], "train"),
+        (["hmarl-tune", "happo", "--env", "mpe/simple_spread"], "train"),
         (["hmarl-gap", "runs/none"], "train"),
         (["hmarl-sign", "--new-key", "team.pem"], "secure"),
         (["hmarl-verify", "bundle", "--trust", "team.pub.pem"], "secure"),

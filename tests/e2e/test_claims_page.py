@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
-MODULES = ("claims", "claimed", "study", "study_tables", "records", "comparisons")
+MODULES = ("claims", "claimed", "study", "study_tables", "comparisons")
 
 
 @pytest.fixture
@@ -102,8 +102,9 @@ def test_a_claims_verdict_is_that_of_all_its_tasks(claims: ModuleType, verdicts:
 
 def kept(claims: ModuleType, folder: Path, **returns: list[float]) -> Path:
     """Records of ``lbf``, one a seed, by algorithm; every episode of a seed earns the same."""
-    from records import Record, write_record  # noqa: PLC0415 - beside the script
     from study import record_path, run_name, seeds_of  # noqa: PLC0415 - beside the script
+
+    from hmarl.trainer.suite.records import Record, write_record  # noqa: PLC0415 - beside the script
 
     folder.mkdir(exist_ok=True)
     comparison = claims.find_comparison("lbf")

@@ -37,7 +37,9 @@ MISSING = {
     "hmarl-gap": ((), "RUN: got nothing, expected hmarl-gap RUN, or hmarl-gap --bundle BUNDLE without its run"),
     "hmarl-keys": ((), "ACTION: got nothing, expected ACTION (init, issue, client, renew, revoke or list"),
     "hmarl-sign": ((), "BUNDLE: got nothing, expected BUNDLE (bundle directory or zip), or --new-key"),
+    "hmarl-suite": ((), "SUITE: got nothing, expected SUITE (TOML file: algorithms, tasks, seeds, settings)"),
     "hmarl-train": ((), "ALGORITHM: got nothing, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
+    "hmarl-tune": ((), "ALGORITHM: got nothing, expected ALGORITHM (what to train with; see hmarl-algorithms)"),
     "hmarl-verify": ((), "BUNDLE: got nothing, expected BUNDLE"),
 }
 WRONG_VALUE = {
@@ -50,7 +52,9 @@ WRONG_VALUE = {
     "hmarl-gap": (("run", "--episodes", "1"), "--episodes: got '1', expected an integer of at least 2"),
     "hmarl-keys": (("isue", "agent_0"), "ACTION: got 'isue', expected one of init, issue, client"),
     "hmarl-sign": ((BUNDLE, "--key"), "--key: got nothing, expected FILE (sign BUNDLE with this private key (PEM))"),
+    "hmarl-suite": (("s.toml", "--jobs", "0"), "--jobs: got '0', expected an integer of at least 1"),
     "hmarl-train": (("happo", "--seed", "x"), "--seed: got 'x', expected an integer"),
+    "hmarl-tune": (("happo", "--env", "mpe/simple_spread", "--pruner", "x"), "--pruner: got 'x', expected one of"),
     "hmarl-verify": ((BUNDLE, "--json=yes"), "--json: got a value, expected none"),
     "hmarl-envs": (("mpe", "vmas"), "arguments: got 'vmas' in excess, expected [FAMILY] and options alone"),
     "hmarl-algorithms": (("hcpo", "mat"), "arguments: got 'mat' in excess, expected [ALGORITHM] and options alone"),
@@ -68,7 +72,7 @@ def refused(program: str, code: int, output: str, error: str) -> str:
     assert (code, output) == (2, ""), error
     (line,) = error.splitlines()
     name, _, rest = line.partition(": ")
-    assert name in (program, f"{program} reload"), line
+    assert name in (program, f"{program} reload", f"{program} check"), line
     return rest
 
 
@@ -124,6 +128,7 @@ def test_a_wrong_value_is_told_with_what_is_expected(program: str, wrong: Wrong)
         ("hmarl-eval", ("--bundle", "nowhere"), 3),
         ("hmarl-eval", ("--endpoints", "nowhere"), 2),
         ("hmarl-check-env", ("nowhere:make",), 2),
+        ("hmarl-suite", ("nowhere.toml",), 2),
         ("hmarl-gap", ("nowhere",), 3),
         ("hmarl-gap", ("--bundle", "nowhere"), 3),
     ],
@@ -137,7 +142,7 @@ def test_what_is_not_there_is_named(program: str, arguments: tuple[str, ...], co
     assert before in ([], ["checking nowhere:make"])
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, "hmarl-fleet reload"])
+@pytest.mark.parametrize("program", [*PROGRAMS, "hmarl-fleet reload", "hmarl-suite check"])
 def test_help_teaches_within_80_columns(program: str) -> None:
     begin = time.monotonic()
     code, lines = run_in_terminal(80, *program.split(), "--help")
@@ -146,7 +151,7 @@ def test_help_teaches_within_80_columns(program: str) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith(f"Usage: {program} ")
     sections = [line.rstrip(":") for line in lines if re.fullmatch(r"\w[\w ]*:", line)]
-    further = ["Further commands"] if program == "hmarl-fleet" else []
+    further = ["Further commands"] if program in ("hmarl-fleet", "hmarl-suite") else []
     assert [each for each in sections if each != "Arguments"] == ["Options", "Examples", *further, "Exit codes"]
     assert any(line.startswith(f"  {program}") for line in lines[lines.index("Examples:") :])
 

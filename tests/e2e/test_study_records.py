@@ -15,7 +15,7 @@ from hmarl.trainer.records.problems import CheckpointError, IncompleteError
 from training_runs import tiny_config, train
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-MODULES = ("study", "study_tables", "records", "comparisons")
+MODULES = ("study", "study_tables", "comparisons")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_record_is_written_when_its_run_ends_and_failures_cost_no_other(study:
     bad = ("algorithm.clip=none",)
     comparison = one_comparison(study, ("bad", bad), ("good", ()), ("late", ("algorithm.clip=0.1",)))
     with pytest.raises(IncompleteError, match=r"clip=none-seed100 \(exit code 2, see .*\.log\)"):
-        study.train_all([comparison], runs, kept, jobs=1)
+        study.train_all([comparison], runs, kept, study.Limits(jobs=1, retries=0))
     good, late = (kept / f"{study.run_name(comparison, comparison.variants[at], 100)}.json" for at in (1, 2))
     assert sorted(kept.iterdir()) == sorted([good, late])
     assert good.stat().st_mtime < (runs / late.stem / "summary.json").stat().st_mtime, "not when all have ended"
@@ -76,7 +76,7 @@ def test_a_record_holds_both_modes_last_and_best(study: ModuleType, tmp_path: Pa
 
 
 def test_the_table_shows_modes_best_and_gaps_of_guided_teams(study: ModuleType) -> None:
-    from records import Best, Record  # noqa: PLC0415 - beside the study
+    from hmarl.trainer.suite.records import Best, Record  # noqa: PLC0415 - beside the study
 
     def record(local: float, guider: float | None) -> Any:
         both = {"local": local} if guider is None else {"local": local, "guider": guider}
@@ -109,7 +109,7 @@ def test_the_table_shows_modes_best_and_gaps_of_guided_teams(study: ModuleType) 
 
 
 def test_the_table_shows_teams_under_other_conductors(study: ModuleType) -> None:
-    from records import Record  # noqa: PLC0415 - beside the study
+    from hmarl.trainer.suite.records import Record  # noqa: PLC0415 - beside the study
 
     def record(**returns: float) -> Any:
         metrics = [{"steps": 32, "evaluation/local/return_mean": returns["local"]}]

@@ -20,6 +20,8 @@ COMMANDS = {
     "hmarl-eval": "hmarl.sdk.commands.evaluate",
     "hmarl-faults": "hmarl.sdk.commands.faults",
     "hmarl-keys": "hmarl.runtime.commands.keys",
+    "hmarl-suite": "hmarl.trainer.commands.suite",
+    "hmarl-tune": "hmarl.trainer.commands.tune",
     "hmarl-gap": "hmarl.trainer.commands.gap",
     "hmarl-replay": "hmarl.sdk.commands.replay",
 }
@@ -28,7 +30,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 def rows(command: str) -> list[tuple[str, str]]:
     """The first two cells of the rows of a command's table."""
-    pages = "\n".join((DOCS / f"{name}.md").read_text() for name in ("runtime", "bundle", "black-box", "gap"))
+    names = ("runtime", "bundle", "black-box", "gap", "suites", "tuning")
+    pages = "\n".join((DOCS / f"{name}.md").read_text() for name in names)
     table = re.search(rf"^\| `{command}` \| default \|.*\n\|[-|]+\n((?:\|.*\n)+)", pages, re.MULTILINE)
     assert table is not None, f"no table of {command}"
     return [tuple(map(str.strip, line.split("|")[1:3])) for line in table[1].splitlines()]  # type: ignore[misc]

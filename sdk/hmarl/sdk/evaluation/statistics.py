@@ -118,8 +118,8 @@ def aggregate_runs(
     Raises:
         MissingExtraError: rliable is not installed.
     """
-    library, metrics = _rliable()
-    values, intervals = _estimates(
+    library, metrics = rliable_modules()
+    values, intervals = interval_estimates(
         library,
         {name: np.asarray(score, np.float64) for name, score in scores.items()},
         lambda score: np.array([metrics.aggregate_iqm(score)]),
@@ -143,9 +143,9 @@ def probability_of_improvement(
     Raises:
         MissingExtraError: rliable is not installed.
     """
-    library, metrics = _rliable()
+    library, metrics = rliable_modules()
     pair = tuple(np.asarray(score, np.float64).reshape(len(np.asarray(score)), -1) for score in (better, worse))
-    values, intervals = _estimates(
+    values, intervals = interval_estimates(
         library,
         {"pair": pair},
         metrics.probability_of_improvement,
@@ -155,7 +155,7 @@ def probability_of_improvement(
     return IntervalEstimate(float(np.squeeze(values["pair"])), *map(float, np.ravel(intervals["pair"])))
 
 
-def _estimates(library: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+def interval_estimates(library: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]:
     """Rliable's estimates and intervals, without the warning of its bootstrap about rliable's own way to seed it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -163,7 +163,7 @@ def _estimates(library: Any, *arguments: Any, **options: Any) -> tuple[Any, Any]
     return values, intervals
 
 
-def _rliable() -> tuple[Any, Any]:
+def rliable_modules() -> tuple[Any, Any]:
     """Rliable's modules ``library`` and ``metrics``."""
     try:
         from rliable import library, metrics  # noqa: PLC0415 - part of the eval extra

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hmarl.sdk.errors import MissingExtraError
 from hmarl.sdk.evaluation.closed_loop import Evaluation
 from hmarl.sdk.evaluation.statistics import IntervalEstimate, probability_of_improvement
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.annotation_plots import annotation_plots
+from hmarl.sdk.reports.pages import number, page_template, surroundings
 from hmarl.sdk.reports.plotting import ACCENT, INK, MUTED, data_url, new_axes, png_url
 from hmarl.sdk.reports.video import Recording
 
@@ -49,16 +47,7 @@ def write_report(path: Path, content: ReportContent) -> None:
     Raises:
         MissingExtraError: a package of the ``eval`` extra is not installed.
     """
-    try:
-        import jinja2  # noqa: PLC0415 - part of the eval extra
-        import matplotlib as mpl  # noqa: F401, PLC0415 - fails here rather than half-way
-    except ImportError as error:
-        raise MissingExtraError(error.name or "jinja2", "eval", "the HTML report") from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hmarl.sdk.reports", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = _number
-    page = environment.get_template("report.html.j2").render(
+    page = page_template("report.html.j2").render(
         evaluation=content.evaluation,
         rows=_table(content),
         tiles=_tiles(content),
@@ -69,18 +58,9 @@ def write_report(path: Path, content: ReportContent) -> None:
         recording_plot=None if content.recording is None else png_url(_plot_recording(content.recording)),
         command=content.command,
         settings=content.settings,
-        versions={name: version(name) for name in ("hmarl", "numpy", "onnxruntime", "grpcio")},
-        python=platform.python_version(),
-        machine=f"{platform.system()} {platform.machine()}",
+        **surroundings("hmarl", "numpy", "onnxruntime", "grpcio"),
     )
     write_text(path, page)
-
-
-def _number(value: Any, digits: int = 2) -> str:
-    """A figure for people: fixed digits, a proper minus sign, a dash for what is not there."""
-    if value is None:
-        return "–"
-    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _improvement(content: ReportContent) -> IntervalEstimate | None:
@@ -96,29 +76,27 @@ def _tiles(content: ReportContent) -> list[dict[str, str]]:
     tiles = [
         {
             "label": "Return (IQM)",
-            "value": _number(summary["return_iqm"]),
-            "note": f"95 % CI {_number(low)} to {_number(high)}",
+            "value": number(summary["return_iqm"]),
+            "note": f"95 % CI {number(low)} to {number(high)}",
         },
         {
             "label": "Return (mean)",
-            "value": _number(summary["return_mean"]),
-            "note": f"median {_number(summary['return_median'])}",
+            "value": number(summary["return_mean"]),
+            "note": f"median {number(summary['return_median'])}",
         },
     ]
     if summary["success_rate"] is not None:
-        rate = _number(100 * summary["success_rate"], 0)
+        rate = number(100 * summary["success_rate"], 0)
         tiles.append({"label": "Success", "value": f"{rate} %", "note": f"of {summary['episodes']} episodes"})
     improvement = _improvement(content)
     if improvement is not None:
-        span = f"95 % CI {_number(100 * improvement.low, 0)} to {_number(100 * improvement.high, 0)} %"
+        span = f"95 % CI {number(100 * improvement.low, 0)} to {number(100 * improvement.high, 0)} %"
         tiles.append(
-            {"label": "Beats random actions", "value": f"{_number(100 * improvement.value, 0)} %", "note": span}
+            {"label": "Beats random actions", "value": f"{number(100 * improvement.value, 0)} %", "note": span}
         )
     if summary["latency_p50_us"] is not None:
-        note = f"p99 {_number(summary['latency_p99_us'], 0)} µs · {content.evaluation.latency_of}"
-        tiles.append(
-            {"label": "Latency (median)", "value": f"{_number(summary['latency_p50_us'], 0)} µs", "note": note}
-        )
+        note = f"p99 {number(summary['latency_p99_us'], 0)} µs · {content.evaluation.latency_of}"
+        tiles.append({"label": "Latency (median)", "value": f"{number(summary['latency_p50_us'], 0)} µs", "note": note})
     return tiles
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from hmarl.runtime.command_line import AS_JSON, PATH, ExitCode, argument, command, integer, option
-from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
+from hmarl.sdk.commands._common import print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
@@ -21,6 +21,7 @@ from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
+    from hmarl.trainer.runs.request import Request
     from hmarl.trainer.runs.run import Run
 
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     settings_option(
         "KEY=VALUE", "a setting algorithm.*, run.* or argument env.*; hmarl-algorithms ALGORITHM lists them"
     ),
-    option("--preset", "a named preset, see hmarl-algorithms --presets", shown="NAME"),
+    option("--preset", "a named preset, see hmarl-algorithms --presets, or FILE.toml", shown="NAME"),
     option("--resume", "continue the run in this directory", PATH, shown="DIR"),
     AS_JSON,
     examples=(
@@ -82,7 +83,11 @@ def train(
         assert algorithm is not None and env is not None  # noqa: PT018
         if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
             check_writable(out, f"--out {out}")
-        request = _requested(algorithm, env, {"steps": steps, "seed": seed, "device": device}, settings, preset)
+        from hmarl.trainer.runs.request import requested
+
+        flags = {"steps": steps, "seed": seed, "device": device}
+        makeable = partial(check_makeable, "hmarl-train")
+        request = requested(algorithm, env, flags, settings, preset, makeable)
         need_torch("hmarl-train")
         log_to_standard_error()
         running = _created(console, _configured(console, request, out), request.preset, out)
@@ -144,51 +149,7 @@ def _announce_building(console: Console, config: RunConfig) -> None:
     console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What is to be trained, the preset's settings under the user's own.
-
-    Attributes:
-        algorithm, environment: names.
-        algorithm_settings, run, arguments: of the algorithm, the run and the environment.
-        preset: in words, the preset that it is based on; empty without one.
-    """
-
-    algorithm: str
-    environment: str
-    algorithm_settings: dict[str, Any]
-    run: dict[str, Any]
-    arguments: dict[str, Any]
-    preset: str
-
-
-def _requested(
-    algorithm: str, env: str, flags: dict[str, Any], settings: tuple[str, ...], preset_name: str | None
-) -> _Request:
-    """What is asked for, checked as far as that can be done without PyTorch.
-
-    Raises:
-        UsageError: an unknown name, or a wrong value.
-    """
-    from hmarl.trainer.algorithms import check_algorithm
-    from hmarl.trainer.networks.settings import validate
-    from hmarl.trainer.runs.presets import find_preset, named_preset
-    from hmarl.trainer.runs.settings import RunSettings
-
-    given = parse_settings(settings, ("algorithm", "env", "run"))
-    check_algorithm(algorithm)
-    preset = named_preset(preset_name, algorithm) if preset_name else find_preset(algorithm, env)
-    base = {**preset.run_settings, "steps": preset.steps} if preset else {}
-    run = {**base, **given["run"], **{key: value for key, value in flags.items() if value is not None}}
-    validate(RunSettings, run, "run")
-    arguments = {**(preset.environment_arguments if preset else {}), **given["env"]}
-    check_makeable("hmarl-train", env, arguments)
-    chosen = {**(preset.algorithm_settings if preset else {}), **given["algorithm"]}
-    used = f"preset {preset_name}" if preset_name else "preset" if preset else ""
-    return _Request(algorithm, env, chosen, run, arguments, used)
-
-
-def _configured(console: Console, request: _Request, out: Path | None) -> RunConfig:
+def _configured(console: Console, request: Request, out: Path | None) -> RunConfig:
     """The run's config, with as many environments as fit."""
     from hmarl.trainer.runs.config import make_config
     from hmarl.trainer.runs.directory import refuse_other_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ class Board:
         purge_step: figures of this step and later ones, written before, no longer count; None for a new folder.
 
     Attributes:
+        name: as users call it.
         problem: why nothing more is written, None while all is well.
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
+        self.name = "TensorBoard"
         self.problem: str | None = None
         self._folder = folder
         self._writer: Any = None
@@ -35,12 +38,12 @@ class Board:
         except Exception as error:
             self._give_up(error)
 
-    def add(self, name: str, value: float, steps: int) -> None:
-        """One figure after so many steps."""
-        if self._writer is None:
-            return
+    def log(self, figures: Mapping[str, float], steps: int) -> None:
+        """Figures after so many steps."""
         try:
-            self._writer.add_scalar(name, value, steps)
+            for name, value in figures.items():
+                if self._writer is not None:
+                    self._writer.add_scalar(name, value, steps)
         except Exception as error:
             self._give_up(error)
 

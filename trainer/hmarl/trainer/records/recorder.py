@@ -1,16 +1,16 @@
-"""What a run writes of each update: metrics.jsonl, and TensorBoard's files."""
+"""What a run writes of each update: metrics.jsonl, and whatever else shows its figures."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hmarl.runtime.bundle import replace_file
-from hmarl.trainer.records.board import Board
+from hmarl.trainer.records.loggers import RunFacts, open_loggers
 from hmarl.trainer.records.metrics import read_metrics
 
 
@@ -21,12 +21,21 @@ class Recorder:
         run: the run directory.
         resumed_update: lines after this update are dropped first: the resumed run writes them again.
         resumed_steps: steps of that update; TensorBoard's figures of later ones are dropped.
+        loggers: names of what else shows the figures.
+        facts: what these are told of the run.
 
     Raises:
         OSError: metrics.jsonl cannot be written.
     """
 
-    def __init__(self, run: Path, resumed_update: int, resumed_steps: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        resumed_update: int,
+        resumed_steps: int,
+        loggers: Sequence[str] = ("tensorboard",),
+        facts: RunFacts | None = None,
+    ) -> None:
         self._path = run / "metrics.jsonl"
         resuming = self._path.exists()
         if resuming:
@@ -36,7 +45,8 @@ class Recorder:
                 replace_file(self._path, content)
         self._file = self._path.open("ab", buffering=0)
         self._line_begins = 0
-        self._board = Board(run / "tensorboard", resumed_steps + 1 if resuming else None)
+        told = facts or RunFacts(run, run.name, "", {})
+        self._loggers = open_loggers(loggers, told, resumed_steps + 1 if resuming else None)
 
     def write(self, update: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Append one update's metrics; values that are not finite become null.
@@ -67,8 +77,9 @@ class Recorder:
             line = line[self._file.write(line) :]
 
     def _show(self, metrics: Mapping[str, float], steps: int) -> None:
-        for key, value in metrics.items():
-            self._board.add(key if "/" in key else f"train/{key}", value, steps)
+        figures = {key if "/" in key else f"train/{key}": value for key, value in metrics.items()}
+        for logger in self._loggers:
+            logger.log(figures, steps)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk: a checkpoint must not outlive the lines before it.
@@ -82,12 +93,13 @@ class Recorder:
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-        self._board.close()
+        for logger in self._loggers:
+            logger.close()
 
     @property
-    def problem(self) -> str | None:
-        """What came between, when TensorBoard's files could not be written; None when all is well."""
-        return self._board.problem
+    def problems(self) -> dict[str, str]:
+        """What came between, by the names of what else shows the figures; empty when all is well."""
+        return {logger.name: logger.problem for logger in self._loggers if logger.problem is not None}
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from hmarl.trainer.records.metrics import evaluation_metric, evaluation_path
 from hmarl.trainer.records.problems import Problems, StorageError, storing
 from hmarl.trainer.runs.advice import Advice
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.seeds import EVALUATION_SEED
 
 _RECORDED = ("return_mean", "return_median", "return_iqm", "success_rate")
 _log = logging.getLogger(__name__)
@@ -178,7 +177,7 @@ class Evaluator:
             self._environment,
             team,
             settings.evaluation_episodes,
-            EVALUATION_SEED,
+            settings.evaluation_seed,
             step_limit=settings.evaluation_step_limit,
         )
         if remark := unfinished_remark(result, "run.evaluation_step_limit"):

@@ -18,6 +18,7 @@ class Preset:
         steps: environment steps that solve the task, or that the paper trained for.
         about: what to expect, measured; for a paper's settings, what they hold and leave out.
         name: of a preset that is used only when asked for; None for one that its pair runs with by itself.
+        search_seeds: of the runs by which it was searched for, which no report may use.
     """
 
     algorithm: str
@@ -28,6 +29,7 @@ class Preset:
     run_settings: dict[str, Any] = field(default_factory=dict)
     environment_arguments: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
+    search_seeds: tuple[int, ...] = ()
 
 
 _TRUST_REGION: dict[str, Any] = {"kl_limit": 0.01, "curvature_fraction": 0.3, "entropy_coefficient": 0.03}

@@ -1,4 +1,4 @@
-"""Where a run tells of its updates while it trains: metrics.jsonl, TensorBoard, the terminal."""
+"""Where a run tells of its updates while it trains: metrics.jsonl, loggers, the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from hmarl.sdk.environments import copy_cost
 from hmarl.trainer.records.checkpoint import Counters
 from hmarl.trainer.records.live_progress import LiveProgress
+from hmarl.trainer.records.loggers import RunFacts
 from hmarl.trainer.records.problems import Problems, storing
 from hmarl.trainer.records.recorder import Recorder
 from hmarl.trainer.runs.announcements import Announcements
@@ -47,7 +48,7 @@ class Reporter:
             live_metrics: shown on the terminal after the return.
             counters: where the run stands.
             pending: whether the newest update's line is still to be completed by its evaluation.
-            problems: told in the end what could not be written to TensorBoard's files.
+            problems: told in the end which loggers failed.
 
         Raises:
             StorageError: metrics.jsonl cannot be written.
@@ -57,7 +58,8 @@ class Reporter:
         cost = copy_cost(config.environment)
         with storing():
             # The line of an update whose evaluation is pending is written again, with the evaluation.
-            recorder = Recorder(directory, counters.update - pending, steps - pending)
+            facts = RunFacts(directory, directory.resolve().name, config.environment, config.model_dump())
+            recorder = Recorder(directory, counters.update - pending, steps - pending, settings.loggers, facts)
         title = f"{config.algorithm} · {config.environment}"
         try:
             with LiveProgress(title, settings.steps, steps, ("return", *live_metrics)) as progress:
@@ -71,8 +73,8 @@ class Reporter:
                 yield cls(recorder, progress, announcements)
         finally:
             recorder.close()
-        if recorder.problem:
-            problems.add("TensorBoard", recorder.problem)
+        for name, problem in recorder.problems.items():
+            problems.add(name, problem)
 
     def record(self, counters: Counters, metrics: Mapping[str, float], durably: bool) -> None:
         """Write an update's line, before its checkpoint: one too many is dropped on resuming, none may lack.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# All evaluations of all runs play the same episodes.
+# All evaluations of all runs play the same episodes, unless run.evaluation_seed says otherwise.
 EVALUATION_SEED = 1_000_003
 # Purposes of ``derived_seeds``: 0 and upwards are those of the updates.
 REDISTILLATION = 2**32

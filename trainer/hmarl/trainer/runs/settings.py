@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hmarl.trainer.networks.settings import Settings
+from hmarl.trainer.runs.seeds import EVALUATION_SEED
 
 
 class RunSettings(Settings):
@@ -24,6 +25,9 @@ class RunSettings(Settings):
     threads: int = Field(2, ge=1, description="torch's threads within one operation")
     evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
     evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")
+    evaluation_seed: int = Field(
+        EVALUATION_SEED, ge=0, description="what the seeds of an evaluation's episodes are derived from"
+    )
     evaluation_modes: Literal["both", "judged"] = Field(
         "both",
         description="both: the team that is judged, and those that it is compared with, also play in the way in which "
@@ -34,4 +38,15 @@ class RunSettings(Settings):
     )
     checkpoint_interval: int = Field(20, ge=1, description="updates between two checkpoints")
     checkpoints_kept: int = Field(3, ge=1, description="newest checkpoints kept beside the best one")
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard",), description="what shows the metrics beside metrics.jsonl, e.g. tensorboard,wandb; or none"
+    )
     max_rollbacks: int = Field(5, ge=1, description="consecutive diverged updates after which training stops")
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any) -> Any:
+        """``tensorboard,wandb`` and ``none``, as they are typed."""
+        if not isinstance(value, str):
+            return value
+        return () if value == "none" else tuple(part.strip() for part in value.split(","))

@@ -33,9 +33,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a run has been asked to stop."""
+    """Whether a run has been asked to stop.
+
+    Attributes:
+        postponing: what is said to whoever asks while something is worth ending first.
+    """
 
     def __init__(self) -> None:
+        self.postponing = "stopping after this update, which is saved"
         self._asked = 0
         self._postponed = False
         self._answered = threading.Event()
@@ -70,7 +75,7 @@ class StopRequest:
 
     def say(self, number: int) -> None:
         """Tell whoever asks, by that signal, what happens now."""
-        what = "stopping after this update, which is saved" if self._postponed else "stopping"
+        what = self.postponing if self._postponed else "stopping"
         again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
         print(f"\n{what}; {again} leaves at once", file=sys.stderr, flush=True)
         self._answered.set()

@@ -1,4 +1,4 @@
-"""What a study keeps of its finished runs, in small files: its page can be drawn from them without the runs."""
+"""What is kept of finished runs, in small files: pages and comparisons are drawn from them without the runs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,138 @@
+"""Results as the MARL libraries exchange them, and what algorithms come to over tasks, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation.comparing import compare, held
+from hmarl.sdk.evaluation.marl_eval import Results, RunCurve, read_marl_eval, run_curve
+from hmarl.trainer.suite.definition import Task
+from hmarl.trainer.suite.planned import PlannedRun
+from hmarl.trainer.suite.records import Best, Record, write_record
+from hmarl.trainer.suite.results import document_of, record_path, steps_of
+
+
+def record(*returns: float, wins: bool = False) -> Record:
+    rows: list[dict[str, Any]] = [
+        {"steps": 10 * (at + 1), "evaluation/local/return_mean": value, "evaluation/guider/return_mean": 99.0}
+        for at, value in enumerate(returns)
+    ]
+    for row in rows if wins else ():
+        row["evaluation/local/success_rate"] = row["steps"] / 100
+    best = Best(10, {"local": [7.0, 9.0]}, {})
+    return Record(5.0, rows, {"local": [1.0, 2.0], "guider": [3.0]}, best=best)
+
+
+def test_a_record_as_marl_eval_has_it() -> None:
+    assert steps_of(record(1.0, 2.5, wins=True)) == {
+        "step_0": {"step_count": 10, "return": [1.0], "success_rate": [0.1]},
+        "step_1": {"step_count": 20, "return": [2.5], "success_rate": [0.2]},
+        "absolute_metrics": {"return": [7.0, 9.0], "success_rate": [0.2]},
+    }
+
+
+def test_a_document_has_all_runs_by_environment_task_algorithm_and_seed(tmp_path: Path) -> None:
+    tasks = {
+        "mpe/simple_spread N=5": Task("mpe/simple_spread N=5", "mpe/simple_spread", "return", None),
+        "own": Task("own", "coordsum/3x10-30", "return", None),
+    }
+    runs = [
+        PlannedRun(f"{task}-{seed}".replace("/", "-"), "happo", task, seed, 20, ()) for task in tasks for seed in (1, 2)
+    ]
+    for run in runs[:3]:
+        write_record(record(float(run.seed)), record_path(tmp_path, run.name))
+    document = document_of(runs, tasks, tmp_path)
+    assert list(document) == ["mpe", "coordsum"]
+    assert document["mpe"]["simple_spread N=5"]["happo"].keys() == {"seed_1", "seed_2"}
+    assert document["coordsum"]["own"]["happo"].keys() == {"seed_1"}
+    assert document["mpe"]["simple_spread N=5"]["happo"]["seed_2"]["step_0"] == {"step_count": 10, "return": [2.0]}
+
+
+def written(path: Path, document: Any) -> Path:
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_documents_of_others_are_read_by_their_names_for_the_same(tmp_path: Path) -> None:
+    theirs = {"VMAS": {"navigation": {"mappo": {"0": {
+        "step_2": {"step_count": 20, "mean_episode_return": [2.0, 4.0]}, "step_1": {"step_count": 10, "return": [1.0]},
+        "absolute_metrics": {"return": [9.0]},
+    }}}}}  # fmt: skip
+    results = Results()
+    ours = {"vmas": {"navigation": {"mappo": {"seed_1": {"step_0": {"step_count": 10, "return": [5.0]}}}}}}
+    results.add(ours, {})
+    results.add(read_marl_eval(written(tmp_path / "theirs.json", theirs), "--beside theirs.json"), {}, " (theirs)")
+    assert results.algorithms() == ["mappo", "mappo (theirs)"]
+    (curve,) = results.curves["vmas/navigation"]["mappo (theirs)"]
+    assert (curve.steps.tolist(), curve.values.tolist()) == ([10, 20], [1.0, 3.0])
+
+
+def test_a_measure_that_a_run_lacks_is_no_curve() -> None:
+    run = {"step_0": {"step_count": 10, "return": [1.0]}}
+    assert run_curve(run, "success_rate") is None
+    found = run_curve({"step_0": {"step_count": 10, "win_rate": [0.5]}}, "success_rate")
+    assert found is not None
+    assert found.values.tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([1], r"the document: got '\[1\]', which is no object"),
+        ({"e": {"t": {"a": {"r": {"step_1": {"return": [1.0]}}}}}}, "e / t / a / r / step_1: got no step_count"),
+        ({"e": {"t": {"a": {"r": {"step_1": {"step_count": 1, "return": "x"}}}}}}, "step_1: return: got 'x'"),
+    ],
+)
+def test_another_shape_is_refused_with_its_place(document: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_marl_eval(written(tmp_path / "x.json", document), "--beside x.json")
+    with pytest.raises(UsageError, match=r"--beside y\.json: cannot be read"):
+        read_marl_eval(tmp_path / "y.json", "--beside y.json")
+
+
+def curves(*finals: float, start: float = 0.0) -> list[RunCurve]:
+    """Runs that begin at ``start`` after 10 steps and come to these values after 20."""
+    return [RunCurve(np.array([10, 20]), np.array([start, final])) for final in finals]
+
+
+def test_a_comparison_over_tasks_by_hand() -> None:
+    results = Results({
+        "a/one": {"good": curves(10.0, 8.0), "bad": curves(4.0, 2.0)},
+        "a/two": {"good": curves(1.0, 1.0), "bad": curves(1.0, 0.5)},
+        "a/own": {"good": curves(3.0)},
+    })  # fmt: skip
+    found = compare(results, {"a/two": (0.0, 2.0)}, resamples=50)
+    assert found is not None
+    assert (found.tasks, found.left_out) == (("a/one", "a/two"), ("a/own",))
+    assert found.runs == {"good": 2, "bad": 2}
+    good, bad = found.aggregates["good"], found.aggregates["bad"]
+    # Scores: good 1, 0.8 and 0.5, 0.5; bad 0.4, 0.2 and 0.5, 0.25.
+    assert good["mean"].value == pytest.approx(0.7)
+    assert good["IQM"].value == pytest.approx((0.5 + 0.8) / 2)
+    assert bad["median"].value == pytest.approx((0.3 + 0.375) / 2)
+    assert bad["optimality gap"].value == pytest.approx(1 - 1.35 / 4)
+    assert good["IQM"].low <= good["IQM"].value <= good["IQM"].high
+    improvement = found.improvement["good", "bad"]
+    assert improvement.value == pytest.approx((1 + 0.75) / 2), "a tie counts half"
+    assert found.improvement["bad", "good"].value == pytest.approx(1 - improvement.value)
+    assert found.profiles["good"].values[0] == 1.0
+    assert found.profiles["good"].values[np.searchsorted(found.thresholds, 0.6)] == 0.5
+    assert (found.shares[0], found.shares[-1]) == (0.5, 1.0)
+    assert found.curves["good"].values[0] == pytest.approx(0.0)
+    assert found.curves["good"].values[-1] == pytest.approx(good["IQM"].value)
+
+
+def test_nothing_in_common_is_no_comparison() -> None:
+    assert compare(Results({"a/one": {"good": curves(1.0)}, "a/two": {"bad": curves(1.0)}})) is None
+    assert compare(Results()) is None
+
+
+def test_a_curve_holds_its_last_evaluation() -> None:
+    curve = RunCurve(np.array([10, 20]), np.array([1.0, 2.0]))
+    assert held(curve, np.array([0, 10, 19, 20, 99])).tolist() == [1.0, 1.0, 1.0, 2.0, 2.0]

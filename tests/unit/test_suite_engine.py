@@ -1,0 +1,214 @@
+"""How runs of a suite are trained: by processes that do in a moment what hmarl-train does in hours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.records.problems import CheckpointError
+from hmarl.trainer.runs.lock import RunLock
+from hmarl.trainer.runs.stopping import StopRequest
+from hmarl.trainer.suite.engine import Engine, Limits, Places, failures
+from hmarl.trainer.suite.executor import Started, _LocalRun
+from hmarl.trainer.suite.ledger import Ledger
+from hmarl.trainer.suite.planned import PlannedRun
+
+# Trains like hmarl-train as far as the engine can tell: ``script`` says how each start of a run ends.
+TRAINER = """
+import json, pathlib, signal, sys, time
+how, words = sys.argv[1], sys.argv[2:]
+resumed = words[0] == "--resume"
+run = pathlib.Path(words[1] if resumed else words[words.index("--out") + 1])
+goal = int(words[words.index("--steps") + 1])
+run.mkdir(parents=True, exist_ok=True)
+(run / "config.json").write_text("{}")
+metrics = run / "metrics.jsonl"
+def steps(n): metrics.open("a").write(json.dumps({"steps": n, "steps_per_s": 100.0, "return": 1.0}) + "\\n")
+def interrupted(*_): steps(40); sys.exit(130)
+signal.signal(signal.SIGTERM, interrupted)
+done = json.loads(metrics.read_text().splitlines()[-1])["steps"] if metrics.exists() else 0
+if how.isdigit(): steps(20); sys.exit(int(how))
+if how == "killed": steps(20); signal.raise_signal(signal.SIGKILL)
+if how == "slow" and done < goal: (run / "slow").touch(); time.sleep(60)
+steps(max(goal, done))
+(run / "summary.json").write_text(json.dumps({"steps": max(goal, done)}))
+"""
+
+
+@dataclass
+class Scripted:
+    """Starts the trainer above; a start of a run ends as its script says, and well when that is over."""
+
+    scripts: dict[str, list[str]]
+    starts: list[list[str]] = field(default_factory=list)
+    at_once: int = 0
+
+    def start(self, words: Sequence[str], log: Path) -> Started:
+        self.starts.append(list(words))
+        script = self.scripts.get(log.stem, [])
+        how = script.pop(0) if script else "good"
+        return _LocalRun(subprocess.Popen([sys.executable, "-S", "-c", TRAINER, how, *words], start_new_session=True))
+
+
+@dataclass
+class Heard:
+    """A watcher that remembers, and may ask to stop."""
+
+    said: list[str] = field(default_factory=list)
+    stop: StopRequest | None = None
+    when: Path | None = None
+    most: int = 0
+
+    def show(self, ledger: Ledger) -> None:
+        self.most = max(self.most, sum(entry.status == "running" for entry in ledger.runs.values()))
+        if self.stop is not None and self.when is not None and self.when.exists() and not self.stop():
+            self.stop.ask()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def planned(*names: str) -> list[PlannedRun]:
+    return [PlannedRun(name, name, "task", 1, 100, ("happo", "--steps", "100")) for name in names]
+
+
+@dataclass
+class Bench:
+    """A suite in a folder, which one engine after the other trains."""
+
+    folder: Path
+    executor: Scripted
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def places(self) -> Places:
+        return Places(self.folder / "runs", self.folder / "failed")
+
+    def train(self, runs: list[PlannedRun], limits: Limits, heard: Heard | None = None) -> Ledger:
+        heard = heard or Heard()
+        ledger = Ledger.read(self.folder / "suite.json")
+        engine = Engine(
+            runs, self.places, lambda run: self.kept.append(run.name), lambda run: run.name in self.kept,
+            self.executor, limits, ledger, heard,
+        )  # fmt: skip
+        engine.train(heard.stop or StopRequest())
+        return Ledger.read(self.folder / "suite.json")
+
+
+def test_so_many_run_at_a_time_and_each_is_kept_once(tmp_path: Path) -> None:
+    bench, heard = Bench(tmp_path, Scripted({})), Heard()
+    ledger = bench.train(planned("a", "b", "c"), Limits(jobs=2), heard)
+    assert sorted(bench.kept) == ["a", "b", "c"]
+    assert heard.most == 2
+    assert {entry.status for entry in ledger.runs.values()} == {"done"}
+    assert bench.executor.starts[0] == ["happo", "--steps", "100", "--out", str(tmp_path / "runs" / "a")]
+    bench.train(planned("a", "b", "c"), Limits())
+    assert len(bench.executor.starts) == 3, "what is done is not started again"
+
+
+def test_a_failure_is_tried_again_and_costs_no_other_run(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({"a": ["killed"], "b": ["4", "4", "4"]}))
+    ledger = bench.train(planned("a", "b", "c"), Limits(retries=1))
+    assert sorted(bench.kept) == ["a", "c"]
+    assert (ledger.of("a").attempts, ledger.of("b").attempts) == (2, 2)
+    assert ["--resume", str(tmp_path / "runs" / "a"), "--steps", "100"] in bench.executor.starts
+    told = failures(ledger, planned("a", "b", "c"))
+    assert told.keys() == {"b"}
+    assert told["b"].startswith("exit code 4, see ")
+    bench.train(planned("a", "b", "c"), Limits(retries=1))
+    assert sorted(bench.kept) == ["a", "b", "c"], "the same command tries it again"
+
+
+def test_what_is_refused_is_not_tried_again_and_what_is_broken_is_put_aside(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({"refused": ["2"], "broken": ["3"]}))
+    ledger = bench.train(planned("refused", "broken"), Limits(retries=3))
+    assert (ledger.of("refused").status, ledger.of("refused").attempts) == ("failed", 1)
+    assert bench.kept == ["broken"]
+    assert (tmp_path / "failed" / "broken.1" / "metrics.jsonl").exists()
+    assert "--resume" not in bench.executor.starts[-1], "it began again"
+
+
+def test_a_run_whose_time_is_used_up_counts_as_it_stands_and_goes_on_with_more(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({"a": ["slow"]}))
+    ledger = bench.train(planned("a"), Limits(run_s=0.3))
+    directory = tmp_path / "runs" / "a"
+    assert bench.executor.starts[-1] == ["--resume", str(directory), "--steps", "40"], "concluded where it stood"
+    assert json.loads((directory / "summary.json").read_text()) == {"steps": 40}
+    assert (ledger.of("a").status, bench.kept) == ("cut off", ["a"])
+    bench.train(planned("a"), Limits(run_s=0.3))
+    assert len(bench.executor.starts) == 2, "no time is left"
+    ledger = bench.train(planned("a"), Limits(run_s=600))
+    assert json.loads((directory / "summary.json").read_text()) == {"steps": 100}
+    assert (ledger.of("a").status, bench.kept) == ("done", ["a", "a"])
+
+
+def test_the_suites_own_time_is_counted_over_all_commands(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({"a": ["slow"]}))
+    ledger = bench.train(planned("a", "b"), Limits(total_s=0.3))
+    assert (ledger.of("a").status, ledger.of("b").status) == ("stopped", "waiting")
+    assert ledger.spent_s >= 0.3
+    bench.train(planned("a", "b"), Limits(total_s=0.3))
+    assert bench.kept == []
+    bench.train(planned("a", "b"), Limits(total_s=600))
+    assert bench.kept == ["a", "b"]
+
+
+def test_asked_to_stop_all_runs_save_and_nothing_is_started(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({"a": ["slow"]}))
+    heard = Heard(stop=StopRequest(), when=tmp_path / "runs" / "a" / "slow")
+    ledger = bench.train(planned("a", "b"), Limits(), heard)
+    assert (ledger.of("a").status, ledger.of("b").status) == ("stopped", "waiting")
+    assert len(bench.executor.starts) == 1
+    bench.train(planned("a", "b"), Limits())
+    assert bench.executor.starts[1] == ["--resume", str(tmp_path / "runs" / "a"), "--steps", "100"]
+    assert bench.kept == ["a", "b"]
+
+
+def test_a_run_that_another_process_still_saves_is_waited_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({}))
+    code = (
+        "import pathlib, sys, time\nfrom hmarl.trainer.runs.lock import RunLock\n"
+        "lock = RunLock(pathlib.Path(sys.argv[1])); print('locked', flush=True); time.sleep(1)\n"
+    )
+    directory = tmp_path / "runs" / "a"
+    with subprocess.Popen([sys.executable, "-c", code, str(directory)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        bench.train(planned("a", "b"), Limits(jobs=1))
+        assert other.poll() is not None or bench.executor.starts[0][-1].endswith("b")
+    assert bench.kept == ["b", "a"]
+
+
+def test_one_that_was_killed_before_its_record_was_written_is_only_recorded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({}))
+    directory = tmp_path / "runs" / "a"
+    directory.mkdir(parents=True)
+    (directory / "summary.json").write_text('{"steps": 100}')
+    bench.train(planned("a"), Limits())
+    assert (bench.kept, bench.executor.starts) == (["a"], [])
+
+
+def test_the_directory_lock_names_whose_it_is(tmp_path: Path) -> None:
+    with (
+        RunLock(tmp_path, "suite directory"),
+        pytest.raises(UsageError, match=r"suite directory .*: in use by process"),
+    ):
+        RunLock(tmp_path, "suite directory")
+
+
+def test_times_are_kept_between_commands(tmp_path: Path) -> None:
+    ledger = Ledger(path=tmp_path / "suite.json", spent_s=3.0)
+    ledger.of("a").spent_s = 2.0
+    ledger.write()
+    again = Ledger.read(tmp_path / "suite.json")
+    assert (again.spent_s, again.of("a").spent_s, again.of("a").status) == (3.0, 2.0, "waiting")
+    (tmp_path / "suite.json").write_text('{"runs": {"a": {"colour": 1}}, "spent_s": 0}')
+    with pytest.raises(CheckpointError, match=r"colour.*expected runs with status"):
+        Ledger.read(tmp_path / "suite.json")

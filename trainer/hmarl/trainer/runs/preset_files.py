@@ -1,0 +1,133 @@
+"""Presets in files of their own: what a search found, or settings that a team hands around."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.files import write_text
+from hmarl.trainer.networks.settings import STRICT
+from hmarl.trainer.runs.presets import Preset
+
+_SUFFIX = ".toml"
+
+
+class _Settings(BaseModel):
+    """Of the algorithm, the run and the environment."""
+
+    model_config = STRICT
+
+    algorithm: dict[str, Any] = Field(default_factory=dict)
+    run: dict[str, Any] = Field(default_factory=dict)
+    env: dict[str, Any] = Field(default_factory=dict)
+
+
+class _PresetFile(BaseModel):
+    """What such a file holds."""
+
+    model_config = STRICT
+
+    algorithm: str
+    environment: str
+    steps: int = Field(ge=1)
+    about: str = ""
+    search_seeds: tuple[int, ...] = ()
+    settings: _Settings = _Settings()
+
+
+def is_preset_file(name: str) -> bool:
+    """Whether a preset is called by a file, not by its name."""
+    return name.endswith(_SUFFIX)
+
+
+def told(error: ValidationError, where: str) -> UsageError:
+    """What is wrong in a file of settings: the place, what was got, what was expected."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return UsageError(f"{where}: {place}: got {problem['input']!r}, expected: {problem['msg']}")
+
+
+def read_toml(path: Path, named: str) -> dict[str, Any]:
+    """A TOML file.
+
+    Args:
+        path: the file.
+        named: how the user named it.
+
+    Raises:
+        UsageError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{named}: cannot be read ({error.strerror}); expected a TOML file") from error
+    except ValueError as error:
+        raise UsageError(f"{named}: {error}; expected a TOML file") from error
+
+
+def read_preset(name: str, algorithm: str) -> Preset:
+    """The preset in a file.
+
+    Raises:
+        UsageError: no preset's file, or another algorithm's.
+    """
+    named = f"--preset {name}"
+    try:
+        found = _PresetFile.model_validate(read_toml(Path(name), named))
+    except ValidationError as error:
+        raise told(error, named) from error
+    if found.algorithm != algorithm:
+        raise UsageError(f"{named}: is for {found.algorithm}, got {algorithm}")
+    settings = found.settings
+    return Preset(
+        found.algorithm,
+        found.environment,
+        found.steps,
+        found.about,
+        settings.algorithm,
+        settings.run,
+        settings.env,
+        name=name,
+        search_seeds=found.search_seeds,
+    )
+
+
+def write_preset(path: Path, preset: Preset) -> None:
+    """Write a preset so that ``read_preset`` reads it, whole or not at all."""
+    lines = [
+        f"algorithm = {_toml(preset.algorithm)}",
+        f"environment = {_toml(preset.environment)}",
+        f"steps = {preset.steps}",
+        f"about = {_toml(preset.about)}",
+    ]
+    if preset.search_seeds:
+        lines += [
+            "# By these it was searched for; reports take others.",
+            f"search_seeds = {_toml(preset.search_seeds)}",
+        ]
+    groups = {"algorithm": preset.algorithm_settings, "run": preset.run_settings, "env": preset.environment_arguments}
+    for group, settings in groups.items():
+        if settings:
+            lines += ["", f"[settings.{group}]"]
+            lines += [f"{_key(key)} = {_toml(value)}" for key, value in settings.items() if value is not None]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _key(name: str) -> str:
+    """A name as it can stand before an equals sign."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _toml(value: Any) -> str:
+    """A value in TOML; numbers, truths, texts and lists are written as in JSON."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    return json.dumps(value, ensure_ascii=False)

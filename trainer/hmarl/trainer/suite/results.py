@@ -1,0 +1,125 @@
+"""What a suite came to: its records as marl-eval's JSON, and as one page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmarl.sdk.evaluation.marl_eval import ABSOLUTE, STEP_COUNT, Document, Results, read_marl_eval, write_marl_eval
+from hmarl.sdk.reports.comparison_report import ComparisonContent, write_comparison
+from hmarl.trainer.suite.definition import Definition, Task
+from hmarl.trainer.suite.ledger import Ledger
+from hmarl.trainer.suite.planned import PlannedRun
+from hmarl.trainer.suite.records import Record, read_record
+
+# Of records, by marl-eval's names.
+_MEASURES = {"return": "return_mean", "success_rate": "success_rate"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where results went; no page without the packages for it."""
+
+    marl_eval: Path
+    page: Path
+
+
+def record_path(folder: Path, name: str) -> Path:
+    """Where the record of a run of this name is kept."""
+    return folder / f"{name}.json"
+
+
+def place_of(task: Task) -> tuple[str, str]:
+    """A task's environment and name in marl-eval's documents."""
+    family = task.environment.partition("/")[0]
+    return family, task.label.removeprefix(f"{family}/")
+
+
+def document_of(runs: Sequence[PlannedRun], tasks: Mapping[str, Task], kept: Path) -> Document:
+    """All runs that have a record; tasks without one are there as well, and empty."""
+    document: Document = {}
+    for task in tasks.values():
+        family, name = place_of(task)
+        document.setdefault(family, {}).setdefault(name, {})
+    for run in runs:
+        family, name = place_of(tasks[run.task])
+        path = record_path(kept, run.name)
+        if path.exists():
+            of_label = document[family][name].setdefault(run.label, {})
+            of_label[f"seed_{run.seed}"] = steps_of(read_record(path))
+    return document
+
+
+def steps_of(record: Record) -> dict[str, Any]:
+    """A run as marl-eval has it: a mean for every evaluation, all episodes of the best one as absolute metrics.
+
+    The best checkpoint is chosen by these very episodes, as it is by those who write such files elsewhere.
+    """
+    steps: dict[str, Any] = {}
+    for number, row in enumerate(record.metrics):
+        measured = {name: row.get(record.measured(measure)) for name, measure in _MEASURES.items()}
+        found = {name: [value] for name, value in measured.items() if value is not None}
+        if found:
+            steps[f"step_{number}"] = {STEP_COUNT: row["steps"], **found}
+    best = record.best.returns[record.judged_by] if record.best is not None else record.final_returns.tolist()
+    absolute: dict[str, list[float]] = {"return": list(best)}
+    if shares := [step["success_rate"][0] for step in steps.values() if "success_rate" in step]:
+        absolute["success_rate"] = [float(np.max(shares))]
+    return {**steps, ABSOLUTE: absolute}
+
+
+def write_results(definition: Definition, folder: Path, kept: Path, ledger: Ledger, beside: Sequence[Path]) -> Written:
+    """Write marl-eval.json and index.html.
+
+    Args:
+        definition: of the suite.
+        folder: the suite's.
+        kept: where its records are.
+        ledger: what became of its runs.
+        beside: other libraries' documents, shown beside ours.
+
+    Raises:
+        MissingExtraError: a package of the ``eval`` extra is not installed; the JSON is written.
+        UsageError: one of ``beside`` is no such document.
+    """
+    others = {path.stem: read_marl_eval(path, f"--beside {path}") for path in beside}
+    document = document_of(definition.runs, definition.tasks, kept)
+    written = Written(folder / "marl-eval.json", folder / "index.html")
+    write_marl_eval(written.marl_eval, document)
+    by_place = {"/".join(place_of(task)): task for task in definition.tasks.values()}
+    measures = {place: task.measure for place, task in by_place.items()}
+    results = Results()
+    results.add(document, measures)
+    for name, other in others.items():
+        results.add(other, measures, f" ({name})")
+    command = ["hmarl-suite", str(definition.path), "--out", str(folder)]
+    content = ComparisonContent(
+        name=definition.name,
+        results=results,
+        command=shlex.join([*command, *(word for path in beside for word in ("--beside", str(path)))]),
+        definition=definition.text,
+        measures=measures,
+        ranges={place: task.range for place, task in by_place.items() if task.range is not None},
+        planned=len(definition.runs),
+        remarks=remarks(definition.runs, ledger),
+        sources=list(others),
+    )
+    write_comparison(written.page, content)
+    return written
+
+
+def remarks(runs: Sequence[PlannedRun], ledger: Ledger) -> list[tuple[str, str]]:
+    """What is missing, or less than was planned."""
+    told = {"cut off": "its time was used up: it counts with fewer steps", "stopped": "was stopped, and can go on",
+            "waiting": "has not been trained yet", "running": "was not trained to its end"}  # fmt: skip
+    entries = [(run.name, ledger.of(run.name)) for run in runs]
+    return [
+        (name, f"failed: {entry.error}" if entry.status == "failed" else told[entry.status])
+        for name, entry in entries
+        if entry.status != "done"
+    ]
