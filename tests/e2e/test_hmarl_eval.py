@@ -70,7 +70,8 @@ def test_a_bundle_is_evaluated_and_everything_is_written(spread_bundle: Bundle, 
     assert runs["seed_3"]["absolute_metrics"]["return"] == returns
 
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
+    assert "<h3>Instructions over time</h3>" in page  # of HCPO's conductor
     assert page.count("data:image/gif;base64,") == 1
     assert "http" not in page  # self-contained
     assert f"hmarl-eval --bundle {spread_bundle.path} --episodes 5 --seed 3" in page
