@@ -113,7 +113,7 @@ class Options:
     AS_JSON,
     examples=(
         "hmarl-gap runs/mine",
-        "hmarl-gap runs/mine --episodes 300 --resume",
+        "hmarl-gap runs/mine --resume",
         "hmarl-gap runs/mine --faults delay=2,loss=0.2 --faults agent_0:out=10",
         "hmarl-gap --bundle models/simple-spread-hcpo --out spread.gap",
     ),
