@@ -75,19 +75,30 @@ def commands_of(page: Path) -> Iterator[tuple[int, list[str]]]:
         whole, following = line.strip(), number
         while whole.endswith("\\"):
             whole, following = whole[:-1] + " " + lines[following].strip(), following + 1
-        for part in re.split(r"&&|\|\||[;&|]", whole.split(" #")[0].split(" > ")[0].split(" 2> ")[0]):
-            words = _words(part)
+        for command in _commands(whole.split(" #")[0].split(" > ")[0].split(" 2> ")[0]):
+            words = command
             while words and (words[0] in _WORDS_BEFORE or re.match(r"^[A-Z_]+=", words[0])):
                 words = words[1:]
             if words and re.match(r"^hmarl-[a-z-]+$", words[0]):
                 yield number, words
 
 
-def _words(part: str) -> list[str]:
+def _commands(line: str) -> Iterator[list[str]]:
+    """The commands between a shell's operators; none where a quote is not closed."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    words: list[str] = []
     try:
-        return shlex.split(part)
-    except ValueError:  # a quote that this part of the line does not close: no command
-        return []
+        for word in lexer:
+            if set(word) <= set(";&|"):
+                yield words
+                words = []
+            else:
+                words.append(word)
+    except ValueError:
+        return
+    yield words
 
 
 def headings_of(page: Path) -> set[str]:

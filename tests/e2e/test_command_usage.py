@@ -50,6 +50,7 @@ WRONG_VALUE = {
     "hmarl-faults": (("127.0.0.1:0", "x:1", "--delay-s", "0"), "--delay-s: got '0', expected a number above 0"),
     "hmarl-fleet": ((BUNDLE, "--grace-s", "-1"), "--grace-s: got '-1', expected a number above 0"),
     "hmarl-gap": (("run", "--episodes", "1"), "--episodes: got '1', expected an integer of at least 2"),
+    "hmarl-replay": (("r.mcap", "--seed", "x"), "--seed: got 'x', expected an integer"),
     "hmarl-keys": (("isue", "agent_0"), "ACTION: got 'isue', expected one of init, issue, client"),
     "hmarl-sign": ((BUNDLE, "--key"), "--key: got nothing, expected FILE (sign BUNDLE with this private key (PEM))"),
     "hmarl-suite": (("s.toml", "--jobs", "0"), "--jobs: got '0', expected an integer of at least 1"),

@@ -133,11 +133,13 @@ def test_reloads_certificates_and_lost_lines_are_told() -> None:
 
 def test_prometheus_finds_agents_by_the_host_that_it_asked() -> None:
     agents = {"a": "0.0.0.0:9465", "b": "127.0.0.1:9466", "c": "0.0.0.0:0"}
-    assert targets("0.0.0.0:9464", agents, "robot7") == [
-        {"targets": ["robot7:9464"], "labels": {}},
-        {"targets": ["robot7:9465"], "labels": {"agent": "a"}},
-        {"targets": ["127.0.0.1:9466"], "labels": {"agent": "b"}},
+    assert targets("0.0.0.0:9464", agents, "robot7", "http") == [
+        {"targets": ["robot7:9464"], "labels": {"fleet": "robot7:9464"}},
+        {"targets": ["robot7:9465"], "labels": {"fleet": "robot7:9464", "agent": "a"}},
+        {"targets": ["127.0.0.1:9466"], "labels": {"fleet": "robot7:9464", "agent": "b"}},
     ]
+    over_tls = targets("0.0.0.0:9464", {}, "robot7", "https")
+    assert over_tls == [{"targets": ["robot7:9464"], "labels": {"fleet": "robot7:9464", "__scheme__": "https"}}]
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
