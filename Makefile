@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $@
 
-demo: $(INSTALLED)  ## Train HCPO for three minutes, export, serve one process per agent, evaluate over gRPC
+demo: $(INSTALLED)  ## Train HCPO for a minute or two, export, serve one process per agent, evaluate over gRPC
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## All quick tests, about 12 minutes on two cores
