@@ -73,6 +73,11 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-pettingzoo": ("hcpo", "pettingzoo/mpe2.simple_spread_v3:parallel_env", HELD, {"workers": 0}),
     "magpo-restarting": ("magpo", "toy_environments:masked_discrete", IN_CHUNKS, {"saves": False}),
 }
+# What they save, others save too: `make test-slow` runs them.
+SLOW = {
+    "hcpo-latent", "hcpo-local", "hcpo-replay", "hcpo-interchangeable", "maven-coordsum", "mat-state", "magpo-shared",
+    "magpo-factorised", "magpo-restarting", "himpo-leaving",
+}  # fmt: skip
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -116,7 +121,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", [pytest.param(t, marks=[pytest.mark.slow] if t in SLOW else []) for t in TASKS])
 def test_killed_and_resumed_equals_unbroken(task: str, tmp_path: Path) -> None:
     algorithm, environment, settings, arguments = TASKS[task]
     config = tiny_config(algorithm, environment, settings, RUN, arguments)
