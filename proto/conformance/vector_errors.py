@@ -66,7 +66,7 @@ def _requests() -> Iterator[tuple[str, str, Message | bytes]]:
     later = {"step": STEP + 1}
     yield "no message", "Act", b"\xff"
     yield "no session", "Act", _act(session_id=None, **later)
-    yield "unknown session", "Act", _act(session_id="nobody", **later)
+    yield "unknown session", "Act", _act(session_id="unknown", **later)
     yield "no observation", "Act", _act(observation=None, **later)
     yield "observation of another length", "Act", _act(observation=to_tensor(OBSERVATION[:5]), **later)
     yield "observation of another rank", "Act", _act(observation=to_tensor(OBSERVATION.reshape(1, 6)), **later)
@@ -86,7 +86,7 @@ def _requests() -> Iterator[tuple[str, str, Message | bytes]]:
     yield "unknown instruction choice", "StartEpisode", pb.StartEpisodeRequest(seed=1, instruction_choice=9)  # type: ignore[arg-type]
     yield "bundle that is not held", "StartEpisode", pb.StartEpisodeRequest(seed=1, bundle_sha256="0" * 64)
     yield "description of a bundle that is not held", "GetAgentInfo", pb.GetAgentInfoRequest(bundle_sha256="0" * 64)
-    yield "end of an unknown session", "EndEpisode", pb.EndEpisodeRequest(session_id="nobody")
+    yield "end of an unknown session", "EndEpisode", pb.EndEpisodeRequest(session_id="unknown")
 
 
 def _answers(bundle: Bundle) -> Iterator[tuple[str, str, Message | bytes, grpc.StatusCode, str]]:

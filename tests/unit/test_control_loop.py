@@ -41,7 +41,7 @@ from toy_bundle import write_toy_bundle
 RATE_HZ = 20.0
 SEEN = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
 Run = Callable[..., Any]
-WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
+WHO: ContextVar[str] = ContextVar("WHO", default="outside")
 
 
 @pytest.fixture(scope="module")

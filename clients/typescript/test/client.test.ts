@@ -158,5 +158,5 @@ test("in process: steps and repetitions", async () => {
   await assert.rejects(local.act(SEEN.with(0, 1), LEGAL, 0), StepOrderError);
   assert.equal((await local.act(SEEN, LEGAL, 5)).missedSteps, 4);
   await assert.rejects(local.act(SEEN, LEGAL, 0), StepOrderError);
-  await assert.rejects(LocalAgent.open(await Bundle.open(filesIn(BUNDLE)), "nobody", ort), /got 'nobody', expected one of discrete, /);
+  await assert.rejects(LocalAgent.open(await Bundle.open(filesIn(BUNDLE)), "absent", ort), /got 'absent', expected one of discrete, /);
 });
