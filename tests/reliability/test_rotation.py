@@ -136,7 +136,7 @@ def play_as_a_team(bundle: Bundle, out: Path, stream: bool, enough: Callable[[in
         here = BundleTeam(bundle, other.spec, sample=True)
         there = FleetTeam(out, environment.spec, sample=True, stream=stream, timeout_s=LIMIT_S)
         clients = [client for row in there.clients.values() for client in row]
-        connections = [client._connection for client in clients]
+        connections = [client._wire.connection for client in clients]
         while not enough(played.acts):
             seed = played.episodes
             got = evaluate(environment, there, 1, seed=seed, record=True)
@@ -147,7 +147,7 @@ def play_as_a_team(bundle: Bundle, out: Path, stream: bool, enough: Callable[[in
             played.different += not (same and np.array_equal(got.returns, wanted.returns))
             played.acts += int(got.lengths.sum()) * len(clients)
             played.episodes += 1
-            now = [client._connection for client in clients]
+            now = [client._wire.connection for client in clients]
             played.changes += sum(new is not old for new, old in zip(now, connections, strict=True))
             connections = now
         played.slowest_s = float(there.latencies_s().max())
