@@ -45,6 +45,11 @@ class AttentionNetwork:
         """Nothing is remembered."""
         return (0,)
 
+    @property
+    def encoder_memory_shape(self) -> tuple[int, ...]:
+        """Nothing is remembered."""
+        return (0,)
+
     @cached_property
     def shapes(self) -> Shapes:
         """Encoder and decoder."""

@@ -77,7 +77,15 @@ class RetentionNetwork:
     @property
     def memory_shape(self) -> tuple[int, ...]:
         """States, last token, step number."""
-        return (3 * self.blocks * self.width * self.head_width + self.width + 1,)
+        return self._row(3 * self.blocks)
+
+    @property
+    def encoder_memory_shape(self) -> tuple[int, ...]:
+        """The same, of fewer states; the last token is zero."""
+        return self._row(self.blocks)
+
+    def _row(self, layers: int) -> tuple[int, ...]:
+        return (layers * self.width * self.head_width + self.width + 1,)
 
     @cached_property
     def shapes(self) -> Shapes:
@@ -209,8 +217,8 @@ class RetentionNetwork:
 
     def _parts(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, layers, heads, d, d] states, [B, E] token of the last action, [B, 1] number of the step."""
-        states, last, step = memory.split([self.memory_shape[0] - self.width - 1, self.width, 1], dim=1)
-        return states.unflatten(1, (3 * self.blocks, self.heads, self.head_width, -1)), last, step
+        states, last, step = memory.split([memory.shape[1] - self.width - 1, self.width, 1], dim=1)
+        return states.unflatten(1, (-1, self.heads, self.head_width, self.head_width)), last, step
 
     def _decays(self, device: torch.device) -> Tensor:
         """[heads] κ, as RetNet's: 1 − κ falls geometrically."""
