@@ -26,6 +26,7 @@ RUN: dict[str, Any] = {
     "rollout_length": 9,
     "checkpoint_interval": 2,
     "evaluation_interval": 900,
+    "loggers": (),  # importing TensorBoard takes longer than training
 }
 HELD: dict[str, Any] = {"instruction_interval": 3, "instructions": 3, "conductor_hidden_sizes": (8,)}
 GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
