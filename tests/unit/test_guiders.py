@@ -18,6 +18,7 @@ from hmarl.trainer.guiders.attention import AttentionNetwork
 from hmarl.trainer.guiders.guider import Judged, TeamView
 from hmarl.trainer.guiders.retention import RetentionNetwork
 from hmarl.trainer.guiders.sequence import SequenceGuider
+from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.distributions import ActionHead, Categorical
 
 pytestmark = pytest.mark.usefixtures("single_thread", "double_precision")
@@ -462,6 +463,36 @@ def test_an_encoder_of_its_own_is_bent_by_the_values_loss_alone(
         assert not by_policy & by_value
     else:
         assert by_value == {"observation", "encoder", "value"}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_actions_looked_up_in_a_table_teach_what_each_by_itself_does(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
+) -> None:
+    """Two kinds of choosers, with tables of their own, that alternate: outputs and gradients are the same."""
+    guider, theta = new_guider(AttentionNetwork, (_CHOOSER, ("picker", 4, spaces.Discrete(5), False), _CHOOSER), 2, 2)
+    theta.requires_grad_(True)
+    seen = record(guider, theta.detach(), 6, SEQUENCES)
+    tokens = guider.action_tokens(guider.named(theta), seen.actions)
+    assert tokens.rows.shape == (3 + 5 + 3, 8), "a table of all there are"
+    choosers, pickers = seen.actions
+    parameters = guider.named(theta)
+    by_hand = [
+        parameters[f"action.{g}.weight"].T[action] + parameters["actor.weight"][:, agent]
+        for agent, (g, action) in enumerate([(0, choosers[:, :, 0]), (1, pickers[:, :, 0]), (0, choosers[:, :, 1])])
+    ]
+    torch.testing.assert_close(tokens.each, torch.stack(by_hand, dim=-2))
+
+    def judged() -> tuple[Tensor, Tensor]:
+        said = log_probs(guider, judge(guider, theta, seen, order), seen.actions)
+        return said.detach(), torch.autograd.grad(said.square().sum(), theta)[0]
+
+    said, gradient = judged()
+    looked_up = guider.action_tokens
+    monkeypatch.setattr(guider, "action_tokens", lambda *given: ActionTokens(looked_up(*given).each))
+    each_said, each_gradient = judged()
+    torch.testing.assert_close(said, each_said)
+    torch.testing.assert_close(gradient, each_gradient)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:

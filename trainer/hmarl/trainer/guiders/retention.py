@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.trainer.guiders.guider import GuiderStructure, head_width
+from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 # Tokens a chunk: more of them cost arithmetic within chunks, fewer cost states between them.
@@ -161,9 +162,9 @@ class RetentionNetwork:
         """[C, n·s·N, E] with other agents first in each step."""
         return encoded.unflatten(1, (-1, self.agents)).index_select(-2, order).flatten(1, 2)
 
-    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: _Past) -> Tensor:
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: ActionTokens, past: _Past) -> Tensor:
         """All steps at once, chunk by chunk."""
-        fed = past.chunks.lay(self._fed(parameters, taken, past))
+        fed = past.chunks.lay(self._fed(parameters, taken.each, past))
         return past.chunks.restore(self._decoder(parameters, fed, encoded, self._by_chunks(past)))
 
     def _by_chunks(self, past: _Past) -> _Retain:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.guiders.guider import Acted, GuiderStructure, Judged, TeamView
+from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
@@ -124,13 +125,13 @@ class TokenNetwork(Protocol):
         """What ``encode_steps`` would have returned, had the agents been in ``order`` [N] int64."""
         ...
 
-    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: Any) -> Tensor:
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: ActionTokens, past: Any) -> Tensor:
         """``decode`` of many steps at once, their actions known; agents always in decoding order.
 
         Args:
             parameters: named.
             encoded: of ``encode_steps``.
-            taken: [L, C, N, E] of all agents' actions.
+            taken: of all agents' actions.
             past: of these steps.
 
         Returns:
@@ -287,7 +288,7 @@ class SequenceGuider(FlatNetwork):
         """Policies and values at recorded steps, all at once."""
         memory, of_value = self._memories(memory)
         tokens = self.observation_tokens(parameters, view).index_select(-2, order)
-        taken = self.action_tokens(parameters, actions).index_select(-2, order)
+        taken = self.action_tokens(parameters, actions).ordered(order)
         past = self.network.past(memory, begins)
         encoded = self.network.encode_steps(parameters, tokens, past)
         outputs = self.network.decode_steps(parameters, encoded, taken, past)
@@ -313,7 +314,7 @@ class SequenceGuider(FlatNetwork):
         taken = self.action_tokens(parameters, actions)
         for order in orders:
             encoded_now = self.network.ordered(encoded, order)
-            outputs = self.network.decode_steps(parameters, encoded_now, taken.index_select(-2, order), past)
+            outputs = self.network.decode_steps(parameters, encoded_now, taken.ordered(order), past)
             yield Judged(self._decided(parameters, view, outputs, order), values)
 
     def _values(
@@ -377,10 +378,17 @@ class SequenceGuider(FlatNetwork):
             tokens.append(token)
         return functional.gelu(self._natural(tokens))
 
-    def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> Tensor:
-        """[..., N, E] of all agents' raw actions and identities, in natural order."""
-        tokens = self._natural([self._action_token(parameters, g, action) for g, action in enumerate(actions)])
-        return tokens + parameters["actor.weight"].T
+    def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> ActionTokens:
+        """Of all agents' raw actions [L, C, N_group, ...] and identities, in natural order."""
+        identities = parameters["actor.weight"].T
+        if not all(isinstance(head.space, spaces.Discrete) for head in self.heads):
+            tokens = [self._action_token(parameters, g, action) for g, action in enumerate(actions)]
+            return ActionTokens(self._natural(tokens) + identities)
+        groups = [self.position[agent][0] for agent in range(self.agents)]
+        tables = [parameters[f"action.{g}.weight"].T + identity for g, identity in zip(groups, identities, strict=True)]
+        sizes = torch.tensor([0, *map(len, tables[:-1])], device=identities.device)
+        chosen = self._natural([action.unsqueeze(-1) for action in actions]).squeeze(-1)
+        return ActionTokens(torch.cat(tables), chosen + sizes.cumsum(0))
 
     def _action_token(self, parameters: Parameters, group: int, action: Tensor) -> Tensor:
         """[..., E] of raw actions of a group."""
