@@ -79,6 +79,16 @@ def single_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process draw no plots, which takes longer than to train for four updates: for tests that look at
+    none. What draws them has tests of its own.
+    """
+    from hmarl.trainer.runs import run  # noqa: PLC0415 - not for tests that do without torch
+
+    monkeypatch.setattr(run, "draw_run", lambda *_: None)
+
+
+@pytest.fixture
 def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Runs a whole command of the trainer in this process: (name, *arguments) -> exit code, stdout, stderr."""
     monkeypatch.delenv("HMARL_DEBUG", raising=False)

@@ -17,7 +17,7 @@ from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.run import Run
 from training_runs import command_line, final_hash, tiny_config, train
 
-pytestmark = pytest.mark.usefixtures("single_thread")
+pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 
 UPDATES = 40
 # Rollouts that end in the middle of episodes and of instructions, checkpoints in the middle of an evaluation interval.
