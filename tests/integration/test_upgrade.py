@@ -75,7 +75,7 @@ def test_a_bundle_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -
     (bundle / "manifest.json").write_text(manifest)
     (bundle / "manifest.sha256").write_bytes(hash_line(manifest.encode()))
     with pytest.raises(
-        BundleError, match="schema_version: got 0.*another version of hmarl exported it: export its run"
+        BundleError, match=r"schema_version: got 0.*another version of hmarl exported it: export its run"
     ):
         load_bundle(bundle)
 
