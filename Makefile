@@ -4,7 +4,7 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := train,eval,tune,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,record,dev
+EXTRAS := train,eval,tune,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,record,hub,dev
 # More arguments for the demo, e.g. make demo DEMO_ARGS='--minutes 10 --seed 2'
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'
@@ -23,7 +23,7 @@ TEST_WORKERS ?= 3
 SITE_PYTHON := build/docs/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers clients mutation coverage docs docs-serve lint format proto clean
+.PHONY: release help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers clients mutation coverage docs docs-serve lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ build/docs/venv/.installed: pyproject.toml constraints.txt
 		> build/docs/requirements.txt
 	$(SITE_PYTHON) -m pip install --quiet --disable-pip-version-check -r build/docs/requirements.txt -c constraints.txt
 	@touch $@
+
+release: $(INSTALLED)  ## Wheel, source distribution, SBOM and digests into dist/; the wheel is installed and serves a team
+	$(BIN)/python scripts/release.py
 
 lint: $(INSTALLED)  ## Style, types, import contracts, protocol drift
 	$(BIN)/ruff check .

@@ -137,6 +137,8 @@ def test_results_are_written_without_the_eval_extra(installed: Installed, bundle
         (["hmarl-agent", "bundle", "--agent", "agent_0", "--record", "box"], "record"),
         (["hmarl-fleet", "bundle", "--record", "box"], "record"),
         (["hmarl-replay", "box", "--bundle", "bundle"], "record"),
+        (["hmarl-zoo", "fetch", "simple-spread-hcpo", "--from", "."], "secure"),
+        (["hmarl-zoo", "pull", "me/team"], "hub"),
         *((["hmarl-check-env", f"{family}/task"], extra) for family, extra in NEED_AN_EXTRA.items()),
         (["hmarl-check-env", "pettingzoo/mpe2.simple_spread_v3:parallel_env"], "mpe"),
     ],

@@ -41,6 +41,7 @@ MISSING = {
     "hmarl-train": ((), "ALGORITHM: got nothing, expected hmarl-train ALGORITHM --env FAMILY/TASK"),
     "hmarl-tune": ((), "ALGORITHM: got nothing, expected ALGORITHM (what to train with; see hmarl-algorithms)"),
     "hmarl-verify": ((), "BUNDLE: got nothing, expected BUNDLE"),
+    "hmarl-zoo": ((), "ACTION: got nothing, expected ACTION (list, fetch, serve, push, pull)"),
 }
 WRONG_VALUE = {
     "hmarl-agent": ((BUNDLE, "--agent", "agent_0", "--log-level", "inof"), "--log-level: got 'inof', expected one of"),
@@ -57,6 +58,7 @@ WRONG_VALUE = {
     "hmarl-train": (("happo", "--seed", "x"), "--seed: got 'x', expected an integer"),
     "hmarl-tune": (("happo", "--env", "mpe/simple_spread", "--pruner", "x"), "--pruner: got 'x', expected one of"),
     "hmarl-verify": ((BUNDLE, "--json=yes"), "--json: got a value, expected none"),
+    "hmarl-zoo": (("fetsch", "toy"), "ACTION: got 'fetsch', expected one of list, fetch, serve, push, pull"),
     "hmarl-envs": (("mpe", "vmas"), "arguments: got 'vmas' in excess, expected [FAMILY] and options alone"),
     "hmarl-algorithms": (("hcpo", "mat"), "arguments: got 'mat' in excess, expected [ALGORITHM] and options alone"),
 }
@@ -143,7 +145,9 @@ def test_what_is_not_there_is_named(program: str, arguments: tuple[str, ...], co
     assert before in ([], ["checking nowhere:make"])
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, "hmarl-fleet reload", "hmarl-suite check"])
+@pytest.mark.parametrize(
+    "program", [*PROGRAMS, "hmarl-fleet reload", "hmarl-suite check", "hmarl-zoo fetch", "hmarl-zoo serve"]
+)
 def test_help_teaches_within_80_columns(program: str) -> None:
     begin = time.monotonic()
     code, lines = run_in_terminal(80, *program.split(), "--help")
@@ -152,7 +156,7 @@ def test_help_teaches_within_80_columns(program: str) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith(f"Usage: {program} ")
     sections = [line.rstrip(":") for line in lines if re.fullmatch(r"\w[\w ]*:", line)]
-    further = ["Further commands"] if program in ("hmarl-fleet", "hmarl-suite") else []
+    further = ["Further commands"] if program in ("hmarl-fleet", "hmarl-suite", "hmarl-zoo") else []
     assert [each for each in sections if each != "Arguments"] == ["Options", "Examples", *further, "Exit codes"]
     assert any(line.startswith(f"  {program}") for line in lines[lines.index("Examples:") :])
 

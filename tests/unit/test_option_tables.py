@@ -24,13 +24,14 @@ COMMANDS = {
     "hmarl-tune": "hmarl.trainer.commands.tune",
     "hmarl-gap": "hmarl.trainer.commands.gap",
     "hmarl-replay": "hmarl.sdk.commands.replay",
+    "hmarl-zoo fetch": "hmarl.sdk.commands.zoo",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 
 def rows(command: str) -> list[tuple[str, str]]:
     """The first two cells of the rows of a command's table."""
-    names = ("runtime", "bundle", "black-box", "gap", "suites", "tuning")
+    names = ("runtime", "bundle", "black-box", "gap", "suites", "tuning", "zoo")
     pages = "\n".join((DOCS / f"{name}.md").read_text() for name in names)
     table = re.search(rf"^\| `{command}` \| default \|.*\n\|[-|]+\n((?:\|.*\n)+)", pages, re.MULTILINE)
     assert table is not None, f"no table of {command}"

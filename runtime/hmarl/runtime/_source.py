@@ -65,6 +65,35 @@ class Source:
         raise NotImplementedError
 
 
+class HeldSource(Source):
+    """Files that are held already, as they came from elsewhere; they are judged as those of a directory are.
+
+    Args:
+        path: where they are to be, for messages.
+        files: content by name.
+    """
+
+    def __init__(self, path: Path, files: Mapping[str, bytes]) -> None:
+        self._path = path
+        self._files = files
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def names(self) -> list[str]:
+        """See ``Source``."""
+        for name in self._files:
+            check_name(self._path, name)
+        check_sizes(self._path, {name: len(content) for name, content in self._files.items()}, {})
+        return sorted(self._files)
+
+    def read(self, name: str, limit: int = FILE_LIMIT_BYTES) -> bytes:
+        """See ``Source``."""
+        content = self._files[name]
+        check_file_size(self._path, name, len(content), limit)
+        return content
+
+
 def open_source(path: Path) -> Source:
     """The files of the directory or zip at ``path``.
 

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime._files import remove_temporaries, replace_directory, replace_file, replacing, zip_bytes
 from hmarl.runtime._manifest_checks import check_printable
-from hmarl.runtime._source import MANIFEST_LIMIT_BYTES, REPAIR, Source, check_name, check_sizes, open_source
+from hmarl.runtime._source import (
+    MANIFEST_LIMIT_BYTES,
+    REPAIR,
+    HeldSource,
+    Source,
+    check_name,
+    check_sizes,
+    open_source,
+)
 from hmarl.runtime.errors import (
     BundleError,
     DrainingError,
@@ -90,6 +98,7 @@ __all__ = [
     "did_you_mean",
     "from_json",
     "load_bundle",
+    "place_bundle",
     "remove_temporaries",
     "replace_file",
     "replacing",
@@ -186,6 +195,19 @@ class Bundle:
         with open_source(self.path) as source:
             return read_checked(source, self.path, file, self.manifest.files[file])
 
+    def own_files(self) -> dict[str, bytes]:
+        """The files that no manifest lists: the manifest itself, its hash, and the signature where there is one.
+
+        Raises:
+            BundleError: the bundle was replaced since it was loaded.
+        """
+        with open_source(self.path) as source:
+            _, sha256 = _read_manifest(source, self.path)
+            if sha256 != self.sha256:
+                raise BundleError(f"bundle {self.path}: it was replaced since it was loaded; load it again")
+            names = [name for name in source.names() if name in _OWN]
+            return {name: source.read(name) for name in names}
+
 
 def read_checked(source: Source, path: Path, name: str, expected: str) -> bytes:
     """The content of a file of a bundle, whose hash is as expected.
@@ -240,8 +262,11 @@ def _parse_manifest(path: Path, content: bytes | Mapping[str, Any]) -> Manifest:
     try:
         manifest = from_json(Manifest, content) if isinstance(content, bytes) else from_plain(Manifest, content)
     except ValueError as error:
+        advice = (
+            "; another version of hmarl exported it: export its run again" if "schema_version" in str(error) else ""
+        )
         raise BundleError(
-            f"bundle {path}: {MANIFEST} does not fit schema version {SCHEMA_VERSION}: {one_line(error)}"
+            f"bundle {path}: {MANIFEST} does not fit schema version {SCHEMA_VERSION}: {one_line(error)}{advice}"
         ) from error
     for name in manifest.files:
         check_name(path, name)
@@ -267,25 +292,60 @@ def load_bundle(path: Path | str, trust: TrustFiles | Trust | None = None) -> Bu
         UsageError: ``trust`` names a file that is missing or holds no key.
     """
     path = Path(path)
-    signed_by = None
     trusted = None if trust is None else read_trust(trust)
-    with open_source(path) as opened:
-        source = opened
-        if trusted is not None:
-            from hmarl.runtime.signing.checked import CheckedSource  # noqa: PLC0415 - only where it is asked for
+    with open_source(path) as source:
+        return _checked(path, source, trusted)
 
-            source = checked = CheckedSource(opened, path, trusted)
-            signed_by = checked.signed_by
-        manifest, sha256 = _read_manifest(source, path)
-        for name in source.names():
-            if name not in manifest.files and name not in _OWN:
-                raise BundleError(
-                    f"bundle {path}: file '{name}' is not listed in {MANIFEST}; remove it if it is not needed, "
-                    f"otherwise {REPAIR}"
-                )
-        for name, expected in manifest.files.items():
-            read_checked(source, path, name, expected)
+
+def _checked(path: Path, source: Source, trusted: Trust | None) -> Bundle:
+    """The bundle at ``path`` whose files are ``source``'s, once all of them have been checked; see ``load_bundle``."""
+    signed_by = None
+    if trusted is not None:
+        from hmarl.runtime.signing.checked import CheckedSource  # noqa: PLC0415 - only where it is asked for
+
+        source = checked = CheckedSource(source, path, trusted)
+        signed_by = checked.signed_by
+    manifest, sha256 = _read_manifest(source, path)
+    for name in source.names():
+        if name not in manifest.files and name not in _OWN:
+            raise BundleError(
+                f"bundle {path}: file '{name}' is not listed in {MANIFEST}; remove it if it is not needed, "
+                f"otherwise {REPAIR}"
+            )
+    for name, expected in manifest.files.items():
+        read_checked(source, path, name, expected)
     return Bundle(path, manifest, sha256, signed_by)
+
+
+def check_files(path: Path | str, files: Mapping[str, bytes], trust: TrustFiles | Trust | None = None) -> Bundle:
+    """The bundle that these files would be at ``path``, checked as ``load_bundle`` does; nothing is written.
+
+    Raises:
+        BundleError: anything is wrong.
+        SignatureError: see ``load_bundle``.
+    """
+    trusted = None if trust is None else read_trust(trust)
+    return _checked(Path(path), HeldSource(Path(path), files), trusted)
+
+
+def place_bundle(path: Path | str, files: Mapping[str, bytes], trust: TrustFiles | Trust | None = None) -> Bundle:
+    """Put a bundle that came from elsewhere in its place, whole or not at all, and only once all of it is checked.
+
+    Args:
+        path: as of ``write_bundle``.
+        files: all its files, as they came: nothing of them is changed.
+        trust: as of ``load_bundle``.
+
+    Raises:
+        BundleError: anything is wrong; nothing was written.
+        SignatureError: see ``load_bundle``.
+        UsageError: something that is not a bundle is in the way.
+    """
+    path = Path(path)
+    trusted = None if trust is None else read_trust(trust)
+    check_files(path, files, trusted)
+    _put(path, files)
+    return load_bundle(path, trusted)
 
 
 def verify_signature(bundle: Bundle, trust: TrustFiles | Trust) -> Bundle:
@@ -362,15 +422,20 @@ def write_bundle(
         everything[SIGNATURE] = signer.sign(path.resolve().name, digests, SIGNATURE)
     sizes = {name: len(content) for name, content in everything.items()}
     check_sizes(path, sizes, {MANIFEST: MANIFEST_LIMIT_BYTES, SIGNATURE: SIGNATURE_LIMIT_BYTES})
+    _put(path, everything)
+    return load_bundle(path)
+
+
+def _put(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a bundle, whole or not at all."""
     check_target(path)
     try:
         if path.suffix == ".zip":
-            replace_file(path.resolve(), zip_bytes(everything))
+            replace_file(path.resolve(), zip_bytes(files))
         else:
-            replace_directory(path.resolve(), everything)
+            replace_directory(path.resolve(), files)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise HmarlError(f"bundle {path}: cannot write: {error}") from error
-    return load_bundle(path)
 
 
 def check_target(path: Path) -> None:

@@ -33,10 +33,14 @@ class CheckedSource(Source):
     def __init__(self, source: Source, path: Path, trust: Trust) -> None:
         self._source = source
         self._path = path
-        self._signed = self._checked_signature(trust)
+        try:
+            content = source.read(SIGNATURE, SIGNATURE_LIMIT_BYTES)
+        except KeyError:
+            content = None
+        except BundleError as error:
+            raise SignatureError(str(error)) from error
+        self._signed = check_signature(path, content, trust)
         names = set(source.names()) - {SIGNATURE}
-        for name in self._signed.files.pieces:
-            check_name(path, name)
         for name, problem in (
             *((name, "is missing, and was signed") for name in sorted(self._signed.files.pieces.keys() - names)),
             *((name, "was not signed") for name in sorted(names - self._signed.files.pieces.keys())),
@@ -69,18 +73,31 @@ class CheckedSource(Source):
             )
         return content
 
-    def _checked_signature(self, trust: Trust) -> Signed:
-        try:
-            return trust.check(self._source.read(SIGNATURE, SIGNATURE_LIMIT_BYTES))
-        except KeyError:
-            raise SignatureError(
-                f"bundle {self._path}: it is unsigned, there is no '{SIGNATURE}' in it; expected a signature by "
-                f"{trust.expected}, as hmarl-sign makes it"
-            ) from None
-        except BundleError as error:
-            raise SignatureError(str(error)) from error
-        except ValueError as error:
-            raise SignatureError(f"bundle {self._path}: {SIGNATURE}: {error}; {_REPAIR}") from error
+
+def check_signature(path: Path | str, content: bytes | None, trust: Trust) -> Signed:
+    """What was signed of a bundle, once its signature has been checked.
+
+    Args:
+        path: the bundle.
+        content: of the signature file; None where there is none.
+        trust: whose signature it must be.
+
+    Raises:
+        SignatureError: there is none, or it is by another key, or was changed.
+        BundleError: a file that was signed has no plain name.
+    """
+    if content is None:
+        raise SignatureError(
+            f"bundle {path}: it is unsigned, there is no '{SIGNATURE}' in it; expected a signature by "
+            f"{trust.expected}, as hmarl-sign makes it"
+        )
+    try:
+        signed = trust.check(content)
+    except ValueError as error:
+        raise SignatureError(f"bundle {path}: {SIGNATURE}: {error}; {_REPAIR}") from error
+    for name in signed.files.pieces:
+        check_name(Path(path), name)
+    return signed
 
 
 def sign_bundle(path: Path, signer: Signer) -> Bundle:

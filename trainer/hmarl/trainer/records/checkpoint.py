@@ -27,6 +27,7 @@ from hmarl.runtime.plain_json import read_json
 from hmarl.trainer.records.problems import CheckpointError
 
 FORMAT = 1
+_ADVICE = "; if another version of hmarl wrote it (config.json names it), go on with that one, or train again"
 _log = logging.getLogger(__name__)
 
 
@@ -100,15 +101,21 @@ def restore(components: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Non
 
 
 def _load(name: str, part: Any, tensors: Mapping[str, Tensor]) -> None:
-    """``part.load_state_dict`` with what is wrong named; an optimiser that has not stepped yet has no tensors."""
+    """``part.load_state_dict`` with what is wrong named; an optimiser that has not stepped yet has no tensors.
+
+    Where one number was kept for what now has a number each, as the first checkpoints kept counts, it is that of all.
+    """
+    tensors = dict(tensors)
     for key, current in flatten(part.state_dict()).items():
+        if key in tensors and not tensors[key].ndim:
+            tensors[key] = tensors[key].expand(current.shape).clone()
         if key in tensors and tensors[key].shape != current.shape:
             got, expected = tuple(tensors[key].shape), tuple(current.shape)
-            raise CheckpointError(f"checkpoint: '{name}.{key}' has shape {got}, expected {expected}")
+            raise CheckpointError(f"checkpoint: '{name}.{key}' has shape {got}, expected {expected}{_ADVICE}")
     try:
         part.load_state_dict(_nested(tensors))
     except KeyError as error:
-        raise CheckpointError(f"checkpoint: '{name}' lacks {error}") from error
+        raise CheckpointError(f"checkpoint: '{name}' lacks {error}{_ADVICE}") from error
 
 
 def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -182,7 +189,10 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
                 f"checkpoint {path}: the file is damaged (its SHA-256 does not match {path.stem}.json)"
             )
         if (version := description.pop("format")) != FORMAT:
-            raise CheckpointError(f"checkpoint {path}: got format {version}, this hmarl reads format {FORMAT}")
+            raise CheckpointError(
+                f"checkpoint {path}: got format {version}, expected format {FORMAT}: another version of hmarl wrote "
+                "it; go on with that version, or train again"
+            )
         pending = description.pop("pending", None)
         tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
         return Checkpoint(path, Counters(**description), tensors, sha256, pending)
