@@ -234,6 +234,9 @@ def test_the_command_trains_them_below_a_directory(call: Call, tmp_path: Path) -
     assert code == 2
     assert "seed8 already holds a run" in error
     assert not (tmp_path / "seed9").exists()
+    code, _, error = call("train", *words, "--out", str(tmp_path / "seed7"), "--seeds", "8,9")
+    assert code == 2
+    assert "seed7 already holds a run" in error, "runs do not lie in one another"
 
 
 @pytest.mark.parametrize(

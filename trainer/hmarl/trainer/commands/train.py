@@ -126,8 +126,11 @@ def _train_at_once(console: Console, requests: Sequence[Request], out: Path | No
     """Runs that differ in their seeds, in directories below ``out``; returns the exit code."""
     need_torch("hmarl-train")
     log_to_standard_error()
+    from hmarl.trainer.runs.directory import refuse_other_run
     from hmarl.trainer.runs.many_seeds import check_many_seeds
 
+    if out is not None:
+        refuse_other_run(out)
     seeds = [int(request.run["seed"]) for request in requests]
     first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}")
     check_many_seeds(first)
