@@ -53,8 +53,10 @@ def equal_draws(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     assert all(torch.equal(ours[key], theirs[key]) for key in ("generators.order", "generators.noise"))
 
 
-@pytest.mark.parametrize("minibatches", [1, 2])
-@pytest.mark.parametrize("environment", ["mpe/simple_spread", "toy_environments:masked_discrete"])
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("environment", "minibatches"), [("mpe/simple_spread", 1), ("toy_environments:masked_discrete", 2)]
+)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_after_an_update_each_seed_is_where_it_is_alone(
     name: str, environment: str, minibatches: int, tmp_path: Path
@@ -105,6 +107,7 @@ def test_each_seed_is_an_ordinary_run(tmp_path: Path) -> None:
     export_run(tmp_path / "seed101", tmp_path / "bundle")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_resumed_seed_goes_on_as_it_would_have(tmp_path: Path) -> None:
     """Alone, from the checkpoint that was written among others; up to rounding."""
     for name, steps in (("half", 80), ("whole", 160)):
@@ -122,6 +125,7 @@ def test_a_resumed_seed_goes_on_as_it_would_have(tmp_path: Path) -> None:
             torch.testing.assert_close(went_on[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_all_stop_after_the_same_update_when_asked_to(tmp_path: Path) -> None:
     stop = StopRequest()
     with stop.postponed():
@@ -132,6 +136,7 @@ def test_all_stop_after_the_same_update_when_asked_to(tmp_path: Path) -> None:
     assert steps == [40, 40, 40]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_seed_that_fails_leaves_the_others_at_work(tmp_path: Path) -> None:
     many = ManyRuns.create(
         [with_seed(tiny_config("happo", "mpe/simple_spread"), seed) for seed in SEEDS],
@@ -218,6 +223,7 @@ def test_what_cannot_be_trained_at_once_is_refused_by_name(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_command_trains_them_below_a_directory(call: Call, tmp_path: Path) -> None:
     words = ["mappo", "--env", "coordsum/3x10-30", "--steps", "80", "--out", str(tmp_path)]
     for key, value in {"environments": 4, "rollout_length": 10, "threads": 1, "evaluation_episodes": 2}.items():
