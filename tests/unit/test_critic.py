@@ -59,9 +59,9 @@ def test_each_epoch_fits_every_row_once_in_a_new_order() -> None:
     critic = new_critic(critic_epochs=3, critic_minibatches=2)
     seen, inner = [], critic._loss
 
-    def recording(predicted: Tensor, targets: Tensor) -> Tensor:
-        seen.append(targets.clone())
-        return inner(predicted, targets)
+    def recording(theta: Tensor, targets: Any) -> Tensor:
+        seen.append(targets.wanted.clone())
+        return inner(theta, targets)
 
     critic._loss = recording  # type: ignore[method-assign]
     critic.fit(STATES, TARGETS, torch.Generator().manual_seed(1))

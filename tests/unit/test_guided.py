@@ -468,7 +468,7 @@ def test_the_step_sizes_fall_as_told() -> None:
     witness = Witness(algorithm, 5)
     witness.collect()
     algorithm.update(witness.rollout, 0.75)
-    rates = [each._adam.param_groups[0]["lr"] for each in (algorithm.guider.optimiser, *algorithm.followers.optimisers)]
+    rates = [each.step_size for each in (algorithm.guider.optimiser, *algorithm.followers.optimisers)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.5e-3])
 
 

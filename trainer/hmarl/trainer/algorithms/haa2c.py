@@ -49,6 +49,7 @@ class Haa2c(Algorithm):
     """Each agent takes a few steps up the policy gradient, which is exact in the first."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = Haa2cSettings
+    many_seeds: ClassVar[bool] = True
     settings: Haa2cSettings
 
     def __init__(

@@ -38,6 +38,7 @@ class Happo(Algorithm):
     """Each agent climbs its clipped surrogate for several epochs."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HappoSettings
+    many_seeds: ClassVar[bool] = True
     settings: HappoSettings
 
     def __init__(

@@ -41,6 +41,7 @@ class Mappo(Algorithm):
     """HAPPO's step without the sequence: no agent's advantage knows of the others' updates."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MappoSettings
+    many_seeds: ClassVar[bool] = True
     settings: MappoSettings
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from hmarl.sdk.commands._common import print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
+from hmarl.trainer.commands.seeds import SEEDS, train_seeds
 from hmarl.trainer.commands.shared import check_makeable, log_to_standard_error, need_extra, need_torch, read_config
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     option("--env", "see hmarl-envs; or MODULE:FUNCTION of your own", shown="FAMILY/TASK"),
     option("--steps", "environment steps of the team, summed over environments", integer()),
     option("--seed", "of everything random", integer()),
+    option("--seeds", "several, trained at once: --out has a run directory for each", SEEDS),
     option("--out", "run directory; by default runs/ALGORITHM-TASK-seedN-TIME", PATH, shown="DIR"),
     option("--device", "torch device, e.g. cpu or cuda", shown="NAME"),
     settings_option(
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     examples=(
         "hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3",
         "hmarl-train happo --env my_environment:make --steps 1000000",
+        "hmarl-train mappo --env mpe/simple_spread --seeds 100,101,102 --out runs/mine",
         "hmarl-train --resume runs/mine",
     ),
 )
@@ -51,6 +55,7 @@ def train(
     env: str | None,
     steps: int | None,
     seed: int | None,
+    seeds: tuple[int, ...] | None,
     out: Path | None,
     device: str | None,
     settings: tuple[str, ...],
@@ -65,7 +70,7 @@ def train(
     says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
-    if resume is not None and (algorithm or env or settings or preset or out or seed is not None or device):
+    if resume is not None and (algorithm or env or settings or preset or out or seed is not None or seeds or device):
         raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
     if resume is None and (algorithm is None or env is None):
         given = "nothing" if algorithm is None else f"{algorithm} without --env"
@@ -73,6 +78,8 @@ def train(
             f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
             "hmarl-algorithms and hmarl-envs list what there is"
         )
+    if seed is not None and seeds is not None:
+        raise UsageError("--seeds: got --seed as well, expected one of them")
     need_extra("hmarl-train")
     if resume is not None:
         read_config(resume)  # is there a run?
@@ -87,6 +94,9 @@ def train(
 
         flags = {"steps": steps, "seed": seed, "device": device}
         makeable = partial(check_makeable, "hmarl-train")
+        if seeds is not None:
+            each = [requested(algorithm, env, {**flags, "seed": one}, settings, preset, makeable) for one in seeds]
+            return _train_at_once(console, each, out, as_json)
         request = requested(algorithm, env, flags, settings, preset, makeable)
         need_torch("hmarl-train")
         log_to_standard_error()
@@ -112,6 +122,29 @@ def train(
     return ExitCode.DONE
 
 
+def _train_at_once(console: Console, requests: Sequence[Request], out: Path | None, as_json: bool) -> int:
+    """Runs that differ in their seeds, in directories below ``out``; returns the exit code."""
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    from hmarl.trainer.runs.directory import refuse_other_run
+    from hmarl.trainer.runs.many_seeds import check_many_seeds
+
+    if out is not None:
+        refuse_other_run(out)
+    seeds = [int(request.run["seed"]) for request in requests]
+    first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}")
+    check_many_seeds(first)
+    configs = [first.model_copy(update={"run": {**first.run, "seed": seed}}) for seed in seeds]
+    root = out or _default_directory(first, f"seeds{'-'.join(map(str, seeds))}")
+    told = ", ".join(map(str, seeds))
+    console.print(
+        f"training {first.algorithm} on {first.environment} with the seeds {told} at once, for "
+        f"{first.run['steps']:,} steps each, into {root}{f' ({requests[0].preset})' if requests[0].preset else ''}"
+    )
+    _announce_building(console, first)
+    return train_seeds(console, configs, [root / f"seed{seed}" for seed in seeds], _report, as_json)
+
+
 def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
     """The run in ``directory``, ready to go on."""
     from hmarl.trainer.runs.config import RunConfig
@@ -130,7 +163,7 @@ def _created(console: Console, config: RunConfig, used: str, out: Path | None) -
     """A new run in ``out``, or where runs go by default; ``used`` says on which preset it is based."""
     from hmarl.trainer.runs.run import Run
 
-    directory = out or _default_directory(config)
+    directory = out or _default_directory(config, f"seed{config.run['seed']}")
     if out is None:
         check_writable(directory, f"{directory} (--out chooses another)")
     console.print(
@@ -168,10 +201,10 @@ def _configured(console: Console, request: Request, out: Path | None) -> RunConf
     return config(fitted_run(request.environment, request.arguments, request.run, console.print))
 
 
-def _default_directory(config: RunConfig) -> Path:
+def _default_directory(config: RunConfig, seeded: str) -> Path:
     task = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.environment)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.algorithm}-{task}-seed{config.run['seed']}-{stamp}"
+    return Path("runs") / f"{config.algorithm}-{task}-{seeded}-{stamp}"
 
 
 def _modes(judged: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

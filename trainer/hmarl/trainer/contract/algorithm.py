@@ -49,6 +49,8 @@ class Algorithm:
         local_acting: how the local policies act.
         acting: how the team acts while it learns: so, unless the algorithm puts another part here.
         exportable: whether there are local policies, which can be exported.
+        many_seeds: whether several seeds can be trained at once: the local policies act, and all steps are descents
+            (``together.descent``).
         distils: whether students of the ``teacher`` are exported instead, without being asked for.
         live_metrics: which of the metrics that its updates return are shown while it trains, after the return. Each of
             them must be returned, those of the defaults too.
@@ -59,6 +61,7 @@ class Algorithm:
     settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     discrete_only: ClassVar[bool] = False
     exportable: ClassVar[bool] = True
+    many_seeds: ClassVar[bool] = False
     distils: ClassVar[bool] = False
     live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "explained_variance")
     plots: ClassVar[tuple[Plot, ...]] = (diagnostics(("agent_entropy",), ("agent_kl",)),)

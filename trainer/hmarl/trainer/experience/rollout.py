@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,6 +62,14 @@ class _Finals:
     observations: list[Tensor]
     action_masks: list[Tensor | None]
     active: Tensor
+
+    def of(self, environments: slice) -> _Finals:
+        """Of some of the environments alone, counted from the first of them."""
+        theirs = (self.rows >= environments.start) & (self.rows < environments.stop)
+        masks = [None if mask is None else mask[theirs] for mask in self.action_masks]
+        seen = [each[theirs] for each in self.observations]
+        rows = self.rows[theirs] - environments.start
+        return _Finals(self.step, rows, self.states[theirs], seen, masks, self.active[theirs])
 
 
 class Rollout:
@@ -162,6 +171,29 @@ class Rollout:
         total = self.rewards.sum(-1)
         self.team_rewards = total if self.spec.team_reward == "sum" else total / self.rewards.shape[-1]
 
+    def of(self, environments: slice) -> Rollout:
+        """Of some of the environments alone, copied: as if no others had been stepped beside them."""
+
+        def pick(values: Tensor) -> Tensor:
+            return values[:, environments].contiguous()
+
+        part = copy(self)
+        part.batch_size = environments.stop - environments.start
+        part.observations = [pick(each) for each in self.observations]
+        part.action_masks = [None if each is None else pick(each) for each in self.action_masks]
+        part.actions = [pick(each) for each in self.actions]
+        part.extras = {key: pick(each) for key, each in self.extras.items()}
+        part.memories = [tuple(pick(each) for each in recorded) for recorded in self.memories]
+        part.states, part.rewards, part.team_rewards = pick(self.states), pick(self.rewards), pick(self.team_rewards)
+        part.terminated, part.truncated, part.active = pick(self.terminated), pick(self.truncated), pick(self.active)
+        part.restarted = None if self.restarted is None else pick(self.restarted)
+        part.all_active = self.all_active or bool(part.active.all())
+        part.last_observations = [each[environments] for each in self.last_observations]
+        part.last_action_masks = [None if each is None else each[environments] for each in self.last_action_masks]
+        part.last_active = self.last_active[environments]
+        part._finals = [each for final in self._finals if len((each := final.of(environments)).rows)]
+        return part
+
     @property
     def ended(self) -> Tensor:
         """[T, B] bool."""
@@ -250,11 +282,23 @@ class Rollout:
 
 @dataclass
 class EpisodeStatistics:
-    """Undiscounted returns and lengths of the episodes that ended in one rollout."""
+    """Undiscounted returns and lengths of the episodes that ended in one rollout, and in which environments."""
 
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     successes: list[float] = field(default_factory=list)
+    environments: list[int] = field(default_factory=list)
+
+    def of(self, environments: slice) -> EpisodeStatistics:
+        """Of some of the environments alone, counted from the first of them."""
+        theirs = range(environments.start, environments.stop)
+        places = [place for place, environment in enumerate(self.environments) if environment in theirs]
+        return EpisodeStatistics(
+            [self.returns[place] for place in places],
+            [self.lengths[place] for place in places],
+            [self.successes[place] for place in places] if self.successes else [],
+            [self.environments[place] - environments.start for place in places],
+        )
 
 
 class Collector:
@@ -322,6 +366,7 @@ class Collector:
         ended = _host(result.terminated) | _host(result.truncated)
         statistics.returns += self.episode_returns[ended].tolist()
         statistics.lengths += self.episode_lengths[ended].tolist()
+        statistics.environments += np.flatnonzero(ended).tolist()
         if result.success is not None:
             statistics.successes += _host(result.success)[ended].astype(float).tolist()
         self.episode_returns[ended] = 0.0

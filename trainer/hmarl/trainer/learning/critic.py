@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +16,8 @@ from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.networks.normalisation import ValueNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.settings import HiddenSizes
+from hmarl.trainer.together.company import ask
+from hmarl.trainer.together.descent import Descent, shape_of, stack_of
 
 
 class CriticSettings(Protocol):
@@ -29,6 +33,31 @@ class CriticSettings(Protocol):
     critic_minibatches: int
     critic_loss: Literal["mse", "huber"]
     huber_delta: float
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What a critic is to say of states: see ``Critic.fit``; all tensors are [S, M, ...] in a stack."""
+
+    states: Tensor
+    wanted: Tensor
+    chosen: Tensor | None
+    there: Tensor | None
+
+    def take(self, units: Tensor) -> _Targets:
+        """Of the states ``units`` [u] int64."""
+        chosen, there = (None if each is None else each[units] for each in (self.chosen, self.there))
+        return _Targets(self.states[units], self.wanted[units], chosen, there)
+
+    @staticmethod
+    def stacked(targets: Sequence[_Targets]) -> _Targets:
+        """A stack of those with equal shapes."""
+        return _Targets(
+            torch.stack([each.states for each in targets]),
+            torch.stack([each.wanted for each in targets]),
+            stack_of([each.chosen for each in targets]),
+            stack_of([each.there for each in targets]),
+        )
 
 
 class Critic:
@@ -68,15 +97,23 @@ class Critic:
         values = self.normaliser.denormalise(self.network(self.theta, states))
         return values.squeeze(-1) if self.network.output_size == 1 else values
 
-    def _loss_where(self, there: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
-        """The loss over the entries that count; the others cost nothing, whatever stands there."""
-        known = torch.where(there, targets, predictions.detach())
-        return self._loss(predictions, known) * there.numel() / there.sum().clamp(min=1)
-
-    def _loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, theta: Tensor, targets: _Targets) -> Tensor:
+        """The mean loss over what counts, a scalar; of a stack of parameters [S, P] and of targets [S]."""
+        output = self.network(theta, targets.states)
+        predictions = self._pick(output.squeeze(-1) if targets.chosen is None else output, targets.chosen)
+        wanted, there = targets.wanted, targets.there
+        if there is not None:  # the others cost nothing, whatever stands there
+            wanted = torch.where(there, wanted, predictions.detach())
         if self.settings.critic_loss == "huber":
-            return functional.huber_loss(predictions, targets, delta=self.settings.huber_delta)
-        return functional.mse_loss(predictions, targets)
+            errors = functional.huber_loss(predictions, wanted, reduction="none", delta=self.settings.huber_delta)
+        else:
+            errors = functional.mse_loss(predictions, wanted, reduction="none")
+        rows = theta.dim() - 1
+        loss = errors.flatten(rows).mean(-1)
+        if there is not None:
+            counted = there.flatten(rows)
+            loss = loss * counted.shape[-1] / counted.sum(-1).clamp(min=1)
+        return loss
 
     def fit(
         self,
@@ -102,25 +139,19 @@ class Critic:
             values, counted = values[there], targets[there]
         explained = explained_variance(values, counted)
         self.normaliser.update(counted)
-        scaled = self.normaliser.normalise(targets)
-        losses, size = [], -(-len(targets) // self.settings.critic_minibatches)
+        told = _Targets(states, self.normaliser.normalise(targets), chosen, there)
+        parts: list[Tensor] = []
         for _ in range(self.settings.critic_epochs):
             order = torch.randperm(len(targets), generator=generator, device=generator.device)
-            for rows in order.split(size):
-                output = self.network(self.optimiser.parameter, states[rows])
-                picked = self._pick(output.squeeze(-1) if chosen is None else output, chosen, rows)
-                wanted = scaled[rows]
-                loss = self._loss(picked, wanted) if there is None else self._loss_where(there[rows], picked, wanted)
-                self.optimiser.step(loss, schedule)
-                losses.append(loss.detach())
-        return {"critic_loss": float(torch.stack(losses).mean()), "explained_variance": explained}
+            parts += order.split(-(-len(targets) // self.settings.critic_minibatches))
+        shapes = tuple(shape_of(each) for each in (states, targets, chosen, there))
+        kind = (self.network, self.settings.critic_loss, self.settings.huber_delta, shapes)
+        losses = ask(Descent(self.optimiser, told, parts, self._loss, schedule, _Targets.stacked, kind)).losses
+        return {"critic_loss": float(losses.mean()), "explained_variance": explained}
 
     @staticmethod
-    def _pick(values: Tensor, chosen: Tensor | None, rows: Tensor | None = None) -> Tensor:
-        if chosen is None:
-            return values
-        index = chosen if rows is None else chosen[rows]
-        return values.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    def _pick(values: Tensor, chosen: Tensor | None) -> Tensor:
+        return values if chosen is None else values.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Parameters, optimiser and value moments."""

@@ -9,9 +9,10 @@ divergences are those of raw actions: the map is fixed, so ratios and divergence
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,9 +57,18 @@ class Distribution(Protocol):
         """The same without gradient."""
         ...
 
+    def stacked(self, others: Sequence[Any]) -> Distribution:
+        """This one and others of the same class and shape, [S, ...]."""
+        ...
+
     def score(self, action: Tensor) -> Tensor:
         """[..., A] gradient of ``log_prob`` with respect to the logits, or to the mean."""
         ...
+
+
+def stacked_distribution(distributions: Sequence[Distribution]) -> Distribution:
+    """[S, ...] of distributions of the same class and shape."""
+    return distributions[0].stacked(distributions[1:])
 
 
 def gumbel_from_uniform(noise: Tensor) -> Tensor:
@@ -112,6 +122,10 @@ class Categorical:
         """The same without gradient."""
         return Categorical(self.logits.detach())
 
+    def stacked(self, others: Sequence[Categorical]) -> Categorical:
+        """This one first."""
+        return Categorical(torch.stack([self.logits, *(each.logits for each in others)]))
+
     def score(self, action: Tensor) -> Tensor:
         """The chosen action's indicator less the probabilities."""
         return torch.zeros_like(self.logits).scatter(-1, action.unsqueeze(-1), 1.0) - self.log_probs.exp()
@@ -157,6 +171,10 @@ class MultiCategorical:
         """The same without gradient."""
         return MultiCategorical(self.logits.detach(), self.branches)
 
+    def stacked(self, others: Sequence[MultiCategorical]) -> MultiCategorical:
+        """This one first."""
+        return MultiCategorical(torch.stack([self.logits, *(each.logits for each in others)]), self.branches)
+
     def score(self, action: Tensor) -> Tensor:
         """The branches', concatenated."""
         return torch.cat([part.score(action[..., d]) for d, part in enumerate(self.parts)], dim=-1)
@@ -200,6 +218,11 @@ class DiagonalGaussian:
     def detach(self) -> DiagonalGaussian:
         """The same without gradient."""
         return DiagonalGaussian(self.mean.detach(), self.log_std.detach())
+
+    def stacked(self, others: Sequence[DiagonalGaussian]) -> DiagonalGaussian:
+        """This one first."""
+        means, log_stds = zip(*((each.mean, each.log_std) for each in (self, *others)), strict=True)
+        return DiagonalGaussian(torch.stack(means), torch.stack(log_stds))
 
     def score(self, action: Tensor) -> Tensor:
         """(a − μ) / σ²."""

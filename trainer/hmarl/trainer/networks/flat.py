@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -19,6 +19,17 @@ from torch import Tensor
 
 from hmarl.trainer.networks.activation import Activation
 from hmarl.trainer.networks.layers import DenseLayers, Parameters, Shapes, dense, initial_gain, linear
+
+# What a layer makes of so many rows is still in the processor's cache when the next one reads it, and on the gradient's
+# way back. Of more rows at a time each layer would wait for the memory.
+ROWS = 4096
+
+
+def in_parts(evaluate: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``evaluate`` on rows [..., M, in] that do not depend on one another: at most ``ROWS`` at a time on the CPU."""
+    if x.dim() < 2 or x.shape[-2] <= ROWS or x.device.type != "cpu":
+        return evaluate(x)
+    return torch.cat([evaluate(rows) for rows in x.split(ROWS, dim=-2)], dim=-2)
 
 
 class FlatNetwork(ABC):
@@ -104,7 +115,8 @@ class Mlp(FlatNetwork):
         Returns:
             [..., output_size] or [N, M, output_size].
         """
-        return self.apply(self.named(theta), x)
+        parameters = self.named(theta)
+        return in_parts(lambda rows: self.apply(parameters, rows), x)
 
     def apply(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Evaluate with parameters that ``named`` returned (saves the slicing when they do not change)."""

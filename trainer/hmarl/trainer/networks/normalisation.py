@@ -31,9 +31,13 @@ class RunningNormaliser:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise [..., *shape] float32."""
+        return self.scaled(x, self.shift, self.scale)
+
+    def scaled(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """The same by another one's ``shift`` and ``scale``, or by those of many [..., *shape]."""
         if not self.enabled:
             return x
-        return ((x - self.shift) * self.scale).clamp_(-self.clip, self.clip)
+        return ((x - shift) * scale).clamp_(-self.clip, self.clip)
 
     def update(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Merge a batch [M, *shape] into the statistics (Chan et al. 1979).

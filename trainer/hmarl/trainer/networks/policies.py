@@ -107,16 +107,17 @@ class GroupPolicy:
     def distribution(
         self, theta: Tensor, inputs: Tensor, mask: Tensor | None = None, memory: Memory | None = None
     ) -> Distribution:
-        """One member's distribution at many rows.
+        """One member's distribution at many rows; or, of a stack of parameters and of rows, a stack of them.
 
         Args:
-            theta: [P].
+            theta: [P]; or [S, P], and the others with a leading dimension S as well.
             inputs: [M, input_size].
             mask: [M, A] bool, or None.
             memory: how the rows follow one another; for recurrent networks only.
         """
         size = self.network.size
-        return self.head.distribution(self._outputs(theta[:size], inputs, memory), theta[size:], mask)
+        extra = theta[size:] if theta.dim() == 1 else theta[:, size:].unsqueeze(1)
+        return self.head.distribution(self._outputs(theta[..., :size], inputs, memory), extra, mask)
 
     def all_distributions(
         self,
@@ -134,9 +135,7 @@ class GroupPolicy:
             theta: instead of the own parameters.
         """
         theta = (self.theta if theta is None else theta).expand(self.members, -1)
-        size = self.network.size
-        output = self._outputs(theta[:, :size], inputs, memory)
-        return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask)
+        return self.distribution(theta, inputs, mask, memory)
 
     def along(
         self,

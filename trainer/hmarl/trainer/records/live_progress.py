@@ -28,16 +28,26 @@ class LiveProgress:
         done: steps that are done already.
         shown: the metrics whose figures are shown, in this order, where an update has them.
         line_interval_s: see above.
+        among: what tells this from others that are shown along with it: lines begin with it, and nothing is redrawn.
     """
 
-    def __init__(self, title: str, total: int, done: int, shown: Sequence[str], line_interval_s: float = 10.0) -> None:
-        self._console = make_console(stderr=True)
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int,
+        shown: Sequence[str],
+        line_interval_s: float = 10.0,
+        among: str = "",
+    ) -> None:
+        self._console, self._among = make_console(stderr=True), f"{among}: " if among else ""
         self._total, self._started_at, self._start = total, done, time.monotonic()
         self._shown, self._line_interval_s, self._last_line = tuple(shown), line_interval_s, self._start
         self._figures: list[str] = []
         self._progress = progress_bar(self._console, _Remaining())
         self._task = self._progress.add_task(title, total=total, completed=done, due=None)
-        self._live = Live(get_renderable=self._display, console=self._console) if self._console.is_terminal else None
+        redrawn = self._console.is_terminal and not among
+        self._live = Live(get_renderable=self._display, console=self._console) if redrawn else None
 
     def __enter__(self) -> LiveProgress:
         if self._live is not None:
@@ -65,7 +75,7 @@ class LiveProgress:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text)
+        self._console.print(f"{self._among}{text}")
 
     def _display(self) -> Group:
         return Group(self._progress.get_renderable(), _Figures(self._figures))

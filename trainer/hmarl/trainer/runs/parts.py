@@ -11,7 +11,7 @@ from hmarl.trainer.runs.directory import checkpoint_folder
 from hmarl.trainer.runs.evaluator import Evaluator
 from hmarl.trainer.runs.iterations import Iterations
 from hmarl.trainer.runs.saver import Saver
-from hmarl.trainer.runs.training import Training
+from hmarl.trainer.runs.training import Seat, Training
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,15 @@ class RunParts:
     saver: Saver
 
     @classmethod
-    def build(cls, config: RunConfig, directory: Path, start: Checkpoint | None) -> RunParts:
-        """All parts, standing where ``start`` was saved, or at the beginning.
+    def build(cls, config: RunConfig, directory: Path, start: Checkpoint | None, seat: Seat | None = None) -> RunParts:
+        """All parts, standing where ``start`` was saved, or at the beginning; in environments of its own, or in its
+        part of those that it shares with others.
 
         Raises:
             UsageError: algorithm and environment do not go together.
             CheckpointError: ``start`` is of another run.
         """
-        settings, training = config.run_settings(), Training(config)
+        settings, training = config.run_settings(), Training(config, seat)
         try:
             if start is not None:
                 training.load(start.tensors, start.counters.update)

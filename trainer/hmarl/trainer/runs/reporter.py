@@ -39,6 +39,7 @@ class Reporter:
         counters: Counters,
         pending: bool,
         problems: Problems,
+        among: str = "",
     ) -> Iterator[Reporter]:
         """A reporter for as long as a run trains.
 
@@ -49,6 +50,7 @@ class Reporter:
             counters: where the run stands.
             pending: whether the newest update's line is still to be completed by its evaluation.
             problems: told in the end which loggers failed.
+            among: what tells the run from those beside it, which share the terminal; empty where there are none.
 
         Raises:
             StorageError: metrics.jsonl cannot be written.
@@ -62,7 +64,7 @@ class Reporter:
             recorder = Recorder(directory, counters.update - pending, steps - pending, settings.loggers, facts)
         title = f"{config.algorithm} · {config.environment}"
         try:
-            with LiveProgress(title, settings.steps, steps, ("return", *live_metrics)) as progress:
+            with LiveProgress(title, settings.steps, steps, ("return", *live_metrics), among=among) as progress:
                 announcements = Announcements(
                     progress.say,
                     updates,

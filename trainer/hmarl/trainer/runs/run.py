@@ -21,6 +21,7 @@ from hmarl.trainer.runs.parts import RunParts
 from hmarl.trainer.runs.reporter import Reporter
 from hmarl.trainer.runs.stopping import Interrupted, StopRequest
 from hmarl.trainer.runs.summary import Began, write_summary
+from hmarl.trainer.runs.training import Seat
 
 
 class Run:
@@ -32,6 +33,7 @@ class Run:
         lock: of the directory; released by ``close``.
         parts: what trains, evaluates and saves.
         start: the checkpoint at which the parts stand, None for the beginning.
+        among: what tells it from runs that are trained beside it, e.g. ``seed 101``; what it says begins with this.
 
     Attributes:
         counters: where the run stands.
@@ -39,16 +41,28 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, directory: Path, lock: RunLock, parts: RunParts, start: Checkpoint | None = None
+        self,
+        config: RunConfig,
+        directory: Path,
+        lock: RunLock,
+        parts: RunParts,
+        start: Checkpoint | None = None,
+        among: str = "",
     ) -> None:
         self.config, self.directory, self.settings = config, directory, config.run_settings()
-        self._lock, self._parts, self._problems = lock, parts, Problems()
+        self._lock, self._parts, self._problems, self._among = lock, parts, Problems(), among
         self.counters = Counters() if start is None else start.counters
         self.pending = None if start is None else start.pending
 
     @classmethod
-    def create(cls, config: RunConfig, directory: Path) -> Run:
+    def create(cls, config: RunConfig, directory: Path, seat: Seat | None = None, among: str = "") -> Run:
         """A fresh run; writes config.json, from when on it can be resumed.
+
+        Args:
+            config: what to run.
+            directory: where it writes.
+            seat: its part of environments that it shares with others; None makes its own.
+            among: see the class.
 
         Raises:
             UsageError: the directory holds a run, belongs to a process that runs, or cannot be written.
@@ -58,13 +72,13 @@ class Run:
             lock = RunLock(directory)
             undone.callback(lock.discard)
             refuse_other_run(directory)
-            parts = RunParts.build(config, directory, None)
+            parts = RunParts.build(config, directory, None, seat)
             undone.callback(parts.close)
             with storing("then type the same command again"):
                 remove_leftovers(directory)
                 config.write(directory)
             undone.pop_all()
-        return cls(config, directory, lock, parts)
+        return cls(config, directory, lock, parts, among=among)
 
     @classmethod
     def resume(cls, directory: Path, steps: int | None = None) -> Run:
@@ -126,7 +140,7 @@ class Run:
     def _train(self, stop: StopRequest) -> dict[str, Any]:
         began, live, pending = Began(self.counters.steps, time.monotonic()), self.algorithm.live_metrics, self.pending
         with Reporter.opened(
-            self.directory, self.config, live, self.counters, pending is not None, self._problems
+            self.directory, self.config, live, self.counters, pending is not None, self._problems, self._among
         ) as reporter:
             if pending is not None:
                 reporter.say(f"evaluating what was saved at {self.counters.steps:,} steps")

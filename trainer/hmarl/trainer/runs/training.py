@@ -6,16 +6,18 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hmarl.sdk.environment import Observation, VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.experience.finite import broken_observation, broken_rollout, first_non_finite
-from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
+from hmarl.trainer.experience.rollout import Actor, Collector, EpisodeStatistics, Rollout
 from hmarl.trainer.records.checkpoint import flatten, restore
 from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig, device_of
@@ -35,27 +37,71 @@ class Divergence:
     advice: str
 
 
+class Collecting(Protocol):
+    """How rollouts are collected: by a ``Collector``, or by one that several runs share."""
+
+    @property
+    def rollout(self) -> Rollout:
+        """The newest one."""
+        ...
+
+    @property
+    def observation(self) -> Observation:
+        """What is seen now."""
+        ...
+
+    def collect(self, actor: Actor) -> EpisodeStatistics:
+        """Fill the rollout; returns the episodes that ended in it."""
+        ...
+
+    def restart(self, seeds: np.ndarray, actor: Actor) -> None:
+        """Begin new episodes everywhere."""
+        ...
+
+    def get_state(self) -> dict[str, np.ndarray] | None:
+        """The environments' state and the running episodes' sums; None when they do not support it."""
+        ...
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Restore what ``get_state`` returned."""
+        ...
+
+
+class Seat(Protocol):
+    """A run's part of environments that it shares with others."""
+
+    @property
+    def environment(self) -> VectorEnvironment:
+        """All of them."""
+        ...
+
+    def taken_by(self, algorithm: Algorithm) -> Collecting:
+        """Its part of them, for whoever acts in it."""
+        ...
+
+
 class Training:
     """What a run trains, and in what.
 
     Args:
         config: of the run.
+        seat: its part of environments that it shares with others; None makes its own.
 
     Attributes:
         saves_environments: whether a checkpoint can hold the environments' state; else it begins new episodes.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, seat: Seat | None = None) -> None:
         self._settings = settings = config.run_settings()
         torch.set_num_threads(settings.threads)
-        self.environment = make(config.environment, settings.environments, **config.environment_arguments)
+        self.environment = (
+            make(config.environment, settings.environments, **config.environment_arguments)
+            if seat is None
+            else seat.environment
+        )
         try:
             self.algorithm = build_algorithm(config, self.environment)
-            self._rollout = Rollout(
-                self.environment.spec, settings.rollout_length, settings.environments, device_of(settings)
-            )
-            seeds = derived_seeds(settings.seed, 0, settings.environments)
-            self._collector = Collector(self.environment, self._rollout, seeds)
+            self._collector = self._collecting(device_of(settings)) if seat is None else seat.taken_by(self.algorithm)
             if self._collector.observation.restarted is not None:
                 _refuse_to_forget(config.algorithm, self.algorithm)
             self.saves_environments = self._collector.get_state() is not None
@@ -63,6 +109,12 @@ class Training:
             self.environment.close()
             raise
         self._returns: deque[float] = deque(maxlen=max(100, settings.environments))
+
+    def _collecting(self, device: torch.device) -> Collecting:
+        """In environments of its own."""
+        settings = self._settings
+        rollout = Rollout(self.environment.spec, settings.rollout_length, settings.environments, device)
+        return Collector(self.environment, rollout, derived_seeds(settings.seed, 0, settings.environments))
 
     @property
     def frames(self) -> int:
@@ -96,11 +148,11 @@ class Training:
         Returns:
             The update's metrics, and why it was undone, None where it was not.
         """
-        if broken := broken_rollout(self._rollout):
+        if broken := broken_rollout(self._collector.rollout):
             return {"rolled_back": 1.0}, Divergence(broken, "look for it in the environment")
         components = self.algorithm.components()
         before = {name: tensor.clone() for name, tensor in flatten(components).items()}
-        metrics = self.algorithm.update(self._rollout, progress)
+        metrics = self.algorithm.update(self._collector.rollout, progress)
         if broken := first_non_finite(flatten(self.algorithm.components()), metrics):
             restore(self.algorithm.components(), before)
             return {"rolled_back": 1.0}, Divergence(broken, "try a smaller step size")

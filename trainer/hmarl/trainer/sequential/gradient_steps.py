@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,9 +13,11 @@ from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.sequential.turns import Improvement, Turn
+from hmarl.trainer.together.company import ask
+from hmarl.trainer.together.descent import Descent, told_apart
 
 Loss = Callable[[Distribution, Turn], Tensor]
-"""The candidate policy at a turn's samples ↦ the scalar to be descended."""
+"""The candidate policy at a turn's samples ↦ the scalar to be descended, or of a stack of turns one each."""
 
 Report = Callable[[Distribution, Turn], dict[str, float]]
 """The new policy at a turn's samples ↦ further metrics."""
@@ -65,6 +68,11 @@ def minibatches(units: int, epochs: int, parts: int, generator: torch.Generator)
             yield from torch.randperm(units, generator=generator, device=generator.device).split(-(-units // parts))
 
 
+def _loss_under(theta: Tensor, turn: Turn, loss: Loss) -> Tensor:
+    """The loss of the policy with parameters [P]; of a stack of them and of turns, [S] losses."""
+    return loss(turn.samples.under(turn.policy, theta), turn)
+
+
 class GradientSteps:
     """One Adam for every row of parameters of a team's policies.
 
@@ -97,19 +105,21 @@ class GradientSteps:
         """
         policy, samples, settings = turn.policy, turn.samples, self.settings
         optimiser = self.optimisers[turn.group][0 if policy.shared else turn.member]
-        norms = []
-        for epoch in range(settings.epochs):
-            if epoch and enough is not None and self._has(turn, enough):
+        kind = None if turn.kind is None else (turn.kind, told_apart(loss))
+        norms: list[Tensor] = []
+        for epochs in [settings.epochs] if enough is None else [1] * settings.epochs:
+            if norms and enough is not None and self._has(turn, enough):
                 break
-            for units in minibatches(samples.units, 1, settings.minibatches, self.generator):
-                part = turn if units is None else turn.take(units)
-                norms.append(optimiser.step(loss(part.samples.under(policy, optimiser.parameter), part), turn.schedule))
+            parts = tuple(minibatches(samples.units, epochs, settings.minibatches, self.generator))
+            of_part = partial(_loss_under, loss=loss)
+            descent = Descent(optimiser, turn, parts, of_part, turn.schedule, Turn.stacked, kind)
+            norms.append(ask(descent).norms)
         with torch.no_grad():
             new = samples.under(policy, policy.row(turn.member))
             metrics = {
                 "agent_kl": float(samples.mean(samples.old.kl(new))),
                 "agent_entropy": float(samples.mean(new.entropy())),
-                "agent_gradient_norm": float(torch.stack(norms).mean()),
+                "agent_gradient_norm": float(torch.cat(norms).mean()),
             }
             return Improvement(new, metrics | report(new, turn))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.instructions import InstructionWeights
-from hmarl.trainer.learning.returns import weighted_mean
-from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.distributions import Distribution, stacked_distribution
 from hmarl.trainer.networks.flat import Memory
 from hmarl.trainer.networks.policies import Context, GroupPolicy, context_of
+from hmarl.trainer.together.descent import shape_of, stack_of
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ class AgentSamples:
     old_log_prob: Tensor
 
     def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean over the steps at which the agent was there of ``weight · values``, [M] -> scalar."""
+        """Mean over the steps at which the agent was there of ``weight · values``, [M] -> scalar, [S, M] -> [S]."""
         if weight is not None:
             values = values * weight
         if self.active is None:
-            return values.mean()
-        return weighted_mean(values, self.active)
+            return values.mean(-1)
+        return (values * self.active).sum(-1) / self.active.sum(-1).clamp(min=1.0)
 
     def under(self, policy: GroupPolicy, theta: Tensor) -> Distribution:
-        """The distributions of all samples under the parameters ``theta`` [P]."""
+        """The distributions of all samples under the parameters ``theta`` [P], or [S, P] of a stack."""
         return policy.distribution(theta, self.inputs, self.mask, self.memory)
 
     def ratio(self, new: Distribution) -> Tensor:
@@ -87,6 +88,29 @@ class AgentSamples:
             kl_weight=pick(self.kl_weight),
             old=self.old.take(rows),
             old_log_prob=self.old_log_prob[rows],
+        )
+
+    @property
+    def shapes(self) -> Hashable:
+        """Of the tensors: samples with equal ones can be stacked; None where rows follow one another in time."""
+        if self.memory is not None:
+            return None
+        parts = (self.inputs, self.mask, self.actions, self.active, self.surrogate_weight, self.kl_weight)
+        return tuple(shape_of(part) for part in parts)
+
+    @staticmethod
+    def stacked(samples: Sequence[AgentSamples]) -> AgentSamples:
+        """Samples with equal ``shapes`` as a stack: all tensors [S, M, ...]."""
+        return AgentSamples(
+            inputs=torch.stack([each.inputs for each in samples]),
+            mask=stack_of([each.mask for each in samples]),
+            memory=None,
+            actions=torch.stack([each.actions for each in samples]),
+            active=stack_of([each.active for each in samples]),
+            surrogate_weight=stack_of([each.surrogate_weight for each in samples]),
+            kl_weight=stack_of([each.kl_weight for each in samples]),
+            old=stacked_distribution([each.old for each in samples]),
+            old_log_prob=torch.stack([each.old_log_prob for each in samples]),
         )
 
 

@@ -13,7 +13,7 @@ Source: Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +58,22 @@ class Turn:
         rows = self.samples.rows(units)
         return replace(
             self, samples=self.samples.take(units), advantages=self.advantages[rows], factor=self.factor[rows]
+        )
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for turns of one algorithm that can be stacked; None where samples cannot be."""
+        shapes = self.samples.shapes
+        return None if shapes is None else (self.group, self.place, self.agents, shapes)
+
+    @staticmethod
+    def stacked(turns: Sequence[Turn]) -> Turn:
+        """Turns of one ``kind`` as one whose tensors have a leading dimension [S, ...], the policy the first one's."""
+        return replace(
+            turns[0],
+            samples=AgentSamples.stacked([turn.samples for turn in turns]),
+            advantages=torch.stack([turn.advantages for turn in turns]),
+            factor=torch.stack([turn.factor for turn in turns]),
         )
 
 

@@ -1,0 +1,90 @@
+"""Several seeds of one run at once, for hmarl-train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from hmarl.runtime.command_line import ExitCode, Kind
+from hmarl.sdk.commands._common import print_json
+from hmarl.trainer.runs.stopping import StopRequest, stop_on_signals
+
+if TYPE_CHECKING:
+    from hmarl.trainer.runs.config import RunConfig
+    from hmarl.trainer.runs.many_seeds import ManyRuns
+    from hmarl.trainer.together.company import Outcome
+
+Report = Callable[[Console, dict[str, Any], Path], None]
+"""Shows the summary of a run in a directory."""
+
+
+def _read(text: str) -> tuple[int, ...]:
+    seeds = tuple(int(part) for part in text.split(","))
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError
+    return seeds
+
+
+SEEDS = Kind("N,N,...", "seeds that differ, divided by commas", _read)
+
+
+def train_seeds(
+    console: Console, configs: Sequence[RunConfig], directories: Sequence[Path], report: Report, as_json: bool
+) -> int:
+    """Train all of them at once; returns the exit code.
+
+    Args:
+        console: of what is said.
+        configs: of the runs, which differ in their seeds alone.
+        directories: where they write.
+        report: tells of each that has come to its end.
+        as_json: whether all summaries are printed as well.
+
+    Raises:
+        Exception: that ended one of them; the others have come to their end before it is raised.
+    """
+    from hmarl.trainer.runs.many_seeds import ManyRuns
+
+    with stop_on_signals() as stop:
+        many = ManyRuns.create(configs, directories, stop)
+        try:
+            outcomes = many.train()
+        except KeyboardInterrupt:
+            return _stopped(console, many, stop, saved=False)
+        finally:
+            many.close()
+        if any(isinstance(outcome.error, KeyboardInterrupt) for outcome in outcomes):
+            return _stopped(console, many, stop, saved=True)
+    return _told(console, many, outcomes, report, as_json)
+
+
+def _stopped(console: Console, many: ManyRuns, stop: StopRequest, saved: bool) -> int:
+    """Say of every run how to go on."""
+    stop.wait_until_said()
+    for run in many.runs:
+        console.print(f"\nstopped; {run.stopped(saved)}")
+    return ExitCode.INTERRUPTED
+
+
+def _told(
+    console: Console, many: ManyRuns, outcomes: Sequence[Outcome[dict[str, Any]]], report: Report, as_json: bool
+) -> int:
+    """Tell of all that have come to their end, then of what ended the others."""
+    summaries = []
+    for run, outcome in zip(many.runs, outcomes, strict=True):
+        if outcome.value is not None:
+            report(console, outcome.value, run.directory)
+            summaries.append({"run": str(run.directory), **outcome.value})
+    if as_json:
+        print_json({"runs": summaries})
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    if problems := [f"{each['run']}: {'; '.join(each['problems'])}" for each in summaries if each["problems"]]:
+        from hmarl.trainer.records.problems import IncompleteError
+
+        raise IncompleteError(f"trained and saved, but {'; '.join(problems)}")
+    return ExitCode.DONE

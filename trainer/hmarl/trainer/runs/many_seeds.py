@@ -1,0 +1,371 @@
+"""Several seeds of one run, trained at once: their environments are stepped as one batch, in which all teams act in one
+call a group, and their gradient steps are taken together.
+
+Each seed is an ordinary run with a directory, and draws what it would draw alone; what it computes equals that up to
+rounding. It works in a thread of its own (``together.company``) and meets the others where they compute as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmarl.sdk.environment import Observation, VectorEnvironment
+from hmarl.sdk.environments import make
+from hmarl.sdk.errors import UsageError
+from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
+from hmarl.trainer.contract.algorithm import Algorithm
+from hmarl.trainer.experience.rollout import Actor, Collector, Decision, EpisodeStatistics, Rollout
+from hmarl.trainer.networks.flat import Mlp
+from hmarl.trainer.runs.config import RunConfig, device_of
+from hmarl.trainer.runs.directory import refuse_other_run
+from hmarl.trainer.runs.run import Run
+from hmarl.trainer.runs.seeds import derived_seeds
+from hmarl.trainer.runs.stopping import StopRequest
+from hmarl.trainer.together.company import Company, Outcome, ask
+
+
+def check_many_seeds(config: RunConfig) -> None:
+    """Whether seeds of such a run can be trained at once.
+
+    Raises:
+        UsageError: they cannot; says what to do.
+    """
+    instead = f"train one after the other: hmarl-train {config.algorithm} --seed N"
+    if not find_algorithm(config.algorithm).many_seeds:
+        able = ", ".join(name for name, kind in ALGORITHMS.items() if kind.many_seeds)
+        raise UsageError(f"--seeds: got {config.algorithm}, expected one of {able}; {instead}")
+    if config.settings().recurrent:
+        raise UsageError(
+            f"--seeds: got algorithm.recurrent=true, expected policies without memory; leave it out, or {instead}"
+        )
+
+
+class TeamsOfSeeds:
+    """The local policies of several algorithms that differ in their seeds alone, acting in one batched call a group.
+
+    Args:
+        algorithms: S of them.
+    """
+
+    def __init__(self, algorithms: Sequence[Algorithm]) -> None:
+        self._algorithms = algorithms
+        self._teams: list[_GroupOfSeeds] = []
+        self._noise: list[Tensor] = []
+
+    def begin_rollout(self, steps: int, batch_size: int) -> None:
+        """Each draws its noise, as it would alone."""
+        algorithms = self._algorithms
+        for each in algorithms:
+            each.begin_rollout(steps, batch_size // len(algorithms))
+        self._teams = [_GroupOfSeeds.of(algorithms, group) for group in range(len(algorithms[0].policies))]
+        noises = [each.local_acting.noise for each in algorithms]
+        self._noise = [torch.cat(noise, dim=1) for noise in zip(*noises, strict=True)]
+
+    @torch.no_grad()
+    def act(self, observation: Observation, step: int) -> Decision:
+        """Sample the actions of all agents of all teams, a group at a time."""
+        drawn = zip(self._teams, observation.observations, observation.action_masks, self._noise, strict=True)
+        actions = tuple(team.act(seen, mask, noise[step]) for team, seen, mask, noise in drawn)
+        return Decision(actions, self._algorithms[0].to_environment(actions))
+
+    def episodes_ended(self, ended: Tensor) -> None:
+        """Nothing is remembered."""
+
+
+@dataclass(frozen=True)
+class _GroupOfSeeds:
+    """A group's policies of all seeds, as they are in one rollout.
+
+    Attributes:
+        algorithms: S of them.
+        group: which.
+        parameters: by name, of S · N networks.
+        extra: [S · N, 1, E] the heads' own parameters.
+        shift, scale: [S, 1, N, D] or [S, 1, 1, D] of the observations.
+    """
+
+    algorithms: Sequence[Algorithm]
+    group: int
+    parameters: Mapping[str, Tensor]
+    extra: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, algorithms: Sequence[Algorithm], group: int) -> _GroupOfSeeds:
+        """As the policies are now."""
+        policies = [each.policies[group] for each in algorithms]
+        theta = torch.cat([policy.theta.expand(policy.members, -1) for policy in policies])
+        network, normalisers = policies[0].network, [each.observation_normalisers[group] for each in algorithms]
+        return cls(
+            algorithms,
+            group,
+            network.named(theta[:, : network.size]),
+            theta[:, network.size :].unsqueeze(1),
+            torch.stack([each.shift for each in normalisers]).unsqueeze(1),
+            torch.stack([each.scale for each in normalisers]).unsqueeze(1),
+        )
+
+    def act(self, seen: Tensor, mask: Tensor | None, perturbation: Tensor) -> Tensor:
+        """[S · B, N, ...] raw actions, given observations [S · B, N, D] and perturbations [S · N, B, A]."""
+        first, seeds = self.algorithms[0], len(self.algorithms)
+        policy, normaliser = first.policies[self.group], first.observation_normalisers[self.group]
+        assert isinstance(policy.network, Mlp)
+
+        def by_network(values: Tensor) -> Tensor:  # [S · B, N, ...] -> [S · N, B, ...]
+            return values.unflatten(0, (seeds, -1)).transpose(1, 2).flatten(0, 1)
+
+        features = normaliser.scaled(seen.unflatten(0, (seeds, -1)), self.shift, self.scale).flatten(0, 1)
+        output = policy.network.apply(dict(self.parameters), by_network(policy.inputs(features)))
+        legal = None if mask is None else by_network(mask)
+        actions = policy.head.distribution(output, self.extra, legal).select(perturbation)
+        return actions.unflatten(0, (seeds, -1)).transpose(1, 2).flatten(0, 1)
+
+
+class SharedEnvironments:
+    """The environments of several seeds, stepped as one batch.
+
+    Args:
+        configs: of the runs, which differ in their seeds alone.
+
+    Raises:
+        UsageError: the environment's state cannot be told apart by seed.
+    """
+
+    def __init__(self, configs: Sequence[RunConfig]) -> None:
+        settings = [config.run_settings() for config in configs]
+        self._size, self._seeds = settings[0].environments, len(configs)
+        first = configs[0]
+        self.environment: VectorEnvironment = make(
+            first.environment, self._size * self._seeds, **first.environment_arguments
+        )
+        try:
+            drawn = np.concatenate([derived_seeds(each.seed, 0, each.environments) for each in settings])
+            batch = Rollout(
+                self.environment.spec, settings[0].rollout_length, self._size * self._seeds, device_of(settings[0])
+            )
+            self._collector = Collector(self.environment, batch, drawn)
+            self._check(first.environment)
+        except BaseException:
+            self.environment.close()
+            raise
+        self._next_seeds = drawn
+        self._algorithms: list[Algorithm] = []
+
+    def _check(self, name: str) -> None:
+        """Whether checkpoints can hold one seed's part of the environments' state."""
+        state = self._collector.get_state() or {}
+        for key, value in state.items():
+            if value.shape[:1] != (self._size * self._seeds,):
+                raise UsageError(
+                    f"--seeds: {name} keeps '{key}' of all its copies together (shape {value.shape}), expected one "
+                    f"row a copy; train one seed at a time with --seed"
+                )
+
+    def seat(self, number: int, stop: StopRequest) -> SeedsPart:
+        """One seed's part; ``stop`` is asked by all."""
+        return SeedsPart(self, number, slice(number * self._size, (number + 1) * self._size), stop)
+
+    # --- what the parts ask for -------------------------------------------------------------------------------------
+
+    def take(self, algorithm: Algorithm) -> None:
+        """One more acts."""
+        self._algorithms.append(algorithm)
+
+    def collect(self) -> tuple[Rollout, EpisodeStatistics]:
+        """One rollout of all."""
+        return self._collector.rollout, self._collector.collect(TeamsOfSeeds(self._algorithms))
+
+    def restart(self, seeds: Mapping[int, np.ndarray]) -> None:
+        """New episodes everywhere, from those seeds by part; where there is none from those before."""
+        for number, theirs in seeds.items():
+            self._next_seeds[number * self._size : (number + 1) * self._size] = theirs
+        self._collector.restart(self._next_seeds, TeamsOfSeeds(self._algorithms))
+
+    @property
+    def observation(self) -> Observation:
+        """What is seen now, by all."""
+        return self._collector.observation
+
+    def get_state(self) -> dict[str, np.ndarray] | None:
+        """Of all."""
+        return self._collector.get_state()
+
+
+class SeedsPart:
+    """One seed's part of environments that several share; see ``Seat`` and ``Collecting``.
+
+    Args:
+        shared: all of them.
+        number: of the seed.
+        rows: which of the environments are its own.
+        stop: asked by all seeds.
+
+    Attributes:
+        told: the seed's own request to stop: made before a rollout, so that all seeds stop after the same update.
+    """
+
+    def __init__(self, shared: SharedEnvironments, number: int, rows: slice, stop: StopRequest) -> None:
+        self.shared, self.number, self.rows, self._stop, self.told = shared, number, rows, stop, StopRequest()
+        self._rollout: Rollout | None = None
+
+    @property
+    def environment(self) -> VectorEnvironment:
+        """All environments."""
+        return self.shared.environment
+
+    def taken_by(self, algorithm: Algorithm) -> SeedsPart:
+        """This part, in which an algorithm acts."""
+        self.shared.take(algorithm)
+        return self
+
+    @property
+    def rollout(self) -> Rollout:
+        """The newest one."""
+        assert self._rollout is not None
+        return self._rollout
+
+    @property
+    def observation(self) -> Observation:
+        """What is seen now."""
+        all_of_them, rows = self.shared.observation, self.rows
+        return Observation(
+            tuple(each[rows] for each in all_of_them.observations),
+            tuple(None if each is None else each[rows] for each in all_of_them.action_masks),
+            all_of_them.state[rows],
+            all_of_them.active[rows],
+            None if all_of_them.restarted is None else all_of_them.restarted[rows],
+        )
+
+    def pass_on(self) -> None:
+        """That stopping has been asked for."""
+        if self._stop() and not self.told():
+            self.told.ask()
+
+    def collect(self, actor: Actor) -> EpisodeStatistics:
+        """One rollout, along with the others."""
+        self._rollout, statistics = ask(_Collecting(self))
+        return statistics
+
+    def restart(self, seeds: np.ndarray, actor: Actor) -> None:
+        """New episodes, along with the others."""
+        ask(_Restarting(self, seeds))
+
+    def get_state(self) -> dict[str, np.ndarray] | None:
+        """Its rows of the environments' state, as a run alone has them."""
+        state = self.shared.get_state()
+        return None if state is None else {key: value[self.rows] for key, value in state.items()}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Runs are resumed one by one, in environments of their own."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Collecting:
+    """A request for a rollout."""
+
+    part: SeedsPart
+
+    @property
+    def of_all(self) -> bool:
+        """The environments are stepped together."""
+        return True
+
+    def alike(self, other: _Collecting) -> bool:
+        """They all are."""
+        return True
+
+    def together(self, requests: Sequence[Self]) -> list[tuple[Rollout, EpisodeStatistics]]:
+        """Each one's part of one rollout."""
+        for each in requests:
+            each.part.pass_on()
+        rollout, statistics = self.part.shared.collect()
+        rows = [each.part.rows for each in requests]
+        return [(rollout.of(each), statistics.of(each)) for each in rows]
+
+
+@dataclass(frozen=True)
+class _Restarting:
+    """A request for new episodes."""
+
+    part: SeedsPart
+    seeds: np.ndarray
+
+    @property
+    def of_all(self) -> bool:
+        """The environments are reset together."""
+        return True
+
+    def alike(self, other: _Restarting) -> bool:
+        """They all are."""
+        return True
+
+    def together(self, requests: Sequence[Self]) -> list[None]:
+        """All at once."""
+        self.part.shared.restart({each.part.number: each.seeds for each in requests})
+        return [None] * len(requests)
+
+
+class ManyRuns:
+    """Runs that differ in their seeds, trained at once. ``create`` makes them.
+
+    Args:
+        runs: one a seed.
+        parts: of the environments that they share.
+        stop: once asked, all end with a checkpoint after the same update.
+    """
+
+    def __init__(self, runs: Sequence[Run], parts: Sequence[SeedsPart], stop: StopRequest) -> None:
+        self.runs, self._parts, self._stop = runs, parts, stop
+
+    @classmethod
+    def create(cls, configs: Sequence[RunConfig], directories: Sequence[Path], stop: StopRequest) -> ManyRuns:
+        """Fresh runs, as ``Run.create`` makes one.
+
+        Args:
+            configs: which differ in their seeds alone.
+            directories: where they write.
+            stop: see the class.
+
+        Raises:
+            UsageError: they cannot be trained at once; or as ``Run.create``.
+            StorageError: there is no space for config.json.
+        """
+        check_many_seeds(configs[0])
+        for directory in directories:
+            refuse_other_run(directory)
+        shared = SharedEnvironments(configs)
+        with ExitStack() as undone:
+            undone.callback(shared.environment.close)
+            runs, parts = list[Run](), list[SeedsPart]()
+            for number, (config, directory) in enumerate(zip(configs, directories, strict=True)):
+                parts.append(shared.seat(number, stop))
+                runs.append(Run.create(config, directory, parts[-1], f"seed {config.run_settings().seed}"))
+                undone.callback(runs[-1].close)
+            undone.pop_all()
+        return cls(runs, parts, stop)
+
+    def train(self) -> list[Outcome[dict[str, Any]]]:
+        """Train all of them to their end, as ``Run.train`` does one.
+
+        Returns:
+            By run its summary, or the error that ended it; the others have gone on.
+        """
+        works = [partial(run.train, part.told) for run, part in zip(self.runs, self._parts, strict=True)]
+        with self._stop.postponed():
+            return Company().work(works)
+
+    def close(self) -> None:
+        """Free the environments and the directories."""
+        for run in self.runs:
+            run.close()
