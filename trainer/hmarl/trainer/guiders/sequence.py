@@ -27,6 +27,7 @@ from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.guiders.guider import Acted, GuiderStructure, Judged, TeamView
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 from hmarl.trainer.networks.policies import GroupPolicy
 
@@ -279,7 +280,7 @@ class SequenceGuider(FlatNetwork):
         past = self.network.past(memory, begins)
         encoded = self.network.encode_steps(parameters, self.observation_tokens(parameters, view), past)
         values = self._value(parameters, self.network.restored(encoded, past))
-        values = values[..., self.grouped] if self.own_values else values
+        values = values.index_select(-1, on_device(self.grouped, values.device)) if self.own_values else values
         taken = self.action_tokens(parameters, actions)
         for order in orders:
             encoded_now = self.network.ordered(encoded, order)
@@ -292,7 +293,7 @@ class SequenceGuider(FlatNetwork):
         finished = self._finish(parameters, outputs, instruction).flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
         places, distributions = torch.argsort(order), []
         for g, (group, mask) in enumerate(zip(self.groups, view.action_masks, strict=True)):
-            theirs = finished.index_select(0, places[list(group.agents)])
+            theirs = finished.index_select(0, places[on_device(group.agents, places.device)])
             legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
             distributions.append(self._distribution(parameters, g, theirs, legal))
         return distributions
@@ -313,9 +314,8 @@ class SequenceGuider(FlatNetwork):
         for g, (group, features) in enumerate(zip(self.groups, view.features, strict=True)):
             weight = parameters[f"observation.{g}.weight"]
             seen, context, identity = weight.split([features.shape[-1], self.context_size, self.agents], dim=1)
-            token = (
-                functional.linear(features, seen, parameters[f"observation.{g}.bias"]) + identity.T[list(group.agents)]
-            )
+            agents = on_device(group.agents, features.device)
+            token = functional.linear(features, seen, parameters[f"observation.{g}.bias"]) + identity.T[agents]
             if view.context is not None:
                 token = token + functional.linear(view.context, context).unsqueeze(-2)
             tokens.append(token)
@@ -332,7 +332,7 @@ class SequenceGuider(FlatNetwork):
         if isinstance(space, spaces.Discrete):
             return functional.embedding(action, weight.T)
         if isinstance(space, spaces.MultiDiscrete):
-            first = torch.tensor([0, *space.nvec[:-1]], device=action.device).cumsum(0)
+            first = on_device([0, *space.nvec[:-1].tolist()], action.device).cumsum(0)
             return functional.embedding(action + first, weight.T).sum(-2)
         return functional.linear(action, weight)
 
@@ -341,7 +341,8 @@ class SequenceGuider(FlatNetwork):
         if len(per_group) == 1:
             return per_group[0]
         joined = torch.cat(list(per_group), dim=-2)
-        return joined[..., [self.grouped.index(agent) for agent in range(self.agents)], :]
+        natural = on_device([self.grouped.index(agent) for agent in range(self.agents)], joined.device)
+        return joined.index_select(-2, natural)
 
     def _finish(self, parameters: Parameters, output: Tensor, instruction: Tensor | None) -> Tensor:
         """[..., E] of outputs [..., E], given what was instructed [..., K]."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hmarl.trainer.learning.metrics import read
 from hmarl.trainer.learning.returns import explained_variance
 from hmarl.trainer.networks.activation import Activation
 from hmarl.trainer.networks.flat import Mlp
@@ -113,7 +114,7 @@ class Critic:
                 loss = self._loss(picked, wanted) if there is None else self._loss_where(there[rows], picked, wanted)
                 self.optimiser.step(loss, schedule)
                 losses.append(loss.detach())
-        return {"critic_loss": float(torch.stack(losses).mean()), "explained_variance": explained}
+        return read({"critic_loss": torch.stack(losses).mean(), "explained_variance": explained})
 
     @staticmethod
     def _pick(values: Tensor, chosen: Tensor | None, rows: Tensor | None = None) -> Tensor:

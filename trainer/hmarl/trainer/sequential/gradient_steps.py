@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hmarl.trainer.learning.metrics import Figure
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import GroupPolicy
@@ -16,7 +17,7 @@ from hmarl.trainer.sequential.turns import Improvement, Turn
 Loss = Callable[[Distribution, Turn], Tensor]
 """The candidate policy at a turn's samples ↦ the scalar to be descended."""
 
-Report = Callable[[Distribution, Turn], dict[str, float]]
+Report = Callable[[Distribution, Turn], dict[str, Figure]]
 """The new policy at a turn's samples ↦ further metrics."""
 
 
@@ -41,17 +42,17 @@ def clipped_loss(new: Distribution, turn: Turn, clip: float, entropy_coefficient
     return -objective - entropy_coefficient * samples.mean(new.entropy())
 
 
-def clipped_share(new: Distribution, turn: Turn, clip: float) -> dict[str, float]:
+def clipped_share(new: Distribution, turn: Turn, clip: float) -> dict[str, Figure]:
     """The share of samples beyond the clipping range."""
     beyond = (turn.samples.ratio(new) - 1.0).abs() > clip
-    return {"agent_clipped": float(turn.samples.mean(beyond.float()))}
+    return {"agent_clipped": turn.samples.mean(beyond.float())}
 
 
 Enough = Callable[[Distribution], bool]
 """The candidate policy at a turn's samples ↦ whether it has moved far enough."""
 
 
-def no_report(new: Distribution, turn: Turn) -> dict[str, float]:
+def no_report(new: Distribution, turn: Turn) -> dict[str, Figure]:
     """Nothing."""
     return {}
 
@@ -106,10 +107,10 @@ class GradientSteps:
                 norms.append(optimiser.step(loss(part.samples.under(policy, optimiser.parameter), part), turn.schedule))
         with torch.no_grad():
             new = samples.under(policy, policy.row(turn.member))
-            metrics = {
-                "agent_kl": float(samples.mean(samples.old.kl(new))),
-                "agent_entropy": float(samples.mean(new.entropy())),
-                "agent_gradient_norm": float(torch.stack(norms).mean()),
+            metrics: dict[str, Figure] = {
+                "agent_kl": samples.mean(samples.old.kl(new)),
+                "agent_entropy": samples.mean(new.entropy()),
+                "agent_gradient_norm": torch.stack(norms).mean(),
             }
             return Improvement(new, metrics | report(new, turn))
 
