@@ -212,7 +212,7 @@ def test_truncation_keeps_the_final_observation_and_starts_another_episode() -> 
         ("simple_spread", {"local_ratio": 1.5}, r"local_ratio: got 1.5, expected a number in \[0, 1\]"),
         ("simple_spread", {"max_cycles": 2.5}, "max_cycles: got 2.5"),
         ("simple_reference", {"continuous_actions": "yes"}, "continuous_actions: got 'yes', expected true or false"),
-        ("simple_speaker_listener", {"local_ratio": 0.5}, "known: continuous_actions, max_cycles"),
+        ("simple_speaker_listener", {"local_ratio": 0.5}, "known: backend, continuous_actions, device, max_cycles"),
     ],
 )
 def test_wrong_names_and_arguments_are_named(task: str, arguments: dict[str, Any], message: str) -> None:

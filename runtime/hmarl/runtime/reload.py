@@ -86,7 +86,7 @@ class Reloader:
 
     def _prepared(self, path: Path, sha256: str | None) -> Policy:
         from hmarl.runtime.compatible import check_replacement  # noqa: PLC0415 - most agents never need it
-        from hmarl.runtime.verify import BATCH_SIZES  # noqa: PLC0415 - likewise
+        from hmarl.runtime.verify import BATCH_SIZES, hold_to_parity  # noqa: PLC0415 - likewise
 
         with self._one, _short_turns(), TrialProcess(_NICENESS) as process:
             if self._sessions.draining:
@@ -100,7 +100,9 @@ class Reloader:
                 return current
             check_replacement(current.bundle, bundle, {agent_id: self._like})
             Trial(bundle, {agent_id: self._like}, rows=BATCH_SIZES, parity=True, process=process).result()
-            return Policy(bundle, agent_id, self._provider, self._like)
+            policy = Policy(bundle, agent_id, self._provider, self._like)
+            hold_to_parity(policy, self._provider)
+            return policy
 
     def switch(self, policy: Policy) -> bool:
         """Let new sessions get a policy that was prepared; returns whether it is another one than before.

@@ -120,7 +120,7 @@ def _check_agent(bundle: Bundle, agent_id: str, provider: str) -> AgentReport:
     report = AgentReport(agent_id)
     try:
         policy = Policy(bundle, agent_id, provider)
-        tolerance = bundle.manifest.parity_tolerance.get(provider.partition(":")[0], DEFAULT_TOLERANCE)
+        tolerance = _tolerance(bundle, provider)
         _check_batches(policy, tolerance, report)
         _check_parity(policy, tolerance, report)
     except BundleError as error:
@@ -179,15 +179,43 @@ def _parity_prefix(agent: AgentModel) -> str:
     return f"parity/{PurePosixPath(agent.file).stem}"
 
 
-def parity_problems(policy: Policy) -> list[str]:
-    """What differs from the outputs that the trainer recorded, on the processor; for graphs that passed their trial.
+def parity_problems(policy: Policy, provider: str = PROVIDER) -> list[str]:
+    """What differs from the outputs that the trainer recorded; for graphs that passed their trial.
+
+    Args:
+        policy: loaded.
+        provider: on which it computes: ``cpu``, or another one with its tolerance.
 
     Raises:
         BundleError: the recorded samples are not in order.
     """
     report = AgentReport(policy.agent.id)
-    _check_parity(policy, policy.bundle.manifest.parity_tolerance.get(PROVIDER, DEFAULT_TOLERANCE), report)
+    _check_parity(policy, _tolerance(policy.bundle, provider), report)
     return report.problems
+
+
+def hold_to_parity(policy: Policy, provider: str) -> None:
+    """Refuse a policy that does not compute on its device what the trainer recorded.
+
+    On the processor nothing is run: that is compared when a bundle is exported, verified or reloaded. A device is this
+    machine's own, and what its driver and libraries make of a graph is known here alone.
+
+    Raises:
+        BundleError: it does not; or the recorded samples are not in order.
+    """
+    if provider == PROVIDER:
+        return
+    problems = parity_problems(policy, provider)
+    if problems:
+        raise BundleError(
+            f"{policy.agent.file}: with --provider {provider} ({policy.execution_provider}): {one_line(problems[0])}; "
+            "update the driver and onnxruntime-gpu, or choose --provider cpu"
+        )
+
+
+def _tolerance(bundle: Bundle, provider: str) -> float:
+    """Of the provider, as the bundle states it."""
+    return bundle.manifest.parity_tolerance.get(provider.partition(":")[0], DEFAULT_TOLERANCE)
 
 
 def _check_parity(policy: Policy, tolerance: float, report: AgentReport) -> None:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from hmarl.sdk.spaces import EnvironmentSpec
 
-# A NumPy array, or a torch tensor where an environment computes in torch; typed as Any because the SDK knows no torch.
+# A NumPy array, a torch tensor where an environment computes in torch, or JAX's array where it lends those; typed as
+# Any because the SDK knows neither.
 Array = Any
 
 
@@ -36,8 +37,9 @@ class Observation:
 
 
 def as_array(value: Array) -> npt.NDArray[Any]:
-    """A NumPy array, or a torch tensor brought home from wherever it lives."""
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    """A NumPy array that may be written to; a tensor, or JAX's array, is brought home from wherever it lives."""
+    array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    return array if array.flags.writeable else array.copy()
 
 
 def as_numpy(observation: Observation) -> Observation:

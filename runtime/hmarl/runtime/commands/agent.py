@@ -48,7 +48,7 @@ from hmarl.runtime.control import CONTROL_VARIABLE
 from hmarl.runtime.cores import stay_on
 from hmarl.runtime.errors import BundleError
 from hmarl.runtime.orphans import die_with_parent
-from hmarl.runtime.settings import SecuritySettings, ServerSettings
+from hmarl.runtime.settings import PROVIDER, SecuritySettings, ServerSettings
 
 if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle
@@ -154,6 +154,10 @@ def _loaded(options: Options) -> tuple[AgentServer, Policy, AgentWatch]:
             watch.watch(server)
             trial.result()
             policy = Policy(bundle, options.agent, options.provider, options.like)
+            if options.provider != PROVIDER:
+                from hmarl.runtime.verify import hold_to_parity  # noqa: PLC0415 - of devices alone
+
+                hold_to_parity(policy, options.provider)
             policy.observer = box
             server.serve(policy)
         except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from hmarl.sdk.drawing.board import Round, draw_board, present_places
 from hmarl.sdk.drawing.canvas import Frame
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult, VectorEnvironment
 from hmarl.sdk.environments.authoring import RandomStreams, checked_actions, checked_state
+from hmarl.sdk.environments.backends import BACKEND_ARGUMENTS, torch_device
 from hmarl.sdk.environments.mpe.drawing import agent_colour
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
@@ -37,15 +39,17 @@ def make(task: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
     Args:
         task: ``NxA-max`` (N agents, numbers in [0, A), targets in [0, max)), ``sum-to-10`` or ``sum-to-10-full``.
         batch_size: B, at least 1.
-        arguments: for ``NxA-max`` alone ``record``: ``own`` (default) or ``reference``, see ``CoordSum``.
+        arguments: for ``NxA-max`` alone ``record``: ``own`` (default) or ``reference``, see ``CoordSum``; ``backend``:
+            ``numpy`` (default) or ``torch``, and with the latter ``device``, a torch device (``cpu``).
 
     Raises:
         UsageError: an unknown task or argument, or a wrong value.
+        MissingExtraError: torch is not installed.
     """
     sizes = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)-([1-9]\d*)", task)
     if sizes is None and task not in _NAMES_OF_SUM_TO_TEN:
         raise UsageError(unknown_name("coordsum task", task, [*TASKS, "NxA-max"]))
-    takes = [] if sizes is None else ["record"]
+    takes = [] if sizes is None else ["record", *BACKEND_ARGUMENTS]
     for name in arguments:
         if name not in takes:
             raise UsageError(unknown_name(f"argument of coordsum/{task}", name, takes))
@@ -54,7 +58,13 @@ def make(task: str, batch_size: int = 1, **arguments: Any) -> VectorEnvironment:
     record = arguments.get("record", "own")
     if record not in ("own", "reference"):
         raise UsageError(f"record: got {record!r}, expected 'own' or 'reference'")
-    return CoordSum(batch_size, *(int(size) for size in sizes.groups()), record=record)
+    device = torch_device(f"coordsum/{task}", arguments)
+    agents, numbers, targets = (int(size) for size in sizes.groups())
+    if device is None:
+        return CoordSum(batch_size, agents, numbers, targets, record=record)
+    from hmarl.sdk.environments.on_device.coordsum import DeviceCoordSum  # noqa: PLC0415 - imports torch
+
+    return DeviceCoordSum(batch_size, CoordSum(1, agents, numbers, targets, record=record), device)
 
 
 class CoordSum:
@@ -76,6 +86,10 @@ class CoordSum:
         targets: max.
         record: ``own``: one record a target. ``reference``: A records; target t uses the record min(t, A - 1), so that
             all targets from A - 1 on share the last one, as in the environment of MAGPO's authors.
+
+    Attributes:
+        target_count: max.
+        record_shape: records, and A; record_of: [max] the record that each target uses.
     """
 
     def __init__(self, batch_size: int, agents: int, numbers: int, targets: int, *, record: Record) -> None:
@@ -90,12 +104,12 @@ class CoordSum:
             arguments={"record": record},
             common_observations=("target", "step"),
         )
-        self._numbers, self._target_count = numbers, targets
-        record_count = targets if record == "own" else numbers
-        self._record_of = np.minimum(np.arange(targets), record_count - 1)
+        self.target_count = targets
+        self.record_shape = (targets if record == "own" else numbers, numbers)
+        self.record_of = np.minimum(np.arange(targets), self.record_shape[0] - 1)
         # One target more than is played: the final observation shows it.
         self._targets = np.zeros((batch_size, EPISODE_STEPS + 1), dtype=np.int64)
-        self._record = np.zeros((batch_size, record_count, numbers), dtype=np.int64)
+        self._record = np.zeros((batch_size, *self.record_shape), dtype=np.int64)
         self._steps = np.zeros(batch_size, dtype=np.int64)
         # What was named at every step, and the adversary's guess: for pictures alone; -1 where it is not known.
         self._played = np.full((batch_size, EPISODE_STEPS, agents + 1), -1, dtype=np.int32)
@@ -132,7 +146,7 @@ class CoordSum:
         guess = self._guess(target)
         surprising = named[:, 0] != guess
         rewards = np.where(right, 1.0 + surprising, 0.0).astype(np.float32)
-        self._record[self._rows, self._record_of[target], named[:, 0]] += 1
+        self._record[self._rows, self.record_of[target], named[:, 0]] += 1
         self._played[self._rows, self._steps, :-1] = named
         self._played[self._rows, self._steps, -1] = guess
         self._steps += 1
@@ -163,11 +177,7 @@ class CoordSum:
             UsageError: an array is missing, unknown, of another shape or kind, or holds impossible numbers; nothing has
                 then changed.
         """
-        like = {**self._episode_state(), **RandomStreams(np.zeros(self.batch_size, int), self.batch_size).get_state()}
-        saved = checked_state(state, like)
-        for name, limit in (("targets", self._target_count), ("steps", EPISODE_STEPS)):
-            if saved[name].min() < 0 or saved[name].max() >= limit:
-                raise UsageError(f"state '{name}': got numbers outside [0, {limit})")
+        saved = self.checked_episodes(state, self.batch_size)
         self._streams = RandomStreams.from_state(saved, self.batch_size)
         self._targets, self._record, self._steps = saved["targets"], saved["record"], saved["steps"]
         self._played[:] = -1
@@ -197,13 +207,45 @@ class CoordSum:
     def close(self) -> None:
         """Nothing to free."""
 
+    # --- what the torch backend shares ------------------------------------------------------------------------------
+
+    def spec_with(self, **arguments: Any) -> EnvironmentSpec:
+        """The spec with further arguments."""
+        return replace(self.spec, arguments={**self.spec.arguments, **arguments})
+
+    def draw_targets(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """[R, 101] the targets of new episodes of the copies ``rows``."""
+        return streams.integers(rows, self.target_count, EPISODE_STEPS + 1)
+
+    def checked_episodes(self, state: Mapping[str, npt.NDArray[Any]], batch_size: int) -> dict[str, npt.NDArray[Any]]:
+        """Copies of the arrays of ``state``, of so many copies of this task.
+
+        Raises:
+            UsageError: see ``set_state``.
+        """
+        like = {
+            "targets": np.empty((batch_size, EPISODE_STEPS + 1), dtype=np.int64),
+            "record": np.empty((batch_size, *self.record_shape), dtype=np.int64),
+            "steps": np.empty(batch_size, dtype=np.int64),
+            **RandomStreams(np.zeros(batch_size, int), batch_size).get_state(),
+        }
+        saved = checked_state(state, like)
+        for name, limit in (("targets", self.target_count), ("steps", EPISODE_STEPS)):
+            if saved[name].min() < 0 or saved[name].max() >= limit:
+                raise UsageError(f"state '{name}': got numbers outside [0, {limit})")
+        return saved
+
+    def draw_target(self, target: int) -> Frame:
+        """A picture of a target alone."""
+        return draw_board([], target, [agent_colour(agent) for agent in range(len(self.spec.agents))])
+
     def _started(self, method: str) -> RandomStreams:
         if self._streams is None:
             raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
         return self._streams
 
     def _restart(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> None:
-        self._targets[rows] = streams.integers(rows, self._target_count, EPISODE_STEPS + 1)
+        self._targets[rows] = self.draw_targets(streams, rows)
         self._record[rows] = 0
         self._steps[rows] = 0
 
@@ -212,15 +254,15 @@ class CoordSum:
 
     def _guess(self, target: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The adversary's guess [B]; argmax takes the smallest number of equal counts, and 0 of an empty record."""
-        guess: npt.NDArray[np.int64] = self._record[self._rows, self._record_of[target]].argmax(axis=1)
+        guess: npt.NDArray[np.int64] = self._record[self._rows, self.record_of[target]].argmax(axis=1)
         return guess
 
     def _observe(self) -> Observation:
         target = self._target()
         state = np.empty((self.batch_size, 3), dtype=np.float32)
-        state[:, 0] = target / self._target_count
+        state[:, 0] = target / self.target_count
         state[:, 1] = self._steps / EPISODE_STEPS
-        state[:, 2] = self._guess(target) / self._numbers
+        state[:, 2] = self._guess(target) / self.record_shape[1]
         return _shared_observation(self.spec, state[:, :2], state)
 
     def _episode_state(self) -> dict[str, npt.NDArray[Any]]:

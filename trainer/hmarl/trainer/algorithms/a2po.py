@@ -24,6 +24,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.metrics import Figure, numbers
 from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.settings import (
@@ -137,10 +138,10 @@ def joint_ratio_loss(new: Distribution, turn: Turn, settings: A2poSettings) -> T
     return -objective - settings.entropy_coefficient * samples.mean(new.entropy())
 
 
-def joint_ratio_report(new: Distribution, turn: Turn, settings: A2poSettings) -> dict[str, float]:
+def joint_ratio_report(new: Distribution, turn: Turn, settings: A2poSettings) -> dict[str, Figure]:
     """The share of joint ratios beyond the agent's clipping range."""
     beyond = (joint_ratio(new, turn, settings.clip) - 1.0).abs() > clip_of(turn, settings)
-    return {"agent_clipped": float(turn.samples.mean(beyond.float()))}
+    return {"agent_clipped": turn.samples.mean(beyond.float())}
 
 
 def scores(team: TeamSamples) -> list[Tensor]:
@@ -167,14 +168,15 @@ def semi_greedy(scores: Sequence[Tensor], advantages: Tensor, otherwise: Order) 
     def next_agent(remaining: Sequence[int], factor: Tensor) -> int:
         if (len(scores) - len(remaining)) % 2:
             return otherwise(remaining, factor)
-        sizes = [explained_advantage(scores[agent], factor * advantages[agent]) for agent in remaining]
+        sizes = numbers([explained_advantage(scores[agent], factor * advantages[agent]) for agent in remaining])
         return remaining[max(range(len(remaining)), key=sizes.__getitem__)]
 
     return next_agent
 
 
-def explained_advantage(score: Tensor, advantages: Tensor) -> float:
-    """How much of the advantage an agent's own action accounts for: E[A^i(a^i)²] of the best fit A^i = w · score.
+def explained_advantage(score: Tensor, advantages: Tensor) -> Tensor:
+    """How much of the advantage an agent's own action accounts for: E[A^i(a^i)²] of the best fit A^i = w · score, a
+    scalar.
 
     With one V(s) for the whole team, all agents share one Â and E|Â| cannot tell them apart; its part that is
     explained by an agent's action can.
@@ -186,4 +188,5 @@ def explained_advantage(score: Tensor, advantages: Tensor) -> float:
     gradient = (score * advantages.unsqueeze(-1)).mean(0)
     fisher = score.mT @ score / len(score)
     ridge = 1e-6 * torch.eye(len(gradient), device=score.device)
-    return float(gradient.dot(torch.linalg.solve(fisher + ridge, gradient)))
+    # Without a look at whether it could be solved, for which the host would wait: the ridge sees to that.
+    return gradient.dot(torch.linalg.solve_ex(fisher + ridge, gradient).result)

@@ -29,6 +29,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.metrics import Figure
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.settings import (
     AlgorithmSettings,
@@ -102,9 +103,9 @@ def mirror_descent_loss(new: Distribution, turn: Turn, settings: HamdpoSettings,
     return loss
 
 
-def divergence_report(new: Distribution, turn: Turn, step_size: float) -> dict[str, float]:
+def divergence_report(new: Distribution, turn: Turn, step_size: float) -> dict[str, Figure]:
     """The step size in force and the divergence that it weighs."""
-    return {"step_size": step_size, "agent_reverse_kl": float(divergence(new, turn))}
+    return {"step_size": step_size, "agent_reverse_kl": divergence(new, turn)}
 
 
 class Hamdpo(Algorithm):

@@ -36,6 +36,7 @@ from hmarl.trainer.mixing.latent import LatentPolicy, latent_log_likelihood
 from hmarl.trainer.mixing.mixer import MonotoneMixer
 from hmarl.trainer.networks.distributions import Categorical
 from hmarl.trainer.networks.flat import Memory, Mlp
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.settings import AlgorithmSettings, HiddenSizes
@@ -182,26 +183,30 @@ class Maven(Algorithm):
         return metrics | mean_metrics(self._improve(schedule) for _ in range(steps))
 
     @property
-    def reward_scale(self) -> float:
-        """Factor on rewards: 1 / (their root mean square · √H), H being the steps over which they add up."""
+    def reward_scale(self) -> Tensor:
+        """Factor on rewards, a float64 scalar: 1 / (their root mean square · √H), H being the steps over which they add
+        up.
+        """
+        moments = self.step_moments
         if not self.settings.normalise_values:
-            return 1.0
-        mean_square = float(self.step_moments.mean[0].square() + self.step_moments.variance[0])
+            return torch.ones_like(moments.mean[0])
+        mean_square = moments.mean[0].square() + moments.variance[0]
         discounted = 1.0 / max(1.0 - self.settings.gamma, 1e-3)
-        return 1.0 / max((mean_square * min(discounted, self.spec.horizon or discounted)) ** 0.5, 1e-2)
+        return 1.0 / (mean_square * min(discounted, self.spec.horizon or discounted)).sqrt().clamp(min=1e-2)
 
     @property
-    def value_offset(self) -> float:
-        """What an average step is worth, r̄ / (1 − γ·(1 − p)) with p the share of steps that terminate, scaled.
+    def value_offset(self) -> Tensor:
+        """What an average step is worth, r̄ / (1 − γ·(1 − p)) with p the share of steps that terminate, scaled; a
+        float64 scalar.
 
         Q_tot is this plus what the networks say. Without it values that start at 0 are optimistic where rewards are
         negative: whatever was seen least looks best, and the agents flee to where nothing has been learnt. It depends
         on no value, so that it cannot drive the values that depend on it.
         """
+        reward, terminates = self.step_moments.mean.unbind()
         if not self.settings.normalise_values:
-            return 0.0
-        reward, terminates = self.step_moments.mean.tolist()
-        return self.reward_scale * reward / max(1.0 - self.settings.gamma * (1.0 - terminates), 1e-3)
+            return torch.zeros_like(reward)
+        return self.reward_scale * reward / (1.0 - self.settings.gamma * (1.0 - terminates)).clamp(min=1e-3)
 
     def _improve(self, schedule: float) -> dict[str, Tensor]:
         """One gradient step on fragments drawn from the replay buffer; the targets follow."""
@@ -244,7 +249,7 @@ class Maven(Algorithm):
             states,
             torch.cat([states, context], dim=-1),
             latent,
-            rows["rewards"].T * self.reward_scale,
+            rows["rewards"].T * self.reward_scale.float(),
             rows["terminated"].T,
             rows["valid"].T,
         )
@@ -265,7 +270,7 @@ class Maven(Algorithm):
         """
         valid = batch.valid.float()
         chosen = self._of_agents([u.logits[:, :-1] for u in utilities], batch.actions)
-        totals = self.value_offset + self.mixer(learnt[-2], chosen * batch.present[:-1], batch.context[:-1])
+        totals = self.value_offset.float() + self.mixer(learnt[-2], chosen * batch.present[:-1], batch.context[:-1])
         td_loss = ((totals - targets) * valid).square().sum() / valid.sum()
         guessed = latent_log_likelihood(
             self.discriminator,
@@ -311,7 +316,7 @@ class Maven(Algorithm):
         settings, valid = self.settings, batch.valid
         values = [u.logits for u in self.utilities(self.targets[:-1], batch)]
         best = self._of_agents(values, [u.mode() for u in utilities])
-        totals = self.value_offset + self.mixer(self.targets[-1], best * batch.present, batch.context)
+        totals = self.value_offset.float() + self.mixer(self.targets[-1], best * batch.present, batch.context)
         following = totals[1:].masked_fill(batch.terminated, 0.0)
         last = valid & ~torch.cat([valid[1:], torch.zeros_like(valid[:1])])
         surplus = generalised_advantages(
@@ -323,7 +328,7 @@ class Maven(Algorithm):
         """[L + 1, b, ΣN_g·A] all agents' softmaxed utilities, 0 for agents that are not there."""
         present, parts = batch.present.permute(2, 0, 1), []
         for group, distribution in zip(self.spec.groups, utilities, strict=True):
-            theirs = distribution.log_probs.exp() * present[list(group.agents)].unsqueeze(-1)
+            theirs = distribution.log_probs.exp() * present[on_device(group.agents, present.device)].unsqueeze(-1)
             parts.append(theirs.permute(1, 2, 0, 3).flatten(2))
         return torch.cat(parts, dim=-1)
 

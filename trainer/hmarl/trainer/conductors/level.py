@@ -36,6 +36,7 @@ from hmarl.trainer.learning.instructions import (
     no_instructions,
     since_decision,
 )
+from hmarl.trainer.learning.metrics import read
 from hmarl.trainer.learning.returns import decision_advantages, normalise_advantages
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.normalisation import RunningNormaliser
@@ -249,7 +250,8 @@ class ConductorLevel:
                 entropy_coefficient=settings.conductor_entropy_coefficient,
             )
             new = improvement.policy
-            metrics = {key.replace("agent_", "conductor_"): value for key, value in improvement.metrics.items()}
+            known = read(improvement.metrics)
+            metrics = {key.replace("agent_", "conductor_"): value for key, value in known.items()}
         metrics |= instruction_metrics(self.head, (fresh or rollout).extras["instruction"].flatten(0, 1), new)
         weights = self.agents_weights(rollout, features, samples, new)  # with the local conductors as they were
         if self.local is not None:

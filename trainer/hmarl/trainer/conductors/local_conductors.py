@@ -12,6 +12,7 @@ from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.imitation import distil, distil_until_settled
 from hmarl.trainer.learning.instructions import agreement
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import Context, GroupPolicy, context_of
 
@@ -119,7 +120,7 @@ class LocalConductors:
         gaps, agreements, passes = [], [], []
         for g, (local, distiller) in enumerate(zip(self.policies, self.distillers, strict=True)):
             inputs = self.inputs(g, features[g], last)
-            members = list(self.spec.groups[g].agents)
+            members = on_device(self.spec.groups[g].agents, rollout.device)
             weight = None if rollout.all_active else rollout.active[:, :, members].flatten(0, 1).T.float()
             gap, made = self._distil(local, distiller, inputs, conductor, weight, generator, schedule)
             gaps.append(gap)

@@ -15,6 +15,7 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.experience.rollout import Decision
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.policies import Context
 
 
@@ -115,7 +116,9 @@ class LocalActing:
         """Nothing is remembered by agents whose process has been restarted."""
         if observation.restarted is not None and self.memories:
             self.memories = [
-                memory.masked_fill(observation.restarted[:, list(group.agents)].T.unsqueeze(-1), 0.0)
+                memory.masked_fill(
+                    observation.restarted[:, on_device(group.agents, memory.device)].T.unsqueeze(-1), 0.0
+                )
                 for group, memory in zip(self.actors.spec.groups, self.memories, strict=True)
             ]
 

@@ -24,6 +24,7 @@ from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.policies import GroupPolicy, group_head
 from hmarl.trainer.networks.settings import AlgorithmSettings
@@ -195,7 +196,8 @@ class Algorithm:
         for group, normaliser, observations in zip(
             self.spec.groups, self.observation_normalisers, rollout.observations, strict=True
         ):
-            weight = None if rollout.all_active else rollout.active[:, :, list(group.agents)].flatten(0, 1)
+            agents = on_device(group.agents, rollout.device)
+            weight = None if rollout.all_active else rollout.active[:, :, agents].flatten(0, 1)
             normaliser.update(observations.flatten(0, 1), weight)
         self.state_normaliser.update(rollout.states[:-1].flatten(0, 1))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,13 +49,21 @@ def broken_observation(spec: EnvironmentSpec, seen: Observation) -> str | None:
 
 def first_non_finite(tensors: Mapping[str, Tensor], metrics: Mapping[str, float]) -> str | None:
     """Name of the first parameter or metric that is NaN or infinite; or None."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return f"'{name}' is not finite"
+    if not are_finite(tensors.values()):
+        return next(f"'{name}' is not finite" for name, tensor in tensors.items() if not are_finite([tensor]))
     for key, value in metrics.items():
         if not math.isfinite(value):
             return f"the metric '{key}' is {value}"
     return None
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number among the tensors is NaN or infinite; each device is asked once."""
+    asked: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            asked[tensor.device].append(torch.isfinite(tensor).all())
+    return all(bool(torch.stack(answers).all()) for answers in asked.values())
 
 
 Found = list[tuple[int, int, str]]

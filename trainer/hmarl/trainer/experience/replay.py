@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hmarl.trainer.experience.finite import are_finite
 from hmarl.trainer.experience.rollout import Rollout
 
 Rows = dict[str, Tensor]
@@ -78,7 +79,7 @@ def _lengths(begins: Tensor) -> Tensor:
 
 def all_finite(rows: Rows) -> bool:
     """Whether no number among the rows is NaN or infinite."""
-    return all(bool(torch.isfinite(values).all()) for values in rows.values() if values.is_floating_point())
+    return are_finite(rows.values())
 
 
 class Replay:

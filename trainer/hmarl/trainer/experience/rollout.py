@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -142,13 +143,12 @@ class Rollout:
             self.memories.append(decision.memories)
         self.states[step] = observation.state
         self.active[step] = observation.active
-        self.all_active = self.all_active and bool(observation.active.all())
         if observation.restarted is not None:
             self.restarted = torch.zeros_like(self.active) if self.restarted is None else self.restarted
             self.restarted[step] = observation.restarted
-        self.rewards[step] = torch.as_tensor(result.rewards)
-        self.terminated[step] = torch.as_tensor(result.terminated)
-        self.truncated[step] = torch.as_tensor(result.truncated)
+        self.rewards[step] = as_tensor(result.rewards, self.device)
+        self.terminated[step] = as_tensor(result.terminated, self.device)
+        self.truncated[step] = as_tensor(result.truncated, self.device)
         if result.final is not None:
             rows = (self.terminated[step] | self.truncated[step]).nonzero().squeeze(-1)
             self._finals.append(self._final(step, rows, result.final))
@@ -157,17 +157,18 @@ class Rollout:
         """The ``rows`` of what was seen last."""
 
         def pick(values: Any) -> Tensor:
-            return torch.as_tensor(values, device=self.device)[rows]
+            return as_tensor(values, self.device)[rows]
 
         masks = [None if mask is None else pick(mask) for mask in final.action_masks]
         seen = [pick(observations) for observations in final.observations]
         return _Finals(step, rows, pick(final.state), seen, masks, pick(final.active))
 
     def finish(self, last: Observation) -> None:
-        """Store what is seen after the last step and form the team rewards."""
+        """Store what is seen after the last step, form the team rewards, and see whether all agents were there."""
         self.states[self.steps] = last.state
         self.last_observations = list(last.observations)
         self.last_action_masks, self.last_active = list(last.action_masks), last.active
+        self.all_active = bool(self.active.all())
         total = self.rewards.sum(-1)
         self.team_rewards = total if self.spec.team_reward == "sum" else total / self.rewards.shape[-1]
 
@@ -313,7 +314,7 @@ class Collector:
     def __init__(self, environment: VectorEnvironment, rollout: Rollout, seeds: np.ndarray) -> None:
         self.environment, self.rollout = environment, rollout
         first = environment.reset(seeds)
-        self._torch_environment = isinstance(first.state, Tensor)
+        self._numpy_environment = isinstance(first.state, np.ndarray)
         self.observation = self._to_device(first)
         self.episode_returns = np.zeros(environment.batch_size)
         self.episode_lengths = np.zeros(environment.batch_size, dtype=np.int64)
@@ -321,17 +322,17 @@ class Collector:
     def _to_device(self, observation: Observation) -> Observation:
         device = self.rollout.device
         return Observation(
-            tuple(torch.as_tensor(o, device=device) for o in observation.observations),
-            tuple(None if m is None else torch.as_tensor(m, device=device) for m in observation.action_masks),
-            torch.as_tensor(observation.state, device=device),
-            torch.as_tensor(observation.active, device=device),
-            None if observation.restarted is None else torch.as_tensor(observation.restarted, device=device),
+            tuple(as_tensor(o, device) for o in observation.observations),
+            tuple(None if m is None else as_tensor(m, device) for m in observation.action_masks),
+            as_tensor(observation.state, device),
+            as_tensor(observation.active, device),
+            None if observation.restarted is None else as_tensor(observation.restarted, device),
         )
 
     def _to_environment(self, actions: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        if self._torch_environment:
-            return actions
-        return tuple(action.cpu().numpy() for action in actions)
+        if self._numpy_environment:
+            return tuple(action.cpu().numpy() for action in actions)
+        return actions
 
     def collect(self, actor: Actor) -> EpisodeStatistics:
         """Fill the rollout with T steps."""
@@ -344,7 +345,7 @@ class Collector:
             torch.set_num_threads(threads)
 
     def _collect(self, actor: Actor) -> EpisodeStatistics:
-        rollout, statistics = self.rollout, EpisodeStatistics()
+        rollout, successes = self.rollout, {}
         rollout.begin()
         actor.begin_rollout(rollout.steps, rollout.batch_size)
         for step in range(rollout.steps):
@@ -353,24 +354,33 @@ class Collector:
             rollout.record(step, self.observation, decision, result)
             if result.final is not None:
                 actor.episodes_ended(rollout.terminated[step] | rollout.truncated[step])
-            self._count(result, statistics)
+                if result.success is not None:
+                    successes[step] = as_tensor(result.success, rollout.device)
             self.observation = self._to_device(result.observation)
         rollout.finish(self.observation)
-        return statistics
+        return self._counted(successes)
 
-    def _count(self, result: StepResult, statistics: EpisodeStatistics) -> None:
-        self.episode_returns += self.environment.spec.team_rewards(_host(result.rewards).astype(np.float64))
-        self.episode_lengths += 1
-        if result.final is None:
-            return
-        ended = _host(result.terminated) | _host(result.truncated)
-        statistics.returns += self.episode_returns[ended].tolist()
-        statistics.lengths += self.episode_lengths[ended].tolist()
-        statistics.environments += np.flatnonzero(ended).tolist()
-        if result.success is not None:
-            statistics.successes += _host(result.success)[ended].astype(float).tolist()
-        self.episode_returns[ended] = 0.0
-        self.episode_lengths[ended] = 0
+    def _counted(self, successes: Mapping[int, Tensor]) -> EpisodeStatistics:
+        """The episodes that ended in the rollout, of which the host learns when it is full, not step by step.
+
+        Args:
+            successes: [B] by step, where episodes ended.
+        """
+        statistics, rollout = EpisodeStatistics(), self.rollout
+        rewards = self.environment.spec.team_rewards(rollout.rewards.cpu().numpy().astype(np.float64))
+        for step, ended in enumerate(rollout.ended.cpu().numpy()):
+            self.episode_returns += rewards[step]
+            self.episode_lengths += 1
+            if not ended.any():
+                continue
+            statistics.returns += self.episode_returns[ended].tolist()
+            statistics.lengths += self.episode_lengths[ended].tolist()
+            statistics.environments += np.flatnonzero(ended).tolist()
+            if step in successes:
+                statistics.successes += successes[step].cpu().numpy()[ended].astype(float).tolist()
+            self.episode_returns[ended] = 0.0
+            self.episode_lengths[ended] = 0
+        return statistics
 
     def restart(self, seeds: np.ndarray, actor: Actor) -> None:
         """Begin new episodes everywhere; counts as truncation for the rollout's last step."""
@@ -396,6 +406,13 @@ class Collector:
         self.episode_lengths = np.array(state["episode_lengths"])
 
 
-def _host(values: Any) -> np.ndarray:
-    """An environment's array or tensor, on whatever device, as a NumPy array."""
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def as_tensor(values: Any, device: torch.device) -> Tensor:
+    """What an environment hands over, as a tensor on the device; what lies there already is not copied.
+
+    Args:
+        values: a NumPy array, a tensor, or an array of whatever library lends its memory by DLPack (JAX).
+        device: where it is to be.
+    """
+    if isinstance(values, Tensor | np.ndarray) or not hasattr(values, "__dlpack__"):
+        return torch.as_tensor(values, device=device)
+    return from_dlpack(values).to(device)

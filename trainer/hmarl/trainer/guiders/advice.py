@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.metrics import numbers
+from hmarl.trainer.networks.indices import on_device
 
 # Share of actions outside (1/δ, δ) beyond which guider and local policies have parted.
 _PARTED = 0.5
@@ -46,13 +48,14 @@ def alike(rollout: Rollout) -> dict[str, float]:
         if len(group.agents) < 2 or actions.is_floating_point():
             continue
         chosen = actions.flatten(0, 1).flatten(2) if actions.dim() > 3 else actions.flatten(0, 1).unsqueeze(-1)
-        present = rollout.active[:, :, list(group.agents)].flatten(0, 1)
+        present = rollout.active[:, :, on_device(group.agents, actions.device)].flatten(0, 1)
         first = present.int().argmax(dim=1)
         as_first = (chosen == chosen[torch.arange(len(chosen), device=chosen.device), first].unsqueeze(1)).all(-1)
         counted = present.sum(dim=1) > 1
-        if bool(counted.any()):
-            shares.append(float((as_first | ~present).all(dim=1)[counted].float().mean()))
-    return {"same_action_share": max(shares)} if shares else {}
+        alike = ((as_first | ~present).all(dim=1) & counted).sum()
+        shares.append(torch.where(counted.any(), alike.float() / counted.sum(), -1.0))
+    known = [share for share in numbers(shares) if share >= 0.0]
+    return {"same_action_share": max(known)} if known else {}
 
 
 def collapsed(metrics: dict[str, float], settings: AlikeSettings) -> str | None:

@@ -12,6 +12,7 @@ from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.guider import TeamView
 from hmarl.trainer.learning.returns import normalise_advantages, weighted_mean
 from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.sequential.estimates import Estimate
 
@@ -152,7 +153,7 @@ def team_batch(
         """[T, B, ...] -> [L, n·B, ...]."""
         return x.unflatten(0, (chunks, length)).transpose(0, 1).flatten(1, 2)
 
-    grouped = [agent for group in rollout.spec.groups for agent in group.agents]
+    grouped = on_device([agent for group in rollout.spec.groups for agent in group.agents], rollout.device)
 
     def judged(x: Tensor) -> Tensor:
         """[T, B] -> [L, n·B], or [T, B, N] -> [L, n·B, N] group by group."""

@@ -22,6 +22,7 @@ from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
 from hmarl.trainer.guiders.settings import GuiderSettings
 from hmarl.trainer.networks.distributions import ActionHead
 from hmarl.trainer.networks.flat import FlatNetwork, Mlp
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.layers import Parameters
 from hmarl.trainer.networks.policies import GroupPolicy, select_all, step_all
 
@@ -115,7 +116,7 @@ class FactorisedGuider(FlatNetwork):
         actions = select_all(distributions, perturbations) if taken is None else tuple(taken)
         log_prob = torch.zeros(len(memory), self.agents, device=memory.device)
         for group, distribution, action in zip(self.groups, distributions, actions, strict=True):
-            log_prob[:, list(group.agents)] = distribution.log_prob(action.transpose(0, 1)).T
+            log_prob[:, on_device(group.agents, log_prob.device)] = distribution.log_prob(action.transpose(0, 1)).T
         after = torch.cat([each.transpose(0, 1).flatten(1) for each in following or memories], dim=1)
         return Acted(actions, log_prob, self._value(parameters, view), after)
 

@@ -26,12 +26,14 @@ from hmarl.trainer.conductors.bound_plot import realised_points
 from hmarl.trainer.guiders.batch import TeamBatch
 from hmarl.trainer.guiders.following import Followers
 from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.metrics import Figure, read
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.records.canvas import draw_points, label_axes, new_figure, png, points
 from hmarl.trainer.records.metrics import MetricRows
 
 
-def promised(advantages: Tensor, log_ratio: Tensor, active: Tensor | None, gamma: float) -> float:
-    """E[ Π_i new^i/old^i · Â ] / (1 − γ), Â centred, because under the old policies its mean is 0.
+def promised(advantages: Tensor, log_ratio: Tensor, active: Tensor | None, gamma: float) -> Tensor:
+    """E[ Π_i new^i/old^i · Â ] / (1 − γ), Â centred, because under the old policies its mean is 0; a scalar.
 
     Args:
         advantages: [M] of the team, not normalised.
@@ -40,7 +42,7 @@ def promised(advantages: Tensor, log_ratio: Tensor, active: Tensor | None, gamma
         gamma: below 1.
     """
     joint = (log_ratio if active is None else log_ratio * active).sum(dim=0).exp()
-    return float((joint * (advantages - advantages.mean())).mean()) / (1.0 - gamma)
+    return (joint * (advantages - advantages.mean())).mean().double() / (1.0 - gamma)
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def promises(guider: TrainedGuider, followers: Followers, batch: TeamBatch) -> d
         followers: after it.
         batch: the whole rollout.
     """
-    gamma, order = guider.settings.gamma, torch.tensor(batch.acting_order, device=guider.actors.device)
+    gamma, order = guider.settings.gamma, on_device(batch.acting_order, guider.actors.device)
     if gamma >= 1.0 or batch.advantages.dim() == 3:
         return {}
     part = batch.take(torch.arange(0, batch.sequences, guider.settings.minibatches, device=order.device))
@@ -61,12 +63,13 @@ def promises(guider: TrainedGuider, followers: Followers, batch: TeamBatch) -> d
     of_guider, of_local = (part.log_prob(each) - part.acting_log_prob for each in (judged, local))
     apart = torch.cat([mu.kl(pi) for mu, pi in zip(judged, local, strict=True)])
     advantages, present = part.advantages.flatten(), part.active
-    return {
+    figures: dict[str, Figure] = {
         "promised_improvement_guider": promised(advantages, of_guider, present, gamma),
         "promised_improvement": promised(advantages, of_local, present, gamma),
-        "projection_kl": float(part.mean(apart)),
-        "projection_kl_max": float((apart if present is None else apart * present).max()),
+        "projection_kl": part.mean(apart),
+        "projection_kl_max": (apart if present is None else apart * present).max(),
     }
+    return read(figures)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from hmarl.trainer.guiders.guider import Acted, GuiderStructure, Judged, TeamVie
 from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 from hmarl.trainer.networks.policies import GroupPolicy
 
@@ -341,7 +342,7 @@ class SequenceGuider(FlatNetwork):
             encoded = self.network.encode_steps(own, self.observation_tokens(own, view), past)
             representations, places = self.network.restored(encoded, past), places.sort().values
         values = self._value(parameters, representations)
-        return values.index_select(-1, places[self.grouped]) if self.own_values else values
+        return values.index_select(-1, places[on_device(self.grouped, places.device)]) if self.own_values else values
 
     def _decided(self, parameters: Parameters, view: TeamView, outputs: Tensor, order: Tensor) -> list[Distribution]:
         """Per group [N_group, L·C] of the decoder's outputs [L, C, N, E] in an order."""
@@ -349,7 +350,7 @@ class SequenceGuider(FlatNetwork):
         finished = self._finish(parameters, outputs, instruction).flatten(0, 1).transpose(0, 1)  # [N, L·C, E]
         places, distributions = torch.argsort(order), []
         for g, (group, mask) in enumerate(zip(self.groups, view.action_masks, strict=True)):
-            theirs = finished.index_select(0, places[list(group.agents)])
+            theirs = finished.index_select(0, places[on_device(group.agents, places.device)])
             legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
             distributions.append(self._distribution(parameters, g, theirs, legal))
         return distributions
@@ -370,9 +371,8 @@ class SequenceGuider(FlatNetwork):
         for g, (group, features) in enumerate(zip(self.groups, view.features, strict=True)):
             weight = parameters[f"observation.{g}.weight"]
             seen, context, identity = weight.split([features.shape[-1], self.context_size, self.agents], dim=1)
-            token = (
-                functional.linear(features, seen, parameters[f"observation.{g}.bias"]) + identity.T[list(group.agents)]
-            )
+            agents = on_device(group.agents, features.device)
+            token = functional.linear(features, seen, parameters[f"observation.{g}.bias"]) + identity.T[agents]
             if view.context is not None:
                 token = token + functional.linear(view.context, context).unsqueeze(-2)
             tokens.append(token)
@@ -386,7 +386,7 @@ class SequenceGuider(FlatNetwork):
             return ActionTokens(self._natural(tokens) + identities)
         groups = [self.position[agent][0] for agent in range(self.agents)]
         tables = [parameters[f"action.{g}.weight"].T + identity for g, identity in zip(groups, identities, strict=True)]
-        sizes = torch.tensor([0, *map(len, tables[:-1])], device=identities.device)
+        sizes = on_device([0, *map(len, tables[:-1])], identities.device)
         chosen = self._natural([action.unsqueeze(-1) for action in actions]).squeeze(-1)
         return ActionTokens(torch.cat(tables), chosen + sizes.cumsum(0))
 
@@ -396,7 +396,7 @@ class SequenceGuider(FlatNetwork):
         if isinstance(space, spaces.Discrete):
             return functional.embedding(action, weight.T)
         if isinstance(space, spaces.MultiDiscrete):
-            first = torch.tensor([0, *space.nvec[:-1]], device=action.device).cumsum(0)
+            first = on_device([0, *space.nvec[:-1].tolist()], action.device).cumsum(0)
             return functional.embedding(action + first, weight.T).sum(-2)
         return functional.linear(action, weight)
 
@@ -405,7 +405,8 @@ class SequenceGuider(FlatNetwork):
         if len(per_group) == 1:
             return per_group[0]
         joined = torch.cat(list(per_group), dim=-2)
-        return joined[..., [self.grouped.index(agent) for agent in range(self.agents)], :]
+        natural = on_device([self.grouped.index(agent) for agent in range(self.agents)], joined.device)
+        return joined.index_select(-2, natural)
 
     def _finish(self, parameters: Parameters, output: Tensor, instruction: Tensor | None) -> Tensor:
         """[..., E] of outputs [..., E], given what was instructed [..., K]."""

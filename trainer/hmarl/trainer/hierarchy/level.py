@@ -194,7 +194,8 @@ class Level:
         metrics |= mean_metrics(
             self._fit(judgements if units is None else judgements.take(units), schedule) for units in steps
         )
-        return metrics | {"explained_variance": explained_variance(judgements.values[judgements.judged], returns)}
+        explained = explained_variance(judgements.values[judgements.judged], returns)
+        return metrics | {"explained_variance": float(explained)}
 
     def _minibatches(self, graph: TeamGraph, generator: torch.Generator) -> list[Tensor | None]:
         """Of all epochs, the moments of each; None for all."""

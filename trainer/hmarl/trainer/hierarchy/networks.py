@@ -20,6 +20,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.hierarchy.graph import membership, natural_order
 from hmarl.trainer.networks.activation import Activation
 from hmarl.trainer.networks.flat import FlatNetwork
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.layers import ACTIVATIONS, Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
@@ -244,7 +245,8 @@ class WorkerNetwork(FlatNetwork):
         if len(self.layers.outputs) == 1:
             return [dense(parameters, "output.0", hidden)]
         return [
-            dense(parameters, f"output.{g}", hidden[:, list(group.agents)]) for g, group in enumerate(self.spec.groups)
+            dense(parameters, f"output.{g}", hidden[:, on_device(group.agents, hidden.device)])
+            for g, group in enumerate(self.spec.groups)
         ]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.trainer.contract.teacher import GoalKind, Labels
 from hmarl.trainer.hierarchy.acting import HierarchyActors
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.policies import select_all
 
 
@@ -41,7 +42,9 @@ class HierarchyTeacher:
         step = self._together.decide(observation, self._standing, None)
         self._standing = step.standing
         groups, told = self._together.hierarchy.spec.groups, step.graph.goal
-        goals = [None if told is None else told[:, list(group.agents)].transpose(0, 1) for group in groups]
+        goals = [
+            None if told is None else told[:, on_device(group.agents, told.device)].transpose(0, 1) for group in groups
+        ]
         return Labels(step.workers, goals)
 
     def episodes_ended(self, ended: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hmarl.trainer.learning.metrics import read
 from hmarl.trainer.learning.returns import explained_variance
 from hmarl.trainer.networks.activation import Activation
 from hmarl.trainer.networks.flat import Mlp
@@ -147,7 +148,7 @@ class Critic:
         shapes = tuple(shape_of(each) for each in (states, targets, chosen, there))
         kind = (self.network, self.settings.critic_loss, self.settings.huber_delta, shapes)
         losses = ask(Descent(self.optimiser, told, parts, self._loss, schedule, _Targets.stacked, kind)).losses
-        return {"critic_loss": float(losses.mean()), "explained_variance": explained}
+        return read({"critic_loss": losses.mean(), "explained_variance": explained})
 
     @staticmethod
     def _pick(values: Tensor, chosen: Tensor | None) -> Tensor:

@@ -58,11 +58,11 @@ def distil(
     Returns:
         Mean KL(teacher ‖ student) in nats over the last pass.
     """
-    gap = 0.0
+    gap = torch.zeros(())
     for _ in range(epochs):
         order = torch.randperm(inputs.shape[1], generator=generator, device=generator.device)
         gap = _descend(students, optimiser, inputs, teacher, weight, order, minibatches, schedule)
-    return gap
+    return float(gap)
 
 
 # Of the steps of a batch, those on which it is seen whether students still learn; and what counts as learning.
@@ -123,8 +123,8 @@ def _descend(
     order: Tensor,
     minibatches: int,
     schedule: float,
-) -> float:
-    """One pass over the rows ``order``; returns the mean KL met on the way."""
+) -> Tensor:
+    """One pass over the rows ``order``; returns the mean KL met on the way, a scalar."""
     last = []
     for rows in order.split(-(-len(order) // minibatches)):
         student = students.all_distributions(inputs[:, rows], theta=optimiser.parameter)
@@ -132,7 +132,7 @@ def _descend(
         loss = imitation_loss(teacher.take(rows), student, present)
         optimiser.step(loss.sum(), schedule)
         last.append(loss.detach().sum() * len(rows) / present.sum().clamp(min=1.0))
-    return float(torch.stack(last).mean())
+    return torch.stack(last).mean()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional
 
+from hmarl.trainer.learning.metrics import read
 from hmarl.trainer.networks.distributions import ActionHead, DiagonalGaussian, Distribution
 
 
@@ -96,19 +97,16 @@ def instruction_metrics(head: ActionHead, instruction: Tensor, conductor: Distri
         The conductor's entropy given the state. Discrete: the entropy of all instructions used as a share of log K, and
         their histogram. Continuous: how far its means lie apart from state to state, and its standard deviation.
     """
-    metrics = {"instruction_entropy": float(conductor.entropy().mean())}
+    entropy = {"instruction_entropy": conductor.entropy().mean()}
     if isinstance(conductor, DiagonalGaussian):
         spread = conductor.mean.std(0, correction=0).mean()
-        return metrics | {
-            "instruction_spread": float(spread),
-            "instruction_std": float(conductor.log_std.exp().mean()),
-        }
-    usage = torch.bincount(instruction, minlength=head.output_size) / len(instruction)
-    entropy = -(usage * usage.clamp(min=1e-12).log()).sum()
-    return metrics | {
-        "instruction_usage_entropy": float(entropy) / max(math.log(head.output_size), 1e-12),
-        **{f"instruction_usage/{k}": float(share) for k, share in enumerate(usage)},
-    }
+        return read({**entropy, "instruction_spread": spread, "instruction_std": conductor.log_std.exp().mean()})
+    usage = functional.one_hot(instruction, head.output_size).sum(0) / len(instruction)
+    of_usage = {"instruction_usage_entropy": -(usage * usage.clamp(min=1e-12).log()).sum()}
+    shares = {f"instruction_usage/{k}": share for k, share in enumerate(usage.unbind())}
+    metrics = read({**entropy, **of_usage, **shares})
+    metrics["instruction_usage_entropy"] /= max(math.log(head.output_size), 1e-12)
+    return metrics
 
 
 @torch.no_grad()

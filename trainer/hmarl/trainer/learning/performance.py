@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hmarl.trainer.learning.metrics import numbers
+
 
 class Performance:
     """J(π_k), the mean team reward per step of the rollout that π_k collected, times 1/(1 − γ), and its differences.
@@ -26,12 +28,10 @@ class Performance:
         """Metrics of a rollout's rewards [T, B]."""
         if self.gamma >= 1.0:
             return {}
-        now = float(team_rewards.double().mean()) / (1.0 - self.gamma)
-        known = {"performance": now}
-        if self._before[1] > 0:
-            known["realised_improvement"] = now - float(self._before[0])
+        reward, before, there = numbers([team_rewards.double().mean(), *self._before.unbind()])
+        now = reward / (1.0 - self.gamma)
         self._before.copy_(torch.tensor([now, 1.0]))
-        return known
+        return {"performance": now} | ({"realised_improvement": now - before} if there > 0 else {})
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next update compares itself with."""

@@ -120,7 +120,7 @@ def normalise_each(advantages: Tensor, part: Tensor | None) -> Tensor:
     return torch.where(part, inside, outside)
 
 
-def explained_variance(predictions: Tensor, targets: Tensor) -> float:
-    """1 − Var(targets − predictions) / Var(targets): 1 is a perfect critic, 0 one that predicts the mean."""
+def explained_variance(predictions: Tensor, targets: Tensor) -> Tensor:
+    """1 − Var(targets − predictions) / Var(targets): 1 is a perfect critic, 0 one that predicts the mean; a scalar."""
     variance = targets.var(correction=0)
-    return float(1.0 - (targets - predictions).var(correction=0) / variance.clamp(min=1e-12))
+    return 1.0 - (targets - predictions).var(correction=0) / variance.clamp(min=1e-12)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from hmarl.trainer.learning.metrics import numbers, seen
 
 P = TypeVar("P")
 """What the parameters make: a distribution at every sample, or the parameters themselves."""
@@ -71,17 +74,20 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
     x = torch.zeros_like(b)
     residual, direction = b.clone(), b.clone()
     squared = residual.dot(residual)
-    stop = tolerance * float(squared)
+    stop = tolerance * squared.double()
+    done = squared.double() <= stop
     for _ in range(steps):
-        if float(squared) <= stop:
+        if seen(done):
             break
         image = product(direction)
         step = squared / direction.dot(image)
-        x += step * direction
-        residual -= step * image
+        # On a device who is done stays where it is: to ask, and to leave, would make the host wait at every step.
+        x = torch.where(done, x, x + step * direction)
+        residual = residual - step * image
         new_squared = residual.dot(residual)
         direction = residual + (new_squared / squared) * direction
         squared = new_squared
+        done = done | (squared.double() <= stop)
     return x
 
 
@@ -114,9 +120,10 @@ def trust_region_step(
     start = model(leaf)
     old_surrogate = surrogate(start)
     (gradient,) = torch.autograd.grad(old_surrogate, leaf, retain_graph=curvature_kl is None)
-    if not torch.isfinite(gradient).all() or float(gradient.abs().max()) == 0.0:
+    largest = float(gradient.abs().max())
+    if not math.isfinite(largest) or largest == 0.0:
         # A non-finite gradient is passed on: the caller names it and rolls back.
-        broken = theta if torch.isfinite(gradient).all() else theta + gradient
+        broken = theta if largest == 0.0 else theta + gradient
         return _stay(broken.detach(), model, 0.0, 0)
     divergence = kl(start) if curvature_kl is None else curvature_kl(leaf)
     (kl_gradient,) = torch.autograd.grad(divergence, leaf, create_graph=True)
@@ -128,29 +135,28 @@ def trust_region_step(
     direction = conjugate_gradient(hessian_product, gradient, settings.conjugate_gradient_steps)
     curvature = direction.dot(hessian_product(direction)).clamp(min=1e-12)
     full_step = (2.0 * settings.kl_limit / curvature).sqrt() * direction
-    predicted = float(gradient.dot(full_step))
-    before = float(old_surrogate.detach())
-    return _line_search(theta.detach(), full_step, before, predicted, model, surrogate, kl, settings)
+    promise = gradient.dot(full_step)
+    return _line_search(theta.detach(), full_step, old_surrogate, promise, model, surrogate, kl, settings)
 
 
 @torch.no_grad()
 def _line_search(
     theta: Tensor,
     full_step: Tensor,
-    before: float,
-    predicted: float,
+    old_surrogate: Tensor,
+    promise: Tensor,
     model: Callable[[Tensor], P],
     surrogate: Callable[[P], Tensor],
     kl: Callable[[P], Tensor],
     settings: TrustRegionSettings,
 ) -> TrustRegionStep[P]:
-    fraction = 1.0
+    """The host waits for the device once a try, mostly once in all: whether another one follows is for it to say."""
+    fraction, predicted = 1.0, 0.0
     for attempt in range(1, settings.backtracks + 1):
         candidate = theta + fraction * full_step
         policy = model(candidate)
-        improvement = float(surrogate(policy)) - before
-        divergence = float(kl(policy))
-        expected = predicted * fraction
+        after, divergence, before, predicted = numbers([surrogate(policy), kl(policy), old_surrogate, promise])
+        improvement, expected = after - before, predicted * fraction
         if divergence <= settings.kl_limit and improvement > 0 and improvement >= settings.accept_ratio * expected:
             return TrustRegionStep(candidate, policy, True, divergence, improvement, expected, attempt)
         fraction *= settings.backtrack_coefficient

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hmarl.trainer.learning.metrics import read
 from hmarl.trainer.networks.distributions import Categorical
 from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.networks.normalisation import ValueNormaliser
@@ -87,10 +88,7 @@ class LatentPolicy:
         with torch.no_grad():
             distribution = self.distribution(states)
             self.mean.lerp_(distribution.log_probs.exp().mean(0), _MEAN_RATE)
-            return {
-                "latent_entropy": float(distribution.entropy().mean()),
-                "latent_mean_max": float(self.mean.max()),
-            }
+            return read({"latent_entropy": distribution.entropy().mean(), "latent_mean_max": self.mean.max()})
 
     def state_dict(self) -> dict[str, Tensor | dict[str, Tensor]]:
         """Parameters, optimiser, moments of the returns and the mean distribution."""

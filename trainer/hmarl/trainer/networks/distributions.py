@@ -305,8 +305,20 @@ class ActionHead:
         if not isinstance(self.space, spaces.Box):
             return raw_action
         bounded = torch.tanh(raw_action) if self.squash == "tanh" else raw_action.clamp(-1.0, 1.0)
-        middle, half, low, high = (torch.from_numpy(each).to(raw_action.device) for each in self._range)
+        middle, half, low, high = self._range_on(raw_action.device)
         return torch.minimum(torch.maximum(middle + half * bounded, low), high)
+
+    def _range_on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """``_range`` as tensors, which are taken to a device once: every such copy makes the host wait for it."""
+        if device.type == "cpu":
+            return tuple(torch.from_numpy(each) for each in self._range)
+        if device not in self._uploaded:
+            self._uploaded[device] = tuple(torch.from_numpy(each).to(device) for each in self._range)
+        return self._uploaded[device]
+
+    @cached_property
+    def _uploaded(self) -> dict[torch.device, tuple[Tensor, ...]]:
+        return {}
 
     @cached_property
     def _range(self) -> tuple[npt.NDArray[np.float32], ...]:

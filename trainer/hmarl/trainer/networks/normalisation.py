@@ -50,7 +50,7 @@ class RunningNormaliser:
             return
         x = x.double().reshape(-1, *self.mean.shape)
         if weight is None:
-            added: Tensor = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
+            added = torch.full((), float(x.shape[0]), dtype=torch.float64, device=x.device)
             batch_variance, batch_mean = torch.var_mean(x, dim=0, correction=0)
         else:
             weight = weight.double().reshape(-1, *self.count.shape)
@@ -89,12 +89,13 @@ class ValueNormaliser:
         self.decay = decay
         self.moments = torch.zeros(3, dtype=torch.float64, device=device)  # Σ weight, weighted x, weighted x²
 
-    def _mean_std(self) -> tuple[float, float]:
-        weight, first, second = self.moments.tolist()
-        if not self.enabled or weight == 0:
-            return 0.0, 1.0
-        mean = first / weight
-        return mean, max(second / weight - mean * mean, 1e-6) ** 0.5
+    def _mean_std(self) -> tuple[Tensor, Tensor]:
+        """Scalars, float32 as the values are, worked out in float64."""
+        weight, first, second = self.moments.unbind()
+        known = weight > 0
+        mean = torch.where(known, first / weight, 0.0)
+        variance = torch.where(known, second / weight - mean * mean, 1.0)
+        return mean.float(), variance.clamp(min=1e-6).sqrt().float()
 
     def update(self, targets: Tensor) -> None:
         """Take in the value targets of one rollout, any shape."""
@@ -104,11 +105,15 @@ class ValueNormaliser:
 
     def normalise(self, values: Tensor) -> Tensor:
         """Returns → the critic's units."""
+        if not self.enabled:
+            return values
         mean, std = self._mean_std()
         return (values - mean) / std
 
     def denormalise(self, values: Tensor) -> Tensor:
         """The critic's units → returns."""
+        if not self.enabled:
+            return values
         mean, std = self._mean_std()
         return values * std + mean
 

@@ -78,7 +78,9 @@ def make_config(
     """
     settings = validate(find_algorithm(algorithm).settings_class, algorithm_settings, "algorithm", algorithm)
     run = validate(RunSettings, run_settings, "run", algorithm)
-    device_of(run)
+    from hmarl.trainer.runs.devices import check_precision  # noqa: PLC0415 - the rest of this file does without torch
+
+    check_precision(run.matmul_precision, device_of(run))
     settings.check_rollouts(run.rollout_length)
     return RunConfig(
         hmarl_version=version("hmarl"),

@@ -35,6 +35,19 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Whether matrix products can be of that precision there.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if precision != "highest" and device.type != "cuda":
+        raise UsageError(
+            f"run.matmul_precision: got '{precision}' with run.device={device}, expected highest: TF32 and bfloat16 "
+            "need a CUDA device"
+        )
+
+
 def _problem(device: torch.device) -> str:
     """What comes of drawing numbers and reading their sum; empty when all is well."""
     try:

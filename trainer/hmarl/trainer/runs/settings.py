@@ -22,6 +22,11 @@ class RunSettings(Settings):
         25, ge=1, description="T, steps per environment between two updates, by default more with fewer environments"
     )
     device: str = Field("cpu", description="torch device, e.g. cpu or cuda:0")
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        "highest",
+        description="of float32 matrix products on a CUDA device: highest, high (TF32) or medium (bfloat16 where it is "
+        "quicker)",
+    )
     threads: int = Field(2, ge=1, description="torch's threads within one operation")
     evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
     evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")

@@ -94,6 +94,7 @@ class Training:
     def __init__(self, config: RunConfig, seat: Seat | None = None) -> None:
         self._settings = settings = config.run_settings()
         torch.set_num_threads(settings.threads)
+        torch.set_float32_matmul_precision(settings.matmul_precision)
         self.environment = (
             make(config.environment, settings.environments, **config.environment_arguments)
             if seat is None

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from hmarl.trainer.learning.metrics import Figure
 from hmarl.trainer.learning.trust_region import TrustRegionSettings, trust_region_step
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.policies import GroupPolicy
@@ -107,13 +108,13 @@ def improve_by_trust_region(
         curvature_kl=_thinned_kl(policy, samples, settings.curvature_fraction),
     )
     row.copy_(step.theta)
-    metrics = {
+    metrics: dict[str, Figure] = {
         "agent_kl": step.kl,
-        "agent_true_kl": float(samples.mean(samples.old.kl(step.policy))),
+        "agent_true_kl": samples.mean(samples.old.kl(step.policy)),
         "agent_accepted": float(step.accepted),
         "agent_improvement": step.improvement,
         "agent_predicted_improvement": step.predicted_improvement,
-        "agent_entropy": float(samples.mean(step.policy.entropy())),
+        "agent_entropy": samples.mean(step.policy.entropy()),
     }
     return Improvement(step.policy, metrics)
 

@@ -13,6 +13,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic, CriticSettings
 from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 
 
@@ -155,7 +156,7 @@ class LocalCritics:
         values = torch.empty(rollout.steps + 1, *rollout.rewards.shape[1:], device=self.device)
         final_values = torch.empty(len(rollout.final_states), len(self.spec.agents), device=self.device)
         for g, group in enumerate(self.spec.groups):
-            members = list(group.agents)
+            members = on_device(group.agents, self.device)
             values[:-1, :, members] = self._values(g, rollout.observations[g])
             values[-1, :, members] = self._values(g, rollout.last_observations[g])
             final_values[:, members] = self._values(g, rollout.final_observations(g))
@@ -188,10 +189,14 @@ class LocalCritics:
         """
         rows = []
         for g, group in enumerate(self.spec.groups):
-            there = rollout.active[:, :, list(group.agents)]
-            if there.any():
-                inputs = self._inputs(g, rollout.observations[g])[there]
-                targets = returns[:, :, list(group.agents)][there]
+            members = on_device(group.agents, self.device)
+            inputs, targets = self._inputs(g, rollout.observations[g]), returns[:, :, members]
+            if rollout.all_active:
+                inputs, targets = inputs.flatten(0, 2), targets.flatten()
+            else:
+                there = rollout.active[:, :, members]
+                inputs, targets = inputs[there], targets[there]
+            if len(targets):
                 rows.append(self.critics[g].fit(inputs, targets, generator, schedule))
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hmarl.trainer.learning.metrics import Figure
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import GroupPolicy
@@ -19,7 +20,7 @@ from hmarl.trainer.together.descent import Descent, told_apart
 Loss = Callable[[Distribution, Turn], Tensor]
 """The candidate policy at a turn's samples ↦ the scalar to be descended, or of a stack of turns one each."""
 
-Report = Callable[[Distribution, Turn], dict[str, float]]
+Report = Callable[[Distribution, Turn], dict[str, Figure]]
 """The new policy at a turn's samples ↦ further metrics."""
 
 
@@ -44,17 +45,17 @@ def clipped_loss(new: Distribution, turn: Turn, clip: float, entropy_coefficient
     return -objective - entropy_coefficient * samples.mean(new.entropy())
 
 
-def clipped_share(new: Distribution, turn: Turn, clip: float) -> dict[str, float]:
+def clipped_share(new: Distribution, turn: Turn, clip: float) -> dict[str, Figure]:
     """The share of samples beyond the clipping range."""
     beyond = (turn.samples.ratio(new) - 1.0).abs() > clip
-    return {"agent_clipped": float(turn.samples.mean(beyond.float()))}
+    return {"agent_clipped": turn.samples.mean(beyond.float())}
 
 
 Enough = Callable[[Distribution], bool]
 """The candidate policy at a turn's samples ↦ whether it has moved far enough."""
 
 
-def no_report(new: Distribution, turn: Turn) -> dict[str, float]:
+def no_report(new: Distribution, turn: Turn) -> dict[str, Figure]:
     """Nothing."""
     return {}
 
@@ -116,10 +117,10 @@ class GradientSteps:
             norms.append(ask(descent).norms)
         with torch.no_grad():
             new = samples.under(policy, policy.row(turn.member))
-            metrics = {
-                "agent_kl": float(samples.mean(samples.old.kl(new))),
-                "agent_entropy": float(samples.mean(new.entropy())),
-                "agent_gradient_norm": float(torch.cat(norms).mean()),
+            metrics: dict[str, Figure] = {
+                "agent_kl": samples.mean(samples.old.kl(new)),
+                "agent_entropy": samples.mean(new.entropy()),
+                "agent_gradient_norm": torch.cat(norms).mean(),
             }
             return Improvement(new, metrics | report(new, turn))
 

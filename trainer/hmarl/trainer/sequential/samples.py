@@ -13,6 +13,7 @@ from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.instructions import InstructionWeights
 from hmarl.trainer.networks.distributions import Distribution, stacked_distribution
 from hmarl.trainer.networks.flat import Memory
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.policies import Context, GroupPolicy, context_of
 from hmarl.trainer.together.descent import shape_of, stack_of
 
@@ -157,7 +158,7 @@ class TeamSamples:
     def of_members(self, group: int, members: slice) -> AgentSamples:
         """The part of some members of a group who use one row of parameters, M = T·B·members."""
         policy, rollout = self.policies[group], self.rollout
-        agents = list(self.spec.groups[group].agents[members])
+        agents = on_device(self.spec.groups[group].agents[members], rollout.device)
         mask, memory = rollout.action_masks[group], self._memory(group, members)
         inputs = (
             policy.inputs(self.features[group], context_of(self.context, group))[:, :, members]
@@ -178,6 +179,7 @@ class TeamSamples:
         initial = torch.stack([memories[group][members] for memories in rollout.memories])  # [n, members, B, H]
         forgotten = rollout.begins.unsqueeze(-1).expand(-1, -1, initial.shape[1])  # [T, B, members]
         if rollout.restarted is not None:
-            forgotten = forgotten | rollout.restarted[..., list(self.spec.groups[group].agents[members])]
+            agents = on_device(self.spec.groups[group].agents[members], rollout.device)
+            forgotten = forgotten | rollout.restarted[..., agents]
         kept = (~forgotten).float().reshape(len(rollout.memories), -1, rollout.batch_size * initial.shape[1], 1)
         return Memory(initial.transpose(1, 2).flatten(0, 2), kept)

@@ -13,14 +13,16 @@ Source: Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.learning.metrics import Figure, read
 from hmarl.trainer.networks.distributions import Distribution
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.policies import GroupPolicy
 from hmarl.trainer.sequential.samples import AgentSamples, TeamSamples
 
@@ -83,11 +85,11 @@ class Improvement:
 
     Attributes:
         policy: the new policy at the turn's samples, without gradient.
-        metrics: of the update.
+        metrics: of the update; scalars on the device are read when all agents have had their turn.
     """
 
     policy: Distribution
-    metrics: dict[str, float]
+    metrics: Mapping[str, Figure]
 
 
 Order = Callable[[Sequence[int], Tensor], int]
@@ -127,7 +129,7 @@ def one_after_the_other(
     """
     remaining, agents = list(range(len(team.spec.agents))), len(team.spec.agents)
     factor = torch.ones(team.rollout.team_rewards.numel(), device=team.rollout.team_rewards.device)
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[int, Mapping[str, Figure]] = {}
     while remaining:
         agent = order(remaining, factor)
         remaining.remove(agent)
@@ -149,7 +151,7 @@ def one_after_the_other(
         rows[agent] = improvement.metrics
         if remaining:
             factor = factor * turn.samples.ratio_where_active(improvement.policy)
-    return per_agent_metrics(team.spec, rows) | {"sequential_factor_max": float(factor.max())}
+    return per_agent_metrics(team.spec, rows, {"sequential_factor_max": factor.max()})
 
 
 def all_at_once(
@@ -172,12 +174,13 @@ def all_at_once(
     Returns:
         ``per_agent_metrics``.
     """
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[int, Mapping[str, Figure]] = {}
     for g, (group, policy) in enumerate(zip(team.spec.groups, team.policies, strict=True)):
         width = policy.members if policy.shared else 1
         for first in range(0, policy.members, width):
             members = slice(first, first + width)
-            agent, theirs = group.agents[first], advantages[:, :, list(group.agents[members])].flatten()
+            theirs = advantages[:, :, on_device(group.agents[members], advantages.device)].flatten()
+            agent = group.agents[first]
             turn = Turn(
                 agent,
                 g,
@@ -195,9 +198,25 @@ def all_at_once(
     return per_agent_metrics(team.spec, rows)
 
 
-def per_agent_metrics(spec: EnvironmentSpec, rows: dict[int, dict[str, float]]) -> dict[str, float]:
-    """Mean over agents of every metric; for divergences also the largest and every agent's."""
+def per_agent_metrics(
+    spec: EnvironmentSpec, figures: Mapping[int, Mapping[str, Figure]], of_team: Mapping[str, Figure] | None = None
+) -> dict[str, float]:
+    """Mean over agents of every metric; for divergences also the largest and every agent's.
+
+    Args:
+        spec: the environment.
+        figures: every agent's, which are read from the device together.
+        of_team: further ones, read with them and returned as they are.
+    """
+    keyed: dict[tuple[int | None, str], Figure] = {
+        (agent, name): figure
+        for agent, row in (*figures.items(), (None, of_team or {}))
+        for name, figure in row.items()
+    }
+    known = read(keyed)
+    rows = {agent: {name: known[agent, name] for name in row} for agent, row in figures.items()}
     names = next(iter(rows.values()))
     merged = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names}
     merged |= {f"{name}_max": max(row[name] for row in rows.values()) for name in names if name.endswith("kl")}
-    return merged | {f"agent_kl/{spec.agents[agent].id}": row["agent_kl"] for agent, row in rows.items()}
+    merged |= {f"agent_kl/{spec.agents[agent].id}": row["agent_kl"] for agent, row in rows.items()}
+    return merged | {name: known[None, name] for name in of_team or {}}

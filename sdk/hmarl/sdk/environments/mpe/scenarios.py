@@ -53,11 +53,7 @@ class Scenario(ABC):
     def restart(self, streams: RandomStreams, rows: Rows) -> None:
         """Start new episodes in the worlds ``rows``, with mpe2's draws in mpe2's order; ``refresh`` must follow."""
         world = self.world
-        if len(self.goals):
-            self.goals[:, rows] = streams.integers(rows, len(self.landmark_colours), len(self.goals)).T
-        entities = world.positions.shape[1]
-        positions = streams.uniforms(rows, 2 * entities) * 2.0 - 1.0
-        world.positions[:, :, rows] = positions.reshape(len(rows), entities, 2).T
+        self.goals[:, rows], world.positions[:, :, rows] = drawn_episodes(self, streams, rows)
         world.velocities[:, :, rows] = 0.0
         world.words[:, :, rows] = 0.0
 
@@ -78,6 +74,16 @@ class Scenario(ABC):
         return None
 
 
+def drawn_episodes(scenario: Scenario, streams: RandomStreams, rows: Rows) -> tuple[Integers, Floats]:
+    """What new episodes of the worlds ``rows`` draw: goals [G, R], and positions [2, N + L, R]."""
+    goals = np.zeros((len(scenario.goals), len(rows)), dtype=np.int64)
+    if len(goals):
+        goals = streams.integers(rows, len(scenario.landmark_colours), len(goals)).T
+    entities = scenario.world.positions.shape[1]
+    positions = streams.uniforms(rows, 2 * entities) * 2.0 - 1.0
+    return goals, positions.reshape(len(rows), entities, 2).T
+
+
 class SimpleSpread(Scenario):
     """N agents cover N landmarks; all lose the distance of the nearest agent to each landmark, each loses 1 a touch."""
 
@@ -89,12 +95,12 @@ class SimpleSpread(Scenario):
         "terminate_on_success": False,
     }
     _radius = 0.15
-    _covered_below = 0.1
+    covered_below = 0.1
 
     def __init__(self, batch_size: int, arguments: dict[str, Any]) -> None:
         count: int = arguments["N"]
-        self._local_ratio: float = arguments["local_ratio"]
-        self._continuous: bool = arguments["continuous_actions"]
+        self.local_ratio: float = arguments["local_ratio"]
+        self.continuous: bool = arguments["continuous_actions"]
         self.world = World(
             batch_size, agents=count, landmarks=count, movers=slice(None), channels=0, speakers=0, goals=0
         )
@@ -109,8 +115,8 @@ class SimpleSpread(Scenario):
             ("other_agents_relative", 2 * (count - 1)),
             ("other_agents_words", 2 * (count - 1)),
         )
-        self.agents = tuple(_agent(f"agent_{i}", layout, _move_space(self._continuous)) for i in range(count))
-        self._contacts = Contacts(self.world, count, self._radius + self._radius)
+        self.agents = tuple(_agent(f"agent_{i}", layout, _move_space(self.continuous)) for i in range(count))
+        self.contacts = Contacts(self.world, count, self._radius + self._radius)
         self._nearest: Floats = np.zeros((count, batch_size))
 
     def _entries(self, agent: int, count: int) -> tuple[Rows, Rows]:
@@ -128,12 +134,12 @@ class SimpleSpread(Scenario):
 
     def control(self, actions: tuple[npt.NDArray[Any], ...]) -> None:
         """Set the forces and words that the actions ask for."""
-        _move(self.world, actions[0], self._continuous)
-        self._contacts.push()
+        _move(self.world, actions[0], self.continuous)
+        self.contacts.push()
 
     def refresh(self) -> None:
         """Compute anew what observations and rewards are made of."""
-        self._contacts.measure()
+        self.contacts.measure()
         agents, landmarks = self.world.agent_positions, self.world.landmark_positions
         squares = squared_length(agents[:, :, None] - landmarks[:, None])
         # The root is monotonic: the root of the smallest square is the smallest distance, to the last bit.
@@ -144,13 +150,13 @@ class SimpleSpread(Scenario):
         team = np.zeros(self._nearest.shape[1])
         for distance in self._nearest:
             team -= distance
-        own = np.asarray(-1.0 * self._contacts.counts() * self._local_ratio, np.float64)
-        own += team * (1 - self._local_ratio)
+        own = np.asarray(-1.0 * self.contacts.counts() * self.local_ratio, np.float64)
+        own += team * (1 - self.local_ratio)
         return own
 
     def success(self) -> npt.NDArray[np.bool_]:
         """Every landmark has an agent within 0.1."""
-        return np.asarray((self._nearest < self._covered_below).all(axis=0))
+        return np.asarray((self._nearest < self.covered_below).all(axis=0))
 
 
 class SimpleReference(Scenario):
@@ -160,8 +166,8 @@ class SimpleReference(Scenario):
     _channels = 10
 
     def __init__(self, batch_size: int, arguments: dict[str, Any]) -> None:
-        self._local_ratio: float = arguments["local_ratio"]
-        self._continuous: bool = arguments["continuous_actions"]
+        self.local_ratio: float = arguments["local_ratio"]
+        self.continuous: bool = arguments["continuous_actions"]
         channels = self._channels
         self.world = World(
             batch_size, agents=2, landmarks=3, movers=slice(None), channels=channels, speakers=2, goals=2
@@ -172,7 +178,7 @@ class SimpleReference(Scenario):
         self.landmark_colours = 0.25 + 0.5 * np.eye(3)
         layout = (("velocity", 2), ("landmarks_relative", 6), ("goal_colour", 3), ("other_agent_word", channels))
         space: MpeSpace = spaces.Discrete(MOVE_COUNT * channels)
-        if self._continuous:
+        if self.continuous:
             space = spaces.Box(0.0, 1.0, (MOVE_COUNT + channels,), np.float32)
         self.agents = tuple(_agent(f"agent_{i}", layout, space) for i in range(2))
         self._columns = np.arange(batch_size)
@@ -192,7 +198,7 @@ class SimpleReference(Scenario):
     def control(self, actions: tuple[npt.NDArray[Any], ...]) -> None:
         """Set the forces and words that the actions ask for."""
         (chosen,) = actions
-        if self._continuous:
+        if self.continuous:
             _move(self.world, chosen[:, :, :MOVE_COUNT], True)
             self.world.words[...] = chosen[:, :, MOVE_COUNT:].T
         else:
@@ -212,7 +218,7 @@ class SimpleReference(Scenario):
         # An agent's own reward is about its partner's way to the goal that it alone knows.
         own = -distance[::-1]
         team = (own[0] + own[1]) / 2
-        rewards: Floats = team * (1 - self._local_ratio) + own * self._local_ratio
+        rewards: Floats = team * (1 - self.local_ratio) + own * self.local_ratio
         return rewards
 
 
@@ -223,7 +229,7 @@ class SimpleSpeakerListener(Scenario):
     _channels = 3
 
     def __init__(self, batch_size: int, arguments: dict[str, Any]) -> None:
-        self._continuous: bool = arguments["continuous_actions"]
+        self.continuous: bool = arguments["continuous_actions"]
         channels = self._channels
         self.world = world = World(
             batch_size, agents=2, landmarks=3, movers=slice(1, 2), channels=channels, speakers=1, goals=1
@@ -241,12 +247,12 @@ class SimpleSpeakerListener(Scenario):
         self.radii = (0.075,) * 2 + (0.04,) * 3
         self.landmark_colours = 0.15 + 0.5 * np.eye(3)
         words: MpeSpace = spaces.Discrete(channels)
-        if self._continuous:
+        if self.continuous:
             words = spaces.Box(0.0, 1.0, (channels,), np.float32)
         heard = (("velocity", 2), ("landmarks_relative", 6), ("speaker_word", channels))
         self.agents = (
             _agent("speaker_0", (("goal_colour", 3),), words),
-            _agent("listener_0", heard, _move_space(self._continuous)),
+            _agent("listener_0", heard, _move_space(self.continuous)),
         )
         self._columns = np.arange(batch_size)
         self._target: Floats = np.zeros((2, batch_size))
@@ -254,8 +260,8 @@ class SimpleSpeakerListener(Scenario):
     def control(self, actions: tuple[npt.NDArray[Any], ...]) -> None:
         """Set the forces and words that the actions ask for."""
         word, move = actions
-        _move(self.world, move, self._continuous)
-        if self._continuous:
+        _move(self.world, move, self.continuous)
+        if self.continuous:
             self.world.words[...] = word.T
         else:
             _say(self.world, word)

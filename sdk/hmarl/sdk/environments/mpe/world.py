@@ -26,7 +26,7 @@ SENSITIVITY = 5.0
 # Displacement per discrete move (none, left, right, down, up), x and y: [2, 5].
 MOVES: Floats = SENSITIVITY * np.array([[0.0, -1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, -1.0, 1.0]])
 # Keeps 0/0 out of the contact force of two agents at the very same point.
-_TINY = 1e-300
+TINY = 1e-300
 
 
 class World:
@@ -45,11 +45,13 @@ class World:
         velocities: [2, N, B]; positions: [2, N + L, B], agents first; words: [C, S, B]; goal_colours: [3, goals, B].
             Views into ``rows``: writing to them is how the world changes.
         force: [2, M, B], the force that the movers' actions exert, set before ``advance``.
+        movers: the agents that can move.
     """
 
     def __init__(
         self, batch_size: int, *, agents: int, landmarks: int, movers: slice, channels: int, speakers: int, goals: int
     ) -> None:
+        self.movers = movers
         shapes = ((2, agents), (2, agents + landmarks), (channels, speakers), (3, goals))
         ends = 1 + np.cumsum([0, *(first * second for first, second in shapes)])
         self.rows: Floats = np.zeros((int(ends[-1]), batch_size))
@@ -85,10 +87,11 @@ class Contacts:
 
     Attributes:
         touching: [P, B] bool after ``measure``, for the P = N(N-1)/2 pairs.
+        reach: as it was given.
     """
 
     def __init__(self, world: World, agents: int, reach: float) -> None:
-        self._world, self._reach = world, reach
+        self._world, self.reach = world, reach
         first, second = np.triu_indices(agents, k=1)
         pairs, batch_size = len(first), world.rows.shape[1]
         self._first, self._second = first, second
@@ -109,7 +112,19 @@ class Contacts:
         positions = self._world.agent_positions
         np.subtract(positions.take(self._first, axis=1), positions.take(self._second, axis=1), out=self._delta)
         np.sqrt(squared_length(self._delta), out=self._distance)
-        np.less(self._distance, self._reach, out=self.touching)
+        np.less(self._distance, self.reach, out=self.touching)
+
+    @property
+    def pairs(self) -> tuple[Rows, Rows]:
+        """[P] the first and the second agent of every pair."""
+        return self._first, self._second
+
+    @property
+    def of_agents(self) -> tuple[Rows, Rows]:
+        """[N, N-1] the pairs of each agent, partners ascending; and where the forces on it lie among those on the first
+        agents of all pairs and, after them, those on the second ones.
+        """
+        return self._pairs_of, self._directed_of
 
     def counts(self) -> Integers:
         """How many others each agent touches: [N, B]."""
@@ -123,13 +138,13 @@ class Contacts:
         exerts no force.
         """
         pairs = len(self._first)
-        overlap = self._reach - self._distance
+        overlap = self.reach - self._distance
         overlap /= CONTACT_MARGIN
         np.logaddexp(0.0, overlap, out=overlap)
         overlap *= CONTACT_MARGIN
         force = self._directed[:, :pairs]
         np.multiply(self._delta, CONTACT_FORCE, out=force)
-        force /= np.maximum(self._distance, _TINY)
+        force /= np.maximum(self._distance, TINY)
         force *= overlap
         np.negative(force, out=self._directed[:, pairs:])
         by_agent = self._directed.take(self._directed_of, axis=1)
@@ -159,6 +174,11 @@ class Observer:
         self._minus: Rows = np.concatenate([minus for _, minus in entries])
         shape = (len(self._plus), world.rows.shape[1])
         self._plus_values, self._minus_values = np.zeros(shape), np.zeros(shape)
+
+    @property
+    def entries(self) -> tuple[Rows, Rows]:
+        """The row numbers of all observations' entries, one after the other: plus, and minus."""
+        return self._plus, self._minus
 
     def observe(self) -> npt.NDArray[np.float32]:
         """All observations, one after the other: a new array [B, sum of sizes]."""

@@ -18,11 +18,13 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.dlpack
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.sdk.environment import CopyCost, Observation, StepResult
+from hmarl.sdk.environment import Array, CopyCost, Observation, StepResult
 from hmarl.sdk.environments.authoring import (
     COUNT,
     FLAG,
@@ -64,13 +66,17 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def make(task: str, batch_size: int = 1, *, device: str = "cpu", **arguments: Any) -> SmaxEnvironment:
+def make(
+    task: str, batch_size: int = 1, *, device: str = "cpu", arrays: str = "numpy", **arguments: Any
+) -> SmaxEnvironment:
     """Make B copies of a battle.
 
     Args:
         task: one of ``TASKS``.
         batch_size: B, at least 1.
         device: where JAX computes: ``cpu``, or e.g. ``gpu`` or ``gpu:1``.
+        arrays: what is handed over: ``numpy``, or ``jax``: JAX's own arrays, which stay on the device and which torch
+            takes by DLPack without a copy; actions may then be whatever lends its memory by DLPack.
         arguments: as in JaxMARL: ``walls_cause_death`` (True), ``see_enemy_actions`` (True; units see what the visible
             enemies last did), ``enemy_shoots`` (True), ``attack_mode`` ("closest" or "random"; whom the enemy shoots),
             ``won_battle_bonus`` (1.0), ``max_steps`` (100), ``map_width`` and ``map_height`` (32),
@@ -81,8 +87,11 @@ def make(task: str, batch_size: int = 1, *, device: str = "cpu", **arguments: An
     """
     if task not in _SCENARIOS:
         raise UsageError(unknown_name("smax task", task, TASKS))
-    resolved = resolve_arguments(f"smax/{task}", arguments, _DEFAULTS, _RULES, others=["device"])
-    return SmaxEnvironment(task, batch_size, _device(device), {**resolved, "device": device})
+    resolved = resolve_arguments(f"smax/{task}", arguments, _DEFAULTS, _RULES, others=["device", "arrays"])
+    if arrays not in ("numpy", "jax"):
+        raise UsageError(f"arrays: got {arrays!r}, expected 'numpy' or 'jax'")
+    told = {**resolved, "device": device} | ({} if arrays == "numpy" else {"arrays": arrays})
+    return SmaxEnvironment(task, batch_size, _device(device), told)
 
 
 @cache
@@ -97,7 +106,8 @@ class SmaxEnvironment:
     def __init__(self, task: str, batch_size: int, device: jax.Device, arguments: Mapping[str, Any]) -> None:
         self.batch_size = batch_size
         self._device = device
-        rules = {name: value for name, value in arguments.items() if name != "device"}
+        self._lends = arguments.get("arrays") == "jax"
+        rules = {name: value for name, value in arguments.items() if name not in ("device", "arrays")}
         self._simulator = _simulator(task, tuple(sorted(rules.items())))
         self.spec = _spec(f"smax/{task}", self._simulator, arguments)
         self._battles: Battles | None = None
@@ -115,34 +125,32 @@ class SmaxEnvironment:
         """
         checked = jax.device_put(checked_seeds(seeds, self.batch_size).astype(np.uint32), self._device)
         self._battles, self._sight = self._timed("start", self._simulator.start, checked)
-        return _observation(self._sight)
+        return self._observation(self._sight)
 
     def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
         """Advance every battle; those that have ended start anew.
 
         Args:
-            actions: one int64 array [B, N]: four moves, stop, then one attack for each enemy.
+            actions: one int64 array [B, N]: four moves, stop, then one attack for each enemy. With ``arrays=jax`` also
+                a tensor, whose numbers are not looked at.
 
         Raises:
             UsageError: before the first ``reset``, or actions of a wrong number, shape or kind or out of range; nothing
                 has then changed.
         """
         battles, _ = self._started("step")
-        (chosen,) = checked_actions(actions, self.spec.groups, self.batch_size)
-        battles, sight, outcome, keys = self._timed("step", self._simulator.step, battles, chosen.astype(np.int32))
+        chosen = self._chosen(actions)
+        battles, sight, outcome, keys = self._timed("step", self._simulator.step, battles, chosen)
         ended, final = np.asarray(outcome.ended), None
         if ended.any():
-            final = _observation(sight)
+            # The memory of what was seen last is used again by what begins.
+            final = self._observation(jax.tree.map(jnp.copy, sight) if self._lends else sight)
             battles, sight = self._simulator.restart(battles, sight, ended, keys)
         self._battles, self._sight = battles, sight
-        return StepResult(
-            observation=_observation(sight),
-            rewards=np.array(outcome.rewards),
-            terminated=np.array(outcome.terminated),
-            truncated=np.array(outcome.truncated),
-            final=final,
-            success=np.array(outcome.success),
+        rewards, terminated, truncated, success = (
+            self._handed(part) for part in (outcome.rewards, outcome.terminated, outcome.truncated, outcome.success)
         )
+        return StepResult(self._observation(sight), rewards, terminated, truncated, final, success)
 
     def get_state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything that determines the future, as new arrays with B leading.
@@ -166,7 +174,7 @@ class SmaxEnvironment:
         saved = checked_state(state, {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named(like).items()})
         leaves = jax.device_put([saved[name] for name in _named(like)], self._device)
         self._battles, self._sight = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        return _observation(self._sight)
+        return self._observation(self._sight)
 
     def render(self, index: int = 0) -> npt.NDArray[np.uint8]:
         """A picture [400, 400, 3] of battle ``index``: allies blue, enemies orange, a bar for each unit's health."""
@@ -184,6 +192,30 @@ class SmaxEnvironment:
             raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
         return self._battles, self._sight
 
+    def _chosen(self, actions: tuple[Array, ...]) -> Any:
+        """int32 [B, N]; looked at where they are NumPy's."""
+        if not self._lends or all(isinstance(each, np.ndarray) for each in actions):
+            (checked,) = checked_actions(actions, self.spec.groups, self.batch_size)
+            return checked.astype(np.int32)
+        shapes = [tuple(each.shape) for each in actions]
+        if shapes != [(self.batch_size, len(self.spec.agents))] or not hasattr(actions[0], "int"):
+            raise UsageError(
+                f"actions: got {shapes}, expected one int64 tensor {[self.batch_size, len(self.spec.agents)]}"
+            )
+        return jax.device_put(jax.dlpack.from_dlpack(actions[0].int().contiguous()), self._device)
+
+    def _handed(self, array: jax.Array) -> Array:
+        """JAX's own array, or a copy: torch warns of arrays that cannot be written, as JAX's own memory is."""
+        return array if self._lends else np.array(array)
+
+    def _observation(self, sight: Sight) -> Observation:
+        return Observation(
+            observations=(self._handed(sight.observations),),
+            action_masks=(self._handed(sight.masks),),
+            state=self._handed(sight.state),
+            active=self._handed(sight.active),
+        )
+
     def _units(self, method: str, index: int) -> Any:
         """JaxMARL's ``State`` of one battle, of NumPy arrays."""
         battles, _ = self._started(method)
@@ -198,16 +230,6 @@ class SmaxEnvironment:
         self._called.add(what)
         _LOGGER.info("%s: the first '%s' took %.1f s", self.spec.name, what, time.perf_counter() - start)
         return result
-
-
-def _observation(sight: Sight) -> Observation:
-    # Copies, because torch warns of arrays that cannot be written, as JAX's own memory is.
-    return Observation(
-        observations=(np.array(sight.observations),),
-        action_masks=(np.array(sight.masks),),
-        state=np.array(sight.state),
-        active=np.array(sight.active),
-    )
 
 
 def _named(moment: Any) -> dict[str, Any]:
