@@ -605,6 +605,10 @@ COMPARISONS = (
         settings=_FEW_EPISODES, environment_settings=("n_agents=3", "shared_rew=false"),
     ),
     Comparison(
+        "pistonball", "pettingzoo/pettingzoo.butterfly.pistonball_v6:parallel_env", 4_096, 1_024,
+        algorithms("mappo", seeds=1), settings=("env.workers=2", "run.evaluation_episodes=8"),
+    ),
+    Comparison(
         "smacv2-5-units", "smax/smacv2_5_units", 300_000, 50_000,
         (window("window", seeds=1), *algorithms("mappo", seeds=1)),
         settings=_FEW_EPISODES, measure="success_rate",

@@ -35,6 +35,7 @@ class Ippo(Algorithm):
     """MAPPO's step on local values V(o^i), one critic per group."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = IppoSettings
+    sees_images: ClassVar[bool] = True
     settings: IppoSettings
 
     def __init__(

@@ -41,13 +41,15 @@ class Mappo(Algorithm):
     """HAPPO's step without the sequence: no agent's advantage knows of the others' updates."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MappoSettings
+    sees_images: ClassVar[bool] = True
     settings: MappoSettings
 
     def __init__(
         self, spec: EnvironmentSpec, settings: MappoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
+        outputs = valued_agents(spec, settings.credit)
+        self.critic = Critic(spec.state_size, settings, generator, device, outputs, spec.state_image)
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
