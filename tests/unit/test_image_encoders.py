@@ -95,7 +95,7 @@ def test_a_picture_too_small_for_the_chosen_encoder_is_refused() -> None:
         encoder(ImageFormat(40, 80, 3), "nature", downsample=2)
 
 
-def test_every_so_manieth_pixel_is_looked_at() -> None:
+def test_every_third_pixel_is_looked_at() -> None:
     image, small = ImageFormat(10, 13, 2), ImageFormat(3, 4, 2)
     full, looked_at = encoder(image, downsample=3), encoder(small)
     network, reference = (Mlp(each.image.size, (8,), 2, encoder=each) for each in (full, looked_at))

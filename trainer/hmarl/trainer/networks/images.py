@@ -62,7 +62,7 @@ class ImageEncoder:
     Attributes:
         image: the pictures' format.
         kind: which layers.
-        downsample: every so manieth pixel of each row and column is looked at, the first one half of it from the edge.
+        downsample: k: every k-th pixel of each row and column is looked at, the first one half a step from the edge.
         activation: after each convolution.
     """
 

@@ -85,7 +85,7 @@ class AlgorithmSettings(BaseModel):
         "blocks), small (two convolutions of 3 by 3); auto: nature where pictures have 36 by 36 pixels, else small",
     )
     image_downsample: int = Field(
-        1, ge=1, description="of pictures, every so manieth pixel of each row and column is looked at"
+        1, ge=1, description="k: of pictures every k-th pixel of each row and column is looked at"
     )
     share_parameters: bool = Field(
         False, description="agents of a group share one network, told apart by a one-hot input"
