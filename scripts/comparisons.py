@@ -607,6 +607,11 @@ COMPARISONS = (
     Comparison(
         "pistonball", "pettingzoo/pettingzoo.butterfly.pistonball_v6:parallel_env", 4_096, 1_024,
         algorithms("mappo", seeds=1), settings=("env.workers=2", "run.evaluation_episodes=8"),
+        references=(("random play", 28.6),),
+        remark=(
+            "Five pistons, by pixels alone (457 x 120 x 3 bytes each; the critic sees all of it). One seed. Every episode "
+            "ends with the ball at the left wall, after 11 steps; playing at random it is there after 105, or not at all."
+        ),
     ),
     Comparison(
         "smacv2-5-units", "smax/smacv2_5_units", 300_000, 50_000,

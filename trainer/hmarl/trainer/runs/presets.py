@@ -385,7 +385,7 @@ PRESETS: tuple[Preset, ...] = (
         }.items()
     ),
     Preset(
-        "mappo", "pettingzoo/pettingzoo.butterfly.pistonball_v6:parallel_env", 4_096, "five pistons, by pixels alone",
+        "mappo", "pettingzoo/pettingzoo.butterfly.pistonball_v6:parallel_env", 4_096, "by pixels alone: return about 99 of 100",
         _PIXEL_STEPS, _PIXEL_RUN, _PISTONS,
     ),
     Preset(
