@@ -611,7 +611,9 @@ COMPARISONS = (
         remark=(
             "Five pistons, by pixels alone (457 x 120 x 3 bytes each; the critic sees it all). One seed, while other "
             "programs kept the machine busy. Every evaluated episode ends with the ball at the left wall, after 11 "
-            "steps; played at random, episodes last 105 of at most 125 steps."
+            "steps; played at random, episodes last 105 of at most 125 steps. Not all of it needs eyes: of seven blind "
+            "teams whose pistons stood still, high or low, the best earned 77 in four episodes, the others 17 to 61. "
+            "Exported and served by a fleet, the policy earned 98.7 in eight episodes over gRPC."
         ),
     ),
     Comparison(
