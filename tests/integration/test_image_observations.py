@@ -203,7 +203,12 @@ EXPORTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", EXPORTS)
+QUICK = ("shared, recurrent", "conducted")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in EXPORTS]
+)
 def test_a_bundle_takes_what_the_environment_gives(case: str, call: Call, tmp_path: Path) -> None:
     algorithm, settings, arguments = EXPORTS[case]
     train(config(algorithm, arguments, **settings), tmp_path / "run")
@@ -246,7 +251,7 @@ def test_limits_follow_from_the_pictures_size(large: Bundle) -> None:
     assert kept < 2 * 2**23, "what a bundle keeps for comparison is bounded"
 
 
-@pytest.mark.parametrize("door", ["unary", "stream", "frames"])
+@pytest.mark.parametrize("door", ["unary", pytest.param("stream", marks=pytest.mark.slow), "frames"])
 def test_pictures_travel_as_bytes_and_acts_are_the_policys_own(large: Bundle, door: str, tmp_path: Path) -> None:
     box = tmp_path / "box"
     options = ("--record", str(box))
