@@ -606,6 +606,18 @@ COMPARISONS = (
         settings=_FEW_EPISODES, environment_settings=("n_agents=3", "shared_rew=false"),
     ),
     Comparison(
+        "pistonball", "pettingzoo/pettingzoo.butterfly.pistonball_v6:parallel_env", 4_096, 1_024,
+        algorithms("mappo", seeds=1), settings=("env.workers=2", "run.evaluation_episodes=8"),
+        references=(("random play", 28.6),),
+        remark=(
+            "Five pistons, by pixels alone (457 x 120 x 3 bytes each; the critic sees it all). One seed, while other "
+            "programs kept the machine busy. Every evaluated episode ends with the ball at the left wall, after 11 "
+            "steps; played at random, episodes last 105 of at most 125 steps. Not all of it needs eyes: of seven blind "
+            "teams whose pistons stood still, high or low, the best earned 77 in four episodes, the others 17 to 61. "
+            "Exported and served by a fleet, the policy earned 98.7 in eight episodes over gRPC."
+        ),
+    ),
+    Comparison(
         "smacv2-5-units", "smax/smacv2_5_units", 300_000, 50_000,
         (window("window", seeds=1), *algorithms("mappo", seeds=1)),
         settings=_FEW_EPISODES, measure="success_rate",

@@ -67,7 +67,7 @@ _BESIDE = 6  # with more curves their names stand beside the plot, not on it
 
 def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
     """What a run is called; runs with the same settings are shared between comparisons."""
-    slug = "-".join([comparison.environment.replace("/", "-"), *comparison.environment_settings])
+    slug = "-".join([re.sub("[/:]", "-", comparison.environment), *comparison.environment_settings])
     name = "-".join([variant.algorithm, *([variant.preset] if variant.preset else [])])
     if variant.settings:
         name = "-".join([name, *(setting.removeprefix("algorithm.") for setting in variant.settings)])

@@ -81,6 +81,8 @@ def _acts() -> Iterator[tuple[str, str, Message]]:
         "Act",
         pb.ActRequest(session_id=SESSION, step=1, observation=to_tensor(np.arange(200, dtype=np.float32))),
     )
+    picture = to_tensor(np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 11)
+    yield "act on a picture", "Act", pb.ActRequest(session_id=SESSION, step=2, observation=picture)
     discrete = pb.ActResponse(step=300, action=to_tensor(3), missed_steps=2, replayed=True)
     yield "discrete action", "Act", discrete
     yield "action of several branches", "Act", pb.ActResponse(step=1, action=to_tensor(np.array([2, 0])))

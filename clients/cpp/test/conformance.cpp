@@ -97,7 +97,7 @@ struct ToJson {
   void operator()(int, const char* name, const std::string& value) { if (!value.empty()) json[name] = value; }
   void operator()(int, const char* name, const wire::Bytes& value) { if (!value.empty()) json[name] = base64(value); }
   void operator()(int, const char* name, wire::DataType value) {
-    static const char* const names[] = {"", "DATA_TYPE_FLOAT32", "DATA_TYPE_INT64", "DATA_TYPE_BOOL"};
+    static const char* const names[] = {"", "DATA_TYPE_FLOAT32", "DATA_TYPE_INT64", "DATA_TYPE_BOOL", "DATA_TYPE_UINT8"};
     if (value != wire::DataType::unspecified) json[name] = names[static_cast<int>(value)];
   }
   void operator()(int, const char* name, wire::InstructionChoice value) {

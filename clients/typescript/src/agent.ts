@@ -48,6 +48,13 @@ export interface Agent {
 }
 
 export function agentSpec(model: AgentModel): AgentSpec {
+  const { shape, dtype } = model.observation;
+  if (shape.length !== 1 || dtype !== "float32") {
+    throw new UsageError(
+      `agent '${model.id}': it observes ${dtype} [${shape}]; this client takes vectors of float32 only: ` +
+        "use the one in Python",
+    );
+  }
   return {
     id: model.id,
     observationSize: product(model.observation.shape),

@@ -11,7 +11,7 @@ export type InstructionChoice = "argmax" | "sample" | "common";
 export interface TensorModel {
   name: string;
   shape: number[];
-  dtype: "float32" | "int64" | "bool";
+  dtype: "float32" | "int64" | "bool" | "uint8";
 }
 
 /** Recurrent state: fed in as `input`, read back from `output`. */

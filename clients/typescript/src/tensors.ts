@@ -19,6 +19,7 @@ const ITEM_BYTES: Partial<Record<DataType, number>> = {
   [DataType.DATA_TYPE_FLOAT32]: 4,
   [DataType.DATA_TYPE_INT64]: 8,
   [DataType.DATA_TYPE_BOOL]: 1,
+  [DataType.DATA_TYPE_UINT8]: 1,
 };
 
 /** The content of a tensor; a number or bool where it has no shape. */
@@ -37,6 +38,10 @@ export function content(tensor: Tensor | undefined, name: string): Diagnostics[s
   if (tensor.dataType === DataType.DATA_TYPE_INT64) {
     const integers = Array.from({ length: size! }, (_, index) => Number(view.getBigInt64(8 * index, true)));
     return scalar ? integers[0]! : integers;
+  }
+  if (tensor.dataType === DataType.DATA_TYPE_UINT8) {
+    const numbers = Array.from(tensor.data);
+    return scalar ? numbers[0]! : numbers;
   }
   const flags = Array.from(tensor.data, Boolean);
   return scalar ? flags[0]! : flags;

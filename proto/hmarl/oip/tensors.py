@@ -27,6 +27,7 @@ _KINDS: dict[str, _Kind] = {
     "float32": _Kind("FP32", "fp32_contents", np.dtype("<f4")),
     "int64": _Kind("INT64", "int64_contents", np.dtype("<i8")),
     "bool": _Kind("BOOL", "bool_contents", np.dtype(np.bool_)),
+    "uint8": _Kind("UINT8", "uint_contents", np.dtype(np.uint8)),
 }
 
 
@@ -43,7 +44,7 @@ def read_tensor(
     Args:
         tensor: the message.
         raw: its raw contents; None where its own are typed.
-        dtype: the only type that is taken: ``float32``, ``int64`` or ``bool``.
+        dtype: the only type that is taken: ``float32``, ``int64``, ``bool`` or ``uint8``.
         shape: the only shape of a row that is taken.
         max_rows: as many are taken.
 
@@ -84,6 +85,8 @@ def _typed(name: str, contents: pb.InferTensorContents, kind: _Kind, count: int)
     got = getattr(contents, kind.field)
     if len(got) != count:
         raise WireError(f"{name}.contents: got {len(got)} elements, expected {count} for its shape")
+    if kind.raw == np.uint8 and max(got, default=0) > 255:
+        raise WireError(f"{name}.contents: got {max(got)}, expected numbers from 0 to 255")
     return np.array(got, kind.raw.newbyteorder("="))
 
 

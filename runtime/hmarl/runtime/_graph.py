@@ -25,8 +25,14 @@ DTYPES: dict[DataType, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "int64": np.dtype(np.int64),
     "bool": np.dtype(np.bool_),
+    "uint8": np.dtype(np.uint8),
 }
-_ORT_TYPES: dict[DataType, str] = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+_ORT_TYPES: dict[DataType, str] = {
+    "float32": "tensor(float)",
+    "int64": "tensor(int64)",
+    "bool": "tensor(bool)",
+    "uint8": "tensor(uint8)",
+}
 
 
 def graph_inputs(agent: AgentModel) -> list[TensorModel]:
@@ -162,8 +168,9 @@ def check_manifest(agent: AgentModel) -> None:
     expectations: list[tuple[str, object, object]] = [
         ("action.shape", agent.action.shape, want_shape),
         ("action.dtype", agent.action.dtype, want_dtype),
-        ("observation.dtype", agent.observation.dtype, "float32"),
     ]
+    if (len(agent.observation.shape), agent.observation.dtype) != (3, "uint8"):  # else a picture of bytes
+        expectations.append(("observation.dtype", agent.observation.dtype, "float32"))
     if agent.action_mask is not None:
         expectations.append(("action_mask.shape", agent.action_mask.shape, [sum(branch_sizes(space))]))
         expectations.append(("action_mask.dtype", agent.action_mask.dtype, "bool"))

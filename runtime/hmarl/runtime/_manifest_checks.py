@@ -116,8 +116,10 @@ def _check_tensors(field: str, agent: AgentModel) -> None:
                 f"{field}: inputs and outputs up to '{name}' have {elements:,} elements, expected at most "
                 f"{ELEMENTS_LIMIT:,} in all"
             )
-    if len(agent.observation.shape) != 1:
-        raise ValueError(f"{field}.observation.shape: got {agent.observation.shape}, expected [length]")
+    if len(agent.observation.shape) not in (1, 3):
+        raise ValueError(
+            f"{field}.observation.shape: got {agent.observation.shape}, expected [length] or [height, width, channels]"
+        )
 
 
 def _elements(field: str, shape: list[int]) -> int:

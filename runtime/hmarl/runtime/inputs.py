@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hmarl.runtime.errors import ObservationError, UsageError
 
-Observation = npt.NDArray[np.float32]
+Observation = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _FLOAT32: Final = np.dtype(np.float32)
@@ -30,13 +30,20 @@ class InputCheck:
     """Checks observations and masks of one agent. Keeps a buffer: one caller at a time.
 
     Args:
-        observation_size: numbers of an observation.
+        observation_shape: of an observation: (size,), or a picture's.
         branches: the number of choices in each branch of the action mask; None for a policy without a mask input.
+        observation_dtype: float32, or the bytes of a picture.
     """
 
-    def __init__(self, observation_size: int, branches: Sequence[int] | None) -> None:
-        self._shape = (observation_size,)
-        self._finite, self._finite_bytes = flags(self._shape)
+    def __init__(
+        self,
+        observation_shape: tuple[int, ...],
+        branches: Sequence[int] | None,
+        observation_dtype: np.dtype[Any] = _FLOAT32,
+    ) -> None:
+        self._shape, self._dtype = observation_shape, observation_dtype
+        self._numbers = observation_dtype == _FLOAT32
+        self._finite, self._finite_bytes = flags(self._shape if self._numbers else (0,))
         self._branches = None if branches is None else branch_slices(branches)
         self._mask_shape = (sum(branches or ()),)
 
@@ -44,18 +51,18 @@ class InputCheck:
         """Both as plain arrays in native byte order. Subclasses, memory maps and big-endian arrays are taken as well.
 
         Args:
-            observation: [observation_size] float32, finite.
+            observation: of the shape and type given, finite.
             action_mask: [mask_size] bool, at least one True a branch; None exactly when the policy has no mask input.
 
         Raises:
             ObservationError: wrong shape, dtype or content.
         """
-        if type(observation) is not _ARRAY or observation.dtype != _FLOAT32 or observation.shape != self._shape:
-            observation = _plain("observation", observation, self._shape, _FLOAT32)
-        _isfinite(observation, self._finite)
-        if 0 in self._finite_bytes:
-            where = np.flatnonzero(~self._finite)[0]
-            raise ObservationError(f"observation[{where}]: got {observation[where]}, expected finite numbers")
+        if type(observation) is not _ARRAY or observation.dtype != self._dtype or observation.shape != self._shape:
+            observation = _plain("observation", observation, self._shape, self._dtype)
+        if self._numbers:
+            _isfinite(observation, self._finite)
+            if 0 in self._finite_bytes:
+                raise self._not_finite(observation)
         if self._branches is None:
             if action_mask is not None:
                 raise ObservationError("action_mask: got one, but this policy has no mask input: leave it out")
@@ -68,6 +75,11 @@ class InputCheck:
                 where = f" in branch {branch}" if len(self._branches) > 1 else ""
                 raise ObservationError(f"action_mask: got no legal action{where}, expected at least one True")
         return observation, action_mask
+
+    def _not_finite(self, observation: Observation) -> ObservationError:
+        where = tuple(int(index) for index in np.argwhere(~self._finite)[0])
+        place = ", ".join(map(str, where))
+        return ObservationError(f"observation[{place}]: got {observation[where]}, expected finite numbers")
 
 
 def flags(shape: tuple[int, ...]) -> tuple[Mask, bytearray]:

@@ -28,7 +28,7 @@ from hmarl.runtime._manifest_checks import check_printable as check_printable  #
 from hmarl.runtime.choices import InstructionChoice
 
 SCHEMA_VERSION = 1
-DataType = Literal["float32", "int64", "bool"]
+DataType = Literal["float32", "int64", "bool", "uint8"]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

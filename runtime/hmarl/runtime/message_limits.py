@@ -10,8 +10,8 @@ from hmarl.runtime.manifest import AgentModel, TensorModel
 ROOM_BYTES = 64 * 1024
 # What a tensor's fields take on the wire beside name and data, and one size of its shape, at most.
 _FRAME_BYTES, _SIZE_BYTES = 64, 10
-_ITEM_BYTES = {"float32": 4, "int64": 8, "bool": 1}
-_TYPED_BYTES = {**_ITEM_BYTES, "int64": 10}  # of typed contents, at most
+_ITEM_BYTES = {"float32": 4, "int64": 8, "bool": 1, "uint8": 1}
+_TYPED_BYTES = {**_ITEM_BYTES, "int64": 10, "uint8": 2}  # of typed contents, at most
 # Of the Open Inference Protocol: how many rows one request may have, fewer where they are large.
 _MAX_ROWS = 128
 _ROWS_BYTES = 2**20

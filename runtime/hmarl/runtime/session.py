@@ -32,7 +32,7 @@ from hmarl.runtime.errors import (
     UsageError,
     one_line,
 )
-from hmarl.runtime.inputs import InputCheck, checked_integer, flags
+from hmarl.runtime.inputs import InputCheck, Observation, checked_integer, flags
 from hmarl.runtime.manifest import branch_sizes
 from hmarl.runtime.noise import NoiseSource, noise_for
 from hmarl.runtime.observing import ENDED, RESTARTED, EpisodeStart, PolicyObserver
@@ -206,7 +206,7 @@ class PolicySession:
         self._mask = buffers.inputs[agent.action_mask.name][0, ...] if agent.action_mask is not None else None
         self._step = buffers.inputs[agent.step.name] if agent.step is not None else None
         branches = branch_sizes(agent.action_space) if agent.action_mask is not None else None
-        self._checked = InputCheck(len(self._observation), branches).checked
+        self._checked = InputCheck(self._observation.shape, branches, self._observation.dtype).checked
         self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
         self._next_states = [(state.output, buffers.outputs[state.output][0, ...]) for state in agent.states]
         self._action = buffers.outputs[agent.action.name][0, ...]
@@ -274,7 +274,7 @@ class PolicySession:
 
     def act(
         self,
-        observation: npt.NDArray[np.float32],
+        observation: Observation,
         action_mask: npt.NDArray[np.bool_] | None = None,
         *,
         step: int | None = None,
@@ -282,8 +282,8 @@ class PolicySession:
         """Choose the action of one step.
 
         Args:
-            observation: [observation_size] float32, finite. Subclasses of arrays, memory maps among them, and
-                big-endian float32 are taken as well.
+            observation: [observation_size] float32, finite, or a picture of the manifest's shape and type. Subclasses
+                of arrays, memory maps among them, and big-endian float32 are taken as well.
             action_mask: [mask_size] bool, True where legal, when the policy has a mask input.
             step: None for the step after the last one. A gap is legal and counted; the last step again, with the same
                 content, returns the recorded action and does not advance the state.
@@ -321,9 +321,7 @@ class PolicySession:
         if self._observer is not None:
             self._observer.ended(self.steps, self.missed_steps, reason)
 
-    def _act(
-        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None, step: int | None
-    ) -> Action:
+    def _act(self, observation: Observation, action_mask: npt.NDArray[np.bool_] | None, step: int | None) -> Action:
         """What ``act`` does, within the session's lock."""
         if self._seed is None:
             raise SessionError("no episode has been started: call reset(seed) first")
@@ -378,9 +376,7 @@ class PolicySession:
             f"(the largest number of this one is {np.abs(self._observation).max(initial=0.0):g})"
         )
 
-    def _replay(
-        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None, step: int
-    ) -> Action:
+    def _replay(self, observation: Observation, action_mask: npt.NDArray[np.bool_] | None, step: int) -> Action:
         """The reply of the last step once more; the input buffers still hold what it was computed from."""
         if step != self._last_step:
             raise StepOrderError(f"step: got {step}, expected {self._next_step} or later (steps increase strictly)")

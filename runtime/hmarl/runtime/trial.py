@@ -228,7 +228,9 @@ def _run_trial(orders: IO[str]) -> None:
         try:
             policy = Policy(bundle, agent_id, like=like)
             for rows in order["rows"]:
-                policy.run_batch({model.observation.name: np.zeros((rows, *model.observation.shape), np.float32)})
+                policy.run_batch(
+                    {model.observation.name: np.zeros((rows, *model.observation.shape), model.observation.dtype)}
+                )
             problems = parity_problems(policy) if order["parity"] else []
         except Exception as error:  # ONNX Runtime raises many unrelated types
             if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):

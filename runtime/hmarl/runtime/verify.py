@@ -149,7 +149,7 @@ def _check_batches(policy: Policy, tolerance: float, report: AgentReport) -> Non
 
 
 def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) -> dict[str, Array]:
-    """Random inputs: normal observations, states as reset, uniform or normal noise, legal masks, steps of episodes."""
+    """Random inputs: normal observations or pixels, states as reset, uniform or normal noise, legal masks, steps."""
     feeds: dict[str, Array] = {}
     uniform = {noise.name for noise in agent.noises if noise.distribution == "uniform"}
     for tensor in graph_inputs(agent):
@@ -165,6 +165,8 @@ def random_feeds(agent: AgentModel, batch: int, generator: np.random.Generator) 
         elif tensor.name in {state.input for state in agent.states}:
             reset = next(state.reset for state in agent.states if state.input == tensor.name)
             feeds[tensor.name] = np.broadcast_to(np.reshape(reset, tensor.shape), shape).astype(DTYPES[tensor.dtype])
+        elif tensor.dtype == "uint8":
+            feeds[tensor.name] = generator.integers(256, size=shape, dtype=np.uint8)
         else:
             feeds[tensor.name] = generator.normal(size=shape).astype(DTYPES[tensor.dtype])
     return feeds

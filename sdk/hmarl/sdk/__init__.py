@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.evaluation.closed_loop import Evaluation, evaluate
     from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
     from hmarl.sdk.fallback import Call, Fail, Fallback, Hold, NoOp, Situation, Zero
-    from hmarl.sdk.spaces import AgentGroup, AgentSpec, EnvironmentSpec
+    from hmarl.sdk.spaces import AgentGroup, AgentSpec, EnvironmentSpec, ImageFormat
     from hmarl.sdk.team import RandomTeam, Team
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "FleetTeam",
     "HmarlError",
     "Hold",
+    "ImageFormat",
     "InstructionChoice",
     "LocalAgent",
     "LoopSummary",
@@ -156,7 +157,7 @@ _HOMES = {
     ),
     "hmarl.sdk.evaluation.closed_loop": ("Evaluation", "evaluate"),
     "hmarl.sdk.evaluation.deployed_teams": ("BundleTeam", "FleetTeam"),
-    "hmarl.sdk.spaces": ("AgentGroup", "AgentSpec", "EnvironmentSpec"),
+    "hmarl.sdk.spaces": ("AgentGroup", "AgentSpec", "EnvironmentSpec", "ImageFormat"),
     "hmarl.sdk.team": ("RandomTeam", "Team"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -21,9 +21,10 @@ class Observation:
     """What is seen at one step by all agents of B environments.
 
     Attributes:
-        observations: one array per group: [B, N_group, observation_size] float32.
+        observations: one array per group: [B, N_group, observation_size] float32; of pictures, row by row, in the type
+            that ``AgentSpec.image`` says.
         action_masks: one entry per group: bool [B, N_group, mask_size], or None where the group has no masks.
-        state: [B, state_size] float32.
+        state: [B, state_size] float32, or a picture's type.
         active: [B, N] bool; False for an agent that has left (its observation is then zero, its mask all-true).
         restarted: [B, N] bool, agents whose process has been restarted since the step before: what they remembered is
             lost. None where that never happens; see ``hmarl.sdk.faults``.

@@ -10,10 +10,11 @@ K instructions, A actions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # A string, because Gymnasium is not imported here and has no generic Discrete in old releases.
 ActionSpace: TypeAlias = "spaces.Discrete[Any] | spaces.MultiDiscrete | spaces.Box"
 TeamReward = Literal["sum", "mean", "shared"]
+ImageType = Literal["uint8", "float32"]
 # Larger bounds stand for no bounds (numpy.finfo(numpy.float32).max, 1e39): the width between them is not a float32.
 LARGEST_BOUND = float(np.finfo(np.float32).max) / 2
 
@@ -185,18 +187,61 @@ def _content(model: ActionSpaceModel) -> tuple[object, ...]:
 
 
 @dataclass(frozen=True)
+class ImageFormat:
+    """What numbers of an observation or a state are a picture, row by row, channels last.
+
+    Attributes:
+        height, width, channels: 1 or more each.
+        dtype: ``uint8``, 0 to 255, or ``float32``.
+    """
+
+    height: int
+    width: int
+    channels: int
+    dtype: ImageType = "uint8"
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or self.dtype not in get_args(ImageType):
+            raise UsageError(f"image: got {self}, expected sides of 1 or more and {' or '.join(get_args(ImageType))}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.height, self.width, self.channels
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width} x {self.channels} {self.dtype}"
+
+
+def _check_image(field: str, image: ImageFormat | None, size: int) -> None:
+    """A picture is all of an observation or state.
+
+    Raises:
+        UsageError: it has more or fewer numbers.
+    """
+    if image is not None and image.size != size:
+        raise UsageError(f"{field}: got {image}, {image.size} numbers, expected {size}")
+
+
+@dataclass(frozen=True)
 class AgentSpec:
     """One agent as a policy sees it.
 
     Attributes:
         id: unique name, e.g. ``"agent_0"``; printable characters of any alphabet.
-        observation_size: length of the flat float32 observation vector.
+        observation_size: length of the flat observation vector.
         action_space: Discrete(A) (starting at 0), MultiDiscrete (1-D) or a bounded 1-D float32 Box. May be given as the
             manifest writes it; then the space of Gymnasium is made when it is first asked for.
         has_action_mask: whether the environment hands out a mask of legal actions (Discrete: bool [A];
             MultiDiscrete: the masks of the branches, concatenated).
         observation_layout: human-readable meaning of the parts of the vector, as (name, length) pairs in order. One
             called ``position`` is where the agent is: algorithms with a graph of agents build it from that.
+        image: the observation is a picture of this format, its numbers row by row; None for a vector of float32.
     """
 
     id: str
@@ -204,6 +249,25 @@ class AgentSpec:
     action_space: ActionSpaceField = ACTION_SPACE_FIELD
     has_action_mask: bool = False
     observation_layout: tuple[tuple[str, int], ...] = ()
+    image: ImageFormat | None = None
+
+    def __post_init__(self) -> None:
+        _check_image(f"agent '{self.id}': image", self.image, self.observation_size)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of what the agent's policy is given: (observation_size,), or (height, width, channels)."""
+        return (self.observation_size,) if self.image is None else self.image.shape
+
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """float32, or a picture's type."""
+        return np.dtype(np.float32 if self.image is None else self.image.dtype)
+
+    def observed(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Observations [..., observation_size] as the agent's policy is given them: [..., *observation_shape]."""
+        shape = (*rows.shape[:-1], *self.observation_shape)
+        return np.ascontiguousarray(rows, self.observation_dtype).reshape(shape)
 
     @cached_property
     def action_space_model(self) -> ActionSpaceModel:
@@ -265,7 +329,7 @@ class EnvironmentSpec:
     Attributes:
         name: the name given to ``make``, e.g. ``"mpe/simple_spread"``.
         agents: all agents that can ever be there, in a fixed order.
-        state_size: length of the flat float32 global state.
+        state_size: length of the flat global state.
         horizon: steps after which an episode is cut off, None when unknown.
         team_reward: how the team reward is formed from the agents' rewards: their ``sum`` or ``mean``; ``shared`` means
             that every agent already receives the team reward.
@@ -279,6 +343,7 @@ class EnvironmentSpec:
             does.
         horizon_guessed: the horizon was not declared, it was read off an attribute that looks like one. A guess only
             describes, and episodes may last longer.
+        state_image: the state is a picture of this format; None for a vector of float32.
     """
 
     name: str
@@ -292,8 +357,10 @@ class EnvironmentSpec:
     horizon_guessed: bool = False
     common_observations: tuple[str, ...] = ()
     faults: str = ""
+    state_image: ImageFormat | None = None
 
     def __post_init__(self) -> None:
+        _check_image("state_image", self.state_image, self.state_size)
         ids = [agent.id for agent in self.agents]
         if not ids or len(set(ids)) != len(ids):
             raise UsageError(f"agents: got ids {ids}, expected at least one and no duplicates")
@@ -312,6 +379,17 @@ class EnvironmentSpec:
                 )
 
     @property
+    def state_dtype(self) -> np.dtype[Any]:
+        """float32, or a picture's type."""
+        return np.dtype(np.float32 if self.state_image is None else self.state_image.dtype)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """What is a picture, in words, e.g. ``agent 'a' observes 84 x 84 x 3 uint8``."""
+        seen = [f"agent '{agent.id}' observes {agent.image}" for agent in self.agents if agent.image is not None]
+        return (*seen, *([f"the state is {self.state_image}"] if self.state_image is not None else []))
+
+    @property
     def declared_horizon(self) -> int | None:
         """The horizon that episodes are held to; None when it is unknown or guessed."""
         return None if self.horizon_guessed else self.horizon
@@ -323,10 +401,10 @@ class EnvironmentSpec:
 
     @cached_property
     def groups(self) -> tuple[AgentGroup, ...]:
-        """Agents with equal observation size, action space and mask, grouped in order of first appearance."""
+        """Agents with equal observations, action space and mask, grouped in order of first appearance."""
         members: dict[tuple[object, ...], list[int]] = {}
         for index, agent in enumerate(self.agents):
-            key = (agent.observation_size, agent.has_action_mask, *_content(agent.action_space_model))
+            key = (agent.observation_size, agent.image, agent.has_action_mask, *_content(agent.action_space_model))
             members.setdefault(key, []).append(index)
         return tuple(AgentGroup(tuple(group), self.agents[group[0]]) for group in members.values())
 

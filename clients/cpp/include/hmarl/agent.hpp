@@ -85,7 +85,12 @@ struct Spec {
     const Json& space = model.at("action_space");
     const std::string type = space.at("type");
     spec.id = model.at("id");
-    spec.observation_size = model.at("observation").at("shape").at(0);
+    const Json& seen = model.at("observation");
+    if (seen.at("shape").size() != 1 || seen.at("dtype") != "float32") {
+      throw UsageError("agent '" + spec.id + "': it observes " + seen.at("dtype").get<std::string>() + " " +
+                       seen.at("shape").dump() + "; this client takes vectors of float32 only: use the one in Python");
+    }
+    spec.observation_size = seen.at("shape").at(0);
     spec.has_mask = model.contains("action_mask") && !model.at("action_mask").is_null();
     if (type == "box") {
       spec.space = Space::box, spec.low = space.at("low").get<std::vector<float>>();

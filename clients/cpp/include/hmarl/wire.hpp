@@ -25,7 +25,7 @@ struct Bytes : std::string {  // as a string on the wire
   Bytes() = default;
   explicit Bytes(std::string text) : std::string(std::move(text)) {}
 };
-enum class DataType : std::int32_t { unspecified, float32, int64, boolean };
+enum class DataType : std::int32_t { unspecified, float32, int64, boolean, uint8 };
 enum class InstructionChoice : std::int32_t { unspecified, argmax, sample, common };
 
 struct Tensor {

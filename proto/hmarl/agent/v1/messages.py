@@ -37,7 +37,7 @@ def write_act(
     request: agent_pb2.ActRequest,
     session_id: str,
     step: int,
-    observation: npt.NDArray[np.float32],
+    observation: npt.NDArray[Any],
     action_mask: npt.NDArray[np.bool_] | None,
 ) -> None:
     """Fill an empty request, in place: nothing is copied into the message of a stream.
@@ -46,7 +46,7 @@ def write_act(
         request: the message.
         session_id: whose act it is.
         step: which one.
-        observation: [observation_size].
+        observation: [observation_size] float32, or a picture.
         action_mask: [mask_size]; None exactly when the policy has no mask input.
     """
     request.session_id = session_id

@@ -1,4 +1,4 @@
-"""``Tensor`` to NumPy and back, for servers and clients alike. Row-major, little-endian, bool one byte each."""
+"""``Tensor`` to NumPy and back, for servers and clients alike. Row-major, little-endian; bool, uint8: a byte each."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     agent_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     agent_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
     agent_pb2.DATA_TYPE_BOOL: np.dtype(np.bool_),
+    agent_pb2.DATA_TYPE_UINT8: np.dtype(np.uint8),
 }
 _DATA_TYPES: dict[np.dtype[Any], Any] = {dtype: data_type for data_type, dtype in _DTYPES.items()}
 MAX_RANK = 64  # of NumPy's arrays
@@ -120,7 +121,7 @@ def _expected(shape: Sequence[int] | None) -> str:
 
 
 def to_tensor(value: int | npt.NDArray[Any]) -> agent_pb2.Tensor:
-    """A message of a float32, int64 or bool array; a Python int becomes an int64 scalar."""
+    """A message of a float32, int64, bool or uint8 array; a Python int becomes an int64 scalar."""
     tensor = agent_pb2.Tensor()
     write_tensor(tensor, value)
     return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
@@ -12,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.runtime.choices import InstructionChoice
-from hmarl.runtime.manifest import ActionSpaceModel, AgentModel, BoxSpace
+from hmarl.runtime.manifest import ActionSpaceModel, AgentModel, BoxSpace, TensorModel
 from hmarl.sdk.errors import MisuseError, UsageError
-from hmarl.sdk.spaces import AgentSpec, bounds
+from hmarl.sdk.spaces import AgentSpec, ImageFormat, bounds
 
 # Seconds: 10 µs to 1 s, three to a decade.
 LATENCY_BOUNDS_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
@@ -123,11 +124,11 @@ class Agent(Protocol):
         """
         ...
 
-    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
+    def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step.
 
         Args:
-            observation: [observation_size] float32, finite.
+            observation: [observation_size] float32, finite; or a picture [height, width, channels] of its own type.
             action_mask: [mask_size] bool, True where legal; exactly when the policy has a mask input.
 
         Raises:
@@ -163,11 +164,20 @@ def agent_spec(model: AgentModel) -> AgentSpec:
     """The spec of an agent from its entry in a bundle's manifest."""
     return AgentSpec(
         id=model.id,
-        observation_size=model.observation.shape[0],
+        observation_size=math.prod(model.observation.shape),
         action_space=model.action_space,
         has_action_mask=model.action_mask is not None,
         observation_layout=tuple(model.observation_layout),
+        image=_image(model.observation),
     )
+
+
+def _image(observation: TensorModel) -> ImageFormat | None:
+    """What picture an observation is, by the manifest."""
+    if len(observation.shape) != 3:
+        return None
+    height, width, channels = observation.shape
+    return ImageFormat(height, width, channels, "uint8" if observation.dtype == "uint8" else "float32")
 
 
 def check_spec(got: AgentSpec, expected: AgentSpec, source: str) -> None:
@@ -195,6 +205,8 @@ def mismatch(got: AgentSpec, expected: AgentSpec) -> str | None:
     """The first thing, in words, that keeps a policy from acting for an agent, whatever their ids; None if it fits."""
     if got.observation_size != expected.observation_size:
         return f"observation size: got {got.observation_size}, the environment expects {expected.observation_size}"
+    if got.image is not None and got.image != expected.image:
+        return f"observation: got a policy that sees {got.image}, the environment shows {expected.image or 'vectors'}"
     if not _equal_spaces(got.action_space_model, expected.action_space_model):
         return f"action space: got {got.action_space}, the environment expects {expected.action_space}"
     if expected.has_action_mask and not got.has_action_mask:

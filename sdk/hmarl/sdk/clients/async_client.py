@@ -137,9 +137,7 @@ class AsyncAgentClient(ClientBase):
             except CallFailed as failure:
                 raise await self._explained("asking for its bundle", failure) from failure
 
-    async def act(
-        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None
-    ) -> Action:
+    async def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step; see ``AgentClient.act``."""
         if self._spans is None:
             return await self._act(observation, action_mask)
@@ -148,7 +146,7 @@ class AsyncAgentClient(ClientBase):
             self._spans.tell(span, action)
             return action
 
-    async def _act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> Action:
+    async def _act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None) -> Action:
         self._take("act")
         try:
             if self._keys is not None and self._wire is not None:

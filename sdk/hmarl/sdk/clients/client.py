@@ -123,7 +123,7 @@ class AgentClient(ClientBase):
             except CallFailed as failure:
                 raise self._explained("asking for its bundle", failure) from failure
 
-    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
+    def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step, from the policy if it arrives in time, else from the fallback.
 
         Raises:
@@ -140,7 +140,7 @@ class AgentClient(ClientBase):
             self._spans.tell(span, action)
             return action
 
-    def _act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None) -> Action:
+    def _act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None) -> Action:
         # As _in_use, without its cost: this is what a control loop waits for.
         if self._closed or self._born != FORKS.count:
             self._check_usable()

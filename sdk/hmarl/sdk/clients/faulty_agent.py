@@ -39,7 +39,7 @@ class FaultyAgent:
         model = FaultModel(model.of(agent.spec.id))  # a team's model names other agents, too
         self._agent = agent
         branches = branch_sizes(agent.spec.action_space_model) if agent.spec.has_action_mask else None
-        self._check = InputCheck(agent.spec.observation_size, branches)
+        self._check = InputCheck(agent.spec.observation_shape, branches, agent.spec.observation_dtype)
         self._injector = Injector(model, [agent.spec], [AgentGroup((0,), agent.spec)], 1)
         self._fallbacks = 0
         self._seed: int | None = None
@@ -80,7 +80,7 @@ class FaultyAgent:
         self._agent.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
         self._seed, self._options, self._step, self._first_step = seed, options, first_step, first_step
 
-    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
+    def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """What is to be done at the next step; see ``Agent.act``.
 
         A step at which the agent raises is used up, one whose observation is refused is not.
@@ -100,7 +100,8 @@ class FaultyAgent:
         if seen.restarted is not None and seen.restarted.any():
             self._agent.reset(self._seed, first_step=step, **self._options)
         (mask,) = seen.action_masks
-        chosen = self._agent.act(seen.observations[0][0, 0], None if mask is None else mask[0, 0])
+        shown = self.spec.observed(seen.observations[0][0, 0])
+        chosen = self._agent.act(shown, None if mask is None else mask[0, 0])
         (done,) = self._injector.done([np.asarray(chosen.action, self.spec.action_dtype)[None, None]])
         fresh = chosen.fresh and bool(self._injector.fresh.all())
         self._fallbacks += chosen.fresh and not fresh
@@ -127,7 +128,9 @@ class FaultyAgent:
         self.close()
 
 
-def _as_batch(observation: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None) -> Observation:
+def _as_batch(observation: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None) -> Observation:
     """One team of one agent."""
     masks = None if mask is None else mask[None, None]
-    return Observation((observation[None, None],), (masks,), np.zeros((1, 1), np.float32), np.ones((1, 1), np.bool_))
+    return Observation(
+        (observation.reshape(1, 1, -1),), (masks,), np.zeros((1, 1), np.float32), np.ones((1, 1), np.bool_)
+    )

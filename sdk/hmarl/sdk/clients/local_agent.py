@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class LocalAgent:
         self._session.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
         self._next_step = first_step
 
-    def act(self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
+    def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step; see ``Agent.act``."""
         begin = time.perf_counter()
         self._check_open()

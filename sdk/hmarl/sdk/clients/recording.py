@@ -46,6 +46,7 @@ class ClientRecorder:
     def __init__(self, settings: RecordSettings, model: AgentModel, source: str) -> None:
         about = {**about_process(), "source": source}
         self._recorder = Recorder(settings, CLIENT, model.id, about, act_bytes(model))
+        self._seen = np.dtype(model.observation.dtype)
         self._state_names = [(state.input, state.output) for state in model.states]
         self._episode: RecordedEpisode | None = None
         self._delivery = _Delivery(0.0)
@@ -98,7 +99,7 @@ class ClientRecorder:
             time.monotonic_ns(),
             time.time_ns(),
             step,
-            (_copied(observation, np.float32), _copied(mask, np.bool_)),
+            (_copied(observation, self._seen), _copied(mask, np.dtype(np.bool_))),
             (type(error).__name__, str(error)),
             self._told(False, session_id or ""),
         )
@@ -162,6 +163,6 @@ def _deliver(act: pb.Act, told: tuple[bool, str, float, str]) -> None:
     delivery.session = session_digest(session_id) if session_id else ""
 
 
-def _copied(given: object, dtype: type[np.generic]) -> Array | None:
+def _copied(given: object, dtype: np.dtype[Any]) -> Array | None:
     """A copy of what was given, where it is an array of the expected type."""
     return np.array(given) if isinstance(given, np.ndarray) and given.dtype == dtype else None

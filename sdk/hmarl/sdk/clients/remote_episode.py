@@ -159,8 +159,9 @@ class RemoteEpisode:
         self._receive_limit_bytes = LEAST_RECEIVE_LIMIT_BYTES
         self._allow_replies_of(model)
         self._inputs = InputCheck(
-            self.spec.observation_size,
+            self.spec.observation_shape,
             branch_sizes(self.spec.action_space_model) if self.spec.has_action_mask else None,
+            self.spec.observation_dtype,
         )
         self._action_form = self.spec.action_shape, self.spec.action_dtype
         self._fallback = fallback
@@ -257,7 +258,7 @@ class RemoteEpisode:
         return None if session_id is None else agent_pb2.EndEpisodeRequest(session_id=session_id)
 
     def act(
-        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
+        self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None
     ) -> Generator[Operation, Any, Action]:
         """Everything that one call of ``act`` does.
 
@@ -273,7 +274,7 @@ class RemoteEpisode:
         self,
         asked: Generator[Operation, Any, Action],
         recorder: ClientRecorder,
-        observation: npt.NDArray[np.float32],
+        observation: npt.NDArray[Any],
         action_mask: npt.NDArray[np.bool_] | None,
     ) -> Generator[Operation, Any, Action]:
         """An act whose outcome is recorded, whatever it is."""
@@ -287,7 +288,7 @@ class RemoteEpisode:
         return action
 
     def _act(
-        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
+        self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None
     ) -> Generator[Operation, Any, Action]:
         begin = now_s()
         session_id = self.session_id
@@ -534,7 +535,7 @@ class RemoteEpisode:
             self.watch.given_up = True  # the limit of a connection is fixed when it is made
 
     def _request(
-        self, session_id: str, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None
+        self, session_id: str, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None
     ) -> agent_pb2.StreamActRequest:
         message = agent_pb2.StreamActRequest()
         write_act(message.act, session_id, self._next_step, observation, action_mask)

@@ -7,7 +7,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +31,7 @@ _log = logging.getLogger("hmarl.sdk.control")
 class AsyncAgent(Seated, Protocol):
     """An agent whose ``act`` is awaited."""
 
-    async def act(
-        self, observation: npt.NDArray[np.float32], action_mask: npt.NDArray[np.bool_] | None = None
-    ) -> Action:
+    async def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """The action for the next step."""
         ...
 

@@ -60,12 +60,12 @@ class StampedObservation:
         stamp_s: ``time.monotonic()`` when it was measured (CLOCK_MONOTONIC, as drivers stamp); None: when it is read.
     """
 
-    observation: npt.NDArray[np.float32]
+    observation: npt.NDArray[Any]
     action_mask: npt.NDArray[np.bool_] | None = None
     stamp_s: float | None = None
 
 
-Readings: TypeAlias = Mapping[str, StampedObservation | npt.NDArray[np.float32] | None]
+Readings: TypeAlias = Mapping[str, StampedObservation | npt.NDArray[Any] | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +98,7 @@ Answer: TypeAlias = Action | Missing
 class Request(NamedTuple):
     """What an agent is asked at a tick, and how many it has missed before."""
 
-    observation: npt.NDArray[np.float32]
+    observation: npt.NDArray[Any]
     action_mask: npt.NDArray[np.bool_] | None
     skipped: int
     deadline_s: float
@@ -286,7 +286,7 @@ class Team(Generic[AgentT]):
         self,
         seat: Seat[AgentT],
         tick: Tick,
-        reading: StampedObservation | npt.NDArray[np.float32] | None,
+        reading: StampedObservation | npt.NDArray[Any] | None,
         read_s: float,
     ) -> Request | Missing:
         if reading is None:

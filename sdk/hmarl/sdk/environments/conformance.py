@@ -291,7 +291,7 @@ def _check_agent(agent: AgentSpec) -> None:
         raise Violation(f"{where}: got action space {space}, expected Discrete, MultiDiscrete or Box")
 
 
-def _expect_array(where: str, array: Any, shape: tuple[int, ...], kind: type[Any]) -> None:
+def _expect_array(where: str, array: Any, shape: tuple[int, ...], kind: type[Any] | np.dtype[Any]) -> None:
     got = None if array is None else (array.shape, array.dtype)
     expected = f"{list(shape)} {np.dtype(kind)}"
     _require(got is not None, f"{where}: got None, expected {expected}")
@@ -302,7 +302,7 @@ def _expect_array(where: str, array: Any, shape: tuple[int, ...], kind: type[Any
 def _check_shapes(context: _Context) -> str:
     spec, batch = context.spec, context.batch_size
     for where, seen in context.trace.observations():
-        _expect_array(f"{where}: state", seen.state, (batch, spec.state_size), np.float32)
+        _expect_array(f"{where}: state", seen.state, (batch, spec.state_size), spec.state_dtype)
         _expect_array(f"{where}: active", seen.active, (batch, len(spec.agents)), np.bool_)
         found = (len(seen.observations), len(seen.action_masks))
         groups = len(spec.groups)
@@ -310,7 +310,7 @@ def _check_shapes(context: _Context) -> str:
         for index, group in enumerate(spec.groups):
             leading, agent = (batch, len(group.agents)), group.example
             size = (*leading, agent.observation_size)
-            _expect_array(f"{where}: observations[{index}]", seen.observations[index], size, np.float32)
+            _expect_array(f"{where}: observations[{index}]", seen.observations[index], size, agent.observation_dtype)
             name, mask = f"{where}: action_masks[{index}]", seen.action_masks[index]
             if agent.has_action_mask:
                 _expect_array(name, mask, (*leading, agent.mask_size), np.bool_)

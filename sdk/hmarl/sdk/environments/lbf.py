@@ -65,7 +65,7 @@ def make_copy(task: str, arguments: Mapping[str, Any]) -> ParallelCopy:
         UsageError: as ``make``.
     """
     name = f"lbf/{task}"
-    return ParallelCopy(_Foraging(build(name, ForagingEnv, {**_parsed(task), **arguments})), name)
+    return ParallelCopy(_Foraging(build(name, ForagingEnv, {**_parsed(task), **arguments})), name, images=False)
 
 
 def _complete_spec(copy: ParallelCopy, arguments: Mapping[str, Any]) -> EnvironmentSpec:

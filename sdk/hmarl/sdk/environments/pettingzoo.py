@@ -11,6 +11,8 @@ Arguments of ours, all others go to the function:
 - ``action_masks``: true where agents with discrete actions bring masks that are not there at the first reset yet,
   false to pass over all; by default those have masks who bring one at the first reset, and one that appears later is
   an error.
+- ``images``: false makes vectors of float32 of observations and states of rank 3, which otherwise are pictures (height,
+  width, channels), uint8 or float32.
 
 Of these, what the function itself names as a parameter is passed to it as well. A parameter ``copy_index`` that is not
 given is the copy's number, from 0, which no other copy of this process has at that time.
@@ -41,9 +43,9 @@ from hmarl.sdk.spaces import EnvironmentSpec, TeamReward
 TASKS = ["PACKAGE.MODULE:FUNCTION, e.g. mpe2.simple_spread_v3:parallel_env"]
 
 # Packages that an extra of ours installs: import name -> extra.
-_EXTRAS = {"mpe2": "mpe", "pettingzoo": "pettingzoo"}
+_EXTRAS = {"mpe2": "mpe", "pettingzoo": "pettingzoo", "pygame": "butterfly", "pymunk": "butterfly"}
 _HORIZON_NAMES = ("max_cycles", "max_steps", "horizon", "max_episode_steps", "_max_episode_steps", "episode_limit")
-_OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s", "action_masks")
+_OWN_ARGUMENTS = ("team_reward", "horizon", "control_period_s", "action_masks", "images")
 
 
 def make(
@@ -83,13 +85,16 @@ def make_copy(task: str, arguments: Mapping[str, Any]) -> ParallelCopy:
     masks = arguments.get("action_masks")
     if masks is not None and not isinstance(masks, bool):
         raise UsageError(f"action_masks: got {masks!r}, expected true or false")
+    images = arguments.get("images", True)
+    if not isinstance(images, bool):
+        raise UsageError(f"images: got {images!r}, expected true or false")
     try:
         environment = function(**passed)
     except FAILURES as error:
         given = ", ".join(f"{key}={value!r}" for key, value in passed.items()) or "no arguments"
         raise UsageError(f"{name} with {given}: {explained(error)}; {what_it_takes(function)}") from error
     check_is_parallel(environment, name)
-    return ParallelCopy(environment, name, masks)
+    return ParallelCopy(environment, name, masks, images)
 
 
 def _import_function(task: str) -> Callable[..., Any]:

@@ -72,7 +72,8 @@ def make_copy(task: str, arguments: Mapping[str, Any]) -> ParallelCopy:
     name = f"rware/{task}"
     warehouse: Any = build(name, Warehouse, {**_parsed(task), **_with_enumerations(arguments)})
     is_cut_off = partial(_has_reached_limit, warehouse)
-    return ParallelCopy(GymnasiumTeam(warehouse, is_cut_off), name)
+    # Its layers come first, and are of 3 by 3 cells: no pictures.
+    return ParallelCopy(GymnasiumTeam(warehouse, is_cut_off), name, images=False)
 
 
 def _complete_spec(copy: ParallelCopy, arguments: Mapping[str, Any]) -> EnvironmentSpec:

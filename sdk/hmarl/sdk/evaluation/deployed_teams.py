@@ -163,7 +163,7 @@ class BundleTeam:
         """One agent's actions: [B, *action_shape]."""
         place, policy, states = self._places[number], self._policies[number], self._states[number]
         model = policy.agent
-        feeds = {model.observation.name: np.ascontiguousarray(observations[:, place.position]), **states}
+        feeds = {model.observation.name: agent_spec(model).observed(observations[:, place.position]), **states}
         if model.action_mask is not None and masks is not None:
             feeds[model.action_mask.name] = np.ascontiguousarray(masks[:, place.position])
         if model.step is not None:
@@ -416,7 +416,7 @@ class FleetTeam:
         mask = None
         if client.spec.has_action_mask:
             mask = np.ones(client.spec.mask_size, np.bool_) if masks is None else masks[row, place.position]
-        action = client.act(observation.observations[place.group][row, place.position], mask)
+        action = client.act(client.spec.observed(observation.observations[place.group][row, place.position]), mask)
         actions[row, place.position] = action.action
         self._diagnostics[number, row] = action.diagnostics
         return action.latency_s

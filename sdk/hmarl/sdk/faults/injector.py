@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.fallback import Fallback
 from hmarl.sdk.faults.channel import Arrays, Channel
 from hmarl.sdk.faults.draws import Chance, Draws
@@ -165,7 +166,7 @@ class Injector:
         batch_size: B.
 
     Raises:
-        UsageError: faults of an agent that is not there, or a fallback that cannot act for one.
+        UsageError: faults of an agent that is not there, a fallback that cannot act, noise in a picture.
     """
 
     def __init__(
@@ -191,6 +192,12 @@ class Injector:
         decides = any(each.by_chance for each in chances)
         self._draws = Draws([each.id for each in agents], batch_size, decides)
         self._noise = np.array([each.noise for each in faults], np.float32)
+        for agent, noise in zip(agents, self._noise, strict=True):
+            if noise and agent.image is not None:
+                raise UsageError(
+                    f"faults: noise: got {noise:g} for agent '{agent.id}', which observes {agent.image}; leave it out: "
+                    "noise is added to the numbers of vectors only"
+                )
         self._restarting = any(each.restart != Outage() for each in faults)
         lead = (batch_size, len(agents))
         self._gone, self._down, self._forgot = (np.zeros(lead, np.bool_) for _ in range(3))
@@ -202,7 +209,7 @@ class Injector:
 
     def _channel(self, group: AgentGroup, batch_size: int) -> Channel:
         agent = group.example
-        parts: list[tuple[tuple[int, ...], Any]] = [((agent.observation_size,), np.float32)]
+        parts: list[tuple[tuple[int, ...], Any]] = [((agent.observation_size,), agent.observation_dtype)]
         parts += [((agent.mask_size,), np.bool_)] if agent.has_action_mask else []
         return Channel(parts, (batch_size, len(group.agents)), self._senses.most)
 

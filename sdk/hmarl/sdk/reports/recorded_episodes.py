@@ -79,9 +79,15 @@ class ShownEpisode:
 
     @property
     def observations(self) -> Array:
-        """[acts, D] float32; NaN where none was recorded."""
-        rows = [_row(act.request.observation) if act.request.HasField("observation") else None for act in self.acts]
-        return _stacked(rows)
+        """[acts, D] float64; NaN where none was recorded; nothing of pictures."""
+        seen = [act.request.observation if act.request.HasField("observation") else None for act in self.acts]
+        return _stacked([None if each is None or len(each.shape) == 3 else _row(each) for each in seen])
+
+    def pictures(self, most: int) -> dict[int, Array]:
+        """By step, the pictures [height, width, channels] that were observed, ``most`` of them, evenly spread."""
+        seen = [act.request for act in self.acts if len(act.request.observation.shape) == 3]
+        places = np.unique(np.linspace(0, len(seen) - 1, min(most, len(seen))).astype(int))
+        return {seen[place].step: _own(seen[place].observation) for place in places}
 
     @property
     def actions(self) -> Array:
@@ -193,8 +199,12 @@ def collected(entries: Iterable[Entry], wanted: Sequence[EpisodeSummary]) -> lis
 
 
 def _row(tensor: agent_pb2.Tensor) -> Array:
+    return _own(tensor).reshape(-1).astype(np.float64)
+
+
+def _own(tensor: agent_pb2.Tensor) -> Array:
     try:
-        return to_own_array(tensor, "a recorded tensor").reshape(-1).astype(np.float64)
+        return to_own_array(tensor, "a recorded tensor")
     except WireError as error:
         raise RecordingError(str(error)) from error
 

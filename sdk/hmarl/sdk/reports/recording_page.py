@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.recording.replay import ReplayReport
+from hmarl.sdk.drawing.frames import as_frame
 from hmarl.sdk.errors import MissingExtraError
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.plotting import ACCENT, INK, MUTED, new_axes, png_url
@@ -19,7 +20,7 @@ from hmarl.sdk.reports.recorded_episodes import EpisodeSummary, ShownEpisode
 
 WRONG = "#dc2626"
 _COLOURS = (ACCENT, "#059669", "#d97706", "#7c3aed", "#db2777", "#0891b2", "#65a30d", "#475569")
-_MOST_ROWS, _MOST_EPISODES = 200, 200
+_MOST_ROWS, _MOST_EPISODES, _MOST_PICTURES = 200, 200, 8
 Array = npt.NDArray[Any]
 
 
@@ -128,6 +129,7 @@ def _section(shown: ShownEpisode) -> dict[str, Any]:
         ("Actions", "What the agent did at each step.", _plot_actions(shown)),
         ("Latency", _latency_note(shown), _plot_latencies(shown)),
         ("Observations", "One row a number, one column an act.", _plot_table(shown.observations, shown, "number")),
+        ("Pictures", "Of those that were observed, evenly spread.", _plot_pictures(shown)),
     ]
     plots += [
         (f"Output {name}", "As the policy computed it.", _plot_table(table, shown, "number"))
@@ -178,6 +180,34 @@ def _plot_actions(shown: ShownEpisode) -> Any | None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def _plot_pictures(shown: ShownEpisode) -> Any | None:
+    """Side by side, each as its step says."""
+    pictures = shown.pictures(_MOST_PICTURES)
+    if not pictures:
+        return None
+    frames = [_frame(picture) for picture in pictures.values()]
+    height, width = (max(sides) for sides in zip(*(frame.shape[:2] for frame in frames), strict=True))
+    gap = max(width // 20, 1)
+    strip = np.full((height, len(frames) * (width + gap) - gap, 3), 255, np.uint8)
+    for number, frame in enumerate(frames):
+        left = number * (width + gap)
+        strip[: frame.shape[0], left : left + frame.shape[1]] = frame
+    figure, axes = new_axes("step", "")
+    axes.grid(False)
+    axes.imshow(strip, interpolation="nearest")
+    axes.set_yticks([])
+    axes.set_xticks([number * (width + gap) + width / 2 for number in range(len(frames))], list(map(str, pictures)))
+    return figure
+
+
+def _frame(picture: Array) -> Array:
+    """[height, width, 3] uint8, grey where the channels are no colours."""
+    coloured = picture.shape[-1] in (1, 3, 4)
+    frame = as_frame(picture if coloured else picture.mean(-1, keepdims=True).astype(picture.dtype))
+    assert frame is not None
+    return frame
 
 
 def _plot_latencies(shown: ShownEpisode) -> Any | None:

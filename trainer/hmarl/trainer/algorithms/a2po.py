@@ -59,13 +59,15 @@ class A2po(Algorithm):
     """Clipped steps, one agent after the other, on advantages corrected for those before."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = A2poSettings
+    sees_images: ClassVar[bool] = True
     settings: A2poSettings
 
     def __init__(
         self, spec: EnvironmentSpec, settings: A2poSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
+        outputs = valued_agents(spec, settings.credit)
+        self.critic = Critic(spec.state_size, settings, generator, device, outputs, spec.state_image)
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:

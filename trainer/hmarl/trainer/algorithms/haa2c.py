@@ -50,13 +50,15 @@ class Haa2c(Algorithm):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = Haa2cSettings
     many_seeds: ClassVar[bool] = True
+    sees_images: ClassVar[bool] = True
     settings: Haa2cSettings
 
     def __init__(
         self, spec: EnvironmentSpec, settings: Haa2cSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
+        outputs = valued_agents(spec, settings.credit)
+        self.critic = Critic(spec.state_size, settings, generator, device, outputs, spec.state_image)
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:

@@ -120,13 +120,15 @@ class Hamdpo(Algorithm):
     """
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HamdpoSettings
+    sees_images: ClassVar[bool] = True
     settings: HamdpoSettings
 
     def __init__(
         self, spec: EnvironmentSpec, settings: HamdpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
+        outputs = valued_agents(spec, settings.credit)
+        self.critic = Critic(spec.state_size, settings, generator, device, outputs, spec.state_image)
         self.steps = GradientSteps(self.policies, settings, self.noise_generator)
         self.step_sizes = torch.full((len(spec.agents),), settings.step_size)
 

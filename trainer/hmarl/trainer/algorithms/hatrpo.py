@@ -30,13 +30,15 @@ class Hatrpo(Algorithm):
     """Each agent maximises E[ratio · F·Â] subject to a mean KL of at most δ."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HatrpoSettings
+    sees_images: ClassVar[bool] = True
     settings: HatrpoSettings
 
     def __init__(
         self, spec: EnvironmentSpec, settings: HatrpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device, valued_agents(spec, settings.credit))
+        outputs = valued_agents(spec, settings.credit)
+        self.critic = Critic(spec.state_size, settings, generator, device, outputs, spec.state_image)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Algorithm 1: θ^{i_m} ← argmax E[ π/π_old · F·Â ] subject to E[ KL(π_old ‖ π) ] ≤ δ for m = 1 … N."""

@@ -112,6 +112,7 @@ class Hcpo(Algorithm):
     """Two-level trust-region optimisation under a conductor, with local conductors for deployment."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HcpoSettings
+    sees_images: ClassVar[bool] = True
     live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "conductor_kl", "instruction_entropy", "explained_variance")
     plots: ClassVar[tuple[Plot, ...]] = (
         diagnostics(("agent_entropy", "instruction_entropy"), ("agent_kl", "conductor_kl")),
@@ -123,14 +124,14 @@ class Hcpo(Algorithm):
         self, spec: EnvironmentSpec, settings: HcpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
         super().__init__(spec, settings, generator, device)
-        self.critic = Critic(spec.state_size, settings, generator, device)
+        self.critic = Critic(spec.state_size, settings, generator, device, image=spec.state_image)
         self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
         self.local_share = (
             LocalShare(self.local_acting, self.conductor, settings.local_share) if settings.conducts_locally else None
         )
         self.acting = ConductedActing(self.local_acting, self.conductor, self.noise_generator, self.local_share)
         self.instruction_critic = (
-            Critic(spec.state_size, settings, generator, device, settings.instructions)
+            Critic(spec.state_size, settings, generator, device, settings.instructions, spec.state_image)
             if settings.critic == "q"
             else None
         )

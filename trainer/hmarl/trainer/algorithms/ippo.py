@@ -36,6 +36,7 @@ class Ippo(Algorithm):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = IppoSettings
     many_seeds: ClassVar[bool] = True
+    sees_images: ClassVar[bool] = True
     settings: IppoSettings
 
     def __init__(

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.local_conductors import LocalConductors
 from hmarl.trainer.conductors.settings import ConductorSettings
@@ -126,6 +127,11 @@ class ConductorLevel:
         self.common: CommonKnowledge | None = None
         self.sight: Sight = StateSight(spec.state_size, state_normaliser)
         if settings.conductor_sees != "state":
+            if settings.conductor_sees == "common" and spec.images:
+                raise UsageError(
+                    f"algorithm.conductor_sees: got common, but {spec.images[0]}: what is common is searched for among "
+                    "the numbers of vectors; choose state or nothing"
+                )
             size = self.head.output_size if settings.conductor_remembers else 0
             self.sight = self.common = CommonKnowledge(
                 spec,
@@ -138,7 +144,13 @@ class ConductorLevel:
             if not settings.agent_identity:
                 self.common.common.check_interchangeable()
         self.policy = GroupPolicy.create(
-            1, self.sight.size, self.head, settings, generator, hidden_sizes=settings.conductor_hidden_sizes
+            1,
+            self.sight.size,
+            self.head,
+            settings,
+            generator,
+            hidden_sizes=settings.conductor_hidden_sizes,
+            image=spec.state_image if self.common is None else None,
         )
         self.policy.theta = self.policy.theta.to(device)
         if not settings.conductor_learns:

@@ -52,6 +52,7 @@ class LocalConductors:
                 generator,
                 shared=shared,
                 hidden_sizes=settings.conductor_hidden_sizes,
+                image=group.example.image,
             )
             for group in spec.groups
         ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import EnvironmentSpec, check_bounds
+from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec, check_bounds
 from hmarl.trainer.contract.acting import Acting, LocalActing
 from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
@@ -25,7 +25,7 @@ from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.networks.indices import on_device
-from hmarl.trainer.networks.normalisation import RunningNormaliser
+from hmarl.trainer.networks.normalisation import RunningNormaliser, seen_as_it_is
 from hmarl.trainer.networks.policies import GroupPolicy, group_head
 from hmarl.trainer.networks.settings import AlgorithmSettings
 from hmarl.trainer.records.plots import Plot, diagnostics
@@ -52,6 +52,7 @@ class Algorithm:
         exportable: whether there are local policies, which can be exported.
         many_seeds: whether several seeds can be trained at once: the local policies act, and all steps are descents
             (``together.descent``).
+        sees_images: whether its networks take observations and states that are pictures.
         distils: whether students of the ``teacher`` are exported instead, without being asked for.
         live_metrics: which of the metrics that its updates return are shown while it trains, after the return. Each of
             them must be returned, those of the defaults too.
@@ -64,6 +65,7 @@ class Algorithm:
     exportable: ClassVar[bool] = True
     many_seeds: ClassVar[bool] = False
     distils: ClassVar[bool] = False
+    sees_images: ClassVar[bool] = False
     live_metrics: ClassVar[tuple[str, ...]] = ("agent_kl", "explained_variance")
     plots: ClassVar[tuple[Plot, ...]] = (diagnostics(("agent_entropy",), ("agent_kl",)),)
     gaps: ClassVar[tuple[ReturnGap, ...]] = ()
@@ -77,16 +79,12 @@ class Algorithm:
         self.noise_generator = torch.Generator(device).manual_seed(int(torch.randint(2**31, (), generator=generator)))
         self.heads = [group_head(group, settings) for group in spec.groups]
         self.policies = self.create_policies() if self.exportable else []
-        normalise = settings.normalise_observations
-        self.observation_normalisers = [
-            RunningNormaliser(
-                (1 if settings.interchangeable else len(group.agents), group.example.observation_size),
-                device,
-                normalise,
-            )
-            for group in spec.groups
-        ]
-        self.state_normaliser = RunningNormaliser((spec.state_size,), device, normalise)
+        self.observation_normalisers = [self._observation_normaliser(group) for group in spec.groups]
+        self.state_normaliser = (
+            RunningNormaliser((spec.state_size,), device, settings.normalise_observations)
+            if spec.state_image is None
+            else seen_as_it_is((), device)
+        )
         self.position = {
             agent: (g, member) for g, group in enumerate(spec.groups) for member, agent in enumerate(group.agents)
         }
@@ -94,13 +92,26 @@ class Algorithm:
         self.local_acting = LocalActing(self.actors, settings.chunk_length, self.noise_generator)
         self.acting: Acting = self.local_acting
 
+    def _observation_normaliser(self, group: AgentGroup) -> RunningNormaliser:
+        rows = 1 if self.settings.interchangeable else len(group.agents)
+        if group.example.image is not None:
+            return seen_as_it_is((rows,), self.device)
+        shape = rows, group.example.observation_size
+        return RunningNormaliser(shape, self.device, self.settings.normalise_observations)
+
     @classmethod
     def check_spaces(cls, spec: EnvironmentSpec) -> None:
-        """Whether the algorithm can learn every agent's kind of actions.
+        """Whether the algorithm can learn every agent's kind of observations and actions.
 
         Raises:
             UsageError: it cannot; names the algorithm, the agent, what it has and what is expected.
         """
+        if spec.images and not cls.sees_images:
+            raise UsageError(
+                f"{cls.__name__.lower()}: {spec.name}: {spec.images[0]}, expected vectors (the networks of this "
+                "algorithm take no pictures); choose another one, such as mappo, or --set env.images=false where the "
+                "environment knows it"
+            )
         for agent in spec.agents:
             if isinstance(agent.action_space, spaces.Box):
                 check_bounds(agent.id, agent.action_space)
@@ -121,6 +132,7 @@ class Algorithm:
                 self.generator,
                 shared=self.settings.share_parameters,
                 recurrent=self.settings.recurrent,
+                image=group.example.image,
             )
             for group, head in zip(self.spec.groups, self.heads, strict=True)
         ]

@@ -156,6 +156,8 @@ class DeployablePolicy(nn.Module):
         """Tensors in the order of ``input_names`` to tensors in that of ``output_names``, all batched."""
         given = dict(zip(self.input_names, tensors, strict=True))
         outputs: dict[str, Tensor] = {}
+        if self.agent.image is not None:
+            given["observation"] = given["observation"].flatten(1).float()
         x = self.normaliser(given["observation"])
         if self.conductor is not None:
             chosen = self._instruct(self.conductor, x, given)
@@ -302,9 +304,11 @@ class DeployablePolicy(nn.Module):
             action_space=agent.action_space_model,
             observation=TensorModel(
                 name="observation",
-                shape=[agent.observation_size],
-                dtype="float32",
-                meaning="raw observation in the environment's units; normalised inside the graph",
+                shape=list(agent.observation_shape),
+                dtype="float32" if agent.image is None else agent.image.dtype,
+                meaning="raw observation in the environment's units; normalised inside the graph"
+                if agent.image is None
+                else "raw picture: height, width, channels; scaled inside the graph",
             ),
             observation_layout=list(agent.observation_layout),
             action_mask=mask if agent.has_action_mask else None,

@@ -11,7 +11,7 @@ from hmarl.trainer.networks.policies import GroupPolicy
 
 
 class FixedNormaliser(nn.Module):
-    """(x − shift) · scale, cut off at ± clip."""
+    """(x − shift) · scale, cut off at ± clip; of no size: pictures, which pass as they are."""
 
     def __init__(self, shift: Tensor, scale: Tensor, clip: float) -> None:
         super().__init__()
@@ -32,6 +32,8 @@ class FixedNormaliser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, size] -> [batch, size]."""
+        if not len(self.shift):
+            return x
         x = (x - self.shift) * self.scale
         return x if self.clip == float("inf") else x.clamp(-self.clip, self.clip)
 

@@ -127,7 +127,7 @@ class LocalTeam:
     @torch.no_grad()
     def _act(self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         module = self.modules[agent]
-        inputs = [torch.from_numpy(np.ascontiguousarray(observation, dtype=np.float32))]
+        inputs = [torch.from_numpy(module.agent.observed(observation))]
         if module.agent.has_action_mask and mask is not None:
             inputs.append(torch.from_numpy(np.ascontiguousarray(mask)))
         if self._models[agent].step is not None:

@@ -22,7 +22,7 @@ def broken_rollout(rollout: Rollout) -> str | None:
     spec, last = rollout.spec, rollout.last_observations
     blocks = [*rollout.observations, *last, rollout.states, rollout.rewards, rollout.final_states]
     blocks += [rollout.final_observations(group) for group in range(len(spec.groups))]
-    if bool(torch.isfinite(torch.stack([block.sum() for block in blocks])).all()):
+    if bool(torch.isfinite(torch.stack([block.sum() for block in blocks if block.is_floating_point()])).all()):
         return None
     found = [
         (step, f"{text} (step {step} of the rollout, environment {row})")

@@ -19,6 +19,11 @@ from hmarl.sdk.spaces import EnvironmentSpec
 SINGLE_THREAD_ROWS = 2048
 
 
+def torch_dtype(kind: np.dtype[Any]) -> torch.dtype:
+    """float32, or the bytes that pictures are held as."""
+    return torch.uint8 if kind == np.uint8 else torch.float32
+
+
 @dataclass
 class Decision:
     """What an algorithm chose for one step.
@@ -78,7 +83,7 @@ class Rollout:
     ...].
 
     Attributes:
-        observations: per group, [T, B, N_group, ...].
+        observations: per group, [T, B, N_group, ...]; pictures of bytes stay bytes.
         last_observations, last_action_masks, last_active: what is seen after the last step, [B, ...].
         action_masks: per group, [T, B, N_group, ...].
         actions: raw actions per group.
@@ -100,10 +105,12 @@ class Rollout:
         self.action_masks: list[Tensor | None] = []
         for group in spec.groups:
             example, members = group.example, len(group.agents)
-            self.observations.append(torch.zeros(*lead, members, example.observation_size, device=device))
+            seen, kind = (*lead, members, example.observation_size), torch_dtype(example.observation_dtype)
+            self.observations.append(torch.zeros(seen, dtype=kind, device=device))
             mask = torch.ones(*lead, members, example.mask_size, dtype=torch.bool, device=device)
             self.action_masks.append(mask if example.has_action_mask else None)
-        self.states = torch.zeros(steps + 1, batch_size, spec.state_size, device=device)
+        kind = torch_dtype(spec.state_dtype)
+        self.states = torch.zeros(steps + 1, batch_size, spec.state_size, dtype=kind, device=device)
         self.rewards = torch.zeros(*lead, len(spec.agents), device=device)
         self.team_rewards = torch.zeros(*lead, device=device)
         self.terminated = torch.zeros(*lead, dtype=torch.bool, device=device)

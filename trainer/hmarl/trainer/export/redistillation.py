@@ -184,6 +184,12 @@ def _visit(loaded: LoadedRun, stand_ins: StandIns, choice: InstructionChoice, se
     return watched.visited()
 
 
+def _kept(block: npt.NDArray[Any], rows: npt.NDArray[np.intp]) -> torch.Tensor:
+    """A copy of some rows; pictures of bytes stay bytes."""
+    kept = torch.tensor(block[rows])
+    return kept if kept.dtype == torch.uint8 else kept.float()
+
+
 class WatchedTeam:
     """A deployed team, with everything that it meets kept.
 
@@ -206,9 +212,9 @@ class WatchedTeam:
         """The team's actions; of episodes that still run, what is seen is kept."""
         rows = np.flatnonzero(running)
         seen = Observation(
-            tuple(torch.tensor(block[rows], dtype=torch.float32) for block in observation.observations),
+            tuple(_kept(block, rows) for block in observation.observations),
             (),
-            torch.tensor(observation.state[rows], dtype=torch.float32),
+            _kept(observation.state, rows),
             torch.tensor(observation.active[rows]),
         )
         last = self._team.carried("last_instruction") if self._remembers else []

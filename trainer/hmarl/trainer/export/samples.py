@@ -46,9 +46,14 @@ def recorded_rows(module: DeployablePolicy) -> int:
 def _row_bytes(module: DeployablePolicy) -> int:
     """About the size of one row of inputs and outputs."""
     entry = module.describe("")
-    shapes = [tensor.shape for tensor in (entry.observation, entry.action, *entry.diagnostics)]
+    shapes = [tensor.shape for tensor in (entry.action, *entry.diagnostics)]
     shapes += [state.shape for state in entry.states] + [noise.shape for noise in entry.noises]
-    return 4 * sum(map(math.prod, shapes)) + module.agent.mask_size
+    return 4 * sum(map(math.prod, shapes)) + _seen_bytes(module.agent)
+
+
+def _seen_bytes(agent: AgentSpec) -> int:
+    """Of an observation and its mask."""
+    return agent.observation_size * agent.observation_dtype.itemsize + agent.mask_size
 
 
 def example_inputs(
@@ -98,9 +103,13 @@ def _random_state(module: DeployablePolicy, name: str, rows: int, generator: np.
     return torch.cat([instruction.view(rows, -1), remaining], dim=1).float()
 
 
-def _random_observations(
-    module: DeployablePolicy, rows: int, generator: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _random_observations(module: DeployablePolicy, rows: int, generator: np.random.Generator) -> npt.NDArray[Any]:
+    image = module.agent.image
+    if image is not None:
+        shape = (rows, *image.shape)
+        if image.dtype == "uint8":
+            return generator.integers(256, size=shape, dtype=np.uint8)
+        return generator.random(shape, np.float32)
     drawn = generator.normal(size=(rows, module.agent.observation_size))
     drawn *= 3.0 / module.normaliser.scale.numpy()
     drawn += module.normaliser.shift.numpy()
@@ -124,7 +133,7 @@ def rollout_observations(
         arguments: its arguments.
         spec: its spec, by which M is bounded: all agents' inputs stay within ``COMPARED_BYTES``.
     """
-    team_bytes = sum(4 * agent.observation_size + agent.mask_size for agent in spec.agents)
+    team_bytes = sum(_seen_bytes(agent) for agent in spec.agents)
     rows = max(1, min(_ROLLOUT_STEPS * _ROLLOUT_ENVIRONMENTS, COMPARED_BYTES // team_bytes))
     batch = few_copies(environment, max(1, min(_ROLLOUT_ENVIRONMENTS, rows // 4)))
     played = make(environment, batch, **arguments)
@@ -135,7 +144,8 @@ def rollout_observations(
 
 
 def _empty_rows(agent: AgentSpec, steps: int, batch: int) -> dict[str, npt.NDArray[Any]]:
-    rows: dict[str, npt.NDArray[Any]] = {"observation": np.empty((steps, batch, agent.observation_size), np.float32)}
+    seen = np.empty((steps, batch, *agent.observation_shape), agent.observation_dtype)
+    rows: dict[str, npt.NDArray[Any]] = {"observation": seen}
     if agent.has_action_mask:
         rows["action_mask"] = np.empty((steps, batch, agent.mask_size), np.bool_)
     return rows
@@ -157,11 +167,14 @@ def _play(environment: VectorEnvironment, steps: int) -> list[dict[str, Tensor]]
         check_observations(spec, observation, everywhere, partial(_when, step))
         for g, group in enumerate(spec.groups):
             for member, agent in enumerate(group.agents):
-                rows[agent]["observation"][step] = observation.observations[g][:, member]
+                rows[agent]["observation"][step] = spec.agents[agent].observed(observation.observations[g][:, member])
                 mask = observation.action_masks[g]
                 if mask is not None:
                     rows[agent]["action_mask"][step] = mask[:, member]
         if step + 1 < steps:
             actions = team.act(observation, everywhere)
             observation = as_numpy(environment.step(actions).observation)
-    return [{name: torch.from_numpy(array.reshape(steps * batch, -1)) for name, array in row.items()} for row in rows]
+    return [
+        {name: torch.from_numpy(array.reshape(steps * batch, *array.shape[2:])) for name, array in row.items()}
+        for row in rows
+    ]

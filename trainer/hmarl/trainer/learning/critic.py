@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hmarl.sdk.spaces import ImageFormat
 from hmarl.trainer.learning.metrics import read
 from hmarl.trainer.learning.returns import explained_variance
-from hmarl.trainer.networks.activation import Activation
+from hmarl.trainer.networks.activation import Activation, EncoderKind
 from hmarl.trainer.networks.flat import Mlp
+from hmarl.trainer.networks.images import ImageEncoder
 from hmarl.trainer.networks.normalisation import ValueNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.settings import HiddenSizes
@@ -27,6 +29,8 @@ class CriticSettings(Protocol):
     critic_hidden_sizes: HiddenSizes
     activation: Activation
     normalise_layers: bool
+    image_encoder: EncoderKind
+    image_downsample: int
     normalise_values: bool
     critic_learning_rate: float
     max_gradient_norm: float
@@ -69,6 +73,7 @@ class Critic:
         settings: network, optimiser and loss.
         generator: CPU generator of the initial weights.
         outputs: 1 for V(s); N for V^1(s) … V^N(s); K for Q(s, M).
+        image: what picture the state begins with, if any.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Critic:
         generator: torch.Generator,
         device: torch.device,
         outputs: int = 1,
+        image: ImageFormat | None = None,
     ) -> None:
         self.settings = settings
         self.network = Mlp(
@@ -87,6 +93,7 @@ class Critic:
             settings.activation,
             output_gain=1.0,
             normalise_layers=settings.normalise_layers,
+            encoder=ImageEncoder.of(image, settings),
         )
         self.theta = self.network.initialise(generator).to(device)
         self.normaliser = ValueNormaliser(device, settings.normalise_values)

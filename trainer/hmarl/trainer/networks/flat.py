@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hmarl.trainer.networks.activation import Activation
+from hmarl.trainer.networks.images import ImageEncoder
 from hmarl.trainer.networks.layers import DenseLayers, Parameters, Shapes, dense, initial_gain, linear
 
 # What a layer makes of so many rows is still in the processor's cache when the next one reads it, and on the gradient's
@@ -71,12 +72,13 @@ class FlatNetwork(ABC):
 
 @dataclass(frozen=True)
 class Mlp(FlatNetwork):
-    """A multi-layer perceptron, ``input_size`` → ``hidden_sizes`` → ``output_size``.
+    """A multi-layer perceptron, ``input_size`` → (an encoder of pictures →) ``hidden_sizes`` → ``output_size``.
 
     Attributes:
         activation: after every hidden layer.
         output_gain: gain of the last layer's orthogonal initialisation; small values start a policy near uniform.
         normalise_layers: layer normalisation of the input and after each hidden layer (as HARL's ``MLPBase`` does).
+        encoder: the first layers, where a picture is seen.
     """
 
     input_size: int
@@ -85,17 +87,18 @@ class Mlp(FlatNetwork):
     activation: Activation = "relu"
     output_gain: float = 0.01
     normalise_layers: bool = False
+    encoder: ImageEncoder | None = None
 
     @cached_property
     def layers(self) -> DenseLayers:
-        """All of them."""
-        sizes = [self.input_size, *self.hidden_sizes, self.output_size]
+        """All of them after the encoder."""
+        sizes = [_encoded_size(self.encoder, self.input_size), *self.hidden_sizes, self.output_size]
         return DenseLayers(sizes, self.activation, self.normalise_layers)
 
     @cached_property
     def shapes(self) -> Shapes:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
-        return self.layers.shapes
+        return _encoder_shapes(self.encoder) | self.layers.shapes
 
     @property
     def memory_size(self) -> int:
@@ -120,7 +123,19 @@ class Mlp(FlatNetwork):
 
     def apply(self, parameters: Parameters, x: Tensor) -> Tensor:
         """Evaluate with parameters that ``named`` returned (saves the slicing when they do not change)."""
-        return self.layers(parameters, x)
+        return self.layers(parameters, _encoded(self.encoder, parameters, x))
+
+
+def _encoded(encoder: ImageEncoder | None, parameters: Parameters, x: Tensor) -> Tensor:
+    return x if encoder is None else encoder(parameters, x)
+
+
+def _encoded_size(encoder: ImageEncoder | None, input_size: int) -> int:
+    return input_size if encoder is None else encoder.width(input_size)
+
+
+def _encoder_shapes(encoder: ImageEncoder | None) -> Shapes:
+    return {} if encoder is None else encoder.shapes
 
 
 @dataclass(frozen=True)
@@ -171,11 +186,11 @@ class GoalShape(Protocol):
 
 @dataclass(frozen=True)
 class RecurrentNetwork(FlatNetwork):
-    """Hidden layers → gated recurrent unit → (a predicted goal →) hidden layers → output layer.
+    """(Encoder of pictures →) hidden layers → gated recurrent unit → (predicted goal →) hidden layers → output layer.
 
     Attributes:
         hidden_sizes: before the recurrent unit.
-        activation, output_gain, normalise_layers: as an ``Mlp``'s.
+        activation, output_gain, normalise_layers, encoder: as an ``Mlp``'s.
         memory: H, the width of the recurrent state.
         decision_sizes: hidden layers between the memory and the output layer.
         goal: what is predicted from the memory and seen beside it by the layers after it; None leaves it out.
@@ -193,6 +208,7 @@ class RecurrentNetwork(FlatNetwork):
     memory: int = 64
     decision_sizes: Sequence[int] = ()
     goal: GoalShape | None = None
+    encoder: ImageEncoder | None = None
 
     @property
     def memory_size(self) -> int:
@@ -202,7 +218,8 @@ class RecurrentNetwork(FlatNetwork):
     @cached_property
     def before(self) -> DenseLayers:
         """The layers before the recurrent unit."""
-        return DenseLayers([self.input_size, *self.hidden_sizes], self.activation, self.normalise_layers)
+        sizes = [_encoded_size(self.encoder, self.input_size), *self.hidden_sizes]
+        return DenseLayers(sizes, self.activation, self.normalise_layers)
 
     @cached_property
     def decision(self) -> DenseLayers:
@@ -213,7 +230,8 @@ class RecurrentNetwork(FlatNetwork):
     @cached_property
     def shapes(self) -> Shapes:
         """Name and shape of every parameter, in the order in which they lie in the flat vector."""
-        shapes = self.before.shapes | {
+        shapes = _encoder_shapes(self.encoder) | self.before.shapes
+        shapes |= {
             "memory.input_weight": (3 * self.memory, self.before.sizes[-1]),
             "memory.input_bias": (3 * self.memory,),
             "memory.weight": (3 * self.memory, self.memory),
@@ -281,7 +299,7 @@ class RecurrentNetwork(FlatNetwork):
 
     def _gates(self, parameters: Parameters, x: Tensor) -> Tensor:
         """[..., 3 H] what the input contributes to the gates, of all rows at once."""
-        hidden = self.before.activated(parameters, x)
+        hidden = self.before.activated(parameters, _encoded(self.encoder, parameters, x))
         return linear(hidden, parameters["memory.input_weight"], parameters["memory.input_bias"])
 
     @staticmethod

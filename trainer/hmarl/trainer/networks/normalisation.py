@@ -77,6 +77,16 @@ class RunningNormaliser:
         self.shift, self.scale = self._in_use()
 
 
+def seen_as_it_is(rows: tuple[int, ...], device: torch.device) -> RunningNormaliser:
+    """What pictures are given: the identity, without statistics; encoders scale them.
+
+    Args:
+        rows: the leading sizes of the statistics' shape.
+        device: where they would live.
+    """
+    return RunningNormaliser((*rows, 0), device, enabled=False)
+
+
 class ValueNormaliser:
     """Scales value targets to mean 0, variance 1 by exponentially weighted moments, so that the critic's loss has one
     scale.

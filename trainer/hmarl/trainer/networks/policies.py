@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmarl.sdk.spaces import AgentGroup
+from hmarl.sdk.spaces import AgentGroup, ImageFormat
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork, Memory, Mlp, RecurrentNetwork
+from hmarl.trainer.networks.images import ImageEncoder, beside
 from hmarl.trainer.networks.settings import AlgorithmSettings, NetworkSettings, PolicyGradientFields
 
 
@@ -45,6 +46,7 @@ class GroupPolicy:
         shared: bool = False,
         hidden_sizes: tuple[int, ...] | None = None,
         recurrent: bool = False,
+        image: ImageFormat | None = None,
     ) -> GroupPolicy:
         """Fresh policies.
 
@@ -57,6 +59,7 @@ class GroupPolicy:
             generator: CPU generator of the initial weights.
             hidden_sizes: instead of the settings' own.
             recurrent: with a memory of the settings' size.
+            image: what picture the input begins with, if any.
         """
         shared = shared and members > 1  # no other to be told apart from
         told_apart = shared and settings.agent_identity
@@ -66,6 +69,7 @@ class GroupPolicy:
             "output_size": head.output_size,
             "activation": settings.activation,
             "normalise_layers": settings.normalise_layers,
+            "encoder": ImageEncoder.of(image, settings),
         }
         network: Mlp | RecurrentNetwork = (
             RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
@@ -91,18 +95,18 @@ class GroupPolicy:
         """Network inputs of all members: [..., N, input_size], features with the context and the identity appended.
 
         Args:
-            features: [..., N, D] normalised observations.
+            features: [..., N, D] normalised observations, or pixels.
             context: [..., C] what all members see alike (the one-hot instruction), or [..., N, C] what each sees; or
                 None.
         """
-        parts = [features]
+        parts = []
         if context is not None:
             each = context if context.dim() == features.dim() else context.unsqueeze(-2)
             parts.append(each.expand(*features.shape[:-1], context.shape[-1]))
         if self.told_apart:
             identity = torch.eye(self.members, device=features.device)
             parts.append(identity.expand(*features.shape[:-1], self.members))
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else features
+        return beside(features, parts)
 
     def distribution(
         self, theta: Tensor, inputs: Tensor, mask: Tensor | None = None, memory: Memory | None = None

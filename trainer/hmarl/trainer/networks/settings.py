@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hmarl.sdk.errors import UsageError, unknown_name
-from hmarl.trainer.networks.activation import Activation
+from hmarl.trainer.networks.activation import Activation, EncoderKind
 
 HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
 
@@ -79,6 +79,14 @@ class AlgorithmSettings(BaseModel):
     hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of the policies")
     activation: Activation = Field("relu", description="activation of all networks")
     normalise_layers: bool = Field(False, description="layer normalisation of inputs and hidden layers")
+    image_encoder: EncoderKind = Field(
+        "auto",
+        description="first layers of networks that see pictures: nature (three convolutions), impala (residual "
+        "blocks), small (two convolutions of 3 by 3); auto: nature where pictures have 36 by 36 pixels, else small",
+    )
+    image_downsample: int = Field(
+        1, ge=1, description="k: of pictures every k-th pixel of each row and column is looked at"
+    )
     share_parameters: bool = Field(
         False, description="agents of a group share one network, told apart by a one-hot input"
     )
@@ -143,6 +151,8 @@ class NetworkSettings(Protocol):
     hidden_sizes: HiddenSizes
     activation: Activation
     normalise_layers: bool
+    image_encoder: EncoderKind
+    image_downsample: int
     agent_identity: bool
     memory_size: int
 

@@ -13,6 +13,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.critic import Critic, CriticSettings
 from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
+from hmarl.trainer.networks.images import beside
 from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 
@@ -146,7 +147,13 @@ class LocalCritics:
     ) -> None:
         self.spec, self.device, self.normalisers = spec, device, normalisers
         self.critics = [
-            Critic(group.example.observation_size + len(group.agents), settings, generator, device)
+            Critic(
+                group.example.observation_size + len(group.agents),
+                settings,
+                generator,
+                device,
+                image=group.example.image,
+            )
             for group in spec.groups
         ]
 
@@ -167,11 +174,11 @@ class LocalCritics:
         return self.critics[group].values(self._inputs(group, observations))
 
     def _inputs(self, group: int, observations: Tensor) -> Tensor:
-        """[..., N_group, D + N_group]: normalised observations with a one-hot identity."""
+        """[..., N_group, D + N_group]: normalised observations, or pixels, with a one-hot identity."""
         features = self.normalisers[group](observations)
         members = observations.shape[-2]
         identity = torch.eye(members, device=features.device).expand(*features.shape[:-1], members)
-        return torch.cat([features, identity], dim=-1)
+        return beside(features, [identity])
 
     def fit(
         self, rollout: Rollout, returns: Tensor, generator: torch.Generator, schedule: float = 1.0

@@ -82,6 +82,8 @@ class Students:
         settings: DistillationSettings,
         generator: torch.Generator,
     ) -> None:
+        if algorithm.spec.images:
+            raise UsageError(f"distillation: {algorithm.spec.images[0]}, expected vectors (students take no pictures)")
         run = algorithm.settings
         share = run.share_parameters if settings.share_parameters is None else settings.share_parameters
         if run.interchangeable and not share:

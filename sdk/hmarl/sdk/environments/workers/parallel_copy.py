@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -25,9 +26,15 @@ from hmarl.sdk.environments.workers.process import (
     one_number,
     shown,
 )
-from hmarl.sdk.environments.workers.spaces import MASK_KEY, ObservationFlattener, convert_action_space
+from hmarl.sdk.environments.workers.spaces import (
+    MASK_KEY,
+    ObservationFlattener,
+    as_pixels,
+    convert_action_space,
+    image_format,
+)
 from hmarl.sdk.errors import EnvironmentFault, UsageError
-from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec, mask_branches
+from hmarl.sdk.spaces import ActionSpace, AgentSpec, EnvironmentSpec, ImageFormat, mask_branches
 
 # Numbers beyond float32 become infinite, which is found and named later on; NumPy need not warn of it as well.
 _NARROWING = partial(np.errstate, over="ignore")
@@ -46,12 +53,16 @@ def buffer_layout(spec: EnvironmentSpec, batch: int) -> list[tuple[str, tuple[in
         ("seeds", (batch,), integer),
     ]
     for moment in ("now", "final"):
-        layout += [(f"{moment}.state", (batch, spec.state_size), real), (f"{moment}.active", team, boolean)]
+        layout += [
+            (f"{moment}.state", (batch, spec.state_size), spec.state_dtype.str),
+            (f"{moment}.active", team, boolean),
+        ]
     for index, group in enumerate(spec.groups):
         agent, leading = group.example, (batch, len(group.agents))
         layout.append((f"actions.{index}", (*leading, *agent.action_shape), agent.action_dtype.str))
         for moment in ("now", "final"):
-            layout.append((f"{moment}.observations.{index}", (*leading, agent.observation_size), real))
+            seen = (*leading, agent.observation_size), agent.observation_dtype.str
+            layout.append((f"{moment}.observations.{index}", *seen))
             if agent.has_action_mask:
                 layout.append((f"{moment}.masks.{index}", (*leading, agent.mask_size), boolean))
     return layout
@@ -73,6 +84,8 @@ class ParallelCopy:
         name: the environment's name in the spec and in messages.
         masks: whether agents with discrete actions have masks; None to look for them in the observations' spaces and
             in the infos of the first reset.
+        images: whether observations and states of rank 3 (height, width, channels) are pictures; else they are vectors
+            of float32 like all others.
 
     Attributes:
         spec: agents, spaces and state size; horizon and rewards are filled in by the caller.
@@ -82,13 +95,13 @@ class ParallelCopy:
         EnvironmentFault: ``reset`` does not do what a parallel environment's does.
     """
 
-    def __init__(self, environment: Any, name: str, masks: bool | None = None) -> None:
+    def __init__(self, environment: Any, name: str, masks: bool | None = None, images: bool = True) -> None:
         self.environment = environment
         self._ids = _checked_ids(environment, name)
         self._known = set(self._ids)
         self._number = os.environ.get(COPY_INDEX)
         self._flatten = {
-            id_: ObservationFlattener(str(id_), _space(environment, "observation", id_)) for id_ in self._ids
+            id_: ObservationFlattener(str(id_), _space(environment, "observation", id_), images) for id_ in self._ids
         }
         converted = {id_: convert_action_space(str(id_), _space(environment, "action", id_)) for id_ in self._ids}
         _check_takes_seed(environment, name)
@@ -101,15 +114,19 @@ class ParallelCopy:
                 action_space=converted[id_][0],
                 has_action_mask=id_ in masked,
                 observation_layout=self._flatten[id_].layout,
+                image=self._flatten[id_].image,
             )
             for id_ in self._ids
         )
         state = self._own_state()
         self._has_own_state = state is not None
         state_size = sum(agent.observation_size for agent in agents) if state is None else state.size
+        state_image = _stacked_images(agents) if state is None else (image_format(state) if images else None)
         self._success = getattr(environment, "episode_success", None)
         has_success = self._success is not None
-        self.spec = EnvironmentSpec(name, agents, state_size, None, "sum", has_success=has_success)
+        self.spec = EnvironmentSpec(
+            name, agents, state_size, None, "sum", has_success=has_success, state_image=state_image
+        )
         places = {
             self._ids[agent]: (group, position)
             for group, members in enumerate(self.spec.groups)
@@ -292,19 +309,24 @@ class ParallelCopy:
         else:
             self._findings[what] = Finding(check, what, known.count + 1, known.example)
 
-    def _state(self, target: Moment, row: int) -> npt.NDArray[np.float32]:
+    def _state(self, target: Moment, row: int) -> npt.NDArray[Any]:
         if not self._has_own_state:
             seen = target.observations
             return np.concatenate([seen[group][row, position] for _, group, position, _ in self._rows])
-        state = np.asarray(self.environment.state(), dtype=np.float32).reshape(-1)
+        state = np.asarray(self.environment.state())
         if state.size != self.spec.state_size:
             raise EnvironmentFault(f"state(): got {state.size} numbers, expected {self.spec.state_size}")
-        return state
+        try:
+            return as_pixels(state, self.spec.state_image).reshape(-1)
+        except ValueError as error:
+            raise EnvironmentFault(f"state(): {error}") from error
 
-    def _own_state(self) -> npt.NDArray[np.float32] | None:
+    def _own_state(self) -> npt.NDArray[Any] | None:
         """The environment's own global state; None where it has none that is an array of numbers."""
         try:
-            return np.asarray(self.environment.state(), dtype=np.float32).reshape(-1)
+            state = np.asarray(self.environment.state())
+            state.astype(np.float32)
+            return state
         except Exception:
             return None
 
@@ -353,6 +375,14 @@ class _MaskReader:
                 "its action mask allows no action at all; allow one that does nothing, or terminate the agent"
             )
         return legal
+
+
+def _stacked_images(agents: Sequence[AgentSpec]) -> ImageFormat | None:
+    """What all agents see, one above the other; None unless all see pictures of one format."""
+    image = agents[0].image
+    if image is None or any(agent.image != image for agent in agents):
+        return None
+    return dataclasses.replace(image, height=len(agents) * image.height)
 
 
 def _checked_ids(environment: Any, name: str) -> list[Any]:

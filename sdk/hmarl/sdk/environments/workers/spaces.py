@@ -12,7 +12,7 @@ from gymnasium.spaces.utils import flatdim, flatten
 
 from hmarl.sdk.environments.workers.process import shown
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import ActionSpace, float32_box
+from hmarl.sdk.spaces import ActionSpace, ImageFormat, float32_box
 
 MASK_KEY = "action_mask"
 # By so much of its size a number may pass a bound of its space: what float32 rounds.
@@ -20,7 +20,7 @@ _ROUNDING = 1e-6
 
 
 class ObservationFlattener:
-    """Turns one agent's observation into a float32 vector.
+    """Turns one agent's observation into a vector: of float32, or of a picture's numbers.
 
     The order is that of ``gymnasium.spaces.flatten``: a Dict by the order of its space's keys, a Tuple by position,
     arrays row by row, Discrete and MultiDiscrete as one-hot vectors. The key ``action_mask`` of a Dict is left out.
@@ -28,8 +28,10 @@ class ObservationFlattener:
     Args:
         agent: the agent's id, for messages.
         space: its observation space.
+        images: whether a Box of rank 3 (height, width, channels) is a picture.
 
     Attributes:
+        image: what picture the observation is; None where it is none.
         size: length of the vector.
         layout: (name, length) of its parts in order, e.g. ``(("camera.depth", 64), ("speed", 1))``.
         mask_inside: whether the observation carries the action mask.
@@ -38,11 +40,12 @@ class ObservationFlattener:
         UsageError: the space has no vector of a fixed length (Graph, Sequence), or one of length 0.
     """
 
-    def __init__(self, agent: str, space: spaces.Space[Any]) -> None:
+    def __init__(self, agent: str, space: spaces.Space[Any], images: bool = True) -> None:
         self.mask_inside = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
         if isinstance(space, spaces.Dict) and self.mask_inside:
             space = spaces.Dict({key: part for key, part in space.spaces.items() if key != MASK_KEY})
         self._space = space
+        self.image = image_format(space) if images and isinstance(space, spaces.Box) else None
         self._is_array = isinstance(space, spaces.Box | spaces.MultiBinary)
         try:
             self.size = flatdim(space)
@@ -56,14 +59,14 @@ class ObservationFlattener:
             )
 
     def __call__(self, observation: Any) -> npt.NDArray[Any]:
-        """Observation -> [size] numbers that float32 is made of.
+        """Observation -> [size] numbers that float32 is made of, or those of a picture.
 
         Raises:
             ValueError: no such vector can be made of it.
         """
         try:
             if self._is_array:
-                return _numbers(observation, self.size)
+                return as_pixels(_numbers(observation, self.size), self.image)
             vector = np.zeros(self.size, np.float32)
             for leaf in self._leaves:
                 part = observation
@@ -78,6 +81,29 @@ class ObservationFlattener:
     def misfit(self, observation: Any, *, bounds: bool) -> Misfit | None:
         """What keeps an observation, its mask apart, from being one of the space; see ``misfit``."""
         return misfit(self._space, observation, "observation", bounds=bounds)
+
+
+def image_format(box: spaces.Box | npt.NDArray[Any]) -> ImageFormat | None:
+    """What picture a space's values, or an array, are: of rank 3, uint8 or floats; None otherwise."""
+    shape, kind = box.shape, np.dtype(box.dtype)
+    if len(shape) != 3 or 0 in shape or not (kind == np.uint8 or kind.kind == "f"):
+        return None
+    height, width, channels = (int(side) for side in shape)
+    return ImageFormat(height, width, channels, "uint8" if kind == np.uint8 else "float32")
+
+
+def as_pixels(numbers: npt.NDArray[Any], image: ImageFormat | None) -> npt.NDArray[Any]:
+    """Numbers of any type in a picture's own, the same array where they are; as they are where there is no picture.
+
+    Raises:
+        ValueError: they are no bytes, and the picture's type is uint8.
+    """
+    if image is None or image.dtype != "uint8" or numbers.dtype == np.uint8:
+        return numbers
+    pixels = numbers.astype(np.uint8)
+    if (pixels != numbers).any():
+        raise ValueError(f"got a picture of {numbers.dtype}, expected whole numbers from 0 to 255")
+    return pixels
 
 
 class Misfit(NamedTuple):

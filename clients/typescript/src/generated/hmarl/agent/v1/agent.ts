@@ -28,6 +28,8 @@ export enum DataType {
   DATA_TYPE_FLOAT32 = 1,
   DATA_TYPE_INT64 = 2,
   DATA_TYPE_BOOL = 3,
+  /** DATA_TYPE_UINT8 - Of pictures; servers of older versions have no policy that takes it. */
+  DATA_TYPE_UINT8 = 4,
 }
 
 export function dataTypeFromJSON(object: any): DataType {
@@ -44,6 +46,9 @@ export function dataTypeFromJSON(object: any): DataType {
     case 3:
     case "DATA_TYPE_BOOL":
       return DataType.DATA_TYPE_BOOL;
+    case 4:
+    case "DATA_TYPE_UINT8":
+      return DataType.DATA_TYPE_UINT8;
     default:
       throw new globalThis.Error("Unrecognized enum value " + object + " for enum DataType");
   }
@@ -59,6 +64,8 @@ export function dataTypeToJSON(object: DataType): string {
       return "DATA_TYPE_INT64";
     case DataType.DATA_TYPE_BOOL:
       return "DATA_TYPE_BOOL";
+    case DataType.DATA_TYPE_UINT8:
+      return "DATA_TYPE_UINT8";
     default:
       throw new globalThis.Error("Unrecognized enum value " + object + " for enum DataType");
   }
@@ -107,7 +114,7 @@ export function instructionChoiceToJSON(object: InstructionChoice): string {
   }
 }
 
-/** A dense array, row-major, little-endian; bool is one byte an element. */
+/** A dense array, row-major, little-endian; bool and uint8 are one byte an element. */
 export interface Tensor {
   dataType: DataType;
   shape: bigint[];
