@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,10 @@ class FlatAdam:
         self._adam.state[self.parameter] = {
             key: value.to("cpu" if key == "step" else device, copy=True) for key, value in state.items()
         }
+
+
+def descend_all(optimisers: Sequence[FlatAdam], loss: Tensor, schedule: float = 1.0) -> Tensor:
+    """One descent step of each on a scalar loss that they share; returns the largest gradient norm before clipping."""
+    gradients = torch.autograd.grad(loss, [optimiser.parameter for optimiser in optimisers])
+    steps = zip(optimisers, gradients, strict=True)
+    return torch.stack([optimiser.descend(gradient, schedule) for optimiser, gradient in steps]).max()
