@@ -50,7 +50,7 @@ test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the 
 	$(BIN)/python -m pytest --override-ini testpaths=tests -m slow --timeout 3600 $(PYTEST_ARGS)
 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
-	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --override-ini testpaths=tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
 
 fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent, 100,000 over frames
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py tests/reliability/test_fuzz_frames.py -m reliability --timeout 3600 $(PYTEST_ARGS)
@@ -62,7 +62,7 @@ soak: $(INSTALLED)  ## A million acts, each compared with the policy in process
 	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 peers: $(INSTALLED)  ## Beside other people's programs, each in an environment of its own: Prometheus, tritonclient, model-signing
-	$(BIN)/python -m pytest tests/peers -m peers -s --timeout 3600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --override-ini testpaths=tests/peers -m peers -s --timeout 3600 $(PYTEST_ARGS)
 
 # Each language is skipped, with a word, where its tools are missing.
 clients: $(INSTALLED)  ## The conformance runners of the clients in other languages: TypeScript (needs node and npm), C++ (g++)

@@ -280,8 +280,8 @@ COMPARISONS = (
         Comparison(
             f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000,
             (
-                *algorithms("hcpo"), *algorithms("magpo", "mappo", seeds=1),
-                Variant("hatrpo, γ=0", "hatrpo", ("algorithm.gamma=0", "algorithm.entropy_coefficient=0.003"), 1),
+                *algorithms("hcpo", "magpo", "mappo"),
+                Variant("hatrpo, γ=0", "hatrpo", ("algorithm.gamma=0", "algorithm.entropy_coefficient=0.003")),
             ),
             settings=_FEW_EPISODES, environment_settings=("record=own",), references=(("best fixed table", table),),
             remark=remark,
