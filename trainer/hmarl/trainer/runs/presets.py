@@ -391,9 +391,9 @@ PRESETS: tuple[Preset, ...] = (
         )
         for name in ("qmix", "vdn")
     ),
-    Preset("hasac", "mamujoco/*", 100_000, "a start", _SOFT_ROBOT, _SOFT_RUN),
+    Preset("hasac", "mamujoco/*", 100_000, "a baseline, not measured", _SOFT_ROBOT, _SOFT_RUN),
     Preset(
-        "hasac", "vmas/navigation", 100_000, "a start", {**_SOFT_ROBOT, **_SHORT_HORIZON}, _SOFT_RUN,
+        "hasac", "vmas/navigation", 100_000, "a baseline, not measured", {**_SOFT_ROBOT, **_SHORT_HORIZON}, _SOFT_RUN,
     ),
     *(
         Preset(
