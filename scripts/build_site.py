@@ -6,7 +6,7 @@
 The pages are written for two readers: one of the repository sees plain Markdown, and links to files. For
 the site they are copied to ``build/docs/pages`` and changed there where the two differ:
 
-- a link to a file outside of docs/ leads to a page that shows this file;
+- a link to a file outside of docs/ leads to a page that shows this file; a notebook with what came out of it;
 - a line ``[Happo.update](../trainer/…/happo.py "code")`` becomes the code of that function, class or method;
 - a line ``![…](….svg)`` becomes the picture itself, so that it has the colours of the page, light or dark;
 - lists are indented as Python-Markdown wants them, which is more than CommonMark asks for.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import html
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from notebook_page import notebook_page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, WORK = Path("docs"), Path("build/docs")
@@ -165,6 +168,8 @@ class Staging:
             )
         elif path.suffix == ".md":
             content = self.page(path, source.read_text())
+        elif path.suffix == ".ipynb":
+            content = self.page(path, self.notebook(path))
         elif path.suffix in PICTURES or path.parts[0] == DOCS.name:
             shutil.copyfile(source, target)
             return
@@ -172,6 +177,17 @@ class Staging:
             language = LANGUAGES.get(path.suffix, "docker" if path.name == "Dockerfile" else "text")
             content = f"# {path.name}\n\n`{path}`\n\n````{language}\n{source.read_text()}````\n"
         target.write_text(content)
+
+    def notebook(self, path: Path) -> str:
+        """A notebook as a page of the repository.
+
+        Raises:
+            SiteError: it has not been run to its end.
+        """
+        try:
+            return notebook_page(json.loads((self.root / path).read_text()))
+        except ValueError as error:
+            raise SiteError(f"{path}: {error}; run it, and keep its outputs") from error
 
     def page(self, path: Path, text: str) -> str:
         """A page as the site's generator wants it."""

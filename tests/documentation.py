@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ PAGES = [
     *sorted(ROOT.glob("examples/*/README.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
+# Other tests run them.
+NOTEBOOKS = sorted(ROOT.glob("examples/*.ipynb"))
 NOT_RUN = "Not run by the tests: "
 LEFT_RUNNING = "Leave it running"
 _FENCE = re.compile(r"^```(\w+)[^\n]*?(?: title=\"([^\"\n]*)\")?[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -63,9 +66,17 @@ def blocks_of(page: Path) -> list[Block]:
     ]
 
 
+def text_of(page: Path) -> str:
+    """A page as Markdown; of a notebook the text, and the code in fences."""
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(page.read_text())["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```\n{source}\n```" for kind, source in cells)
+
+
 def commands_of(page: Path) -> Iterator[tuple[int, list[str]]]:
     """Every command of hmarl in a page's code, fenced or indented: its line, and its words as a shell takes them."""
-    lines = page.read_text().splitlines()
+    lines = text_of(page).splitlines()
     fenced = False
     for number, line in enumerate(lines, 1):
         if line.startswith("```"):
@@ -118,7 +129,7 @@ def headings_of(page: Path) -> set[str]:
 def links_of(page: Path) -> Iterator[tuple[int, str]]:
     """The links of a page outside of code, with their lines."""
     fenced = False
-    for number, line in enumerate(page.read_text().splitlines(), 1):
+    for number, line in enumerate(text_of(page).splitlines(), 1):
         if line.startswith("```"):
             fenced = not fenced
         if not fenced and not line.startswith("    "):

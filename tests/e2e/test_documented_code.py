@@ -109,7 +109,8 @@ def test_the_code_runs(project: Path, where: str) -> None:
 @pytest.mark.timeout(900)  # one page trains, exports and serves
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_works_from_its_first_block_to_its_last(page: Path, tmp_path: Path) -> None:
-    (tmp_path / "models").symlink_to(ROOT / "models")
+    for name in ("models", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     with ExitStack() as running:
         for block in PAGE_BLOCKS[page]:
             if block.runs:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -27,6 +30,7 @@ def last():
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
+    sys.path.append(str(ROOT / "scripts"))  # as it is when the script runs
     found = importlib.util.spec_from_file_location("build_site_script", ROOT / "scripts" / "build_site.py")
     assert found is not None
     assert found.loader is not None
@@ -116,6 +120,45 @@ def test_a_drawing_becomes_a_part_of_the_page_with_its_text(script: ModuleType, 
         '<figure class="drawing"><svg role="img" aria-label="A &quot;thing&quot;" viewBox="0 0 1 1">'
     )
     assert "\n" not in text.rstrip()
+
+
+def cell(source: str, *outputs: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A cell of code that has been run."""
+    common = {"cell_type": "code", "execution_count": 1, "metadata": {}}
+    return {**common, "source": source.splitlines(keepends=True), "outputs": list(outputs), **more}
+
+
+def test_a_notebook_becomes_a_page_with_what_came_out_of_it(script: ModuleType, repository: Path) -> None:
+    picture = {"output_type": "display_data", "data": {"image/png": "iVBO\nRw0=\n", "text/plain": ["<Figure>"]}}
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Tried\n", "\n", "[more](../docs/more/other.md)"]},
+        cell("%%bash -e\nhmarl-verify b\n", {"output_type": "stream", "name": "stdout", "text": ["well\n", "done\n"]}),
+        cell("1 + 1", {"output_type": "execute_result", "data": {"text/plain": ["2"]}}),
+        cell("plot()", picture, metadata={"alt": "a curve"}),
+    ]
+    (repository / "code" / "tried.ipynb").write_text(json.dumps({"cells": cells}))
+    staged(script, repository, "[a notebook](../../code/tried.ipynb)\n")
+    assert (repository / "pages" / "repository" / "code" / "tried.ipynb.md").read_text() == (
+        "# Tried\n\n[more](../../more/other.md)\n\n"
+        "````sh\nhmarl-verify b\n````\n\n````text\nwell\ndone\n````\n\n"
+        "````python\n1 + 1\n````\n\n````text\n2\n````\n\n"
+        "````python\nplot()\n````\n\n![a curve](data:image/png;base64,iVBORw0=)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (cell("f()", execution_count=None), "a cell that has not been run, expected its outputs: f()"),
+        (cell("f()", {"output_type": "error", "ename": "NameError", "evalue": "f"}), "ended with NameError: f"),
+    ],
+)
+def test_a_notebook_that_was_not_run_to_its_end_is_refused(
+    script: ModuleType, repository: Path, wrong: dict[str, Any], said: str
+) -> None:
+    (repository / "code" / "tried.ipynb").write_text(json.dumps({"cells": [wrong]}))
+    with pytest.raises(script.SiteError, match=re.escape(said)):
+        staged(script, repository, "[a notebook](../../code/tried.ipynb)\n")
 
 
 @pytest.mark.parametrize(

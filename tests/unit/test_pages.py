@@ -14,7 +14,7 @@ import click
 import pytest
 
 import hmarl.sdk
-from documentation import PAGES, blocks_of, commands_of, headings_of, links_of
+from documentation import NOTEBOOKS, PAGES, blocks_of, commands_of, headings_of, links_of
 from hmarl.runtime.command_line import Command
 from hmarl.sdk.environments import families
 from hmarl.trainer.algorithms import ALGORITHMS
@@ -30,7 +30,7 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=named)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     wrong = []
     for line, link in links_of(page):
@@ -87,7 +87,7 @@ def check_setting(key: str, algorithm: str | None) -> None:
         assert rest in ALGORITHMS[algorithm].settings_class.model_fields, key
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=named)
 def test_commands_are_those_that_there_are(page: Path) -> None:
     """Names of programs, options, algorithms, families and settings; what the commands do, other tests run."""
     for line, words in commands_of(page):

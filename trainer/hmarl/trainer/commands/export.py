@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         "distil local conductors once more where the deployed team comes; kept if it plays no worse",
         default=True,
     ),
+    flag("--leapp", "describe each agent's graph for NVIDIA's LEAPP too, in leapp/ of the bundle"),
     AS_JSON,
     examples=("hmarl-export runs/mine", "hmarl-export runs/mine --checkpoint last --out bundle.zip"),
 )
@@ -55,6 +56,7 @@ def export(
     settings: tuple[str, ...],
     restart_students: bool,
     redistil: bool,
+    leapp: bool,
     as_json: bool,
 ) -> None:
     """Write a run's local policies, one per agent, as ONNX, check them against torch, and put them into a bundle.
@@ -82,7 +84,7 @@ def export(
     console = make_console(stderr=True)
     distillation = _distillation(console, run, distil, settings, restart_students)
     if distillation is not None and distillation.told != "nothing":
-        for option, given in (("--out", out), ("--name", name), ("--sign", sign)):
+        for option, given in (("--out", out), ("--name", name), ("--sign", sign), ("--leapp", leapp or None)):
             if given is not None:
                 raise UsageError(
                     f"{option}: got {given}, expected nothing with distillation.told={distillation.told}: students who "
@@ -93,7 +95,7 @@ def export(
     target = out or run / "bundle"
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
     with _saying_what_is_kept(console, run, distillation, restart_students):
-        bundle = export_run(run, target, checkpoint, name, distillation, restart_students, redistil, signer)
+        bundle = export_run(run, target, checkpoint, name, distillation, restart_students, redistil, signer, leapp)
     again = bundle.manifest.training.get("redistillation")
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
     if students is not None:

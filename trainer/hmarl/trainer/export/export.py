@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hmarl.runtime.bundle import (
     SCHEMA_VERSION,
+    AgentModel,
     Bundle,
     EnvironmentModel,
     ParityModel,
@@ -41,6 +42,7 @@ from hmarl.trainer.contract.deployable import check_size
 from hmarl.trainer.contract.local_team import LocalPolicies
 from hmarl.trainer.export.graphs import OPSET, Graph, file_stems, onnx_bytes
 from hmarl.trainer.export.instruction_choice import decide_choice
+from hmarl.trainer.export.leapp import leapp_files
 from hmarl.trainer.export.model_card import model_card
 from hmarl.trainer.export.parity import TOLERANCES, Parity, ParityError, compare, interleaved, record
 from hmarl.trainer.export.redistillation import redistil
@@ -62,6 +64,7 @@ def export_run(
     restart_students: bool = False,
     redistilling: bool = True,
     signer: Signer | None = None,
+    leapp: bool = False,
 ) -> Bundle:
     """Export a run's agents into a bundle.
 
@@ -76,6 +79,7 @@ def export_run(
         redistilling: local conductors learn once more where the deployed team comes, see ``redistil``; students, and
             agents without local conductors, have no need of it.
         signer: signs the bundle; None leaves it unsigned.
+        leapp: describe each agent's graph for LEAPP's runtimes too.
 
     Raises:
         UsageError: the run's algorithm acts for the whole team at once and is not to be distilled, or has no teacher to
@@ -135,7 +139,20 @@ def export_run(
     if distilled:
         manifest["students"] = to_plain(distilled.report)
         manifest["evaluation"] = {**manifest["evaluation"], "students": distilled.evaluation}
-    return write_bundle(target, manifest, {**files, **records, **plots, "README.md": card.encode()}, signer)
+    described = _described_for_leapp(manifest, graphs, files) if leapp else {}
+    everything = {**files, **records, **plots, **described, "README.md": card.encode()}
+    return write_bundle(target, manifest, everything, signer)
+
+
+def _described_for_leapp(manifest: dict[str, Any], graphs: list[Graph], files: dict[str, bytes]) -> dict[str, bytes]:
+    period_s = manifest["environment"]["control_period_s"]
+    return leapp_files(_entries(graphs), files, period_s, OPSET, manifest["created_by"])
+
+
+def _entries(graphs: list[Graph]) -> list[AgentModel]:
+    """What the manifest says of each agent, in the environment's order."""
+    entries = {agent: entry for graph in graphs for agent, entry in zip(graph.agents, graph.entries, strict=True)}
+    return [entries[agent] for agent in sorted(entries)]
 
 
 def _price(run: Path, graphs: dict[str, bytes]) -> str:
@@ -247,7 +264,6 @@ def _parity_row(parity: Parity) -> ParityModel:
 
 def _manifest(loaded: LoadedRun, graphs: list[Graph], parity: Parity, name: str) -> dict[str, Any]:
     config, spec = loaded.config, loaded.spec
-    entries = {agent: entry for graph in graphs for agent, entry in zip(graph.agents, graph.entries, strict=True)}
     environment = EnvironmentModel(
         name=config.environment,
         arguments=config.environment_arguments,
@@ -262,7 +278,7 @@ def _manifest(loaded: LoadedRun, graphs: list[Graph], parity: Parity, name: str)
         "algorithm": config.algorithm,
         "deterministic_by_default": loaded.algorithm.settings.deterministic_evaluation,
         "environment": to_plain(environment),
-        "agents": [to_plain(entries[agent]) for agent in range(len(spec.agents))],
+        "agents": [to_plain(entry) for entry in _entries(graphs)],
         "normalisation": "(observation - shift) * scale, clipped to ±10, inside the graph"
         if loaded.algorithm.settings.normalise_observations
         else "none",
