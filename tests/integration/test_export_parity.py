@@ -24,6 +24,7 @@ from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.config import make_config
 from hmarl.trainer.runs.run import Run
+from training_runs import of_use
 
 ENVIRONMENTS = {
     "discrete": ("mpe/simple_spread", {"N": 2}),
@@ -63,7 +64,7 @@ PAIRS = [
     for algorithm in ("happo", "hcpo", "maven")
     for environment in ENVIRONMENTS
     if environment != "leaving" and not (ALGORITHMS[algorithm].discrete_only and environment in NOT_DISCRETE)
-]
+] + [("hasac", "continuous")]
 
 
 @pytest.mark.parametrize(("algorithm", "environment"), PAIRS)
@@ -252,6 +253,7 @@ def test_a_latent_drawn_from_the_common_seed_holds_for_the_episode(short_run: Sh
 
 
 INTERCHANGEABLE = {"share_parameters": True, "agent_identity": False}
+REMEMBERING = {"recurrent": True, "memory_size": 6}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ INTERCHANGEABLE = {"share_parameters": True, "agent_identity": False}
     ],
 )
 def test_interchangeable_agents_are_one_graph(algorithm: str, short_run: ShortRun, tmp_path: Path) -> None:
-    run = short_run(algorithm, "masked", **INTERCHANGEABLE, recurrent=True, memory_size=6)
+    run = short_run(algorithm, "masked", **INTERCHANGEABLE, **of_use(algorithm, REMEMBERING))
     bundle = export.export_run(run, tmp_path / "bundle")
     assert [agent.id for agent in bundle.manifest.agents] == ["chooser_0", "chooser_1"]
     assert {(agent.file, agent.interchangeable) for agent in bundle.manifest.agents} == {("agents/chooser.onnx", True)}

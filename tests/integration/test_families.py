@@ -88,12 +88,15 @@ GUIDED = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
 SETTINGS: dict[str, dict[str, Any]] = {
     "ctds": GUIDED,
     "guided-hcpo": {**GUIDED, "conductor_hidden_sizes": (8,), "instructions": 3},
+    "hasac": {"replay_capacity": 40, "batch_transitions": 8, "gradient_steps": 2},
     "hcpo": {"conductor_hidden_sizes": (8,), "instructions": 3, "replay_rollouts": 2},
     "himpo": {**GUIDED, "goal_size": 3, "goal_interval": 3},
     "magpo": GUIDED,
     "mat": GUIDED,
     "maven": {"replay_capacity": 12, "latent_hidden_sizes": (8,), "mixing_hidden_sizes": (8,), "gradient_steps": 2},
+    "qmix": {"replay_capacity": 12, "mixing_hidden_sizes": (8,), "gradient_steps": 2},
     "sable": GUIDED,
+    "vdn": {"replay_capacity": 12, "gradient_steps": 2},
 }
 # Students of what acts centrally.
 DISTILLATION = [

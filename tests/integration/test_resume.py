@@ -57,6 +57,9 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "ippo-mpe": ("ippo", "mpe/simple_speaker_listener", {"recurrent": True}, {}),
     "maven-mpe": ("maven", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3, "replay_capacity": 40}, {}),
     "maven-coordsum": ("maven", "coordsum/3x10-30", {"learning_rate_decay": "linear"}, {}),
+    "hasac-mpe": ("hasac", "mpe/simple_spread", {"replay_capacity": 200}, {"continuous_actions": True}),
+    "qmix-mpe": ("qmix", "mpe/simple_spread", {"recurrent": True, "chunk_length": 3, "replay_capacity": 40}, {}),
+    "vdn-coordsum": ("vdn", "coordsum/3x10-30", {"learning_rate_decay": "linear"}, {}),
     "hcpo-interchangeable": ("hcpo", "mpe/simple_spread", INTERCHANGEABLE, {}),
     "mat-leaving": ("mat", "toy_environments:leaving", GUIDED, {}),
     "mat-state": ("mat", "mpe/simple_spread", {**GUIDED, "guider_sees_state": True}, {"continuous_actions": True}),
@@ -77,7 +80,7 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 # What they save, others save too: `make test-slow` runs them.
 SLOW = {
     "hcpo-latent", "hcpo-local", "hcpo-replay", "hcpo-interchangeable", "maven-coordsum", "mat-state", "magpo-shared",
-    "magpo-factorised", "magpo-restarting", "himpo-leaving",
+    "magpo-factorised", "magpo-restarting", "himpo-leaving", "hasac-mpe", "qmix-mpe", "vdn-coordsum",
 }  # fmt: skip
 
 

@@ -42,6 +42,10 @@ NAMES = {
         "critic optimisers.0.0 optimisers.0.1 policies.0",
         "memories.0",
     ),
+    "hasac": (
+        "critic log_temperatures optimisers.0.0 optimisers.0.1 policies.0 step_moments temperature_optimiser",
+        "",
+    ),
     "hatrpo": (
         "critic policies.0",
         "memories.0",
@@ -82,9 +86,17 @@ NAMES = {
         ),
         "drawn earned first_state latent memories.0",
     ),
+    "qmix": (
+        "frames mixer optimisers.0 optimisers.1 policies.0 step_moments targets.0 targets.1",
+        "memories.0",
+    ),
     "sable": (
         "guider guider_optimiser value_moments",
         "guider_memory",
+    ),
+    "vdn": (
+        "frames optimisers.0 policies.0 step_moments targets.0",
+        "memories.0",
     ),
 }
 

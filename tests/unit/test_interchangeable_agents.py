@@ -16,7 +16,7 @@ from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.export.export import group_names
 from hmarl.trainer.export.samples import example_inputs
 from hmarl.trainer.networks.settings import validate
-from training_runs import new_algorithm, tiny_config, tiny_networks
+from training_runs import new_algorithm, of_use, tiny_config, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 TOY = "toy_environments:masked_discrete"
@@ -45,7 +45,7 @@ def outputs(algorithm: Any, agent: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if algorithm.exportable])
 def test_every_agent_deploys_the_same_function(name: str, recurrent: bool) -> None:
-    algorithm = updated(name, **alike(recurrent=recurrent, memory_size=5))
+    algorithm = updated(name, **alike(**of_use(name, {"recurrent": recurrent, "memory_size": 5})))
     first = outputs(algorithm, 0)
     for agent in (1, 2):
         for ours, theirs in zip(first, outputs(algorithm, agent), strict=True):

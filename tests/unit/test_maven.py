@@ -15,11 +15,12 @@ from torch import Tensor
 from hmarl.runtime.session import noise_for
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec
-from hmarl.trainer.algorithms.maven import Batch, Maven, MavenSettings
+from hmarl.trainer.algorithms.maven import Maven, MavenSettings
 from hmarl.trainer.experience.replay import Replay, cut_into_fragments
 from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.mixing.latent import LatentPolicy, latent_log_likelihood
 from hmarl.trainer.mixing.mixer import MonotoneMixer
+from hmarl.trainer.mixing.team_value import Batch
 from hmarl.trainer.networks.distributions import Categorical
 from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.networks.settings import AlgorithmSettings
@@ -96,11 +97,11 @@ def hand_made() -> tuple[Maven, Batch, list[Categorical]]:
     goes on after one. The learnt utilities prefer action 1, the target networks value it at 1, 2, 4 by step.
     """
     algorithm, _, _ = maven(gamma=0.5, td_lambda=0.5, latents=2)
-    algorithm.mixer = lambda theta, utilities, context: utilities.sum(-1)
+    algorithm.value.mixer = lambda theta, utilities, context: utilities.sum(-1)
     worth = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1)
     target = torch.zeros(2, 3, 2, 4)
     target[..., 0], target[..., 1] = 100.0, worth  # double Q-learning must not take the 100
-    algorithm.utilities = lambda thetas, batch: [Categorical(target)]
+    algorithm.value.utilities = lambda thetas, batch: [Categorical(target)]
     learnt = torch.zeros(2, 3, 2, 4)
     learnt[..., 1] = 3.0
     batch = Batch(
@@ -111,7 +112,6 @@ def hand_made() -> tuple[Maven, Batch, list[Categorical]]:
         present=torch.ones(3, 2, 2),
         states=torch.zeros(3, 2, 7),
         context=torch.zeros(3, 2, 9),
-        latent=torch.tensor([0, 1]),
         rewards=torch.tensor([[1.0, 5.0], [2.0, 99.0]]),
         terminated=torch.tensor([[False, False], [True, False]]),
         valid=torch.tensor([[True, True], [True, False]]),
@@ -122,7 +122,7 @@ def hand_made() -> tuple[Maven, Batch, list[Categorical]]:
 def test_lambda_returns_by_hand() -> None:
     """V = 2, 4, 8 by step. First: y₁ = 2 and y₀ = 1 + ½(½·4 + ½·2) = 2.5. Second: y₀ = 5 + ½·4 = 7."""
     algorithm, batch, learnt = hand_made()
-    returns = algorithm.lambda_returns(batch, learnt)
+    returns = algorithm.value.lambda_returns(batch, learnt)
     assert returns[:, 0].tolist() == pytest.approx([2.5, 2.0])
     assert float(returns[0, 1]) == pytest.approx(7.0)
 
@@ -131,8 +131,9 @@ def test_the_loss_by_hand() -> None:
     """Q_tot = 6 everywhere: errors 3.5, 4 and −1 at the valid steps; the discriminator knows nothing: log ½."""
     algorithm, batch, learnt = hand_made()
     algorithm.discriminator_theta.zero_()
-    parameters: list[Tensor] = [torch.zeros(0), torch.zeros(0), algorithm.discriminator_theta]
-    loss, metrics = algorithm.loss(parameters, batch, learnt, algorithm.lambda_returns(batch, learnt))
+    none: list[Tensor] = [torch.zeros(0), torch.zeros(0)]
+    returns = algorithm.value.lambda_returns(batch, learnt)
+    loss, metrics = algorithm.loss(none, algorithm.discriminator_theta, batch, torch.tensor([0, 1]), learnt, returns)
     expected = (3.5**2 + 4**2 + 1) / 3
     assert float(metrics["td_loss"]) == pytest.approx(expected)
     assert float(metrics["latent_log_likelihood"]) == pytest.approx(math.log(0.5))
@@ -144,15 +145,17 @@ def test_agents_that_have_left_contribute_nothing() -> None:
     collector.collect(algorithm)
     rows = cut_into_fragments(rollout, 5)
     assert not rows["active"].all()
-    parameters: list[Tensor] = [optimiser.parameter for optimiser in algorithm.optimisers]
+    parameters, discriminator = algorithm.value.learnt, algorithm.discriminator_optimiser.parameter
 
     def loss_of(change: float) -> float:
         changed = dict(rows)
         away = ~rows["active"].unsqueeze(-1)
         changed["observations.0"] = rows["observations.0"] + change * away
         batch = algorithm.prepare(changed)
-        learnt = algorithm.utilities(parameters[:-2], batch)
-        return float(algorithm.loss(parameters, batch, learnt, algorithm.lambda_returns(batch, learnt))[0].detach())
+        learnt = algorithm.value.utilities(parameters, batch)
+        returns = algorithm.value.lambda_returns(batch, learnt)
+        loss, _ = algorithm.loss(parameters, discriminator, batch, rows["extras.latent"], learnt, returns)
+        return float(loss.detach())
 
     assert loss_of(0.0) == loss_of(3.0)
 
@@ -169,18 +172,18 @@ def test_illegal_actions_are_neither_best_nor_explored() -> None:
         if epsilon == 1.0:
             assert counts.min() > 0.5 * counts.max(), "exploration is uniform"
         batch = algorithm.prepare(cut_into_fragments(rollout, 40))
-        best = algorithm.utilities([p.theta for p in algorithm.policies], batch)[0].mode()
+        best = algorithm.value.utilities([p.theta for p in algorithm.policies], batch)[0].mode()
         assert batch.masks[0] is not None
         assert batch.masks[0].gather(-1, best.flatten(1, 2).unsqueeze(-1)).all()
 
 
 def test_a_gradient_step_moves_the_targets_by_their_rate() -> None:
     algorithm, rollout, collector = maven(gradient_steps=1, target_rate=0.25)
-    before = [target.clone() for target in algorithm.targets]
+    before = [target.clone() for target in algorithm.value.targets]
     collector.collect(algorithm)
     algorithm.update(rollout, 0.0)
-    learnt = [*(policy.theta for policy in algorithm.policies), algorithm.mixer_theta]
-    for old, target, theta in zip(before, algorithm.targets, learnt, strict=True):
+    learnt = algorithm.value.thetas
+    for old, target, theta in zip(before, algorithm.value.targets, learnt, strict=True):
         assert not torch.equal(old, theta)
         torch.testing.assert_close(target, 0.75 * old + 0.25 * theta)
 
@@ -323,7 +326,7 @@ def test_replayed_fragments_say_what_the_agents_did(chunk_length: int | None) ->
         collector.collect(algorithm)
         ended = ended or bool(rollout.ended.any())
         batch = algorithm.prepare(cut_into_fragments(rollout, chunk_length or 16))
-        found = algorithm.utilities([policy.theta for policy in algorithm.policies], batch)[0].mode()[:, :-1]
+        found = algorithm.value.utilities([policy.theta for policy in algorithm.policies], batch)[0].mode()[:, :-1]
         agree = (found == batch.actions[0])[:, batch.valid]
         assert agree.float().mean() > 0.99
     assert ended

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hmarl.trainer.algorithms import ALGORITHMS
 from hmarl.trainer.networks.flat import Memory, Mlp, RecurrentNetwork
-from training_runs import new_algorithm, team_samples
+from training_runs import new_algorithm, of_use, team_samples
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 NETWORK = RecurrentNetwork(3, (5,), 2, "tanh", memory=4)
@@ -126,7 +126,9 @@ def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int
             )
 
 
-@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if algorithm.exportable])
+@pytest.mark.parametrize(
+    "name", [name for name, each in ALGORITHMS.items() if each.exportable and of_use(name, {"recurrent": True})]
+)
 def test_every_algorithm_updates_recurrent_policies(name: str) -> None:
     algorithm, rollout, collector = new_algorithm(name, "mpe/simple_spread", 3, 10, recurrent=True, chunk_length=5)
     collector.collect(algorithm)

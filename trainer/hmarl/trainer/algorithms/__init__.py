@@ -19,6 +19,7 @@ _CLASSES = {
     "haa2c": "Haa2c",
     "hamdpo": "Hamdpo",
     "happo": "Happo",
+    "hasac": "Hasac",
     "hatrpo": "Hatrpo",
     "hcpo": "Hcpo",
     "himpo": "Himpo",
@@ -27,7 +28,9 @@ _CLASSES = {
     "mappo": "Mappo",
     "mat": "Mat",
     "maven": "Maven",
+    "qmix": "Qmix",
     "sable": "Sable",
+    "vdn": "Vdn",
 }
 
 

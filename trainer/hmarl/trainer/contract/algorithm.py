@@ -118,7 +118,8 @@ class Algorithm:
             if cls.discrete_only and not isinstance(agent.action_space, spaces.Discrete):
                 raise UsageError(
                     f"{cls.__name__.lower()}: agent '{agent.id}' of {spec.name} has the action space "
-                    f"{agent.action_space}, expected Discrete (the algorithm learns one value per choice)"
+                    f"{agent.action_space}, expected Discrete (the algorithm learns one value per choice); use "
+                    "hasac, or happo, which take all kinds of actions"
                 )
 
     def create_policies(self) -> list[GroupPolicy]:

@@ -284,7 +284,7 @@ class DeployablePolicy(nn.Module):
         mask = TensorModel(name="action_mask", shape=[agent.mask_size], dtype="bool", meaning="True where legal")
         action_noise = NoiseModel(
             name="action_noise",
-            shape=[head.output_size],
+            shape=[head.action_size],
             distribution=head.noise_distribution,
             stream="private",
             purpose="action",
@@ -339,7 +339,7 @@ class DeployablePolicy(nn.Module):
         rows = [
             TensorModel(
                 name="action_mean" if self.head.continuous else "action_logits",
-                shape=[self.head.output_size],
+                shape=[self.head.action_size],
                 dtype="float32",
                 meaning=meaning,
             )

@@ -68,6 +68,59 @@ def cut_into_fragments(rollout: Rollout, chunk_length: int) -> Rows:
     return rows
 
 
+def cut_into_transitions(rollout: Rollout, steps_ahead: int, gamma: float) -> Rows:
+    """A rollout as single moments, each with what was earned in the n steps after it and what was seen then.
+
+    Where the episode or the rollout ends before, there are fewer: R = Σ_{k<m} γ^k r_{t+k} with m ≤ n.
+
+    Args:
+        rollout: full.
+        steps_ahead: n.
+        gamma: discount per step.
+
+    Returns:
+        T·B rows, by name:
+
+        - ``observations.g`` [T·B, N_g, D], ``action_masks.g`` bool [T·B, N_g, A] where there are masks, ``states``
+          [T·B, state_size] and ``active`` bool [T·B, N], and each again as ``next_NAME``, m steps later;
+        - ``actions.g`` [T·B, N_g, ...] raw;
+        - ``rewards`` [T·B] R of the team, and ``discounts`` [T·B] γ^m, 0 after termination.
+    """
+    earned, discounts, last = _steps_ahead(rollout, steps_ahead, gamma)
+    every = torch.arange(rollout.batch_size, device=last.device)
+    rows: Rows = {
+        "states": rollout.states[:-1],
+        "next_states": rollout.next_states()[last, every],
+        "active": rollout.active,
+        "next_active": rollout.next_active()[last, every],
+        "rewards": earned,
+        "discounts": discounts.masked_fill(rollout.terminated[last, every], 0.0),
+    }
+    for g in range(len(rollout.observations)):
+        rows[f"observations.{g}"] = rollout.observations[g]
+        rows[f"next_observations.{g}"] = rollout.next_observations(g)[last, every]
+        masks, next_masks = rollout.action_masks[g], rollout.next_action_masks(g)
+        if masks is not None and next_masks is not None:
+            rows[f"action_masks.{g}"], rows[f"next_action_masks.{g}"] = masks, next_masks[last, every]
+        rows[f"actions.{g}"] = rollout.actions[g]
+    return {name: values.flatten(0, 1) for name, values in rows.items()}
+
+
+def _steps_ahead(rollout: Rollout, steps_ahead: int, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every step [T, B]: R, γ^m, and the last of the m steps that R is made of."""
+    steps, rewards = rollout.steps, rollout.team_rewards
+    last = torch.arange(steps, device=rewards.device).unsqueeze(-1).repeat(1, rollout.batch_size)
+    earned, discounts = rewards.clone(), torch.full_like(rewards, gamma)
+    runs = ~rollout.ended  # whether the episode goes on after the steps that are counted
+    for k in range(1, min(steps_ahead, steps)):
+        reaches = runs[: steps - k]
+        earned[: steps - k] += torch.where(reaches, gamma**k * rewards[k:], 0.0)
+        discounts[: steps - k] = torch.where(reaches, gamma ** (k + 1), discounts[: steps - k])
+        last[: steps - k] += reaches
+        runs = reaches & ~rollout.ended[k:]
+    return earned, discounts, last
+
+
 def _lengths(begins: Tensor) -> Tensor:
     """[T, B] steps from each step to the next beginning after it, or to the rollout's end."""
     steps = begins.shape[0]

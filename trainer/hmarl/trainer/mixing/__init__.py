@@ -1,1 +1,1 @@
-"""MAVEN's latent and mixer."""
+"""Mixed utilities, and MAVEN's latent above them."""

@@ -1,7 +1,7 @@
-"""Monotone mixing of the agents' utilities into the team's value.
+"""Mixing of the agents' utilities into the team's value, such that each agent's best action is the team's.
 
 Source: Rashid et al. 2018, "QMIX: Monotonic Value Function Factorisation for Deep Multi-Agent Reinforcement Learning",
-section 4.
+section 4; Sunehag et al. 2018, "Value-Decomposition Networks For Cooperative Multi-Agent Learning", section 3.
 """
 
 from __future__ import annotations
@@ -9,12 +9,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hmarl.trainer.networks.activation import Activation
 from hmarl.trainer.networks.flat import Mlp
+
+
+class Mixer(Protocol):
+    """Q_tot of all agents' utilities: it never falls when one of them rises."""
+
+    def initialise(self, generator: torch.Generator) -> Tensor | None:
+        """Fresh parameters [P], None where it has none."""
+        ...
+
+    def __call__(self, theta: Tensor | None, utilities: Tensor, context: Tensor) -> Tensor:
+        """[...] the team's value.
+
+        Args:
+            theta: [P], or None.
+            utilities: [..., N], 0 for agents that are not there.
+            context: [..., context_size].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SumMixer:
+    """Q_tot(u) = Σᵢ uⁱ: ∂Q_tot/∂uⁱ = 1, whatever the state (Sunehag et al. 2018, Eq. 1)."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """There is nothing to learn."""
+
+    def __call__(self, theta: Tensor | None, utilities: Tensor, context: Tensor) -> Tensor:
+        """[...] of ``utilities`` [..., N]."""
+        return utilities.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -43,7 +75,11 @@ class MonotoneMixer:
         outputs = self.agents * self.embedding + 2 * self.embedding + 1
         return Mlp(self.context_size, self.hidden_sizes, outputs, self.activation, output_gain=0.3)
 
-    def __call__(self, theta: Tensor, utilities: Tensor, context: Tensor) -> Tensor:
+    def initialise(self, generator: torch.Generator) -> Tensor:
+        """Of the hypernetwork, [P]."""
+        return self.network.initialise(generator)
+
+    def __call__(self, theta: Tensor | None, utilities: Tensor, context: Tensor) -> Tensor:
         """[...] the team's value.
 
         Args:
@@ -51,6 +87,7 @@ class MonotoneMixer:
             utilities: [..., N], 0 for agents that are not there.
             context: [..., context_size].
         """
+        assert theta is not None
         size = self.embedding
         first, first_bias, second, second_bias = self.network(theta, context).split(
             [self.agents * size, size, size, 1], dim=-1

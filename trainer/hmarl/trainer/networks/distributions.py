@@ -237,11 +237,14 @@ class ActionHead:
         space: the agent's action space.
         squash: continuous only: ``tanh`` maps raw actions into the bounds smoothly, ``clip`` cuts them off.
         initial_std: continuous only: standard deviation at the start, in units of half the action range.
+        seen_std: continuous only: whether standard deviations follow from what is seen, as further outputs of the
+            network; else they are parameters of their own.
     """
 
     space: ActionSpace
     squash: Literal["tanh", "clip"] = "clip"
     initial_std: float = 0.6
+    seen_std: bool = False
 
     @property
     def continuous(self) -> bool:
@@ -249,8 +252,8 @@ class ActionHead:
         return isinstance(self.space, spaces.Box)
 
     @property
-    def output_size(self) -> int:
-        """Number of network outputs: logits, or the means."""
+    def action_size(self) -> int:
+        """A, the number of logits, or of a continuous action's components."""
         if isinstance(self.space, spaces.Discrete):
             return int(self.space.n)
         if isinstance(self.space, spaces.MultiDiscrete):
@@ -258,22 +261,27 @@ class ActionHead:
         return int(np.prod(self.space.shape))
 
     @property
+    def output_size(self) -> int:
+        """Number of network outputs: logits, or the means and, where it is seen, the spread's logarithms."""
+        return self.action_size * (2 if self.continuous and self.seen_std else 1)
+
+    @property
     def extra_size(self) -> int:
         """Number of free parameters beside the network's: one log standard deviation per continuous component."""
-        return self.output_size if self.continuous else 0
+        return self.action_size if self.continuous and not self.seen_std else 0
 
     @property
     def noise_distribution(self) -> Literal["uniform", "normal"]:
-        """Distribution of the deployed policy's noise input; its size is ``output_size``."""
+        """Distribution of the deployed policy's noise input; its size is ``action_size``."""
         return "normal" if self.continuous else "uniform"
 
     def perturbation(self, noise: Tensor) -> Tensor:
-        """What ``Distribution.select`` takes, from noise [..., output_size] of ``noise_distribution``; 0 stays 0."""
+        """What ``Distribution.select`` takes, from noise [..., action_size] of ``noise_distribution``; 0 stays 0."""
         return noise if self.continuous else gumbel_from_uniform(noise)
 
     def draw_perturbations(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Fresh perturbations [*shape, output_size] for a whole rollout at once."""
-        drawn = torch.empty(*shape, self.output_size, device=generator.device)
+        """Fresh perturbations [*shape, action_size] for a whole rollout at once."""
+        drawn = torch.empty(*shape, self.action_size, device=generator.device)
         if self.continuous:
             return drawn.normal_(generator=generator)
         return drawn.exponential_(generator=generator).clamp_(min=1e-30).log_().neg_()
@@ -288,12 +296,15 @@ class ActionHead:
         Args:
             output: [..., output_size].
             extra: [extra_size] or broadcastable [..., extra_size].
-            mask: [..., output_size] bool for discrete choices, or None.
+            mask: [..., action_size] bool for discrete choices, or None.
         """
         if isinstance(self.space, spaces.Discrete):
             return Categorical(output, mask)
         if isinstance(self.space, spaces.MultiDiscrete):
             return MultiCategorical(output, tuple(int(n) for n in self.space.nvec), mask)
+        if self.seen_std:
+            output, log_std = output.chunk(2, dim=-1)
+            extra = log_std + math.log(self.initial_std)
         return DiagonalGaussian(output, extra.clamp(-5.0, 1.0))
 
     def to_environment(self, raw_action: Tensor) -> Tensor:

@@ -101,3 +101,10 @@ class FlatAdam:
             each.parameter.copy_(self.parameter[row])
             each.step_size = self.step_size
             each.load_state_dict({key: v if key == "step" else v[row] for key, v in self._state.items()})
+
+
+def descend_all(optimisers: Sequence[FlatAdam], loss: Tensor, schedule: float = 1.0) -> Tensor:
+    """One descent step of each on a scalar loss that they share; returns the largest gradient norm before clipping."""
+    gradients = torch.autograd.grad(loss, [optimiser.parameter for optimiser in optimisers])
+    steps = zip(optimisers, gradients, strict=True)
+    return torch.stack([optimiser.descend(gradient, schedule) for optimiser, gradient in steps]).max()

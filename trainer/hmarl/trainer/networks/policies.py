@@ -13,7 +13,12 @@ from hmarl.sdk.spaces import AgentGroup, ImageFormat
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork, Memory, Mlp, RecurrentNetwork
 from hmarl.trainer.networks.images import ImageEncoder, beside
-from hmarl.trainer.networks.settings import AlgorithmSettings, NetworkSettings, PolicyGradientFields
+from hmarl.trainer.networks.settings import (
+    AlgorithmSettings,
+    NetworkSettings,
+    PolicyGradientFields,
+    SquashedGaussianFields,
+)
 
 
 @dataclass
@@ -258,4 +263,6 @@ def group_head(group: AgentGroup, settings: AlgorithmSettings) -> ActionHead:
     """What turns a network's output into actions of the group, continuous ones as the settings say."""
     if isinstance(settings, PolicyGradientFields):
         return ActionHead(group.example.action_space, settings.squash, settings.initial_std)
+    if isinstance(settings, SquashedGaussianFields):
+        return ActionHead(group.example.action_space, "tanh", settings.initial_std, seen_std=True)
     return ActionHead(group.example.action_space)

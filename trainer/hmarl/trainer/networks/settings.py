@@ -165,6 +165,12 @@ class PolicyGradientFields(BaseModel):
     initial_std: float = Field(0.6, gt=0, description="first standard deviation, in half action ranges")
 
 
+class SquashedGaussianFields(BaseModel):
+    """Of algorithms with squashed Gaussians for continuous actions, whose deviations follow from what is seen."""
+
+    initial_std: float = Field(1.0, gt=0, description="first standard deviation of continuous actions, not squashed")
+
+
 class CreditFields(BaseModel):
     """Of algorithms in which agents may learn from the team's reward, or each from its own."""
 

@@ -127,6 +127,16 @@ _UNITS: dict[str, Any] = {"hidden_sizes": (128, 128), "share_parameters": True}
 _SMAX_RUN: dict[str, Any] = {"environments": 32, "rollout_length": 64, "threads": 1, "evaluation_episodes": 32}
 _SMAX_STEPS: dict[str, Any] = {**_UNITS, "learning_rate": 1e-3, "epochs": 5, "minibatches": 4}
 
+# Rewards of a few steps ahead say sooner what a policy is worth.
+_SOFT_ROBOT: dict[str, Any] = {"learning_rate": 1e-3, "n_step": 5, "gradient_steps": 10}
+_SOFT_RUN: dict[str, Any] = {
+    "environments": 16,
+    "rollout_length": 10,
+    "threads": 1,
+    "evaluation_interval": 20_000,
+    "evaluation_episodes": 16,
+}
+
 # A guider, and local policies that follow faster than it moves.
 _GUIDER_STEPS: dict[str, Any] = {"epochs": 5, "minibatches": 4, "max_gradient_norm": 10.0}
 _FOLLOWERS: dict[str, Any] = {"recurrent": False, "hidden_sizes": (128, 128), "learner_learning_rate": 2e-3}
@@ -199,6 +209,41 @@ _TABLE_4: dict[str, Any] = {
 _SMAC_RUN: dict[str, Any] = {"environments": 16, "rollout_length": 200, "evaluation_episodes": 32}
 _MAMUJOCO_RUN: dict[str, Any] = {"environments": 20, "rollout_length": 200, "evaluation_episodes": 40}
 _PAPER_MPE_RUN: dict[str, Any] = {"environments": 20, "rollout_length": 200, "evaluation_episodes": 40}
+
+# QMIX and VDN as PyMARL (oxwhirl) has them for StarCraft: episodes are replayed whole, policies remember, values are
+# not scaled. Targets copied every 200 episodes move about as far as by this rate.
+_PYMARL: dict[str, Any] = {
+    "gamma": 0.99,
+    "recurrent": True,
+    "hidden_sizes": (64,),
+    "memory_size": 64,
+    "learning_rate": 5e-4,
+    "td_lambda": 0.0,
+    "batch_fragments": 32,
+    "replay_capacity": 5000,
+    "target_rate": 0.005,
+    "exploration_steps": 50_000,
+    "max_gradient_norm": 10.0,
+    "normalise_observations": False,
+    "normalise_values": False,
+}
+# HASAC as HARL's tuned file for HalfCheetah-v2 2x3: one step on 1000 transitions for every step of 20 environments.
+_HARL_SOFT: dict[str, Any] = {
+    "gamma": 0.99,
+    "hidden_sizes": (256, 256),
+    "critic_hidden_sizes": (256, 256),
+    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "n_step": 10,
+    "gradient_steps": 50,
+    "batch_transitions": 1000,
+    "target_rate": 0.005,
+    "initial_temperature": 1.0,
+    "temperature_learning_rate": 3e-4,
+    "normalise_values": False,
+    "normalise_observations": False,
+}
+_HARL_RUN: dict[str, Any] = {"environments": 20, "rollout_length": 50, "evaluation_episodes": 40}
 
 # MAGPO (Li et al. 2025): the public code's tuned settings, one row a task. One guider (Sable) for the team, one network
 # for all local policies, which remember; every agent learns from its own reward. Not here: the factors by which its
@@ -357,6 +402,22 @@ PRESETS: tuple[Preset, ...] = (
         {"gamma": 0.95, "gradient_steps": 32}, _MPE_RUN,
     ),
     *(
+        Preset(name, "mpe/*", 800_000, "a baseline, settings of maven", {"gamma": 0.95, "gradient_steps": 32}, _MPE_RUN)
+        for name in ("qmix", "vdn")
+    ),
+    *(
+        Preset(
+            name, "coordsum/sum-to-10", 20_000, "always right after 10,000 steps", {"exploration_steps": 20_000},
+            _ONE_STEP_RUN,
+        )
+        for name in ("qmix", "vdn")
+    ),
+    Preset("hasac", "mamujoco/*", 100_000, "a baseline, not measured", _SOFT_ROBOT, _SOFT_RUN),
+    Preset(
+        "hasac", "vmas/navigation", 40_000, "return about 3.5 after 20,000 steps",
+        {**_SOFT_ROBOT, **_SHORT_HORIZON}, _SOFT_RUN,
+    ),
+    *(
         Preset(
             name, "mamujoco/*", 500_000, "HalfCheetah-2x3: return thousands in 2 minutes",
             {**_TRUST_REGION, **_NO_BONUS}, _ROBOT_RUN,
@@ -447,6 +508,19 @@ PRESETS: tuple[Preset, ...] = (
     Preset(
         "hcpo", "mpe/*", 10_000_000, "HCPO Table 4 without the baselines' actor lr and clip; the rest as HARL's files",
         _TABLE_4, _PAPER_MPE_RUN, name="paper-mpe",
+    ),
+    *(
+        Preset(
+            name, "smac/*", 10_000_000, "PyMARL's settings as far as they apply; Adam for its RMSprop", settings,
+            _SMAC_RUN, name=f"pymarl-{name}",
+        )
+        for name, settings in (
+            ("qmix", {**_PYMARL, "mixing_embedding": 32, "mixing_hidden_sizes": (64,)}), ("vdn", _PYMARL),
+        )
+    ),
+    Preset(
+        "hasac", "mamujoco/HalfCheetah-2x3", 10_000_000, "HARL's tuned settings, but for its buffer of a million",
+        _HARL_SOFT, _HARL_RUN, name="harl-hasac",
     ),
     *(
         Preset(

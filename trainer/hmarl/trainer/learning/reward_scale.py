@@ -1,0 +1,68 @@
+"""The scale of values that are learnt from replayed experience."""
+
+from __future__ import annotations
+
+import torch
+
+from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.networks.normalisation import RunningNormaliser
+
+# Rewards that are all alike add up to √H, scaled; values beyond this many times as much are none.
+_FAR_BEYOND = 10.0
+
+
+class RewardScale:
+    """What rewards are multiplied by, and from where values count, by the moments of all steps so far.
+
+    Rewards are kept in the buffer as they came, and scaled when they are learnt from.
+
+    Args:
+        gamma: discount per step.
+        horizon: steps of an episode, None where that is not known.
+        enabled: False leaves rewards as they are.
+
+    Attributes:
+        moments: of the team's reward, and of whether a step terminates.
+    """
+
+    def __init__(self, gamma: float, horizon: int | None, device: torch.device, enabled: bool = True) -> None:
+        self.moments = RunningNormaliser((2,), device)
+        self._gamma, self._horizon, self._enabled = gamma, horizon, enabled
+
+    def update(self, rollout: Rollout) -> None:
+        """Take in a rollout's steps."""
+        steps = torch.stack([rollout.team_rewards, rollout.terminated.float()], dim=-1)
+        self.moments.update(steps.flatten(0, 1))
+
+    @property
+    def factor(self) -> float:
+        """1 / (the rewards' root mean square · √H), H being the steps over which they add up."""
+        if not self._enabled:
+            return 1.0
+        mean_square = float(self.moments.mean[0].square() + self.moments.variance[0])
+        discounted = 1.0 / max(1.0 - self._gamma, 1e-3)
+        return 1.0 / max((mean_square * min(discounted, self._horizon or discounted)) ** 0.5, 1e-2)
+
+    @property
+    def offset(self) -> float:
+        """What an average step is worth, r̄ / (1 − γ·(1 − p)) with p the share of steps that terminate, scaled.
+
+        Values are this plus what the networks say. Without it values that start at 0 are optimistic where rewards are
+        negative: whatever was seen least looks best, and the agents flee to where nothing has been learnt. It depends
+        on no value, so that it cannot drive the values that depend on it.
+        """
+        if not self._enabled:
+            return 0.0
+        reward, terminates = self.moments.mean.tolist()
+        return self.factor * reward / max(1.0 - self._gamma * (1.0 - terminates), 1e-3)
+
+
+def runaway_advice(metrics: dict[str, float], gamma: float, normalised: bool) -> str | None:
+    """Advice where scaled values have left what rewards can add up to; None where they have not, or are not scaled."""
+    limit = _FAR_BEYOND / max(1.0 - gamma, 1e-3) ** 0.5
+    if not normalised or abs(metrics.get("q_mean", 0.0)) < limit:
+        return None
+    return (
+        f"the values run away: q_mean is beyond ±{limit:.0f}, which no rewards add up to. Lower algorithm.target_rate "
+        "or algorithm.learning_rate, or take fewer algorithm.gradient_steps per rollout"
+    )
