@@ -12,6 +12,7 @@ from hmarl.trainer.runs.evaluator import Evaluator
 from hmarl.trainer.runs.iterations import Iterations
 from hmarl.trainer.runs.saver import Saver
 from hmarl.trainer.runs.training import Training
+from hmarl.trainer.runs.workers.hands import LocalHands, MakeHands
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,16 @@ class RunParts:
     saver: Saver
 
     @classmethod
-    def build(cls, config: RunConfig, directory: Path, start: Checkpoint | None) -> RunParts:
-        """All parts, standing where ``start`` was saved, or at the beginning.
+    def build(
+        cls, config: RunConfig, directory: Path, start: Checkpoint | None, make_hands: MakeHands = LocalHands
+    ) -> RunParts:
+        """All parts, standing where ``start`` was saved, or at the beginning; ``make_hands`` says where workers are.
 
         Raises:
             UsageError: algorithm and environment do not go together.
             CheckpointError: ``start`` is of another run.
         """
-        settings, training = config.run_settings(), Training(config)
+        settings, training = config.run_settings(), Training(config, make_hands)
         try:
             if start is not None:
                 training.load(start.tensors, start.counters.update)

@@ -21,6 +21,7 @@ from hmarl.trainer.runs.parts import RunParts
 from hmarl.trainer.runs.reporter import Reporter
 from hmarl.trainer.runs.stopping import Interrupted, StopRequest
 from hmarl.trainer.runs.summary import Began, write_summary
+from hmarl.trainer.runs.workers.hands import LocalHands, MakeHands
 
 
 class Run:
@@ -47,8 +48,8 @@ class Run:
         self.pending = None if start is None else start.pending
 
     @classmethod
-    def create(cls, config: RunConfig, directory: Path) -> Run:
-        """A fresh run; writes config.json, from when on it can be resumed.
+    def create(cls, config: RunConfig, directory: Path, make_hands: MakeHands = LocalHands) -> Run:
+        """A fresh run; writes config.json, from when on it can be resumed. ``make_hands`` says where its workers are.
 
         Raises:
             UsageError: the directory holds a run, belongs to a process that runs, or cannot be written.
@@ -58,7 +59,7 @@ class Run:
             lock = RunLock(directory)
             undone.callback(lock.discard)
             refuse_other_run(directory)
-            parts = RunParts.build(config, directory, None)
+            parts = RunParts.build(config, directory, None, make_hands)
             undone.callback(parts.close)
             with storing("then type the same command again"):
                 remove_leftovers(directory)
@@ -67,12 +68,13 @@ class Run:
         return cls(config, directory, lock, parts)
 
     @classmethod
-    def resume(cls, directory: Path, steps: int | None = None) -> Run:
+    def resume(cls, directory: Path, steps: int | None = None, make_hands: MakeHands = LocalHands) -> Run:
         """Continue from the newest good checkpoint; a run that was stopped before its first one begins again.
 
         Args:
             directory: the run's.
             steps: raises or lowers the goal, in config.json as well.
+            make_hands: where its workers are.
 
         Raises:
             CheckpointError: no run, or all of its checkpoints are damaged.
@@ -86,7 +88,7 @@ class Run:
             if steps is not None:
                 config = config.model_copy(update={"run": {**config.run, "steps": steps}})
             start = resumable_checkpoint(directory, device_of(config.run_settings()))
-            parts = RunParts.build(config, directory, start)
+            parts = RunParts.build(config, directory, start, make_hands)
             undone.callback(parts.close)
             with storing():
                 remove_leftovers(directory)
@@ -181,7 +183,8 @@ class Run:
         if not evaluated:  # resumed with a goal that had been passed already
             self._parts.evaluator.attempt(steps, self._problems)
         draw_run(self.directory, self.config, self.algorithm, self._problems)
-        return write_summary(self.directory, self.config, self.counters, began, wall_s, self._problems)
+        source = self._parts.training.source.summary()
+        return write_summary(self.directory, self.config, self.counters, began, wall_s, self._problems, source)
 
     # --- around it --------------------------------------------------------------------------------------------------
 

@@ -11,15 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.experience.finite import broken_observation, broken_rollout, first_non_finite
-from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
+from hmarl.trainer.experience.finite import broken_rollout, first_non_finite
+from hmarl.trainer.experience.rollout import EpisodeStatistics
 from hmarl.trainer.records.checkpoint import flatten, restore
 from hmarl.trainer.runs.building import build_algorithm
-from hmarl.trainer.runs.config import RunConfig, device_of
-from hmarl.trainer.runs.seeds import derived_seeds
+from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.sources import OwnEnvironments, RolloutSource
+from hmarl.trainer.runs.workers.crew import Crew
+from hmarl.trainer.runs.workers.hands import LocalHands, MakeHands
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.staleness import correct
 
 
 @dataclass(frozen=True)
@@ -40,29 +43,33 @@ class Training:
 
     Args:
         config: of the run.
+        make_hands: where its workers are, if it has any.
 
     Attributes:
+        source: of its rollouts.
         saves_environments: whether a checkpoint can hold the environments' state; else it begins new episodes.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, make_hands: MakeHands = LocalHands) -> None:
         self._settings = settings = config.run_settings()
         torch.set_num_threads(settings.threads)
-        self.environment = make(config.environment, settings.environments, **config.environment_arguments)
+        self.source: RolloutSource = Crew(config, make_hands) if settings.workers else OwnEnvironments(config)
         try:
-            self.algorithm = build_algorithm(config, self.environment)
-            self._rollout = Rollout(
-                self.environment.spec, settings.rollout_length, settings.environments, device_of(settings)
-            )
-            seeds = derived_seeds(settings.seed, 0, settings.environments)
-            self._collector = Collector(self.environment, self._rollout, seeds)
-            if self._collector.observation.restarted is not None:
+            self.algorithm = build_algorithm(config, self.source)
+            if self.source.restarts:
                 _refuse_to_forget(config.algorithm, self.algorithm)
-            self.saves_environments = self._collector.get_state() is not None
+            if settings.stale_updates:
+                _refuse_stale(config.algorithm, self.algorithm)
+            self.saves_environments = self.source.saves
         except BaseException:
-            self.environment.close()
+            self.source.close()
             raise
         self._returns: deque[float] = deque(maxlen=max(100, settings.environments))
+
+    @property
+    def environments(self) -> int:
+        """B, stepped together."""
+        return self._settings.environments
 
     @property
     def frames(self) -> int:
@@ -71,19 +78,13 @@ class Training:
 
     def close(self) -> None:
         """Free the environments."""
-        self.environment.close()
+        self.source.close()
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def collect(self) -> EpisodeStatistics:
         """One rollout; returns the episodes that ended in it."""
-        try:
-            statistics = self._collector.collect(self.algorithm)
-        except Exception as error:
-            # Actions made of such numbers may be what an environment has choked on.
-            if broken := broken_observation(self.environment.spec, self._collector.observation):
-                error.add_note(broken)
-            raise
+        statistics = self.source.collect(self.algorithm)
         self._returns.extend(value for value in statistics.returns if math.isfinite(value))
         return statistics
 
@@ -96,15 +97,23 @@ class Training:
         Returns:
             The update's metrics, and why it was undone, None where it was not.
         """
-        if broken := broken_rollout(self._rollout):
+        rollout = self.source.rollout
+        if broken := broken_rollout(rollout):
             return {"rolled_back": 1.0}, Divergence(broken, "look for it in the environment")
         components = self.algorithm.components()
         before = {name: tensor.clone() for name, tensor in flatten(components).items()}
-        metrics = self.algorithm.update(self._rollout, progress)
+        metrics = self._corrected() | self.algorithm.update(rollout, progress)
         if broken := first_non_finite(flatten(self.algorithm.components()), metrics):
             restore(self.algorithm.components(), before)
             return {"rolled_back": 1.0}, Divergence(broken, "try a smaller step size")
         return metrics, None
+
+    def _corrected(self) -> dict[str, float]:
+        """Metrics of how far the policies have moved on from those that collected, where that may be."""
+        rollout = self.source.rollout
+        if not rollout.log_probs:
+            return {}
+        return correct(TeamSamples(rollout, self.algorithm.policies, self.algorithm.features(rollout)))
 
     def episode_metrics(self, statistics: EpisodeStatistics) -> dict[str, float]:
         """The mean return of recent episodes, and what else is known of those that have just ended."""
@@ -125,8 +134,7 @@ class Training:
         tensors["generators.noise"] = algorithm.noise_generator.get_state()
         tensors |= {f"acting.{key}": value for key, value in algorithm.acting_state().items()}
         tensors["recent_returns"] = torch.tensor(list(self._returns), dtype=torch.float64)
-        environments = self._collector.get_state() or {}
-        return tensors | {f"collector.{key}": torch.as_tensor(value.copy()) for key, value in environments.items()}
+        return tensors | {f"collector.{key}": value for key, value in self.source.tensors().items()}
 
     def load(self, tensors: Mapping[str, Tensor], update: int) -> None:
         """Go on where ``tensors`` were taken, after so many updates.
@@ -139,17 +147,13 @@ class Training:
         algorithm.generator.set_state(tensors["generators.order"].cpu())
         algorithm.noise_generator.set_state(tensors["generators.noise"].cpu())
         self._returns.extend(tensors["recent_returns"].tolist())
-        if not self.saves_environments:
-            self.restart_environments(update)
-            return
-        if acting := _under("acting.", tensors):
+        if self.saves_environments and (acting := _under("acting.", tensors)):
             algorithm.load_acting_state(acting)
-        self._collector.set_state({key: value.cpu().numpy() for key, value in _under("collector.", tensors).items()})
+        self.source.load(algorithm, _under("collector.", tensors), update)
 
     def restart_environments(self, update: int) -> None:
         """New episodes with seeds derived from (seed, update), for environments whose state cannot be saved."""
-        seeds = derived_seeds(self._settings.seed, 1 + update, self._settings.environments)
-        self._collector.restart(seeds, self.algorithm)
+        self.source.restart(self.algorithm, update)
 
 
 def _refuse_to_forget(name: str, algorithm: Algorithm) -> None:
@@ -164,6 +168,19 @@ def _refuse_to_forget(name: str, algorithm: Algorithm) -> None:
         raise UsageError(
             f"env.faults: got restart for agents of {name} that remember, expected none in its training: what they "
             "remember is learnt together; train with out instead, and evaluate with restart"
+        )
+
+
+def _refuse_stale(name: str, algorithm: Algorithm) -> None:
+    """Older policies' rollouts are corrected where local policies act, each on its own.
+
+    Raises:
+        UsageError: the team acts otherwise.
+    """
+    if algorithm.acting is not algorithm.local_acting:
+        raise UsageError(
+            f"run.stale_updates: got 1 for {name}, whose team does not act by its local policies alone; expected 0, or "
+            "an algorithm such as happo or mappo"
         )
 
 
