@@ -15,8 +15,10 @@ MUTATION_ARGS ?=
 RUNTIME_TESTS ?= $(shell grep -lE 'hmarl\.(runtime|agent)|agent_process|fleet_process' tests/unit/*.py tests/integration/*.py tests/e2e/*.py | xargs grep -LE 'hmarl\.trainer|import torch')
 # How the parsers are fuzzed, e.g. make fuzz-parsers FUZZ_ARGS='--only manifest --seconds 600'
 FUZZ_ARGS ?=
-# Processes that share the quick tests out
+# Processes that share work out. The quick tests have one more: a good part of their time they wait, for processes that
+# start and end, and for time to go by
 WORKERS ?= 2
+TEST_WORKERS ?= 3
 # What builds the documentation site is an environment of its own: it needs nothing of hmarl
 SITE_PYTHON := build/docs/venv/bin/python
 
@@ -41,7 +43,7 @@ demo: $(INSTALLED)  ## Train HCPO for a minute or two, export, serve one process
 
 test: $(INSTALLED)  ## All quick tests, about 15 minutes on two cores
 	@echo "All quick tests take about 15 minutes on two cores; the slowest are listed at the end."
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 10 --durations-min 1 $(PYTEST_ARGS) || { \
+	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --durations 10 --durations-min 1 $(PYTEST_ARGS) || { \
 		status=$$?; test $$status = 1 || exit $$status; \
 		echo "Once more, those that failed, one after the other. What passes now depends on how busy the machine is: mend it."; \
 		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS); }
@@ -50,7 +52,7 @@ test-slow: $(INSTALLED)  ## Statistical and long tests: learning curves and the 
 	$(BIN)/python -m pytest --override-ini testpaths=tests -m slow --timeout 3600 $(PYTEST_ARGS)
 
 benchmark: $(INSTALLED)  ## Timed comparisons, each with its reference in the same run
-	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --override-ini testpaths=tests/benchmarks -m benchmark -s --timeout 3600 $(PYTEST_ARGS)
 
 fuzz: $(INSTALLED)  ## 140,000 changed messages on every method of a served agent, 100,000 over frames
 	$(BIN)/python -m pytest tests/reliability/test_fuzz_wire.py tests/reliability/test_fuzz_frames.py -m reliability --timeout 3600 $(PYTEST_ARGS)
@@ -62,7 +64,7 @@ soak: $(INSTALLED)  ## A million acts, each compared with the policy in process
 	$(BIN)/python -m pytest tests/reliability/test_soak.py -m reliability --timeout 3600 $(PYTEST_ARGS)
 
 peers: $(INSTALLED)  ## Beside other people's programs, each in an environment of its own: Prometheus, tritonclient, model-signing
-	$(BIN)/python -m pytest tests/peers -m peers -s --timeout 3600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --override-ini testpaths=tests/peers -m peers -s --timeout 3600 $(PYTEST_ARGS)
 
 # Each language is skipped, with a word, where its tools are missing.
 clients: $(INSTALLED)  ## The conformance runners of the clients in other languages: TypeScript (needs node and npm), C++ (g++)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import gc
 import os
 import sys
@@ -25,10 +26,20 @@ from hmarl.trainer.commands.train import train
 from hmarl.trainer.commands.tune import tune
 from toy_bundle import write_toy_bundle
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "train": train, "export": export, "algorithms": algorithms, "suite": suite_command, "check-suite": check,
     "tune": tune,
 }  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile hmarl once, before workers are started. Tests run it in a thousand processes, and where Python is told to
+    write no bytecode, as in most containers, each of them would compile anew what it imports.
+    """
+    if not hasattr(config, "workerinput"):
+        for part in ("proto", "runtime", "sdk", "trainer"):
+            compileall.compile_dir(ROOT / part, quiet=2)
 
 
 def pytest_collection() -> None:
@@ -65,6 +76,16 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process draw no plots, which takes longer than to train for four updates: for tests that look at
+    none. What draws them has tests of its own.
+    """
+    from hmarl.trainer.runs import run  # noqa: PLC0415 - not for tests that do without torch
+
+    monkeypatch.setattr(run, "draw_run", lambda *_: None)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_the_live_line_keeps_bar_and_eta(columns: int, tmp_path: Path) -> None:
     """HCPO shows the most figures. Brackets and colons in what users name are no markup."""
     run = tmp_path / "[red]x[/] [/]:cat:"

@@ -6,7 +6,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from agent_process import AgentProcess
+from hmarl.runtime.command_line import run
 from hmarl.sdk import Bundle, BundleTeam, FleetTeam, UsageError, evaluate, load_endpoints, make_environment
+from hmarl.sdk.commands.evaluate import evaluate_command
 from toy_bundle import write_toy_bundle
 from training_runs import tiny_config, train
 
+Call = Callable[..., tuple[int, str, str]]
 AGENTS = ("agent_0", "agent_1", "agent_2")
 ENVIRONMENT = {
     "name": "mpe/simple_spread",
@@ -45,6 +48,19 @@ def endpoints(spread_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
 def hmarl_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hmarl.sdk.commands.evaluate", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def call_eval(capsys: pytest.CaptureFixture[str]) -> Call:
+    """The same in this process: (*arguments) -> exit code, stdout, stderr, the latter in one line."""
+
+    def run_here(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(evaluate_command, [*map(str, arguments)])
+        output = capsys.readouterr()
+        return code, output.out, " ".join(output.err.split())
+
+    return run_here
 
 
 def test_a_bundle_is_evaluated_and_everything_is_written(spread_bundle: Bundle, tmp_path: Path) -> None:
@@ -138,7 +154,7 @@ def test_without_the_eval_extra_the_figures_come_and_the_extra_is_named(spread_b
     assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes.csv", "evaluation.json"]
 
 
-def test_mistakes_are_told_with_their_exit_codes(spread_bundle: Bundle, tmp_path: Path) -> None:
+def test_mistakes_are_told_with_their_exit_codes(spread_bundle: Bundle, call_eval: Call, tmp_path: Path) -> None:
     bundle = spread_bundle.path
     damaged = tmp_path / "damaged"
     damaged.mkdir()
@@ -162,10 +178,10 @@ def test_mistakes_are_told_with_their_exit_codes(spread_bundle: Bundle, tmp_path
         ),
         (["--bundle", bundle, "--episodes", 0], 2, "episodes"),
     ]:
-        done = hmarl_eval(*arguments)
-        assert done.returncode == code, (arguments, done.stderr)
-        assert message in " ".join(done.stderr.split()), (arguments, done.stderr)
-        assert "Traceback" not in done.stderr
+        ended, _, error = call_eval(*arguments)
+        assert ended == code, (arguments, error)
+        assert message in error, (arguments, error)
+        assert "Traceback" not in error
 
 
 def test_a_team_without_one_of_the_agents_is_refused(toy_bundle: Bundle, endpoints: Path) -> None:
@@ -185,14 +201,17 @@ def test_endpoints_of_another_bundle_are_refused(endpoints: Path, tmp_path: Path
     assert f"expected {'0' * 64}, which the endpoints file names" in " ".join(done.stderr.split())
 
 
-def test_a_run_whose_team_acts_as_one_is_evaluated_with_its_guider(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(tiny_config("mat", "mpe/simple_spread", {"embedding_size": 8}), run)
-    said = {}
-    for words in ((), ("--variant", "guider"), ("--variant", "guider", "--sample")):
-        done = hmarl_eval("--run", run, "--episodes", 3, "--seed", 1, "--json", *words)
-        assert done.returncode == 0, done.stderr
-        said[words] = json.loads(done.stdout.splitlines()[-1])["return_mean"]
-    assert said[()] == said["--variant", "guider"] != said["--variant", "guider", "--sample"]
-    done = hmarl_eval("--run", run, "--variant", "local")
-    assert (done.returncode, "got 'local', expected one of guider" in done.stderr) == (2, True)
+def test_a_run_whose_team_acts_as_one_is_evaluated_with_its_guider(call_eval: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(tiny_config("mat", "mpe/simple_spread", {"embedding_size": 8}), folder)
+    words = ("--run", folder, "--episodes", "3", "--seed", "1", "--json")
+    done = hmarl_eval(*words)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(done.stdout.splitlines()[-1])["return_mean"]]
+    for more in ((), ("--sample",)):
+        code, output, error = call_eval(*words, "--variant", "guider", *more)
+        assert code == 0, error
+        said.append(json.loads(output.splitlines()[-1])["return_mean"])
+    assert said[0] == said[1] != said[2]
+    code, _, error = call_eval("--run", folder, "--variant", "local")
+    assert (code, "got 'local', expected one of guider" in error) == (2, True)

@@ -19,10 +19,12 @@ from onnx import TensorProto, helper
 
 from agent_process import AgentProcess
 from agent_proxy import AgentProxy
+from hmarl.runtime.authority import Authority
 from hmarl.runtime.bundle import Bundle, write_bundle
 from hmarl.sdk.clients import remote_episode
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
+from hmarl.sdk.clients.security import Security
 from hmarl.sdk.errors import AgentError
 from hmarl.sdk.evaluation.deployed_teams import FleetTeam
 from hmarl.sdk.fallback import Zero
@@ -38,6 +40,16 @@ SEEN = np.random.default_rng(3).normal(size=(80, 6)).astype(np.float32)
 def served(toy_bundle: Bundle) -> Iterator[AgentProcess]:
     with AgentProcess(toy_bundle.path, "agent_0") as process:
         yield process
+
+
+@pytest.mark.parametrize("scheme", ["plain", "tls"])
+def test_nothing_that_is_found_out_takes_longer_than_connecting_may(scheme: str, tmp_path: Path) -> None:
+    chosen = Security(ca=Authority.create(tmp_path / "keys").certificate) if scheme == "tls" else None
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made, and nothing is said
+        begin = time.monotonic()
+        with pytest.raises(AgentError, match=r"no answer within 1\.0 s"):
+            AgentClient(f"127.0.0.1:{silent.getsockname()[1]}", connect_timeout_s=1.0, security=chosen)
+        assert time.monotonic() - begin < 2.0
 
 
 LATE_CLIENT = """

@@ -129,12 +129,17 @@ def shapes_check(case, workers):
     return next(result for result in results if result.name == "shapes and dtypes")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+OUTSIDE = "observation is outside its space's bounds (4 times, first got 500, expected -1 to 9 at step 2"
+TRANSPOSED = "observation does not have its space's shape (3, 2) (4 times, first got shape (2, 3) at step 2"
+
+
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("case", "message", "workers"),
     [
-        ("outside", "observation is outside its space's bounds (4 times, first got 500, expected -1 to 9 at step 2"),
-        ("transposed", "observation does not have its space's shape (3, 2) (4 times, first got shape (2, 3) at step 2"),
+        ("outside", OUTSIDE, 0),
+        ("outside", OUTSIDE, 2),
+        ("transposed", TRANSPOSED, 0),
+        pytest.param("transposed", TRANSPOSED, 2, marks=pytest.mark.slow),
     ],
 )
 def test_observations_outside_their_space_are_played_but_counted_by_the_checks(case, message, workers):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import onnx
@@ -23,9 +26,9 @@ from hmarl.trainer.runs.config import make_config
 from hmarl.trainer.runs.run import Run
 
 ENVIRONMENTS = {
-    "discrete": ("mpe/simple_spread", {}),
+    "discrete": ("mpe/simple_spread", {"N": 2}),
     "heterogeneous": ("mpe/simple_speaker_listener", {}),
-    "continuous": ("mpe/simple_spread", {"continuous_actions": True}),
+    "continuous": ("mpe/simple_spread", {"N": 2, "continuous_actions": True}),
     "masked": ("toy_environments:masked_discrete", {}),
     "multi-discrete": ("toy_environments:multi_discrete", {}),
     "leaving": ("toy_environments:leaving", {}),
@@ -33,16 +36,25 @@ ENVIRONMENTS = {
 NOT_DISCRETE = ("continuous", "multi-discrete", "leaving")
 GUIDED: dict[str, object] = {"embedding_size": 8, "epochs": 2, "memory_size": 6}
 SMALL = {"environments": 4, "rollout_length": 13, "steps": 104, "evaluation_episodes": 4, "threads": 1}
+ShortRun = Callable[..., Path]
 
 
-def short_run(algorithm: str, environment: str, folder: Path, **settings: object) -> Path:
-    name, arguments = ENVIRONMENTS[environment]
-    run = Run.create(make_config(algorithm, name, settings, dict(SMALL), arguments), folder / "run")
-    try:
-        run.train()
-    finally:
-        run.close()
-    return run.directory
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> ShortRun:
+    """A run of two updates: (algorithm, environment, **settings) -> its directory; made once, do not change it."""
+
+    @cache
+    def trained(algorithm: str, environment: str, **settings: object) -> Path:
+        name, arguments = ENVIRONMENTS[environment]
+        config = make_config(algorithm, name, settings, dict(SMALL), arguments)
+        run = Run.create(config, tmp_path_factory.mktemp(f"{algorithm}-{environment}") / "run")
+        try:
+            run.train()
+        finally:
+            run.close()
+        return run.directory
+
+    return trained
 
 
 # The algorithms that deploy unlike modules, on all kinds of spaces; test_families.py exports every algorithm.
@@ -55,8 +67,10 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("algorithm", "environment"), PAIRS)
-def test_the_runtime_computes_what_torch_computes(algorithm: str, environment: str, tmp_path: Path) -> None:
-    run = short_run(algorithm, environment, tmp_path)
+def test_the_runtime_computes_what_torch_computes(
+    algorithm: str, environment: str, short_run: ShortRun, tmp_path: Path
+) -> None:
+    run = short_run(algorithm, environment)
     bundle = export.export_run(run, tmp_path / "bundle", redistilling=False)
     loaded = export.load_run(run)
     for agent, module in enumerate(loaded.algorithm.deployable(i) for i in range(len(loaded.spec.agents))):
@@ -86,10 +100,10 @@ OWN_INPUTS = {"observation", "action_mask", "action_noise", "memory"}
 )
 @pytest.mark.parametrize("environment", ["masked", "multi-discrete", "continuous", "heterogeneous", "leaving"])
 def test_what_a_guided_agent_does_follows_from_its_own_observations(
-    environment: str, settings: dict[str, object], tmp_path: Path
+    environment: str, settings: dict[str, object], short_run: ShortRun, tmp_path: Path
 ) -> None:
     """MAGPO's recurrent policies, served over whole episodes, act as torch does, and no graph takes a state."""
-    run = short_run("magpo", environment, tmp_path, **GUIDED, **settings)
+    run = short_run("magpo", environment, **GUIDED, **settings)
     bundle = export.export_run(run, tmp_path / "bundle")
     for agent in bundle.manifest.agents:
         graph = onnx.load_from_string(bundle.read(agent.file)).graph
@@ -108,14 +122,14 @@ def test_what_a_guided_agent_does_follows_from_its_own_observations(
     vector.close()
 
 
-def test_an_instruction_interval_is_kept_in_the_graphs_state(tmp_path: Path) -> None:
-    run = short_run("hcpo", "discrete", tmp_path, instruction_interval=3)
+def test_an_instruction_interval_is_kept_in_the_graphs_state(short_run: ShortRun, tmp_path: Path) -> None:
+    run = short_run("hcpo", "discrete", instruction_interval=3)
     bundle = export.export_run(run, tmp_path / "bundle.zip")
     session = Policy(bundle, "agent_0").session()
     session.reset(3, sample=True)
     generator = np.random.default_rng(0)
     instructions = [
-        int(session.act(generator.normal(size=18).astype(np.float32)).diagnostics["instruction"]) for _ in range(30)
+        int(session.act(generator.normal(size=12).astype(np.float32)).diagnostics["instruction"]) for _ in range(30)
     ]
     windows = np.array(instructions).reshape(10, 3)
     assert (windows == windows[:, :1]).all(), "an instruction changed within its interval"
@@ -123,14 +137,14 @@ def test_an_instruction_interval_is_kept_in_the_graphs_state(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("algorithm", ["happo", "hcpo"])
-def test_a_recurrent_policy_remembers_in_the_graphs_state(algorithm: str, tmp_path: Path) -> None:
+def test_a_recurrent_policy_remembers_in_the_graphs_state(algorithm: str, short_run: ShortRun, tmp_path: Path) -> None:
     """Served step by step it acts as the trainer's own network does over the whole sequence; a new episode forgets."""
-    run = short_run(algorithm, "discrete", tmp_path, recurrent=True, memory_size=6)
+    run = short_run(algorithm, "discrete", recurrent=True, memory_size=6)
     bundle = export.export_run(run, tmp_path / "bundle", redistilling=False)
     assert [state.input for state in bundle.manifest.agents[0].states] == ["memory"]
     module = export.load_run(run).algorithm.deployable(0)
     session = Policy(bundle, "agent_0").session()
-    seen = np.random.default_rng(0).normal(size=(12, 18)).astype(np.float32)
+    seen = np.random.default_rng(0).normal(size=(12, 12)).astype(np.float32)
     for _ in range(2):
         session.reset(3)
         memory = torch.zeros(1, 6)
@@ -149,13 +163,15 @@ def test_a_recurrent_policy_remembers_in_the_graphs_state(algorithm: str, tmp_pa
         assert memory.abs().max() > 0
 
 
-def test_shared_parameters_and_layer_norm_export(tmp_path: Path) -> None:
-    run = short_run("hcpo", "discrete", tmp_path, share_parameters=True, normalise_layers=True)
-    assert len(export.export_run(run, tmp_path / "bundle").manifest.agents) == 3
+def test_shared_parameters_and_layer_norm_export(short_run: ShortRun, tmp_path: Path) -> None:
+    run = short_run("hcpo", "discrete", share_parameters=True, normalise_layers=True)
+    assert len(export.export_run(run, tmp_path / "bundle").manifest.agents) == 2
 
 
-def test_a_graph_that_differs_is_refused_and_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = short_run("happo", "discrete", tmp_path)
+def test_a_graph_that_differs_is_refused_and_nothing_written(
+    short_run: ShortRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = short_run("happo", "discrete")
     honest = export.onnx_bytes
 
     def tampered(graph: export.Graph) -> bytes:
@@ -171,8 +187,8 @@ def test_a_graph_that_differs_is_refused_and_nothing_written(tmp_path: Path, mon
     assert not (tmp_path / "bundle").exists()
 
 
-def test_the_bundle_says_where_it_comes_from(tmp_path: Path) -> None:
-    run = short_run("hcpo", "discrete", tmp_path)
+def test_the_bundle_says_where_it_comes_from(short_run: ShortRun, tmp_path: Path) -> None:
+    run = short_run("hcpo", "discrete")
     bundle = load_bundle(export.export_run(run, tmp_path / "bundle", "last", "my team").path)
     assert bundle.manifest.name == "my team"
     assert bundle.manifest.environment.name == "mpe/simple_spread"
@@ -185,7 +201,7 @@ def test_the_bundle_says_where_it_comes_from(tmp_path: Path) -> None:
 
 def test_a_bundle_shows_the_evaluation_of_its_own_checkpoint_if_there_is_one(tmp_path: Path) -> None:
     settings = {**SMALL, "evaluation_interval": 52, "checkpoint_interval": 1, "checkpoints_kept": 9}
-    run = Run.create(make_config("happo", "mpe/simple_spread", {}, settings, {}), tmp_path / "run")
+    run = Run.create(make_config("happo", "mpe/simple_spread", {}, settings, {"N": 2}), tmp_path / "run")
     try:
         run.train()
     finally:
@@ -206,8 +222,8 @@ def test_a_bundle_shows_the_evaluation_of_its_own_checkpoint_if_there_is_one(tmp
 
 
 @pytest.mark.parametrize("name", ["summary.json", "eval/step-000000000104.json"])
-def test_a_cut_off_file_of_the_run_is_named(name: str, tmp_path: Path) -> None:
-    run = short_run("happo", "discrete", tmp_path)
+def test_a_cut_off_file_of_the_run_is_named(name: str, short_run: ShortRun, tmp_path: Path) -> None:
+    run = copytree(short_run("happo", "discrete"), tmp_path / "run")
     (run / name).write_text('{"loc')
     with pytest.raises(CheckpointError, match=rf"{name}: damaged .* it can be deleted"):
         export.export_run(run, tmp_path / "bundle")
@@ -216,9 +232,9 @@ def test_a_cut_off_file_of_the_run_is_named(name: str, tmp_path: Path) -> None:
     export.export_run(run, tmp_path / "bundle")
 
 
-def test_a_latent_drawn_from_the_common_seed_holds_for_the_episode(tmp_path: Path) -> None:
+def test_a_latent_drawn_from_the_common_seed_holds_for_the_episode(short_run: ShortRun, tmp_path: Path) -> None:
     """MAVEN's agents, each in a session of its own, agree on the latent without a message."""
-    bundle = export.export_run(short_run("maven", "discrete", tmp_path, recurrent=True, memory_size=6), tmp_path / "b")
+    bundle = export.export_run(short_run("maven", "discrete", recurrent=True, memory_size=6), tmp_path / "b")
     sessions = [Policy(bundle, agent.id).session() for agent in bundle.manifest.agents]
     generator = np.random.default_rng(0)
     drawn = set()
@@ -227,7 +243,7 @@ def test_a_latent_drawn_from_the_common_seed_holds_for_the_episode(tmp_path: Pat
         for session in sessions:
             session.reset(seed, sample=True)
             for _ in range(4):
-                action = session.act(generator.normal(size=18).astype(np.float32))
+                action = session.act(generator.normal(size=12).astype(np.float32))
                 latents.add(int(action.diagnostics["instruction"]))
                 assert action.action == action.diagnostics["action_logits"].argmax()
         assert len(latents) == 1, "the agents differ, or the latent changed within an episode"
@@ -246,8 +262,8 @@ INTERCHANGEABLE = {"share_parameters": True, "agent_identity": False}
         if each.exportable
     ],
 )
-def test_interchangeable_agents_are_one_graph(algorithm: str, tmp_path: Path) -> None:
-    run = short_run(algorithm, "masked", tmp_path, **INTERCHANGEABLE, recurrent=True, memory_size=6)
+def test_interchangeable_agents_are_one_graph(algorithm: str, short_run: ShortRun, tmp_path: Path) -> None:
+    run = short_run(algorithm, "masked", **INTERCHANGEABLE, recurrent=True, memory_size=6)
     bundle = export.export_run(run, tmp_path / "bundle")
     assert [agent.id for agent in bundle.manifest.agents] == ["chooser_0", "chooser_1"]
     assert {(agent.file, agent.interchangeable) for agent in bundle.manifest.agents} == {("agents/chooser.onnx", True)}
@@ -262,8 +278,8 @@ def test_interchangeable_agents_are_one_graph(algorithm: str, tmp_path: Path) ->
     assert (second.problems, second.parity_samples, second.same_graph_as) == ([], 0, "chooser_0")
 
 
-def test_unlike_interchangeable_agents_are_a_graph_a_kind(tmp_path: Path) -> None:
-    run = short_run("happo", "heterogeneous", tmp_path, **INTERCHANGEABLE)
+def test_unlike_interchangeable_agents_are_a_graph_a_kind(short_run: ShortRun, tmp_path: Path) -> None:
+    run = short_run("happo", "heterogeneous", **INTERCHANGEABLE)
     bundle = export.export_run(run, tmp_path / "bundle")
     assert len({agent.file for agent in bundle.manifest.agents}) == 2
     assert not any(report.problems or report.same_graph_as for report in verify_bundle(bundle))

@@ -86,6 +86,7 @@ def test_whoever_may_act_may_read_and_no_one_else(toy_bundle: Bundle, tmp_path: 
         wait_for(lambda: shown_at(page, context(keys, watcher)) != before, "another certificate")
         assert "hmarl_agent_serving 1.0" in get(page, context=context(keys, watcher))
         assert "rejected 127.0.0.1: certificate: got 'hmarl://client/operator" in process.log
+        assert 'hmarl_agent_rejected_peers_total{reason="forbidden"} 1.0' in get(page, context=context(keys, watcher))
         assert f"metrics on https://{process.ready['metrics']}/metrics" in process.log
 
 
@@ -99,7 +100,9 @@ def test_a_token_is_asked_for_and_may_be_replaced(toy_bundle: Bundle, tmp_path: 
             get(page, context=asking)
         with refused(401, "token: got one that is none of this agent's"):
             get(page, context=asking, token=SECOND)
-        assert "hmarl_agent_serving 1.0" in get(page, context=asking, token=FIRST)
+        assert 'hmarl_agent_rejected_peers_total{reason="unauthenticated"} 2.0' in get(
+            page, context=asking, token=FIRST
+        )
         with refused(429, "requests: got more than 2 a second"):
             for _ in range(100):
                 get(page, context=asking, token=FIRST)

@@ -39,7 +39,7 @@ from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
 from training_runs import command_line, tiny_config
 
-pytestmark = pytest.mark.usefixtures("single_thread")
+pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 
 
 @dataclass(frozen=True)

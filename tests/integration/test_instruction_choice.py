@@ -21,7 +21,7 @@ from hmarl.trainer.export.instruction_choice import best_choice
 from hmarl.trainer.export.policy_source import load_team
 from training_runs import new_hcpo, tiny_config, train
 
-pytestmark = pytest.mark.usefixtures("single_thread")
+pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 
 
 def obedient() -> Hcpo:

@@ -35,7 +35,7 @@ class Huge(Pair):
 @pytest.mark.parametrize("where", ["reward", "observation", "parts"])
 def test_they_are_found_without_a_warning_of_numpys(where: str, tmp_path: Path) -> None:
     (tmp_path / "huge.py").write_text(HUGE)
-    env = ("pettingzoo/huge:Huge", "--set", f"env.where={where}", "--set", "env.workers=2")
+    env = ("pettingzoo/huge:Huge", "--set", f"env.where={where}", "--set", "env.workers=1")
     code, output, error = run_in_pipes("hmarl-check-env", *env, path=tmp_path)
     assert code == 4
     assert "entries that are NaN or infinite" in output

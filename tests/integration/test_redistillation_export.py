@@ -18,7 +18,7 @@ from hmarl.trainer.commands.export import export
 from hmarl.trainer.export.policy_source import load_team
 from training_runs import tiny_config, train
 
-pytestmark = pytest.mark.usefixtures("single_thread")
+pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 TASK = "coordsum/2x4-6"
 
 

@@ -17,7 +17,7 @@ from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.run import Run
 from training_runs import command_line, final_hash, tiny_config, train
 
-pytestmark = pytest.mark.usefixtures("single_thread")
+pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 
 UPDATES = 40
 # Rollouts that end in the middle of episodes and of instructions, checkpoints in the middle of an evaluation interval.
@@ -26,6 +26,7 @@ RUN: dict[str, Any] = {
     "rollout_length": 9,
     "checkpoint_interval": 2,
     "evaluation_interval": 900,
+    "loggers": (),  # importing TensorBoard takes longer than training
 }
 HELD: dict[str, Any] = {"instruction_interval": 3, "instructions": 3, "conductor_hidden_sizes": (8,)}
 GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "minibatches": 2}

@@ -36,7 +36,7 @@ from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings
 from training_runs import tiny_config, train
 
-pytestmark = pytest.mark.usefixtures("single_thread")
+pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 Call = Callable[..., tuple[int, str, str]]
 GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
 CONDUCTED: dict[str, Any] = {"conductor_hidden_sizes": (8,), "instructions": 3}

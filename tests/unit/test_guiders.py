@@ -18,10 +18,12 @@ from hmarl.trainer.guiders.attention import AttentionNetwork
 from hmarl.trainer.guiders.guider import Judged, TeamView
 from hmarl.trainer.guiders.retention import RetentionNetwork
 from hmarl.trainer.guiders.sequence import SequenceGuider
+from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.distributions import ActionHead, Categorical
 
 pytestmark = pytest.mark.usefixtures("single_thread", "double_precision")
 each_guider = pytest.mark.parametrize("network", [AttentionNetwork, RetentionNetwork])
+each_encoder = pytest.mark.parametrize("value_encoder", ["shared", "own"])
 
 Network = type[AttentionNetwork] | type[RetentionNetwork]
 
@@ -51,6 +53,7 @@ class Structure:
     attention_heads: int = 1
     credit: Literal["team", "own"] = "team"
     initial_gains: Literal["unit", "small"] = "unit"
+    value_encoder: Literal["shared", "own"] = "shared"
 
 
 @dataclass
@@ -69,6 +72,7 @@ def new_guider(
     blocks: int = 1,
     heads: int = 1,
     credit: Literal["team", "own"] = "team",
+    value_encoder: Literal["shared", "own"] = "shared",
 ) -> tuple[SequenceGuider, Tensor]:
     specs = tuple(
         AgentSpec(f"{name}_{i}", size, space, has_action_mask=masked)
@@ -76,7 +80,8 @@ def new_guider(
     )
     groups = EnvironmentSpec("toy", specs, 1, None, "shared").groups
     group_heads = [ActionHead(group.example.action_space) for group in groups]
-    guider = SequenceGuider(network, groups, group_heads, Structure(8, blocks, heads, credit), _CONTEXT)
+    structure = Structure(8, blocks, heads, credit, value_encoder=value_encoder)
+    guider = SequenceGuider(network, groups, group_heads, structure, _CONTEXT)
     generator = torch.Generator().manual_seed(7)
     # Away from the start, where policies are near uniform and biases zero.
     theta = guider.initialise(generator) + 0.2 * torch.randn(guider.size, generator=generator)
@@ -133,11 +138,13 @@ def probabilities(judged: Judged, steps: int, sequences: int) -> Tensor:
 
 
 @each_guider
-@pytest.mark.parametrize(("blocks", "heads"), [(1, 1), (2, 4)])
+@pytest.mark.parametrize(("blocks", "heads", "value_encoder"), [(1, 1, "shared"), (2, 4, "shared"), (2, 4, "own")])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 0, 4, 2, 1)])
 @torch.no_grad()
-def test_acting_agrees_with_judging(network: Network, blocks: int, heads: int, order: tuple[int, ...]) -> None:
-    guider, theta = new_guider(network, UNLIKE, blocks, heads)
+def test_acting_agrees_with_judging(
+    network: Network, blocks: int, heads: int, value_encoder: Literal["shared", "own"], order: tuple[int, ...]
+) -> None:
+    guider, theta = new_guider(network, UNLIKE, blocks, heads, value_encoder=value_encoder)
     seen = record(guider, theta, STEPS, SEQUENCES)
     parameters, generator = guider.named(theta), torch.Generator().manual_seed(1)
     noise = [
@@ -316,11 +323,14 @@ def test_steps_are_counted_from_the_episodes_begin() -> None:
 
 
 @each_guider
+@each_encoder
 @torch.no_grad()
-def test_own_values_are_said_of_the_right_agents_whatever_the_order(network: Network) -> None:
+def test_own_values_are_said_of_the_right_agents_whatever_the_order(
+    network: Network, value_encoder: Literal["shared", "own"]
+) -> None:
     """Acting says them in the agents' own order, judging group by group; their mean is the team's value."""
-    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2, credit="own")
-    team, _ = new_guider(network, UNLIKE, blocks=2, heads=2)
+    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2, credit="own", value_encoder=value_encoder)
+    team, _ = new_guider(network, UNLIKE, blocks=2, heads=2, value_encoder=value_encoder)
     seen = record(guider, theta, STEPS, SEQUENCES, begin_rate=0.0)
     acted, memory = [], seen.memory
     for t in range(STEPS):
@@ -370,9 +380,10 @@ def test_weights_begin_with_the_gains_that_are_asked_for(network: Network, gains
 
 
 @each_guider
+@each_encoder
 @torch.no_grad()
-def test_several_orders_are_judged_as_each_by_itself(network: Network) -> None:
-    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2)
+def test_several_orders_are_judged_as_each_by_itself(network: Network, value_encoder: Literal["shared", "own"]) -> None:
+    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2, value_encoder=value_encoder)
     seen = record(guider, theta, STEPS, SEQUENCES)
     orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 4, 0, 1, 3)]
     together = guider.judge_orders(
@@ -390,8 +401,9 @@ def test_several_orders_are_judged_as_each_by_itself(network: Network) -> None:
 
 
 @each_guider
-def test_every_parameter_is_learnt(network: Network) -> None:
-    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2)
+@each_encoder
+def test_every_parameter_is_learnt(network: Network, value_encoder: Literal["shared", "own"]) -> None:
+    guider, theta = new_guider(network, UNLIKE, blocks=2, heads=2, value_encoder=value_encoder)
     theta.requires_grad_(True)
     seen = record(guider, theta.detach(), 6, SEQUENCES)
     loss = torch.zeros(())
@@ -405,9 +417,82 @@ def test_every_parameter_is_learnt(network: Network) -> None:
         rows, columns = (reached.any(-1), reached.any(0)) if part.dim() == 2 else (reached, reached)
         if not rows.numel() or not rows.all():
             idle.add(name)
-        if not name.startswith("observation"):  # a group's layer has a column for the one-hots of other groups' agents
+        # A group's layer has a column for the one-hots of other groups' agents.
+        if not name.startswith(("observation", "value_encoder.observation")):
             assert columns.all() or name in idle, name
     assert idle == {"extra.0", "extra.2"}
+
+
+@each_guider
+@torch.no_grad()
+def test_an_encoder_of_its_own_with_the_same_weights_says_the_same_value(network: Network) -> None:
+    """What tells the two apart is the weights alone: over steps and episodes, acting and judging."""
+    shared, theta = new_guider(network, UNLIKE, blocks=2, heads=2)
+    own, apart = new_guider(network, UNLIKE, blocks=2, heads=2, value_encoder="own")
+    theirs, mine = shared.named(theta), own.named(apart)
+    for name, values in mine.items():
+        values.copy_(theirs[name.removeprefix("value_encoder.")])
+    seen, alike = record(shared, theta, STEPS, SEQUENCES), record(own, apart, STEPS, SEQUENCES)
+    judged, expected = judge(own, apart, alike, (3, 0, 4, 2, 1)), judge(shared, theta, seen, (0, 1, 2, 3, 4))
+    torch.testing.assert_close(alike.memory[:, : shared.memory_shape[0]], seen.memory)
+    torch.testing.assert_close(judged.values, expected.values)
+    natural = judge(own, apart, alike, (0, 1, 2, 3, 4))
+    torch.testing.assert_close(natural.values, expected.values)
+    torch.testing.assert_close(log_probs(own, natural, alike.actions), log_probs(shared, expected, seen.actions))
+
+
+@each_guider
+@each_encoder
+def test_an_encoder_of_its_own_is_bent_by_the_values_loss_alone(
+    network: Network, value_encoder: Literal["shared", "own"]
+) -> None:
+    guider, theta = new_guider(network, UNLIKE, value_encoder=value_encoder)
+    theta.requires_grad_(True)
+    seen = record(guider, theta.detach(), 6, SEQUENCES)
+    judged = judge(guider, theta, seen, (0, 1, 2, 3, 4))
+
+    def bent(loss: Tensor) -> set[str]:
+        (gradient,) = torch.autograd.grad(loss, theta, retain_graph=True)
+        parts = {name: part.abs().sum() for name, part in guider.named(gradient).items()}
+        return {name.partition(".")[0] for name, size in parts.items() if size > 0}
+
+    by_value, by_policy = bent(judged.values.square().sum()), bent(log_probs(guider, judged, seen.actions).sum())
+    assert {"observation", "encoder", "decoder", "policy"} <= by_policy
+    if value_encoder == "own":
+        assert by_value == {"value_encoder", "value"}
+        assert not by_policy & by_value
+    else:
+        assert by_value == {"observation", "encoder", "value"}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_actions_looked_up_in_a_table_teach_what_each_by_itself_does(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
+) -> None:
+    """Two kinds of choosers, with tables of their own, that alternate: outputs and gradients are the same."""
+    guider, theta = new_guider(AttentionNetwork, (_CHOOSER, ("picker", 4, spaces.Discrete(5), False), _CHOOSER), 2, 2)
+    theta.requires_grad_(True)
+    seen = record(guider, theta.detach(), 6, SEQUENCES)
+    tokens = guider.action_tokens(guider.named(theta), seen.actions)
+    assert tokens.rows.shape == (3 + 5 + 3, 8), "a table of all there are"
+    choosers, pickers = seen.actions
+    parameters = guider.named(theta)
+    by_hand = [
+        parameters[f"action.{g}.weight"].T[action] + parameters["actor.weight"][:, agent]
+        for agent, (g, action) in enumerate([(0, choosers[:, :, 0]), (1, pickers[:, :, 0]), (0, choosers[:, :, 1])])
+    ]
+    torch.testing.assert_close(tokens.each, torch.stack(by_hand, dim=-2))
+
+    def judged() -> tuple[Tensor, Tensor]:
+        said = log_probs(guider, judge(guider, theta, seen, order), seen.actions)
+        return said.detach(), torch.autograd.grad(said.square().sum(), theta)[0]
+
+    said, gradient = judged()
+    looked_up = guider.action_tokens
+    monkeypatch.setattr(guider, "action_tokens", lambda *given: ActionTokens(looked_up(*given).each))
+    each_said, each_gradient = judged()
+    torch.testing.assert_close(said, each_said)
+    torch.testing.assert_close(gradient, each_gradient)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:

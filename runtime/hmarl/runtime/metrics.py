@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hmarl.agent.v1.status import Code
 from hmarl.runtime import __version__
-from hmarl.runtime.errors import MissingExtraError
+from hmarl.runtime.errors import ForbiddenError, HmarlError, MissingExtraError, QuotaError, UnauthenticatedError
 from hmarl.runtime.telemetry import ACT, RELOAD_REFUSED, RELOADED, STREAM_ACT, Act, Answer, Observer
 
 try:
@@ -39,6 +39,11 @@ _REJECTED = {
     Code.UNAUTHENTICATED: "unauthenticated",
     Code.PERMISSION_DENIED: "forbidden",
     Code.RESOURCE_EXHAUSTED: "limit",
+}
+_TURNED_AWAY: dict[type[HmarlError], Code] = {
+    UnauthenticatedError: Code.UNAUTHENTICATED,
+    ForbiddenError: Code.PERMISSION_DENIED,
+    QuotaError: Code.RESOURCE_EXHAUSTED,
 }
 
 
@@ -100,17 +105,10 @@ class AgentMetrics(Observer):
         self._replays = Counter(
             "hmarl_agent_replays", "Acts that were asked for again and answered from the record.", registry=registry
         )
-        self._rejected = Counter(
-            "hmarl_agent_rejected_peers",
-            "Calls that were turned away because of who called.",
-            ["reason"],
-            registry=registry,
-        )
+        self._rejected = _Rejected("hmarl_agent_rejected_peers", registry)
         self._reloads = Counter(
             "hmarl_agent_reloads", "Attempts to serve another bundle.", ["outcome"], registry=registry
         )
-        for reason in _REJECTED.values():
-            self._rejected.labels(reason)
         for outcome in (RELOADED, RELOAD_REFUSED):
             self._reloads.labels(outcome)
         self._now = _AgentNow(lines_dropped)
@@ -155,12 +153,39 @@ class AgentMetrics(Observer):
             histogram = self._served_seconds.get(method)
             if histogram is not None:
                 histogram.observe(seconds)
-        elif code in _REJECTED:
-            self._rejected.labels(_REJECTED[code]).inc()
+        else:
+            self._rejected.answered(code)
+
+    def turned_away(self, error: HmarlError) -> None:
+        """Count a peer that may not read the metrics.
+
+        Args:
+            error: why.
+        """
+        self._rejected.turned_away(error)
 
     def reloaded(self, outcome: str) -> None:
         """See ``Observer``."""
         self._reloads.labels(outcome).inc()
+
+
+class _Rejected:
+    """Counts who was turned away because of who called, or for asking too much."""
+
+    def __init__(self, name: str, registry: CollectorRegistry) -> None:
+        about = "Calls that were turned away because of who called."
+        self._counter = Counter(name, about, ["reason"], registry=registry)
+        for reason in _REJECTED.values():
+            self._counter.labels(reason)
+
+    def answered(self, code: Code) -> None:
+        """A call that ended with this code, which says nothing of its peer unless it is one of these."""
+        if code in _REJECTED:
+            self._counter.labels(_REJECTED[code]).inc()
+
+    def turned_away(self, error: HmarlError) -> None:
+        """A call that ended with this error; likewise."""
+        self.answered(next((code for kind, code in _TURNED_AWAY.items() if isinstance(error, kind)), Code.OK))
 
 
 class _AgentNow(Collector):
@@ -216,7 +241,16 @@ class FleetMetrics(Collector):
         self._lines_dropped = lines_dropped
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        self._rejected = _Rejected("hmarl_fleet_rejected_peers", self._registry)
         ProcessCollector(registry=self._registry)
+
+    def turned_away(self, error: HmarlError) -> None:
+        """Count a peer that may not read the metrics.
+
+        Args:
+            error: why.
+        """
+        self._rejected.turned_away(error)
 
     def text(self) -> bytes:
         """All metrics, in Prometheus' text format."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from hmarl.runtime.access import Access
+from hmarl.runtime.errors import HmarlError
 from hmarl.runtime.identity import Shown, bearer_of
 
 
@@ -15,10 +17,12 @@ class PageDoor:
 
     Args:
         access: what is asked for; its files are read again when they change.
+        turned_away: told of each request that is not let in, and why.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, turned_away: Callable[[HmarlError], None]) -> None:
         self._access = access
+        self._turned_away = turned_away
 
     @property
     def open_health(self) -> bool:
@@ -47,7 +51,12 @@ class PageDoor:
             ForbiddenError: its name is not among those that are let in.
             QuotaError: its client has sent too many requests.
         """
-        self._access.guard.admit_reader(_shown(connection, bearer_of([("authorization", authorization or "")])), peer)
+        shown = _shown(connection, bearer_of([("authorization", authorization or "")]))
+        try:
+            self._access.guard.admit_reader(shown, peer)
+        except HmarlError as error:
+            self._turned_away(error)
+            raise
 
 
 def _shown(connection: socket.socket, bearer: str | None) -> Shown:

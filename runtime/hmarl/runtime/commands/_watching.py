@@ -69,7 +69,7 @@ class AgentWatch:
         if self._metrics is not None and self._listen is not None:
             self._metrics.watch(server, lambda: server.access.expires_at)
             health = {READY: lambda: server.serving, LIVE: lambda: server.alive}
-            self.address = open_page(self._listen, self._text, health, server.access).address
+            self.address = open_page(self._listen, self._metrics, self._text, health, server.access).address
             self._scheme = scheme(self._listen, server.access)
 
     def _text(self) -> bytes:
@@ -139,7 +139,8 @@ class FleetWatch:
         if access is not None:
             self._scheme = scheme(self._listen, access)
         health = {READY: lambda: fleet.serving, LIVE: lambda: fleet.attentive}
-        self.address = open_page(self._listen, self._text, health, access, {TARGETS: self._targets}).address
+        pages = {TARGETS: self._targets}
+        self.address = open_page(self._listen, self._metrics, self._metrics.text, health, access, pages).address
 
     @property
     def url(self) -> str | None:
@@ -151,9 +152,6 @@ class FleetWatch:
         if self.address is None:
             return {}
         return {"metrics": {"scheme": self._scheme, "fleet": self.address, "agents": fleet.metrics}}
-
-    def _text(self) -> bytes:
-        return b"" if self._metrics is None else self._metrics.text()
 
     def _targets(self, host: str) -> Content:
         """What Prometheus asks for service discovery by HTTP: the fleet and its agents, by the host it asked."""
@@ -189,6 +187,7 @@ def targets(fleet: str, agents: Mapping[str, str], host: str, scheme: str) -> li
 
 def open_page(
     listen: str,
+    metrics: AgentMetrics | FleetMetrics,
     text: Callable[[], bytes],
     health: Mapping[str, Callable[[], bool]],
     access: Access | None,
@@ -198,7 +197,8 @@ def open_page(
 
     Args:
         listen: ``HOST:PORT``.
-        text: the metrics.
+        metrics: told of those who are not let in.
+        text: the metrics, as the page has them.
         health: whether all is well, by path.
         access: who gets in where others reach it; on the loopback interface all do.
         more: other content by path.
@@ -215,7 +215,7 @@ def open_page(
         return lambda host: Content("text/plain", *((b"ok\n", 200) if well() else (b"not ok\n", 503)))
 
     host, port = metrics_address(listen)
-    door = PageDoor(access) if access is not None and is_exposed(host) else None
+    door = PageDoor(access, metrics.turned_away) if access is not None and is_exposed(host) else None
     pages = {METRICS: lambda host: Content(CONTENT_TYPE_LATEST, text()), **(more or {})}
     return MetricsPage(host, port, pages, door, {path: told(well) for path, well in health.items()})
 

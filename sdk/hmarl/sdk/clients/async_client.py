@@ -63,7 +63,7 @@ class AsyncAgentClient(ClientBase):
                 self._wire.close()
                 self._wire = None
                 if isinstance(error, CallFailed):
-                    raise await self._explained("connecting", error) from error
+                    raise self._error("connecting", error) from error
                 raise
         return self
 
@@ -182,7 +182,7 @@ class AsyncAgentClient(ClientBase):
             if isinstance(operation, Pause):
                 return await asyncio.sleep(operation.seconds)
             if isinstance(operation, Examine):
-                return self._examined(await asyncio.to_thread(self._why))
+                return self._examined(await asyncio.to_thread(self._why, operation.limit_s))
             done = getattr(wire, METHODS[type(operation)])(operation)
             return await done if asyncio.iscoroutine(done) else done
         except CallFailed as failure:

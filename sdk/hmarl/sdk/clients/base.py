@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hmarl.sdk.clients.spans import ClientSpans
 
 _LONGEST_SPIN_S = 0.001
-_LONGEST_LOOK_S = 2.0  # at what is wrong with a connection
+_LAST_LOOK_S = 0.25  # at what is wrong with a connection, once the time for an answer is over
 
 
 class ClientOptions(TypedDict, total=False):
@@ -197,14 +197,14 @@ class ClientBase:
         if self._recorder is not None:
             self._recorder.close()
 
-    def _why(self) -> str | None:
-        """Why no answer comes, where it can be told; takes a moment."""
+    def _why(self, limit_s: float = _LAST_LOOK_S) -> str | None:
+        """Why no answer comes, where it can be told within so many seconds."""
         if self._dialling.credentials is not None or is_frames(self.address):
             return None  # they do not tell what they are; and a Unix socket says by itself what is wrong
         from hmarl.sdk.clients.tls_trouble import why_unreachable  # noqa: PLC0415 - in trouble only
 
         security = None if self._keys is None else self._keys.security
-        return why_unreachable(self.address, security, min(self._connect_timeout_s, _LONGEST_LOOK_S))
+        return why_unreachable(self.address, security, limit_s)
 
     def _examined(self, why: str | None) -> None:
         """Go on waiting for an agent, unless it is known why it will not answer."""

@@ -50,7 +50,7 @@ class AgentClient(ClientBase):
             self._described(self._run(describe(self._watch, self._deadline())))
         except CallFailed as failure:
             self._wire.close()
-            raise self._explained("connecting", failure) from failure
+            raise self._error("connecting", failure) from failure
         except HmarlError:
             self._wire.close()
             raise
@@ -178,7 +178,7 @@ class AgentClient(ClientBase):
             if isinstance(operation, Pause):
                 return time.sleep(operation.seconds)
             if isinstance(operation, Examine):
-                return self._examined(self._why())
+                return self._examined(self._why(operation.limit_s))
             return getattr(wire, METHODS[type(operation)])(operation)
         except CallFailed as failure:
             if not wire.outdated(failure):

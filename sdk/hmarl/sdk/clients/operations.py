@@ -62,6 +62,8 @@ class Reconnect:
 class Examine:
     """Find out why no answer comes, and raise AgentError where the client or the agent has to be set up otherwise."""
 
+    limit_s: float
+
 
 @dataclass(frozen=True)
 class Pause:

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 _RETRY_PAUSE_S = 0.01
 _START_PAUSE_S = 0.02
-_EXAMINED_AFTER_S = 0.5  # without an answer, while connecting
+_EXAMINED_AFTER_S = 0.5  # without an answer, while connecting; sooner where there is less than twice that
+_LONGEST_LOOK_S = 2.0  # at what is wrong with a connection
 # No answer of ours: the server is gone or going. Repeating a step is safe, it never advances the state twice.
 _LOST = frozenset({Code.UNAVAILABLE, Code.UNKNOWN})
 # The request itself is wrong: trying again or standing in with a fallback would hide a mistake of the program.
@@ -76,12 +77,13 @@ def describe(watch: LinkWatch, deadline: float) -> Generator[Operation, Any, age
     while True:
         begin = now_s()
         left = max(deadline - begin, 0.0)
+        limit_s = left if examined else min(left / 2, _EXAMINED_AFTER_S)
         try:
-            info: agent_pb2.GetAgentInfoResponse = yield Describe(left if examined else min(left, _EXAMINED_AFTER_S))
+            info: agent_pb2.GetAgentInfoResponse = yield Describe(limit_s)
         except CallFailed as failure:
             if failure.code is Code.DEADLINE_EXCEEDED and not examined and now_s() < deadline:
                 examined = True
-                yield Examine()
+                yield Examine(min((deadline - now_s()) / 2, _LONGEST_LOOK_S))
                 continue
             if not _worth_retrying(failure, deadline):
                 raise

@@ -11,8 +11,10 @@ from pathlib import Path
 from hmarl.runtime.certificates import validity
 from hmarl.runtime.errors import one_line
 from hmarl.sdk.clients.security import Security
+from hmarl.sdk.clock import now_s
 
 _UNTRUSTED = frozenset({2, 18, 19, 20, 21})  # OpenSSL's numbers for issuers that are not known
+_LEAST_S = 0.001
 _EXPIRED, _NOT_YET, _OTHER_HOST, _OTHER_IP = 10, 9, 62, 64
 _PLAIN = "give the client security=Security(ca=...), or 'hmarl-eval' an endpoints file that names the authority"
 
@@ -23,36 +25,43 @@ def why_unreachable(address: str, security: Security | None, limit_s: float) -> 
     Args:
         address: of the agent.
         security: the client's.
-        limit_s: seconds that each look may take.
+        limit_s: seconds that the look may take.
 
     Returns:
         None where TLS is not the reason, or it cannot be told.
     """
+    until = now_s() + limit_s
     try:
         if security is None or security.ca is None:
-            return f"the agent speaks TLS, the client does not: {_PLAIN}" if _speaks_tls(address, limit_s) else None
-        return _why_tls_fails(address, security, limit_s)
+            return f"the agent speaks TLS, the client does not: {_PLAIN}" if _speaks_tls(address, until) else None
+        return _why_tls_fails(address, security, until)
     except (OSError, ValueError):
         return None
 
 
-def _connect(address: str, limit_s: float) -> socket.socket:
+def _connect(address: str, until: float) -> socket.socket:
     if address.startswith("unix:"):
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(limit_s)
+        connection.settimeout(_left(until))
         connection.connect(address.removeprefix("unix:").removeprefix("//"))
         return connection
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), limit_s)
+    connection = socket.create_connection((host.strip("[]"), int(port)), _left(until))
+    connection.settimeout(_left(until))
+    return connection
 
 
-def _speaks_tls(address: str, limit_s: float) -> bool:
+def _left(until: float) -> float:
+    return max(until - now_s(), _LEAST_S)
+
+
+def _speaks_tls(address: str, until: float) -> bool:
     """Whether an agent takes up TLS, whoever it is."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with _connect(address, limit_s) as connection:
+    with _connect(address, until) as connection:
         try:
             with context.wrap_socket(connection):
                 return True
@@ -60,16 +69,17 @@ def _speaks_tls(address: str, limit_s: float) -> bool:
             return "ALERT" in str(error.reason)
 
 
-def _why_tls_fails(address: str, security: Security, limit_s: float) -> str | None:
+def _why_tls_fails(address: str, security: Security, until: float) -> str | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(security.ca)
     context.set_alpn_protocols(["h2"])
     if security.cert is not None and security.key is not None:
         context.load_cert_chain(security.cert, security.key)
     host = security.server_name or ("localhost" if address.startswith("unix:") else address.rpartition(":")[0])
-    with _connect(address, limit_s) as connection:
+    with _connect(address, until) as connection:
         try:
             with context.wrap_socket(connection, server_hostname=host.strip("[]")) as secured:
+                secured.settimeout(_left(until))
                 return _after_handshake(secured, security)
         except ssl.SSLCertVerificationError as error:
             return _unverified(error, host, security)

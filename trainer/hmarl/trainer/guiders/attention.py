@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.trainer.guiders.guider import GuiderStructure, head_width
+from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 
@@ -42,6 +43,11 @@ class AttentionNetwork:
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
+        """Nothing is remembered."""
+        return (0,)
+
+    @property
+    def encoder_memory_shape(self) -> tuple[int, ...]:
         """Nothing is remembered."""
         return (0,)
 
@@ -110,13 +116,18 @@ class AttentionNetwork:
         """[L·C, N, E] with other agents first."""
         return encoded.index_select(-2, order)
 
-    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: torch.Size) -> Tensor:
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: ActionTokens, past: torch.Size) -> Tensor:
         """All steps and all agents at once, the attention masked."""
-        start = parameters["start"].expand(*taken.shape[:-2], 1, -1)
-        previous = torch.cat([start, taken[..., :-1, :]], dim=-2).flatten(0, 1)
-        x = norm(parameters, "decoder.norm", functional.gelu(previous))
+        name = "decoder.0.attention0"
+        fed = taken.before(parameters["start"]).map(
+            lambda tokens: norm(parameters, "decoder.norm", functional.gelu(tokens))
+        )
+        # What the first attention asks, and is asked for, follows from the tokens alone: it is mapped as well.
+        inputs = fed.map(lambda tokens: self._own_inputs(parameters, name, tokens))
+        x = self._attend(parameters, name, fed.each.flatten(0, 1), self._heads(inputs.each.flatten(0, 1)), causal=True)
         for block in range(self.blocks):
-            x = self._attention(parameters, f"decoder.{block}.attention0", x, x, causal=True)
+            if block:
+                x = self._attention(parameters, f"decoder.{block}.attention0", x, x, causal=True)
             x = self._attention(parameters, f"decoder.{block}.attention1", encoded, x, causal=True)
             x = _perceptron(parameters, f"decoder.{block}", x)
         return x.unflatten(0, past)
@@ -134,13 +145,21 @@ class AttentionNetwork:
 
     def _inputs(self, parameters: Parameters, name: str, source: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of ``source`` [M, m, E], keys and values of ``x`` [M, m, E]: [M, heads, m, E / heads]."""
-        weight, bias = parameters[f"{name}.inputs.weight"], parameters[f"{name}.query.bias"]
         if source is x:
-            query, key, value = functional.linear(x, weight, functional.pad(bias, (0, 2 * self.width))).chunk(3, dim=-1)
-        else:
-            mine, theirs = weight.split([self.width, 2 * self.width])
-            query = functional.linear(source, mine, bias)
-            key, value = functional.linear(x, theirs).chunk(2, dim=-1)
+            return self._heads(self._own_inputs(parameters, name, x))
+        mine, theirs = parameters[f"{name}.inputs.weight"].split([self.width, 2 * self.width])
+        query = functional.linear(source, mine, parameters[f"{name}.query.bias"])
+        key, value = functional.linear(x, theirs).chunk(2, dim=-1)
+        return self._split(query), self._split(key), self._split(value)
+
+    def _own_inputs(self, parameters: Parameters, name: str, x: Tensor) -> Tensor:
+        """[..., 3 E] queries, keys and values of ``x`` [..., E]."""
+        bias = functional.pad(parameters[f"{name}.query.bias"], (0, 2 * self.width))
+        return functional.linear(x, parameters[f"{name}.inputs.weight"], bias)
+
+    def _heads(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [M, heads, m, E / heads] of [M, m, 3 E]."""
+        query, key, value = inputs.chunk(3, dim=-1)
         return self._split(query), self._split(key), self._split(value)
 
     def _attend(

@@ -34,6 +34,11 @@ class GuiderStructure(Protocol):
         """How the weights are drawn."""
         ...
 
+    @property
+    def value_encoder(self) -> Literal["shared", "own"]:
+        """Whether V shares the encoder of the policy, or has one of its own."""
+        ...
+
 
 def head_width(structure: GuiderStructure) -> int:
     """Width d = E / heads of a head.

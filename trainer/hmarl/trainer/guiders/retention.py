@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.trainer.guiders.guider import GuiderStructure, head_width
+from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
 
 # Tokens a chunk: more of them cost arithmetic within chunks, fewer cost states between them.
@@ -77,7 +78,15 @@ class RetentionNetwork:
     @property
     def memory_shape(self) -> tuple[int, ...]:
         """States, last token, step number."""
-        return (3 * self.blocks * self.width * self.head_width + self.width + 1,)
+        return self._row(3 * self.blocks)
+
+    @property
+    def encoder_memory_shape(self) -> tuple[int, ...]:
+        """The same, of fewer states; the last token is zero."""
+        return self._row(self.blocks)
+
+    def _row(self, layers: int) -> tuple[int, ...]:
+        return (layers * self.width * self.head_width + self.width + 1,)
 
     @cached_property
     def shapes(self) -> Shapes:
@@ -153,9 +162,9 @@ class RetentionNetwork:
         """[C, n·s·N, E] with other agents first in each step."""
         return encoded.unflatten(1, (-1, self.agents)).index_select(-2, order).flatten(1, 2)
 
-    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: _Past) -> Tensor:
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: ActionTokens, past: _Past) -> Tensor:
         """All steps at once, chunk by chunk."""
-        fed = past.chunks.lay(self._fed(parameters, taken, past))
+        fed = past.chunks.lay(self._fed(parameters, taken.each, past))
         return past.chunks.restore(self._decoder(parameters, fed, encoded, self._by_chunks(past)))
 
     def _by_chunks(self, past: _Past) -> _Retain:
@@ -209,8 +218,8 @@ class RetentionNetwork:
 
     def _parts(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, layers, heads, d, d] states, [B, E] token of the last action, [B, 1] number of the step."""
-        states, last, step = memory.split([self.memory_shape[0] - self.width - 1, self.width, 1], dim=1)
-        return states.unflatten(1, (3 * self.blocks, self.heads, self.head_width, -1)), last, step
+        states, last, step = memory.split([memory.shape[1] - self.width - 1, self.width, 1], dim=1)
+        return states.unflatten(1, (-1, self.heads, self.head_width, self.head_width)), last, step
 
     def _decays(self, device: torch.device) -> Tensor:
         """[heads] κ, as RetNet's: 1 − κ falls geometrically."""

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.guiders.guider import Acted, GuiderStructure, Judged, TeamView
+from hmarl.trainer.guiders.tokens import ActionTokens
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork
 from hmarl.trainer.networks.layers import Parameters, Shapes, dense, linear_shapes, norm, norm_shapes
@@ -33,6 +34,8 @@ from hmarl.trainer.networks.policies import GroupPolicy
 # As the authors of MAT and Sable have it, what attention, retention, perceptrons and V put out.
 _SMALL_GAIN = 0.01
 _SMALL = (".inputs.weight", ".projection.weight", ".output.weight", "value.weight")
+# What of a guider encodes; V's own encoder has the same once more, under names that begin as follows.
+_ENCODING, _OF_VALUE = ("observation.", "encoder."), "value_encoder."
 
 
 class TokenNetwork(Protocol):
@@ -50,6 +53,11 @@ class TokenNetwork(Protocol):
     @property
     def memory_shape(self) -> tuple[int, ...]:
         """What is remembered of an environment from step to step; (0,) without memory."""
+        ...
+
+    @property
+    def encoder_memory_shape(self) -> tuple[int, ...]:
+        """The same of a network whose ``encode`` alone is used, with the parameters ``encoder…``."""
         ...
 
     def gain(self, name: str) -> float:
@@ -117,13 +125,13 @@ class TokenNetwork(Protocol):
         """What ``encode_steps`` would have returned, had the agents been in ``order`` [N] int64."""
         ...
 
-    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: Tensor, past: Any) -> Tensor:
+    def decode_steps(self, parameters: Parameters, encoded: Tensor, taken: ActionTokens, past: Any) -> Tensor:
         """``decode`` of many steps at once, their actions known; agents always in decoding order.
 
         Args:
             parameters: named.
             encoded: of ``encode_steps``.
-            taken: [L, C, N, E] of all agents' actions.
+            taken: of all agents' actions.
             past: of these steps.
 
         Returns:
@@ -161,6 +169,7 @@ class SequenceGuider(FlatNetwork):
         self.context_size, self.instruction_size = context_size, instruction_size
         self.grouped = [agent for group in groups for agent in group.agents]
         self.own_values, self.small_gains = structure.credit == "own", structure.initial_gains == "small"
+        self.own_encoder = structure.value_encoder == "own"
         self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
         self.agents = len(self.position)
         self.network = network(structure, self.agents)
@@ -181,6 +190,8 @@ class SequenceGuider(FlatNetwork):
         for g, head in enumerate(self.heads):
             shapes |= linear_shapes(f"policy.{g}", self.width, head.output_size)
             shapes[f"extra.{g}"] = (head.extra_size,)
+        if self.own_encoder:
+            shapes |= {_OF_VALUE + name: shape for name, shape in shapes.items() if name.startswith(_ENCODING)}
         if self.small_gains:
             shapes |= norm_shapes("value.norm", self.width)
         return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
@@ -195,8 +206,9 @@ class SequenceGuider(FlatNetwork):
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
-        """The network's."""
-        return self.network.memory_shape
+        """The network's, and beside it what V's own encoder remembers."""
+        (policy,), (value,) = self.network.memory_shape, self.network.encoder_memory_shape
+        return (policy + value * self.own_encoder,)
 
     def initialise(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters [P]."""
@@ -218,6 +230,7 @@ class SequenceGuider(FlatNetwork):
         taken: Sequence[Tensor] | None = None,
     ) -> Acted:
         """Draw all agents' actions, one agent after the other, or follow what was done instead."""
+        memory, of_value = self._memories(memory)
         representation, carried = self.network.encode(parameters, self.observation_tokens(parameters, view), memory)
         batch = len(representation)
         previous = parameters["start"].expand(batch, -1)
@@ -237,12 +250,29 @@ class SequenceGuider(FlatNetwork):
             previous = self._action_token(parameters, g, chosen) + parameters["actor.weight"][:, agent]
         grouped = tuple(torch.stack([actions[agent] for agent in group.agents], dim=1) for group in self.groups)
         remembered = self.network.remembered(carried, previous)
+        if self.own_encoder:
+            representation, valued = self._encoded_for_value(parameters, view, of_value)
+            remembered = torch.cat([remembered, valued], dim=1)
         return Acted(grouped, log_prob, self._value(parameters, representation), remembered)
 
     def value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> Tensor:
         """[B] or [B, N] normalised value of what is seen, [B, ...], after ``memory``."""
+        memory, of_value = self._memories(memory)
+        if self.own_encoder:
+            return self._value(parameters, self._encoded_for_value(parameters, view, of_value)[0])
         tokens = self.observation_tokens(parameters, view)
         return self._value(parameters, self.network.encode(parameters, tokens, memory)[0])
+
+    def _memories(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """What policy and V's own encoder, if there is one, remember: [B, *memory_shape] of each."""
+        (policy,) = self.network.memory_shape
+        return memory[:, :policy], memory[:, policy:]
+
+    def _encoded_for_value(self, parameters: Parameters, view: TeamView, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """By V's own encoder: representations [B, N, E], and what it remembers after the step."""
+        own = _own_encoder(parameters)
+        encoded, carried = self.network.encode(own, self.observation_tokens(own, view), memory)
+        return encoded, self.network.remembered(carried, torch.zeros_like(encoded[:, 0]))
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -256,14 +286,14 @@ class SequenceGuider(FlatNetwork):
         begins: Tensor,
     ) -> Judged:
         """Policies and values at recorded steps, all at once."""
+        memory, of_value = self._memories(memory)
         tokens = self.observation_tokens(parameters, view).index_select(-2, order)
-        taken = self.action_tokens(parameters, actions).index_select(-2, order)
+        taken = self.action_tokens(parameters, actions).ordered(order)
         past = self.network.past(memory, begins)
         encoded = self.network.encode_steps(parameters, tokens, past)
         outputs = self.network.decode_steps(parameters, encoded, taken, past)
-        values = self._value(parameters, self.network.restored(encoded, past))
-        if self.own_values:
-            values = values.index_select(-1, torch.argsort(order)[self.grouped])
+        representations = self.network.restored(encoded, past)
+        values = self._values(parameters, view, representations, torch.argsort(order), of_value, begins)
         return Judged(self._decided(parameters, view, outputs, order), values)
 
     def judge_orders(
@@ -276,15 +306,42 @@ class SequenceGuider(FlatNetwork):
         begins: Tensor,
     ) -> Iterator[Judged]:
         """``judge`` in each of several orders; the encoder, to which no order matters, once for all of them."""
+        memory, of_value = self._memories(memory)
         past = self.network.past(memory, begins)
         encoded = self.network.encode_steps(parameters, self.observation_tokens(parameters, view), past)
-        values = self._value(parameters, self.network.restored(encoded, past))
-        values = values[..., self.grouped] if self.own_values else values
+        representations, natural = self.network.restored(encoded, past), torch.arange(self.agents, device=begins.device)
+        values = self._values(parameters, view, representations, natural, of_value, begins)
         taken = self.action_tokens(parameters, actions)
         for order in orders:
             encoded_now = self.network.ordered(encoded, order)
-            outputs = self.network.decode_steps(parameters, encoded_now, taken.index_select(-2, order), past)
+            outputs = self.network.decode_steps(parameters, encoded_now, taken.ordered(order), past)
             yield Judged(self._decided(parameters, view, outputs, order), values)
+
+    def _values(
+        self,
+        parameters: Parameters,
+        view: TeamView,
+        representations: Tensor,
+        places: Tensor,
+        memory: Tensor,
+        begins: Tensor,
+    ) -> Tensor:
+        """[L, C], or [L, C, N] group by group, at recorded steps.
+
+        Args:
+            parameters: named.
+            view: [L, C, ...].
+            representations: [L, C, N, E] by the policy's encoder.
+            places: [N] int64, where every agent stands in them.
+            memory: [C, ...] of V's own encoder before the first step; with one, the representations are not used.
+            begins: [L, C] bool.
+        """
+        if self.own_encoder:
+            own, past = _own_encoder(parameters), self.network.past(memory, begins)
+            encoded = self.network.encode_steps(own, self.observation_tokens(own, view), past)
+            representations, places = self.network.restored(encoded, past), places.sort().values
+        values = self._value(parameters, representations)
+        return values.index_select(-1, places[self.grouped]) if self.own_values else values
 
     def _decided(self, parameters: Parameters, view: TeamView, outputs: Tensor, order: Tensor) -> list[Distribution]:
         """Per group [N_group, L·C] of the decoder's outputs [L, C, N, E] in an order."""
@@ -321,10 +378,17 @@ class SequenceGuider(FlatNetwork):
             tokens.append(token)
         return functional.gelu(self._natural(tokens))
 
-    def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> Tensor:
-        """[..., N, E] of all agents' raw actions and identities, in natural order."""
-        tokens = self._natural([self._action_token(parameters, g, action) for g, action in enumerate(actions)])
-        return tokens + parameters["actor.weight"].T
+    def action_tokens(self, parameters: Parameters, actions: Sequence[Tensor]) -> ActionTokens:
+        """Of all agents' raw actions [L, C, N_group, ...] and identities, in natural order."""
+        identities = parameters["actor.weight"].T
+        if not all(isinstance(head.space, spaces.Discrete) for head in self.heads):
+            tokens = [self._action_token(parameters, g, action) for g, action in enumerate(actions)]
+            return ActionTokens(self._natural(tokens) + identities)
+        groups = [self.position[agent][0] for agent in range(self.agents)]
+        tables = [parameters[f"action.{g}.weight"].T + identity for g, identity in zip(groups, identities, strict=True)]
+        sizes = torch.tensor([0, *map(len, tables[:-1])], device=identities.device)
+        chosen = self._natural([action.unsqueeze(-1) for action in actions]).squeeze(-1)
+        return ActionTokens(torch.cat(tables), chosen + sizes.cumsum(0))
 
     def _action_token(self, parameters: Parameters, group: int, action: Tensor) -> Tensor:
         """[..., E] of raw actions of a group."""
@@ -360,3 +424,8 @@ class SequenceGuider(FlatNetwork):
         hidden = norm(parameters, "value.norm", hidden) if self.small_gains else hidden
         values = dense(parameters, "value", hidden).squeeze(-1)
         return values if self.own_values else values.mean(-1)
+
+
+def _own_encoder(parameters: Parameters) -> Parameters:
+    """The parameters of V's own encoder, called as the policy's are."""
+    return {name.removeprefix(_OF_VALUE): each for name, each in parameters.items() if name.startswith(_OF_VALUE)}

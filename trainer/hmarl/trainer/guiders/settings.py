@@ -57,6 +57,11 @@ class GuiderFields(BaseModel):
         description="of mat's and sable's weights. unit: all 1, but 0.01 for the policy's outputs; small, as their "
         "authors': 0.01 for all that attention, perceptrons and V put out, √2 before, and a norm before V",
     )
+    value_encoder: Literal["shared", "own"] = Field(
+        "shared",
+        description="of mat's and sable's V. shared: the one that the policy decides by, as in the papers; own: "
+        "one of its own, as large, so that neither loss bends what the other one sees (factorised: always)",
+    )
     value_coefficient: float = Field(0.5, gt=0, description="c_v, weight of the value loss")
     max_gradient_norm: float = Field(
         0.5, gt=0, description="gradients are scaled down to this norm; guiders have diverged with 10"
@@ -140,6 +145,11 @@ class GuiderSettings(NetworkSettings, Protocol):
     @property
     def initial_gains(self) -> Literal["unit", "small"]:
         """How the guider's weights are drawn."""
+        ...
+
+    @property
+    def value_encoder(self) -> Literal["shared", "own"]:
+        """Whether V shares the encoder of the policy, or has one of its own."""
         ...
 
     @property
