@@ -4,7 +4,7 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := train,eval,tune,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,record,hub,dev
+EXTRAS := train,eval,tune,ray,mpe,pettingzoo,vmas,lbf,rware,mujoco,smax,secure,metrics,otel,record,hub,dev
 # More arguments for the demo, e.g. make demo DEMO_ARGS='--minutes 10 --seed 2'
 DEMO_ARGS ?=
 # More arguments for pytest, e.g. make test PYTEST_ARGS='tests/unit -k bundle'

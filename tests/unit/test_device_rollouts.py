@@ -120,7 +120,7 @@ def test_learning_from_what_jax_lends_is_learning_from_copies() -> None:
 def test_a_rollout_on_a_gpu_stays_there(environment: str, arguments: dict[str, Any]) -> None:
     training = Training(tiny_config("mappo", environment, {}, {"device": "cuda"}, arguments))
     taken: list[str] = []
-    step = training.environment.step
+    step = training.source.environment.step
 
     def watched(actions: tuple[Any, ...]) -> Any:
         result = step(actions)
@@ -128,7 +128,7 @@ def test_a_rollout_on_a_gpu_stays_there(environment: str, arguments: dict[str, A
         taken.extend(str(block.device.type) for block in blocks)
         return result
 
-    training.environment.step = watched  # type: ignore[method-assign]
+    training.source.environment.step = watched  # type: ignore[method-assign]
     training.collect()
     training.close()
     assert set(taken) == {"cuda"}

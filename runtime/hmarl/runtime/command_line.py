@@ -184,6 +184,7 @@ def option(
     shown: str | None = None,
     parameter: str | None = None,
     variable: bool = False,
+    bare: str | None = None,
 ) -> click.Option:
     """An option that takes a value.
 
@@ -197,8 +198,11 @@ def option(
         shown: stands for the value in ``--help``; by default the kind's name.
         parameter: of the function, where it is called otherwise.
         variable: whether the environment may set it, as HMARL_NAME: for what a service manager starts.
+        bare: the value where the option is given without one; None: it must have one.
     """
-    given = {} if default is None else {"default": default}  # None, where it is said, is a value to click
+    given: dict[str, Any] = {} if default is None else {"default": default}  # None, where said, is a value to click
+    if bare is not None:
+        given |= {"is_flag": False, "flag_value": bare}
     return click.Option(
         [name, *([] if parameter is None else [parameter])],
         help=about,

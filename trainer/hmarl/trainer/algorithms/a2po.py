@@ -110,6 +110,9 @@ def corrected_advantages(
         rewards, values, following = (each[..., agent] for each in (rollout.rewards, values, following))
         ended = ended | ~rollout.next_active()[..., agent]  # to leave is to terminate
         there = None if rollout.all_active else rollout.active[..., agent].float()
+    before = factor.view(ended.shape).clamp(max=1.0)
+    if rollout.correction is not None:
+        before = before * rollout.correction
     corrected = generalised_advantages(
         rewards,
         values,
@@ -117,7 +120,7 @@ def corrected_advantages(
         ended,
         discounting.gamma,
         discounting.gae_lambda,
-        factor.view(ended.shape).clamp(max=1.0),
+        before,
     )
     return normalise_advantages(corrected, there).flatten()
 

@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from hmarl.runtime.command_line import Kind, option
 from hmarl.sdk.commands._console import make_console
 from hmarl.sdk.environments import check_request
 from hmarl.sdk.errors import MissingExtraError
+from hmarl.trainer.runs.ray_session import LOCAL, checked_address
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
@@ -22,6 +26,13 @@ if TYPE_CHECKING:
 # Read when PyTorch is loaded. OpenMP's threads spin while they wait: the default spins so long that a machine that is
 # shared grinds to a halt, none at all halves the speed of one that is not.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+RAY_ADDRESS = Kind("ADDRESS", "auto, HOST:PORT of a Ray cluster, or nothing", checked_address)
+
+
+def ray_option(about: str) -> click.Option:
+    """``--ray``: None without it, ``local`` without an address."""
+    return option("--ray", about, RAY_ADDRESS, bare=LOCAL, shown="[ADDRESS]", parameter="ray_address")
 
 
 @contextmanager

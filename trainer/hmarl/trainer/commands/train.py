@@ -18,13 +18,22 @@ from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
 from hmarl.trainer.commands.seeds import SEEDS, train_seeds
-from hmarl.trainer.commands.shared import check_makeable, log_to_standard_error, need_extra, need_torch, read_config
+from hmarl.trainer.commands.shared import (
+    check_makeable,
+    log_to_standard_error,
+    need_extra,
+    need_torch,
+    ray_option,
+    read_config,
+)
+from hmarl.trainer.runs.ray_session import LOCAL, ray_module
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.request import Request
     from hmarl.trainer.runs.run import Run
+    from hmarl.trainer.runs.training import MakeSource
 
 
 @command(
@@ -41,12 +50,14 @@ if TYPE_CHECKING:
     ),
     option("--preset", "a named preset, see hmarl-algorithms --presets, or FILE.toml", shown="NAME"),
     option("--resume", "continue the run in this directory", PATH, shown="DIR"),
+    ray_option("run.workers are actors of a Ray cluster; of one that is started here without an address"),
     AS_JSON,
     examples=(
         "hmarl-train hcpo --env mpe/simple_spread --seed 1 --set env.N=3",
         "hmarl-train happo --env my_environment:make --steps 1000000",
         "hmarl-train mappo --env mpe/simple_spread --seeds 100,101,102 --out runs/mine",
         "hmarl-train --resume runs/mine",
+        "hmarl-train mappo --env mpe/simple_spread --set run.workers=4 --ray",
     ),
 )
 @answering_signals
@@ -61,6 +72,7 @@ def train(
     settings: tuple[str, ...],
     preset: str | None,
     resume: Path | None,
+    ray_address: str | None,
     as_json: bool,
 ) -> int:
     """Train a team.
@@ -70,8 +82,11 @@ def train(
     says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
-    if resume is not None and (algorithm or env or settings or preset or out or seed is not None or seeds or device):
-        raise UsageError("--resume: takes everything from the run's config.json; only --steps may be given with it")
+    given = algorithm or env or settings or preset or out or seed is not None or seeds or device
+    if resume is not None and given:
+        raise UsageError(
+            "--resume: takes everything from the run's config.json; only --steps and --ray may be given with it"
+        )
     if resume is None and (algorithm is None or env is None):
         given = "nothing" if algorithm is None else f"{algorithm} without --env"
         raise UsageError(
@@ -81,11 +96,13 @@ def train(
     if seed is not None and seeds is not None:
         raise UsageError("--seeds: got --seed as well, expected one of them")
     need_extra("hmarl-train")
+    if ray_address is not None:
+        ray_module("--ray")
     if resume is not None:
-        read_config(resume)  # is there a run?
+        _refuse_idle_ray(ray_address, read_config(resume).run_settings().workers)  # is there a run?
         need_torch("hmarl-train")
         log_to_standard_error()
-        running = _resumed(console, resume, steps)
+        running = _resumed(console, resume, steps, _source(console, ray_address))
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
         if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
@@ -98,9 +115,11 @@ def train(
             each = [requested(algorithm, env, {**flags, "seed": one}, settings, preset, makeable) for one in seeds]
             return _train_at_once(console, each, out, as_json)
         request = requested(algorithm, env, flags, settings, preset, makeable)
+        _refuse_idle_ray(ray_address, request.run.get("workers", 0))
         need_torch("hmarl-train")
         log_to_standard_error()
-        running = _created(console, _configured(console, request, out), request.preset, out)
+        config = _configured(console, request, out)
+        running = _created(console, config, request.preset, out, _source(console, ray_address))
     from hmarl.trainer.runs.stopping import Interrupted
 
     try:
@@ -145,7 +164,29 @@ def _train_at_once(console: Console, requests: Sequence[Request], out: Path | No
     return train_seeds(console, configs, [root / f"seed{seed}" for seed in seeds], _report, as_json)
 
 
-def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
+def _refuse_idle_ray(address: str | None, workers: Any) -> None:
+    """Ray without workers would do nothing.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if address is not None and workers in (0, "0"):
+        raise UsageError("run.workers: got 0 with --ray, expected at least 1, e.g. --set run.workers=4")
+
+
+def _source(console: Console, address: str | None) -> MakeSource:
+    """Where rollouts come from: workers, on Ray where there is an address, or environments of this process."""
+    from hmarl.trainer.runs.training import rollout_source
+
+    if address is None:
+        return rollout_source
+    from hmarl.trainer.runs.workers.ray_hands import ray_hands
+
+    console.print("starting Ray" if address == LOCAL else f"joining the Ray cluster at {address}")
+    return partial(rollout_source, make_hands=ray_hands(address, console.print))
+
+
+def _resumed(console: Console, directory: Path, steps: int | None, make_source: MakeSource) -> Run:
     """The run in ``directory``, ready to go on."""
     from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.run import Run
@@ -153,13 +194,13 @@ def _resumed(console: Console, directory: Path, steps: int | None) -> Run:
     config = RunConfig.read(directory)
     check_writable(directory, f"--resume {directory}", "copy the run to where it can be written, and resume it there")
     _announce_building(console, config)
-    run = Run.resume(directory, steps)
+    run = Run.resume(directory, steps, make_source)
     anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
     console.print(f"resuming {directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
     return run
 
 
-def _created(console: Console, config: RunConfig, used: str, out: Path | None) -> Run:
+def _created(console: Console, config: RunConfig, used: str, out: Path | None, make_source: MakeSource) -> Run:
     """A new run in ``out``, or where runs go by default; ``used`` says on which preset it is based."""
     from hmarl.trainer.runs.run import Run
 
@@ -171,7 +212,7 @@ def _created(console: Console, config: RunConfig, used: str, out: Path | None) -
         f"{f' ({used})' if used else ''}"
     )
     _announce_building(console, config)
-    return Run.create(config, directory)
+    return Run.create(config, directory, make_source)
 
 
 def _announce_building(console: Console, config: RunConfig) -> None:
@@ -213,6 +254,19 @@ def _modes(judged: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(judged.get("actions", ""), judged), *otherwise]
 
 
+def _of_workers(rollouts: dict[str, Any]) -> str:
+    """Who collected, how fast, and what it cost."""
+    rates = rollouts["steps_per_s"]
+    told = f"{rollouts['workers']} workers {rollouts['where']}"
+    if rates:
+        told += f": {min(rates):,.0f} to {max(rates):,.0f} steps/s each"
+    if "bytes_per_frame" in rollouts:
+        told += (
+            f", {rollouts['bytes_per_frame']:,.0f} bytes a frame, {rollouts['weights_bytes']:,} of parameters an update"
+        )
+    return told + (f", {rollouts['replaced']} replaced" if rollouts["replaced"] else "")
+
+
 def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.runs.announcements import duration
@@ -232,6 +286,8 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     if rows:
         columns = ("policy", "actions", "checkpoint", "return mean", "median", "IQM", "success")
         print_table(console, title, columns, rows)
+    if workers := summary.get("rollouts"):
+        console.print(_of_workers(workers))
     resumed_at, steps = summary["resumed_at"], summary["steps"]
     part = f", the last {steps - resumed_at:,}" if 0 < resumed_at < steps else ""
     # What acts for the whole team at once has no local policies, and nothing to export.

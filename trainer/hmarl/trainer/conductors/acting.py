@@ -8,7 +8,7 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.trainer.conductors.level import ConductorLevel, InForce
 from hmarl.trainer.conductors.local_share import LocalShare
-from hmarl.trainer.contract.acting import ActingInContext
+from hmarl.trainer.contract.acting import ActingInContext, Outcome
 from hmarl.trainer.experience.rollout import Decision
 
 
@@ -71,3 +71,11 @@ class ConductedActing:
         self.in_force = InForce.of_state(state)
         if self.local_share is not None:
             self.local_share.load_state(state)
+
+    def outcome(self) -> Outcome:
+        """The team's below."""
+        return self.below.outcome()
+
+    def take_over(self, outcome: Outcome) -> None:
+        """The team's below."""
+        self.below.take_over(outcome)

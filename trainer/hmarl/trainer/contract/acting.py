@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -17,6 +18,26 @@ from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.experience.rollout import Decision
 from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.policies import Context
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What learning needs of a rollout's acting that was not recorded step by step.
+
+    Attributes:
+        alike: the same in all environments.
+        at_ends: [F, ...] where episodes ended, in the order of the rollout's ``final_states``.
+    """
+
+    alike: dict[str, Tensor] = field(default_factory=dict)
+    at_ends: dict[str, Tensor] = field(default_factory=dict)
+
+
+def environments_axis(name: str, state: Tensor) -> int | None:
+    """Along which axis of an acting's ``state`` the environments lie; None for what is theirs in common."""
+    if state.dim() == 0:
+        return None
+    return 1 if name.startswith("memories.") else 0
 
 
 class Acting(Protocol):
@@ -35,11 +56,24 @@ class Acting(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What is remembered from step to step, so that a resumed run acts on as if never stopped."""
+        """What is remembered from step to step, so that a resumed run acts on as if never stopped.
+
+        Tensors [B, ...], those called ``memories.g`` [N_group, B, H]; scalars for what all environments share.
+        """
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """Of the rollout that has just ended; for others that act with the same parameters elsewhere, see
+        ``take_over``.
+        """
+        ...
+
+    def take_over(self, outcome: Outcome) -> None:
+        """Learn as if the rollout with this outcome had been acted here."""
         ...
 
 
@@ -62,12 +96,14 @@ class LocalActing:
     Attributes:
         noise: of the rollout, per group [T, N_group, B, A].
         memories: per group [N_group, B, H]; empty without memory.
+        records_log_probs: whether the actions' log-probabilities are recorded, for whoever learns from them later.
     """
 
     def __init__(self, actors: Actors, chunk_length: int | None, generator: torch.Generator) -> None:
         self.actors = actors
         self.noise: list[Tensor] = []
         self.memories: list[Tensor] = []
+        self.records_log_probs = False
         self._generator = generator
         self._chunk_length = chunk_length
         self._recorded_every = 1
@@ -101,7 +137,9 @@ class LocalActing:
         """``act`` given what all agents see alike, ``context`` [B, C], or what each sees; see ``Context``."""
         self._forget_restarted(observation)
         before = tuple(self.memories)
-        decision, self.memories = self.actors.decide(observation, context, self.noise_at(step), self.memories)
+        decision, self.memories = self.actors.decide(
+            observation, context, self.noise_at(step), self.memories, judged=self.records_log_probs
+        )
         if before and self.records(step):
             decision.memories = before
         return decision
@@ -135,3 +173,10 @@ class LocalActing:
         """Restore what ``state`` returned."""
         if self.actors.recurrent:
             self.memories = [state[f"memories.{g}"].clone() for g in range(len(self.actors.policies))]
+
+    def outcome(self) -> Outcome:
+        """All is recorded."""
+        return Outcome()
+
+    def take_over(self, outcome: Outcome) -> None:
+        """All is recorded."""

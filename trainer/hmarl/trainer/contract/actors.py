@@ -63,6 +63,8 @@ class Actors:
         context: Context | None,
         perturbations: list[Tensor] | None,
         memories: Sequence[Tensor],
+        *,
+        judged: bool = False,
     ) -> tuple[Decision, list[Tensor]]:
         """All agents' actions, and what is remembered after them.
 
@@ -71,10 +73,17 @@ class Actors:
             context: see ``Context``; or None.
             perturbations: per group [N_group, B, A]; None selects the modes.
             memories: as ``no_memories`` returns them.
+            judged: whether the actions' log-probabilities are wanted as well.
         """
         distributions, following = self.distributions(observation, context, memories)
         actions = select_all(distributions, perturbations)
-        return Decision(actions, self.to_environment(actions)), following
+        decision = Decision(actions, self.to_environment(actions))
+        if judged:
+            decision.log_probs = tuple(
+                distribution.log_prob(action.transpose(0, 1)).T
+                for distribution, action in zip(distributions, actions, strict=True)
+            )
+        return decision, following
 
     def to_environment(self, actions: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Raw actions per group in the environment's units."""

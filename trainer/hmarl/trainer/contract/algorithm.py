@@ -24,8 +24,10 @@ from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
+from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.normalisation import RunningNormaliser, seen_as_it_is
+from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.networks.policies import GroupPolicy, group_head
 from hmarl.trainer.networks.settings import AlgorithmSettings
 from hmarl.trainer.records.plots import Plot, diagnostics
@@ -279,6 +281,11 @@ class Algorithm:
         return parts | {
             f"observation_normalisers.{g}": normaliser for g, normaliser in enumerate(self.observation_normalisers)
         }
+
+    def acting_components(self) -> StateDict:
+        """Those of the components that acting may depend on: whoever acts elsewhere needs no critics and optimisers."""
+        learns_only = (FlatAdam, Critic)
+        return {name: part for name, part in self.components().items() if not isinstance(part, learns_only)}
 
     def experience(self) -> StateDict:
         """Past rollouts that an off-policy algorithm still learns from: checkpointed, but no part of what is learnt,

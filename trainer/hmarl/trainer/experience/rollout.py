@@ -32,14 +32,16 @@ class Decision:
         raw_actions: one per group, [B, N_group, ...]: what the distributions were sampled for.
         environment_actions: the same in the environment's units.
         extras: further per-step tensors to record, [B, ...] (e.g. the instruction in force).
-        memories: what the agents remembered before this step, one per group [N_group, B, H], where the algorithm wants
-            it recorded; None elsewhere.
+        memories: what was remembered before this step, where the algorithm wants it recorded: by the agents, one per
+            group [N_group, B, H], and by what acts for all of them [1, B, ...]; None elsewhere.
+        log_probs: of the raw actions, one per group [B, N_group], where whoever learns from them may have moved on.
     """
 
     raw_actions: tuple[Tensor, ...]
     environment_actions: tuple[Tensor, ...]
     extras: dict[str, Tensor] = field(default_factory=dict)
     memories: tuple[Tensor, ...] | None = None
+    log_probs: tuple[Tensor, ...] | None = None
 
 
 class Actor(Protocol):
@@ -93,7 +95,9 @@ class Rollout:
         active: [T, B, N] bool.
         restarted: [T, B, N] bool, agents that remember nothing from before a step; None where that never happens.
         extras: what the algorithm recorded, [T, B, ...].
-        memories: per recording, what the agents remembered before that step, per group [N_group, B, H].
+        memories: per recording, what was remembered before that step, see ``Decision``.
+        log_probs: per group [T, B, N_group] of the actions under the policies that collected, where they were recorded.
+        correction: [T, B] truncated importance weights where older policies have collected, else None.
         final_states: the true last states of episodes that ended inside the rollout, [F, state_size] (``states`` holds
             the state after auto-reset there).
     """
@@ -121,6 +125,8 @@ class Rollout:
         self.actions: list[Tensor] = []
         self.extras: dict[str, Tensor] = {}
         self.memories: list[tuple[Tensor, ...]] = []
+        self.log_probs: list[Tensor] = []
+        self.correction: Tensor | None = None
         self.last_observations: list[Tensor] = []
         self.last_action_masks: list[Tensor | None] = []
         self.last_active = torch.ones(batch_size, len(spec.agents), dtype=torch.bool, device=device)
@@ -131,6 +137,7 @@ class Rollout:
         self._finals = []
         self.memories = []
         self.all_active = True
+        self.correction = None
 
     def record(self, step: int, observation: Observation, decision: Decision, result: StepResult) -> None:
         """Copy one step into the buffer."""
@@ -148,6 +155,11 @@ class Rollout:
             self.extras[key][step] = value
         if decision.memories is not None:
             self.memories.append(decision.memories)
+        if decision.log_probs is not None:
+            if not self.log_probs:
+                self.log_probs = [each.new_zeros((self.steps, *each.shape)) for each in decision.log_probs]
+            for buffer, value in zip(self.log_probs, decision.log_probs, strict=True):
+                buffer[step] = value
         self.states[step] = observation.state
         self.active[step] = observation.active
         if observation.restarted is not None:
@@ -169,6 +181,23 @@ class Rollout:
         masks = [None if mask is None else pick(mask) for mask in final.action_masks]
         seen = [pick(observations) for observations in final.observations]
         return _Finals(step, rows, pick(final.state), seen, masks, pick(final.active))
+
+    @property
+    def finals(self) -> list[_Finals]:
+        """What was seen last in episodes that ended, step by step."""
+        return self._finals
+
+    def add_final(
+        self,
+        step: int,
+        rows: Tensor,
+        states: Tensor,
+        observations: list[Tensor],
+        action_masks: list[Tensor | None],
+        active: Tensor,
+    ) -> None:
+        """Episodes ended after a step; ``rows`` [F] are their environments, and [F, ...] is what was seen last."""
+        self._finals.append(_Finals(step, rows, states, observations, action_masks, active))
 
     def finish(self, last: Observation) -> None:
         """Store what is seen after the last step, form the team rewards, and see whether all agents were there."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.trainer.contract.acting import LocalActing
+from hmarl.trainer.contract.acting import LocalActing, Outcome
 from hmarl.trainer.experience.rollout import Decision
 from hmarl.trainer.guiders.trained import Remembered, TrainedGuider
 
@@ -44,7 +44,7 @@ class GuidedActing:
     @torch.no_grad()
     def act_in_context(self, observation: Observation, step: int, context: Tensor | None) -> Decision:
         """The guider's actions, given a conductor's instruction [B, K]; V and log μ are recorded."""
-        memories = (*self.local.memories, self.memory)
+        memories = (*self.local.memories, self.memory.unsqueeze(0))
         acted = self.guider.act(observation, context, self.local.noise_at(step), self.memory, order=self.order)
         said = {"value": acted.value, "log_prob": acted.log_prob}
         decision = Decision(acted.actions, self.guider.actors.to_environment(acted.actions), said)
@@ -74,3 +74,13 @@ class GuidedActing:
         """Restore what ``state`` returned."""
         self.local.load_state(state)
         self.memory = state["guider_memory"].clone()
+
+    def outcome(self) -> Outcome:
+        """The order in which the agents decided, and what the guider remembered where episodes ended."""
+        at_ends = torch.cat([self.memory[:0], *self._at_ends])
+        return Outcome({"order": torch.tensor(self.order)}, {"guider_memory": at_ends})
+
+    def take_over(self, outcome: Outcome) -> None:
+        """See ``outcome``; what is remembered at the end comes with ``load_state``."""
+        self.order = outcome.alike["order"].tolist()
+        self._at_ends = (outcome.at_ends["guider_memory"],)

@@ -163,7 +163,7 @@ def team_batch(
     memories = [torch.zeros(policy.members, count, 0, device=rollout.device) for policy in policies]
     if rollout.memories:
         *local, of_guider = zip(*rollout.memories, strict=True)
-        guider_memory = torch.cat(of_guider)
+        guider_memory = torch.cat(of_guider, dim=1).squeeze(0)
         memories = [torch.stack(group).transpose(0, 1).flatten(1, 2) for group in local] or memories
     return TeamBatch(
         view=TeamView(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
-from hmarl.trainer.contract.acting import LocalActing
+from hmarl.trainer.contract.acting import LocalActing, Outcome
 from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.experience.rollout import Decision
 from hmarl.trainer.hierarchy.hierarchy import Hierarchy, Noise, Standing, Step
@@ -100,3 +100,10 @@ class HierarchyActing:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
         self.standing = Standing(**{name: state[name].clone() for name in self.standing.tensors()})
+
+    def outcome(self) -> Outcome:
+        """All is recorded."""
+        return Outcome()
+
+    def take_over(self, outcome: Outcome) -> None:
+        """All is recorded."""

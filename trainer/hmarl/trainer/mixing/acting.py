@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hmarl.sdk.environment import Observation
-from hmarl.trainer.contract.acting import LocalActing
+from hmarl.trainer.contract.acting import LocalActing, Outcome
 from hmarl.trainer.experience.rollout import Decision
 from hmarl.trainer.mixing.latent import LatentPolicy
 from hmarl.trainer.networks.normalisation import RunningNormaliser
@@ -72,6 +72,13 @@ class EpsilonGreedyActing:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
         self.local.load_state(state)
+
+    def outcome(self) -> Outcome:
+        """All is recorded."""
+        return self.local.outcome()
+
+    def take_over(self, outcome: Outcome) -> None:
+        """All is recorded."""
 
 
 class LatentActing:
@@ -145,6 +152,13 @@ class LatentActing:
         self.agents.load_state(state)
         self._latent, self._drawn = state["latent"].clone(), state["drawn"].clone()
         self._first_state, self._earned = state["first_state"].clone(), state["earned"].clone()
+
+    def outcome(self) -> Outcome:
+        """All is recorded."""
+        return Outcome()
+
+    def take_over(self, outcome: Outcome) -> None:
+        """All is recorded."""
 
 
 def one_hot(latent: Tensor, latents: int) -> Tensor:

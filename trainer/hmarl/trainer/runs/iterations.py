@@ -55,7 +55,7 @@ class Iterations:
             episodes=counters.episodes + len(statistics.returns),
         )
         self._warn(counters.update, metrics, divergence)
-        metrics |= training.episode_metrics(statistics)
+        metrics |= training.episode_metrics(statistics) | training.source.figures()
         metrics["rollout_s"], metrics["update_s"] = collected - begin, time.monotonic() - collected
         announcements.updated()
         self._stop_when_diverging(divergence)

@@ -21,14 +21,18 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation, VectorEnvironment
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.experience.rollout import Actor, Collector, Decision, EpisodeStatistics, Rollout
+from hmarl.trainer.experience.finite import broken_observation
+from hmarl.trainer.experience.rollout import Collector, Decision, EpisodeStatistics, Rollout
 from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.runs.config import RunConfig, device_of
 from hmarl.trainer.runs.directory import refuse_other_run
 from hmarl.trainer.runs.run import Run
 from hmarl.trainer.runs.seeds import derived_seeds
+from hmarl.trainer.runs.settings import RunSettings
+from hmarl.trainer.runs.sources import RolloutSource
 from hmarl.trainer.runs.stopping import StopRequest
 from hmarl.trainer.together.company import Company, Outcome, ask
 
@@ -171,19 +175,26 @@ class SharedEnvironments:
                     f"row a copy; train one seed at a time with --seed"
                 )
 
-    def seat(self, number: int, stop: StopRequest) -> SeedsPart:
-        """One seed's part; ``stop`` is asked by all."""
-        return SeedsPart(self, number, slice(number * self._size, (number + 1) * self._size), stop)
+    def part(self, number: int, config: RunConfig, stop: StopRequest) -> SeedsPart:
+        """One seed's; ``stop`` is asked by all."""
+        rows = slice(number * self._size, (number + 1) * self._size)
+        return SeedsPart(self, number, rows, config.run_settings(), stop)
 
     # --- what the parts ask for -------------------------------------------------------------------------------------
 
     def take(self, algorithm: Algorithm) -> None:
-        """One more acts."""
+        """One more acts, in the part after those that are taken."""
         self._algorithms.append(algorithm)
 
     def collect(self) -> tuple[Rollout, EpisodeStatistics]:
         """One rollout of all."""
-        return self._collector.rollout, self._collector.collect(TeamsOfSeeds(self._algorithms))
+        try:
+            return self._collector.rollout, self._collector.collect(TeamsOfSeeds(self._algorithms))
+        except Exception as error:
+            # Actions made of such numbers may be what an environment has choked on.
+            if broken := broken_observation(self.environment.spec, self._collector.observation):
+                error.add_note(broken)
+            raise
 
     def restart(self, seeds: Mapping[int, np.ndarray]) -> None:
         """New episodes everywhere, from those seeds by part; where there is none from those before."""
@@ -202,31 +213,30 @@ class SharedEnvironments:
 
 
 class SeedsPart:
-    """One seed's part of environments that several share; see ``Seat`` and ``Collecting``.
+    """One seed's part of environments that several share: a ``RolloutSource``.
 
     Args:
         shared: all of them.
         number: of the seed.
         rows: which of the environments are its own.
+        settings: of its run.
         stop: asked by all seeds.
 
     Attributes:
         told: the seed's own request to stop: made before a rollout, so that all seeds stop after the same update.
     """
 
-    def __init__(self, shared: SharedEnvironments, number: int, rows: slice, stop: StopRequest) -> None:
-        self.shared, self.number, self.rows, self._stop, self.told = shared, number, rows, stop, StopRequest()
+    def __init__(
+        self, shared: SharedEnvironments, number: int, rows: slice, settings: RunSettings, stop: StopRequest
+    ) -> None:
+        self.shared, self.number, self.rows, self._settings = shared, number, rows, settings
+        self._stop, self.told = stop, StopRequest()
         self._rollout: Rollout | None = None
 
     @property
-    def environment(self) -> VectorEnvironment:
-        """All environments."""
-        return self.shared.environment
-
-    def taken_by(self, algorithm: Algorithm) -> SeedsPart:
-        """This part, in which an algorithm acts."""
-        self.shared.take(algorithm)
-        return self
+    def spec(self) -> EnvironmentSpec:
+        """The environments'."""
+        return self.shared.environment.spec
 
     @property
     def rollout(self) -> Rollout:
@@ -235,39 +245,49 @@ class SeedsPart:
         return self._rollout
 
     @property
-    def observation(self) -> Observation:
-        """What is seen now."""
-        all_of_them, rows = self.shared.observation, self.rows
-        return Observation(
-            tuple(each[rows] for each in all_of_them.observations),
-            tuple(None if each is None else each[rows] for each in all_of_them.action_masks),
-            all_of_them.state[rows],
-            all_of_them.active[rows],
-            None if all_of_them.restarted is None else all_of_them.restarted[rows],
-        )
+    def saves(self) -> bool:
+        """See ``RolloutSource``."""
+        return self.shared.get_state() is not None
+
+    @property
+    def restarts(self) -> bool:
+        """See ``RolloutSource``."""
+        return self.shared.observation.restarted is not None
 
     def pass_on(self) -> None:
         """That stopping has been asked for."""
         if self._stop() and not self.told():
             self.told.ask()
 
-    def collect(self, actor: Actor) -> EpisodeStatistics:
+    def collect(self, algorithm: Algorithm) -> EpisodeStatistics:
         """One rollout, along with the others."""
         self._rollout, statistics = ask(_Collecting(self))
         return statistics
 
-    def restart(self, seeds: np.ndarray, actor: Actor) -> None:
+    def restart(self, algorithm: Algorithm, update: int) -> None:
         """New episodes, along with the others."""
-        ask(_Restarting(self, seeds))
+        ask(_Restarting(self, derived_seeds(self._settings.seed, 1 + update, self._settings.environments)))
 
-    def get_state(self) -> dict[str, np.ndarray] | None:
+    def tensors(self) -> dict[str, Tensor]:
         """Its rows of the environments' state, as a run alone has them."""
-        state = self.shared.get_state()
-        return None if state is None else {key: value[self.rows] for key, value in state.items()}
+        state = self.shared.get_state() or {}
+        return {key: torch.as_tensor(value[self.rows].copy()) for key, value in state.items()}
 
-    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+    def load(self, algorithm: Algorithm, tensors: Mapping[str, Tensor], update: int) -> None:
         """Runs are resumed one by one, in environments of their own."""
         raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Free all of them; the first that does suffices."""
+        self.shared.environment.close()
 
 
 @dataclass(frozen=True)
@@ -316,6 +336,10 @@ class _Restarting:
         return [None] * len(requests)
 
 
+def _given(part: SeedsPart, config: RunConfig) -> RolloutSource:
+    return part
+
+
 class ManyRuns:
     """Runs that differ in their seeds, trained at once. ``create`` makes them.
 
@@ -349,9 +373,12 @@ class ManyRuns:
             undone.callback(shared.environment.close)
             runs, parts = list[Run](), list[SeedsPart]()
             for number, (config, directory) in enumerate(zip(configs, directories, strict=True)):
-                parts.append(shared.seat(number, stop))
-                runs.append(Run.create(config, directory, parts[-1], f"seed {config.run_settings().seed}"))
-                undone.callback(runs[-1].close)
+                part = shared.part(number, config, stop)
+                run = Run.create(config, directory, partial(_given, part), f"seed {config.run_settings().seed}")
+                undone.callback(run.close)
+                shared.take(run.algorithm)
+                parts.append(part)
+                runs.append(run)
             undone.pop_all()
         return cls(runs, parts, stop)
 

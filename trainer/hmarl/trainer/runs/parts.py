@@ -11,7 +11,7 @@ from hmarl.trainer.runs.directory import checkpoint_folder
 from hmarl.trainer.runs.evaluator import Evaluator
 from hmarl.trainer.runs.iterations import Iterations
 from hmarl.trainer.runs.saver import Saver
-from hmarl.trainer.runs.training import Seat, Training
+from hmarl.trainer.runs.training import MakeSource, Training, rollout_source
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,17 @@ class RunParts:
     saver: Saver
 
     @classmethod
-    def build(cls, config: RunConfig, directory: Path, start: Checkpoint | None, seat: Seat | None = None) -> RunParts:
-        """All parts, standing where ``start`` was saved, or at the beginning; in environments of its own, or in its
-        part of those that it shares with others.
+    def build(
+        cls, config: RunConfig, directory: Path, start: Checkpoint | None, make_source: MakeSource = rollout_source
+    ) -> RunParts:
+        """All parts, standing where ``start`` was saved, or at the beginning; ``make_source`` says where rollouts come
+        from.
 
         Raises:
             UsageError: algorithm and environment do not go together.
             CheckpointError: ``start`` is of another run.
         """
-        settings, training = config.run_settings(), Training(config, seat)
+        settings, training = config.run_settings(), Training(config, make_source)
         try:
             if start is not None:
                 training.load(start.tensors, start.counters.update)

@@ -16,6 +16,9 @@ from hmarl.trainer.records.recorder import Recorder
 from hmarl.trainer.runs.announcements import Announcements
 from hmarl.trainer.runs.config import RunConfig
 
+# Where there are workers: their mean rate, and what a frame costs to send.
+_OF_WORKERS = ("worker_steps_per_s", "bytes_per_frame")
+
 
 class Reporter:
     """Records updates and shows them.
@@ -64,7 +67,8 @@ class Reporter:
             recorder = Recorder(directory, counters.update - pending, steps - pending, settings.loggers, facts)
         title = f"{config.algorithm} · {config.environment}"
         try:
-            with LiveProgress(title, settings.steps, steps, ("return", *live_metrics), among=among) as progress:
+            shown = ("return", *live_metrics, *_OF_WORKERS)
+            with LiveProgress(title, settings.steps, steps, shown, among=among) as progress:
                 announcements = Announcements(
                     progress.say,
                     updates,

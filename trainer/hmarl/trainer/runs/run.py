@@ -21,7 +21,7 @@ from hmarl.trainer.runs.parts import RunParts
 from hmarl.trainer.runs.reporter import Reporter
 from hmarl.trainer.runs.stopping import Interrupted, StopRequest
 from hmarl.trainer.runs.summary import Began, write_summary
-from hmarl.trainer.runs.training import Seat
+from hmarl.trainer.runs.training import MakeSource, rollout_source
 
 
 class Run:
@@ -55,13 +55,15 @@ class Run:
         self.pending = None if start is None else start.pending
 
     @classmethod
-    def create(cls, config: RunConfig, directory: Path, seat: Seat | None = None, among: str = "") -> Run:
+    def create(
+        cls, config: RunConfig, directory: Path, make_source: MakeSource = rollout_source, among: str = ""
+    ) -> Run:
         """A fresh run; writes config.json, from when on it can be resumed.
 
         Args:
             config: what to run.
             directory: where it writes.
-            seat: its part of environments that it shares with others; None makes its own.
+            make_source: says where its rollouts come from.
             among: see the class.
 
         Raises:
@@ -72,7 +74,7 @@ class Run:
             lock = RunLock(directory)
             undone.callback(lock.discard)
             refuse_other_run(directory)
-            parts = RunParts.build(config, directory, None, seat)
+            parts = RunParts.build(config, directory, None, make_source)
             undone.callback(parts.close)
             with storing("then type the same command again"):
                 remove_leftovers(directory)
@@ -81,12 +83,13 @@ class Run:
         return cls(config, directory, lock, parts, among=among)
 
     @classmethod
-    def resume(cls, directory: Path, steps: int | None = None) -> Run:
+    def resume(cls, directory: Path, steps: int | None = None, make_source: MakeSource = rollout_source) -> Run:
         """Continue from the newest good checkpoint; a run that was stopped before its first one begins again.
 
         Args:
             directory: the run's.
             steps: raises or lowers the goal, in config.json as well.
+            make_source: where its workers are.
 
         Raises:
             CheckpointError: no run, or all of its checkpoints are damaged.
@@ -100,7 +103,7 @@ class Run:
             if steps is not None:
                 config = config.model_copy(update={"run": {**config.run, "steps": steps}})
             start = resumable_checkpoint(directory, device_of(config.run_settings()))
-            parts = RunParts.build(config, directory, start)
+            parts = RunParts.build(config, directory, start, make_source)
             undone.callback(parts.close)
             with storing():
                 remove_leftovers(directory)
@@ -195,7 +198,8 @@ class Run:
         if not evaluated:  # resumed with a goal that had been passed already
             self._parts.evaluator.attempt(steps, self._problems)
         draw_run(self.directory, self.config, self.algorithm, self._problems)
-        return write_summary(self.directory, self.config, self.counters, began, wall_s, self._problems)
+        source = self._parts.training.source.summary()
+        return write_summary(self.directory, self.config, self.counters, began, wall_s, self._problems, source)
 
     # --- around it --------------------------------------------------------------------------------------------------
 

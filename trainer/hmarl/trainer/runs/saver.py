@@ -34,7 +34,7 @@ class Saver:
         """What saving costs, as a metric: episodes that begin anew where the environments cannot be saved."""
         if self._training.saves_environments:
             return {}
-        return {"environments_truncated": float(self._training.environment.batch_size)}
+        return {"environments_truncated": float(self._training.environments)}
 
     def save(self, counters: Counters, pending: Mapping[str, float] | None) -> None:
         """Write a checkpoint now.

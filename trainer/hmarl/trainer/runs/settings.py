@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from hmarl.trainer.networks.settings import Settings
 from hmarl.trainer.runs.seeds import EVALUATION_SEED
@@ -20,6 +20,12 @@ class RunSettings(Settings):
     environments: int = Field(256, ge=1, description="B, environments stepped together, by default no more than fit")
     rollout_length: int = Field(
         25, ge=1, description="T, steps per environment between two updates, by default more with fewer environments"
+    )
+    workers: int = Field(
+        0, ge=0, description="that step a share of the environments each, in this process or, with --ray, in others"
+    )
+    stale_updates: int = Field(
+        0, ge=0, le=1, description="1: workers collect during the update before, by the parameters before it"
     )
     device: str = Field("cpu", description="torch device, e.g. cpu or cuda:0")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
@@ -47,6 +53,21 @@ class RunSettings(Settings):
         ("tensorboard",), description="what shows the metrics beside metrics.jsonl, e.g. tensorboard,wandb; or none"
     )
     max_rollbacks: int = Field(5, ge=1, description="consecutive diverged updates after which training stops")
+
+    @field_validator("workers")
+    @classmethod
+    def _each_has_environments(cls, value: int, info: ValidationInfo) -> int:
+        environments = info.data.get("environments", value)
+        if value > environments:
+            raise ValueError(f"at most one an environment (run.environments={environments})")
+        return value
+
+    @field_validator("stale_updates")
+    @classmethod
+    def _by_workers(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("workers", value):
+            raise ValueError("0 without workers (run.workers)")
+        return value
 
     @field_validator("loggers", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,13 @@ def _evaluated(directory: Path, steps: int | None) -> dict[str, Any]:
 
 
 def write_summary(
-    directory: Path, config: RunConfig, counters: Counters, began: Began, wall_s: float, problems: Problems
+    directory: Path,
+    config: RunConfig,
+    counters: Counters,
+    began: Began,
+    wall_s: float,
+    problems: Problems,
+    rollouts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write summary.json.
 
@@ -55,6 +62,7 @@ def write_summary(
         began: whence its times are counted.
         wall_s: how long it went on since.
         problems: what failed beside training.
+        rollouts: what is said of the workers that collected; empty without them.
 
     Returns:
         The summary.
@@ -77,6 +85,7 @@ def write_summary(
         "resumed_at": began.steps,
         "wall_s": wall_s,
         "steps_per_s": steps / wall_s if wall_s > 0 and steps else None,
+        **({"rollouts": dict(rollouts)} if rollouts else {}),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "torch": torch.__version__,
     }

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmarl.sdk.environment import Observation, VectorEnvironment
-from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.experience.finite import broken_observation, broken_rollout, first_non_finite
-from hmarl.trainer.experience.rollout import Actor, Collector, EpisodeStatistics, Rollout
+from hmarl.trainer.experience.finite import broken_rollout, first_non_finite
+from hmarl.trainer.experience.rollout import EpisodeStatistics
 from hmarl.trainer.records.checkpoint import flatten, restore
 from hmarl.trainer.runs.building import build_algorithm
-from hmarl.trainer.runs.config import RunConfig, device_of
-from hmarl.trainer.runs.seeds import derived_seeds
+from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.sources import OwnEnvironments, RolloutSource
+from hmarl.trainer.runs.workers.crew import Crew
+from hmarl.trainer.runs.workers.hands import LocalHands, MakeHands
+from hmarl.trainer.sequential.samples import TeamSamples
+from hmarl.trainer.sequential.staleness import correct
 
 
 @dataclass(frozen=True)
@@ -37,47 +38,18 @@ class Divergence:
     advice: str
 
 
-class Collecting(Protocol):
-    """How rollouts are collected: by a ``Collector``, or by one that several runs share."""
-
-    @property
-    def rollout(self) -> Rollout:
-        """The newest one."""
-        ...
-
-    @property
-    def observation(self) -> Observation:
-        """What is seen now."""
-        ...
-
-    def collect(self, actor: Actor) -> EpisodeStatistics:
-        """Fill the rollout; returns the episodes that ended in it."""
-        ...
-
-    def restart(self, seeds: np.ndarray, actor: Actor) -> None:
-        """Begin new episodes everywhere."""
-        ...
-
-    def get_state(self) -> dict[str, np.ndarray] | None:
-        """The environments' state and the running episodes' sums; None when they do not support it."""
-        ...
-
-    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Restore what ``get_state`` returned."""
-        ...
+MakeSource = Callable[[RunConfig], RolloutSource]
+"""Where a run's rollouts come from, made when its training is."""
 
 
-class Seat(Protocol):
-    """A run's part of environments that it shares with others."""
+def rollout_source(config: RunConfig, make_hands: MakeHands = LocalHands) -> RolloutSource:
+    """The run's workers, or environments of its own.
 
-    @property
-    def environment(self) -> VectorEnvironment:
-        """All of them."""
-        ...
-
-    def taken_by(self, algorithm: Algorithm) -> Collecting:
-        """Its part of them, for whoever acts in it."""
-        ...
+    Args:
+        config: of the run.
+        make_hands: where its workers are, if it has any.
+    """
+    return Crew(config, make_hands) if config.run_settings().workers else OwnEnvironments(config)
 
 
 class Training:
@@ -85,37 +57,34 @@ class Training:
 
     Args:
         config: of the run.
-        seat: its part of environments that it shares with others; None makes its own.
+        make_source: says where its rollouts come from.
 
     Attributes:
+        source: of its rollouts.
         saves_environments: whether a checkpoint can hold the environments' state; else it begins new episodes.
     """
 
-    def __init__(self, config: RunConfig, seat: Seat | None = None) -> None:
+    def __init__(self, config: RunConfig, make_source: MakeSource = rollout_source) -> None:
         self._settings = settings = config.run_settings()
         torch.set_num_threads(settings.threads)
         torch.set_float32_matmul_precision(settings.matmul_precision)
-        self.environment = (
-            make(config.environment, settings.environments, **config.environment_arguments)
-            if seat is None
-            else seat.environment
-        )
+        self.source = make_source(config)
         try:
-            self.algorithm = build_algorithm(config, self.environment)
-            self._collector = self._collecting(device_of(settings)) if seat is None else seat.taken_by(self.algorithm)
-            if self._collector.observation.restarted is not None:
+            self.algorithm = build_algorithm(config, self.source)
+            if self.source.restarts:
                 _refuse_to_forget(config.algorithm, self.algorithm)
-            self.saves_environments = self._collector.get_state() is not None
+            if settings.stale_updates:
+                _refuse_stale(config.algorithm, self.algorithm)
+            self.saves_environments = self.source.saves
         except BaseException:
-            self.environment.close()
+            self.source.close()
             raise
         self._returns: deque[float] = deque(maxlen=max(100, settings.environments))
 
-    def _collecting(self, device: torch.device) -> Collecting:
-        """In environments of its own."""
-        settings = self._settings
-        rollout = Rollout(self.environment.spec, settings.rollout_length, settings.environments, device)
-        return Collector(self.environment, rollout, derived_seeds(settings.seed, 0, settings.environments))
+    @property
+    def environments(self) -> int:
+        """B, stepped together."""
+        return self._settings.environments
 
     @property
     def frames(self) -> int:
@@ -124,19 +93,13 @@ class Training:
 
     def close(self) -> None:
         """Free the environments."""
-        self.environment.close()
+        self.source.close()
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def collect(self) -> EpisodeStatistics:
         """One rollout; returns the episodes that ended in it."""
-        try:
-            statistics = self._collector.collect(self.algorithm)
-        except Exception as error:
-            # Actions made of such numbers may be what an environment has choked on.
-            if broken := broken_observation(self.environment.spec, self._collector.observation):
-                error.add_note(broken)
-            raise
+        statistics = self.source.collect(self.algorithm)
         self._returns.extend(value for value in statistics.returns if math.isfinite(value))
         return statistics
 
@@ -149,15 +112,23 @@ class Training:
         Returns:
             The update's metrics, and why it was undone, None where it was not.
         """
-        if broken := broken_rollout(self._collector.rollout):
+        rollout = self.source.rollout
+        if broken := broken_rollout(rollout):
             return {"rolled_back": 1.0}, Divergence(broken, "look for it in the environment")
         components = self.algorithm.components()
         before = {name: tensor.clone() for name, tensor in flatten(components).items()}
-        metrics = self.algorithm.update(self._collector.rollout, progress)
+        metrics = self._corrected() | self.algorithm.update(rollout, progress)
         if broken := first_non_finite(flatten(self.algorithm.components()), metrics):
             restore(self.algorithm.components(), before)
             return {"rolled_back": 1.0}, Divergence(broken, "try a smaller step size")
         return metrics, None
+
+    def _corrected(self) -> dict[str, float]:
+        """Metrics of how far the policies have moved on from those that collected, where that may be."""
+        rollout = self.source.rollout
+        if not rollout.log_probs:
+            return {}
+        return correct(TeamSamples(rollout, self.algorithm.policies, self.algorithm.features(rollout)))
 
     def episode_metrics(self, statistics: EpisodeStatistics) -> dict[str, float]:
         """The mean return of recent episodes, and what else is known of those that have just ended."""
@@ -178,8 +149,7 @@ class Training:
         tensors["generators.noise"] = algorithm.noise_generator.get_state()
         tensors |= {f"acting.{key}": value for key, value in algorithm.acting_state().items()}
         tensors["recent_returns"] = torch.tensor(list(self._returns), dtype=torch.float64)
-        environments = self._collector.get_state() or {}
-        return tensors | {f"collector.{key}": torch.as_tensor(value.copy()) for key, value in environments.items()}
+        return tensors | {f"collector.{key}": value for key, value in self.source.tensors().items()}
 
     def load(self, tensors: Mapping[str, Tensor], update: int) -> None:
         """Go on where ``tensors`` were taken, after so many updates.
@@ -192,17 +162,13 @@ class Training:
         algorithm.generator.set_state(tensors["generators.order"].cpu())
         algorithm.noise_generator.set_state(tensors["generators.noise"].cpu())
         self._returns.extend(tensors["recent_returns"].tolist())
-        if not self.saves_environments:
-            self.restart_environments(update)
-            return
-        if acting := _under("acting.", tensors):
+        if self.saves_environments and (acting := _under("acting.", tensors)):
             algorithm.load_acting_state(acting)
-        self._collector.set_state({key: value.cpu().numpy() for key, value in _under("collector.", tensors).items()})
+        self.source.load(algorithm, _under("collector.", tensors), update)
 
     def restart_environments(self, update: int) -> None:
         """New episodes with seeds derived from (seed, update), for environments whose state cannot be saved."""
-        seeds = derived_seeds(self._settings.seed, 1 + update, self._settings.environments)
-        self._collector.restart(seeds, self.algorithm)
+        self.source.restart(self.algorithm, update)
 
 
 def _refuse_to_forget(name: str, algorithm: Algorithm) -> None:
@@ -217,6 +183,19 @@ def _refuse_to_forget(name: str, algorithm: Algorithm) -> None:
         raise UsageError(
             f"env.faults: got restart for agents of {name} that remember, expected none in its training: what they "
             "remember is learnt together; train with out instead, and evaluate with restart"
+        )
+
+
+def _refuse_stale(name: str, algorithm: Algorithm) -> None:
+    """Older policies' rollouts are corrected where local policies act, each on its own.
+
+    Raises:
+        UsageError: the team acts otherwise.
+    """
+    if algorithm.acting is not algorithm.local_acting:
+        raise UsageError(
+            f"run.stale_updates: got 1 for {name}, whose team does not act by its local policies alone; expected 0, or "
+            "an algorithm such as happo or mappo"
         )
 
 

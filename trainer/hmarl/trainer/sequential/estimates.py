@@ -67,10 +67,14 @@ def estimate_by(
     else:
         rewards, ended = rollout.team_rewards, rollout.ended
         following = rollout.next_values(values, final_values)
+    correction = rollout.correction
+    if correction is not None and values.dim() == 3:
+        correction = correction.unsqueeze(-1).expand_as(rewards)
     advantages = generalised_advantages(
-        rewards, values[:-1], following, ended, discounting.gamma, discounting.gae_lambda
+        rewards, values[:-1], following, ended, discounting.gamma, discounting.gae_lambda, correction
     )
-    return Estimate(states, values[:-1], following, advantages, advantages + values[:-1])
+    surplus = advantages if correction is None else correction * advantages
+    return Estimate(states, values[:-1], following, advantages, surplus + values[:-1])
 
 
 def counted(rollout: Rollout, values: Tensor) -> Tensor:

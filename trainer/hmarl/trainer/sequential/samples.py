@@ -27,7 +27,8 @@ class AgentSamples:
         mask: [M, A] bool or None; actions: [M, ...] raw.
         memory: how the rows follow one another, for recurrent policies; else None.
         active: [M] float32 weights, 0 where the agent had left; None when it never had.
-        surrogate_weight, kl_weight: [M] extra weights of the two expectations (HCPO's instruction weights), or None.
+        surrogate_weight, kl_weight: [M] extra weights of the two expectations (HCPO's instruction weights, or what
+            corrects for older policies), or None.
         old: the distribution before the update, without gradient; old_log_prob: [M] of the actions under it.
     """
 
@@ -169,7 +170,10 @@ class TeamSamples:
         actions = rollout.actions[group][:, :, members].flatten(0, 2)
         active = None if rollout.all_active else rollout.active[:, :, agents].flatten().float()
         old = policy.distribution(policy.row(members.start), inputs, mask, memory)
-        return AgentSamples(inputs, mask, memory, actions, active, None, None, old, old.log_prob(actions))
+        weight = None
+        if rollout.correction is not None:
+            weight = rollout.correction.unsqueeze(-1).expand(-1, -1, len(agents)).flatten()
+        return AgentSamples(inputs, mask, memory, actions, active, weight, None, old, old.log_prob(actions))
 
     def _memory(self, group: int, members: slice) -> Memory | None:
         """How the rows [T·B·members] of some members of a group follow one another; None without memory."""

@@ -1,0 +1,132 @@
+"""A connection to Ray: one that is started in this process's machine, or a cluster that is joined.
+
+Ray is imported here, and only once it is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hmarl.sdk.errors import HmarlError, MissingExtraError, UsageError
+
+LOCAL, AUTO = "local", "auto"
+_STARTS, _PATIENCE_MS = 3, 120_000
+_HOST_AND_PORT = re.compile(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+# Ray tells nobody what it is used for, and leaves it to torch which devices there are.
+_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_QUIET: dict[str, Any] = {"configure_logging": False, "logging_level": logging.ERROR, "log_to_driver": False}
+
+
+class RayError(HmarlError):
+    """Ray does not do what it is there for."""
+
+
+def ray_module(purpose: str) -> Any:
+    """Ray.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    for name, value in _VARIABLES.items():  # read when it is imported
+        os.environ.setdefault(name, value)
+    try:
+        import ray  # noqa: PLC0415 - part of the ray extra
+    except ImportError as error:
+        raise MissingExtraError(error.name or "ray", "ray", purpose) from error
+    return ray
+
+
+def checked_address(text: str) -> str:
+    """What ``--ray`` says: ``local``, ``auto``, or HOST:PORT of a cluster.
+
+    Raises:
+        ValueError: something else.
+    """
+    if text not in (LOCAL, AUTO) and not _HOST_AND_PORT.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
+@contextmanager
+def ray_session(address: str, cpus: int | None = None) -> Iterator[Any]:
+    """Ray, connected; a connection that this process has already is used, and kept.
+
+    Args:
+        address: see ``checked_address``.
+        cpus: that a local Ray says it has; None: those of the machine.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UsageError: no cluster is there.
+        RayError: it does not start.
+    """
+    ray = ray_module("--ray")
+    if ray.is_initialized():
+        yield ray
+        return
+    with _signals_kept():
+        _connect(ray, address, cpus)
+    try:
+        yield ray
+    finally:
+        with _signals_kept():
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str, cpus: int | None) -> None:
+    if address == LOCAL:
+        _start(ray, cpus)
+        return
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"--ray: got {address}, found no Ray cluster there ({_told(error)}); expected one, see `ray start`, or "
+            "--ray without an address for one of this machine alone"
+        ) from error
+
+
+def _start(ray: Any, cpus: int | None) -> None:
+    """A Ray of this machine. Ray gives up after half a minute, which is too soon for a machine that is very busy.
+
+    Raises:
+        RayError: it does not start.
+    """
+    for attempt in range(_STARTS):
+        try:
+            ray.init(
+                address=LOCAL,
+                num_cpus=cpus,
+                include_dashboard=False,
+                _system_config={"agent_register_timeout_ms": _PATIENCE_MS},
+                **_QUIET,
+            )
+            return
+        except Exception as error:  # Ray raises nothing more special
+            ray.shutdown()
+            if attempt + 1 == _STARTS:
+                raise RayError(f"--ray: Ray did not start in this machine ({_told(error)}); see /tmp/ray") from error
+
+
+def _told(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, which is ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
