@@ -23,10 +23,12 @@ _ASKS = {
     *("nonzero", "masked_select", "unique", "bincount", "equal", "allclose", "argwhere", "isin"),
     *("tensor", "from_numpy", "solve"),
 }
-# Who deals with the CPU alone, wherever the parameters live: orders of agents are drawn by a CPU generator, Adam counts
-# its steps there (see below); what is taken to a device once, from pinned memory.
+# Who deals with the CPU alone, wherever the parameters live: orders of agents are drawn by a CPU generator, the host
+# counts Adam's steps; what is taken to a device once, from pinned memory.
 _ON_THE_CPU = {
     ("turns.py", "next_agent"),
+    ("hasac.py", "_improve"),
+    ("optimiser.py", "state_dict"),
     ("trained.py", "_order_of_epoch"),
     ("indices.py", "_on_device"),
     ("metrics.py", "seen"),
@@ -63,7 +65,7 @@ class HostWaits(TorchFunctionMode):
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             file, function = Path(frame.f_code.co_filename), frame.f_code.co_name
-            if (file.name, function) in _ON_THE_CPU or file.parts[-3:-1] == ("torch", "optim"):
+            if (file.name, function) in _ON_THE_CPU:
                 return
             if "hmarl" in file.parts and file.name not in _READERS:
                 self.places[f"{file.name}:{function}"] += 1

@@ -338,10 +338,10 @@ def target_entropy(head: ActionHead, legal: Tensor | None, per_component: float,
         share: of the largest entropy that choices can have, summed over branches.
     """
     if head.continuous:
-        return torch.tensor(per_component * head.action_size)
+        return torch.full((), per_component * head.action_size)
     space = head.space
     sizes = [int(n) for n in space.nvec] if isinstance(space, spaces.MultiDiscrete) else [head.action_size]
     if legal is None:
-        return torch.tensor(share * sum(math.log(size) for size in sizes))
+        return torch.full((), share * sum(math.log(size) for size in sizes))
     counts = torch.stack([part.sum(-1) for part in legal.split(sizes, dim=-1)])
     return share * counts.clamp(min=1).log().sum(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.networks.normalisation import RunningNormaliser
@@ -35,26 +36,32 @@ class RewardScale:
         self.moments.update(steps.flatten(0, 1))
 
     @property
-    def factor(self) -> float:
-        """1 / (the rewards' root mean square · √H), H being the steps over which they add up."""
-        if not self._enabled:
-            return 1.0
-        mean_square = float(self.moments.mean[0].square() + self.moments.variance[0])
-        discounted = 1.0 / max(1.0 - self._gamma, 1e-3)
-        return 1.0 / max((mean_square * min(discounted, self._horizon or discounted)) ** 0.5, 1e-2)
+    def factor(self) -> Tensor:
+        """1 / (the rewards' root mean square · √H), H being the steps over which they add up; a float32 scalar."""
+        return self._exact_factor.float()
 
     @property
-    def offset(self) -> float:
-        """What an average step is worth, r̄ / (1 − γ·(1 − p)) with p the share of steps that terminate, scaled.
+    def offset(self) -> Tensor:
+        """What an average step is worth, r̄ / (1 − γ·(1 − p)) with p the share of steps that terminate, scaled; a
+        float32 scalar.
 
         Values are this plus what the networks say. Without it values that start at 0 are optimistic where rewards are
         negative: whatever was seen least looks best, and the agents flee to where nothing has been learnt. It depends
         on no value, so that it cannot drive the values that depend on it.
         """
+        reward, terminates = self.moments.mean.unbind()
         if not self._enabled:
-            return 0.0
-        reward, terminates = self.moments.mean.tolist()
-        return self.factor * reward / max(1.0 - self._gamma * (1.0 - terminates), 1e-3)
+            return torch.zeros_like(reward).float()
+        return (self._exact_factor * reward / (1.0 - self._gamma * (1.0 - terminates)).clamp(min=1e-3)).float()
+
+    @property
+    def _exact_factor(self) -> Tensor:
+        moments = self.moments
+        if not self._enabled:
+            return torch.ones_like(moments.mean[0])
+        mean_square = moments.mean[0].square() + moments.variance[0]
+        discounted = 1.0 / max(1.0 - self._gamma, 1e-3)
+        return 1.0 / (mean_square * min(discounted, self._horizon or discounted)).sqrt().clamp(min=1e-2)
 
 
 def runaway_advice(metrics: dict[str, float], gamma: float, normalised: bool) -> str | None:

@@ -20,6 +20,7 @@ class FlatAdam:
 
     Attributes:
         step_size: of the newest step.
+        steps: how many have been taken.
 
     Source: Kingma and Ba 2015, Algorithm 1. ``torch.optim.Adam`` makes the same operations in the same order, to the
     last bit, but spends more time around them than small networks take to be evaluated.
@@ -29,12 +30,8 @@ class FlatAdam:
         self.parameter = torch.nn.Parameter(theta)
         self.learning_rate = self.step_size = learning_rate
         self.max_gradient_norm = max_gradient_norm
-        self._state: dict[str, Tensor] = {}
-
-    @property
-    def steps(self) -> int:
-        """How many have been taken."""
-        return int(self._state["step"]) if self._state else 0
+        self.steps = 0
+        self._moments: tuple[Tensor, Tensor] | None = None
 
     def step(self, loss: Tensor, schedule: float = 1.0) -> Tensor:
         """One descent step on a scalar ``loss``; returns the largest gradient norm before clipping, a scalar."""
@@ -55,11 +52,12 @@ class FlatAdam:
     def _descend(self, gradient: Tensor, schedule: float) -> Tensor:
         norm = gradient.norm(dim=-1, keepdim=True)
         clipped = gradient * (self.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0)
-        state = self._state = self._state or self._new_state()
-        state["step"] += 1
-        steps, self.step_size = state["step"].item(), self.learning_rate * schedule
+        if self._moments is None:
+            self._moments = torch.zeros_like(clipped), torch.zeros_like(clipped)
+        self.steps += 1
+        steps, self.step_size = self.steps, self.learning_rate * schedule
         # m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        mean, square = self._moments
         mean.lerp_(clipped, 1 - _DECAY)
         square.mul_(_SQUARE_DECAY).addcmul_(clipped, clipped, value=1 - _SQUARE_DECAY)
         # θ ← θ − α · m̂ / (√v̂ + ε)
@@ -67,19 +65,20 @@ class FlatAdam:
         self.parameter.addcdiv_(mean, root, value=-(self.step_size / (1 - _DECAY**steps)))
         return norm.squeeze(-1)
 
-    def _new_state(self) -> dict[str, Tensor]:
-        """Before the first step. Steps are counted on the CPU, wherever the parameters live."""
-        like = self.parameter.detach()
-        return {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(like), "exp_avg_sq": torch.zeros_like(like)}
-
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's moments and step count; empty before the first step."""
-        return dict(self._state)
+        """Adam's moments and step count; empty before the first step. Steps are counted by the host."""
+        if self._moments is None:
+            return {}
+        return {"step": torch.tensor(float(self.steps)), "exp_avg": self._moments[0], "exp_avg_sq": self._moments[1]}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
+        if not state:
+            self.steps, self._moments = 0, None
+            return
         device = self.parameter.device
-        self._state = {key: value.to("cpu" if key == "step" else device, copy=True) for key, value in state.items()}
+        self.steps = int(state["step"])
+        self._moments = state["exp_avg"].to(device, copy=True), state["exp_avg_sq"].to(device, copy=True)
 
     # --- several at once --------------------------------------------------------------------------------------------
 
@@ -89,9 +88,10 @@ class FlatAdam:
         first = optimisers[0]
         rows = torch.stack([each.parameter.detach() for each in optimisers])
         joint = cls(rows, first.learning_rate, first.max_gradient_norm)
-        for key, value in first.state_dict().items():
-            alike = value.clone() if key == "step" else torch.stack([each.state_dict()[key] for each in optimisers])
-            joint._state[key] = alike
+        states = [each.state_dict() for each in optimisers]
+        joint.load_state_dict(
+            {key: v if key == "step" else torch.stack([state[key] for state in states]) for key, v in states[0].items()}
+        )
         return joint
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class FlatAdam:
         for row, each in enumerate(optimisers):
             each.parameter.copy_(self.parameter[row])
             each.step_size = self.step_size
-            each.load_state_dict({key: v if key == "step" else v[row] for key, v in self._state.items()})
+            each.load_state_dict({key: v if key == "step" else v[row] for key, v in self.state_dict().items()})
 
 
 def descend_all(optimisers: Sequence[FlatAdam], loss: Tensor, schedule: float = 1.0) -> Tensor:
