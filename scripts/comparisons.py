@@ -289,9 +289,9 @@ COMPARISONS = (
         for task, table, remark in (
             (
                 "3x30-50", 142.5,
-                "All three deployed teams of HCPO pass what the best fixed table earns, as do two of three of MAGPO, whose "
-                "policies remember, and none of MAPPO's and HATRPO's within this budget. HCPO's lead over MAGPO is less "
-                "than seeds differ. As on 3x10-30 random instructions do as well as the conductor's.",
+                "All three deployed teams of HCPO pass what the best fixed table earns, as do two of three of MAGPO, "
+                "whose policies remember, and none of MAPPO's and HATRPO's within this budget. HCPO's lead over MAGPO "
+                "is less than seeds differ. As on 3x10-30 random instructions do as well as the conductor's.",
             ),
             (
                 "5x20-80", 156.5,
