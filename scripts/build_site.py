@@ -45,6 +45,7 @@ LINK = re.compile(
 CODE = re.compile(r"^\[`?(?P<name>[\w.]+)`?\]\((?P<target>[^)\s]+\.py) \"code\"\)$")
 PICTURE = re.compile(r"^!\[(?P<text>[^]]*)\]\((?P<target>[^)\s]+\.svg)\)$")
 ITEM = re.compile(r"^(?P<indent> *)(?P<marker>[-*]|\d+\.)(?P<space> +)(?=\S)")
+METADATA = re.compile(r"\A---\n.*?^---\n+", re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^ *(```+|~~~+)")
 
 
@@ -190,8 +191,8 @@ class Staging:
             raise SiteError(f"{path}: {error}; run it, and keep its outputs") from error
 
     def page(self, path: Path, text: str) -> str:
-        """A page as the site's generator wants it."""
-        lines = text.splitlines()
+        """A page as the site's generator wants it; what a model's card tells the Hub at its beginning is left out."""
+        lines = METADATA.sub("", text).splitlines()
         for place, line in outside_fences(lines):
             if (code := CODE.match(line)) is not None:
                 lines[place] = self.code(path, code["target"], code["name"])

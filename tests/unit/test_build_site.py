@@ -88,6 +88,11 @@ def test_a_link_to_a_folder_leads_to_its_readme_or_a_list_of_its_files(script: M
     assert "thing.py" in (shown / "code" / "index.md").read_text()
 
 
+def test_what_a_card_tells_the_hub_is_left_out(script: ModuleType, repository: Path) -> None:
+    text = "---\ntags:\n- hcpo\nmodel-index:\n- name: hcpo\n  results: []\n---\n\n# Card\n\n---\n\nAfter a rule.\n"
+    assert staged(script, repository, text) == "# Card\n\n---\n\nAfter a rule.\n"
+
+
 def test_code_and_fences_are_left_alone(script: ModuleType, repository: Path) -> None:
     text = (
         "# T\n\n```sh\necho '[a](nowhere.md)'\n```\n\n    [b](nowhere.md)\n\nSay `[c](nowhere.md)`, [`d`](other.md).\n"
