@@ -1,7 +1,7 @@
 """The model zoo: trains its teams, measures what their deployment costs, and puts them, signed, into models/.
 
     python scripts/make_zoo.py --key zoo.pem                  # what is not in models/ yet, one after the other
-    python scripts/make_zoo.py --key zoo.pem --again magpo-sum-to-10
+    python scripts/make_zoo.py --key zoo.pem --again sum-to-10-magpo
     python scripts/make_zoo.py --described                    # the index and the table of docs/zoo.md alone
 
 Each team is an ordinary run in build/zoo, by hmarl-train, hmarl-export and hmarl-gap: what was killed goes on where it
@@ -80,8 +80,7 @@ TEAMS = (
         "sampling-himpo-students",
         "recurrent students of a hierarchy that exchanges messages, seven agents of one policy",
         "himpo --env vmas/sampling --set env.n_agents=7 --steps 100000 --seed 100 --set run.threads=1 "
-        "--set run.evaluation_interval=16666 --set run.evaluation_episodes=32 --set algorithm.worker_reward=telescoped "
-        "--set algorithm.edge_values=true",
+        "--set run.evaluation_interval=16666 --set run.evaluation_episodes=32",
         export="--set distillation.rounds=3 --set distillation.environments=32 "
         "--set distillation.evaluation_episodes=32",
         gap="--episodes 8 --faults delay=2",
