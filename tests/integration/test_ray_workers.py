@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hmarl.trainer.records.metrics import read_metrics
 from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.ray_session import checked_address, ray_session
 from hmarl.trainer.runs.run import Run
+from hmarl.trainer.runs.training import rollout_source
 from hmarl.trainer.runs.workers.ray_hands import RayHands, ray_hands
 from hmarl.trainer.runs.workers.worker import Order, RolloutWorker, Start, acting_weights
 from ray_cluster import ray_cluster
@@ -47,7 +49,9 @@ def test_ray_and_one_process_give_the_same_numbers_also_where_a_worker_is_killed
 ) -> None:
     config = tiny_config("mappo", "mpe/simple_spread", {}, RUN)
     train(config, tmp_path / "local")
-    run = Run.create(config, tmp_path / "ray", ray_hands(cluster, lambda text: None))
+    run = Run.create(
+        config, tmp_path / "ray", partial(rollout_source, make_hands=ray_hands(cluster, lambda text: None))
+    )
     hands = run._parts.training.source._hands  # type: ignore[attr-defined]
     os.kill(pids(hands)[1], signal.SIGKILL)
     summary = run.train()

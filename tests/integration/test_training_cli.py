@@ -67,7 +67,7 @@ WRONG_USE = [
     ((*TRAIN, "--set", "rum.steps=3"), 2, "unknown prefix 'rum'"),
     ((*TRAIN, "--device", "cuda:99"), 2, "run.device: got 'cuda:99'"),
     ((*TRAIN, "--device", "gpu"), 2, "run.device: got 'gpu', expected e.g. cpu or cuda:0"),
-    (("--resume", "/nowhere", "--seed", "1"), 2, "only --steps may be given with it"),
+    (("--resume", "/nowhere", "--seed", "1"), 2, "only --steps and --ray may be given with it"),
     (("--resume", "/nowhere"), 3, "no config.json"),
 ]
 

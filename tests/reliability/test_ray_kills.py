@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from hmarl.trainer.records.metrics import read_metrics
 from hmarl.trainer.runs.run import Run
+from hmarl.trainer.runs.training import rollout_source
 from hmarl.trainer.runs.workers.ray_hands import ray_hands
 from training_process import Training
 from training_runs import command_line, final_hash, tiny_config, train
@@ -65,7 +67,7 @@ def worker_pids() -> list[int]:
 
 def killed_while_training(directory: Path, address: str, kill: Callable[[], None], at_update: int) -> dict[str, Any]:
     """A run; something is killed once so many updates are done."""
-    run = Run.create(configured(), directory, ray_hands(address, print))
+    run = Run.create(configured(), directory, partial(rollout_source, make_hands=ray_hands(address, print)))
 
     def strike() -> None:
         while run.counters.update < at_update:

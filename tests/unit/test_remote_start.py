@@ -282,7 +282,7 @@ def test_who_is_served_is_asked_until_the_server_is_there(clock: Clock, toy_bund
     assert answer(script, failure(Code.UNAVAILABLE)) == Pause(0.02)
     assert answer(script, None) == Describe(0.5)
     clock.now += 0.5
-    assert answer(script, failure(Code.DEADLINE_EXCEEDED)) == Examine(), "once, when nothing is heard"
+    assert answer(script, failure(Code.DEADLINE_EXCEEDED)) == Examine(0.625), "once, when nothing is heard"
     assert answer(script, None) == Describe(1.25)
     clock.now += 0.5
     assert finished(script, info) == info
@@ -293,7 +293,7 @@ def test_what_will_never_answer_ends_connecting(clock: Clock) -> None:
     script = describe(LinkWatch(), clock.now + 10.0)
     assert next(script) == Describe(0.5)
     clock.now += 0.5
-    assert answer(script, failure(Code.DEADLINE_EXCEEDED)) == Examine()
+    assert answer(script, failure(Code.DEADLINE_EXCEEDED)) == Examine(2.0)
     with pytest.raises(AgentError, match="another authority"):
         script.throw(AgentError("the agent's certificate is of another authority"))
 

@@ -446,7 +446,7 @@ PRESETS: tuple[Preset, ...] = (
         }.items()
     ),
     Preset(
-        "mappo", "pettingzoo/pettingzoo.butterfly.pistonball_v6:parallel_env", 4_096,
+        "mappo", "pettingzoo/*pistonball*", 4_096,
         "five pistons: return about 99 of 100 after 2,000 steps", _PIXEL_STEPS, _PIXEL_RUN, _PISTONS,
     ),
     Preset(
