@@ -1,6 +1,6 @@
 """Robots in a control loop, each of their agents a process of its own, which one can kill while watching.
 
-    pip install 'hmarl[mujoco]'
+    pip install '.[mujoco]' -c constraints.txt
     python examples/robot_cell.py                # then open http://127.0.0.1:8080
 
 Each robot is a HalfCheetah with two agents: one moves the hind leg (blue), one the front leg (orange). Kill one in the
