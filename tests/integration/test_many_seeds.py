@@ -223,6 +223,13 @@ def test_what_cannot_be_trained_at_once_is_refused_by_name(
     assert not list(tmp_path.iterdir())
 
 
+def test_pictures_are_refused_by_name(tmp_path: Path) -> None:
+    told = r"--seeds: in pettingzoo/pixel_toys:Lit agent 'eye_0' observes .*, expected vectors; train one seed"
+    with pytest.raises(UsageError, match=told):
+        train_at_once(tiny_config("mappo", "pettingzoo/pixel_toys:Lit", {}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("without_pictures")
 def test_the_command_trains_them_below_a_directory(call: Call, tmp_path: Path) -> None:
     words = ["mappo", "--env", "coordsum/3x10-30", "--steps", "80", "--out", str(tmp_path)]

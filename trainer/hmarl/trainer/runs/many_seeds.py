@@ -142,7 +142,7 @@ class SharedEnvironments:
         configs: of the runs, which differ in their seeds alone.
 
     Raises:
-        UsageError: the environment's state cannot be told apart by seed.
+        UsageError: the environment's state cannot be told apart by seed, or it shows pictures.
     """
 
     def __init__(self, configs: Sequence[RunConfig]) -> None:
@@ -153,6 +153,11 @@ class SharedEnvironments:
             first.environment, self._size * self._seeds, **first.environment_arguments
         )
         try:
+            if images := self.environment.spec.images:
+                raise UsageError(
+                    f"--seeds: in {first.environment} {images[0]}, expected vectors; train one seed at a time with "
+                    "--seed"
+                )
             drawn = np.concatenate([derived_seeds(each.seed, 0, each.environments) for each in settings])
             batch = Rollout(
                 self.environment.spec, settings[0].rollout_length, self._size * self._seeds, device_of(settings[0])
