@@ -182,7 +182,7 @@ def test_what_is_drawn_follows_from_the_seed(echoing: str) -> None:
 def test_where_nothing_listens_the_connection_is_reset() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         target = f"127.0.0.1:{closed.getsockname()[1]}"
-    with FaultyLink(target) as link, connected(link.address) as client, suppress(ConnectionResetError):
+    with FaultyLink(target) as link, suppress(ConnectionResetError), connected(link.address) as client:
         assert client.recv(1) == b""
 
 
