@@ -41,8 +41,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Train HCPO for a minute or two, export, serve one process per agent, evaluate over gRPC
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
-test: $(INSTALLED)  ## All quick tests, about 13 minutes on two cores
-	@echo "All quick tests take about 13 minutes on two cores; the slowest are listed at the end."
+test: $(INSTALLED)  ## All quick tests, about 14 minutes on two cores
+	@echo "All quick tests take about 14 minutes on two cores; the slowest are listed at the end."
 	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --durations 10 --durations-min 1 $(PYTEST_ARGS) || { \
 		status=$$?; test $$status = 1 || exit $$status; \
 		echo "Once more, those that failed, one after the other. What passes now depends on how busy the machine is: mend it."; \
