@@ -23,7 +23,7 @@ class Lift(ParallelEnv):
 
     def __init__(self) -> None:
         self.possible_agents = ["left", "right"]
-        self.random = np.random.default_rng()
+        self.random, self.away, self.height = np.random.default_rng(), dict[str, int](), dict[str, int]()
 
     def observation_space(self, agent: str) -> spaces.Box:
         """Distance and height of its own, then of the other robot; all from 0 to 1."""

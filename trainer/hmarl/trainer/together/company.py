@@ -84,7 +84,7 @@ class Company:
     """Those who work side by side."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()  # of working: one at a time, so that nobody waits for Python's own lock
+        self._turn = threading.Lock()  # of working: one at a time, so that no thread waits for Python's own lock
         self._changed = threading.Condition()
         self._asked: list[_Asked] = []
         self._working = 0
@@ -125,7 +125,7 @@ class Company:
             self._changed.notify_all()
 
     def _all_waiting(self) -> list[_Asked]:
-        """What is asked for, in the order of places, once nobody works; nothing where all have ended."""
+        """What is asked for, in the order of places, once no thread works; nothing where all have ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._working == 0)
             return sorted(self._asked, key=lambda each: each.place)
