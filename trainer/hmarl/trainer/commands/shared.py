@@ -65,11 +65,9 @@ def need_extra(purpose: str) -> None:
 
 
 def need_torch(purpose: str) -> None:
-    """Load the trainer's packages, and say so."""
+    """Load what takes long of the trainer's packages, and say so; onnx is left to what exports."""
     need_extra(purpose)
     with said_when_slow(f"{purpose}: loading PyTorch", at_once="torch" not in sys.modules):
-        import onnx  # noqa: F401
-        import safetensors  # noqa: F401
         import torch  # noqa: F401
 
 
