@@ -47,6 +47,11 @@ def test_an_environment_of_ones_own_is_called_by_its_import_path(monkeypatch):
     assert make("own_environments:arena", 3, walls=4) == (3, {"walls": 4})
 
 
+def test_a_built_in_family_is_found_without_looking_through_all_installed_packages(monkeypatch):
+    monkeypatch.setattr("hmarl.sdk.environments.entry_points", lambda **_: pytest.fail("looked through them"))
+    make("mpe/simple_spread").close()
+
+
 def test_every_built_in_family_lists_its_tasks():
     assert {"mpe", "coordsum", "pettingzoo", "vmas"} <= set(families())
     assert "simple_spread" in tasks("mpe")

@@ -62,7 +62,7 @@ def _family_maker(name: str) -> tuple[str, Callable[..., VectorEnvironment]]:
             return name, getattr(importlib.import_module(module_name), function)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"environment '{name}': {error}; expected 'package.module:function'") from error
-    if family not in families():
+    if family not in BUILT_IN_FAMILIES and family not in families():  # the latter looks through all installed packages
         raise UsageError(unknown_name("environment family", family, families()))
     if not task:
         raise UsageError(f"environment '{name}': got no task, expected '{family}/TASK'; see 'hmarl-envs {family}'")
@@ -159,7 +159,7 @@ def tasks(family: str) -> list[str]:
     Raises:
         UsageError: unknown family.
     """
-    if family not in families():
+    if family not in BUILT_IN_FAMILIES and family not in families():  # the latter looks through all installed packages
         raise UsageError(unknown_name("environment family", family, families()))
     module = importlib.import_module(families()[family].partition(":")[0])
     return list(getattr(module, "TASKS", []))
