@@ -469,12 +469,12 @@ COMPARISONS = (
             (
                 3, 1_000_000,
                 "With the team's reward as credit MAGPO is level with MAPPO where both take the likeliest action "
-                "(-40.4 and -40.3), and ahead in all seeds where both draw (-38.7 to -39.6; MAPPO -42.5 to -45.2): imitation "
-                "leaves policies that are better as mixtures. With each agent's own reward MAGPO loses four points, "
-                "while MAPPO loses none; its guider loses as much (-38.7 to -43.3), so that it is the guider that "
-                "learns worse from them, not the policies that follow it worse. HAPPO, whose agents have networks of "
-                "their own and improve one after the other, is ahead of all with own credit. All that matters is "
-                "observed here, so that a guider has little to tell.",
+                "(-40.4 and -40.3), and ahead in all seeds where both draw (-38.7 to -39.6; MAPPO -42.5 to -45.2): "
+                "imitation leaves policies that are better as mixtures. With each agent's own reward MAGPO loses four "
+                "points, while MAPPO loses none; its guider loses as much (-38.7 to -43.3), so that it is the guider "
+                "that learns worse from them, not the policies that follow it worse. HAPPO, whose agents have "
+                "networks of their own and improve one after the other, is ahead of all with own credit. All that "
+                "matters is observed here, so that a guider has little to tell.",
             ),
             (
                 5, 500_000,
