@@ -270,8 +270,10 @@ class Team:
 )
 def test_a_team_is_each_agent_by_itself(faults: str) -> None:
     team = Team(faults)
+    layout = {name: (array.shape, array.dtype) for name, array in team.injector.get_state().items()}
     team.begin()
     team.play(45)
+    assert {name: (array.shape, array.dtype) for name, array in team.injector.get_state().items()} == layout
 
 
 def test_an_episode_that_is_joined_meets_the_faults_of_its_step() -> None:
