@@ -51,6 +51,7 @@ class Algorithm:
         actors: the local policies as pure functions.
         local_acting: how the local policies act.
         acting: how the team acts while it learns: so, unless the algorithm puts another part here.
+        greedy: whether its deployed policies take their best action always, having learnt what each is worth.
         exportable: whether there are local policies, which can be exported.
         many_seeds: whether several seeds can be trained at once: the local policies act, and all steps are descents
             (``together.descent``).
@@ -64,6 +65,7 @@ class Algorithm:
 
     settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     discrete_only: ClassVar[bool] = False
+    greedy: ClassVar[bool] = False
     exportable: ClassVar[bool] = True
     many_seeds: ClassVar[bool] = False
     distils: ClassVar[bool] = False
@@ -269,6 +271,7 @@ class Algorithm:
             policy=self.policies[group],
             member=member,
             instructing=self.instructing(agent),
+            greedy=self.greedy,
         )
 
     def components(self) -> StateDict:
