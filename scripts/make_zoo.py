@@ -231,7 +231,7 @@ def _lost(card: str) -> str:
     rows = re.findall(r"^\| (\S[^|]*) \| [^|]+ \| ([^|]*) \| (lost[^|]*) \|$", card, re.MULTILINE)
     if not rows:
         return "nothing lost" if _SECTION in card else "not measured"
-    return "; ".join(f"{rung} {difference.split(' ')[0]}" for rung, difference, _ in rows)
+    return "; ".join(f"{rung.removeprefix('served, ')} {difference.split(' ')[0]}" for rung, difference, _ in rows)
 
 
 def describe() -> None:
