@@ -29,7 +29,7 @@ from click.core import ParameterSource
 
 from hmarl.runtime import __version__
 from hmarl.runtime.errors import HmarlError, did_you_mean
-from hmarl.runtime.output import print_anything
+from hmarl.runtime.output import print_anything, quieten_grpc
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -365,6 +365,7 @@ def run(program: Command, arguments: Sequence[str] | None = None, say: Callable[
         The exit code, see ``ExitCode``.
     """
     print_anything()
+    quieten_grpc()
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = program.name or ""
     if words and words[0] in program.words:
