@@ -117,6 +117,20 @@ def _train(folder: Path, *words: object) -> tuple[dict[str, object], str]:
     return json.loads((out / "config.json").read_text())["run"], error
 
 
+def test_runs_at_once_share_what_the_machine_takes(counted: Path) -> None:
+    """As one of them alone would have it, divided; and a warning counts the environments of all."""
+    said: list[str] = []
+    alone = fitted_run("declared:make", {}, {}, said.append)["environments"]
+    shared = fitted_run("declared:make", {}, {}, said.append, at_once=2)["environments"]
+    assert shared == alone // 2
+    assert fitted_run("declared:make", {}, {}, said.append, at_once=1000)["environments"] == 1
+    said.clear()
+    fitted_run("declared:make", {}, {"environments": 4 * CORES}, said.append)
+    assert said == [], "ten processes a core"
+    fitted_run("declared:make", {}, {"environments": 4 * CORES}, said.append, at_once=3)
+    assert f"run.environments={4 * CORES} of 3 runs and" in said[0]
+
+
 def test_simulators_are_as_many_as_the_cores_take(counted: Path, tmp_path: Path) -> None:
     run, error = _train(tmp_path, "--env", "smac/3m", "--set", "env.entry=counted:Battle")
     count = run["environments"]

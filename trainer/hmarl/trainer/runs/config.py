@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.trainer.algorithms import find_algorithm
@@ -33,6 +33,13 @@ class RunConfig(BaseModel):
     def _still_there(cls, run: dict[str, Any]) -> dict[str, Any]:
         """An old run's without what has been retired since."""
         return without_retired(RunSettings, run)
+
+    @model_validator(mode="after")
+    def _before_pictures(self) -> Self:
+        """What is a picture now was a vector in runs of which no setting says how pictures are seen."""
+        if "image_encoder" not in self.algorithm_settings and self.environment.startswith("pettingzoo/"):
+            self.environment_arguments.setdefault("images", False)
+        return self
 
     def write(self, run: Path) -> None:
         """Into a run directory."""

@@ -17,7 +17,9 @@ _LONGEST = 8
 Say = Callable[[str], None]
 
 
-def fitted_run(name: str, arguments: Mapping[str, Any], given: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def fitted_run(
+    name: str, arguments: Mapping[str, Any], given: Mapping[str, Any], say: Say, at_once: int = 1
+) -> dict[str, Any]:
     """A run's settings with numbers of environments and steps that suit the environment and this machine.
 
     Args:
@@ -25,16 +27,17 @@ def fitted_run(name: str, arguments: Mapping[str, Any], given: Mapping[str, Any]
         arguments: of the environment.
         given: the run's settings, from the user or a preset; a number of environments among them is kept.
         say: told what is measured and chosen, and that what was asked for does not fit.
+        at_once: how many such runs share the machine.
 
     Raises:
         UsageError: a setting out of range, or no such environment.
     """
     settings = validate(RunSettings, dict(given), "run")
     if "environments" in given:
-        _warn(name, arguments, settings, say)
+        _warn(name, arguments, settings, say, at_once)
         return dict(given)
     default = settings.environments
-    count = fitted_count(name, arguments, default, say)
+    count = max(fitted_count(name, arguments, default * at_once, say) // at_once, 1)
     longer = settings.rollout_length * min(_LONGEST, default // count)
     return {**given, "environments": count, "rollout_length": given.get("rollout_length", longer)}
 
@@ -60,18 +63,18 @@ def _cost(name: str, arguments: Mapping[str, Any], say: Say) -> CopyCost | None:
     return measured_cost(name, arguments)
 
 
-def _warn(name: str, arguments: Mapping[str, Any], settings: RunSettings, say: Say) -> None:
+def _warn(name: str, arguments: Mapping[str, Any], settings: RunSettings, say: Say, at_once: int) -> None:
     """Say so where the number that was asked for does not fit."""
-    count, machine = settings.environments, Machine.this()
+    count, machine = settings.environments * at_once, Machine.this()
     if copy_cost(name) is None and count <= machine.any_number:
         return
     cost = _cost(name, arguments, say)
-    copies = count + evaluation_copies(name, settings.evaluation_episodes, count)
+    copies = count + at_once * evaluation_copies(name, settings.evaluation_episodes, settings.environments)
     complaint = "" if cost is None else machine.complaint(cost, copies)
     if complaint:
         say(
-            f"warning: run.environments={count} and {copies - count} more to evaluate: {copies} copies of {name} need "
-            f"about {complaint}; going on, as asked"
+            f"warning: run.environments={settings.environments}{f' of {at_once} runs' if at_once > 1 else ''} and "
+            f"{copies - count} more to evaluate: {copies} copies of {name} need about {complaint}; going on, as asked"
         )
 
 
