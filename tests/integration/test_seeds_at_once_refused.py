@@ -70,3 +70,10 @@ def test_what_ended_each_of_several_seeds_is_told(call: Call, tmp_path: Path) ->
     (line,) = [line for line in error.splitlines() if line.startswith("hmarl-train: ")]
     for seed in (1, 2):
         assert f"hmarl-train --resume {tmp_path / 'runs' / f'seed{seed}'}" in line
+
+
+def test_the_directory_of_several_runs_is_told_from_a_run(call: Call, tmp_path: Path) -> None:
+    create(tiny_config("happo", "mpe/simple_spread"), tmp_path).close()
+    code, _, error = call("train", "--resume", str(tmp_path))
+    assert code == 3
+    assert "no config.json (No such file or directory); it holds the runs seed1, seed2: name one of them" in error

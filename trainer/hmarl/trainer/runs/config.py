@@ -17,6 +17,8 @@ from hmarl.trainer.runs.settings import RunSettings
 if TYPE_CHECKING:
     import torch
 
+_SHOWN = 8  # runs of a directory that holds several
+
 
 class RunConfig(BaseModel):
     """config.json of a run directory: everything that determines the run, defaults included."""
@@ -56,8 +58,7 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            advice = "this is a bundle, see hmarl-verify" if (run / "manifest.json").is_file() else "is it a run's?"
-            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); {advice}") from error
+            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); {_instead(run)}") from error
         except ValueError as error:
             raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
 
@@ -69,6 +70,14 @@ class RunConfig(BaseModel):
     def run_settings(self) -> RunSettings:
         """The run's settings, checked."""
         return validate(RunSettings, self.run, "run", self.algorithm)
+
+
+def _instead(directory: Path) -> str:
+    """What to look at where a directory is no run's."""
+    if (directory / "manifest.json").is_file():
+        return "this is a bundle, see hmarl-verify"
+    below = sorted(config.parent.name for config in directory.glob("*/config.json"))
+    return f"it holds the runs {', '.join(below[:_SHOWN])}: name one of them" if below else "is it a run's?"
 
 
 def make_config(
