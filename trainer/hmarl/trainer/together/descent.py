@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hmarl.trainer.networks.optimiser import FlatAdam
 
-
 # Of so many units in a minibatch the arithmetic outweighs what is spent around it, which is all that stacking saves.
 STACKED_UNITS = 1024
 
