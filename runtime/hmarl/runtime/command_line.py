@@ -28,7 +28,7 @@ import click
 from click.core import ParameterSource
 
 from hmarl.runtime import __version__
-from hmarl.runtime.errors import HmarlError, did_you_mean
+from hmarl.runtime.errors import HmarlError, did_you_mean, printable
 from hmarl.runtime.output import print_anything, quieten_grpc
 
 if TYPE_CHECKING:
@@ -386,7 +386,8 @@ def run(program: Command, arguments: Sequence[str] | None = None, say: Callable[
         if os.environ.get(DEBUG_VARIABLE) == "1":
             say(traceback.format_exc().rstrip())
         message, code = _explained(error)
-    say(f"{name}: {' '.join(part.strip() for part in message.splitlines())}")
+    # What others wrote, a server or a file, is shown to a terminal and not obeyed by it.
+    say(f"{name}: {printable(' '.join(part.strip() for part in message.splitlines()))}")
     return code
 
 
