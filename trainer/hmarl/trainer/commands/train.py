@@ -17,7 +17,7 @@ from hmarl.sdk.commands._common import print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.commands.seeds import SEEDS, train_seeds
+from hmarl.trainer.commands.seeds import SEEDS, seeds_shown, train_seeds
 from hmarl.trainer.commands.shared import (
     check_makeable,
     log_to_standard_error,
@@ -82,7 +82,7 @@ def train(
     says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
-    _check_together(algorithm, env, resume, seed, seeds, others=(settings, preset, out, device))
+    _check_together(algorithm, env, resume, seed, seeds, ray_address, others=(settings, preset, out, device))
     need_extra("hmarl-train")
     if ray_address is not None:
         ray_module("--ray")
@@ -106,6 +106,7 @@ def _check_together(
     resume: Path | None,
     seed: int | None,
     seeds: tuple[int, ...] | None,
+    ray_address: str | None,
     others: Sequence[object],
 ) -> None:
     """Refuse a command that says neither what is begun nor what is resumed, or both; ``others`` belong to a beginning.
@@ -124,8 +125,8 @@ def _check_together(
             f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
             "hmarl-algorithms and hmarl-envs list what there is"
         )
-    if seed is not None and seeds is not None:
-        raise UsageError("--seeds: got --seed as well, expected one of them")
+    if seeds is not None:
+        _refuse_beside_seeds(seed, ray_address)
 
 
 def _requested(
@@ -165,6 +166,21 @@ def _train(console: Console, running: Run, as_json: bool) -> int:
     return ExitCode.DONE
 
 
+def _refuse_beside_seeds(seed: int | None, ray_address: str | None) -> None:
+    """What several seeds at once do not go with.
+
+    Raises:
+        UsageError: it was given.
+    """
+    if seed is not None:
+        raise UsageError("--seeds: got --seed as well, expected one of them")
+    if ray_address is not None:
+        raise UsageError(
+            "--seeds: got --ray as well, expected one of them: all seeds are trained in this process; one "
+            "seed at a time has workers on a cluster"
+        )
+
+
 def _train_at_once(console: Console, requests: Sequence[Request], out: Path | None, as_json: bool) -> int:
     """Runs that differ in their seeds, in directories below ``out``; returns the exit code."""
     need_torch("hmarl-train")
@@ -175,11 +191,11 @@ def _train_at_once(console: Console, requests: Sequence[Request], out: Path | No
     if out is not None:
         refuse_other_run(out)
     seeds = [int(request.run["seed"]) for request in requests]
-    first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}")
+    first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}", len(seeds))
     check_many_seeds(first)
     configs = [first.model_copy(update={"run": {**first.run, "seed": seed}}) for seed in seeds]
-    root = out or _default_directory(first, f"seeds{'-'.join(map(str, seeds))}")
     told = ", ".join(map(str, seeds))
+    root = out or _default_directory(first, f"seeds{seeds_shown(seeds)}")
     console.print(
         f"training {first.algorithm} on {first.environment} with the seeds {told} at once, for "
         f"{first.run['steps']:,} steps each, into {root}{f' ({requests[0].preset})' if requests[0].preset else ''}"
@@ -256,8 +272,8 @@ def _announce_building(console: Console, config: RunConfig) -> None:
     console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
-def _configured(console: Console, request: Request, out: Path | None) -> RunConfig:
-    """The run's config, with as many environments as fit."""
+def _configured(console: Console, request: Request, out: Path | None, at_once: int = 1) -> RunConfig:
+    """The run's config, with as many environments as fit where so many runs are trained at once."""
     from hmarl.trainer.runs.config import make_config
     from hmarl.trainer.runs.directory import refuse_other_run
     from hmarl.trainer.runs.environment_count import fitted_run
@@ -272,7 +288,7 @@ def _configured(console: Console, request: Request, out: Path | None) -> RunConf
             RunLock(out).release()  # a run that is going on is told from one that has ended
         refuse_other_run(out)
         check_writable(out, f"--out {out}")
-    return config(fitted_run(request.environment, request.arguments, request.run, console.print))
+    return config(fitted_run(request.environment, request.arguments, request.run, console.print, at_once))
 
 
 def _default_directory(config: RunConfig, seeded: str) -> Path:

@@ -25,6 +25,7 @@ from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.twin_critic import TwinCritic
 from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.normalisation import RunningNormaliser, seen_as_it_is
 from hmarl.trainer.networks.optimiser import FlatAdam
@@ -287,7 +288,7 @@ class Algorithm:
 
     def acting_components(self) -> StateDict:
         """Those of the components that acting may depend on: whoever acts elsewhere needs no critics and optimisers."""
-        learns_only = (FlatAdam, Critic)
+        learns_only = (FlatAdam, Critic, TwinCritic)
         return {name: part for name, part in self.components().items() if not isinstance(part, learns_only)}
 
     def experience(self) -> StateDict:
