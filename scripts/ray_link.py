@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,13 +24,13 @@ from typing import Any
 
 from hmarl.runtime.command_line import command, flag, integer, option, run
 from hmarl.sdk.errors import HmarlError, UsageError
+from hmarl.trainer.runs.ray_session import ray_module
 from hmarl.trainer.runs.workers.ray_hands import ray_hands
 
 MBIT_BYTES = 125_000
 # Of what goes over a cable: TCP, IP and Ethernet take 66 of 1,514 bytes, what Ray says around an object the rest.
 PAYLOAD = 0.95
-ADDRESSES, PORT = ("10.78.0.1", "10.78.0.2"), 6379
-START_TRIES, READY_S, STORE_BYTES = 4, 90.0, 200_000_000
+ADDRESSES, STORE_BYTES = ("10.78.0.1", "10.78.0.2"), 200_000_000
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -192,66 +192,73 @@ def limit(namespaces: Sequence[str], mbit: int | None) -> None:
 
 
 @contextmanager
-def ray_node(namespace: str, *options: str) -> Iterator[None]:
-    """A node of the cluster in a namespace. On a busy machine Ray may need several tries.
+def ray_node(namespace: str, number: int, cpus: int, session: str, head: str) -> Iterator[str]:
+    """A node of the cluster in a namespace; where the cluster's head is.
 
     Raises:
         HmarlError: it does not start.
     """
-    ray = Path(sys.executable).with_name("ray")
-    program = [str(ray)] if ray.exists() else [sys.executable, "-m", "ray.scripts.scripts"]
-    quiet = ("--include-dashboard=false", "--disable-usage-stats", "--block")
-    words = [*program, "start", *options, f"--object-store-memory={STORE_BYTES}", *quiet]
-    for _ in range(START_TRIES):
-        started = f"/tmp/{namespace}-{secrets.token_hex(3)}.txt"
-        with open(started, "w+") as said:
-            process = subprocess.Popen(["ip", "netns", "exec", namespace, *words], stdout=said, stderr=said)
-            deadline = time.monotonic() + READY_S
-            while process.poll() is None and time.monotonic() < deadline:
-                if "Ray runtime started" in Path(started).read_text():
-                    break
-                time.sleep(0.5)
-            else:
-                process.kill()
-                process.wait()
-                continue
-        Path(started).unlink()
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(30)
-        return
-    raise HmarlError(f"ray start: did not start in {namespace}; see {started}")
+    words = [sys.executable, __file__, "--node", json.dumps([number, cpus, session, head])]
+    process = subprocess.Popen(["ip", "netns", "exec", namespace, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        address = next((line.split()[1] for line in lines if line.startswith("serving ")), None)
+        if address is None:
+            raise HmarlError(f"Ray did not start in {namespace}; see /tmp/ray/{session}")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def serve_node(number: int, cpus: int, session: str, head: str) -> None:
+    """Start a node of this namespace, and keep it until this process is ended."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from ray_cluster import node  # noqa: PLC0415 - what starts on a busy machine too
+
+    ray_module("ray_link")
+    from ray._private.node import Node  # noqa: PLC0415 - once Ray is set up
+    from ray._private.parameter import RayParams  # noqa: PLC0415
+
+    own = {"node_ip_address": ADDRESSES[number], "num_gpus": 0, "object_store_memory": STORE_BYTES}
+    joined = {"gcs_address": head, "redis_address": head} if head else {}
+    settings = RayParams(**node(session, cpus, head=not head), **own, **joined)
+    started = Node(settings, head=not head, shutdown_at_exit=True, spawn_reaper=True)
+    print("serving", started.gcs_address, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    while True:
+        signal.pause()
 
 
 @contextmanager
-def cluster(workers: int) -> Iterator[tuple[str, str]]:
-    """The learner's node, which has no CPUs for workers, and theirs."""
-    with two_namespaces() as (learner, beyond), ExitStack() as stack:
-        head = ("--head", f"--node-ip-address={ADDRESSES[0]}", f"--port={PORT}", "--num-cpus=0")
-        stack.enter_context(ray_node(learner, *head))
-        other = (f"--address={ADDRESSES[0]}:{PORT}", f"--node-ip-address={ADDRESSES[1]}", f"--num-cpus={workers}")
-        stack.enter_context(ray_node(beyond, *other))
-        yield learner, beyond
+def cluster(workers: int) -> Iterator[tuple[tuple[str, str], str]]:
+    """The learner's node, which has no CPUs for workers, and theirs: both namespaces, and where the head is."""
+    session = f"session_hmarl_{secrets.token_hex(4)}_{os.getpid()}"
+    with (
+        two_namespaces() as ends,
+        ray_node(ends[0], 0, 0, session, "") as head,
+        ray_node(ends[1], 1, workers, session, head),
+    ):
+        yield ends, head
 
 
-def measure(learner: str, workers: int, hidden: int, updates: int) -> dict[str, float]:
+def measure(learner: str, head: str, workers: int, hidden: int, updates: int) -> dict[str, float]:
     """A run of its own, in the learner's namespace."""
-    program = ["ip", "netns", "exec", learner, sys.executable, __file__, "--inside"]
+    program = ["ip", "netns", "exec", learner, sys.executable, __file__, "--inside", head]
     options = ["--workers", str(workers), "--hidden", str(hidden), "--updates", str(updates)]
     done = subprocess.run([*program, *options], stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def inside(workers: int, hidden: int, updates: int) -> None:
+def run_inside(head: str, workers: int, hidden: int, updates: int) -> None:
     """One run; prints its figures as JSON."""
     from ray_speed import configured, measured  # noqa: PLC0415 - a script beside this one
 
     config = configured("mpe/simple_spread", 64 * workers, workers, False, updates)
     networks = {"hidden_sizes": (hidden, hidden), "critic_hidden_sizes": (64, 64), "epochs": 1}
     config = config.model_copy(update={"algorithm_settings": {**config.algorithm_settings, **networks}})
-    found = measured(config, ray_hands(f"{ADDRESSES[0]}:{PORT}", lambda text: print(text, file=sys.stderr)))
+    found = measured(config, ray_hands(head, lambda text: print(text, file=sys.stderr)))
     print(json.dumps({**found, "frames": 64 * workers * config.run["rollout_length"]}), flush=True)
 
 
@@ -259,17 +266,17 @@ def compare(workers: Sequence[int], mbits: Sequence[int], hidden: Sequence[int],
     """Print what the model says of each link beside what was measured; collecting itself is left out of both."""
     print("| workers | networks | parameters, bytes | rollout, bytes | Mbit/s | sending, model | sending, measured |")
     print("|---|---|---|---|---|---|---|")
-    with cluster(max(workers)) as ends:
+    with cluster(max(workers)) as (ends, head):
         for count in workers:
             for width in hidden:
                 limit(ends, None)
-                free = measure(ends[0], count, width, updates)
+                free = measure(ends[0], head, count, width, updates)
                 size = free["bytes_per_frame"] * free["frames"]
                 about = f"| {count} | {width}-{width} | {free['weights_bytes']:,.0f} | {size:,.0f}"
                 print(f"{about} | no limit | | {beside_collecting(free):.2f} s |", flush=True)
                 for mbit in mbits:
                     limit(ends, mbit)
-                    found = beside_collecting(measure(ends[0], count, width, updates))
+                    found = beside_collecting(measure(ends[0], head, count, width, updates))
                     link_s = (free["weights_bytes"] + size) / (mbit * MBIT_BYTES * PAYLOAD)
                     print(f"{about} | {mbit} | {beside_collecting(free) + link_s:.2f} s | {found:.2f} s |", flush=True)
 
@@ -286,16 +293,25 @@ def beside_collecting(found: dict[str, float]) -> float:
     option("--hidden", "width of the policies' layers; repeatable", integer(1), many=True),
     option("--updates", "of a run", integer(4), default=6),
     flag("--table", "print the model for many workers, and measure nothing", parameter="table_only"),
-    flag("--inside", "one run, in the learner's namespace; for this program itself", parameter="within"),
+    option("--inside", "one run, in the learner's namespace; for this program itself", shown="HOST:PORT"),
+    option("--node", "a node of the cluster, in its namespace; for this program itself", shown="JSON"),
 )
 def link(
-    workers: Sequence[int], mbit: Sequence[int], hidden: Sequence[int], updates: int, table_only: bool, within: bool
+    workers: Sequence[int],
+    mbit: Sequence[int],
+    hidden: Sequence[int],
+    updates: int,
+    table_only: bool,
+    inside: str | None,
+    node: str | None,
 ) -> None:
     """Measure workers behind a slow link."""
     if table_only:
         print("\n".join(table()))
-    elif within:
-        inside(workers[0], hidden[0], updates)
+    elif inside is not None:
+        run_inside(inside, workers[0], hidden[0], updates)
+    elif node is not None:
+        serve_node(*json.loads(node))
     elif os.geteuid():
         raise UsageError("ray_link: got an ordinary user, expected root, who may make network namespaces")
     else:
