@@ -17,7 +17,7 @@ from hmarl.sdk.commands._common import print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.commands.seeds import SEEDS, train_seeds
+from hmarl.trainer.commands.seeds import SEEDS, seeds_shown, train_seeds
 from hmarl.trainer.commands.shared import (
     check_makeable,
     log_to_standard_error,
@@ -82,8 +82,40 @@ def train(
     says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
-    given = algorithm or env or settings or preset or out or seed is not None or seeds or device
-    if resume is not None and given:
+    _check_together(algorithm, env, resume, seed, seeds, ray_address, others=(settings, preset, out, device))
+    need_extra("hmarl-train")
+    if ray_address is not None:
+        ray_module("--ray")
+    if resume is not None:
+        running = _resumed(console, resume, steps, ray_address)
+    else:
+        assert algorithm is not None and env is not None  # noqa: PT018
+        if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
+            check_writable(out, f"--out {out}")
+        flags = {"steps": steps, "seed": seed, "device": device}
+        requests = _requested(algorithm, env, [{**flags, "seed": one} for one in seeds or (seed,)], settings, preset)
+        if seeds is not None:
+            return _train_at_once(console, requests, out, as_json)
+        running = _created(console, requests[0], out, ray_address)
+    return _train(console, running, as_json)
+
+
+def _check_together(
+    algorithm: str | None,
+    env: str | None,
+    resume: Path | None,
+    seed: int | None,
+    seeds: tuple[int, ...] | None,
+    ray_address: str | None,
+    others: Sequence[object],
+) -> None:
+    """Refuse a command that says neither what is begun nor what is resumed, or both; ``others`` belong to a beginning.
+
+    Raises:
+        UsageError: so it is.
+    """
+    begins = algorithm or env or seed is not None or seeds or any(others)
+    if resume is not None and begins:
         raise UsageError(
             "--resume: takes everything from the run's config.json; only --steps and --ray may be given with it"
         )
@@ -93,33 +125,26 @@ def train(
             f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
             "hmarl-algorithms and hmarl-envs list what there is"
         )
-    if seed is not None and seeds is not None:
-        raise UsageError("--seeds: got --seed as well, expected one of them")
-    need_extra("hmarl-train")
-    if ray_address is not None:
-        ray_module("--ray")
-    if resume is not None:
-        _refuse_idle_ray(ray_address, read_config(resume).run_settings().workers)  # is there a run?
-        need_torch("hmarl-train")
-        log_to_standard_error()
-        running = _resumed(console, resume, steps, _source(console, ray_address))
-    else:
-        assert algorithm is not None and env is not None  # noqa: PT018
-        if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
-            check_writable(out, f"--out {out}")
-        from hmarl.trainer.runs.request import requested
+    if seeds is not None:
+        _refuse_beside_seeds(seed, ray_address)
 
-        flags = {"steps": steps, "seed": seed, "device": device}
-        makeable = partial(check_makeable, "hmarl-train")
-        if seeds is not None:
-            each = [requested(algorithm, env, {**flags, "seed": one}, settings, preset, makeable) for one in seeds]
-            return _train_at_once(console, each, out, as_json)
-        request = requested(algorithm, env, flags, settings, preset, makeable)
-        _refuse_idle_ray(ray_address, request.run.get("workers", 0))
-        need_torch("hmarl-train")
-        log_to_standard_error()
-        config = _configured(console, request, out)
-        running = _created(console, config, request.preset, out, _source(console, ray_address))
+
+def _requested(
+    algorithm: str, env: str, flags: Sequence[dict[str, Any]], settings: tuple[str, ...], preset: str | None
+) -> list[Request]:
+    """What is asked for, once for each of ``flags``, with what else is given and what the preset says."""
+    from hmarl.trainer.runs.request import requested
+
+    makeable = partial(check_makeable, "hmarl-train")
+    return [requested(algorithm, env, each, settings, preset, makeable) for each in flags]
+
+
+def _train(console: Console, running: Run, as_json: bool) -> int:
+    """Train a run until it has ended or is stopped, and report; returns the exit code.
+
+    Raises:
+        IncompleteError: it has trained, but something else has failed.
+    """
     from hmarl.trainer.runs.stopping import Interrupted
 
     try:
@@ -141,6 +166,21 @@ def train(
     return ExitCode.DONE
 
 
+def _refuse_beside_seeds(seed: int | None, ray_address: str | None) -> None:
+    """What several seeds at once do not go with.
+
+    Raises:
+        UsageError: it was given.
+    """
+    if seed is not None:
+        raise UsageError("--seeds: got --seed as well, expected one of them")
+    if ray_address is not None:
+        raise UsageError(
+            "--seeds: got --ray as well, expected one of them: all seeds are trained in this process; one "
+            "seed at a time has workers on a cluster"
+        )
+
+
 def _train_at_once(console: Console, requests: Sequence[Request], out: Path | None, as_json: bool) -> int:
     """Runs that differ in their seeds, in directories below ``out``; returns the exit code."""
     need_torch("hmarl-train")
@@ -151,11 +191,11 @@ def _train_at_once(console: Console, requests: Sequence[Request], out: Path | No
     if out is not None:
         refuse_other_run(out)
     seeds = [int(request.run["seed"]) for request in requests]
-    first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}")
+    first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}", len(seeds))
     check_many_seeds(first)
     configs = [first.model_copy(update={"run": {**first.run, "seed": seed}}) for seed in seeds]
-    root = out or _default_directory(first, f"seeds{'-'.join(map(str, seeds))}")
     told = ", ".join(map(str, seeds))
+    root = out or _default_directory(first, f"seeds{seeds_shown(seeds)}")
     console.print(
         f"training {first.algorithm} on {first.environment} with the seeds {told} at once, for "
         f"{first.run['steps']:,} steps each, into {root}{f' ({requests[0].preset})' if requests[0].preset else ''}"
@@ -186,8 +226,12 @@ def _source(console: Console, address: str | None) -> MakeSource:
     return partial(rollout_source, make_hands=ray_hands(address, console.print))
 
 
-def _resumed(console: Console, directory: Path, steps: int | None, make_source: MakeSource) -> Run:
-    """The run in ``directory``, ready to go on."""
+def _resumed(console: Console, directory: Path, steps: int | None, ray_address: str | None) -> Run:
+    """The run in ``directory``, ready to go on; on Ray where there is an address."""
+    _refuse_idle_ray(ray_address, read_config(directory).run_settings().workers)  # is there a run?
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    make_source = _source(console, ray_address)
     from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.run import Run
 
@@ -200,8 +244,13 @@ def _resumed(console: Console, directory: Path, steps: int | None, make_source: 
     return run
 
 
-def _created(console: Console, config: RunConfig, used: str, out: Path | None, make_source: MakeSource) -> Run:
-    """A new run in ``out``, or where runs go by default; ``used`` says on which preset it is based."""
+def _created(console: Console, request: Request, out: Path | None, ray_address: str | None) -> Run:
+    """A new run in ``out``, or where runs go by default; on Ray where there is an address."""
+    _refuse_idle_ray(ray_address, request.run.get("workers", 0))
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    config = _configured(console, request, out)
+    make_source = _source(console, ray_address)
     from hmarl.trainer.runs.run import Run
 
     directory = out or _default_directory(config, f"seed{config.run['seed']}")
@@ -209,7 +258,7 @@ def _created(console: Console, config: RunConfig, used: str, out: Path | None, m
         check_writable(directory, f"{directory} (--out chooses another)")
     console.print(
         f"training {config.algorithm} on {config.environment} for {config.run['steps']:,} steps into {directory}"
-        f"{f' ({used})' if used else ''}"
+        f"{f' ({request.preset})' if request.preset else ''}"
     )
     _announce_building(console, config)
     return Run.create(config, directory, make_source)
@@ -223,8 +272,8 @@ def _announce_building(console: Console, config: RunConfig) -> None:
     console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
-def _configured(console: Console, request: Request, out: Path | None) -> RunConfig:
-    """The run's config, with as many environments as fit."""
+def _configured(console: Console, request: Request, out: Path | None, at_once: int = 1) -> RunConfig:
+    """The run's config, with as many environments as fit where so many runs are trained at once."""
     from hmarl.trainer.runs.config import make_config
     from hmarl.trainer.runs.directory import refuse_other_run
     from hmarl.trainer.runs.environment_count import fitted_run
@@ -239,7 +288,7 @@ def _configured(console: Console, request: Request, out: Path | None) -> RunConf
             RunLock(out).release()  # a run that is going on is told from one that has ended
         refuse_other_run(out)
         check_writable(out, f"--out {out}")
-    return config(fitted_run(request.environment, request.arguments, request.run, console.print))
+    return config(fitted_run(request.environment, request.arguments, request.run, console.print, at_once))
 
 
 def _default_directory(config: RunConfig, seeded: str) -> Path:

@@ -51,6 +51,11 @@ def check_many_seeds(config: RunConfig) -> None:
         raise UsageError(
             f"--seeds: got algorithm.recurrent=true, expected policies without memory; leave it out, or {instead}"
         )
+    if workers := config.run_settings().workers:
+        raise UsageError(
+            f"--seeds: got run.workers={workers}, expected 0: the environments of all seeds are stepped as one batch; "
+            f"leave it out, or {instead}"
+        )
 
 
 class TeamsOfSeeds:
@@ -171,7 +176,12 @@ class SharedEnvironments:
         self._algorithms: list[Algorithm] = []
 
     def _check(self, name: str) -> None:
-        """Whether checkpoints can hold one seed's part of the environments' state."""
+        """Whether episodes depend on their own seeds alone, and checkpoints can hold one seed's part of the state."""
+        if not getattr(self.environment, "independent_copies", True):
+            raise UsageError(
+                f"--seeds: in {name} an episode depends on the seeds of all its copies, expected on its own alone; "
+                "train one seed at a time with --seed"
+            )
         state = self._collector.get_state() or {}
         for key, value in state.items():
             if value.shape[:1] != (self._size * self._seeds,):
@@ -380,7 +390,7 @@ class ManyRuns:
             for number, (config, directory) in enumerate(zip(configs, directories, strict=True)):
                 part = shared.part(number, config, stop)
                 run = Run.create(config, directory, partial(_given, part), f"seed {config.run_settings().seed}")
-                undone.callback(run.close)
+                undone.callback(run.withdraw)
                 shared.take(run.algorithm)
                 parts.append(part)
                 runs.append(run)
