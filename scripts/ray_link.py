@@ -226,9 +226,8 @@ def serve_node(number: int, cpus: int, session: str, head: str) -> None:
     settings = RayParams(**node(session, cpus, head=not head), **own, **joined)
     started = Node(settings, head=not head, shutdown_at_exit=True, spawn_reaper=True)
     print("serving", started.gcs_address, flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    while True:
-        signal.pause()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.sigwait({signal.SIGTERM})
 
 
 @contextmanager
