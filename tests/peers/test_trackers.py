@@ -68,7 +68,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from hmarl.trainer.records.loggers import RunFacts
 from hmarl.trainer.records.trackers import MlflowTracker, WandbTracker
-facts = [RunFacts(Path(sys.argv[1]) / name, name, "task", {"seed": name}) for name in ("seed1", "seed2", "seed3")]
+given = {"algorithm_settings": {"gamma": 0.9}}
+facts = [RunFacts(Path(sys.argv[1]) / name, name, "task", given) for name in ("seed1", "seed2", "seed3")]
 for each in facts:
     each.directory.mkdir()
 trackers = [WandbTracker(each) for each in facts]
