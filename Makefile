@@ -23,7 +23,7 @@ TEST_WORKERS ?= 3
 SITE_PYTHON := build/docs/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: release help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads peers clients mutation coverage docs docs-serve lint format proto clean
+.PHONY: release help install demo test test-slow benchmark fuzz fuzz-parsers soak chaos rotation reloads ray-kills peers clients mutation coverage docs docs-serve lint format proto clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ rotation: $(INSTALLED)  ## Certificates of agents and clients are replaced while
 
 reloads: $(INSTALLED)  ## A fleet is given one bundle after the other while teams play: 100,000 acts, each compared
 	$(BIN)/python -m pytest tests/reliability/test_reloads.py -m reliability --timeout 3600 $(PYTEST_ARGS)
+
+ray-kills: $(INSTALLED)  ## Workers, machines and learners of runs on Ray are killed, ten times each: each run compared with one that was not
+	$(BIN)/python -m pytest tests/reliability/test_ray_kills.py -m reliability -s --timeout 7200 $(PYTEST_ARGS)
 
 docs: build/docs/venv/.installed  ## Build the documentation site into build/docs/site, warnings as errors; check links and spelling
 	$(SITE_PYTHON) scripts/build_site.py build

@@ -1,6 +1,7 @@
 """Frames/s of workers on Ray and in one process, for a slow environment and for mpe, with what a frame costs to send.
 
     python scripts/ray_speed.py --workers 1 --workers 2 --updates 20
+    python scripts/ray_speed.py --seeds 3    # the return after as many frames, with run.stale_updates 0 and 1
 
 The slow environment takes 10 ms a step, which it waits: a simulator in a process of its own. Each line is a run of its
 own; its rate leaves out the first two updates.
@@ -51,8 +52,10 @@ def slow(batch_size: int) -> Slow:
     return Slow(make("mpe/simple_spread", batch_size))
 
 
-def configured(environment: str, environments: int, workers: int, stale: bool, updates: int) -> RunConfig:
-    """A run of so many updates, which evaluates once at its end."""
+def configured(
+    environment: str, environments: int, workers: int, stale: bool, updates: int, **others: Any
+) -> RunConfig:
+    """A run of so many updates, which evaluates once at its end; ``others`` are further settings of the run."""
     settings = {
         "steps": updates * environments * STEPS,
         "environments": environments,
@@ -65,25 +68,63 @@ def configured(environment: str, environments: int, workers: int, stale: bool, u
         "evaluation_modes": "judged",
         "checkpoint_interval": 10**6,
         "loggers": (),
+        **others,
     }
     return make_config("mappo", environment, dict(NETWORKS), settings, {})
 
 
+def trained(config: RunConfig, make_hands: MakeHands) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's summary and its metrics, but for the first two updates."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = Run.create(config, Path(folder) / "run", partial(rollout_source, make_hands=make_hands))
+        try:
+            summary = running.train()
+        finally:
+            running.close()
+        return summary, read_metrics(Path(folder) / "run")[2:]
+
+
 def measured(config: RunConfig, make_hands: MakeHands) -> dict[str, float]:
     """Frames/s, and what a frame costs."""
-    with tempfile.TemporaryDirectory() as folder:
-        trained = Run.create(config, Path(folder) / "run", partial(rollout_source, make_hands=make_hands))
-        try:
-            trained.train()
-        finally:
-            trained.close()
-        rows = read_metrics(Path(folder) / "run")[2:]
-    seconds = sum(row["rollout_s"] + row["update_s"] for row in rows)
-    frames = len(rows) * config.run["environments"] * STEPS
+    _, rows = trained(config, make_hands)
     of_ray = ("bytes_per_frame", "weights_bytes")
     sent: dict[str, float] = {name: float(rows[-1][name]) for name in of_ray if name in rows[-1]}
-    spent: dict[str, float] = {name: sum(row[name] for row in rows) / len(rows) for name in ("rollout_s", "update_s")}
-    return {"frames_per_s": frames / seconds} | spent | sent
+    spent: dict[str, float] = {name: mean(rows, name) for name in ("rollout_s", "update_s")}
+    if workers := config.run["workers"]:
+        share = config.run["environments"] / workers * STEPS
+        spent["collected_s"] = sum(share / row["slowest_worker_steps_per_s"] for row in rows) / len(rows)
+    return {"frames_per_s": frames_per_s(config, rows)} | spent | sent
+
+
+def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """Of a metric."""
+    return float(sum(row[name] for row in rows) / len(rows))
+
+
+def frames_per_s(config: RunConfig, rows: Sequence[dict[str, Any]]) -> float:
+    """Of rollouts and updates alone."""
+    seconds = sum(row["rollout_s"] + row["update_s"] for row in rows)
+    return float(len(rows) * config.run["environments"] * STEPS / seconds)
+
+
+def compare_stale(seeds: int, frames: int) -> None:
+    """Print what runs of two workers come to with ``run.stale_updates`` 0 and 1: on Ray or here, it is the same."""
+    environments = 16
+    for seed in range(seeds):
+        for stale in (False, True):
+            updates = -(-frames // (environments * STEPS))
+            others = {"seed": seed, "evaluation_episodes": 100}
+            summary, rows = trained(
+                configured("mpe/simple_spread", environments, 2, stale, updates, **others), LocalHands
+            )
+            found = {
+                "seed": seed,
+                "stale_updates": int(stale),
+                "frames": summary["steps"],
+                "return": round(summary["final"]["local"]["return_mean"], 2),
+                **({"stale_weight": round(mean(rows, "stale_weight"), 4)} if stale else {}),
+            }
+            print(json.dumps(found), flush=True)
 
 
 @command(
@@ -92,9 +133,14 @@ def measured(config: RunConfig, make_hands: MakeHands) -> dict[str, float]:
     option("--updates", "of a run", integer(4), default=20),
     option("--ray", "auto or HOST:PORT of a cluster; by default Ray is started here", default="local", shown="ADDRESS"),
     flag("--stale", "with run.stale_updates=1 as well"),
+    option("--seeds", "compare returns with run.stale_updates=0 and 1, for so many seeds; no more", integer(1)),
+    option("--frames", "of each of these runs", integer(1), default=100_000),
 )
-def speed(workers: Sequence[int], updates: int, ray: str, stale: bool) -> None:
+def speed(workers: Sequence[int], updates: int, ray: str, stale: bool, seeds: int | None, frames: int) -> None:
     """Measure rollouts by workers, in one process and on Ray."""
+    if seeds is not None:
+        compare_stale(seeds, frames)
+        return
     for environment, environments in (("ray_speed:slow", ENVIRONMENTS), ("mpe/simple_spread", 256)):
         places: list[tuple[str, int, bool, MakeHands]] = [("no workers", 0, False, LocalHands)]
         for count in workers or (1, 2):

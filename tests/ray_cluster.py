@@ -48,6 +48,11 @@ def node(session: str, cpus: int, *, head: bool = False) -> dict[str, Any]:
     }
 
 
+def add_node(cluster: Any, cpus: int) -> Any:
+    """A further node of a cluster."""
+    return cluster.add_node(**node(cluster.head_node.session_name, cpus))
+
+
 @contextmanager
 def ray_cluster(*cpus: int) -> Iterator[Any]:
     """A cluster of nodes with so many CPUs, the head first; ``address`` is where it is."""
@@ -59,7 +64,7 @@ def ray_cluster(*cpus: int) -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args=node(session, cpus[0], head=True))
     try:
         for each in cpus[1:]:
-            cluster.add_node(**node(session, each))
+            add_node(cluster, each)
         yield cluster
     finally:
         cluster.shutdown()

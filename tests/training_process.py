@@ -16,7 +16,8 @@ PATIENCE_S = 120.0
 class Training:
     """``hmarl-train`` with these words; what it prints (both streams) is read as it comes."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONUNBUFFERED": "1"}
         environment.pop("HMARL_DEBUG", None)
         self.process = subprocess.Popen(
@@ -42,7 +43,7 @@ class Training:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to become true while the process runs."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self._patience_s
         while not condition():
             assert self.process.poll() is None, f"it has ended: {self.output}"
             assert time.monotonic() < deadline, self.output
@@ -54,11 +55,11 @@ class Training:
 
     def ended(self) -> int:
         """Wait for the end; returns the exit code, or minus the signal's number."""
-        code = self.process.wait(PATIENCE_S)
+        code = self.process.wait(self._patience_s)
         self._reader.join(5.0)
         return code
 
     def kill(self) -> None:
         """SIGKILL, if it still runs."""
         self.process.kill()
-        self.process.wait(PATIENCE_S)
+        self.process.wait(self._patience_s)

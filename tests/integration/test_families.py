@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest
 from gymnasium import spaces
 from torch import Tensor
 
+from family_tasks import TASKS
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.server import AgentServer
 from hmarl.runtime.session import Policy
@@ -41,39 +41,6 @@ from training_runs import command_line, tiny_config
 
 pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 
-
-@dataclass(frozen=True)
-class Task:
-    """A small task that stands for its family.
-
-    Attributes:
-        environment: its name, ``FAMILY/TASK``.
-        arguments: that keep its episodes short and its copies in this process.
-        discrete: further ones that make its actions discrete, for algorithms that learn no others.
-    """
-
-    environment: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    discrete: dict[str, Any] = field(default_factory=dict)
-
-
-# Two agents each where that is possible: most of a cell's time goes into exporting one graph per agent.
-SKIRMISH = {"entry": "skirmish:Skirmish", "workers": 0, "n_agents": 2}  # StarCraft II itself is not needed
-TASKS = {
-    "mpe": Task("mpe/simple_spread", {"N": 2, "max_cycles": 8}),
-    "coordsum": Task("coordsum/2x10-20"),
-    # Unlike agents, one of them with continuous actions, one that leaves.
-    "pettingzoo": Task("pettingzoo/parallel_toys:Trio", {"workers": 0}),
-    "vmas": Task("vmas/navigation", {"n_agents": 2, "max_steps": 8}, discrete={"continuous_actions": False}),
-    "lbf": Task("lbf/8x8-2p-2f-coop", {"max_episode_steps": 8, "workers": 0}),
-    "rware": Task("rware/tiny-2ag", {"max_steps": 8, "workers": 0}),
-    "smac": Task("smac/3m", SKIRMISH),
-    "smacv2": Task("smacv2/10gen_terran", SKIRMISH),
-    "smax": Task("smax/3m", {"max_steps": 8}),
-    "mamujoco": Task("mamujoco/Walker2d-2x3", {"horizon": 8, "threads": 1}),
-    # Agents who do not find food leave.
-    "lbfws": Task("lbfws/hard", {"agents": 2, "size": 5, "horizon": 8, "endurance": 6}),
-}
 BATCH, UPDATES, HALF_WAY = 2, 4, 2
 FRAMES = BATCH * 14  # of one update: checkpoints fall into the middle of episodes
 RUN = {
@@ -151,7 +118,7 @@ def test_trains_resumes_exports_and_serves(
 ) -> None:
     record_property("algorithm", algorithm)
     record_property("family", family)
-    assert family in TASKS, f"the family '{family}' has no small task here: add one to TASKS in {Path(__file__).name}"
+    assert family in TASKS, f"the family '{family}' has no small task here: add one to TASKS in family_tasks.py"
     pytest.importorskip(BUILT_IN_FAMILIES[family])
     task = TASKS[family]
     arguments, result = task.arguments, "✓"

@@ -83,6 +83,21 @@ def test_what_an_environment_raises_comes_back_in_its_own_words(cluster: str, tm
     assert "N: got 0" in err
 
 
+def test_an_environment_of_the_current_folder(
+    cluster: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_for_ray.py").write_text(
+        "from hmarl.sdk.environments import make as made\n\n\ndef make(batch_size):\n"
+        "    return made('coordsum/2x10-20', batch_size)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config("happo", "own_for_ray:make", {}, {**RUN, "steps": 100})
+    for out, ray in (("local", ()), ("ray", ("--ray", cluster))):
+        code, _, err = call("train", *command_line(config, tmp_path / out), *ray)
+        assert code == 0, err
+    assert final_hash(tmp_path / "ray") == final_hash(tmp_path / "local")
+
+
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     words = ("happo", "--env", "mpe/simple_spread", "--set", "run.workers=2", "--ray")

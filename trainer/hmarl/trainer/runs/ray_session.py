@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,8 @@ from hmarl.sdk.errors import HmarlError, MissingExtraError, UsageError
 LOCAL, AUTO = "local", "auto"
 _STARTS, _PATIENCE_MS = 3, 120_000
 _HOST_AND_PORT = re.compile(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+# How long the cluster's head may be out of reach. After a minute Ray ends this process itself.
+_OUT_OF_REACH_S, _CONNECT_S = 20.0, 5.0
 # Ray reports to no server what it is used for, and leaves it to torch which devices there are.
 _VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _QUIET: dict[str, Any] = {"configure_logging": False, "logging_level": logging.ERROR, "log_to_driver": False}
@@ -113,6 +117,53 @@ def _start(ray: Any, cpus: int | None) -> None:
             ray.shutdown()
             if attempt + 1 == _STARTS:
                 raise RayError(f"--ray: Ray did not start in this machine ({_told(error)}); see /tmp/ray") from error
+
+
+class Reach:
+    """Whether the two parts of Ray answer without which this process has none: its machine's, and the cluster's head.
+
+    Ray ends a process, at once and without a word, that asks a dead raylet for an object; and one whose head has been
+    gone for a minute. So this is to be asked before.
+
+    Args:
+        ray: connected.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        context = ray.get_runtime_context()
+        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        host, _, port = context.gcs_address.rpartition(":")
+        self._raylet = own["NodeManagerAddress"], int(own["NodeManagerPort"])
+        self._head = host.strip("[]"), int(port)
+        self._head_silent_since: float | None = None
+
+    def check(self) -> None:
+        """To be called before Ray is asked for anything.
+
+        Raises:
+            RayError: the machine's part is gone, which nothing brings back, or the head has been silent for a while.
+        """
+        if not _answers(self._raylet):
+            raise RayError(f"--ray: {_gone('Ray in this machine (its raylet)', self._raylet)}")
+        if _answers(self._head):
+            self._head_silent_since = None
+            return
+        now = time.monotonic()
+        self._head_silent_since = now if self._head_silent_since is None else self._head_silent_since
+        if now - self._head_silent_since >= _OUT_OF_REACH_S:
+            raise RayError(f"--ray: {_gone('the head of the cluster (its GCS)', self._head)}")
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, _CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _gone(what: str, address: tuple[str, int]) -> str:
+    return f"{what}, {address[0]}:{address[1]}, does not answer any more; Ray's logs in /tmp/ray may tell why"
 
 
 def _told(error: Exception) -> str:

@@ -106,7 +106,9 @@ class Crew:
     def _next_start(self, worker: int, collected: Collected) -> Start:
         """Where a worker stands; seeds of new episodes for one who has to take its place, where that cannot be had."""
         part = self._slices[worker]
-        return Start(anew_seeds(self._settings.seed, self._update, worker, part.stop - part.start), collected.state)
+        # Copied: what a worker has sent may lie in Ray's memory, which is not kept for longer than need be.
+        state = None if collected.state is None else {name: value.copy() for name, value in collected.state.items()}
+        return Start(anew_seeds(self._settings.seed, self._update, worker, part.stop - part.start), state)
 
     def _take_over(self, algorithm: Algorithm, collected: Sequence[Collected]) -> None:
         """The algorithm stands where it would if it had acted itself."""
@@ -119,7 +121,7 @@ class Crew:
         )
         rollouts = [each.rollout for each in collected]
         ends = {name: in_final_order(rollouts, [each.at_ends[name] for each in collected]) for name in first.at_ends}
-        alike = to_tensors(first.alike)
+        alike = {name: tensor.clone() for name, tensor in to_tensors(first.alike).items()}
         algorithm.acting.take_over(Outcome(alike, {name: value.to(device) for name, value in ends.items()}))
         self._acted = True
 

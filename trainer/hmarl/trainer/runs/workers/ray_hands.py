@@ -15,13 +15,13 @@ from typing import Any
 
 from hmarl.trainer.experience.packing import Arrays
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.ray_session import LOCAL, RayError, ray_session
+from hmarl.trainer.runs.ray_session import LOCAL, RayError, Reach, ray_session
 from hmarl.trainer.runs.workers.hands import MakeHands
 from hmarl.trainer.runs.workers.worker import Collected, Facts, Order, RolloutWorker, Start
 
 # Workers in a row that one rollout may cost before something else must be wrong.
 _ATTEMPTS = 5
-_CLOSE_S = 5.0
+_LOOK_S, _CLOSE_S = 2.0, 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -79,9 +79,11 @@ class RayHands:
         self.replaced = 0
         self._open = ExitStack()
         self._ray = self._open.enter_context(ray_session(address, self._count))
+        self._reach = Reach(self._ray)
         self._open.callback(self._end)
         self._actors: list[Any] = []
         self._pending: dict[Any, int] = {}
+        self._saves = True
         self._again: Callable[[Any, int], Any] = lambda actor, worker: None
         cpus = float(self._ray.cluster_resources().get("CPU", 0.0))
         nodes = sum(bool(node["Alive"]) for node in self._ray.nodes())
@@ -105,10 +107,12 @@ class RayHands:
         """See ``Hands``."""
         self._ask(lambda actor, worker: actor.begin.remote(starts[worker]))
         facts: list[Facts] = self._answers()
+        self._saves = facts[0].saves
         return facts[0]
 
     def collect(self, orders: Sequence[Order], weights: Arrays, starts: Sequence[Start]) -> None:
         """See ``Hands``."""
+        self._reach.check()
         shared = self._ray.put(weights)
         self._ask(
             lambda actor, worker: actor.collect.remote(orders[worker], shared),
@@ -134,15 +138,20 @@ class RayHands:
         """In the order of the workers.
 
         Raises:
-            RayError: workers are lost again and again.
+            RayError: workers are lost again and again, or Ray itself.
             Exception: what a worker has raised.
         """
         ray = self._ray
         answers: dict[int, Any] = {}
         lost: dict[int, int] = {}
         while self._pending:
-            (ready,), _ = ray.wait(list(self._pending), num_returns=1)
+            self._reach.check()
+            found, _ = ray.wait(list(self._pending), num_returns=1, timeout=_LOOK_S)
+            if not found:
+                continue
+            (ready,) = found
             worker = self._pending.pop(ready)
+            self._reach.check()
             try:
                 answers[worker] = ray.get(ready)
             except ray.exceptions.RayTaskError as error:
@@ -158,7 +167,8 @@ class RayHands:
             raise RayError(
                 f"workers: worker {worker} was lost {attempt} times in a row ({told}); Ray's logs may tell why"
             )
-        _log.warning("worker %d is lost (%s); another one collects its share again", worker, told)
+        anew = "" if self._saves else ", in new episodes: the environments' state cannot be saved"
+        _log.warning("worker %d is lost (%s); another one collects its share again%s", worker, told, anew)
         self.replaced += 1
         with suppress(Exception):  # it may only be out of reach
             self._ray.kill(self._actors[worker])
@@ -167,7 +177,11 @@ class RayHands:
         self._pending[self._again(actor, worker)] = worker
 
     def _end(self) -> None:
-        """All workers close their environments, and end."""
+        """All workers close their environments, and end; without Ray they end by themselves."""
+        try:
+            self._reach.check()
+        except RayError:
+            return
         with suppress(Exception):
             closing = [actor.close.remote() for actor in self._actors]
             self._ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
