@@ -19,18 +19,20 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
 from hmarl.trainer.commands.seeds import SEEDS, train_seeds
 from hmarl.trainer.commands.shared import (
+    announce_ray,
     check_makeable,
+    check_ray,
     log_to_standard_error,
     need_extra,
     need_torch,
     ray_option,
     read_config,
 )
-from hmarl.trainer.runs.ray_session import LOCAL, ray_module
-from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
+from hmarl.trainer.runs.stopping import StopRequest, answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
+    from hmarl.trainer.runs.many_seeds import ManyRuns
     from hmarl.trainer.runs.request import Request
     from hmarl.trainer.runs.run import Run
     from hmarl.trainer.runs.training import MakeSource
@@ -42,14 +44,27 @@ if TYPE_CHECKING:
     option("--env", "see hmarl-envs; or MODULE:FUNCTION of your own", shown="FAMILY/TASK"),
     option("--steps", "environment steps of the team, summed over environments", integer()),
     option("--seed", "of everything random", integer()),
-    option("--seeds", "several, trained at once: --out has a run directory for each", SEEDS),
-    option("--out", "run directory; by default runs/ALGORITHM-TASK-seedN-TIME", PATH, shown="DIR"),
+    option("--seeds", "several, trained at once: --out has a run directory for each, or is given for each", SEEDS),
+    option(
+        "--out",
+        "run directory; by default runs/ALGORITHM-TASK-seedN-TIME",
+        PATH,
+        many=True,
+        shown="DIR",
+        parameter="outs",
+    ),
     option("--device", "torch device, e.g. cpu or cuda", shown="NAME"),
     settings_option(
         "KEY=VALUE", "a setting algorithm.*, run.* or argument env.*; hmarl-algorithms ALGORITHM lists them"
     ),
     option("--preset", "a named preset, see hmarl-algorithms --presets, or FILE.toml", shown="NAME"),
-    option("--resume", "continue the run in this directory", PATH, shown="DIR"),
+    option(
+        "--resume",
+        "continue the run in this directory; repeatable, for seeds that are trained at once",
+        PATH,
+        many=True,
+        shown="DIR",
+    ),
     ray_option("run.workers are actors of a Ray cluster; of one that is started here without an address"),
     AS_JSON,
     examples=(
@@ -57,6 +72,7 @@ if TYPE_CHECKING:
         "hmarl-train happo --env my_environment:make --steps 1000000",
         "hmarl-train mappo --env mpe/simple_spread --seeds 100,101,102 --out runs/mine",
         "hmarl-train --resume runs/mine",
+        "hmarl-train --resume runs/mine/seed100 --resume runs/mine/seed101",
         "hmarl-train mappo --env mpe/simple_spread --set run.workers=4 --ray",
     ),
 )
@@ -67,11 +83,11 @@ def train(
     steps: int | None,
     seed: int | None,
     seeds: tuple[int, ...] | None,
-    out: Path | None,
+    outs: tuple[Path, ...],
     device: str | None,
     settings: tuple[str, ...],
     preset: str | None,
-    resume: Path | None,
+    resume: tuple[Path, ...],
     ray_address: str | None,
     as_json: bool,
 ) -> int:
@@ -82,12 +98,12 @@ def train(
     says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
-    given = algorithm or env or settings or preset or out or seed is not None or seeds or device
-    if resume is not None and given:
+    given = algorithm or env or settings or preset or outs or seed is not None or seeds or device
+    if resume and given:
         raise UsageError(
             "--resume: takes everything from the run's config.json; only --steps and --ray may be given with it"
         )
-    if resume is None and (algorithm is None or env is None):
+    if not resume and (algorithm is None or env is None):
         given = "nothing" if algorithm is None else f"{algorithm} without --env"
         raise UsageError(
             f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
@@ -95,31 +111,47 @@ def train(
         )
     if seed is not None and seeds is not None:
         raise UsageError("--seeds: got --seed as well, expected one of them")
+    if ray_address is not None and (seeds is not None or len(resume) > 1):
+        raise UsageError("--ray: got several seeds as well, which one process trains; expected one of both")
+    _check_places(outs, seeds)
     need_extra("hmarl-train")
-    if ray_address is not None:
-        ray_module("--ray")
-    if resume is not None:
-        _refuse_idle_ray(ray_address, read_config(resume).run_settings().workers)  # is there a run?
+    check_ray(ray_address)
+    if len(resume) > 1:
+        return _resumed_at_once(console, resume, steps, as_json)
+    if resume:
+        (directory,) = resume
+        _refuse_idle_ray(ray_address, read_config(directory).run_settings().workers)  # is there a run?
         need_torch("hmarl-train")
         log_to_standard_error()
-        running = _resumed(console, resume, steps, _source(console, ray_address))
+        running = _resumed(console, directory, steps, _source(console, ray_address))
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
-        if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
-            check_writable(out, f"--out {out}")
+        for out in outs:
+            if not (out / "config.json").exists():  # else it is told below whose it is
+                check_writable(out, f"--out {out}")
         from hmarl.trainer.runs.request import requested
 
         flags = {"steps": steps, "seed": seed, "device": device}
         makeable = partial(check_makeable, "hmarl-train")
         if seeds is not None:
             each = [requested(algorithm, env, {**flags, "seed": one}, settings, preset, makeable) for one in seeds]
-            return _train_at_once(console, each, out, as_json)
+            return _train_at_once(console, each, outs, as_json)
         request = requested(algorithm, env, flags, settings, preset, makeable)
         _refuse_idle_ray(ray_address, request.run.get("workers", 0))
         need_torch("hmarl-train")
         log_to_standard_error()
+        out = next(iter(outs), None)
         config = _configured(console, request, out)
         running = _created(console, config, request.preset, out, _source(console, ray_address))
+    return _trained(console, running, as_json)
+
+
+def _trained(console: Console, running: Run, as_json: bool) -> int:
+    """Train a run to its end, or until it is stopped; returns the exit code.
+
+    Raises:
+        IncompleteError: it is trained, but something beside it failed.
+    """
     from hmarl.trainer.runs.stopping import Interrupted
 
     try:
@@ -141,27 +173,69 @@ def train(
     return ExitCode.DONE
 
 
-def _train_at_once(console: Console, requests: Sequence[Request], out: Path | None, as_json: bool) -> int:
-    """Runs that differ in their seeds, in directories below ``out``; returns the exit code."""
+def _check_places(outs: Sequence[Path], seeds: Sequence[int] | None) -> None:
+    """One directory for a run; for seeds that are trained at once, one for each or one for all.
+
+    Raises:
+        UsageError: another number.
+    """
+    expected = "one" if seeds is None else f"one, or one for each of the {len(seeds)} seeds"
+    if len(outs) > 1 and (seeds is None or len(outs) != len(seeds)):
+        raise UsageError(f"--out: got {len(outs)} directories, expected {expected}")
+
+
+def _train_at_once(console: Console, requests: Sequence[Request], outs: Sequence[Path], as_json: bool) -> int:
+    """Runs that differ in their seeds, in directories below the only one of ``outs``, or one in each; returns the exit
+    code.
+    """
     need_torch("hmarl-train")
     log_to_standard_error()
     from hmarl.trainer.runs.directory import refuse_other_run
-    from hmarl.trainer.runs.many_seeds import check_many_seeds
+    from hmarl.trainer.runs.many_seeds import ManyRuns, check_many_seeds
 
-    if out is not None:
-        refuse_other_run(out)
     seeds = [int(request.run["seed"]) for request in requests]
-    first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}")
+    given = list(outs)
+    if len(given) == 1:
+        refuse_other_run(given[0])
+        given = [given[0] / f"seed{seed}" for seed in seeds]
+    first = _configured(console, requests[0], next(iter(given), None))
     check_many_seeds(first)
     configs = [first.model_copy(update={"run": {**first.run, "seed": seed}}) for seed in seeds]
-    root = out or _default_directory(first, f"seeds{'-'.join(map(str, seeds))}")
-    told = ", ".join(map(str, seeds))
+    root = _default_directory(first, f"seeds{'-'.join(map(str, seeds))}")
+    directories = given or [root / f"seed{seed}" for seed in seeds]
     console.print(
-        f"training {first.algorithm} on {first.environment} with the seeds {told} at once, for "
-        f"{first.run['steps']:,} steps each, into {root}{f' ({requests[0].preset})' if requests[0].preset else ''}"
+        f"training {first.algorithm} on {first.environment} with the seeds {_listed(seeds)} at once, for "
+        f"{first.run['steps']:,} steps each, into {_listed(directories)}"
+        f"{f' ({requests[0].preset})' if requests[0].preset else ''}"
     )
     _announce_building(console, first)
-    return train_seeds(console, configs, [root / f"seed{seed}" for seed in seeds], _report, as_json)
+    return train_seeds(console, lambda stop: ManyRuns.create(configs, directories, stop), _report, as_json)
+
+
+def _resumed_at_once(console: Console, directories: Sequence[Path], steps: int | None, as_json: bool) -> int:
+    """Goes on with several runs that differ in their seeds; returns the exit code."""
+    for directory in directories:
+        read_config(directory)  # is there a run?
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    from hmarl.trainer.runs.many_seeds import ManyRuns
+
+    for directory in directories:
+        again = "copy the run to where it can be written, and resume it there"
+        check_writable(directory, f"--resume {directory}", again)
+    _announce_building(console, read_config(directories[0]))
+
+    def resumed(stop: StopRequest) -> ManyRuns:
+        many = ManyRuns.resume(directories, steps, stop)
+        for each in many.runs:
+            _announce_resumed(console, each)
+        return many
+
+    return train_seeds(console, resumed, _report, as_json)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _refuse_idle_ray(address: str | None, workers: Any) -> None:
@@ -182,7 +256,7 @@ def _source(console: Console, address: str | None) -> MakeSource:
         return rollout_source
     from hmarl.trainer.runs.workers.ray_hands import ray_hands
 
-    console.print("starting Ray" if address == LOCAL else f"joining the Ray cluster at {address}")
+    announce_ray(console, address)
     return partial(rollout_source, make_hands=ray_hands(address, console.print))
 
 
@@ -195,9 +269,13 @@ def _resumed(console: Console, directory: Path, steps: int | None, make_source: 
     check_writable(directory, f"--resume {directory}", "copy the run to where it can be written, and resume it there")
     _announce_building(console, config)
     run = Run.resume(directory, steps, make_source)
-    anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
-    console.print(f"resuming {directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
+    _announce_resumed(console, run)
     return run
+
+
+def _announce_resumed(console: Console, run: Run) -> None:
+    anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
+    console.print(f"resuming {run.directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
 
 
 def _created(console: Console, config: RunConfig, used: str, out: Path | None, make_source: MakeSource) -> Run:
