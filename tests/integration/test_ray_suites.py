@@ -43,6 +43,16 @@ def executor(cluster: str) -> Iterator[Executor]:
         yield executor
 
 
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """None of them outlives a test that fails."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 2 * PATIENCE_S
     while not condition():
@@ -129,7 +139,7 @@ tasks = ["coordsum/sum-to-10"]
 algorithms = ["mappo"]
 seeds = 2
 seeds_at_once = 2
-steps = 20000
+steps = 6000
 evaluations = 2
 settings.run = { environments = 4, rollout_length = 10, evaluation_episodes = 2, checkpoint_interval = 1 }
 settings.algorithm = { hidden_sizes = [8], critic_hidden_sizes = [8] }
@@ -137,13 +147,18 @@ settings.algorithm = { hidden_sizes = [8], critic_hidden_sizes = [8] }
 
 
 @pytest.mark.slow
-def test_a_suite_on_ray_survives_ctrl_c_and_kills(cluster: str, tmp_path: Path) -> None:
+def test_a_suite_on_ray_survives_ctrl_c_and_kills(
+    cluster: str, processes: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
     file, folder = tmp_path / "tiny.toml", tmp_path / "out"
     file.write_text(SUITE)
     words = command("hmarl-suite", file, "--out", folder, "--ray", cluster)
 
     def started() -> subprocess.Popen[str]:
-        return subprocess.Popen(words, env=surroundings(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(
+            subprocess.Popen(words, env=surroundings(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+        return processes[-1]
 
     def runs() -> list[Path]:
         return sorted(path for path in folder.glob("runs/*") if (path / "config.json").exists())
@@ -155,16 +170,17 @@ def test_a_suite_on_ray_survives_ctrl_c_and_kills(cluster: str, tmp_path: Path) 
     suite = started()
     until(lambda: going(0))
     suite.send_signal(signal.SIGINT)
-    said, _ = suite.communicate(timeout=PATIENCE_S)
+    said, _ = suite.communicate(timeout=600)
     assert suite.returncode == 130, said
     assert {each["status"] for each in json.loads((folder / "suite.json").read_text())["runs"].values()} == {"stopped"}
     assert not any(map(owner, runs()))
     suite, before = started(), max(map(steps, runs()))
     until(lambda: going(before))
     suite.kill()
-    suite.wait()
+    suite.communicate()
     suite, before = started(), max(map(steps, runs()))
-    until(lambda: runs()[0].with_name(f"{runs()[0].name}.log").read_text().count("hmarl-train --resume") == 2)
+    log = runs()[0].with_name(f"{runs()[0].name}.log")
+    until(lambda: log.read_text().count("\nhmarl-train --resume ") == 2)  # the one that was killed has saved
     until(lambda: going(before))
     os.kill(parent(owner(runs()[0])), signal.SIGKILL)
     said, _ = suite.communicate(timeout=600)

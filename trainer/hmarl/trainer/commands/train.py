@@ -140,9 +140,9 @@ def train(
         _refuse_idle_ray(ray_address, request.run.get("workers", 0))
         need_torch("hmarl-train")
         log_to_standard_error()
-        out = next(iter(outs), None)
-        config = _configured(console, request, out)
-        running = _created(console, config, request.preset, out, _source(console, ray_address))
+        chosen = next(iter(outs), None)
+        config = _configured(console, request, chosen)
+        running = _created(console, config, request.preset, chosen, _source(console, ray_address))
     return _trained(console, running, as_json)
 
 
