@@ -147,6 +147,7 @@ settings.algorithm = { hidden_sizes = [8], critic_hidden_sizes = [8] }
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_suite_on_ray_survives_ctrl_c_and_kills(
     cluster: str, processes: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -183,7 +184,7 @@ def test_a_suite_on_ray_survives_ctrl_c_and_kills(
     until(lambda: log.read_text().count("\nhmarl-train --resume ") == 2)  # the one that was killed has saved
     until(lambda: going(before))
     os.kill(parent(owner(runs()[0])), signal.SIGKILL)
-    said, _ = suite.communicate(timeout=600)
+    said, _ = suite.communicate(timeout=3000)
     assert suite.returncode == 0, said
     assert "goes on by itself" in said
     config = json.loads((runs()[0] / "config.json").read_text())
