@@ -83,27 +83,27 @@ TEAMS = (
         "--set run.evaluation_interval=16666 --set run.evaluation_episodes=32",
         export="--set distillation.rounds=3 --set distillation.environments=32 "
         "--set distillation.evaluation_episodes=32",
-        gap="--episodes 8 --faults delay=2",
+        gap="--episodes 20 --faults delay=2",
     ),
     Team(
         "halfcheetah-2x3-hamdpo",
         "a robot in MuJoCo, two agents with three joints each; HAMDPO",
         "hamdpo --env mamujoco/HalfCheetah-2x3 --steps 500000 --seed 104 --set run.threads=1 "
         "--set run.evaluation_interval=50000 --set run.evaluation_episodes=32 --set env.threads=1",
-        gap="--episodes 4 --faults delay=1",
+        gap="--episodes 24 --faults delay=1",
     ),
     Team(
         "smax-2s3z-recurrent-mappo",
         "policies that remember, and action masks: a battle of five units",
-        "mappo --env smax/2s3z --set algorithm.recurrent=true --steps 100000 --seed 1 --set run.threads=1",
-        gap="--episodes 16 --faults delay=2",
+        "mappo --env smax/2s3z --set algorithm.recurrent=true --steps 300000 --seed 1 --set run.threads=1",
+        gap="--episodes 32 --faults delay=2",
     ),
     Team(
         "navigation-interchangeable-happo",
         "interchangeable agents: one graph acts for any number of them",
         "happo --env vmas/navigation --set env.n_agents=3 --set algorithm.share_parameters=true "
         "--set algorithm.agent_identity=false --steps 100000 --seed 1 --set run.threads=1",
-        gap="--episodes 16 --faults delay=2",
+        gap="--episodes 20 --faults delay=2",
     ),
 )
 
@@ -231,7 +231,7 @@ def _lost(card: str) -> str:
     rows = re.findall(r"^\| (\S[^|]*) \| [^|]+ \| ([^|]*) \| (lost[^|]*) \|$", card, re.MULTILINE)
     if not rows:
         return "nothing lost" if _SECTION in card else "not measured"
-    return "; ".join(f"{rung} {difference.split(' ')[0]}" for rung, difference, _ in rows)
+    return "; ".join(f"{rung.removeprefix('served, ')} {difference.split(' ')[0]}" for rung, difference, _ in rows)
 
 
 def describe() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 SHELL = "%%bash"
@@ -26,8 +27,17 @@ def _parts(cell: Mapping[str, Any]) -> Iterator[str]:
         raise ValueError(f"got a cell that has not been run, expected its outputs: {source.splitlines()[0]}")
     magic, _, commands = source.partition("\n")
     yield _fenced("sh", commands) if magic.startswith(SHELL) else _fenced("python", source)
-    for output in cell["outputs"]:
+    for output in _joined(cell["outputs"]):
         yield _output(output, cell["metadata"].get("alt", "what the code shows"))
+
+
+def _joined(outputs: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The outputs with what was written to one stream in one piece: a kernel cuts it anywhere, also within a line."""
+    for stream, pieces in groupby(outputs, lambda output: output.get("name")):
+        if stream is None:
+            yield from pieces
+        else:
+            yield {"output_type": "stream", "text": ["".join("".join(piece["text"]) for piece in pieces)]}
 
 
 def _output(output: Mapping[str, Any], alt: str) -> str:

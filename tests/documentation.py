@@ -86,7 +86,7 @@ def commands_of(page: Path) -> Iterator[tuple[int, list[str]]]:
         whole, following = line.strip(), number
         while whole.endswith("\\"):
             whole, following = whole[:-1] + " " + lines[following].strip(), following + 1
-        for command in _commands(whole.split(" #")[0].split(" > ")[0].split(" 2> ")[0]):
+        for command in _commands(re.split(r" #| [12]?>", whole)[0]):
             words = command
             while words and (words[0] in _WORDS_BEFORE or re.match(r"^[A-Z_]+=", words[0])):
                 words = words[1:]

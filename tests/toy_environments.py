@@ -50,6 +50,7 @@ class ToyEnvironment:
         }
         self._seeds = self._episodes = self._steps = np.zeros(batch_size, np.int64)
         self._steps_in_all = 0
+        self.independent_copies = True
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         self._seeds = np.array(seeds)
@@ -179,3 +180,10 @@ def leaving(batch_size: int) -> ToyEnvironment:
 def poisoned(batch_size: int, nan_after: int = 20) -> ToyEnvironment:
     """``masked_discrete``, but after some steps all rewards are NaN."""
     return masked_discrete(batch_size, nan_after=nan_after)
+
+
+def one_stream(batch_size: int) -> ToyEnvironment:
+    """``masked_discrete`` that draws for all copies from one stream, as it says, and cannot be saved."""
+    environment = masked_discrete(batch_size, saves=False)
+    environment.independent_copies = False
+    return environment

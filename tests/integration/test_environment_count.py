@@ -117,6 +117,35 @@ def _train(folder: Path, *words: object) -> tuple[dict[str, object], str]:
     return json.loads((out / "config.json").read_text())["run"], error
 
 
+def test_runs_at_once_share_what_the_machine_takes(counted: Path) -> None:
+    """As one of them alone would have it, divided; and a warning counts the environments of all."""
+    said: list[str] = []
+    alone = fitted_run("declared:make", {}, {}, said.append)["environments"]
+    shared = fitted_run("declared:make", {}, {}, said.append, at_once=2)["environments"]
+    assert shared == alone // 2
+    assert fitted_run("declared:make", {}, {}, said.append, at_once=1000)["environments"] == 1
+    said.clear()
+    fitted_run("declared:make", {}, {"environments": 4 * CORES}, said.append)
+    assert said == [], "ten processes a core"
+    fitted_run("declared:make", {}, {"environments": 4 * CORES}, said.append, at_once=3)
+    assert f"run.environments={4 * CORES} of 3 runs and" in said[0]
+
+
+def test_rollouts_of_pictures_need_their_memory_too(counted: Path) -> None:
+    """A gigabyte an environment and rollout; one that need not be longer is not."""
+    cost = measured_cost("pettingzoo/pixel_toys:Lit", {"workers": 0})
+    assert cost is not None
+    assert cost.step_bytes == 2 * (2 * 12 * 14 * 3), "two agents' pictures, and the state made of them"
+    seeing = f"COPY_COST = CopyCost(step_bytes={GB // 50})"
+    (counted.parent / "seeing.py").write_text(f"{COUNTED}\n\n{seeing}\n")
+    machine, said = Machine.this(), list[str]()
+    run = fitted_run("seeing:make", {}, {}, said.append)
+    assert run["environments"] == machine.fitting(CopyCost(memory_bytes=GB // 50 * 50), 256)
+    assert run["environments"] < 256
+    assert run["environments"] * run["rollout_length"] * 2 * (GB // 50) <= machine.memory_bytes // 2
+    assert f"{run['environments']} copies of seeing:make instead of 256: each takes 1074 MB" in said[0]
+
+
 def test_simulators_are_as_many_as_the_cores_take(counted: Path, tmp_path: Path) -> None:
     run, error = _train(tmp_path, "--env", "smac/3m", "--set", "env.entry=counted:Battle")
     count = run["environments"]

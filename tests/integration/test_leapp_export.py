@@ -8,12 +8,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from safetensors.numpy import load
 
-from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.bundle import Bundle, TensorModel, load_bundle
 from hmarl.runtime.verify import verify_bundle
 from hmarl.trainer.export.leapp import leapp_files
 from training_runs import tiny_config, train
@@ -70,6 +71,19 @@ def test_tensors_are_described_in_the_graphs_order(toy_bundle: Bundle) -> None:
     outputs = {each["name"]: (each["dtype"], each["shape"]) for each in model["outputs"]}
     assert outputs["action"] == ("int64", [1])
     assert set(document["pipeline"]["outputs"]["agent_0"]) == outputs.keys() - {"next_state"}
+
+
+def test_the_numbers_of_a_picture_have_no_names(toy_bundle: Bundle) -> None:
+    """A name for each axis, or none: LEAPP knows no others, and a picture has thousands of numbers."""
+    agent = toy_bundle.agent("agent_0")
+    picture = TensorModel(name="observation", shape=[2, 3, 1], dtype="uint8", meaning="a picture")
+    seeing = msgspec.structs.replace(agent, observation=picture, observation_layout=[("observation", 6)])
+    graphs = {agent.file: toy_bundle.read(agent.file)}
+    for each, named in ((seeing, False), (msgspec.structs.replace(agent, observation_layout=[("speed", 6)]), True)):
+        document = of_agent(leapp_files([each], graphs, None, toy_bundle.manifest.opset, "hmarl"), "agent_0")
+        (seen,) = [one for one in document["models"]["agent_0"]["inputs"] if one["name"] == "observation"]
+        assert ("element_names" in seen) is named
+        assert seen["shape"] == [1, *each.observation.shape]
 
 
 def test_state_begins_with_its_reset_values(toy_bundle: Bundle) -> None:

@@ -212,4 +212,4 @@ def test_a_ray_that_would_train_nothing_is_refused(call: Call) -> None:
     assert "--ray: got --no-train as well" in err
     code, _, err = call("train", "mappo", "--env", "mpe/simple_spread", "--seeds", "1,2", "--ray")
     assert code == 2
-    assert "--ray: got several seeds as well" in err
+    assert "--seeds: got --ray as well" in err

@@ -30,6 +30,7 @@ from hmarl.trainer.runs.loaded_run import load_run
 from hmarl.trainer.runs.run import Run
 from installed import ROOT
 from raw_bundle import hash_line
+from training_runs import tiny_config, train
 
 OLD = ROOT / "tests" / "vectors" / "0.1"
 ALGORITHMS = ("hcpo", "happo")
@@ -66,6 +67,21 @@ def test_an_old_run_is_read_and_exported(run: Path, tmp_path: Path) -> None:
 def test_an_old_run_goes_on(run: Path) -> None:
     resumed = Run.resume(run, steps=400)
     assert resumed.train()["steps"] == 400
+    resumed.close()
+
+
+def test_what_is_a_picture_now_stays_the_vector_that_an_old_run_has_learnt_from(tmp_path: Path) -> None:
+    """Before there were pictures, no setting said how they are seen."""
+    run = tmp_path / "run"
+    train(tiny_config("mappo", "pettingzoo/pixel_toys:Lit", {}, {}, {"workers": 0, "images": False}), run)
+    config = json.loads((run / "config.json").read_text())
+    del config["environment_arguments"]["images"]
+    for name in ("image_encoder", "image_downsample"):
+        del config["algorithm_settings"][name]
+    (run / "config.json").write_text(json.dumps(config))
+    assert load_run(run, "last").spec.images == ()
+    resumed = Run.resume(run, steps=200)
+    assert resumed.train()["steps"] == 200
     resumed.close()
 
 

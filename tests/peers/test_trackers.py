@@ -61,6 +61,56 @@ print(json.dumps({
 """
 
 
+SEVERAL = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from mlflow import MlflowClient
+from hmarl.trainer.records.loggers import RunFacts
+from hmarl.trainer.records.trackers import MlflowTracker, WandbTracker
+given = {"algorithm_settings": {"gamma": 0.9}}
+facts = [RunFacts(Path(sys.argv[1]) / name, name, "task", given) for name in ("seed1", "seed2", "seed3")]
+for each in facts:
+    each.directory.mkdir()
+trackers = [WandbTracker(each) for each in facts]
+MlflowClient().search_experiments()  # makes the data base
+with ThreadPoolExecutor() as threads:
+    trackers += threads.map(MlflowTracker, facts)
+for steps in (40, 80):
+    for tracker in trackers:
+        tracker.log({"train/return": 1.0}, steps)
+for tracker in trackers:
+    tracker.finish()
+"""
+
+
+def test_seeds_at_once_are_a_run_each(peer_python: Callable[..., Path], tmp_path: Path) -> None:
+    """One process tracks them side by side, in one experiment that is made once."""
+    python = peer_python("trackers", REQUIREMENTS, beside_ours=True)
+    environment = {**os.environ, "WANDB_MODE": "offline", "HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    runs = tmp_path / "runs"
+    runs.mkdir()
+
+    def output(script: str, *words: object) -> list[str]:
+        command = [str(python), "-c", script, *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    output(SEVERAL, runs)
+    known = [json.loads((runs / name / "trackers.json").read_text()) for name in ("seed1", "seed2", "seed3")]
+    assert len({each["wandb"] for each in known}) == 3
+    assert len({each["mlflow"] for each in known}) == 3
+    for each, name in zip(known, ("seed1", "seed2", "seed3"), strict=True):
+        (file,) = (runs / name).glob("wandb/offline-run-*/run-*.wandb")
+        ids, rows = json.loads(output(READ_WANDB, file)[0])
+        assert ids == [each["wandb"]]
+        assert [row["steps"] for row in rows] == [40, 80]
+    kept = json.loads(output(READ_MLFLOW, tmp_path / "mlflow.db")[-1])
+    assert sorted(kept["ids"]) == sorted(each["mlflow"] for each in known)
+
+
 def test_a_run_logs_to_both_and_goes_on_as_the_same_run(peer_python: Callable[..., Path], tmp_path: Path) -> None:
     python, run = peer_python("trackers", REQUIREMENTS, beside_ours=True), tmp_path / "run"
     environment = {**os.environ, "WANDB_MODE": "offline", "HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}

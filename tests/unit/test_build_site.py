@@ -137,7 +137,12 @@ def test_a_notebook_becomes_a_page_with_what_came_out_of_it(script: ModuleType, 
     picture = {"output_type": "display_data", "data": {"image/png": "iVBO\nRw0=\n", "text/plain": ["<Figure>"]}}
     cells = [
         {"cell_type": "markdown", "metadata": {}, "source": ["# Tried\n", "\n", "[more](../docs/more/other.md)"]},
-        cell("%%bash -e\nhmarl-verify b\n", {"output_type": "stream", "name": "stdout", "text": ["well\n", "done\n"]}),
+        cell(
+            "%%bash -e\nhmarl-verify b\n",
+            {"output_type": "stream", "name": "stderr", "text": ["patience\n"]},
+            {"output_type": "stream", "name": "stdout", "text": ["well\n", "do"]},
+            {"output_type": "stream", "name": "stdout", "text": "ne\n"},
+        ),
         cell("1 + 1", {"output_type": "execute_result", "data": {"text/plain": ["2"]}}),
         cell("plot()", picture, metadata={"alt": "a curve"}),
     ]
@@ -145,7 +150,7 @@ def test_a_notebook_becomes_a_page_with_what_came_out_of_it(script: ModuleType, 
     staged(script, repository, "[a notebook](../../code/tried.ipynb)\n")
     assert (repository / "pages" / "repository" / "code" / "tried.ipynb.md").read_text() == (
         "# Tried\n\n[more](../../more/other.md)\n\n"
-        "````sh\nhmarl-verify b\n````\n\n````text\nwell\ndone\n````\n\n"
+        "````sh\nhmarl-verify b\n````\n\n````text\npatience\n````\n\n````text\nwell\ndone\n````\n\n"
         "````python\n1 + 1\n````\n\n````text\n2\n````\n\n"
         "````python\nplot()\n````\n\n![a curve](data:image/png;base64,iVBORw0=)\n"
     )

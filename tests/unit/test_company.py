@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from hmarl.trainer.together.company import Company, ask
 
@@ -93,6 +94,33 @@ def test_an_error_is_raised_where_it_was_asked_for() -> None:
     outcomes = Company().work([careful, asking(Square(2), Square(6))])
     assert outcomes[0].value == [25]
     assert isinstance(outcomes[1].error, ValueError), "whoever asked along with it is told as well"
+
+
+@dataclass
+class Threads:
+    """Asks how many threads PyTorch computes with where it is answered."""
+
+    of_all: bool = False
+
+    def alike(self, other: Threads) -> bool:
+        return True
+
+    def together(self, requests: Sequence[Threads]) -> list[int]:
+        return [torch.get_num_threads()] * len(requests)
+
+
+def test_who_answers_alone_computes_with_several_threads() -> None:
+    def work() -> list[int]:
+        return [torch.get_num_threads(), ask(Threads()), torch.get_num_threads()]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        outcomes = Company().work([work, work])
+        assert [each.value for each in outcomes] == [[1, 3, 1]] * 2
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_one_works_at_a_time() -> None:

@@ -28,6 +28,10 @@ class Rows:
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
+    @property
+    def units(self) -> int:
+        return len(self.values)
+
     def take(self, units: Tensor) -> Rows:
         return Rows(self.values[units])
 
@@ -65,6 +69,25 @@ def test_several_descend_together_as_each_does_alone(halves: bool) -> None:
             kept, state = other.optimiser.state_dict(), one.optimiser.state_dict()
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 torch.testing.assert_close(kept[key], state[key], rtol=1e-5, atol=1e-8)
+
+
+def test_large_minibatches_are_not_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come to the same, to the last bit, since each is computed as it is alone."""
+    monkeypatch.setattr("hmarl.trainer.together.descent.STACKED_UNITS", 4)
+
+    def unstackable(rows: Any) -> Rows:
+        raise AssertionError("stacked")
+
+    for parts, apart in (([None], True), ([torch.arange(5)], True), ([torch.arange(4)], False)):
+        alone, together = ([replace(descent(seed, parts), stacked=unstackable) for seed in range(3)] for _ in range(2))
+        if not apart:
+            with pytest.raises(AssertionError, match="stacked"):
+                together[0].together(together)
+            continue
+        outcomes = together[0].together(together)
+        for one, other, told in zip(alone, together, outcomes, strict=True):
+            assert torch.equal(told.losses, one.together([one])[0].losses)
+            assert torch.equal(other.optimiser.parameter, one.optimiser.parameter)
 
 
 def test_only_those_of_a_kind_that_are_equally_far_are_alike() -> None:

@@ -22,6 +22,7 @@ from hmarl.sdk.gap.kept import Kept
 from hmarl.sdk.gap.ladder import CENTRAL, LOCAL, ONNX, SERVED, Rung, faulted_name
 from hmarl.sdk.gap.playing import Games, play
 from hmarl.sdk.gap.suspects import Facts
+from hmarl.sdk.reports.gap_page import write_gap_page
 from right_or_wrong import AGENTS, STEPS, KnowingTeam, RightOrWrong
 from toy_bundle import write_toy_bundle
 
@@ -155,6 +156,17 @@ def test_words_tell_each_step_with_its_first_suspect(gap: Gap) -> None:
     section = card_section(gap)
     assert section.startswith("## The price of deployment\n")
     assert "| local | 4.00 [4.00, 4.00] | -2.00 [-2.00, -2.00] | lost: imitation |" in section
+
+
+def test_few_episodes_are_said_to_be_few_on_the_terminal_the_card_and_the_page(gap: Gap, tmp_path: Path) -> None:
+    words = "10 episodes are few: of fewer than 20 intervals are too narrow, and a loss may be chance."
+    enough = msgspec.structs.replace(gap, episodes=20)
+    assert list(told(gap)) == [*told(enough), words]
+    assert f"suspects are no culprits. {words} The team was" in card_section(gap)
+    write_gap_page(tmp_path / "few.html", gap)
+    assert words in (tmp_path / "few.html").read_text()
+    write_gap_page(tmp_path / "enough.html", enough)
+    assert "are few" not in (tmp_path / "enough.html").read_text() + card_section(enough)
 
 
 def test_episodes_played_part_by_part_are_those_played_at_once() -> None:

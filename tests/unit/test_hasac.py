@@ -12,8 +12,9 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
+from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms.hasac import Batch, Hasac, HasacSettings, policy_loss, target_entropy, temperature_loss
-from hmarl.trainer.experience.replay import cut_into_transitions
+from hmarl.trainer.experience.replay import Replay, cut_into_transitions
 from hmarl.trainer.learning.twin_critic import TwinCritic
 from hmarl.trainer.networks.distributions import ActionHead, Categorical, DiagonalGaussian, MultiCategorical
 from hmarl.trainer.networks.drawing import draw, seen_action
@@ -318,3 +319,15 @@ def test_unlike_agents_learn_together() -> None:
         algorithm.update(rollout, 0.0)
         earned.append(float(rollout.team_rewards.sum() / 32))
     assert np.mean(earned[-5:]) > np.mean(earned[:3]) + 2.0, earned
+
+
+def test_whoever_acts_elsewhere_is_sent_neither_critics_nor_optimisers() -> None:
+    algorithm, _, _ = new_algorithm("hasac", "toy_environments:leaving", 2, 5)
+    sent = algorithm.acting_components()
+    assert "policies.0" in sent
+    assert not [name for name in sent if "critic" in name or "optimiser" in name]
+
+
+def test_more_rows_than_there_is_memory_for_are_told_by_the_setting() -> None:
+    with pytest.raises(UsageError, match=r"algorithm\.replay_capacity: got 10,0[0,]*, .*each takes 16 bytes"):
+        Replay(10**13).add({"rewards": torch.zeros(2, 4)})

@@ -93,6 +93,10 @@ def test_the_size_of_pictures_chooses_the_encoder(height: int, kind: str) -> Non
 def test_a_picture_too_small_for_the_chosen_encoder_is_refused() -> None:
     with pytest.raises(UsageError, match=r"image_encoder: got nature for pictures of 40 x 80 x 3 uint8 with image_"):
         encoder(ImageFormat(40, 80, 3), "nature", downsample=2)
+    assert encoder(ImageFormat(12, 14, 3), downsample=24).least_side == 1
+    told = r"algorithm\.image_downsample: got 25 for pictures of 12 x 14 x 3 uint8, expected at most 24"
+    with pytest.raises(UsageError, match=told):
+        encoder(ImageFormat(12, 14, 3), downsample=25)
 
 
 def test_every_third_pixel_is_looked_at() -> None:

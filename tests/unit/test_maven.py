@@ -194,8 +194,8 @@ def test_broken_rewards_never_reach_the_buffer() -> None:
         collector.collect(algorithm)
         algorithm.update(rollout, 0.0)
     assert rollout.rewards.isnan().all()
-    assert len(algorithm.replay) > 0
-    assert all(torch.isfinite(rows).all() for rows in algorithm.replay.state_dict().values())
+    assert len(algorithm.fragments.replay) > 0
+    assert all(torch.isfinite(rows).all() for rows in algorithm.fragments.replay.state_dict().values())
 
 
 # --- the latent ---------------------------------------------------------------------------------------------------

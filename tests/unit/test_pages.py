@@ -67,7 +67,9 @@ def check(words: list[str]) -> None:
     if len(words) > 1 and words[1] in command.words:
         command, words = command.words[words[1]], words[1:]
     context = click.Context(command, info_name=words[0])
-    parsed, rest, _ = command.make_parser(context).parse_args([word for word in words[1:] if not word.startswith("$")])
+    # A variable of the shell: words that are not known, or a number.
+    words = [re.sub(r"=\$\w+$", "=10", word) for word in words if not word.startswith("$")]
+    parsed, rest, _ = command.make_parser(context).parse_args(words[1:])
     assert rest == [], f"in excess: {rest}"
     given = {key: value for key, value in parsed.items() if isinstance(value, str | list | tuple)}
     name = given.get("algorithm")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,25 @@ def test_an_agent_imports_nothing_that_serving_can_do_without(toy_bundle: Bundle
     found = imported(SERVES, toy_bundle)
     assert "hmarl.runtime.server" in found
     assert not DONE_WITHOUT.intersection(found)
+
+
+def test_an_agent_without_grpc_loads_neither_it_nor_openssl(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """OpenSSL, which ``hashlib`` brings along, takes 3.7 MB."""
+    program = SERVES.replace(", grpc, grpc_health.v1.health_pb2", "")
+    found = imported(program, toy_bundle, "--no-grpc", "--frames", str(tmp_path / "frames"))
+    assert "hmarl.runtime.frames_door" in found
+    kept_out = {
+        "_hashlib",
+        "hashlib",
+        "hmac",
+        "secrets",
+        "random",
+        "grpc",
+        "asyncio",
+        "concurrent.futures",
+        "numpy.random",
+    }
+    assert not (DONE_WITHOUT | kept_out).intersection(found)
 
 
 @pytest.mark.parametrize("options", [(), ("--metrics", "127.0.0.1:0", "--oip")])

@@ -16,7 +16,7 @@ from hmarl.trainer.runs.training import Training
 from hmarl.trainer.sequential.estimates import estimate_by
 from hmarl.trainer.sequential.samples import TeamSamples
 from hmarl.trainer.sequential.staleness import correct, importance
-from training_runs import new_algorithm, team_samples, tiny_config
+from training_runs import new_algorithm, of_use, team_samples, tiny_config
 
 
 def collected(environment: str = "mpe/simple_spread", **settings: Any) -> tuple[Any, Any]:
@@ -90,7 +90,30 @@ def test_what_cannot_be_corrected_is_refused() -> None:
     settings = {"workers": 2, "stale_updates": 1}
     with pytest.raises(UsageError, match=r"run\.stale_updates: got 1 for magpo.*expected 0"):
         Training(tiny_config("magpo", "mpe/simple_spread", {"embedding_size": 8}, settings))
+    with pytest.raises(
+        UsageError, match=r"run\.stale_updates: got 1 for hasac, which learns from replayed.*expected 0"
+    ):
+        Training(tiny_config("hasac", "mpe/simple_spread", {}, settings))
     with pytest.raises(UsageError, match=r"run\.stale_updates: got 1.*0 without workers"):
         validate(RunSettings, {"stale_updates": 1}, "run")
     with pytest.raises(UsageError, match=r"run\.workers: got 5.*run\.environments=4"):
         validate(RunSettings, {"environments": 4, "workers": 5}, "run")
+
+
+@pytest.mark.parametrize("name", ["happo", "mappo", "ippo", "haa2c", "hamdpo", "a2po", "hatrpo"])
+def test_steps_of_no_weight_move_no_policy(name: str) -> None:
+    """They count in no algorithm's surrogate."""
+    nothing_else = {"entropy_coefficient": 0.0, "kl_regularisation": False}
+    algorithm, rollout, collector = new_algorithm(name, "mpe/simple_spread", 3, 8, **of_use(name, nothing_else))
+    collector.collect(algorithm)
+    before = [policy.theta.clone() for policy in algorithm.policies]
+
+    def moved(weight: float) -> float:
+        rollout.correction = torch.full((8, 3), weight)
+        algorithm.update(rollout, 0.0)
+        return max(
+            float((policy.theta - old).abs().max()) for policy, old in zip(algorithm.policies, before, strict=True)
+        )
+
+    assert moved(0.0) < 1e-6
+    assert moved(1.0) > 1e-5

@@ -138,6 +138,7 @@ def test_the_same_picture_is_drawn() -> None:
         ({"backend": "jax"}, "backend: got 'jax', expected 'numpy' or 'torch'"),
         ({"device": "cuda"}, "device: got 'cuda' with backend=numpy, expected 'cpu'; add backend=torch"),
         ({"backend": "torch", "device": "gpu"}, "device: got 'gpu', expected 'cpu' or a CUDA device of this machine"),
+        ({"backend": "torch", "device": "meta"}, "device: got 'meta', expected 'cpu' or a CUDA device of this machine"),
         ({"backend": "torch", "device": 3}, "device: got 3, expected the name of a torch device"),
     ],
 )

@@ -8,12 +8,12 @@ This module imports neither ONNX Runtime nor gRPC.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hmarl.runtime import hashing
 from hmarl.runtime._files import remove_temporaries, replace_directory, replace_file, replacing, zip_bytes
 from hmarl.runtime._manifest_checks import check_printable
 from hmarl.runtime._source import (
@@ -141,7 +141,7 @@ class Bundle:
     @property
     def digests(self) -> dict[str, str]:
         """Hex SHA-256 of all files, but for a signature."""
-        own = {MANIFEST: self.sha256, MANIFEST_HASH: hashlib.sha256(_hash_line(self.sha256)).hexdigest()}
+        own = {MANIFEST: self.sha256, MANIFEST_HASH: hashing.sha256(_hash_line(self.sha256)).hex()}
         return {**self.manifest.files, **own}
 
     def agent(self, agent_id: str, like: str | None = None) -> AgentModel:
@@ -219,7 +219,7 @@ def read_checked(source: Source, path: Path, name: str, expected: str) -> bytes:
         content = source.read(name)
     except KeyError:
         raise BundleError(f"bundle {path}: file '{name}' is missing; {REPAIR}") from None
-    got = hashlib.sha256(content).hexdigest()
+    got = hashing.sha256(content).hex()
     if got != expected:
         raise BundleError(
             f"bundle {path}: file '{name}' has SHA-256 {got}, expected {expected}: it was changed; {REPAIR}"
@@ -249,7 +249,7 @@ def _read_manifest(source: Source, path: Path) -> tuple[Manifest, str]:
     except KeyError as error:
         advice = _bundle_of_run(path) or f"is this a bundle? If so, {REPAIR}"
         raise BundleError(f"bundle {path}: file '{error.args[0]}' is missing; {advice}") from None
-    sha256 = hashlib.sha256(content).hexdigest()
+    sha256 = hashing.sha256(content).hex()
     if recorded != _hash_line(sha256):
         shown = ascii(recorded[:100].decode(errors="replace").strip())
         raise BundleError(
@@ -412,13 +412,13 @@ def write_bundle(
     """
     path = Path(path)
     fields = to_plain(manifest) if isinstance(manifest, Manifest) else dict(manifest)
-    fields["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+    fields["files"] = {name: hashing.sha256(files[name]).hex() for name in sorted(files)}
     document = json.loads(to_json(_parse_manifest(path, fields)))  # NaN and infinity become null
     content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
     _parse_manifest(path, content)  # a number that must not be null is found here, before anything is replaced
-    everything = {**files, MANIFEST: content, MANIFEST_HASH: _hash_line(hashlib.sha256(content).hexdigest())}
+    everything = {**files, MANIFEST: content, MANIFEST_HASH: _hash_line(hashing.sha256(content).hex())}
     if signer is not None:
-        digests = {name: hashlib.sha256(each).hexdigest() for name, each in everything.items()}
+        digests = {name: hashing.sha256(each).hex() for name, each in everything.items()}
         everything[SIGNATURE] = signer.sign(path.resolve().name, digests, SIGNATURE)
     sizes = {name: len(content) for name, content in everything.items()}
     check_sizes(path, sizes, {MANIFEST: MANIFEST_LIMIT_BYTES, SIGNATURE: SIGNATURE_LIMIT_BYTES})

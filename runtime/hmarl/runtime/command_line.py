@@ -28,8 +28,8 @@ import click
 from click.core import ParameterSource
 
 from hmarl.runtime import __version__
-from hmarl.runtime.errors import HmarlError, did_you_mean
-from hmarl.runtime.output import print_anything
+from hmarl.runtime.errors import HmarlError, did_you_mean, printable
+from hmarl.runtime.output import print_anything, quieten_grpc
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -365,6 +365,7 @@ def run(program: Command, arguments: Sequence[str] | None = None, say: Callable[
         The exit code, see ``ExitCode``.
     """
     print_anything()
+    quieten_grpc()
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = program.name or ""
     if words and words[0] in program.words:
@@ -385,7 +386,8 @@ def run(program: Command, arguments: Sequence[str] | None = None, say: Callable[
         if os.environ.get(DEBUG_VARIABLE) == "1":
             say(traceback.format_exc().rstrip())
         message, code = _explained(error)
-    say(f"{name}: {' '.join(part.strip() for part in message.splitlines())}")
+    # What others wrote, a server or a file, is shown to a terminal and not obeyed by it.
+    say(f"{name}: {printable(' '.join(part.strip() for part in message.splitlines()))}")
     return code
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from grpc_health.v1 import health_pb2
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import refusal
+from hmarl.runtime import hashing
 from hmarl.runtime.access import Access, check_exposure, is_loopback, parse_address
 from hmarl.runtime.door import Context, Line, decoded, queue_limit, server_options
 from hmarl.runtime.errors import ForbiddenError, HmarlError, UnauthenticatedError, UsageError
@@ -334,7 +334,7 @@ def _bind_aside(server: grpc.Server) -> str:
     Calls through it take the way of all others from there on: the same server, threads, locks and policy.
     """
     if sys.platform == "linux":
-        address = f"unix-abstract:hmarl-{os.getpid()}-{secrets.token_hex(8)}"  # leaves nothing behind
+        address = f"unix-abstract:hmarl-{os.getpid()}-{hashing.token_hex(8)}"  # leaves nothing behind
         if server.add_insecure_port(address):
             return address
     port = server.add_insecure_port("127.0.0.1:0")

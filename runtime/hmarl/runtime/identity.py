@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
-import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from hmarl.runtime import hashing
 from hmarl.runtime.errors import ForbiddenError, HmarlError, QuotaError, UnauthenticatedError, one_line
 from hmarl.runtime.places import UNKNOWN_PEER
 from hmarl.runtime.quotas import RequestQuota
@@ -117,7 +116,7 @@ class Guard:
         self.rejected: Counter[str] = Counter()
         self._quota = quota
         self._log = log
-        self._secret = (secret or secrets.token_urlsafe(32)).encode()
+        self._secret = (secret or hashing.token_urlsafe(32)).encode()
         self._clock = clock
         self._told = asked.tls or asked.tokens is not None
         # Without a lock: adding, removing and finding are one step each.
@@ -137,7 +136,7 @@ class Guard:
     def is_own(self, metadata: Metadata) -> bool:
         """Whether a request shows the secret of the process itself, or its supervisor."""
         bearer = bearer_of(metadata)
-        return bearer is not None and hmac.compare_digest(bearer.encode(), self._secret)
+        return bearer is not None and hashing.equal(bearer.encode(), self._secret)
 
     def count(self, caller: Caller) -> None:
         """Count a request of a caller that is known and let in.

@@ -8,7 +8,6 @@ agents that share the ``common`` stream agree without exchanging a message.
 from __future__ import annotations
 
 import math
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from hmarl.runtime.manifest import NoiseModel
 
 def _hash64(text: str) -> int:
     """A stable 64-bit hash (Python's own differs from process to process)."""
+    from hashlib import blake2b  # noqa: PLC0415 - memory that agents without random numbers do without
+
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

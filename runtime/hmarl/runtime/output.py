@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 
 PLAIN_LETTERS = "hmarl-plain"  # an error handler for str.encode
@@ -31,6 +32,14 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None without a terminal, and tests put other things there
             stream.reconfigure(errors=PLAIN_LETTERS)
+
+
+def quieten_grpc() -> None:
+    """Keep gRPC's core from writing to standard error, amid what is shown or logged there; before gRPC is imported.
+
+    It writes from threads of its own, also of what is no fault: a server has closed an idle connection.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:

@@ -6,12 +6,12 @@ moment in any case; until then episodes may still ask for it by its bundle.
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable
 
+from hmarl.runtime import hashing
 from hmarl.runtime.errors import (
     BundleNotHeldError,
     DrainingError,
@@ -68,7 +68,7 @@ class SessionRegistry:
         self._gives_way_after_s = min(GIVES_WAY_AFTER_S, idle_limit_s)
         self._places: Places[_Entry] = Places(max_sessions, self._gives_way_after_s, self._forget, clock, per_peer)
         self._draining = False
-        self.own_id = secrets.token_urlsafe(16)
+        self.own_id = hashing.token_urlsafe(16)
         self._own: PolicySession | None = None
         self._own_lock = threading.Lock()
         self._lock = threading.Lock()  # an id may be taken again while the one that had it is forgotten
@@ -99,7 +99,7 @@ class SessionRegistry:
         if self._draining:
             raise DrainingError("this process is stopping and starts no more episodes; start it on another one")
         self.sweep()
-        entry = _Entry(session_id or secrets.token_urlsafe(16), session, owner)
+        entry = _Entry(session_id or hashing.token_urlsafe(16), session, owner)
         with self._lock:
             replaced = self._entries.get(entry.session_id)
             self._entries[entry.session_id] = entry  # before it has a place, which may be taken away at once

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from hmarl.runtime import hashing
 from hmarl.runtime.errors import UsageError
 
 SHORTEST_TOKEN = 16
@@ -89,7 +88,7 @@ class Tokens:
         """Whose token it is; None when it is none of them. Takes equally long whichever it is."""
         given, found = _digest(token), None
         for digest, name in self.digests:
-            if hmac.compare_digest(digest, given):
+            if hashing.equal(digest, given):
                 found = name
         return found
 
@@ -151,7 +150,7 @@ def _lines(option: str, path: Path, content: bytes) -> list[str]:
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return hashing.sha256(token.encode())
 
 
 def _quoted(path: str) -> str:

@@ -7,14 +7,13 @@ back. Errors become status codes here and nowhere else.
 from __future__ import annotations
 
 import logging
-import secrets
 from typing import Any
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import choice_name, read_act, write_reply
 from hmarl.agent.v1.status import Code
 from hmarl.agent.v1.tensors import WireError
-from hmarl.runtime import __version__
+from hmarl.runtime import __version__, hashing
 from hmarl.runtime.choices import checked_choice
 from hmarl.runtime.errors import (
     DrainingError,
@@ -171,7 +170,7 @@ class AgentService:
                     self._log.say("unreadable", logging.WARNING, f"refused: {error}")
                 return code, cut(str(error))
         kind_name = type(error).__name__
-        correlation_id = secrets.token_hex(8)
+        correlation_id = hashing.token_hex(8)
         if self._log.say(kind_name, logging.ERROR, f"internal error {correlation_id}", error):
             self._logged_ids[kind_name] = correlation_id
         correlation_id = self._logged_ids.get(kind_name, correlation_id)

@@ -85,11 +85,13 @@ class CopyCost:
         processes: of its own (a simulator), each of which keeps a core busy while its copy is stepped. The worker
             processes that copies are spread over do not count: there are no more of them than cores.
         compiles: the first reset and steps are compiled, which takes a while.
+        step_bytes: of what is seen at one step, of which rollouts hold many; 0 where that matters little.
     """
 
     memory_bytes: int = 0
     processes: int = 0
     compiles: bool = False
+    step_bytes: int = 0
 
 
 # All copies are rows of the same arrays.

@@ -162,8 +162,6 @@ def start_logging(level: str, name: str, form: str = TEXT, agent: str | None = N
     logging.basicConfig(level=level.upper(), handlers=[handler])
     threading.excepthook = _log_thread
     logging.raiseExceptions = False  # what cannot be formatted would be reported straight to standard error
-    # gRPC's core writes straight to standard error as well, from the threads that serve.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def say_error(line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -41,6 +42,35 @@ if TYPE_CHECKING:
     from hmarl.runtime.settings import SecuritySettings
 
 LOGGER = logging.getLogger("hmarl.fleet")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, as it was understood."""
+
+    bundle: Path
+    out: Path | None
+    agents: str | None
+    count: int | None
+    tcp: bool
+    socket_dir: Path | None
+    frames_dir: Path | None
+    frames_allow_uid: tuple[int, ...]
+    no_grpc: bool
+    host: str | None
+    tls: Path | None
+    trust: tuple[Path, ...]
+    provider: str
+    grace_s: float
+    oip: bool
+    pin: bool
+    log_level: str
+    log_format: str
+    metrics: str | None
+    traces: bool
+    as_json: bool
+    recording: Sequence[str]
+    security: SecuritySettings
 
 
 @command(
@@ -96,84 +126,36 @@ LOGGER = logging.getLogger("hmarl.fleet")
     ),
     words={"reload": reload.reload},
 )
-def supervise(
-    bundle: Path,
-    out: Path | None,
-    agents: str | None,
-    count: int | None,
-    tcp: bool,
-    socket_dir: Path | None,
-    frames_dir: Path | None,
-    frames_allow_uid: tuple[int, ...],
-    no_grpc: bool,
-    host: str | None,
-    tls: Path | None,
-    trust: tuple[Path, ...],
-    provider: str,
-    grace_s: float,
-    oip: bool,
-    pin: bool,
-    log_level: str,
-    log_format: str,
-    metrics: str | None,
-    traces: bool,
-    as_json: bool,
-    **given: Any,
-) -> int:
+def supervise(**given: Any) -> int:
     """Run one supervised process per agent of a bundle; Ctrl-C stops all of them."""
-    at_most_one(agents=agents, count=count)
-    at_most_one(tcp=tcp, socket_dir=socket_dir, host=host, no_grpc=no_grpc)
-    check_frames(frames_dir is not None, no_grpc, frames_allow_uid, {**given, "tls": tls, "oip": oip}, "--frames-dir")
-    for name in ("tls_cert", "tls_key", "tls_client_ca", "allow_file"):  # which it sees to itself
-        at_most_one(tls=tls, **{name: given[name]})
+    _check_together(given)
     signals = StopSignals()
-    start_logging(log_level, "hmarl-fleet", log_format)
-    watch = FleetWatch(metrics)
-    recording = _recording.as_words(_recording.take_recording(given))
-    security = take_security(given)
-    for door, reached in (("--host", host), ("--metrics", watch.exposed)):
-        _check_exposed(door, reached if tls is None else None, security)
+    start_logging(given["log_level"], "hmarl-fleet", given["log_format"])
+    watch = FleetWatch(given["metrics"])
+    recording, security = _recording.as_words(_recording.take_recording(given)), take_security(given)
+    options = Options(**given, recording=recording, security=security)
+    for door, reached in (("--host", options.host), ("--metrics", watch.exposed)):
+        _check_exposed(door, reached if options.tls is None else None, security)
     # Only now: gRPC asks at once what it may log.
     from hmarl.runtime.commands._fleet_reloading import FleetReloads  # noqa: PLC0415
-    from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet, resolved  # noqa: PLC0415
-    from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
+    from hmarl.runtime.fleet import MORE_THAN_GRACE_S, resolved  # noqa: PLC0415
 
-    load = partial(load_bundle, trust=trust or None)  # also at each reload
-    loaded = load(resolved(bundle))
-    members = _roster(loaded, agents, count)
-    _make_folders({"--socket-dir": socket_dir, "--frames-dir": frames_dir})
-    file = None if out is None else _claimed(out)
-    more = ["--provider", provider, "--grace-s", str(grace_s), "--log-level", log_level, "--log-format", log_format]
-    more += [f"--trust={path.absolute()}" for path in trust]  # each member checks for itself, whenever it starts
-    more += [f"--frames-allow-uid={user}" for user in frames_allow_uid]
-    more += [*_flags(traces=traces, oip=oip, no_grpc=no_grpc), *recording]
-    hosts = [each.strip("[]") for each in (host, watch.exposed) if each is not None]
-    keys = None if tls is None else TeamKeys(tls, members, hosts, page=watch.exposed is not None)
-    fleet = Fleet(
-        loaded,
-        path=bundle,
-        roster=members,
-        socket_dir=socket_dir,
-        frames_dir=frames_dir,
-        pin=pin,
-        options=more,
-        security=security,
-        keys=keys,
-        host=LOOPBACK if host is None else host,
-        metrics=watch.members_from,
-        grace_s=grace_s + MORE_THAN_GRACE_S,
-    )
-    watch.watch(fleet, security if keys is None else keys.own_settings(security))
+    load = partial(load_bundle, trust=options.trust or None)  # also at each reload
+    loaded = load(resolved(options.bundle))
+    members = _roster(loaded, options.agents, options.count)
+    _make_folders({"--socket-dir": options.socket_dir, "--frames-dir": options.frames_dir})
+    file = None if options.out is None else _claimed(options.out)
+    fleet = _fleet(options, loaded, members, watch)
     at_end(fleet.kill)
-    signals.patience(grace_s + 2 * MORE_THAN_GRACE_S)
-    say = LOGGER.info if as_json else OUTPUT.put
+    signals.patience(options.grace_s + 2 * MORE_THAN_GRACE_S)
+    say = LOGGER.info if options.as_json else OUTPUT.put
     reloads = FleetReloads(fleet, file, load, say, partial(watch.description, fleet))
     at_end(reloads.close)
     try:
         fleet.start(signals.stop)
         if not signals.stop.is_set():
             reloads.open(signals.reload)
-            _announce(reloads, watch, file, as_json)
+            _announce(reloads, watch, file, options.as_json)
         _watch_over(fleet, signals)
         say("stopping all agents, once their episodes have ended; Ctrl-C again ends them at once")
     finally:
@@ -184,6 +166,59 @@ def supervise(
         fleet.stop()
     say("stopped")
     return 0
+
+
+def _check_together(given: dict[str, Any]) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: with those that do not.
+    """
+    for names in (("agents", "count"), ("tcp", "socket_dir", "host", "no_grpc")):
+        at_most_one(**{name: given[name] for name in names})
+    check_frames(
+        given["frames_dir"] is not None, given["no_grpc"], given["frames_allow_uid"], given, option="--frames-dir"
+    )
+    for name in ("tls_cert", "tls_key", "tls_client_ca", "allow_file"):  # which it sees to itself
+        at_most_one(tls=given["tls"], **{name: given[name]})
+
+
+def _fleet(options: Options, bundle: Bundle, members: Mapping[str, str | None], watch: FleetWatch) -> Fleet:
+    """The members and their keys, watched, and none of them started yet."""
+    from hmarl.runtime.fleet import LOOPBACK, MORE_THAN_GRACE_S, Fleet  # noqa: PLC0415 - see supervise
+    from hmarl.runtime.team_keys import TeamKeys  # noqa: PLC0415
+
+    hosts = [each.strip("[]") for each in (options.host, watch.exposed) if each is not None]
+    page = watch.exposed is not None
+    keys = None if options.tls is None else TeamKeys(options.tls, members, hosts, page=page)
+    fleet = Fleet(
+        bundle,
+        path=options.bundle,
+        roster=members,
+        socket_dir=options.socket_dir,
+        frames_dir=options.frames_dir,
+        pin=options.pin,
+        options=_of_members(options),
+        security=options.security,
+        keys=keys,
+        host=LOOPBACK if options.host is None else options.host,
+        metrics=watch.members_from,
+        grace_s=options.grace_s + MORE_THAN_GRACE_S,
+    )
+    watch.watch(fleet, options.security if keys is None else keys.own_settings(options.security))
+    return fleet
+
+
+def _of_members(options: Options) -> list[str]:
+    """What all members are given, as hmarl-agent takes it."""
+    return [
+        *("--provider", options.provider, "--grace-s", str(options.grace_s)),
+        *("--log-level", options.log_level, "--log-format", options.log_format),
+        *(f"--trust={path.absolute()}" for path in options.trust),  # each checks for itself, whenever it starts
+        *(f"--frames-allow-uid={user}" for user in options.frames_allow_uid),
+        *_flags(traces=options.traces, oip=options.oip, no_grpc=options.no_grpc),
+        *options.recording,
+    ]
 
 
 def _watch_over(fleet: Fleet, signals: StopSignals) -> None:

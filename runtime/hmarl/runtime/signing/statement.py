@@ -20,7 +20,7 @@ _SHARD = re.compile(r"(.+)(:[0-9]+:[0-9]+)", re.DOTALL)
 # What no client looks at: the files of version control, and the signature itself.
 _GIT = (".git", ".gitattributes", ".github", ".gitignore")
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
-_Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]+$")]
+_Hex = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]+\Z")]
 
 
 class _Subject(msgspec.Struct):

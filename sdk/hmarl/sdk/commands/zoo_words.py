@@ -20,9 +20,10 @@ from hmarl.runtime.command_line import (
     option,
     trust_option,
 )
+from hmarl.runtime.errors import one_line
 from hmarl.sdk.commands._common import print_json
 from hmarl.sdk.commands._console import make_console, print_listing
-from hmarl.sdk.errors import HmarlError, UsageError
+from hmarl.sdk.errors import HmarlError, MissingExtraError, UsageError
 from hmarl.sdk.zoo.index import (
     INDEX_LIMIT_BYTES,
     LIMIT_BYTES,
@@ -33,7 +34,7 @@ from hmarl.sdk.zoo.index import (
     read_index,
     shipped_models,
 )
-from hmarl.sdk.zoo.places import HUB, FolderPlace, Place, WebPlace, open_place
+from hmarl.sdk.zoo.places import HUB, FolderPlace, Place, open_place, web_place
 
 if TYPE_CHECKING:
     from hmarl.runtime.signing.keys import Trust
@@ -69,10 +70,21 @@ def _index(given: str | None) -> Index:
         return read_index(SHIPPED_INDEX.read_bytes(), str(SHIPPED_INDEX))
     folder, file = _split(given)
     try:
-        content = (WebPlace(folder) if "://" in given else FolderPlace(Path(folder))).read("", file, INDEX_LIMIT_BYTES)
+        content = _index_place(folder).read("", file, INDEX_LIMIT_BYTES)
     except FileNotFoundError:
         raise UsageError(f"--index: got {given}, which is not there; expected a zoo's index") from None
     return read_index(content, given)
+
+
+def _index_place(folder: str) -> Place:
+    """The folder that an index lies in.
+
+    Raises:
+        UsageError: an address that is none of the web.
+    """
+    if "://" in folder:
+        return web_place(folder, "--index", "a file, or an http or https address")
+    return FolderPlace(Path(folder))
 
 
 def _split(given: str) -> tuple[str, str]:
@@ -92,7 +104,7 @@ def _place(given: str | None, index: str | None) -> Place:
     if given is not None:
         return open_place(given, "--from")
     if index is not None:
-        return open_place(_split(index)[0], "--index")
+        return _index_place(_split(index)[0])
     models = shipped_models()
     if models is None:
         raise UsageError(
@@ -122,7 +134,8 @@ def _limit_bytes(limit_mb: float) -> int:
 def list_models(place: str | None, index: str | None, trust: tuple[Path, ...], as_json: bool) -> None:
     """List the teams of the zoo: task, algorithm, size, return, and whether the bundle is here and verified."""
     found = _index(index)
-    states = [_state(entry, place, index, trust) for entry in found.models]
+    where, trusted = _looked_at(place, index), _trusted(trust)
+    states = [_state(entry, where, trusted) for entry in found.models]
     if as_json:
         models = [
             {**{field: getattr(entry, field) for field in entry.__struct_fields__}, "verified": good, "state": state}
@@ -146,26 +159,47 @@ def list_models(place: str | None, index: str | None, trust: tuple[Path, ...], a
     print_listing(make_console(), heads, rows)
 
 
-def _state(entry: Entry, place: str | None, index: str | None, trust: Sequence[Path]) -> tuple[bool, str]:
+def _looked_at(given: str | None, index: str | None) -> FolderPlace | None:
+    """The folder of this machine in which bundles are looked for; None where they are elsewhere.
+
+    Raises:
+        UsageError: what is given is no place.
+    """
+    try:
+        where = _place(given, index)
+    except UsageError:
+        if given is not None:
+            raise
+        return None
+    return where if isinstance(where, FolderPlace) else None
+
+
+def _trusted(given: Sequence[Path]) -> Trust | str:
+    """Whose bundles are taken; or why none can be verified, where that is not the fault of what is given.
+
+    Raises:
+        UsageError: what is given is no key.
+    """
+    try:
+        return _trust(given)
+    except MissingExtraError as error:
+        return f"not verified: {error}"
+
+
+def _state(entry: Entry, where: FolderPlace | None, trusted: Trust | str) -> tuple[bool, str]:
     """Whether a bundle that is on this machine is the right one, and what is said of it; nothing is fetched."""
     from hmarl.sdk.zoo.fetching import cache_of, fetch_files, verified  # noqa: PLC0415
 
-    try:
-        trusted = _trust(trust)
-    except UsageError as error:
-        return False, f"not verified: {error}"
+    if isinstance(trusted, str):
+        return False, trusted
     if verified(cache_of(entry), entry, trusted) is not None:
         return True, "verified"
-    try:
-        where = _place(place, index)
-    except UsageError:
-        return False, "not fetched"
-    if not isinstance(where, FolderPlace):
+    if where is None:
         return False, "not fetched"
     try:
         fetch_files(where, entry.name, trusted, entry=entry)
     except HmarlError as error:
-        return False, f"not verified: {error}"
+        return False, f"not verified: {one_line(error)}"
     return True, "verified"
 
 

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from hmarl.sdk.drawing.board import Round, draw_board, present_places
 from hmarl.sdk.drawing.canvas import Frame
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult, VectorEnvironment
-from hmarl.sdk.environments.authoring import RandomStreams, checked_actions, checked_state
+from hmarl.sdk.environments.authoring import EpisodeStreams, RandomStreams, checked_actions, checked_state
 from hmarl.sdk.environments.backends import BACKEND_ARGUMENTS, torch_device
 from hmarl.sdk.environments.mpe.drawing import agent_colour
 from hmarl.sdk.errors import UsageError, unknown_name
@@ -114,7 +114,7 @@ class CoordSum:
         # What was named at every step, and the adversary's guess: for pictures alone; -1 where it is not known.
         self._played = np.full((batch_size, EPISODE_STEPS, agents + 1), -1, dtype=np.int32)
         self._rows = np.arange(batch_size)
-        self._streams: RandomStreams | None = None
+        self._streams = EpisodeStreams(batch_size)
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         """Start B new episodes; an episode's targets are drawn at its start.
@@ -125,8 +125,7 @@ class CoordSum:
         Raises:
             UsageError: seeds of another shape, or negative.
         """
-        self._streams = RandomStreams(seeds, self.batch_size)
-        self._restart(self._streams, self._rows)
+        self._restart(self._streams.begin(seeds), self._rows)
         return self._observe()
 
     def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
@@ -139,7 +138,7 @@ class CoordSum:
             UsageError: before the first ``reset``, or actions of a wrong shape or kind or out of range; nothing has
                 then changed.
         """
-        streams = self._started("step")
+        streams = self._streams.running("step")
         (named,) = checked_actions(actions, self.spec.groups, self.batch_size)
         target = self._target()
         right = named.sum(axis=1) == target
@@ -168,7 +167,7 @@ class CoordSum:
         Raises:
             UsageError: before the first ``reset``.
         """
-        return {**self._episode_state(), **self._started("get_state").get_state()}
+        return {**self._episode_state(), **self._streams.running("get_state").get_state()}
 
     def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
         """Continue where ``get_state`` was called.
@@ -178,7 +177,7 @@ class CoordSum:
                 then changed.
         """
         saved = self.checked_episodes(state, self.batch_size)
-        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        self._streams.resume(saved)
         self._targets, self._record, self._steps = saved["targets"], saved["record"], saved["steps"]
         self._played[:] = -1
         return self._observe()
@@ -190,7 +189,7 @@ class CoordSum:
             UsageError: before the first ``reset``.
             IndexError: there is no copy ``index``.
         """
-        self._started("render")
+        self._streams.running("render")
         steps = range(int(self._steps[index]))
         rounds = [
             Round(int(self._targets[index, step]), tuple(played[:-1].tolist()), int(played[-1]))
@@ -227,7 +226,7 @@ class CoordSum:
             "targets": np.empty((batch_size, EPISODE_STEPS + 1), dtype=np.int64),
             "record": np.empty((batch_size, *self.record_shape), dtype=np.int64),
             "steps": np.empty(batch_size, dtype=np.int64),
-            **RandomStreams(np.zeros(batch_size, int), batch_size).get_state(),
+            **EpisodeStreams(batch_size).layout(),
         }
         saved = checked_state(state, like)
         for name, limit in (("targets", self.target_count), ("steps", EPISODE_STEPS)):
@@ -238,11 +237,6 @@ class CoordSum:
     def draw_target(self, target: int) -> Frame:
         """A picture of a target alone."""
         return draw_board([], target, [agent_colour(agent) for agent in range(len(self.spec.agents))])
-
-    def _started(self, method: str) -> RandomStreams:
-        if self._streams is None:
-            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
-        return self._streams
 
     def _restart(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> None:
         self._targets[rows] = self.draw_targets(streams, rows)

@@ -17,6 +17,7 @@ import numpy as np
 
 from hmarl.sdk.environment import CopyCost, VectorEnvironment
 from hmarl.sdk.environments import copy_cost, make
+from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam
 
 # Processes of their own for each core: while one waits for its turn, another is stepped.
@@ -61,6 +62,10 @@ class Machine:
         if cost.memory_bytes:
             most = min(most, int(_SHARE * self.memory_bytes) // cost.memory_bytes)
         return wanted if most >= wanted else 1 << (max(most, 1).bit_length() - 1)
+
+    def room_bytes(self, cost: CopyCost, copies: int) -> int:
+        """What so many copies leave of the memory that environments may fill, for each of them."""
+        return int(_SHARE * self.memory_bytes) // copies - cost.memory_bytes
 
     def complaint(self, cost: CopyCost, copies: int) -> str:
         """Why so many copies do not fit, in words; empty where they do."""
@@ -128,10 +133,16 @@ def _measure(name: str, arguments: Mapping[str, Any]) -> CopyCost:
             made.append(_played(name, arguments))
         second = _process_tree() if len(made) > 1 else [*first, *first]
         memory = max(0, sum(second) - sum(first))
-        return CopyCost(memory, max(0, len(second) - len(first)))
+        return CopyCost(memory, max(0, len(second) - len(first)), step_bytes=_seen_bytes(made[0].spec))
     finally:
         for environment in made:
             environment.close()
+
+
+def _seen_bytes(spec: EnvironmentSpec) -> int:
+    """All observations and the state at one step."""
+    seen = sum(agent.observation_size * agent.observation_dtype.itemsize for agent in spec.agents)
+    return int(seen + spec.state_size * spec.state_dtype.itemsize)
 
 
 def _played(name: str, arguments: Mapping[str, Any]) -> VectorEnvironment:

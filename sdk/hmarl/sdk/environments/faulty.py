@@ -24,7 +24,7 @@ from hmarl.sdk.environment import (
     as_array,
     as_numpy,
 )
-from hmarl.sdk.environments.authoring import checked_actions, checked_state
+from hmarl.sdk.environments.authoring import checked_actions, checked_state, not_begun
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.faults.injector import Injector
 from hmarl.sdk.faults.model import FaultModel
@@ -102,7 +102,7 @@ class FaultyEnvironment:
             UsageError: before the first ``reset``, or actions of a wrong shape or kind; nothing has then changed.
         """
         if not self._started:
-            raise UsageError("step: the environment has no episode yet; call reset(seeds) first")
+            raise not_begun("step")
         chosen = checked_actions(tuple(map(as_array, actions)), self.spec.groups, self.batch_size)
         result = self.inner.step(self._injector.done(chosen))
         ended = np.flatnonzero(as_array(result.terminated) | as_array(result.truncated))

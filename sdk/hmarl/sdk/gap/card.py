@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 from hmarl.sdk.gap.document import Difference, Gap
 
+# A percentile bootstrap knows no t-distribution: of 20 normal values a 95 % interval holds their mean in 93 % of cases,
+# of 8 in 89 %, of 4 in 81 %.
+FEW_EPISODES = 20
+
 
 def difference_of(gap: Gap, name: str) -> str:
     """What a rung earns more than the one that it is compared with; empty for the first."""
@@ -29,8 +33,16 @@ def verdict_of(difference: Difference) -> str:
     return f"lost; first suspect: {first.rule}: {first.why}; {first.remedy}"
 
 
+def caution(gap: Gap) -> str:
+    """What is to be said of intervals from few episodes; empty where there are enough."""
+    if gap.episodes >= FEW_EPISODES:
+        return ""
+    narrow = f"of fewer than {FEW_EPISODES} intervals are too narrow, and a loss may be chance"
+    return f"{gap.episodes} episodes are few: {narrow}."
+
+
 def told(gap: Gap) -> Iterator[str]:
-    """One line for each step, for all of them, and for each first suspect under faults."""
+    """One line for each step, for all of them, for each first suspect under faults, and for too few episodes."""
     for difference in gap.differences:
         yield f"{difference.start} → {difference.to}: {span_of(difference)}: {verdict_of(difference)}"
     if len(gap.differences) > 1:
@@ -45,6 +57,8 @@ def told(gap: Gap) -> Iterator[str]:
     for rung in gap.rungs:
         if rung.serving is not None and rung.serving.fallbacks:
             yield f"{rung.name}: {served_of(gap, rung.name)}"
+    if words := caution(gap):
+        yield words
 
 
 def served_of(gap: Gap, name: str) -> str:
@@ -71,13 +85,14 @@ def card_section(gap: Gap) -> str:
             f"| {rung.name} | {rung.mean:.2f} [{low:.2f}, {high:.2f}] | {difference_of(gap, rung.name)} | "
             f"{verdict}{f': {suspect}' if suspect else ''} |"
         )
+    few = f"{words} " if (words := caution(gap)) else ""
     trained = f"trained with the faults `{gap.trained_faults}`" if gap.trained_faults else "trained without faults"
     return (
         f"## The price of deployment\n\nMean returns of {gap.episodes} episodes with {gap.actions} actions, the same "
         f"episodes on every rung (seed {gap.seed}), measured by `hmarl-gap`: as the training knows the team, by local "
         "policies in torch, by the graphs of this bundle, served by one process an agent, and served under faults. "
         "Differences are paired, of each rung and the one before it (under faults: and `served`), with 95 % bootstrap "
-        "intervals; one whose interval holds 0 is none, and suspects are no culprits. The team was "
+        f"intervals; one whose interval holds 0 is none, and suspects are no culprits. {few}The team was "
         f"{trained}.\n\n| rung | return | difference | what is lost: first suspect |\n|---|---|---|---|\n"
         + "\n".join(rows)
     )

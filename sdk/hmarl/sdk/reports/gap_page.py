@@ -13,7 +13,7 @@ from typing import Any
 
 from hmarl.sdk.errors import MissingExtraError
 from hmarl.sdk.files import write_text
-from hmarl.sdk.gap.card import served_of
+from hmarl.sdk.gap.card import caution, served_of
 from hmarl.sdk.gap.document import Curve, Difference, Gap
 from hmarl.sdk.reports.plotting import ACCENT, GRID, INK, MUTED, new_axes
 
@@ -50,6 +50,7 @@ def write_gap_page(path: Path, gap: Gap) -> None:
         by_rung={each.to: each for each in (*gap.differences, *gap.under_faults)},
         served={each.name: served_of(gap, each.name) for each in gap.rungs},
         lost=[each for each in (*gap.differences, *gap.under_faults) if each.verdict == "lost"],
+        caution=caution(gap),
         ladder_plot=Markup(_svg(_plot_ladder(gap))),
         curves=[(each, Markup(_svg(_plot_curve(gap, each)))) for each in gap.curves],
     )

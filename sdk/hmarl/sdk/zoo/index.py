@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from hmarl.runtime.errors import one_line
+from hmarl.runtime.manifest import check_printable
 from hmarl.runtime.plain_json import read_json
 from hmarl.sdk.errors import HmarlError, UsageError, unknown_name
 
@@ -18,7 +21,8 @@ _HERE = Path(__file__).parent
 SHIPPED_INDEX = _HERE / "index.json"
 SHIPPED_KEY = _HERE / "zoo.pub.pem"
 
-_Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_LINE_LIMIT = 300  # characters
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -35,14 +39,20 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         about: what it is there to show.
     """
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
-    task: _Line
-    algorithm: _Line
-    agents: Annotated[int, msgspec.Meta(ge=1)]
+    name: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,99}\Z")]
+    task: str
+    algorithm: str
+    agents: _Count
     return_mean: float | None
-    size_bytes: Annotated[int, msgspec.Meta(ge=1)]
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-    about: _Line
+    size_bytes: _Count
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    about: str
+
+    def __post_init__(self) -> None:
+        for field in ("task", "algorithm", "about"):
+            check_printable(field, getattr(self, field), _LINE_LIMIT)
+        if self.return_mean is not None and not math.isfinite(self.return_mean):
+            raise ValueError(f"return_mean: got {self.return_mean}, expected a finite number or null")
 
 
 class Index(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -81,7 +91,9 @@ def read_index(content: bytes, named: str) -> Index:
     try:
         index = msgspec.convert(read_json(content), Index)
     except (ValueError, msgspec.ValidationError) as error:
-        raise HmarlError(f"index {named}: got {error}, expected a zoo's index as docs/zoo.md describes it") from error
+        raise HmarlError(
+            f"index {named}: got {one_line(error)}, expected a zoo's index as docs/zoo.md describes it"
+        ) from error
     if index.schema_version != SCHEMA_VERSION:
         raise HmarlError(
             f"index {named}: schema_version: got {index.schema_version}, expected {SCHEMA_VERSION}; install the "

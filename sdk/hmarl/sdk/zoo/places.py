@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 from urllib.error import HTTPError
@@ -11,6 +12,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 from hmarl.runtime import __version__
+from hmarl.runtime.errors import one_line
 from hmarl.sdk.errors import HmarlError, UsageError
 
 HUB = "hf:"
@@ -100,14 +102,16 @@ class WebPlace:
             request = Request(address, headers={"User-Agent": f"hmarl/{__version__}"})
             with urlopen(request, timeout=_TIMEOUT_S) as answer:
                 if urlsplit(answer.url).scheme not in _WEB:
-                    raise HmarlError(f"{address}: got sent on to {answer.url}, expected http or https")
+                    raise HmarlError(f"{address}: got sent on to {one_line(answer.url)}, expected http or https")
                 content = bytes(answer.read(limit + 1))
         except HTTPError as error:
             if error.code in (404, 410):
                 raise FileNotFoundError(address) from None
-            raise HmarlError(f"{address}: got HTTP status {error.code} {error.reason}, expected the file") from error
-        except (OSError, ValueError) as error:  # the network; an answer that is no HTTP
-            raise HmarlError(f"{address}: cannot be fetched: {getattr(error, 'reason', error)}") from error
+            why = one_line(error.reason)
+            raise HmarlError(f"{address}: got HTTP status {error.code} {why}, expected the file") from error
+        except (OSError, ValueError, HTTPException) as error:  # the network; an answer that is no HTTP
+            why = one_line(getattr(error, "reason", error)) or type(error).__name__
+            raise HmarlError(f"{address}: cannot be fetched: {why}") from error
         if len(content) > limit:
             raise too_large(address, limit)
         return content
@@ -127,15 +131,33 @@ def open_place(text: str, named: str) -> Place:
         from hmarl.sdk.zoo.hub import HubPlace  # noqa: PLC0415 - needs an extra
 
         return HubPlace(text.removeprefix(HUB), named)
-    scheme = urlsplit(text).scheme
-    if scheme in _WEB:
-        return WebPlace(text)
     if "://" in text:
-        raise UsageError(f"{named}: got {text}, expected a folder, an http or https address, or {HUB}OWNER")
+        return web_place(text, named, f"a folder, an http or https address, or {HUB}OWNER")
     path = Path(text)
     if not path.is_dir():
         raise UsageError(f"{named}: got {text}, which is no folder here; expected one, an address, or {HUB}OWNER")
     return FolderPlace(path)
+
+
+def web_place(address: str, named: str, expected: str) -> WebPlace:
+    """The place that an address means.
+
+    Args:
+        address: of a folder.
+        named: as of ``open_place``.
+        expected: there, in words.
+
+    Raises:
+        UsageError: it is of another kind than http and https, or no address.
+    """
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in _WEB and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # brackets or a port that are none
+        good = False
+    if not good or not address.isprintable() or " " in address:
+        raise UsageError(f"{named}: got {address}, expected {expected}")
+    return WebPlace(address)
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -139,7 +139,8 @@ def joint_ratio(new: Distribution, turn: Turn, clip: float) -> Tensor:
 def joint_ratio_loss(new: Distribution, turn: Turn, settings: A2poSettings) -> Tensor:
     """−E[ min(l·Â, clip(l, 1 ± ε^i)·Â) ] − c·H (Eq. 7)."""
     samples, joint = turn.samples, joint_ratio(new, turn, settings.clip)
-    objective = samples.mean(clipped_surrogate(joint, turn.advantages, clip_of(turn, settings)))
+    surrogate = clipped_surrogate(joint, turn.advantages, clip_of(turn, settings))
+    objective = samples.mean(surrogate, samples.surrogate_weight)
     return -objective - settings.entropy_coefficient * samples.mean(new.entropy())
 
 

@@ -26,13 +26,14 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
 from hmarl.trainer.contract.fixed import FixedPreference
-from hmarl.trainer.experience.replay import Replay, Rows, all_finite, cut_into_fragments
+from hmarl.trainer.experience.replay import Rows
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.reward_scale import runaway_advice
-from hmarl.trainer.mixing.acting import EpsilonGreedyActing, Exploration, LatentActing, one_hot
+from hmarl.trainer.mixing.acting import EpsilonGreedyActing, LatentActing, one_hot
 from hmarl.trainer.mixing.latent import LatentPolicy, latent_log_likelihood
 from hmarl.trainer.mixing.mixer import MonotoneMixer
+from hmarl.trainer.mixing.replayed import ReplayedFragments
 from hmarl.trainer.mixing.settings import MixingFields, UtilityFields
 from hmarl.trainer.mixing.team_value import Batch, TeamValue
 from hmarl.trainer.networks.distributions import Categorical
@@ -58,6 +59,7 @@ class Maven(Algorithm):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = MavenSettings
     discrete_only: ClassVar[bool] = True
+    greedy: ClassVar[bool] = True
     live_metrics: ClassVar[tuple[str, ...]] = ("td_loss", "latent_entropy")
     plots: ClassVar[tuple[Plot, ...]] = (
         PanelPlot(
@@ -97,11 +99,8 @@ class Maven(Algorithm):
         self.discriminator_optimiser = FlatAdam(
             self.discriminator_theta, settings.learning_rate, settings.max_gradient_norm
         )
-        self.replay = Replay(settings.replay_capacity)
-        self.exploration = Exploration(
-            settings.epsilon_start, settings.epsilon_final, settings.exploration_steps, device
-        )
-        agents = EpsilonGreedyActing(self.local_acting, self.exploration, self.noise_generator)
+        self.fragments = ReplayedFragments(settings, self.noise_generator)
+        agents = EpsilonGreedyActing(self.local_acting, self.fragments.exploration, self.noise_generator)
         self.acting = self.under_latents = LatentActing(
             agents, self.latent_policy, self.state_normaliser, self.noise_generator
         )
@@ -115,13 +114,9 @@ class Maven(Algorithm):
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Store the rollout, improve π(z|s₀) on its episodes, and everything else on replayed fragments."""
-        settings, schedule = self.settings, self.schedule(progress)
-        self.exploration.frames += rollout.steps * rollout.batch_size
+        schedule = self.schedule(progress)
         # 2: the rollout's fragments of episodes go to the replay buffer
-        rows = cut_into_fragments(rollout, settings.chunk_length or rollout.steps)
-        if all_finite(rows):
-            del rows["extras.first_state"], rows["extras.earned"]  # of π(z|s₀) alone
-            self.replay.add(rows)
+        self.fragments.store(rollout, without=("extras.first_state", "extras.earned"))  # of π(z|s₀) alone
         self.update_normalisers(rollout)
         self.value.scale.update(rollout)
         # 3: π(z|s₀) climbs the returns of the episodes that ended
@@ -130,14 +125,12 @@ class Maven(Algorithm):
         ended = rollout.ended & returns.isfinite()
         first_states = self.state_normaliser(rollout.extras["first_state"][ended])
         metrics = self.latent_policy.learn(first_states, rollout.extras["latent"][ended], returns[ended], schedule)
-        metrics |= {"epsilon": self.exploration.epsilon, "replay_fragments": float(len(self.replay))}
+        metrics |= self.fragments.metrics()
         # 4: utilities, mixing and discriminator on fragments drawn from the buffer
-        steps = settings.gradient_steps if len(self.replay) else 0
-        return metrics | mean_metrics(self._improve(schedule) for _ in range(steps))
+        return metrics | mean_metrics(self._improve(rows, schedule) for rows in self.fragments.draws())
 
-    def _improve(self, schedule: float) -> dict[str, Tensor]:
+    def _improve(self, rows: Rows, schedule: float) -> dict[str, Tensor]:
         """One gradient step on fragments drawn from the replay buffer; the targets follow."""
-        rows = self.replay.sample(self.settings.batch_fragments, self.noise_generator)
         batch = self.prepare(rows)
         utilities = self.value.utilities(self.value.learnt, batch)
         loss, metrics = self.loss(
@@ -217,22 +210,21 @@ class Maven(Algorithm):
             policy=self.policies[group],
             member=member,
             instructing=Instructing.of(FixedPreference(self.latent_policy.mean.log()), interval=None),
-            greedy=True,
+            greedy=self.greedy,
         )
 
     def components(self) -> StateDict:
         """The shared parts, π(z|s₀), mixer, discriminator, target networks, optimisers and counters."""
-        parts = super().components() | self.value.components()
+        parts = super().components() | self.value.components() | self.fragments.components()
         return parts | {
             "latent_policy": self.latent_policy,
             "discriminator": self.discriminator_theta,
             f"optimisers.{len(self.value.optimisers)}": self.discriminator_optimiser,
-            "frames": self.exploration.frames,
         }
 
     def experience(self) -> StateDict:
         """The replay buffer."""
-        return {"replay": self.replay}
+        return self.fragments.experience()
 
 
 def episode_returns(rollout: Rollout) -> tuple[Tensor, Tensor]:

@@ -22,14 +22,13 @@ import torch
 
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
-from hmarl.trainer.contract.deployable import DeployablePolicy
-from hmarl.trainer.experience.replay import Replay, all_finite, cut_into_fragments
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.reward_scale import runaway_advice
-from hmarl.trainer.mixing.acting import EpsilonGreedyActing, Exploration
+from hmarl.trainer.mixing.acting import EpsilonGreedyActing
 from hmarl.trainer.mixing.mixer import MonotoneMixer
 from hmarl.trainer.mixing.plots import VALUE_PLOTS
+from hmarl.trainer.mixing.replayed import ReplayedFragments
 from hmarl.trainer.mixing.settings import MixingFields, UtilityFields
 from hmarl.trainer.mixing.team_value import TeamValue
 from hmarl.trainer.networks.settings import AlgorithmSettings
@@ -45,6 +44,7 @@ class Qmix(Algorithm):
 
     settings_class: ClassVar[type[AlgorithmSettings]] = QmixSettings
     discrete_only: ClassVar[bool] = True
+    greedy: ClassVar[bool] = True
     live_metrics: ClassVar[tuple[str, ...]] = ("td_loss", "epsilon")
     plots: ClassVar[tuple[Plot, ...]] = VALUE_PLOTS
     settings: QmixSettings
@@ -61,50 +61,29 @@ class Qmix(Algorithm):
             settings.activation,
         )
         self.value = TeamValue(self.actors, self.state_normaliser, mixer, settings, generator)
-        self.replay = Replay(settings.replay_capacity)
-        self.exploration = Exploration(
-            settings.epsilon_start, settings.epsilon_final, settings.exploration_steps, device
-        )
-        self.acting = EpsilonGreedyActing(self.local_acting, self.exploration, self.noise_generator)
+        self.fragments = ReplayedFragments(settings, self.noise_generator)
+        self.acting = EpsilonGreedyActing(self.local_acting, self.fragments.exploration, self.noise_generator)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Store the rollout, and learn from replayed fragments."""
-        settings, schedule = self.settings, self.schedule(progress)
+        schedule = self.schedule(progress)
         # 2: the rollout's fragments of episodes go to the replay buffer
-        rows = cut_into_fragments(rollout, settings.chunk_length or rollout.steps)
-        if all_finite(rows):
-            self.replay.add(rows)
-        self.exploration.frames += rollout.steps * rollout.batch_size
+        self.fragments.store(rollout)
         self.update_normalisers(rollout)
         self.value.scale.update(rollout)
         # 3: θ ← descent on E[ (Q_tot(s, a) − y)² ]; θ⁻ ← (1 − τ)·θ⁻ + τ·θ
-        metrics = mean_metrics(
-            self.value.improve(
-                self.value.prepare(self.replay.sample(settings.batch_fragments, self.noise_generator)), schedule
-            )
-            for _ in range(settings.gradient_steps if len(self.replay) else 0)
-        )
-        return metrics | {"epsilon": self.exploration.epsilon, "replay_fragments": float(len(self.replay))}
+        drawn = map(self.value.prepare, self.fragments.draws())
+        metrics = mean_metrics(self.value.improve(batch, schedule) for batch in drawn)
+        return metrics | self.fragments.metrics()
 
     def advice(self, metrics: dict[str, float]) -> str | None:
         """Values that run away."""
         return runaway_advice(metrics, self.settings.gamma, self.settings.normalise_values)
 
-    def deployable(self, agent: int) -> DeployablePolicy:
-        """The greedy policy of the agent's utility."""
-        group, member = self.position[agent]
-        return DeployablePolicy.create(
-            self.spec.agents[agent],
-            normaliser=self.observation_normalisers[group],
-            policy=self.policies[group],
-            member=member,
-            greedy=True,
-        )
-
     def components(self) -> StateDict:
         """The shared parts, the mixer, target networks, optimisers and counters."""
-        return super().components() | self.value.components() | {"frames": self.exploration.frames}
+        return super().components() | self.value.components() | self.fragments.components()
 
     def experience(self) -> StateDict:
         """The replay buffer."""
-        return {"replay": self.replay}
+        return self.fragments.experience()

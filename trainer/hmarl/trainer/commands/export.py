@@ -20,7 +20,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.commands.shared import need_extra, need_torch, read_config
 
 if TYPE_CHECKING:
-    from hmarl.runtime.bundle import StudentsModel
+    from hmarl.runtime.bundle import Bundle, StudentsModel
 
 
 @command(
@@ -78,28 +78,43 @@ def export(
     need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone
-    from hmarl.runtime.bundle import to_plain
     from hmarl.trainer.export.export import export_run
 
     console = make_console(stderr=True)
     distillation = _distillation(console, run, distil, settings, restart_students)
     if distillation is not None and distillation.told != "nothing":
-        for option, given in (("--out", out), ("--name", name), ("--sign", sign), ("--leapp", leapp or None)):
-            if given is not None:
-                raise UsageError(
-                    f"{option}: got {given}, expected nothing with distillation.told={distillation.told}: students who "
-                    "are told more than their agents see are reported on, and no bundle is written"
-                )
+        _refuse_of_bundles(distillation.told, {"--out": out, "--name": name, "--sign": sign, "--leapp": leapp or None})
         _diagnose(console, run, checkpoint, distillation, restart_students, as_json)
         return
     target = out or run / "bundle"
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
     with _saying_what_is_kept(console, run, distillation, restart_students):
         bundle = export_run(run, target, checkpoint, name, distillation, restart_students, redistil, signer, leapp)
-    again = bundle.manifest.training.get("redistillation")
+    _report(console, bundle, target, signer)
+    if as_json:
+        print_json(_document(bundle, target))
+
+
+def _refuse_of_bundles(told: str, given: dict[str, Any]) -> None:
+    """Refuse what is given for a bundle where none is written.
+
+    Raises:
+        UsageError: so it is.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name}: got {value}, expected nothing with distillation.told={told}: students who are told more "
+                "than their agents see are reported on, and no bundle is written"
+            )
+
+
+def _report(console: Console, bundle: Bundle, target: Path, signer: Signer | None) -> None:
+    """What the bundle has, and what to do next."""
     parity, students = bundle.manifest.parity[0], bundle.manifest.students
     if students is not None:
         _report_students(console, students)
+    again = bundle.manifest.training.get("redistillation")
     if again is not None:
         _report_redistillation(console, again)
     console.print(
@@ -108,10 +123,17 @@ def export(
         f"{parity.near_ties} near ties{'' if signer is None else f'; signed by {signer.name}'}\n"
         f"next: hmarl-verify {target}\n      hmarl-fleet {target} --out endpoints.json",
     )
-    if as_json:
-        document = {"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(parity)}
-        document |= {} if students is None else {"students": to_plain(students)}
-        print_json(document | ({} if again is None else {"redistillation": again}))
+
+
+def _document(bundle: Bundle, target: Path) -> dict[str, Any]:
+    """The same for programs."""
+    from hmarl.runtime.bundle import to_plain
+
+    manifest = bundle.manifest
+    document = {"bundle": str(target), "sha256": bundle.sha256, "parity": to_plain(manifest.parity[0])}
+    document |= {} if manifest.students is None else {"students": to_plain(manifest.students)}
+    again = manifest.training.get("redistillation")
+    return document | ({} if again is None else {"redistillation": again})
 
 
 def _signer(key: Path | None, certificate: Path | None, passphrase_file: Path | None) -> Signer | None:

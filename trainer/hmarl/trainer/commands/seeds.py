@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hmarl.trainer.runs.many_seeds import ManyRuns
     from hmarl.trainer.together.company import Outcome
 
+_LONGEST = 40  # characters of seeds in a directory's name
+
 Report = Callable[[Console, dict[str, Any], Path], None]
 """Shows the summary of a run in a directory."""
 
@@ -25,6 +27,12 @@ def _read(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError
     return seeds
+
+
+def seeds_shown(seeds: Sequence[int]) -> str:
+    """Seeds in the name of a directory, which may not be long."""
+    shown = "-".join(map(str, seeds))
+    return shown if len(shown) <= _LONGEST else f"{seeds[0]}-and-{len(seeds) - 1}-more"
 
 
 SEEDS = Kind("N,N,...", "seeds that differ, divided by commas", _read)
@@ -40,7 +48,7 @@ def train_seeds(console: Console, open_runs: Callable[[StopRequest], ManyRuns], 
         as_json: whether all summaries are printed as well.
 
     Raises:
-        Exception: that ended one of them; the others have come to their end before it is raised.
+        Exception: that ended one of them, with what ended others; all have come to their end before it is raised.
     """
     with stop_on_signals() as stop:
         many = open_runs(stop)
@@ -51,6 +59,8 @@ def train_seeds(console: Console, open_runs: Callable[[StopRequest], ManyRuns], 
         finally:
             many.close()
         if any(isinstance(outcome.error, KeyboardInterrupt) for outcome in outcomes):
+            for told in _failures(many, outcomes).values():
+                console.print(told)
             return _stopped(console, many, stop, saved=True)
     return _told(console, many, outcomes, report, as_json)
 
@@ -64,6 +74,16 @@ def _stopped(console: Console, many: ManyRuns, stop: StopRequest, saved: bool) -
     return ExitCode.INTERRUPTED
 
 
+def _failures(many: ManyRuns, outcomes: Sequence[Outcome[dict[str, Any]]]) -> dict[BaseException, str]:
+    """What ended runs before their end, each error once, though several runs met it; and what is said of it."""
+    failures: dict[BaseException, str] = {}
+    for run, outcome in zip(many.runs, outcomes, strict=True):
+        error = outcome.error
+        if error is not None and error not in failures and not isinstance(error, KeyboardInterrupt):
+            failures[error] = "; ".join((f"{run.directory}: {error}", *getattr(error, "__notes__", ())))
+    return failures
+
+
 def _told(
     console: Console, many: ManyRuns, outcomes: Sequence[Outcome[dict[str, Any]]], report: Report, as_json: bool
 ) -> int:
@@ -75,9 +95,11 @@ def _told(
             summaries.append({"run": str(run.directory), **outcome.value})
     if as_json:
         print_json({"runs": summaries})
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
+    if failures := _failures(many, outcomes):
+        first, *others = failures
+        for other in others:
+            first.add_note(failures[other])
+        raise first
     if problems := [f"{each['run']}: {'; '.join(each['problems'])}" for each in summaries if each["problems"]]:
         from hmarl.trainer.records.problems import IncompleteError
 

@@ -17,7 +17,7 @@ from hmarl.sdk.commands._common import print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.commands.seeds import SEEDS, train_seeds
+from hmarl.trainer.commands.seeds import SEEDS, seeds_shown, train_seeds
 from hmarl.trainer.commands.shared import (
     announce_ray,
     check_makeable,
@@ -98,8 +98,43 @@ def train(
     says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
-    given = algorithm or env or settings or preset or outs or seed is not None or seeds or device
-    if resume and given:
+    _check_together(algorithm, env, resume, seed, seeds, ray_address, others=(settings, preset, outs, device))
+    _check_places(outs, seeds)
+    need_extra("hmarl-train")
+    check_ray(ray_address)
+    if len(resume) > 1:
+        return _resumed_at_once(console, resume, steps, as_json)
+    if resume:
+        running = _resumed(console, resume[0], steps, ray_address)
+    else:
+        assert algorithm is not None and env is not None  # noqa: PT018
+        for out in outs:
+            if not (out / "config.json").exists():  # else it is told below whose it is
+                check_writable(out, f"--out {out}")
+        flags = {"steps": steps, "seed": seed, "device": device}
+        requests = _requested(algorithm, env, [{**flags, "seed": one} for one in seeds or (seed,)], settings, preset)
+        if seeds is not None:
+            return _train_at_once(console, requests, outs, as_json)
+        running = _created(console, requests[0], next(iter(outs), None), ray_address)
+    return _train(console, running, as_json)
+
+
+def _check_together(
+    algorithm: str | None,
+    env: str | None,
+    resume: tuple[Path, ...],
+    seed: int | None,
+    seeds: tuple[int, ...] | None,
+    ray_address: str | None,
+    others: Sequence[object],
+) -> None:
+    """Refuse a command that says neither what is begun nor what is resumed, or both; ``others`` belong to a beginning.
+
+    Raises:
+        UsageError: so it is.
+    """
+    begins = algorithm or env or seed is not None or seeds or any(others)
+    if resume and begins:
         raise UsageError(
             "--resume: takes everything from the run's config.json; only --steps and --ray may be given with it"
         )
@@ -109,48 +144,25 @@ def train(
             f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
             "hmarl-algorithms and hmarl-envs list what there is"
         )
-    if seed is not None and seeds is not None:
-        raise UsageError("--seeds: got --seed as well, expected one of them")
-    if ray_address is not None and (seeds is not None or len(resume) > 1):
-        raise UsageError("--ray: got several seeds as well, which one process trains; expected one of both")
-    _check_places(outs, seeds)
-    need_extra("hmarl-train")
-    check_ray(ray_address)
-    if len(resume) > 1:
-        return _resumed_at_once(console, resume, steps, as_json)
-    if resume:
-        (directory,) = resume
-        _refuse_idle_ray(ray_address, read_config(directory).run_settings().workers)  # is there a run?
-        need_torch("hmarl-train")
-        log_to_standard_error()
-        running = _resumed(console, directory, steps, _source(console, ray_address))
-    else:
-        assert algorithm is not None and env is not None  # noqa: PT018
-        for out in outs:
-            if not (out / "config.json").exists():  # else it is told below whose it is
-                check_writable(out, f"--out {out}")
-        from hmarl.trainer.runs.request import requested
-
-        flags = {"steps": steps, "seed": seed, "device": device}
-        makeable = partial(check_makeable, "hmarl-train")
-        if seeds is not None:
-            each = [requested(algorithm, env, {**flags, "seed": one}, settings, preset, makeable) for one in seeds]
-            return _train_at_once(console, each, outs, as_json)
-        request = requested(algorithm, env, flags, settings, preset, makeable)
-        _refuse_idle_ray(ray_address, request.run.get("workers", 0))
-        need_torch("hmarl-train")
-        log_to_standard_error()
-        chosen = next(iter(outs), None)
-        config = _configured(console, request, chosen)
-        running = _created(console, config, request.preset, chosen, _source(console, ray_address))
-    return _trained(console, running, as_json)
+    if seeds is not None or len(resume) > 1:
+        _refuse_beside_seeds("--resume" if resume else "--seeds", seed, ray_address)
 
 
-def _trained(console: Console, running: Run, as_json: bool) -> int:
-    """Train a run to its end, or until it is stopped; returns the exit code.
+def _requested(
+    algorithm: str, env: str, flags: Sequence[dict[str, Any]], settings: tuple[str, ...], preset: str | None
+) -> list[Request]:
+    """What is asked for, once for each of ``flags``, with what else is given and what the preset says."""
+    from hmarl.trainer.runs.request import requested
+
+    makeable = partial(check_makeable, "hmarl-train")
+    return [requested(algorithm, env, each, settings, preset, makeable) for each in flags]
+
+
+def _train(console: Console, running: Run, as_json: bool) -> int:
+    """Train a run until it has ended or is stopped, and report; returns the exit code.
 
     Raises:
-        IncompleteError: it is trained, but something beside it failed.
+        IncompleteError: it has trained, but something else has failed.
     """
     from hmarl.trainer.runs.stopping import Interrupted
 
@@ -184,6 +196,21 @@ def _check_places(outs: Sequence[Path], seeds: Sequence[int] | None) -> None:
         raise UsageError(f"--out: got {len(outs)} directories, expected {expected}")
 
 
+def _refuse_beside_seeds(option: str, seed: int | None, ray_address: str | None) -> None:
+    """What several seeds at once, asked for by an option, do not go with.
+
+    Raises:
+        UsageError: it was given.
+    """
+    if seed is not None:
+        raise UsageError("--seeds: got --seed as well, expected one of them")
+    if ray_address is not None:
+        raise UsageError(
+            f"{option}: got --ray as well, expected one of them: all seeds are trained in this process; one "
+            "seed at a time has workers on a cluster"
+        )
+
+
 def _train_at_once(console: Console, requests: Sequence[Request], outs: Sequence[Path], as_json: bool) -> int:
     """Runs that differ in their seeds, in directories below the only one of ``outs``, or one in each; returns the exit
     code.
@@ -198,10 +225,10 @@ def _train_at_once(console: Console, requests: Sequence[Request], outs: Sequence
     if len(given) == 1:
         refuse_other_run(given[0])
         given = [given[0] / f"seed{seed}" for seed in seeds]
-    first = _configured(console, requests[0], next(iter(given), None))
+    first = _configured(console, requests[0], next(iter(given), None), len(seeds))
     check_many_seeds(first)
     configs = [first.model_copy(update={"run": {**first.run, "seed": seed}}) for seed in seeds]
-    root = _default_directory(first, f"seeds{'-'.join(map(str, seeds))}")
+    root = _default_directory(first, f"seeds{seeds_shown(seeds)}")
     directories = given or [root / f"seed{seed}" for seed in seeds]
     console.print(
         f"training {first.algorithm} on {first.environment} with the seeds {_listed(seeds)} at once, for "
@@ -260,8 +287,12 @@ def _source(console: Console, address: str | None) -> MakeSource:
     return partial(rollout_source, make_hands=ray_hands(address, console.print))
 
 
-def _resumed(console: Console, directory: Path, steps: int | None, make_source: MakeSource) -> Run:
-    """The run in ``directory``, ready to go on."""
+def _resumed(console: Console, directory: Path, steps: int | None, ray_address: str | None) -> Run:
+    """The run in ``directory``, ready to go on; on Ray where there is an address."""
+    _refuse_idle_ray(ray_address, read_config(directory).run_settings().workers)  # is there a run?
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    make_source = _source(console, ray_address)
     from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.run import Run
 
@@ -278,8 +309,13 @@ def _announce_resumed(console: Console, run: Run) -> None:
     console.print(f"resuming {run.directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
 
 
-def _created(console: Console, config: RunConfig, used: str, out: Path | None, make_source: MakeSource) -> Run:
-    """A new run in ``out``, or where runs go by default; ``used`` says on which preset it is based."""
+def _created(console: Console, request: Request, out: Path | None, ray_address: str | None) -> Run:
+    """A new run in ``out``, or where runs go by default; on Ray where there is an address."""
+    _refuse_idle_ray(ray_address, request.run.get("workers", 0))
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    config = _configured(console, request, out)
+    make_source = _source(console, ray_address)
     from hmarl.trainer.runs.run import Run
 
     directory = out or _default_directory(config, f"seed{config.run['seed']}")
@@ -287,7 +323,7 @@ def _created(console: Console, config: RunConfig, used: str, out: Path | None, m
         check_writable(directory, f"{directory} (--out chooses another)")
     console.print(
         f"training {config.algorithm} on {config.environment} for {config.run['steps']:,} steps into {directory}"
-        f"{f' ({used})' if used else ''}"
+        f"{f' ({request.preset})' if request.preset else ''}"
     )
     _announce_building(console, config)
     return Run.create(config, directory, make_source)
@@ -301,8 +337,8 @@ def _announce_building(console: Console, config: RunConfig) -> None:
     console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
-def _configured(console: Console, request: Request, out: Path | None) -> RunConfig:
-    """The run's config, with as many environments as fit."""
+def _configured(console: Console, request: Request, out: Path | None, at_once: int = 1) -> RunConfig:
+    """The run's config, with as many environments as fit where so many runs are trained at once."""
     from hmarl.trainer.runs.config import make_config
     from hmarl.trainer.runs.directory import refuse_other_run
     from hmarl.trainer.runs.environment_count import fitted_run
@@ -317,7 +353,7 @@ def _configured(console: Console, request: Request, out: Path | None) -> RunConf
             RunLock(out).release()  # a run that is going on is told from one that has ended
         refuse_other_run(out)
         check_writable(out, f"--out {out}")
-    return config(fitted_run(request.environment, request.arguments, request.run, console.print))
+    return config(fitted_run(request.environment, request.arguments, request.run, console.print, at_once))
 
 
 def _default_directory(config: RunConfig, seeded: str) -> Path:

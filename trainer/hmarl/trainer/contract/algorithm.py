@@ -25,6 +25,7 @@ from hmarl.trainer.contract.stand_ins import StandIns
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Decision, Rollout
 from hmarl.trainer.learning.critic import Critic
+from hmarl.trainer.learning.twin_critic import TwinCritic
 from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.normalisation import RunningNormaliser, seen_as_it_is
 from hmarl.trainer.networks.optimiser import FlatAdam
@@ -51,6 +52,7 @@ class Algorithm:
         actors: the local policies as pure functions.
         local_acting: how the local policies act.
         acting: how the team acts while it learns: so, unless the algorithm puts another part here.
+        greedy: whether its deployed policies take their best action always, having learnt what each is worth.
         exportable: whether there are local policies, which can be exported.
         many_seeds: whether several seeds can be trained at once: the local policies act, and all steps are descents
             (``together.descent``).
@@ -64,6 +66,7 @@ class Algorithm:
 
     settings_class: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     discrete_only: ClassVar[bool] = False
+    greedy: ClassVar[bool] = False
     exportable: ClassVar[bool] = True
     many_seeds: ClassVar[bool] = False
     distils: ClassVar[bool] = False
@@ -269,6 +272,7 @@ class Algorithm:
             policy=self.policies[group],
             member=member,
             instructing=self.instructing(agent),
+            greedy=self.greedy,
         )
 
     def components(self) -> StateDict:
@@ -284,7 +288,7 @@ class Algorithm:
 
     def acting_components(self) -> StateDict:
         """Those of the components that acting may depend on: whoever acts elsewhere needs no critics and optimisers."""
-        learns_only = (FlatAdam, Critic)
+        learns_only = (FlatAdam, Critic, TwinCritic)
         return {name: part for name, part in self.components().items() if not isinstance(part, learns_only)}
 
     def experience(self) -> StateDict:

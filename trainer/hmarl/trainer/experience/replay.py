@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hmarl.sdk.errors import UsageError
 from hmarl.trainer.experience.finite import are_finite
 from hmarl.trainer.experience.rollout import Rollout
 
@@ -152,7 +153,11 @@ class Replay:
         return self.count
 
     def add(self, rows: Rows) -> None:
-        """Append rows, [F, ...] by name, the same names and shapes at every call."""
+        """Append rows, [F, ...] by name, the same names and shapes at every call.
+
+        Raises:
+            UsageError: there is no memory for so many of them.
+        """
         if not self._storage:
             self._allocate(rows)
         added = len(next(iter(rows.values())))
@@ -165,7 +170,14 @@ class Replay:
         self.count = min(self.count + added, self.capacity)
 
     def _allocate(self, rows: Rows) -> None:
-        self._storage = {name: values.new_zeros(self.capacity, *values.shape[1:]) for name, values in rows.items()}
+        try:
+            self._storage = {name: values.new_zeros(self.capacity, *values.shape[1:]) for name, values in rows.items()}
+        except (RuntimeError, MemoryError) as error:
+            row_bytes = sum(values[0].nbytes for values in rows.values())
+            raise UsageError(
+                f"algorithm.replay_capacity: got {self.capacity:,}, for which this machine lacks the memory; expected "
+                f"fewer: each takes {row_bytes:,} bytes"
+            ) from error
 
     def sample(self, size: int, generator: torch.Generator) -> Rows:
         """``size`` rows, drawn uniformly with replacement.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import chain, count
@@ -23,6 +24,7 @@ from hmarl.runtime.bundle import (
     Bundle,
     EnvironmentModel,
     ParityModel,
+    StudentsModel,
     UsageError,
     check_printable,
     check_target,
@@ -41,11 +43,11 @@ from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.deployable import check_size
 from hmarl.trainer.contract.local_team import LocalPolicies
 from hmarl.trainer.export.graphs import OPSET, Graph, file_stems, onnx_bytes
-from hmarl.trainer.export.instruction_choice import decide_choice
+from hmarl.trainer.export.instruction_choice import ChosenChoice, decide_choice
 from hmarl.trainer.export.leapp import leapp_files
 from hmarl.trainer.export.model_card import model_card
 from hmarl.trainer.export.parity import TOLERANCES, Parity, ParityError, compare, interleaved, record
-from hmarl.trainer.export.redistillation import redistil
+from hmarl.trainer.export.redistillation import Redistillation, redistil
 from hmarl.trainer.export.samples import batch_sizes, example_inputs, recorded_rows, rollout_observations
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.config import RunConfig
@@ -92,31 +94,18 @@ def export_run(
     """
     name = _bundle_name(run, name)
     config = RunConfig.read(run)
-    algorithm = find_algorithm(config.algorithm)
-    if distillation is None and algorithm.distils:
-        distillation = validate(DistillationSettings, {}, "distillation")
-    if distillation is None:
-        algorithm.check_exportable(config.settings())
-    else:
-        distillation.check_deployable()
+    distillation = _distillation(config, distillation)
     check_target(target)  # not after hours of distilling
     check_writable(target.absolute().parent, f"--out {target}")
     loaded = load_run(run, checkpoint)
-    distilled: Distilled | None = None
-    if distillation is not None:
-        distilled = distil_run(
-            run, loaded.algorithm, loaded.config, loaded.checkpoint, distillation, restart=restart_students
-        )
-    chosen = None if distilled else decide_choice(loaded)
-    again = redistil(loaded, chosen) if redistilling and chosen is not None else None
-    chosen = chosen if again is None else again.chosen
-    graphs = graphs_of(
-        loaded.spec, distilled.students if distilled else loaded.algorithm, None if chosen is None else chosen.choice
-    )
+    if distillation is None:
+        deployed = _as_trained(loaded, redistilling)
+    else:
+        deployed = _distilled(run, loaded, distillation, restart_students)
+    graphs = graphs_of(loaded.spec, deployed.policies, deployed.choice)
     files = {graph.file: onnx_bytes(graph) for graph in graphs}
     samples = rollout_observations(config.environment, config.environment_arguments, loaded.spec)
     parity, records = check_all(graphs, files, samples, loaded)
-    students = distilled.report if distilled else None
     plots = {f"plots/{file}": content for file, content in run_plots(run, config, loaded.algorithm).items()}
     card = model_card(
         loaded.config,
@@ -126,22 +115,84 @@ def export_run(
         _parity_row(parity),
         name,
         plots,
-        students,
-        chosen,
-        again,
+        deployed.report,
+        deployed.chosen,
+        deployed.again,
         _price(run, files),
     )
-    manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
-    if again is not None:
-        manifest["training"]["redistillation"] = again.plain()
-    if chosen is not None:
-        manifest["training"]["instruction_choice"] = chosen.plain()
-    if distilled:
-        manifest["students"] = to_plain(distilled.report)
-        manifest["evaluation"] = {**manifest["evaluation"], "students": distilled.evaluation}
+    manifest = _whole_manifest(loaded, graphs, parity, name, deployed)
     described = _described_for_leapp(manifest, graphs, files) if leapp else {}
     everything = {**files, **records, **plots, **described, "README.md": card.encode()}
     return write_bundle(target, manifest, everything, signer)
+
+
+@dataclass(frozen=True)
+class _Deployed:
+    """What of a run its bundle has.
+
+    Attributes:
+        policies: of the agents.
+        distilled: what a distillation came to, whose students these are; None where they are the algorithm's own.
+        chosen: how these choose their instructions; None where they have none.
+        again: what came of distilling local conductors once more; None where that was not done.
+    """
+
+    policies: LocalPolicies
+    distilled: Distilled | None = None
+    chosen: ChosenChoice | None = None
+    again: Redistillation | None = None
+
+    @property
+    def report(self) -> StudentsModel | None:
+        return None if self.distilled is None else self.distilled.report
+
+    @property
+    def choice(self) -> InstructionChoice | None:
+        return None if self.chosen is None else self.chosen.choice
+
+
+def _distillation(config: RunConfig, given: DistillationSettings | None) -> DistillationSettings | None:
+    """How the run is distilled; None where its own policies are exported.
+
+    Raises:
+        UsageError: it has none, or students that see more than their agents will.
+    """
+    algorithm = find_algorithm(config.algorithm)
+    if given is None and algorithm.distils:
+        given = validate(DistillationSettings, {}, "distillation")
+    if given is None:
+        algorithm.check_exportable(config.settings())
+    else:
+        given.check_deployable()
+    return given
+
+
+def _distilled(run: Path, loaded: LoadedRun, settings: DistillationSettings, restart: bool) -> _Deployed:
+    """Students of the run's teacher; see ``distil_run``."""
+    distilled = distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, settings, restart=restart)
+    return _Deployed(distilled.students, distilled)
+
+
+def _as_trained(loaded: LoadedRun, redistilling: bool) -> _Deployed:
+    """The algorithm's own policies, and how they choose their instructions; local conductors may learn once more."""
+    chosen = decide_choice(loaded)
+    again = redistil(loaded, chosen) if redistilling and chosen is not None else None
+    return _Deployed(loaded.algorithm, None, chosen if again is None else again.chosen, again)
+
+
+def _whole_manifest(
+    loaded: LoadedRun, graphs: list[Graph], parity: Parity, name: str, deployed: _Deployed
+) -> dict[str, Any]:
+    """The manifest with what came of evaluating, distilling and choosing."""
+    manifest = {**_manifest(loaded, graphs, parity, name), "evaluation": loaded.evaluation}
+    if deployed.again is not None:
+        manifest["training"]["redistillation"] = deployed.again.plain()
+    if deployed.chosen is not None:
+        manifest["training"]["instruction_choice"] = deployed.chosen.plain()
+    if deployed.distilled is not None:
+        manifest["students"] = to_plain(deployed.distilled.report)
+        manifest["evaluation"] = {**manifest["evaluation"], "students": deployed.distilled.evaluation}
+    return manifest
 
 
 def _described_for_leapp(manifest: dict[str, Any], graphs: list[Graph], files: dict[str, bytes]) -> dict[str, bytes]:

@@ -94,7 +94,7 @@ def _inputs(agent: AgentModel) -> dict[str, dict[str, Any]]:
     """What LEAPP is told of each input, by its name."""
     observation = _tensor(agent.observation.shape, agent.observation.dtype, agent.observation.meaning)
     names = [f"{part}[{at}]" for part, length in agent.observation_layout for at in range(length)]
-    if names:
+    if names and len(agent.observation.shape) == 1:  # a picture's numbers have no names
         observation["element_names"] = [None, names]
     found = {agent.observation.name: observation}
     for given in filter(None, (agent.action_mask, agent.step)):

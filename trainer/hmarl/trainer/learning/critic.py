@@ -49,6 +49,11 @@ class _Targets:
     chosen: Tensor | None
     there: Tensor | None
 
+    @property
+    def units(self) -> int:
+        """M."""
+        return len(self.states)
+
     def take(self, units: Tensor) -> _Targets:
         """Of the states ``units`` [u] int64."""
         chosen, there = (None if each is None else each[units] for each in (self.chosen, self.there))

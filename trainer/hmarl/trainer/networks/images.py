@@ -76,11 +76,16 @@ class ImageEncoder:
         """As the settings say; None for what is no picture.
 
         Raises:
-            UsageError: pictures are too small.
+            UsageError: pictures are too small, or too little would be left of them.
         """
         if image is None:
             return None
-        kind = settings.image_encoder
+        kind, most = settings.image_encoder, 2 * min(image.height, image.width)
+        if settings.image_downsample > most:
+            raise UsageError(
+                f"algorithm.image_downsample: got {settings.image_downsample} for pictures of {image}, expected at "
+                f"most {most}: nothing would be left of them"
+            )
         if kind == "auto":
             fits = cls(image, "nature", settings.image_downsample).least_side >= 1
             kind = "nature" if fits else "small"

@@ -234,4 +234,5 @@ def validate(model: type[S], values: dict[str, Any], prefix: str, algorithm: str
         # Words after the first are a union's branches, which no user has typed.
         place = (str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int))
         key = ".".join(place)
-        raise UsageError(f"{prefix}.{key}: got {problem['input']!r}, expected: {problem['msg']}") from error
+        expected = problem["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{prefix}.{key}: got {problem['input']!r}, expected: {expected}") from error

@@ -56,6 +56,7 @@ class WandbTracker:
             id=known,
             resume="allow" if known else None,
             config=dict(facts.config),
+            reinit="create_new",  # seeds at once have a run each
             settings=wandb.Settings(console="off", silent=True, init_timeout=60),
         )
         self._run.define_metric("steps")
@@ -88,15 +89,26 @@ class MlflowTracker:
         """A new run in the experiment."""
         from mlflow.entities import Param  # noqa: PLC0415 - part of the mlflow extra
 
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found is not None else self._client.create_experiment(name)
-        run_id = str(self._client.create_run(experiment, run_name=facts.name).info.run_id)
+        run_id = str(self._client.create_run(self._experiment(), run_name=facts.name).info.run_id)
         params = [Param(key, value[:500]) for key, value in _flat(facts.config).items()]
         for start in range(0, len(params), _PARAMS):
             self._client.log_batch(run_id, params=params[start : start + _PARAMS])
         _remember(facts, "mlflow", run_id)
         return run_id
+
+    def _experiment(self) -> str:
+        """The experiment's id; it is made where there is none."""
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415 - part of the mlflow extra
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
+        if (found := self._client.get_experiment_by_name(name)) is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except MlflowException:  # another run may have made it meanwhile
+            if (found := self._client.get_experiment_by_name(name)) is None:
+                raise
+            return str(found.experiment_id)
 
     def log(self, figures: Mapping[str, float], steps: int) -> None:
         """See ``Tracker``."""

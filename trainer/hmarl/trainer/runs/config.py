@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from hmarl.runtime.bundle import replace_file
 from hmarl.trainer.algorithms import find_algorithm
@@ -16,6 +16,8 @@ from hmarl.trainer.runs.settings import RunSettings
 
 if TYPE_CHECKING:
     import torch
+
+_SHOWN = 8  # runs of a directory that holds several
 
 
 class RunConfig(BaseModel):
@@ -34,6 +36,13 @@ class RunConfig(BaseModel):
         """An old run's without what has been retired since."""
         return without_retired(RunSettings, run)
 
+    @model_validator(mode="after")
+    def _before_pictures(self) -> Self:
+        """What is a picture now was a vector in runs of which no setting says how pictures are seen."""
+        if "image_encoder" not in self.algorithm_settings and self.environment.startswith("pettingzoo/"):
+            self.environment_arguments.setdefault("images", False)
+        return self
+
     def write(self, run: Path) -> None:
         """Into a run directory."""
         replace_file(run / "config.json", (self.model_dump_json(indent=1) + "\n").encode())
@@ -49,8 +58,7 @@ class RunConfig(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            advice = "this is a bundle, see hmarl-verify" if (run / "manifest.json").is_file() else "is it a run's?"
-            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); {advice}") from error
+            raise CheckpointError(f"run directory {run}: no config.json ({error.strerror}); {_instead(run)}") from error
         except ValueError as error:
             raise CheckpointError(f"run directory {run}: config.json is damaged ({error})") from error
 
@@ -62,6 +70,14 @@ class RunConfig(BaseModel):
     def run_settings(self) -> RunSettings:
         """The run's settings, checked."""
         return validate(RunSettings, self.run, "run", self.algorithm)
+
+
+def _instead(directory: Path) -> str:
+    """What to look at where a directory is no run's."""
+    if (directory / "manifest.json").is_file():
+        return "this is a bundle, see hmarl-verify"
+    below = sorted(config.parent.name for config in directory.glob("*/config.json"))
+    return f"it holds the runs {', '.join(below[:_SHOWN])}: name one of them" if below else "is it a run's?"
 
 
 def make_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hmarl.sdk.environment import CopyCost
@@ -11,13 +12,18 @@ from hmarl.sdk.environments.copies import Machine, evaluation_copies, measured_c
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.runs.settings import RunSettings
 
+# So often rollouts hold what is seen at a step: kept, and learnt from. Pictures take more than the games that they
+# show.
+_HELD = 2
 # Fewer environments collect for longer, so that an update still has something to learn from, but not without end.
 _LONGEST = 8
 
 Say = Callable[[str], None]
 
 
-def fitted_run(name: str, arguments: Mapping[str, Any], given: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def fitted_run(
+    name: str, arguments: Mapping[str, Any], given: Mapping[str, Any], say: Say, at_once: int = 1
+) -> dict[str, Any]:
     """A run's settings with numbers of environments and steps that suit the environment and this machine.
 
     Args:
@@ -25,23 +31,42 @@ def fitted_run(name: str, arguments: Mapping[str, Any], given: Mapping[str, Any]
         arguments: of the environment.
         given: the run's settings, from the user or a preset; a number of environments among them is kept.
         say: told what is measured and chosen, and that what was asked for does not fit.
+        at_once: how many such runs share the machine.
 
     Raises:
         UsageError: a setting out of range, or no such environment.
     """
     settings = validate(RunSettings, dict(given), "run")
     if "environments" in given:
-        _warn(name, arguments, settings, say)
+        _warn(name, arguments, settings, say, at_once)
         return dict(given)
-    default = settings.environments
-    count = fitted_count(name, arguments, default, say)
-    longer = settings.rollout_length * min(_LONGEST, default // count)
+    default, length = settings.environments, settings.rollout_length
+    cost = _cost(name, arguments, say)
+    count = max(_fitting(name, _with_rollouts(cost, length), default * at_once, say) // at_once, 1)
+    longer = length * max(1, min(_LONGEST, default // count, _rollouts_in_room(cost, count * at_once, length)))
     return {**given, "environments": count, "rollout_length": given.get("rollout_length", longer)}
+
+
+def _with_rollouts(cost: CopyCost | None, length: int) -> CopyCost | None:
+    """A copy with a rollout of it."""
+    return cost and replace(cost, memory_bytes=cost.memory_bytes + _HELD * length * cost.step_bytes)
+
+
+def _rollouts_in_room(cost: CopyCost | None, copies: int, length: int) -> int:
+    """How many such rollouts of each copy fit beside all of them."""
+    if cost is None or not cost.step_bytes:
+        return _LONGEST
+    return Machine.this().room_bytes(cost, copies) // (_HELD * length * cost.step_bytes)
 
 
 def fitted_count(name: str, arguments: Mapping[str, Any], wanted: int, say: Say) -> int:
     """``wanted`` where as many copies of the environment fit, else fewer, which is said."""
-    machine, cost = Machine.this(), _cost(name, arguments, say)
+    return _fitting(name, _cost(name, arguments, say), wanted, say)
+
+
+def _fitting(name: str, cost: CopyCost | None, wanted: int, say: Say) -> int:
+    """The same, given what a copy costs."""
+    machine = Machine.this()
     count = min(wanted, machine.any_number) if cost is None else machine.fitting(cost, wanted)
     if count < wanted:
         say(
@@ -60,18 +85,18 @@ def _cost(name: str, arguments: Mapping[str, Any], say: Say) -> CopyCost | None:
     return measured_cost(name, arguments)
 
 
-def _warn(name: str, arguments: Mapping[str, Any], settings: RunSettings, say: Say) -> None:
+def _warn(name: str, arguments: Mapping[str, Any], settings: RunSettings, say: Say, at_once: int) -> None:
     """Say so where the number that was asked for does not fit."""
-    count, machine = settings.environments, Machine.this()
+    count, machine = settings.environments * at_once, Machine.this()
     if copy_cost(name) is None and count <= machine.any_number:
         return
-    cost = _cost(name, arguments, say)
-    copies = count + evaluation_copies(name, settings.evaluation_episodes, count)
+    cost = _with_rollouts(_cost(name, arguments, say), settings.rollout_length)
+    copies = count + at_once * evaluation_copies(name, settings.evaluation_episodes, settings.environments)
     complaint = "" if cost is None else machine.complaint(cost, copies)
     if complaint:
         say(
-            f"warning: run.environments={count} and {copies - count} more to evaluate: {copies} copies of {name} need "
-            f"about {complaint}; going on, as asked"
+            f"warning: run.environments={settings.environments}{f' of {at_once} runs' if at_once > 1 else ''} and "
+            f"{copies - count} more to evaluate: {copies} copies of {name} need about {complaint}; going on, as asked"
         )
 
 

@@ -58,7 +58,10 @@ def check_many_seeds(config: RunConfig, option: str = "--seeds", instead: str = 
             f"{option}: got algorithm.recurrent=true, expected policies without memory; leave it out, or {instead}"
         )
     if workers := config.run_settings().workers:
-        raise UsageError(f"{option}: got run.workers={workers}, expected 0; leave it out, or {instead}")
+        raise UsageError(
+            f"{option}: got run.workers={workers}, expected 0: the environments of all seeds are stepped as one batch; "
+            f"leave it out, or {instead}"
+        )
 
 
 def check_resumed_seeds(configs: Sequence[RunConfig], directories: Sequence[Path]) -> None:
@@ -212,7 +215,12 @@ class SharedEnvironments:
         self._algorithms: list[Algorithm] = []
 
     def _check(self, name: str) -> None:
-        """Whether checkpoints can hold one seed's part of the environments' state."""
+        """Whether episodes depend on their own seeds alone, and checkpoints can hold one seed's part of the state."""
+        if not getattr(self.environment, "independent_copies", True):
+            raise UsageError(
+                f"--seeds: in {name} an episode depends on the seeds of all its copies, expected on its own alone; "
+                "train one seed at a time with --seed"
+            )
         state = self._collector.get_state() or {}
         for key, value in state.items():
             if value.shape[:1] != (self._size * self._seeds,):
@@ -429,7 +437,7 @@ class ManyRuns:
         def create(number: int, make_source: MakeSource, among: str) -> Run:
             return Run.create(configs[number], directories[number], make_source, among)
 
-        return cls._opened(configs, stop, create)
+        return cls._opened(configs, stop, create, Run.withdraw)
 
     @classmethod
     def resume(cls, directories: Sequence[Path], steps: int | None, stop: StopRequest) -> ManyRuns:
@@ -452,7 +460,7 @@ class ManyRuns:
         def resume(number: int, make_source: MakeSource, among: str) -> Run:
             return Run.resume(directories[number], steps, make_source, among)
 
-        many = cls._opened(configs, stop, resume)
+        many = cls._opened(configs, stop, resume, Run.close)
         try:
             many.check_in_step()
         except BaseException:
@@ -462,9 +470,13 @@ class ManyRuns:
 
     @classmethod
     def _opened(
-        cls, configs: Sequence[RunConfig], stop: StopRequest, open_run: Callable[[int, MakeSource, str], Run]
+        cls,
+        configs: Sequence[RunConfig],
+        stop: StopRequest,
+        open_run: Callable[[int, MakeSource, str], Run],
+        undo: Callable[[Run], None],
     ) -> ManyRuns:
-        """All of them, each opened by its number with its part of the environments."""
+        """All of them, each opened by its number with its part of the environments; ``undo`` where another fails."""
         shared = SharedEnvironments(configs)
         with ExitStack() as undone:
             undone.callback(shared.environment.close)
@@ -472,7 +484,7 @@ class ManyRuns:
             for number, config in enumerate(configs):
                 part = shared.part(number, config, stop)
                 run = open_run(number, partial(_given, part), f"seed {config.run_settings().seed}")
-                undone.callback(run.close)
+                undone.callback(undo, run)
                 shared.take(run.algorithm)
                 parts.append(part)
                 runs.append(run)

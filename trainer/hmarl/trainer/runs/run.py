@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,15 @@ class Run:
         cut = "; the environments, which cannot be saved, then begin new episodes"
         again = "" if self._parts.training.saves_environments else cut
         return f"saved {newest}. Continue with: {resume_command(self.directory)}{again}"
+
+    def withdraw(self) -> None:
+        """As if it had not been created: it has not been trained, and the same command can be typed again."""
+        try:
+            self._parts.close()
+        finally:
+            with suppress(OSError):
+                (self.directory / "config.json").unlink(missing_ok=True)
+            self._lock.discard()
 
     def close(self) -> None:
         """Free the environments, and the directory for another run."""

@@ -187,15 +187,19 @@ def _refuse_to_forget(name: str, algorithm: Algorithm) -> None:
 
 
 def _refuse_stale(name: str, algorithm: Algorithm) -> None:
-    """Older policies' rollouts are corrected where local policies act, each on its own.
+    """Older policies' rollouts are corrected where local policies act, each on its own, and learn from nothing else.
 
     Raises:
-        UsageError: the team acts otherwise.
+        UsageError: the team acts otherwise, or replays what it did.
     """
+    otherwise = ""
     if algorithm.acting is not algorithm.local_acting:
+        otherwise = "whose team does not act by its local policies alone"
+    elif algorithm.experience():
+        otherwise = "which learns from replayed experience and corrects none of it"
+    if otherwise:
         raise UsageError(
-            f"run.stale_updates: got 1 for {name}, whose team does not act by its local policies alone; expected 0, or "
-            "an algorithm such as happo or mappo"
+            f"run.stale_updates: got 1 for {name}, {otherwise}; expected 0, or an algorithm such as happo or mappo"
         )
 
 

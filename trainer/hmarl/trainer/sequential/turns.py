@@ -55,6 +55,11 @@ class Turn:
     schedule: float = 1.0
     progress: float = 0.0
 
+    @property
+    def units(self) -> int:
+        """See ``AgentSamples.units``."""
+        return self.samples.units
+
     def take(self, units: Tensor) -> Turn:
         """The same with a part of the samples, ``units`` [u] int64 (see ``AgentSamples.units``)."""
         rows = self.samples.rows(units)

@@ -3,6 +3,9 @@
 Each works as if it were alone, one at a time, until it asks for something (``ask``). When all of them have asked, or
 ended, those who ask for the same kind of thing are answered by one computation, in the thread that waits for them.
 Who is in no company is answered at once: whatever asks need not know whether others ask along with it.
+
+PyTorch's threads belong to the one that answers: every thread that computes with several gets helpers of its own, which
+keep a core busy for a while after each computation, so that those of many threads would stand in each other's way.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
 
 A_co = TypeVar("A_co", covariant=True)
 R = TypeVar("R")
@@ -96,12 +101,13 @@ class Company:
             What became of each, in their order. One that fails leaves the others at work.
         """
         outcomes: list[Outcome[R]] = [Outcome() for _ in works]
-        self._working = len(works)
+        self._working, threads = len(works), torch.get_num_threads()
         for number, work in enumerate(works):
             # Daemons: who is interrupted for good does not wait for them.
             target, name = self._begin, f"work {number}"
             threading.Thread(target=target, args=(number, work, outcomes[number]), name=name, daemon=True).start()
         while asked := self._all_waiting():
+            torch.set_num_threads(threads)
             ready = [each for each in asked if not each.request.of_all] or asked
             for group in _groups(ready):
                 _answer(group)
@@ -110,12 +116,14 @@ class Company:
                 self._working += len(ready)
             for each in ready:
                 each.answered.set()
+        torch.set_num_threads(threads)
         return outcomes
 
     def _begin(self, number: int, work: Callable[[], R], outcome: Outcome[R]) -> None:
         """One's work, from its beginning to its end."""
         _place.set(_Place(self, number))
         with self._turn:
+            torch.set_num_threads(1)
             try:
                 outcome.value = work()
             except BaseException as error:
@@ -142,6 +150,7 @@ class Company:
             asked.answered.wait()
         finally:
             self._turn.acquire()
+            torch.set_num_threads(1)  # a part of this setting is the whole process's
         if asked.error is not None:
             raise asked.error
         answer: R = asked.answer

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from hmarl.trainer.networks.optimiser import FlatAdam
 
+# Of so many units in a minibatch the arithmetic outweighs what is spent around it, which is all that stacking saves.
+STACKED_UNITS = 1024
+
 
 class Samples(Protocol):
     """Samples of a loss, M rows."""
+
+    @property
+    def units(self) -> int:
+        """How many ``take`` chooses from."""
+        ...
 
     def take(self, units: Tensor, /) -> Self:
         """A part of them, ``units`` [u] int64."""
@@ -43,7 +51,7 @@ class Descent(Generic[S]):
 
     Several of one kind are made together: their parameters [S, P] and their samples are stacked, and each step is one
     batched computation. All rows are independent of one another, so that each comes to what it would have come to
-    alone, up to rounding.
+    alone, up to rounding. On the CPU those with large minibatches are made in turn.
 
     Attributes:
         optimiser: of θ [P].
@@ -75,14 +83,19 @@ class Descent(Generic[S]):
 
     def together(self, requests: Sequence[Self]) -> list[Descended]:
         """Take all steps of several descents, this one the first of them."""
-        if len(requests) == 1:
-            losses, norms = self._descend(self.optimiser, self._batches())
-            return [Descended(losses, norms)]
+        if len(requests) == 1 or not self._worth_stacking:
+            return [Descended(*each._descend(each.optimiser, each._batches())) for each in requests]
         optimisers = [each.optimiser for each in requests]
         joint = FlatAdam.stacked(optimisers)
         losses, norms = self._descend(joint, self._stacks(requests))
         joint.give_back(optimisers)
         return [Descended(losses[:, row], norms[:, row]) for row in range(len(requests))]
+
+    @property
+    def _worth_stacking(self) -> bool:
+        """Whether a step of several at once takes less time than a step of each."""
+        largest = max(self.samples.units if units is None else len(units) for units in self.parts)
+        return self.optimiser.parameter.device.type != "cpu" or largest <= STACKED_UNITS
 
     def _descend(self, optimiser: FlatAdam, batches: Any) -> tuple[Tensor, Tensor]:
         """Losses and norms, [k] or [k, S], of a step on each batch."""

@@ -16,7 +16,13 @@ from hmarl.sdk.environments.authoring.arguments import (
     is_number,
     resolve_arguments,
 )
-from hmarl.sdk.environments.authoring.random_streams import RandomStreams, checked_seeds, checked_state
+from hmarl.sdk.environments.authoring.random_streams import (
+    EpisodeStreams,
+    RandomStreams,
+    checked_seeds,
+    checked_state,
+    not_begun,
+)
 
 __all__ = [
     "COUNT",
@@ -24,6 +30,7 @@ __all__ = [
     "NUMBER",
     "POSITIVE",
     "PROPORTION",
+    "EpisodeStreams",
     "RandomStreams",
     "Rule",
     "at_least",
@@ -32,5 +39,6 @@ __all__ = [
     "checked_state",
     "is_integer",
     "is_number",
+    "not_begun",
     "resolve_arguments",
 ]

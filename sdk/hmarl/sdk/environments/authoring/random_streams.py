@@ -77,6 +77,53 @@ class RandomStreams:
         return streams
 
 
+class EpisodeStreams:
+    """The streams of an environment's episodes: there are none before its first ``reset``, or ``set_state``.
+
+    Args:
+        batch_size: B.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._streams: RandomStreams | None = None
+
+    def begin(self, seeds: npt.NDArray[np.int64]) -> RandomStreams:
+        """Those of B new episodes, for ``reset``.
+
+        Raises:
+            UsageError: see ``RandomStreams``; nothing has then changed.
+        """
+        self._streams = RandomStreams(seeds, self._batch_size)
+        return self._streams
+
+    def running(self, method: str) -> RandomStreams:
+        """Those of the episodes that go on.
+
+        Args:
+            method: of the environment, which needs them; for the message.
+
+        Raises:
+            UsageError: none has begun.
+        """
+        if self._streams is None:
+            raise not_begun(method)
+        return self._streams
+
+    def layout(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays as ``get_state`` of the streams returns them, whether there are any or not; for ``checked_state``."""
+        return RandomStreams(np.zeros(self._batch_size, dtype=np.int64), self._batch_size).get_state()
+
+    def resume(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Continue where those that ``state`` holds were, for ``set_state``."""
+        self._streams = RandomStreams.from_state(state, self._batch_size)
+
+
+def not_begun(method: str) -> UsageError:
+    """That a method of an environment was called before its first ``reset``."""
+    return UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
+
+
 def checked_seeds(seeds: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.int64]:
     """The seeds, if they are B integers of at least 0.
 

@@ -50,7 +50,7 @@ from gymnasium import spaces
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult
 from hmarl.sdk.environments.authoring import (
     COUNT,
-    RandomStreams,
+    EpisodeStreams,
     Rule,
     at_least,
     checked_actions,
@@ -129,7 +129,7 @@ class LbfwsEnvironment:
         self._positions = (self._game.field.places / (rules.size - 1)).astype(np.float32)
         self._legal: Flags = np.ones((batch_size, rules.agents, ACTIONS), dtype=bool)
         self._rows = np.arange(batch_size)
-        self._streams: RandomStreams | None = None
+        self._streams = EpisodeStreams(batch_size)
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         """Start B new episodes.
@@ -140,8 +140,7 @@ class LbfwsEnvironment:
         Raises:
             UsageError: seeds of another shape, or negative.
         """
-        self._streams = RandomStreams(seeds, self.batch_size)
-        self._game.restart(self._streams, self._rows)
+        self._game.restart(self._streams.begin(seeds), self._rows)
         return _observation(*self._look(self._rows))
 
     def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
@@ -154,7 +153,7 @@ class LbfwsEnvironment:
             UsageError: before the first ``reset``, or actions of a wrong shape or kind or out of range; nothing has
                 then changed.
         """
-        streams, game, horizon = self._started("step"), self._game, self._game.rules.horizon
+        streams, game, horizon = self._streams.running("step"), self._game, self._game.rules.horizon
         (chosen,) = checked_actions(actions, self.spec.groups, self.batch_size)
         legal = np.take_along_axis(self._legal, chosen[:, :, None], axis=2)[:, :, 0] & game.standing
         meals = game.advance(np.where(legal, chosen, NONE), streams)
@@ -185,7 +184,7 @@ class LbfwsEnvironment:
         Raises:
             UsageError: before the first ``reset``.
         """
-        return {**saving.save(self._game), **self._started("get_state").get_state()}
+        return {**saving.save(self._game), **self._streams.running("get_state").get_state()}
 
     def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
         """Continue where ``get_state`` was called.
@@ -194,10 +193,9 @@ class LbfwsEnvironment:
             UsageError: an array is missing, unknown, of another shape or kind, or holds what cannot be; nothing has
                 then changed.
         """
-        streams = RandomStreams(np.zeros(self.batch_size, int), self.batch_size)
-        saved = checked_state(state, {**saving.save(self._game), **streams.get_state()})
+        saved = checked_state(state, {**saving.save(self._game), **self._streams.layout()})
         saving.restore(self._game, saved)
-        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        self._streams.resume(saved)
         return _observation(*self._look(self._rows))
 
     def render(self, index: int = 0) -> npt.NDArray[np.uint8]:
@@ -206,7 +204,7 @@ class LbfwsEnvironment:
         Raises:
             UsageError: before the first ``reset``.
         """
-        self._started("render")
+        self._streams.running("render")
         return drawing.draw(self._game, index)
 
     def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
@@ -215,16 +213,11 @@ class LbfwsEnvironment:
         Raises:
             UsageError: before the first ``reset``.
         """
-        self._started("agent_pixels")
+        self._streams.running("agent_pixels")
         return drawing.agent_pixels(self._game, index)
 
     def close(self) -> None:
         """Nothing to free."""
-
-    def _started(self, method: str) -> RandomStreams:
-        if self._streams is None:
-            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
-        return self._streams
 
     def _look(self, rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[Any], ...]:
         """Observations, masks, state and who is active in these environments; their masks are remembered."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hmarl.sdk.environment import VECTORISED, Observation, StepResult
 from hmarl.sdk.environments.authoring import (
     COUNT,
+    EpisodeStreams,
     RandomStreams,
     at_least,
     checked_actions,
@@ -26,7 +27,6 @@ from hmarl.sdk.environments.mamujoco import drawing
 from hmarl.sdk.environments.mamujoco.factors import divide
 from hmarl.sdk.environments.mamujoco.physics import Physics, Rows
 from hmarl.sdk.environments.mamujoco.robots import Floats, Partition, Robot, robot_of, task_names
-from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 
 TASKS = task_names()
@@ -88,7 +88,7 @@ class MamujocoEnvironment:
         self._actuators = [np.stack([factors.actuators[agent] for agent in group]) for group in groups]
         self._horizon: int = arguments["horizon"]
         self._steps = np.zeros(batch_size, dtype=np.int64)
-        self._streams: RandomStreams | None = None
+        self._streams = EpisodeStreams(batch_size)
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         """Start B new episodes: those that ``mamujoco_v1``'s ``reset(seed)`` starts.
@@ -99,8 +99,7 @@ class MamujocoEnvironment:
         Raises:
             UsageError: seeds of another shape, or negative.
         """
-        self._streams = RandomStreams(seeds, self.batch_size)
-        self._restart(self._streams, np.arange(self.batch_size))
+        self._restart(self._streams.begin(seeds), np.arange(self.batch_size))
         return self._observe()
 
     def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
@@ -114,7 +113,7 @@ class MamujocoEnvironment:
                 then changed.
             EnvironmentFault: MuJoCo gave up on a simulation.
         """
-        streams, physics = self._started("step"), self._physics
+        streams, physics = self._streams.running("step"), self._physics
         controls = self._controls(checked_actions(actions, self.spec.groups, self.batch_size))
         positions_before = physics.forward_positions.copy()
         physics.advance(controls)
@@ -141,7 +140,7 @@ class MamujocoEnvironment:
         Raises:
             UsageError: before the first ``reset``.
         """
-        return {**self._simulation_state(), **self._started("get_state").get_state()}
+        return {**self._simulation_state(), **self._streams.running("get_state").get_state()}
 
     def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
         """Continue, to the last bit, where ``get_state`` was called.
@@ -149,9 +148,8 @@ class MamujocoEnvironment:
         Raises:
             UsageError: an array is missing, unknown, or of another shape or kind; nothing has then changed.
         """
-        fresh = RandomStreams(np.zeros(self.batch_size, int), self.batch_size).get_state()
-        saved = checked_state(state, {**self._simulation_state(), **fresh})
-        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        saved = checked_state(state, {**self._simulation_state(), **self._streams.layout()})
+        self._streams.resume(saved)
         self._physics.rows[...] = saved["physics"]
         self._physics.forward_positions[...] = saved["forward_positions"]
         self._physics.contact_forces[...] = saved["contact_forces"]
@@ -164,11 +162,6 @@ class MamujocoEnvironment:
 
     def close(self) -> None:
         """Nothing to free: MuJoCo's threads end with the object."""
-
-    def _started(self, method: str) -> RandomStreams:
-        if self._streams is None:
-            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
-        return self._streams
 
     def _restart(self, streams: RandomStreams, rows: Rows) -> None:
         """Draw in Gymnasium's order: positions, then velocities."""

@@ -18,6 +18,7 @@ from hmarl.sdk.environments.authoring import (
     COUNT,
     FLAG,
     PROPORTION,
+    EpisodeStreams,
     RandomStreams,
     checked_actions,
     checked_state,
@@ -92,7 +93,7 @@ class MpeEnvironment:
         self.horizon: int = arguments["max_cycles"]
         self.terminates: bool = arguments.get("terminate_on_success", False)
         self._steps = np.zeros(batch_size, dtype=np.int64)
-        self._streams: RandomStreams | None = None
+        self._streams = EpisodeStreams(batch_size)
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         """Start B new episodes: those that ``mpe2``'s ``reset(seed)`` starts.
@@ -103,8 +104,7 @@ class MpeEnvironment:
         Raises:
             UsageError: seeds of another shape, or negative.
         """
-        self._streams = RandomStreams(seeds, self.batch_size)
-        self._restart(self._streams, np.arange(self.batch_size))
+        self._restart(self._streams.begin(seeds), np.arange(self.batch_size))
         return self._observe()
 
     def step(self, actions: tuple[npt.NDArray[Any], ...]) -> StepResult:
@@ -118,7 +118,7 @@ class MpeEnvironment:
             UsageError: before the first ``reset``, or actions of a wrong number, shape or kind, out of range or NaN;
                 nothing has then changed.
         """
-        streams, scenario = self._started("step"), self.scenario
+        streams, scenario = self._streams.running("step"), self.scenario
         scenario.control(checked_actions(actions, self.spec.groups, self.batch_size))
         scenario.world.advance()
         scenario.refresh()
@@ -146,7 +146,7 @@ class MpeEnvironment:
         Raises:
             UsageError: before the first ``reset``.
         """
-        return {**self._world_state(), **self._started("get_state").get_state()}
+        return {**self._world_state(), **self._streams.running("get_state").get_state()}
 
     def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
         """Continue, to the last bit, where ``get_state`` was called.
@@ -154,11 +154,11 @@ class MpeEnvironment:
         Raises:
             UsageError: an array is missing, unknown, or of another shape or kind; nothing has then changed.
         """
-        like = {**self._world_state(), **RandomStreams(np.zeros(self.batch_size, int), self.batch_size).get_state()}
+        like = {**self._world_state(), **self._streams.layout()}
         saved = checked_state(state, like)
         scenario, world = self.scenario, self.scenario.world
         self.check_goals(saved["goals"])
-        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        self._streams.resume(saved)
         for part, name in ((world.positions, "positions"), (world.velocities, "velocities"), (world.words, "words")):
             part[...] = saved[name].T
         scenario.goals[...] = saved["goals"].T
@@ -202,11 +202,6 @@ class MpeEnvironment:
         landmarks = len(self.scenario.landmark_colours)
         if goals.size and not (goals.min() >= 0 and goals.max() < landmarks):
             raise UsageError(f"state 'goals': got numbers outside [0, {landmarks})")
-
-    def _started(self, method: str) -> RandomStreams:
-        if self._streams is None:
-            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
-        return self._streams
 
     def _restart(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> None:
         self.scenario.restart(streams, rows)

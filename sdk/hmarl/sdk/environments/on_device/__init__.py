@@ -33,6 +33,8 @@ def device_named(name: str, environment: str) -> torch.device:
     """
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise NotImplementedError(f"its own kind, {device.type}, is not known to work")
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]

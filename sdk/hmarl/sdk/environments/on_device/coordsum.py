@@ -12,10 +12,9 @@ from torch import Tensor
 
 from hmarl.sdk.drawing.canvas import Frame
 from hmarl.sdk.environment import Observation, StepResult
-from hmarl.sdk.environments.authoring import RandomStreams
+from hmarl.sdk.environments.authoring import EpisodeStreams, RandomStreams
 from hmarl.sdk.environments.coordsum import EPISODE_STEPS, CoordSum
 from hmarl.sdk.environments.on_device import actions_on, device_named, uploaded
-from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 
 
@@ -42,7 +41,7 @@ class DeviceCoordSum:
         self._steps = np.zeros(batch_size, dtype=np.int64)
         self._steps_there = self._zeros(batch_size)
         self._active = torch.ones(batch_size, len(self.spec.agents), dtype=torch.bool, device=self.device)
-        self._streams: RandomStreams | None = None
+        self._streams = EpisodeStreams(batch_size)
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         """Start B new episodes, those of the NumPy backend.
@@ -53,8 +52,7 @@ class DeviceCoordSum:
         Raises:
             UsageError: seeds of another shape, or negative.
         """
-        self._streams = RandomStreams(seeds, self.batch_size)
-        self._restart(self._streams, np.arange(self.batch_size))
+        self._restart(self._streams.begin(seeds), np.arange(self.batch_size))
         return self._observe()
 
     def step(self, actions: tuple[Any, ...]) -> StepResult:
@@ -66,7 +64,7 @@ class DeviceCoordSum:
         Raises:
             UsageError: before the first ``reset``, or actions that ``actions_on`` refuses; nothing has then changed.
         """
-        streams = self._started("step")
+        streams = self._streams.running("step")
         (named,) = actions_on(self.device, actions, self.spec.groups, self.batch_size)
         target, first = self._target(), named[:, 0]
         surprising = first != self._guess(target)
@@ -94,7 +92,7 @@ class DeviceCoordSum:
         Raises:
             UsageError: before the first ``reset``.
         """
-        streams = self._started("get_state")
+        streams = self._streams.running("get_state")
         there = {"targets": self._targets, "record": self._record}
         return {
             **{name: values.cpu().numpy().copy() for name, values in there.items()},
@@ -109,7 +107,7 @@ class DeviceCoordSum:
             UsageError: as of the NumPy backend; nothing has then changed.
         """
         saved = self._rules.checked_episodes(state, self.batch_size)
-        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        self._streams.resume(saved)
         self._targets, self._record, self._steps_there = (
             uploaded(saved[name], self.device) for name in ("targets", "record", "steps")
         )
@@ -123,7 +121,7 @@ class DeviceCoordSum:
             UsageError: before the first ``reset``.
             IndexError: there is no copy ``index``.
         """
-        self._started("render")
+        self._streams.running("render")
         return self._rules.draw_target(int(self._target()[index]))
 
     def agent_pixels(self, index: int = 0) -> npt.NDArray[np.float64]:
@@ -135,11 +133,6 @@ class DeviceCoordSum:
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.int64, device=self.device)
-
-    def _started(self, method: str) -> RandomStreams:
-        if self._streams is None:
-            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
-        return self._streams
 
     def _restart(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> None:
         drawn = uploaded(self._rules.draw_targets(streams, rows), self.device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation, StepResult
-from hmarl.sdk.environments.authoring import RandomStreams, checked_state
+from hmarl.sdk.environments.authoring import EpisodeStreams, RandomStreams, checked_state
 from hmarl.sdk.environments.mpe import MpeEnvironment
 from hmarl.sdk.environments.mpe.scenarios import (
     MOVE_COUNT,
@@ -38,7 +38,6 @@ from hmarl.sdk.environments.mpe.world import (
     World,
 )
 from hmarl.sdk.environments.on_device import actions_on, device_named, uploaded
-from hmarl.sdk.errors import UsageError
 
 
 class DeviceWorld:
@@ -281,7 +280,7 @@ class DeviceMpe:
         self._plus, self._minus = (uploaded(rows, self.device) for rows in scenario.observer.entries)
         self._steps = np.zeros(batch_size, dtype=np.int64)
         self._active = torch.ones(batch_size, len(self.spec.agents), dtype=torch.bool, device=self.device)
-        self._streams: RandomStreams | None = None
+        self._streams = EpisodeStreams(batch_size)
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> Observation:
         """Start B new episodes, those of the NumPy backend.
@@ -292,8 +291,7 @@ class DeviceMpe:
         Raises:
             UsageError: seeds of another shape, or negative.
         """
-        self._streams = RandomStreams(seeds, self.batch_size)
-        self._restart(self._streams, np.arange(self.batch_size))
+        self._restart(self._streams.begin(seeds), np.arange(self.batch_size))
         return self._observe()
 
     def step(self, actions: tuple[Any, ...]) -> StepResult:
@@ -305,7 +303,7 @@ class DeviceMpe:
         Raises:
             UsageError: before the first ``reset``, or actions that ``actions_on`` refuses; nothing has then changed.
         """
-        streams, task = self._started("step"), self._task
+        streams, task = self._streams.running("step"), self._task
         task.control(actions_on(self.device, actions, self.spec.groups, self.batch_size))
         self._world.advance()
         task.refresh()
@@ -330,7 +328,7 @@ class DeviceMpe:
         Raises:
             UsageError: before the first ``reset``.
         """
-        return {**self._world_state(), **self._started("get_state").get_state()}
+        return {**self._world_state(), **self._streams.running("get_state").get_state()}
 
     def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> Observation:
         """Continue where ``get_state`` was called, of either backend.
@@ -338,10 +336,10 @@ class DeviceMpe:
         Raises:
             UsageError: as of the NumPy backend; nothing has then changed.
         """
-        like = {**self._world_state(), **RandomStreams(np.zeros(self.batch_size, int), self.batch_size).get_state()}
+        like = {**self._world_state(), **self._streams.layout()}
         saved, world = checked_state(state, like), self._world
         self._rules.check_goals(saved["goals"])
-        self._streams = RandomStreams.from_state(saved, self.batch_size)
+        self._streams.resume(saved)
         for part, name in ((world.positions, "positions"), (world.velocities, "velocities"), (world.words, "words")):
             part.copy_(uploaded(saved[name].T.copy(), self.device))
         self._goals.copy_(uploaded(saved["goals"].T.copy(), self.device))
@@ -361,11 +359,6 @@ class DeviceMpe:
 
     def close(self) -> None:
         """Nothing to free."""
-
-    def _started(self, method: str) -> RandomStreams:
-        if self._streams is None:
-            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
-        return self._streams
 
     def _restart(self, streams: RandomStreams, rows: npt.NDArray[np.intp]) -> None:
         world, there = self._world, uploaded(rows, self.device)

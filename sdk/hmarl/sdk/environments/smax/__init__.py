@@ -35,6 +35,7 @@ from hmarl.sdk.environments.authoring import (
     checked_actions,
     checked_seeds,
     checked_state,
+    not_begun,
     resolve_arguments,
 )
 from hmarl.sdk.environments.smax import drawing
@@ -189,7 +190,7 @@ class SmaxEnvironment:
 
     def _started(self, method: str) -> tuple[Battles, Sight]:
         if self._battles is None or self._sight is None:
-            raise UsageError(f"{method}: the environment has no episode yet; call reset(seeds) first")
+            raise not_begun(method)
         return self._battles, self._sight
 
     def _chosen(self, actions: tuple[Array, ...]) -> Any:
