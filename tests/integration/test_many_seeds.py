@@ -125,6 +125,64 @@ def test_a_resumed_seed_goes_on_as_it_would_have(tmp_path: Path) -> None:
             torch.testing.assert_close(went_on[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
+def resumed_at_once(folder: Path, steps: int) -> Outcomes:
+    many = ManyRuns.resume([folder / f"seed{seed}" for seed in SEEDS], steps, StopRequest())
+    try:
+        return many.train()
+    finally:
+        many.close()
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("environment", ["mpe/simple_spread", "toy_environments:leaving"])
+def test_seeds_go_on_at_once_from_where_each_stands(environment: str, tmp_path: Path) -> None:
+    """One of them is farther than the others; up to rounding."""
+    for name, steps in (("half", 80), ("whole", 160)):
+        train_at_once(
+            tiny_config("happo", environment, {}, {"steps": steps, "checkpoint_interval": 1}), tmp_path / name
+        )
+    farther = Run.resume(tmp_path / "half" / "seed101", steps=120)
+    farther.train()
+    farther.close()
+    outcomes = resumed_at_once(tmp_path / "half", 160)
+    assert [outcome.error for outcome in outcomes] == [None] * len(SEEDS)
+    assert [outcome.value["resumed_at"] for outcome in outcomes if outcome.value] == [80, 120, 80]
+    for seed in SEEDS:
+        went_on, unbroken = (
+            newest_checkpoint(tmp_path / name / f"seed{seed}" / "checkpoints") for name in ("half", "whole")
+        )
+        assert went_on.counters.steps == 160
+        assert RunConfig.read(tmp_path / "half" / f"seed{seed}").run["steps"] == 160
+        equal_draws(went_on.tensors, unbroken.tensors)
+        for key, value in unbroken.tensors.items():
+            if key.startswith("algorithm.policies"):
+                torch.testing.assert_close(went_on.tensors[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_environments_that_cannot_be_saved_go_on_at_once_from_the_same_step(tmp_path: Path) -> None:
+    config = tiny_config("mappo", "toy_environments:masked_discrete", {}, {"steps": 80}, {"saves": False})
+    train_at_once(config, tmp_path)
+    assert [outcome.error for outcome in resumed_at_once(tmp_path, 160)] == [None] * len(SEEDS)
+    alone = Run.resume(tmp_path / "seed101", steps=240)
+    alone.train()
+    alone.close()
+    told = r"--resume: got .*seed100 at 160 steps, .*seed101 at 240 steps.*expected checkpoints of the same step"
+    with pytest.raises(UsageError, match=told):
+        resumed_at_once(tmp_path, 320)
+    Run.resume(tmp_path / "seed100").close()  # no lock is left
+
+
+def test_only_runs_that_differ_in_their_seeds_go_on_at_once(tmp_path: Path) -> None:
+    for seed, clip in zip(SEEDS, (0.2, 0.2, 0.1), strict=True):
+        config = tiny_config("mappo", "coordsum/3x10-30", {"clip": clip}, {"steps": 40, "seed": seed})
+        Run.create(config, tmp_path / f"seed{seed}").close()
+    with pytest.raises(
+        UsageError, match=r"--resume .*seed102: got another algorithm\.clip than .*seed100, expected runs"
+    ):
+        resumed_at_once(tmp_path, 80)
+
+
 @pytest.mark.usefixtures("without_pictures")
 def test_all_stop_after_the_same_update_when_asked_to(tmp_path: Path) -> None:
     stop = StopRequest()
@@ -250,6 +308,27 @@ def test_the_command_trains_them_below_a_directory(call: Call, tmp_path: Path) -
     code, _, error = call("train", *words, "--out", str(tmp_path / "seed7"), "--seeds", "8,9")
     assert code == 2
     assert "seed7 already holds a run" in error, "runs do not lie in one another"
+    both = [word for seed in (7, 8) for word in ("--resume", str(tmp_path / f"seed{seed}"))]
+    code, output, error = call("train", *both, "--steps", "120", "--json")
+    assert code == 0, error
+    assert [each["resumed_at"] for each in json.loads(output.splitlines()[-1])["runs"]] == [80, 80]
+    assert f"resuming {tmp_path / 'seed8'} at 80 of 120 steps" in error
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_each_seed_may_have_a_directory_of_its_own(call: Call, tmp_path: Path) -> None:
+    words = ["mappo", "--env", "coordsum/3x10-30", "--steps", "40"]
+    for setting in ("environments=4", "rollout_length=10", "evaluation_episodes=2"):
+        words += ["--set", f"run.{setting}"]
+    words += ["--seeds", "7,8"]
+    outs = [word for name in "ab" for word in ("--out", str(tmp_path / name))]
+    code, _, error = call("train", *words, *outs)
+    assert code == 0, error
+    assert [RunConfig.read(tmp_path / name).run["seed"] for name in "ab"] == [7, 8]
+    code, _, error = call("train", *words, *outs, "--out", str(tmp_path / "c"))
+    assert (code, "--out: got 3 directories, expected one, or one for each of the 2 seeds" in error) == (2, True)
+    code, _, error = call("train", *words[:-2], *outs)
+    assert (code, "--out: got 2 directories, expected one" in error) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,91 +13,9 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.lock import RunLock
 from hmarl.trainer.runs.stopping import StopRequest
-from hmarl.trainer.suite.engine import Engine, Limits, Places, failures
-from hmarl.trainer.suite.executor import Started, _LocalRun
+from hmarl.trainer.suite.engine import Limits, failures
 from hmarl.trainer.suite.ledger import Ledger
-from hmarl.trainer.suite.planned import PlannedRun
-
-# Trains like hmarl-train as far as the engine can tell: ``script`` says how each start of a run ends.
-TRAINER = """
-import json, pathlib, signal, sys, time
-how, words = sys.argv[1], sys.argv[2:]
-resumed = words[0] == "--resume"
-run = pathlib.Path(words[1] if resumed else words[words.index("--out") + 1])
-goal = int(words[words.index("--steps") + 1])
-run.mkdir(parents=True, exist_ok=True)
-(run / "config.json").write_text("{}")
-metrics = run / "metrics.jsonl"
-def steps(n): metrics.open("a").write(json.dumps({"steps": n, "steps_per_s": 100.0, "return": 1.0}) + "\\n")
-def interrupted(*_): steps(40); sys.exit(130)
-signal.signal(signal.SIGTERM, interrupted)
-done = json.loads(metrics.read_text().splitlines()[-1])["steps"] if metrics.exists() else 0
-if how.isdigit(): steps(20); sys.exit(int(how))
-if how == "killed": steps(20); signal.raise_signal(signal.SIGKILL)
-if how == "slow" and done < goal: (run / "slow").touch(); time.sleep(60)
-steps(max(goal, done))
-(run / "summary.json").write_text(json.dumps({"steps": max(goal, done)}))
-"""
-
-
-@dataclass
-class Scripted:
-    """Starts the trainer above; a start of a run ends as its script says, and well when that is over."""
-
-    scripts: dict[str, list[str]]
-    starts: list[list[str]] = field(default_factory=list)
-    at_once: int = 0
-
-    def start(self, words: Sequence[str], log: Path) -> Started:
-        self.starts.append(list(words))
-        script = self.scripts.get(log.stem, [])
-        how = script.pop(0) if script else "good"
-        return _LocalRun(subprocess.Popen([sys.executable, "-S", "-c", TRAINER, how, *words], start_new_session=True))
-
-
-@dataclass
-class Heard:
-    """A watcher that remembers, and may ask to stop."""
-
-    said: list[str] = field(default_factory=list)
-    stop: StopRequest | None = None
-    when: Path | None = None
-    most: int = 0
-
-    def show(self, ledger: Ledger) -> None:
-        self.most = max(self.most, sum(entry.status == "running" for entry in ledger.runs.values()))
-        if self.stop is not None and self.when is not None and self.when.exists() and not self.stop():
-            self.stop.ask()
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
-def planned(*names: str) -> list[PlannedRun]:
-    return [PlannedRun(name, name, "task", 1, 100, ("happo", "--steps", "100")) for name in names]
-
-
-@dataclass
-class Bench:
-    """A suite in a folder, which one engine after the other trains."""
-
-    folder: Path
-    executor: Scripted
-    kept: list[str] = field(default_factory=list)
-
-    @property
-    def places(self) -> Places:
-        return Places(self.folder / "runs", self.folder / "failed")
-
-    def train(self, runs: list[PlannedRun], limits: Limits, heard: Heard | None = None) -> Ledger:
-        heard = heard or Heard()
-        ledger = Ledger.read(self.folder / "suite.json")
-        engine = Engine(
-            runs, self.places, lambda run: self.kept.append(run.name), lambda run: run.name in self.kept,
-            self.executor, limits, ledger, heard,
-        )  # fmt: skip
-        engine.train(heard.stop or StopRequest())
-        return Ledger.read(self.folder / "suite.json")
+from scripted_suite import Bench, Heard, Scripted, planned
 
 
 def test_so_many_run_at_a_time_and_each_is_kept_once(tmp_path: Path) -> None:
@@ -108,7 +24,7 @@ def test_so_many_run_at_a_time_and_each_is_kept_once(tmp_path: Path) -> None:
     assert sorted(bench.kept) == ["a", "b", "c"]
     assert heard.most == 2
     assert {entry.status for entry in ledger.runs.values()} == {"done"}
-    assert bench.executor.starts[0] == ["happo", "--steps", "100", "--out", str(tmp_path / "runs" / "a")]
+    assert bench.executor.starts[0] == [*planned("a")[0].words, "--out", str(tmp_path / "runs" / "a")]
     bench.train(planned("a", "b", "c"), Limits())
     assert len(bench.executor.starts) == 3, "what is done is not started again"
 

@@ -19,7 +19,7 @@ from hmarl.trainer.runs.request import requested
 from hmarl.trainer.runs.stopping import StopRequest
 from hmarl.trainer.suite.definition import FIRST_SEED, read_definition
 from hmarl.trainer.suite.engine import Places
-from hmarl.trainer.suite.executor import Started, _LocalRun
+from hmarl.trainer.suite.executor import LocalProcess, Started
 from hmarl.trainer.tuning.found import Found, write_found
 from hmarl.trainer.tuning.plan import FIRST_SEARCH_SEED, SEARCH_EVALUATION_SEED, SearchPlan
 from hmarl.trainer.tuning.search import Search, SearchLimits, open_study
@@ -36,12 +36,14 @@ if not resumed: (run / "config.json").write_text(json.dumps(words))
 said = dict(w.split("=", 1) for w in json.loads((run / "config.json").read_text()) if "=" in w)
 goal = 10 - 10 * abs(float(said["algorithm.gamma"]) - 0.7) + (said.get("algorithm.activation") == '"tanh"')
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+deaths = run.parent / "deaths"
 metrics = run / "metrics.jsonl"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
 for at in range(done + 1, 6):
     row = {"steps": 20 * at, "evaluation/local/return_mean": goal * at / 5, "evaluation/guider/return_mean": 99}
     with metrics.open("a") as file: file.write(json.dumps(row) + "\\n")
     if (run.parent / "slow").exists(): time.sleep(30)
+    if deaths.exists() and at in json.loads(deaths.read_text()): signal.raise_signal(signal.SIGKILL)
     # Once there is something to compare with, what is poor goes on only after it should have been ended.
     if at == 2 and goal < 5 and int(run.name[6:10]) > 3 and (run.parent / "patient").exists(): time.sleep(60)
 (run / "summary.json").write_text(json.dumps({"steps": 100}))
@@ -52,9 +54,31 @@ for at in range(done + 1, 6):
 class Scripted:
     starts: list[list[str]] = field(default_factory=list)
 
-    def start(self, words: Sequence[str], log: Path) -> Started:
+    def start(self, words: Sequence[str], log: Path, threads: int) -> Started:
         self.starts.append(list(words))
-        return _LocalRun(subprocess.Popen([sys.executable, "-S", "-c", TRAINER, *words], start_new_session=True))
+        return LocalProcess(subprocess.Popen([sys.executable, "-S", "-c", TRAINER, *words], start_new_session=True))
+
+
+class Unstartable(Scripted):
+    """Half of all starts fail at once, the others when they are asked."""
+
+    def start(self, words: Sequence[str], log: Path, threads: int) -> Started:
+        self.starts.append(list(words))
+        if len(self.starts) == 1:
+            raise OSError("no room")
+        return Unstarted()
+
+
+class Unstarted:
+    def waits(self) -> bool:
+        return True
+
+    def exit_code(self) -> int | None:
+        raise OSError("no room")
+
+    def ask_to_stop(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 GAMMA = {"algorithm.gamma": Range(0.0, 1.0)}
@@ -146,6 +170,27 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trials(tmp_path: Path) 
     assert all(len(trial.intermediate_values) == 5 for trial in again.trials)
     bench.search(of, SearchLimits(trials=4))
     assert len(bench.executor.starts) == 6, "there are enough"
+
+
+def test_a_run_that_was_killed_goes_on_as_often_as_it_may(tmp_path: Path) -> None:
+    runs = tmp_path / "search" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "deaths").write_text("[2, 4]")
+    bench, of = Bench(tmp_path / "search"), plan(seeds=2)
+    study = bench.search(of, SearchLimits(trials=1, retries=2))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"], "counted for each run"
+    assert len(bench.executor.starts) == 6
+    assert sum("killed by signal 9" in line for line in bench.said) == 4
+    study = bench.search(of, SearchLimits(trials=2, retries=1))
+    assert study.trials[1].state.name == "FAIL"
+    assert study.trials[1].user_attrs["error"].startswith("killed by signal 9, see ")
+
+
+def test_a_run_that_cannot_be_started_is_a_trial_that_fails(tmp_path: Path) -> None:
+    bench, of = Bench(tmp_path / "search", Unstartable()), plan()
+    study = bench.search(of, SearchLimits(trials=2))
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
+    assert study.trials[0].user_attrs["error"] == "could not be started (no room)"
 
 
 def test_another_search_in_the_same_directory_is_refused(tmp_path: Path) -> None:

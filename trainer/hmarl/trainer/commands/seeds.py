@@ -13,7 +13,6 @@ from hmarl.sdk.commands._common import print_json
 from hmarl.trainer.runs.stopping import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
-    from hmarl.trainer.runs.config import RunConfig
     from hmarl.trainer.runs.many_seeds import ManyRuns
     from hmarl.trainer.together.company import Outcome
 
@@ -39,25 +38,20 @@ def seeds_shown(seeds: Sequence[int]) -> str:
 SEEDS = Kind("N,N,...", "seeds that differ, divided by commas", _read)
 
 
-def train_seeds(
-    console: Console, configs: Sequence[RunConfig], directories: Sequence[Path], report: Report, as_json: bool
-) -> int:
-    """Train all of them at once; returns the exit code.
+def train_seeds(console: Console, open_runs: Callable[[StopRequest], ManyRuns], report: Report, as_json: bool) -> int:
+    """Train several seeds at once; returns the exit code.
 
     Args:
         console: of what is said.
-        configs: of the runs, which differ in their seeds alone.
-        directories: where they write.
+        open_runs: makes them, or reads them back; all stop when its request is asked for.
         report: tells of each that has come to its end.
         as_json: whether all summaries are printed as well.
 
     Raises:
         Exception: that ended one of them, with what ended others; all have come to their end before it is raised.
     """
-    from hmarl.trainer.runs.many_seeds import ManyRuns
-
     with stop_on_signals() as stop:
-        many = ManyRuns.create(configs, directories, stop)
+        many = open_runs(stop)
         try:
             outcomes = many.train()
         except KeyboardInterrupt:
@@ -72,10 +66,11 @@ def train_seeds(
 
 
 def _stopped(console: Console, many: ManyRuns, stop: StopRequest, saved: bool) -> int:
-    """Say of every run how to go on."""
+    """Say of every run how to go on, and of all."""
     stop.wait_until_said()
     for run in many.runs:
         console.print(f"\nstopped; {run.stopped(saved)}")
+    console.print(f"\nall at once: {many.resume_command()}")
     return ExitCode.INTERRUPTED
 
 

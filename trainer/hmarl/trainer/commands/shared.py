@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from hmarl.runtime.command_line import Kind, option
 from hmarl.sdk.commands._console import make_console
 from hmarl.sdk.environments import check_request
 from hmarl.sdk.errors import MissingExtraError
-from hmarl.trainer.runs.ray_session import LOCAL, checked_address
+from hmarl.trainer.runs.ray_session import LOCAL, checked_address, ray_module
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
@@ -33,6 +34,22 @@ RAY_ADDRESS = Kind("ADDRESS", "auto, HOST:PORT of a Ray cluster, or nothing", ch
 def ray_option(about: str) -> click.Option:
     """``--ray``: None without it, ``local`` without an address."""
     return option("--ray", about, RAY_ADDRESS, bare=LOCAL, shown="[ADDRESS]", parameter="ray_address")
+
+
+def check_ray(address: str | None) -> None:
+    """Refuse to go on without Ray where there is an address.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if address is not None:
+        ray_module("--ray")
+
+
+def announce_ray(console: Console, address: str | None) -> None:
+    """Say that Ray is started, or joined, where there is an address: it takes its time."""
+    if address is not None:
+        console.print("starting Ray" if address == LOCAL else f"joining the Ray cluster at {address}")
 
 
 @contextmanager

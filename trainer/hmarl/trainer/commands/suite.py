@@ -11,11 +11,12 @@ from rich.console import Console
 from hmarl.runtime.command_line import AS_JSON, PATH, ExitCode, command, flag, integer, option
 from hmarl.sdk.commands._common import print_json, run
 from hmarl.sdk.commands._console import make_console
-from hmarl.sdk.errors import MissingExtraError
+from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.sdk.files import check_writable
 from hmarl.trainer.commands import check_suite
 from hmarl.trainer.commands.check_suite import OUT, SUITE, defined, folder_of
-from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
+from hmarl.trainer.commands.shared import announce_ray, check_ray, ray_option
+from hmarl.trainer.runs.stopping import StopRequest, answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.suite.suite import Suite
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
     "hmarl-suite",
     SUITE,
     OUT,
-    option("--jobs", "runs at the same time", integer(1), default=1),
+    option("--jobs", "processes at the same time", integer(1), default=1),
     option("--retries", "how often a run that failed is started again", integer(0), default=1),
     option(
         "--beside", "another library's marl-eval JSON, shown beside; repeatable", PATH, many=True, shown="FILE.json"
     ),
+    ray_option("runs are trained by a Ray cluster; by one that is started here without an address"),
     flag("--train/--no-train", "train what is missing", default=True, parameter="training"),
     AS_JSON,
     examples=(
         "hmarl-suite suite.toml --jobs 2",
+        "hmarl-suite suite.toml --jobs 20 --ray auto",
         "hmarl-suite check suite.toml",
         "hmarl-suite suite.toml --no-train --beside benchmarl.json",
     ),
@@ -46,6 +49,7 @@ def suite_command(
     jobs: int,
     retries: int,
     beside: tuple[Path, ...],
+    ray_address: str | None,
     training: bool,
     as_json: bool,
 ) -> int:
@@ -56,6 +60,9 @@ def suite_command(
     DIR/records; DIR/marl-eval.json holds the curves for other tools, DIR/index.html the comparison.
     """
     console = make_console(stderr=True)
+    if ray_address is not None and not training:
+        raise UsageError("--ray: got --no-train as well, with which nothing is trained; expected one of them")
+    check_ray(ray_address)
     definition = defined("hmarl-suite", suite)
     from hmarl.trainer.suite.suite import Suite
 
@@ -65,10 +72,21 @@ def suite_command(
         running.check(beside)
         stopped = False
         if training:
-            console.print(f"{definition.name}: {len(definition.runs)} runs into {folder}")
-            stopped = running.train(stop, jobs, retries)
+            stopped = _trained(console, running, stop, jobs, retries, ray_address)
         written = _written(console, running, beside)
         return _reported(console, running, written, stopped, training, as_json)
+
+
+def _trained(
+    console: Console, running: Suite, stop: StopRequest, jobs: int, retries: int, ray_address: str | None
+) -> bool:
+    """Train what is missing; returns whether it was stopped."""
+    from hmarl.trainer.suite.ray_executor import executor_at
+
+    announce_ray(console, ray_address)
+    with executor_at(ray_address) as executor:
+        console.print(f"{running.definition.name}: {len(running.definition.runs)} runs into {running.folder}")
+        return running.train(executor, stop, jobs, retries)
 
 
 def _written(console: Console, running: Suite, beside: tuple[Path, ...]) -> dict[str, str]:

@@ -19,18 +19,20 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
 from hmarl.trainer.commands.seeds import SEEDS, seeds_shown, train_seeds
 from hmarl.trainer.commands.shared import (
+    announce_ray,
     check_makeable,
+    check_ray,
     log_to_standard_error,
     need_extra,
     need_torch,
     ray_option,
     read_config,
 )
-from hmarl.trainer.runs.ray_session import LOCAL, ray_module
-from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
+from hmarl.trainer.runs.stopping import StopRequest, answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
+    from hmarl.trainer.runs.many_seeds import ManyRuns
     from hmarl.trainer.runs.request import Request
     from hmarl.trainer.runs.run import Run
     from hmarl.trainer.runs.training import MakeSource
@@ -42,14 +44,27 @@ if TYPE_CHECKING:
     option("--env", "see hmarl-envs; or MODULE:FUNCTION of your own", shown="FAMILY/TASK"),
     option("--steps", "environment steps of the team, summed over environments", integer()),
     option("--seed", "of everything random", integer()),
-    option("--seeds", "several, trained at once: --out has a run directory for each", SEEDS),
-    option("--out", "run directory; by default runs/ALGORITHM-TASK-seedN-TIME", PATH, shown="DIR"),
+    option("--seeds", "several, trained at once: --out has a run directory for each, or is given for each", SEEDS),
+    option(
+        "--out",
+        "run directory; by default runs/ALGORITHM-TASK-seedN-TIME",
+        PATH,
+        many=True,
+        shown="DIR",
+        parameter="outs",
+    ),
     option("--device", "torch device, e.g. cpu or cuda", shown="NAME"),
     settings_option(
         "KEY=VALUE", "a setting algorithm.*, run.* or argument env.*; hmarl-algorithms ALGORITHM lists them"
     ),
     option("--preset", "a named preset, see hmarl-algorithms --presets, or FILE.toml", shown="NAME"),
-    option("--resume", "continue the run in this directory", PATH, shown="DIR"),
+    option(
+        "--resume",
+        "continue the run in this directory; repeatable, for seeds that are trained at once",
+        PATH,
+        many=True,
+        shown="DIR",
+    ),
     ray_option("run.workers are actors of a Ray cluster; of one that is started here without an address"),
     AS_JSON,
     examples=(
@@ -57,6 +72,7 @@ if TYPE_CHECKING:
         "hmarl-train happo --env my_environment:make --steps 1000000",
         "hmarl-train mappo --env mpe/simple_spread --seeds 100,101,102 --out runs/mine",
         "hmarl-train --resume runs/mine",
+        "hmarl-train --resume runs/mine/seed100 --resume runs/mine/seed101",
         "hmarl-train mappo --env mpe/simple_spread --set run.workers=4 --ray",
     ),
 )
@@ -67,11 +83,11 @@ def train(
     steps: int | None,
     seed: int | None,
     seeds: tuple[int, ...] | None,
-    out: Path | None,
+    outs: tuple[Path, ...],
     device: str | None,
     settings: tuple[str, ...],
     preset: str | None,
-    resume: Path | None,
+    resume: tuple[Path, ...],
     ray_address: str | None,
     as_json: bool,
 ) -> int:
@@ -82,28 +98,31 @@ def train(
     says how to resume; a killed run continues from its last checkpoint with --resume, bit for bit.
     """
     console = make_console(stderr=True)
-    _check_together(algorithm, env, resume, seed, seeds, ray_address, others=(settings, preset, out, device))
+    _check_together(algorithm, env, resume, seed, seeds, ray_address, others=(settings, preset, outs, device))
+    _check_places(outs, seeds)
     need_extra("hmarl-train")
-    if ray_address is not None:
-        ray_module("--ray")
-    if resume is not None:
-        running = _resumed(console, resume, steps, ray_address)
+    check_ray(ray_address)
+    if len(resume) > 1:
+        return _resumed_at_once(console, resume, steps, as_json)
+    if resume:
+        running = _resumed(console, resume[0], steps, ray_address)
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
-        if out is not None and not (out / "config.json").exists():  # else it is told below whose it is
-            check_writable(out, f"--out {out}")
+        for out in outs:
+            if not (out / "config.json").exists():  # else it is told below whose it is
+                check_writable(out, f"--out {out}")
         flags = {"steps": steps, "seed": seed, "device": device}
         requests = _requested(algorithm, env, [{**flags, "seed": one} for one in seeds or (seed,)], settings, preset)
         if seeds is not None:
-            return _train_at_once(console, requests, out, as_json)
-        running = _created(console, requests[0], out, ray_address)
+            return _train_at_once(console, requests, outs, as_json)
+        running = _created(console, requests[0], next(iter(outs), None), ray_address)
     return _train(console, running, as_json)
 
 
 def _check_together(
     algorithm: str | None,
     env: str | None,
-    resume: Path | None,
+    resume: tuple[Path, ...],
     seed: int | None,
     seeds: tuple[int, ...] | None,
     ray_address: str | None,
@@ -115,18 +134,18 @@ def _check_together(
         UsageError: so it is.
     """
     begins = algorithm or env or seed is not None or seeds or any(others)
-    if resume is not None and begins:
+    if resume and begins:
         raise UsageError(
             "--resume: takes everything from the run's config.json; only --steps and --ray may be given with it"
         )
-    if resume is None and (algorithm is None or env is None):
+    if not resume and (algorithm is None or env is None):
         given = "nothing" if algorithm is None else f"{algorithm} without --env"
         raise UsageError(
             f"ALGORITHM: got {given}, expected hmarl-train ALGORITHM --env FAMILY/TASK, or hmarl-train --resume DIR; "
             "hmarl-algorithms and hmarl-envs list what there is"
         )
-    if seeds is not None:
-        _refuse_beside_seeds(seed, ray_address)
+    if seeds is not None or len(resume) > 1:
+        _refuse_beside_seeds("--resume" if resume else "--seeds", seed, ray_address)
 
 
 def _requested(
@@ -166,8 +185,19 @@ def _train(console: Console, running: Run, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def _refuse_beside_seeds(seed: int | None, ray_address: str | None) -> None:
-    """What several seeds at once do not go with.
+def _check_places(outs: Sequence[Path], seeds: Sequence[int] | None) -> None:
+    """One directory for a run; for seeds that are trained at once, one for each or one for all.
+
+    Raises:
+        UsageError: another number.
+    """
+    expected = "one" if seeds is None else f"one, or one for each of the {len(seeds)} seeds"
+    if len(outs) > 1 and (seeds is None or len(outs) != len(seeds)):
+        raise UsageError(f"--out: got {len(outs)} directories, expected {expected}")
+
+
+def _refuse_beside_seeds(option: str, seed: int | None, ray_address: str | None) -> None:
+    """What several seeds at once, asked for by an option, do not go with.
 
     Raises:
         UsageError: it was given.
@@ -176,32 +206,63 @@ def _refuse_beside_seeds(seed: int | None, ray_address: str | None) -> None:
         raise UsageError("--seeds: got --seed as well, expected one of them")
     if ray_address is not None:
         raise UsageError(
-            "--seeds: got --ray as well, expected one of them: all seeds are trained in this process; one "
+            f"{option}: got --ray as well, expected one of them: all seeds are trained in this process; one "
             "seed at a time has workers on a cluster"
         )
 
 
-def _train_at_once(console: Console, requests: Sequence[Request], out: Path | None, as_json: bool) -> int:
-    """Runs that differ in their seeds, in directories below ``out``; returns the exit code."""
+def _train_at_once(console: Console, requests: Sequence[Request], outs: Sequence[Path], as_json: bool) -> int:
+    """Runs that differ in their seeds, in directories below the only one of ``outs``, or one in each; returns the exit
+    code.
+    """
     need_torch("hmarl-train")
     log_to_standard_error()
     from hmarl.trainer.runs.directory import refuse_other_run
-    from hmarl.trainer.runs.many_seeds import check_many_seeds
+    from hmarl.trainer.runs.many_seeds import ManyRuns, check_many_seeds
 
-    if out is not None:
-        refuse_other_run(out)
     seeds = [int(request.run["seed"]) for request in requests]
-    first = _configured(console, requests[0], None if out is None else out / f"seed{seeds[0]}", len(seeds))
+    given = list(outs)
+    if len(given) == 1:
+        refuse_other_run(given[0])
+        given = [given[0] / f"seed{seed}" for seed in seeds]
+    first = _configured(console, requests[0], next(iter(given), None), len(seeds))
     check_many_seeds(first)
     configs = [first.model_copy(update={"run": {**first.run, "seed": seed}}) for seed in seeds]
-    told = ", ".join(map(str, seeds))
-    root = out or _default_directory(first, f"seeds{seeds_shown(seeds)}")
+    root = _default_directory(first, f"seeds{seeds_shown(seeds)}")
+    directories = given or [root / f"seed{seed}" for seed in seeds]
     console.print(
-        f"training {first.algorithm} on {first.environment} with the seeds {told} at once, for "
-        f"{first.run['steps']:,} steps each, into {root}{f' ({requests[0].preset})' if requests[0].preset else ''}"
+        f"training {first.algorithm} on {first.environment} with the seeds {_listed(seeds)} at once, for "
+        f"{first.run['steps']:,} steps each, into {_listed(directories)}"
+        f"{f' ({requests[0].preset})' if requests[0].preset else ''}"
     )
     _announce_building(console, first)
-    return train_seeds(console, configs, [root / f"seed{seed}" for seed in seeds], _report, as_json)
+    return train_seeds(console, lambda stop: ManyRuns.create(configs, directories, stop), _report, as_json)
+
+
+def _resumed_at_once(console: Console, directories: Sequence[Path], steps: int | None, as_json: bool) -> int:
+    """Goes on with several runs that differ in their seeds; returns the exit code."""
+    for directory in directories:
+        read_config(directory)  # is there a run?
+    need_torch("hmarl-train")
+    log_to_standard_error()
+    from hmarl.trainer.runs.many_seeds import ManyRuns
+
+    for directory in directories:
+        again = "copy the run to where it can be written, and resume it there"
+        check_writable(directory, f"--resume {directory}", again)
+    _announce_building(console, read_config(directories[0]))
+
+    def resumed(stop: StopRequest) -> ManyRuns:
+        many = ManyRuns.resume(directories, steps, stop)
+        for each in many.runs:
+            _announce_resumed(console, each)
+        return many
+
+    return train_seeds(console, resumed, _report, as_json)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _refuse_idle_ray(address: str | None, workers: Any) -> None:
@@ -222,7 +283,7 @@ def _source(console: Console, address: str | None) -> MakeSource:
         return rollout_source
     from hmarl.trainer.runs.workers.ray_hands import ray_hands
 
-    console.print("starting Ray" if address == LOCAL else f"joining the Ray cluster at {address}")
+    announce_ray(console, address)
     return partial(rollout_source, make_hands=ray_hands(address, console.print))
 
 
@@ -239,9 +300,13 @@ def _resumed(console: Console, directory: Path, steps: int | None, ray_address: 
     check_writable(directory, f"--resume {directory}", "copy the run to where it can be written, and resume it there")
     _announce_building(console, config)
     run = Run.resume(directory, steps, make_source)
-    anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
-    console.print(f"resuming {directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
+    _announce_resumed(console, run)
     return run
+
+
+def _announce_resumed(console: Console, run: Run) -> None:
+    anew = "" if run.counters.update else " (no checkpoint had been written: it begins again)"
+    console.print(f"resuming {run.directory} at {run.counters.steps:,} of {run.settings.steps:,} steps{anew}")
 
 
 def _created(console: Console, request: Request, out: Path | None, ray_address: str | None) -> Run:

@@ -25,7 +25,15 @@ from hmarl.sdk.commands._common import parse_settings, print_json, run, settings
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import check_writable
-from hmarl.trainer.commands.shared import check_makeable, need_extra, need_torch, said_when_slow
+from hmarl.trainer.commands.shared import (
+    announce_ray,
+    check_makeable,
+    check_ray,
+    need_extra,
+    need_torch,
+    ray_option,
+    said_when_slow,
+)
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 
 if TYPE_CHECKING:
@@ -49,6 +57,7 @@ _GROUPS = ("algorithm", "run", "env")
     option("--space", "TOML file of such settings", PATH, shown="FILE"),
     option("--trials", "how many, those of earlier commands included", integer(1), default=20),
     option("--jobs", "runs at the same time", integer(1), default=1),
+    option("--retries", "how often a run that was killed is started again", integer(0), default=1),
     option("--seeds", "runs of a trial, whose mean is its value", integer(1), default=1),
     option("--steps", "environment steps of a run; by default the preset's", integer(1)),
     option("--evaluations", "of a run", integer(1), default=10),
@@ -60,6 +69,7 @@ _GROUPS = ("algorithm", "run", "env")
     option("--preset", "what trials start from, as of hmarl-train", shown="NAME"),
     settings_option("KEY=VALUE", "a setting of all trials, as of hmarl-train"),
     option("--out", "search directory (by default runs/tune-ALGORITHM-TASK)", PATH, shown="DIR"),
+    ray_option("trials are trained by a Ray cluster; by one that is started here without an address"),
     AS_JSON,
     examples=(
         "hmarl-tune happo --env mpe/simple_spread --trials 30 --jobs 2 \\",
@@ -75,10 +85,12 @@ def tune(
     space: Path | None,
     trials: int,
     jobs: int,
+    retries: int,
     minutes: float | None,
     pruner: str,
     sampler: str,
     out: Path | None,
+    ray_address: str | None,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -91,12 +103,13 @@ def tune(
     """
     console = make_console(stderr=True)
     need_extra("hmarl-tune")
+    check_ray(ray_address)
     plan = _planned(algorithm, env, search, space, **given)
     need_torch("hmarl-tune")
     from hmarl.trainer.runs.lock import RunLock
     from hmarl.trainer.suite.engine import Places
-    from hmarl.trainer.suite.executor import LocalExecutor
     from hmarl.trainer.suite.planned import slug
+    from hmarl.trainer.suite.ray_executor import executor_at
     from hmarl.trainer.tuning.found import write_found
     from hmarl.trainer.tuning.search import Search, SearchLimits, open_study, optuna_module
 
@@ -108,10 +121,12 @@ def tune(
     with RunLock(folder, "search directory"), stop_on_signals() as stop:
         stop.postponing = _STOPPING
         study = open_study(plan, folder, pruner, sampler, before)
-        console.print(f"searching {', '.join(plan.space)} for {algorithm} on {env}: {trials} trials into {folder}")
-        limits = SearchLimits(trials, jobs, None if minutes is None else 60 * minutes)
+        limits = SearchLimits(trials, jobs, None if minutes is None else 60 * minutes, retries)
         places = Places(folder / "runs", folder / "failed")
-        Search(plan, study, places, LocalExecutor(), limits, console.print).run(stop)
+        announce_ray(console, ray_address)
+        with executor_at(ray_address) as executor:
+            console.print(f"searching {', '.join(plan.space)} for {algorithm} on {env}: {trials} trials into {folder}")
+            Search(plan, study, places, executor, limits, console.print).run(stop)
         found = write_found(plan, study, folder, before)
     _report(console, plan, found)
     if as_json:

@@ -17,9 +17,9 @@ def checkpoint_folder(directory: Path) -> Path:
     return directory / "checkpoints"
 
 
-def resume_command(directory: Path) -> str:
-    """What to type to continue."""
-    return f"hmarl-train --resume {shlex.quote(str(directory))}"
+def resume_command(*directories: Path) -> str:
+    """What to type to continue, with several at once."""
+    return shlex.join(["hmarl-train", *(word for each in directories for word in ("--resume", str(each)))])
 
 
 def refuse_other_run(directory: Path) -> None:

@@ -7,7 +7,7 @@ rounding. It works in a thread of its own (``together.company``) and meets the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,34 +28,73 @@ from hmarl.trainer.experience.finite import broken_observation
 from hmarl.trainer.experience.rollout import Collector, Decision, EpisodeStatistics, Rollout
 from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.runs.config import RunConfig, device_of
-from hmarl.trainer.runs.directory import refuse_other_run
+from hmarl.trainer.runs.directory import refuse_other_run, resume_command
 from hmarl.trainer.runs.run import Run
 from hmarl.trainer.runs.seeds import derived_seeds
 from hmarl.trainer.runs.settings import RunSettings
 from hmarl.trainer.runs.sources import RolloutSource
 from hmarl.trainer.runs.stopping import StopRequest
+from hmarl.trainer.runs.training import MakeSource
 from hmarl.trainer.together.company import Company, Outcome, ask
 
 
-def check_many_seeds(config: RunConfig) -> None:
+def check_many_seeds(config: RunConfig, option: str = "--seeds", instead: str = "") -> None:
     """Whether seeds of such a run can be trained at once.
+
+    Args:
+        config: of one of them.
+        option: by which that is asked for.
+        instead: what to do where they cannot; by default to train them one after the other.
 
     Raises:
         UsageError: they cannot; says what to do.
     """
-    instead = f"train one after the other: hmarl-train {config.algorithm} --seed N"
+    instead = instead or f"train one after the other: hmarl-train {config.algorithm} --seed N"
     if not find_algorithm(config.algorithm).many_seeds:
         able = ", ".join(name for name, kind in ALGORITHMS.items() if kind.many_seeds)
-        raise UsageError(f"--seeds: got {config.algorithm}, expected one of {able}; {instead}")
+        raise UsageError(f"{option}: got {config.algorithm}, expected one of {able}; {instead}")
     if config.settings().recurrent:
         raise UsageError(
-            f"--seeds: got algorithm.recurrent=true, expected policies without memory; leave it out, or {instead}"
+            f"{option}: got algorithm.recurrent=true, expected policies without memory; leave it out, or {instead}"
         )
     if workers := config.run_settings().workers:
         raise UsageError(
-            f"--seeds: got run.workers={workers}, expected 0: the environments of all seeds are stepped as one batch; "
+            f"{option}: got run.workers={workers}, expected 0: the environments of all seeds are stepped as one batch; "
             f"leave it out, or {instead}"
         )
+
+
+def check_resumed_seeds(configs: Sequence[RunConfig], directories: Sequence[Path]) -> None:
+    """Whether runs can be gone on with at once.
+
+    Raises:
+        UsageError: they differ in more than their seeds, or are of a kind that cannot; says what to do.
+    """
+    instead = "resume one after the other"
+    for config, directory in zip(configs, directories, strict=True):
+        check_many_seeds(config, f"--resume {directory}", instead)
+        if differing := sorted(_differences(configs[0], config)):
+            raise UsageError(
+                f"--resume {directory}: got another {', '.join(differing)} than {directories[0]}, expected runs that "
+                f"differ in their seeds alone; {instead}"
+            )
+
+
+def _differences(one: RunConfig, other: RunConfig) -> set[str]:
+    """Names of what differs between two runs, their seeds apart."""
+    ours, theirs = _named_settings(one), _named_settings(other)
+    return {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)} - {"run.seed"}
+
+
+def _named_settings(config: RunConfig) -> dict[str, Any]:
+    """All that determines a run, by name."""
+    groups = {
+        "algorithm": config.settings().model_dump(),
+        "run": config.run_settings().model_dump(),
+        "env": config.environment_arguments,
+    }
+    named = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+    return {"algorithm": config.algorithm, "environment": config.environment, **named}
 
 
 class TeamsOfSeeds:
@@ -226,6 +265,14 @@ class SharedEnvironments:
         """Of all."""
         return self._collector.get_state()
 
+    def set_rows(self, rows: slice, theirs: Mapping[str, np.ndarray]) -> None:
+        """Set one seed's part of the state; that of the others stays as it is."""
+        state = self._collector.get_state() or {}
+        for key, value in theirs.items():
+            state[key] = np.array(state[key])  # it may be the environment's own
+            state[key][rows] = value
+        self._collector.set_state(state)
+
 
 class SeedsPart:
     """One seed's part of environments that several share: a ``RolloutSource``.
@@ -289,8 +336,11 @@ class SeedsPart:
         return {key: torch.as_tensor(value[self.rows].copy()) for key, value in state.items()}
 
     def load(self, algorithm: Algorithm, tensors: Mapping[str, Tensor], update: int) -> None:
-        """Runs are resumed one by one, in environments of their own."""
-        raise NotImplementedError
+        """Its rows of the environments, before any of them is stepped."""
+        if self.saves:
+            self.shared.set_rows(self.rows, {key: value.cpu().numpy() for key, value in tensors.items()})
+        else:
+            self.restart(algorithm, update)
 
     def figures(self) -> dict[str, float]:
         """None."""
@@ -383,19 +433,81 @@ class ManyRuns:
         check_many_seeds(configs[0])
         for directory in directories:
             refuse_other_run(directory)
+
+        def create(number: int, make_source: MakeSource, among: str) -> Run:
+            return Run.create(configs[number], directories[number], make_source, among)
+
+        return cls._opened(configs, stop, create, Run.withdraw)
+
+    @classmethod
+    def resume(cls, directories: Sequence[Path], steps: int | None, stop: StopRequest) -> ManyRuns:
+        """Go on with runs, as ``Run.resume`` does with one.
+
+        Args:
+            directories: theirs.
+            steps: raises or lowers the goal of all.
+            stop: see the class.
+
+        Raises:
+            UsageError: they cannot be trained at once; or as ``Run.resume``.
+            CheckpointError: as ``Run.resume``.
+        """
+        configs = [RunConfig.read(directory) for directory in directories]
+        if steps is not None:
+            configs = [config.model_copy(update={"run": {**config.run, "steps": steps}}) for config in configs]
+        check_resumed_seeds(configs, directories)
+
+        def resume(number: int, make_source: MakeSource, among: str) -> Run:
+            return Run.resume(directories[number], steps, make_source, among)
+
+        many = cls._opened(configs, stop, resume, Run.close)
+        try:
+            many.check_in_step()
+        except BaseException:
+            many.close()
+            raise
+        return many
+
+    @classmethod
+    def _opened(
+        cls,
+        configs: Sequence[RunConfig],
+        stop: StopRequest,
+        open_run: Callable[[int, MakeSource, str], Run],
+        undo: Callable[[Run], None],
+    ) -> ManyRuns:
+        """All of them, each opened by its number with its part of the environments; ``undo`` where another fails."""
         shared = SharedEnvironments(configs)
         with ExitStack() as undone:
             undone.callback(shared.environment.close)
             runs, parts = list[Run](), list[SeedsPart]()
-            for number, (config, directory) in enumerate(zip(configs, directories, strict=True)):
+            for number, config in enumerate(configs):
                 part = shared.part(number, config, stop)
-                run = Run.create(config, directory, partial(_given, part), f"seed {config.run_settings().seed}")
-                undone.callback(run.withdraw)
+                run = open_run(number, partial(_given, part), f"seed {config.run_settings().seed}")
+                undone.callback(undo, run)
                 shared.take(run.algorithm)
                 parts.append(part)
                 runs.append(run)
             undone.pop_all()
         return cls(runs, parts, stop)
+
+    def resume_command(self) -> str:
+        """What to type to continue with all of them."""
+        return resume_command(*(run.directory for run in self.runs))
+
+    def check_in_step(self) -> None:
+        """Environments that cannot be saved begin new episodes at every checkpoint, all at the same one.
+
+        Raises:
+            UsageError: checkpoints are of different updates there.
+        """
+        updates = {run.counters.update for run in self.runs}
+        if len(updates) > 1 and not self._parts[0].saves:
+            told = ", ".join(f"{run.directory} at {run.counters.steps:,} steps" for run in self.runs)
+            raise UsageError(
+                f"--resume: got {told}, expected checkpoints of the same step, for the state of "
+                f"{self.runs[0].config.environment} cannot be saved; resume one after the other"
+            )
 
     def train(self) -> list[Outcome[dict[str, Any]]]:
         """Train all of them to their end, as ``Run.train`` does one.

@@ -23,8 +23,10 @@ _STARTS, _PATIENCE_MS = 3, 120_000
 _HOST_AND_PORT = re.compile(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 # How long the cluster's head may be out of reach. After a minute Ray ends this process itself.
 _OUT_OF_REACH_S, _CONNECT_S = 20.0, 5.0
-# Ray reports to no server what it is used for, and leaves it to torch which devices there are.
-_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Ray leaves it to torch which devices there are; it is read in every process.
+DEVICES_ARE_TORCHS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# And it reports to no server what it is used for.
+_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", **DEVICES_ARE_TORCHS}
 _QUIET: dict[str, Any] = {"configure_logging": False, "logging_level": logging.ERROR, "log_to_driver": False}
 
 

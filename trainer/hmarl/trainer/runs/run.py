@@ -83,13 +83,16 @@ class Run:
         return cls(config, directory, lock, parts, among=among)
 
     @classmethod
-    def resume(cls, directory: Path, steps: int | None = None, make_source: MakeSource = rollout_source) -> Run:
+    def resume(
+        cls, directory: Path, steps: int | None = None, make_source: MakeSource = rollout_source, among: str = ""
+    ) -> Run:
         """Continue from the newest good checkpoint; a run that was stopped before its first one begins again.
 
         Args:
             directory: the run's.
             steps: raises or lowers the goal, in config.json as well.
             make_source: where its workers are.
+            among: see the class.
 
         Raises:
             CheckpointError: no run, or all of its checkpoints are damaged.
@@ -110,7 +113,7 @@ class Run:
                 if steps is not None:
                     config.write(directory)
             undone.pop_all()
-        return cls(config, directory, lock, parts, start)
+        return cls(config, directory, lock, parts, start, among)
 
     @property
     def algorithm(self) -> Algorithm:

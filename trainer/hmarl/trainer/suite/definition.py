@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, StrictBool, ValidationError
 
 from hmarl.sdk.environments import check_request
 from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.trainer.networks.settings import STRICT
-from hmarl.trainer.runs.config import make_config
+from hmarl.trainer.runs.config import RunConfig, make_config
+from hmarl.trainer.runs.many_seeds import check_many_seeds
 from hmarl.trainer.runs.preset_files import is_preset_file, read_toml, told
 from hmarl.trainer.runs.presets import Preset
 from hmarl.trainer.runs.request import Request, chosen_preset, requested
@@ -28,6 +29,7 @@ _NAME = 60  # letters of a task's, and of a label's part in a file's name
 _GROUPS = ("algorithm", "run", "env")
 _Steps = Annotated[int, Field(ge=1)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
+_AtOnce = StrictBool | Annotated[int, Field(ge=1)]  # true: all of them
 _Minutes = Annotated[float, Field(gt=0)]
 
 
@@ -53,6 +55,7 @@ class VariantTable(BaseModel):
     label: str | None = None
     preset: str | None = None
     seeds: Annotated[int, Field(ge=1)] | tuple[_Seed, ...] | None = None
+    seeds_at_once: _AtOnce | None = None
     tasks: tuple[str, ...] = ("*",)
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -76,6 +79,7 @@ class SuiteFile(BaseModel):
     algorithms: tuple[str, ...] = ()
     variants: tuple[VariantTable, ...] = ()
     seeds: Annotated[int, Field(ge=1)] | tuple[_Seed, ...] = 3
+    seeds_at_once: _AtOnce = 1
     steps: _Steps | None = None
     evaluations: Annotated[int, Field(ge=1)] = 20
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -242,21 +246,35 @@ class _Pair:
             UsageError: hmarl-train would refuse them.
         """
         seeds = self.variant.seeds or self.file.seeds
-        for seed in range(FIRST_SEED, FIRST_SEED + seeds) if isinstance(seeds, int) else seeds:
-            yield self._run(seed)
+        listed = range(FIRST_SEED, FIRST_SEED + seeds) if isinstance(seeds, int) else seeds
+        for seed in listed:
+            yield self._run(seed, len(listed))
 
-    def _run(self, seed: int) -> PlannedRun:
+    def _run(self, seed: int, seeds: int) -> PlannedRun:
         variant, task, steps = self.variant, self.task, self._steps()
         options = tuple(as_option(name, value) for name, value in self._settings(steps).items())
         flags = {"steps": steps, "seed": seed}
         request = requested(variant.algorithm, task.env, flags, options, variant.preset, _check_once)
-        make_config(variant.algorithm, task.env, request.algorithm_settings, request.run, request.arguments)
+        config = make_config(variant.algorithm, task.env, request.algorithm_settings, request.run, request.arguments)
         words = [variant.algorithm, "--env", task.env, "--steps", str(steps), "--seed", str(seed)]
         words += ["--preset", variant.preset] if variant.preset else []
         words += [word for option in options for word in ("--set", option)]
         label, of = str(variant.label), _task_label(task)
         name = f"{slug(of)[:_NAME]}-{slug(label)[:_NAME]}-seed{seed}-{_fingerprint(request)}"
-        return PlannedRun(name, label, of, seed, steps, tuple(words))
+        threads, at_once = config.run_settings().threads, self._at_once(config, seeds)
+        return PlannedRun(name, label, of, seed, steps, tuple(words), threads, at_once)
+
+    def _at_once(self, config: RunConfig, seeds: int) -> int:
+        """How many seeds one process trains.
+
+        Raises:
+            UsageError: more than one, of a run whose seeds cannot be trained at once.
+        """
+        given = self.file.seeds_at_once if self.variant.seeds_at_once is None else self.variant.seeds_at_once
+        at_once = (seeds if given else 1) if isinstance(given, bool) else min(given, seeds)
+        if at_once > 1:
+            check_many_seeds(config, "seeds_at_once", f"give {self.variant.label} seeds_at_once = 1 in [[variants]]")
+        return at_once
 
     def _steps(self) -> int:
         preset = self._preset()

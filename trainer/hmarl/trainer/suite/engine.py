@@ -1,10 +1,13 @@
-"""Trains the runs of a suite: so many at a time, each until it has a record, failures apart, within a budget."""
+"""Trains the runs of a suite: so many processes at a time, each run until it has a record, failures apart, within a
+budget. A process trains one run, or several that differ in their seeds alone.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +16,9 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.lock import RunLock
 from hmarl.trainer.runs.stopping import StopRequest
-from hmarl.trainer.suite.executor import Executor, Started
+from hmarl.trainer.suite.executor import Executor, Started, how_it_ended
 from hmarl.trainer.suite.ledger import Ledger
-from hmarl.trainer.suite.planned import PlannedRun, ended_at, resuming_words, training_words
+from hmarl.trainer.suite.planned import PlannedRun, ended_at, has_begun, resuming_words, training_words
 from hmarl.trainer.suite.progress import progress_of
 
 _POLL_S, _KEEP_S = 0.1, 10.0
@@ -27,7 +30,7 @@ class Limits:
     """How much a suite may take.
 
     Attributes:
-        jobs: runs at the same time.
+        jobs: processes at the same time.
         retries: how often a run that failed is started again before it is left.
         run_s: seconds of training a run, None without a limit. Its last state counts then.
         total_s: seconds of the suite, in all commands together, None without a limit.
@@ -56,7 +59,7 @@ class Places:
         return self.runs / run.name
 
     def log(self, run: PlannedRun) -> Path:
-        """What a run prints."""
+        """What a run prints; the first of those that one process trains prints for all."""
         return self.runs / f"{run.name}.log"
 
 
@@ -72,17 +75,17 @@ class Watcher(Protocol):
 
 @dataclass
 class _Going:
-    """A run that goes on.
+    """A process that goes on.
 
     Attributes:
-        run: which.
-        started: its process.
+        runs: that it trains.
+        started: the process.
         looked_at: when its time was counted last, on the monotonic clock.
-        cutting: its time is used up: it has been asked to stop, or is being concluded.
-        concluding: it was cut off, and only evaluates what it has come to.
+        cutting: time is used up: it has been asked to stop, or is being concluded.
+        concluding: its run was cut off, and it only evaluates what that has come to.
     """
 
-    run: PlannedRun
+    runs: tuple[PlannedRun, ...]
     started: Started
     looked_at: float
     cutting: bool = False
@@ -113,6 +116,8 @@ class Engine:
     ledger: Ledger
     watcher: Watcher
     _waiting: list[PlannedRun] = field(default_factory=list)
+    _cut_off: list[PlannedRun] = field(default_factory=list)  # to be concluded
+    _by_itself: set[str] = field(default_factory=set)  # what has failed along with others
     _going: list[_Going] = field(default_factory=list)
     _written_at: float = 0.0
 
@@ -129,7 +134,7 @@ class Engine:
         try:
             with stop.postponed():
                 looked_at = time.monotonic()
-                while (self._waiting or self._going) and not (stop() or self._used_up()):
+                while (self._waiting or self._cut_off or self._going) and not (stop() or self._used_up()):
                     self._start()
                     self._look()
                     self.ledger.spent_s += time.monotonic() - looked_at
@@ -162,74 +167,126 @@ class Engine:
 
     def _start(self) -> None:
         """As many as fit; one whose directory another process uses waits for it."""
+        while self._cut_off and len(self._going) < self.limits.jobs:
+            run = self._cut_off.pop(0)
+            directory = self.places.directory(run)
+            self._begin((run,), resuming_words([directory], progress_of(directory).steps), concluding=True)
         for run in list(self._waiting):
             if len(self._going) >= self.limits.jobs:
                 return
-            directory = self.places.directory(run)
-            if in_use(directory):
+            if run not in self._waiting or in_use(self.places.directory(run)):
                 continue
-            self._waiting.remove(run)
-            if (ended_at(directory) or 0) >= run.steps:  # trained, but killed before its record was written
+            if self._is_trained(run):  # but killed before its record was written
+                self._waiting.remove(run)
                 self._finish(run)
                 continue
-            self.ledger.of(run.name).attempts += 1
-            self._begin(run, training_words(run, directory))
+            runs = (run, *islice(self._companions(run), run.at_once - 1))
+            for each in runs:
+                self._waiting.remove(each)
+            if len(runs) == 1:  # where several fail it is not known which of them does
+                self.ledger.of(run.name).attempts += 1
+            self._begin(runs, training_words(runs, [self.places.directory(each) for each in runs]))
 
-    def _begin(self, run: PlannedRun, words: list[str], concluding: bool = False) -> None:
-        self.ledger.of(run.name).status = "running"
+    def _is_trained(self, run: PlannedRun) -> bool:
+        return (ended_at(self.places.directory(run)) or 0) >= run.steps
+
+    def _companions(self, run: PlannedRun) -> Iterator[PlannedRun]:
+        """Others that wait and that the same process can train: from the start, or from where they were stopped."""
+        begun = has_begun(self.places.directory(run))
+        for other in self._waiting:
+            if other == run or self._by_itself & {run.name, other.name} or other.shared_words != run.shared_words:
+                continue
+            directory = self.places.directory(other)
+            if has_begun(directory) == begun and not in_use(directory) and not self._is_trained(other):
+                yield other
+
+    def _begin(self, runs: tuple[PlannedRun, ...], words: list[str], concluding: bool = False) -> None:
+        first, *others = runs
         try:
-            started = self.executor.start(words, self.places.log(run))
+            for other in others:
+                with self.places.log(other).open("a", encoding="utf-8") as log:
+                    log.write(f"trained along with {first.name}, see {self.places.log(first)}\n")
+            started = self.executor.start(words, self.places.log(first), first.threads)
         except OSError as error:
-            self._fail(run, f"could not be started ({error})")
+            self._not_started(runs, error)
             return
-        self._going.append(_Going(run, started, time.monotonic(), concluding, concluding))
+        self._going.append(_Going(runs, started, time.monotonic(), concluding, concluding))
+
+    def _not_started(self, runs: Sequence[PlannedRun], error: OSError) -> None:
+        for run in runs:
+            self._fail(run, f"could not be started ({error})")
 
     def _look(self) -> None:
         """Count the time of what goes on, and see to what has ended or must end."""
-        for going in list(self._going):
-            now = time.monotonic()
-            entry = self.ledger.of(going.run.name)
-            if not going.concluding:
-                entry.spent_s += now - going.looked_at
-            going.looked_at = now
-            code = going.started.exit_code()
-            if code is not None:
-                self._going.remove(going)
-                self._ended(going, code)
-            elif not going.cutting and self.limits.run_s is not None and entry.spent_s >= self.limits.run_s:
+        for going in self._going:
+            self._count(going)
+        for going, code in self._ended_now():
+            self._ended(going, code)
+        for going in self._going:
+            if not going.cutting and any(map(self._time_is_up, going.runs)):
                 going.cutting = True
                 going.started.ask_to_stop()
         self.watcher.show(self.ledger)
 
+    def _count(self, going: _Going) -> None:
+        """A process's time, which its runs share; while it waits for room there is none."""
+        now, waits = time.monotonic(), going.started.waits()
+        for run in going.runs:
+            entry = self.ledger.of(run.name)
+            entry.status = "waiting" if waits else "running"
+            if not (waits or going.concluding):
+                entry.spent_s += (now - going.looked_at) / len(going.runs)
+        going.looked_at = now
+
+    def _time_is_up(self, run: PlannedRun) -> bool:
+        return self.limits.run_s is not None and self.ledger.of(run.name).spent_s >= self.limits.run_s
+
+    def _ended_now(self) -> Iterator[tuple[_Going, int]]:
+        """What has ended, with its exit code, and goes on no more."""
+        for going in list(self._going):
+            try:
+                code = going.started.exit_code()
+            except OSError as error:
+                self._going.remove(going)
+                self._not_started(going.runs, error)
+                continue
+            if code is not None:
+                self._going.remove(going)
+                yield going, code
+
     def _ended(self, going: _Going, code: int) -> None:
-        """A run has ended, one way or the other."""
-        run = going.run
-        # Beside a run that is done something may have failed.
-        if code in (ExitCode.DONE, ExitCode.FAILURE) and self._at_its_end(going):
-            self._finish(run, cut=going.concluding)
-        elif code == ExitCode.INTERRUPTED and going.cutting:
-            self._conclude(run)
-        elif code == ExitCode.INTERRUPTED:  # by whom it was stopped is not known, and it has saved
-            self._try_again(going, "was stopped by a signal")
-        else:
-            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            self._try_again(going, how, code)
+        """A process has ended, one way or the other; what it was to train may be done all the same."""
+        log = self.places.log(going.runs[0])
+        # By whom one was stopped is not known, and it has saved.
+        how = "was stopped by a signal" if code == ExitCode.INTERRUPTED else how_it_ended(code)
+        for run in going.runs:
+            if self._at_its_end(run, going.concluding):
+                self._finish(run, cut=going.concluding)
+            elif code == ExitCode.INTERRUPTED and going.cutting:
+                self._cut(run)
+            elif len(going.runs) > 1:
+                self._leave_company(run, f"{how}, see {log}")
+            else:
+                self._try_again(run, f"{how}, see {log}", code)
 
-    def _at_its_end(self, going: _Going) -> bool:
+    def _at_its_end(self, run: PlannedRun, concluding: bool) -> bool:
         """Whether the summary is of the end that is wanted now, not of an earlier one."""
-        directory = self.places.directory(going.run)
-        steps = progress_of(directory).steps
-        return ended_at(directory) == steps and (going.concluding or steps >= going.run.steps)
-
-    def _conclude(self, run: PlannedRun) -> None:
-        """Its time is used up: it is evaluated as it stands."""
         directory = self.places.directory(run)
         steps = progress_of(directory).steps
+        return ended_at(directory) == steps and (concluding or steps >= run.steps)
+
+    def _cut(self, run: PlannedRun) -> None:
+        """Its process was stopped, because its own time is used up or that of another run that it trains."""
+        if not self._time_is_up(run):
+            self._wait(run)
+            return
+        steps = progress_of(self.places.directory(run)).steps
         if not steps:
             self._fail(run, "its time was used up before its first update")
             return
         self.watcher.say(f"{run.name}: its time is used up at {steps:,} of {run.steps:,} steps")
-        self._begin(run, resuming_words(directory, steps), concluding=True)
+        self.ledger.of(run.name).status = "cut off"
+        self._cut_off.append(run)
 
     def _finish(self, run: PlannedRun, cut: bool = False) -> None:
         """Keep what a run came to."""
@@ -242,17 +299,26 @@ class Engine:
         self.watcher.say(f"{run.name}: done")
         self.ledger.write()
 
-    def _try_again(self, going: _Going, how: str, code: int | None = None) -> None:
+    def _leave_company(self, run: PlannedRun, told: str) -> None:
+        """The process of several runs has failed, which tells nothing of this one: it goes on in one of its own."""
+        self._by_itself.add(run.name)
+        self.watcher.say(f"{run.name}: {told}; goes on by itself")
+        self._wait(run)
+
+    def _try_again(self, run: PlannedRun, told: str, code: int) -> None:
         """A run that failed goes on from its last checkpoint; what nothing can go on from is put aside."""
-        run, entry = going.run, self.ledger.of(going.run.name)
-        told = f"{how}, see {self.places.log(run)}"
+        entry = self.ledger.of(run.name)
         if code in _TOO_OFTEN or entry.attempts > self.limits.retries:
             self._fail(run, told)
             return
         if code == ExitCode.BROKEN:
             self._put_aside(run)
         self.watcher.say(f"{run.name}: {told}; tried again ({entry.attempts} of {self.limits.retries})")
-        entry.status = "waiting"
+        self._wait(run)
+
+    def _wait(self, run: PlannedRun) -> None:
+        """It is started again."""
+        self.ledger.of(run.name).status = "waiting"
         self._waiting.append(run)
         self.ledger.write()
 
@@ -282,20 +348,22 @@ class Engine:
             going.started.ask_to_stop()
         while self._going:
             looked_at = time.monotonic()
-            for going in list(self._going):
-                if (code := going.started.exit_code()) is not None:
-                    self._going.remove(going)
-                    self._stopped(going, code)
+            for going, code in self._ended_now():
+                self._stopped(going, code)
             self.watcher.show(self.ledger)
             time.sleep(_POLL_S)
             self.ledger.spent_s += time.monotonic() - looked_at
 
     def _stopped(self, going: _Going, code: int) -> None:
-        """A run has ended after everything was asked to."""
-        if code == ExitCode.INTERRUPTED:
-            self.ledger.of(going.run.name).status = "cut off" if going.concluding else "stopped"
-        else:  # it had just come to its end
+        """A process has ended after everything was asked to."""
+        if code != ExitCode.INTERRUPTED:  # it had just come to its end
             self._ended(going, code)
+            return
+        for run in going.runs:
+            if self._at_its_end(run, going.concluding):
+                self._finish(run, cut=going.concluding)
+            else:
+                self.ledger.of(run.name).status = "cut off" if going.concluding else "stopped"
 
 
 def in_use(directory: Path) -> bool:

@@ -21,7 +21,7 @@ class Entry:
     Attributes:
         status: what became of it. ``cut off``: its own time was used up; it counts with what it had come to.
             ``stopped``: it was interrupted, and goes on.
-        attempts: how often it was started by the command that goes on, or went on last.
+        attempts: how often it was started, in a process of its own, by the command that goes on, or went on last.
         spent_s: how long it has been trained, in all.
         error: why it failed.
     """

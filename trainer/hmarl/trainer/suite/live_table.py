@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hmarl.sdk.commands._console import make_console
+from hmarl.trainer.suite.costs import time_left
 from hmarl.trainer.suite.engine import Places
 from hmarl.trainer.suite.ledger import Ledger, Status
 from hmarl.trainer.suite.planned import PlannedRun
@@ -33,7 +34,7 @@ class Row:
         going: whether one goes on.
         share: of the steps that are done.
         steps_per_s: of all that go on.
-        left_s: seconds of training that are left, one after the other; None where no rate is known.
+        left_s: seconds of training that are left, one process after the other; None where no rate is known.
         value: mean of the newest returns.
     """
 
@@ -72,7 +73,8 @@ def _row(name: str, runs: list[PlannedRun], ledger: Ledger, every: dict[str, Pro
     own = [every[run.name].steps_per_s for run in runs]
     rates = [rate for rate in own if rate]
     rate = sum(rates) / len(rates) if rates else usual
-    missing = sum(max(0, run.steps - every[run.name].steps) for run in runs if status[run.name] not in _ENDED)
+    missing = [run for run in runs if status[run.name] not in _ENDED]
+    steps = sum(max(0, run.steps - every[run.name].steps) for run in missing)
     going = [run for run in runs if status[run.name] == "running"]
     values = [value for run in runs if (value := every[run.name].value) is not None]
     planned = sum(run.steps for run in runs)
@@ -84,7 +86,7 @@ def _row(name: str, runs: list[PlannedRun], ledger: Ledger, every: dict[str, Pro
         going=bool(going),
         share=finished / planned,
         steps_per_s=sum(every[run.name].steps_per_s or 0.0 for run in going),
-        left_s=0.0 if not missing else None if rate is None else missing / rate,
+        left_s=time_left(missing, steps, rate),
         value=sum(values) / len(values) if values else None,
     )
 
@@ -102,7 +104,7 @@ class LiveTable:
         title: of the suite.
         runs: all of it.
         places: where they are.
-        jobs: how many go on at a time.
+        jobs: how many processes go on at a time.
         console: where to; standard error by default.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class PlannedRun:
         seed: of the run.
         steps: environment steps.
         words: of hmarl-train, but for ``--out``.
+        threads: that it computes with.
+        at_once: how many runs that differ in their seeds alone one process may train, this one among them.
     """
 
     name: str
@@ -28,6 +31,14 @@ class PlannedRun:
     seed: int
     steps: int
     words: tuple[str, ...]
+    threads: int = 1
+    at_once: int = 1
+
+    @property
+    def shared_words(self) -> tuple[str, ...]:
+        """Its words without the seed: those of all runs that differ in their seeds alone."""
+        at = self.words.index("--seed")
+        return self.words[:at] + self.words[at + 2 :]
 
 
 def slug(text: str) -> str:
@@ -35,16 +46,30 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", text).strip("-")
 
 
-def training_words(planned: PlannedRun, directory: Path) -> list[str]:
-    """Of hmarl-train: a run from its last checkpoint, or from the start."""
-    if (directory / "config.json").exists():
-        return resuming_words(directory, planned.steps)
-    return [*planned.words, "--out", str(directory)]
+def has_begun(directory: Path) -> bool:
+    """Whether there is a run in that directory which can be gone on with."""
+    return (directory / "config.json").exists()
 
 
-def resuming_words(directory: Path, steps: int) -> list[str]:
+def training_words(runs: Sequence[PlannedRun], directories: Sequence[Path]) -> list[str]:
+    """Of hmarl-train: one run, or several that differ in their seeds alone, from the start or their last checkpoints.
+
+    Args:
+        runs: which either have all begun, or none of them.
+        directories: theirs.
+    """
+    first = runs[0]
+    if has_begun(directories[0]):
+        return resuming_words(directories, first.steps)
+    outs = [word for directory in directories for word in ("--out", str(directory))]
+    if len(runs) == 1:
+        return [*first.words, *outs]
+    return [*first.shared_words, "--seeds", ",".join(str(run.seed) for run in runs), *outs]
+
+
+def resuming_words(directories: Sequence[Path], steps: int) -> list[str]:
     """Of hmarl-train: go on until there are so many steps."""
-    return ["--resume", str(directory), "--steps", str(steps)]
+    return [*(word for directory in directories for word in ("--resume", str(directory))), "--steps", str(steps)]
 
 
 def ended_at(directory: Path) -> int | None:

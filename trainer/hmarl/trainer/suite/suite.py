@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hmarl.sdk.evaluation.marl_eval import read_marl_eval
@@ -13,7 +13,7 @@ from hmarl.trainer.runs.lock import RunLock
 from hmarl.trainer.runs.stopping import StopRequest
 from hmarl.trainer.suite.definition import Definition
 from hmarl.trainer.suite.engine import Engine, Limits, Places, failures
-from hmarl.trainer.suite.executor import Executor, LocalExecutor
+from hmarl.trainer.suite.executor import Executor
 from hmarl.trainer.suite.ledger import Ledger
 from hmarl.trainer.suite.live_table import LiveTable
 from hmarl.trainer.suite.planned import PlannedRun
@@ -45,13 +45,11 @@ class Suite:
         definition: of the suite.
         folder: its directory.
         ledger: what became of its runs.
-        executor: starts them.
     """
 
     definition: Definition
     folder: Path
     ledger: Ledger
-    executor: Executor = field(default_factory=LocalExecutor)
 
     @classmethod
     @contextmanager
@@ -83,8 +81,14 @@ class Suite:
         for path in beside:
             read_marl_eval(path, f"--beside {path}")
 
-    def train(self, stop: StopRequest, jobs: int, retries: int) -> bool:
+    def train(self, executor: Executor, stop: StopRequest, jobs: int, retries: int) -> bool:
         """Train what is missing.
+
+        Args:
+            executor: starts runs.
+            stop: once asked, all of them save and end.
+            jobs: processes at the same time.
+            retries: how often a run that failed is started again.
 
         Returns:
             Whether it was stopped.
@@ -105,7 +109,7 @@ class Suite:
                 places,
                 lambda run: self._keep(run, places),
                 self._is_kept,
-                self.executor,
+                executor,
                 limits,
                 self.ledger,
                 table,

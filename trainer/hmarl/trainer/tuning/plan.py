@@ -67,9 +67,9 @@ class SearchPlan:
         words = [self.algorithm, "--env", self.environment, "--steps", str(self.steps), "--seed", str(seed)]
         words += ["--preset", self.preset] if self.preset else []
         words += [word for option in self._options(drawn) for word in ("--set", option)]
-        return PlannedRun(
-            f"trial-{number:04d}-seed{seed}", self.algorithm, self.environment, seed, self.steps, tuple(words)
-        )
+        name = f"trial-{number:04d}-seed{seed}"
+        threads = int(drawn.get("run.threads") or self.config({}).run_settings().threads)
+        return PlannedRun(name, self.algorithm, self.environment, seed, self.steps, tuple(words), threads)
 
     def _options(self, drawn: Mapping[str, Any]) -> list[str]:
         usual = {"run.threads": 1, "run.evaluation_interval": max(1, self.steps // self.evaluations)}

@@ -13,7 +13,7 @@ from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.trainer.records.metrics import read_metrics
 from hmarl.trainer.runs.stopping import StopRequest
 from hmarl.trainer.suite.engine import Places, in_use
-from hmarl.trainer.suite.executor import Executor, Started
+from hmarl.trainer.suite.executor import Executor, Started, how_it_ended
 from hmarl.trainer.suite.planned import PlannedRun, ended_at, training_words
 from hmarl.trainer.tuning.plan import SearchPlan
 from hmarl.trainer.tuning.space import as_parameters, suggested
@@ -89,11 +89,13 @@ class SearchLimits:
         trials: in all, those of earlier commands included.
         jobs: runs at the same time.
         total_s: seconds of this command, None without a limit.
+        retries: how often a run that was killed goes on: that tells nothing of its settings.
     """
 
     trials: int
     jobs: int = 1
     total_s: float | None = None
+    retries: int = 1
 
 
 @dataclass
@@ -107,6 +109,7 @@ class _Going:
         reported: evaluations of the run that goes on which the pruner has seen.
         known: steps whose values the pruner had seen before the search was cut off.
         pruned: it has been asked to stop.
+        killed: how often its run was.
     """
 
     trial: Any
@@ -117,6 +120,7 @@ class _Going:
     reported: int = 0
     known: frozenset[int] = frozenset()
     pruned: bool = False
+    killed: int = 0
 
 
 @dataclass
@@ -190,7 +194,11 @@ class Search:
             if going.started is None:
                 self._start(going)
                 continue
-            code = going.started.exit_code()
+            try:
+                code = going.started.exit_code()
+            except OSError as error:
+                self._not_started(going, error)
+                continue
             self._report(going)
             if code is not None:
                 self._ended(going, code)
@@ -204,7 +212,15 @@ class Search:
             self._report(going)
             self._run_done(going)
             return
-        going.started = self.executor.start(training_words(going.run, directory), self.places.log(going.run))
+        words = training_words([going.run], [directory])
+        try:
+            going.started = self.executor.start(words, self.places.log(going.run), going.run.threads)
+        except OSError as error:
+            self._not_started(going, error)
+
+    def _not_started(self, going: _Going, error: OSError) -> None:
+        going.trial.set_user_attr("error", f"could not be started ({error})")
+        self._tell(going, None, "FAIL")
 
     def _report(self, going: _Going) -> None:
         """Tell the pruner what is new of the learning curve."""
@@ -227,14 +243,18 @@ class Search:
 
     def _ended(self, going: _Going, code: int) -> None:
         going.started = None
+        told = f"{how_it_ended(code)}, see {self.places.log(going.run)}"
         if going.pruned:
             self._tell(going, None, "PRUNED")
         elif code in (ExitCode.DONE, ExitCode.FAILURE) and self._curve(going.run) and self._is_done(going.run):
             self._run_done(going)
         elif code == ExitCode.INTERRUPTED:
             return  # stopped from outside: it has saved, and goes on
+        elif code < 0 and going.killed < self.limits.retries:
+            going.killed += 1
+            self.say(f"trial {going.trial.number}: {told}; goes on")
         else:
-            going.trial.set_user_attr("error", f"exit code {code}, see {self.places.log(going.run)}")
+            going.trial.set_user_attr("error", told)
             self._tell(going, None, "FAIL")
 
     def _is_done(self, run: PlannedRun) -> bool:
@@ -245,7 +265,8 @@ class Search:
         going.finals.append(self._curve(going.run)[-1])
         if len(going.finals) < self.plan.seeds:
             seed = self.plan.search_seeds[len(going.finals)]
-            going.run, going.reported = self.plan.run(going.trial.number, seed, going.drawn), 0
+            going.run = self.plan.run(going.trial.number, seed, going.drawn)
+            going.reported = going.killed = 0
             return
         self._tell(going, mean(going.finals), "COMPLETE")
 
@@ -262,9 +283,17 @@ class Search:
         for going in self._going:
             if going.started is not None:
                 going.started.ask_to_stop()
-        while any(going.started is not None and going.started.exit_code() is None for going in self._going):
+        while any(map(_goes_on, self._going)):
             time.sleep(_POLL_S)
         self._going.clear()
+
+
+def _goes_on(going: _Going) -> bool:
+    """Whether its process does."""
+    try:
+        return going.started is not None and going.started.exit_code() is None
+    except OSError:  # it was never started
+        return False
 
 
 def _judges(key: str, figure: str) -> bool:
