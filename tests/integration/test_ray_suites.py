@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,6 +133,23 @@ def test_whatever_is_killed_of_a_run_it_counts_as_killed_and_nothing_is_lost(
     third.kill()
     until(lambda: not owner(run))
     assert ended(third) == -signal.SIGKILL
+
+
+def test_what_loggers_are_told_reaches_a_run_and_no_log(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = "secret-of-the-tests-0123456789"
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    with executor_at(cluster) as executor:
+        run = executor.start([*LONG, "--out", str(tmp_path / "run")], tmp_path / "run.log", 1)
+        until(lambda: owner(tmp_path / "run"))
+        assert f"WANDB_API_KEY={key}" in Path(f"/proc/{owner(tmp_path / 'run')}/environ").read_text()
+        run.kill()
+        ended(run)
+    (session,) = Path(tempfile.gettempdir(), "ray").glob(f"session_hmarl_*_{os.getpid()}")
+    logs = [*session.glob("logs/**/*"), tmp_path / "run.log"]
+    assert len(logs) > 5
+    assert not [path for path in logs if path.is_file() and key.encode() in path.read_bytes()]
 
 
 SUITE = """

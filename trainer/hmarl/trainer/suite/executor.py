@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -59,10 +59,13 @@ class LocalExecutor:
     Args:
         folder: in which they run; None: this process's.
         path: where they import from, besides where Python does by itself.
+        variables: of their environment, besides this process's.
     """
 
-    def __init__(self, folder: Path | None = None, path: Sequence[str] = ()) -> None:
-        self._folder, self._path = folder, tuple(path)
+    def __init__(
+        self, folder: Path | None = None, path: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
+        self._folder, self._path, self._variables = folder, tuple(path), dict(variables or {})
 
     def start(self, words: Sequence[str], log: Path, threads: int = 1) -> LocalProcess:
         """See ``Executor``; the machine's scheduler has its own ways with threads."""
@@ -83,7 +86,7 @@ class LocalExecutor:
 
     def _environment(self) -> dict[str, str]:
         path = [*self._path, *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {**os.environ, **({"PYTHONPATH": os.pathsep.join(path)} if path else {})}
+        return {**os.environ, **self._variables, **({"PYTHONPATH": os.pathsep.join(path)} if path else {})}
 
 
 class LocalProcess:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,11 @@ class Watch:
     Args:
         folder: its working directory, from which paths are told.
         path: where it imports from besides.
+        variables: of its environment besides.
     """
 
-    def __init__(self, folder: str, path: Sequence[str]) -> None:
-        self._executor = LocalExecutor(Path(folder), path)
+    def __init__(self, folder: str, path: Sequence[str], variables: Mapping[str, str]) -> None:
+        self._executor = LocalExecutor(Path(folder), path, variables)
         self._process: LocalProcess | None = None
 
     def start(self, words: Sequence[str], log: str, threads: int) -> None:
@@ -85,14 +86,15 @@ class RayExecutor:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
-        told = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-        variables = {**told, **DEVICES_ARE_TORCHS, **_ENDS_BY_ITSELF}
+        # Not as a part of Ray's runtime environment, which Ray writes into its logs: there are keys among them.
+        self._variables = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        variables = {**DEVICES_ARE_TORCHS, **_ENDS_BY_ITSELF}
         self._watch = ray.remote(max_restarts=0, max_task_retries=0, runtime_env={"env_vars": variables})(Watch)
 
     def start(self, words: Sequence[str], log: Path, threads: int) -> Started:
         """See ``Executor``; whether it could be started is known once there was room."""
         path = [place for place in sys.path if place]
-        actor = self._watch.options(num_cpus=self._cpus(threads)).remote(str(Path.cwd()), path)
+        actor = self._watch.options(num_cpus=self._cpus(threads)).remote(str(Path.cwd()), path, self._variables)
         return _RayProcess(self._ray, actor, actor.start.remote(list(words), str(log.absolute()), threads), log)
 
     def _cpus(self, threads: int) -> float:
