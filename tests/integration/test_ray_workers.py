@@ -91,6 +91,7 @@ def test_an_environment_of_the_current_folder(
         "    return made('coordsum/2x10-20', batch_size)\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # which hmarl-train sees to
     config = tiny_config("happo", "own_for_ray:make", {}, {**RUN, "steps": 100})
     for out, ray in (("local", ()), ("ray", ("--ray", cluster))):
         code, _, err = call("train", *command_line(config, tmp_path / out), *ray)

@@ -125,6 +125,35 @@ def test_ctrl_c_saves_also_what_begins_anew(begin: Any, tmp_path: Path) -> None:
     assert (summary["updates"], summary["resumed_at"]) == (update + 2, 40 * update)
 
 
+class JustAfter(StopRequest):
+    """Asked for in the moment after a run has looked whether it is, at the so-many-th time."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def __call__(self) -> bool:
+        asked = super().__call__()
+        self.looks -= 1
+        if self.looks == 0:
+            self.ask()
+        return asked
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3, 4])
+def test_ctrl_c_between_two_updates_saves_them(looks: int, tmp_path: Path) -> None:
+    """Every update looks twice. Nothing was saved before."""
+    run = Run.create(tiny_config("happo", "coordsum/sum-to-10", {}, ENDLESS), tmp_path / "run")
+    try:
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run.train(JustAfter(looks))
+    finally:
+        run.close()
+    assert isinstance(stopped.value, Interrupted)
+    (saved,) = (tmp_path / "run").glob("checkpoints/step-*.json")
+    assert json.loads(saved.read_text())["update"] == looks // 2 + 1
+
+
 @pytest.mark.parametrize("evaluation", ["endless", "hang"])
 def test_ctrl_c_in_an_evaluation_loses_nothing(evaluation: str, begin: Any, call: Call, tmp_path: Path) -> None:
     run, evaluates = tmp_path / "run", tmp_path / "evaluates"

@@ -151,34 +151,34 @@ class Run:
             if pending is not None:
                 reporter.say(f"evaluating what was saved at {self.counters.steps:,} steps")
                 self._evaluate(reporter, pending)
-            while self.counters.steps < self.settings.steps:
-                self._advance(reporter, stop, began)
+            with stop.postponed():  # between two updates as well: the last ones may not be saved yet
+                while self.counters.steps < self.settings.steps:
+                    self._advance(reporter, stop, began)
         return self._conclude(began)
 
     def _advance(self, reporter: Reporter, stop: StopRequest, began: Began) -> None:
         """One update, with what is due after it; the checkpoint first."""
         parts = self._parts
-        with stop.postponed():
-            self.counters, metrics = parts.iterations.next(self.counters, reporter.announcements)
-            metrics["steps_per_s"] = (self.counters.steps - began.steps) / began.elapsed_s()
-            due = parts.evaluator.due(self.counters)
-            saving = due or stop() or self.counters.update % self.settings.checkpoint_interval == 0
-            if saving:
-                metrics |= parts.saver.cost()
-            self.pending = metrics if due else None
-            if not due:
-                reporter.record(self.counters, metrics, durably=saving)
-            if saving:
-                parts.saver.save(self.counters, self.pending)
-            reporter.show(self.counters, metrics)
+        self.counters, metrics = parts.iterations.next(self.counters, reporter.announcements)
+        metrics["steps_per_s"] = (self.counters.steps - began.steps) / began.elapsed_s()
+        due = parts.evaluator.due(self.counters)
+        saving = due or stop() or self.counters.update % self.settings.checkpoint_interval == 0
+        if saving:
+            metrics |= parts.saver.cost()
+        self.pending = metrics if due else None
+        if not due:
+            reporter.record(self.counters, metrics, durably=saving)
+        if saving:
+            parts.saver.save(self.counters, self.pending)
+        reporter.show(self.counters, metrics)
         if stop():
             if not saving:  # asked for after that was settled, and told that this update is saved
-                with stop.postponed():
-                    reporter.amend(self.counters, metrics, parts.saver.cost())
-                    parts.saver.save(self.counters, None)
+                reporter.amend(self.counters, metrics, parts.saver.cost())
+                parts.saver.save(self.counters, None)
             raise Interrupted
         if due:
-            self._evaluate(reporter, metrics)
+            with stop.at_once():
+                self._evaluate(reporter, metrics)
 
     def _evaluate(self, reporter: Reporter, metrics: dict[str, float]) -> None:
         """Evaluate the checkpoint that has just been written, and complete it by what came of it."""

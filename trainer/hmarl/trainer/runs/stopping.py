@@ -61,12 +61,29 @@ class StopRequest:
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
-        """What is done in here is ended before a first request is obeyed; ask for it thereafter."""
-        self._postponed = True
+        """What is done in here is ended before a first request is obeyed; ask for it in between, or thereafter."""
+        with self._postponing(True):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within what is postponed, something that is not worth ending first.
+
+        Raises:
+            KeyboardInterrupt: asked to stop, before or meanwhile.
+        """
+        with self._postponing(False):
+            if self():
+                raise KeyboardInterrupt
+            yield
+
+    @contextmanager
+    def _postponing(self, postponed: bool) -> Iterator[None]:
+        before, self._postponed = self._postponed, postponed
         try:
             yield
         finally:
-            self._postponed = False
+            self._postponed = before
 
     @property
     def insisted(self) -> bool:
