@@ -53,6 +53,16 @@ def families() -> dict[str, str]:
     return {**plugins, **BUILT_IN_FAMILIES}
 
 
+def _check_family(family: str) -> None:
+    """Whether there is such a family; all installed packages are looked through for those that are not built in.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if family not in BUILT_IN_FAMILIES and family not in families():
+        raise UsageError(unknown_name("environment family", family, families()))
+
+
 def _family_maker(name: str) -> tuple[str, Callable[..., VectorEnvironment]]:
     """Split ``family/task`` (or an import path) into the task and the function that makes it."""
     family, separator, task = name.partition("/")
@@ -62,8 +72,7 @@ def _family_maker(name: str) -> tuple[str, Callable[..., VectorEnvironment]]:
             return name, getattr(importlib.import_module(module_name), function)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"environment '{name}': {error}; expected 'package.module:function'") from error
-    if family not in BUILT_IN_FAMILIES and family not in families():  # the latter looks through all installed packages
-        raise UsageError(unknown_name("environment family", family, families()))
+    _check_family(family)
     if not task:
         raise UsageError(f"environment '{name}': got no task, expected '{family}/TASK'; see 'hmarl-envs {family}'")
     try:
@@ -159,7 +168,6 @@ def tasks(family: str) -> list[str]:
     Raises:
         UsageError: unknown family.
     """
-    if family not in BUILT_IN_FAMILIES and family not in families():  # the latter looks through all installed packages
-        raise UsageError(unknown_name("environment family", family, families()))
+    _check_family(family)
     module = importlib.import_module(families()[family].partition(":")[0])
     return list(getattr(module, "TASKS", []))
