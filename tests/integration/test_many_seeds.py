@@ -17,8 +17,9 @@ from hmarl.trainer.export.export import export_run
 from hmarl.trainer.records.checkpoint import newest_checkpoint
 from hmarl.trainer.records.metrics import read_metrics
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.many_seeds import ManyRuns, TeamsOfSeeds
+from hmarl.trainer.runs.many_seeds import ManyRuns
 from hmarl.trainer.runs.run import Run
+from hmarl.trainer.runs.shared_environments import TeamsOfSeeds
 from hmarl.trainer.runs.stopping import Interrupted, StopRequest
 from hmarl.trainer.together.company import Outcome
 from training_runs import as_tensors, new_algorithm, tiny_config, train
