@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from installed import ROOT
+from scripts_loaded import load_script
 
 CODE = """import os
 
@@ -31,13 +31,7 @@ def last():
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     sys.path.append(str(ROOT / "scripts"))  # as it is when the script runs
-    found = importlib.util.spec_from_file_location("build_site_script", ROOT / "scripts" / "build_site.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where its dataclasses look their annotations up
-    found.loader.exec_module(module)
-    return module
+    return load_script("build_site")
 
 
 @pytest.fixture

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from hmarl.sdk.errors import HmarlError, UsageError
+from scripts_loaded import load_script
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "families.py"
 NOTED = '<properties><property name="algorithm" value="{}"/><property name="family" value="{}"/>{}</properties>'
 RESULT = '<property name="task" value="mpe/some task"/><property name="result" value="✓ (gRPC)"/>'
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("families_script", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where its dataclasses look their annotations up
-    found.loader.exec_module(module)
-    return module
+    return load_script("families")
 
 
 def results(folder: Path, *cases: str) -> Path:

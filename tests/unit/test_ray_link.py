@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from types import ModuleType
 
 import pytest
 
-from installed import ROOT
+from scripts_loaded import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("ray_link_script", ROOT / "scripts" / "ray_link.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where its dataclasses look their annotations up
-    found.loader.exec_module(module)
-    return module
+    return load_script("ray_link")
 
 
 def test_an_update_by_hand(script: ModuleType) -> None:

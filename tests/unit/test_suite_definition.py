@@ -10,15 +10,9 @@ import pytest
 
 from hmarl.sdk.commands._common import parse_settings
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.suite.definition import Definition, read_definition
+from suite_definitions import defined, refusal
 
 SMALL = 'tasks = ["coordsum/sum-to-10"]\nalgorithms = ["mappo"]\nseeds = 1\nsteps = 100\n'
-
-
-def defined(folder: Path, text: str) -> Definition:
-    path = folder / "mine.toml"
-    path.write_text(text)
-    return read_definition(path)
 
 
 def settings_of(words: tuple[str, ...]) -> dict[str, object]:
@@ -118,9 +112,7 @@ def test_a_preset_file_lies_beside_the_suite_and_its_seeds_are_refused(tmp_path:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        defined(tmp_path, text)
-    told = "; ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    told = refusal(tmp_path, text)
     assert re.search(message, told), told
 
 
