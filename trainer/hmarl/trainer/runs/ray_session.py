@@ -6,6 +6,7 @@ Ray is imported here, and only once it is asked for.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ _STARTS, _PATIENCE_MS = 3, 120_000
 _HOST_AND_PORT = re.compile(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 # How long the cluster's head may be out of reach. After a minute Ray ends this process itself.
 _OUT_OF_REACH_S, _CONNECT_S = 20.0, 5.0
+_HEAD_S = 2.0  # from one look at it to the next: it may be far away, and every answer of a worker is preceded by one
 # Ray leaves it to torch which devices there are; it is read in every process.
 DEVICES_ARE_TORCHS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # And it reports to no server what it is used for.
@@ -137,6 +139,7 @@ class Reach:
         host, _, port = context.gcs_address.rpartition(":")
         self._raylet = own["NodeManagerAddress"], int(own["NodeManagerPort"])
         self._head = host.strip("[]"), int(port)
+        self._head_looked_at = -math.inf
         self._head_silent_since: float | None = None
 
     def check(self) -> None:
@@ -147,10 +150,13 @@ class Reach:
         """
         if not _answers(self._raylet):
             raise RayError(f"--ray: {_gone('Ray in this machine (its raylet)', self._raylet)}")
+        now = time.monotonic()
+        if now - self._head_looked_at < _HEAD_S:
+            return
+        self._head_looked_at = now
         if _answers(self._head):
             self._head_silent_since = None
             return
-        now = time.monotonic()
         self._head_silent_since = now if self._head_silent_since is None else self._head_silent_since
         if now - self._head_silent_since >= _OUT_OF_REACH_S:
             raise RayError(f"--ray: {_gone('the head of the cluster (its GCS)', self._head)}")
