@@ -36,6 +36,7 @@ def end(run):
     steps(at, [run])
     (run / "summary.json").write_text(json.dumps({"steps": at}))
 def interrupted(*_): steps(40); sys.exit(130)
+if how == "deaf": time.sleep(60)
 signal.signal(signal.SIGTERM, interrupted)
 if how.startswith("first"): end(runs[0]); steps(20, runs[1:]); sys.exit(int(how[5:]))
 if how.isdigit(): steps(20); sys.exit(int(how))

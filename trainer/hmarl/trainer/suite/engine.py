@@ -4,6 +4,7 @@ budget. A process trains one run, or several that differ in their seeds alone.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -356,7 +357,8 @@ class Engine:
 
     def _stopped(self, going: _Going, code: int) -> None:
         """A process has ended after everything was asked to."""
-        if code != ExitCode.INTERRUPTED:  # it had just come to its end
+        # By the signal itself: it had only just been started, and nothing is lost.
+        if code not in (ExitCode.INTERRUPTED, -signal.SIGTERM):  # it had just come to its end
             self._ended(going, code)
             return
         for run in going.runs:
