@@ -41,6 +41,7 @@ signal.signal(signal.SIGTERM, interrupted)
 if how.startswith("first"): end(runs[0]); steps(20, runs[1:]); sys.exit(int(how[5:]))
 if how.isdigit(): steps(20); sys.exit(int(how))
 if how == "killed": steps(20); signal.raise_signal(signal.SIGKILL)
+while how == "seen" and not (runs[0].parent / "seen").exists(): time.sleep(0.01)
 if how == "slow" and done(runs[0]) < goal: (runs[0] / "slow").touch(); time.sleep(60)
 for run in runs: end(run)
 """
@@ -70,9 +71,12 @@ class Heard:
     stop: StopRequest | None = None
     when: Path | None = None
     most: int = 0
+    sees: Path | None = None  # is there once two were seen at a time
 
     def show(self, ledger: Ledger) -> None:
         self.most = max(self.most, sum(entry.status == "running" for entry in ledger.runs.values()))
+        if self.sees is not None and self.most >= 2:
+            self.sees.touch()
         if self.stop is not None and self.when is not None and self.when.exists() and not self.stop():
             self.stop.ask()
 

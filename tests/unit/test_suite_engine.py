@@ -19,7 +19,7 @@ from scripted_suite import Bench, Heard, Scripted, planned
 
 
 def test_so_many_run_at_a_time_and_each_is_kept_once(tmp_path: Path) -> None:
-    bench, heard = Bench(tmp_path, Scripted({})), Heard()
+    bench, heard = Bench(tmp_path, Scripted({"a": ["seen"], "b": ["seen"]})), Heard(sees=tmp_path / "runs" / "seen")
     ledger = bench.train(planned("a", "b", "c"), Limits(jobs=2), heard)
     assert sorted(bench.kept) == ["a", "b", "c"]
     assert heard.most == 2
