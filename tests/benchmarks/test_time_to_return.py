@@ -151,11 +151,11 @@ RACES = {
         _benchmarl("mappo"), 30_000, 3_000_000, _NAVIGATION, ("HMARL_BENCHMARL_PYTHON",)
     ),
     "harl-spread": Race(
-        _harl("simple_spread_v2", _OWN_COLLISIONS), 80_000, 10_000_000,
+        _harl("simple_spread_v2", _OWN_COLLISIONS), 200_000, 10_000_000,
         _ours("happo", "mpe/simple_spread", EVALUATED, 16_000), _HARL,
     ),
     "harl-speaker": Race(
-        _harl("simple_speaker_listener_v3", 0.0), 80_000, 10_000_000,
+        _harl("simple_speaker_listener_v3", 0.0), 200_000, 10_000_000,
         _ours("happo", "mpe/simple_speaker_listener", EVALUATED, 16_000), _HARL,
     ),
     "jaxmarl-spread": Race(
