@@ -278,7 +278,7 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"coordsum-common-{task}", f"coordsum/{task}", 1_000_000, 100_000,
+            f"coordsum-common-{task}", f"coordsum/{task}", steps, 100_000,
             (
                 *algorithms("hcpo", "magpo", "mappo"),
                 Variant("hatrpo, γ=0", "hatrpo", ("algorithm.gamma=0", "algorithm.entropy_coefficient=0.003")),
@@ -286,15 +286,15 @@ COMPARISONS = (
             settings=_FEW_EPISODES, environment_settings=("record=own",), references=(("best fixed table", table),),
             remark=remark,
         )
-        for task, table, remark in (
+        for task, steps, table, remark in (
             (
-                "3x30-50", 142.5,
+                "3x30-50", 1_000_000, 142.5,
                 "All three deployed teams of HCPO pass what the best fixed table earns, as do two of three of MAGPO, "
                 "whose policies remember, and none of MAPPO's and HATRPO's within this budget. HCPO's lead over MAGPO "
                 "is less than seeds differ. As on 3x10-30 random instructions do as well as the conductor's.",
             ),
             (
-                "5x20-80", 156.5,
+                "5x20-80", 2_000_000, 156.5,
                 "A budget within which the team is not done: five agents have 20 numbers each to get right at the same "
                 "time, and HCPO is still climbing. With the discount and the steps of 3x10-30 (γ 0.3, δ₂ 0.03) one "
                 "seed had earned 54.",
