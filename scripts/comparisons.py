@@ -106,6 +106,12 @@ def hierarchy_parts(*presets: Variant) -> tuple[Variant, ...]:
     )  # fmt: skip
 
 
+def v_of_each_token(seeds: int) -> tuple[Variant, ...]:
+    """MAGPO whose tokens say their agents' values alone, as in its paper."""
+    settings = ("algorithm.credit=own", "algorithm.team_value=false")
+    return (Variant("magpo, own credit, V of each token", "magpo", settings, seeds),)
+
+
 # HAMDPO as printed, with the step sizes that it had here.
 _PRINTED_SCHEDULE = (
     "algorithm.step_size_schedule=linear", "algorithm.step_size=3", "algorithm.max_gradient_norm=10",
@@ -461,13 +467,14 @@ COMPARISONS = (
                 *algorithms("ippo", seeds=5),
                 *algorithms("magpo", "mappo"),
                 Variant("magpo, networks apart", "magpo", ("algorithm.share_parameters=false",)),
+                *of_tokens,
             ),
             settings=_FEW_EPISODES,
             environment_settings=(f"N={agents}",), remark=remark,
         )
-        for agents, steps, remark in (
+        for agents, steps, of_tokens, remark in (
             (
-                3, 1_000_000,
+                3, 1_000_000, v_of_each_token(5),
                 "With the team's reward as credit MAGPO is level with MAPPO where both take the likeliest action "
                 "(-40.4 and -40.3), and ahead in all seeds where both draw (-38.7 to -39.6; MAPPO -42.5 to -45.2): "
                 "imitation leaves policies that are better as mixtures. With each agent's own reward MAGPO loses four "
@@ -477,11 +484,11 @@ COMPARISONS = (
                 "matters is observed here, so that a guider has little to tell.",
             ),
             (
-                5, 500_000,
+                5, 500_000, v_of_each_token(3),
                 "MAGPO, its guider and MAPPO are level; HAPPO (one seed), whose networks are apart, is behind.",
             ),
             (
-                10, 300_000,
+                10, 300_000, (),
                 "MAPPO, whose agents share a network, ends ahead; MAGPO, whose local policies do not, beside HAPPO "
                 "(one seed).",
             ),

@@ -16,10 +16,10 @@ from hmarl.runtime.bundle import Bundle
 LIMIT_S = 30.0
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
+def wait_for(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < deadline, f"{what} took more than {LIMIT_S} s"
+        assert time.monotonic() < deadline, f"{what} took more than {limit_s} s"
         time.sleep(0.02)
 
 

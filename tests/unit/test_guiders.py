@@ -54,6 +54,7 @@ class Structure:
     credit: Literal["team", "own"] = "team"
     initial_gains: Literal["unit", "small"] = "unit"
     value_encoder: Literal["shared", "own"] = "shared"
+    team_value: bool = False
 
 
 @dataclass
@@ -73,6 +74,7 @@ def new_guider(
     heads: int = 1,
     credit: Literal["team", "own"] = "team",
     value_encoder: Literal["shared", "own"] = "shared",
+    team_value: bool = False,
 ) -> tuple[SequenceGuider, Tensor]:
     specs = tuple(
         AgentSpec(f"{name}_{i}", size, space, has_action_mask=masked)
@@ -80,7 +82,7 @@ def new_guider(
     )
     groups = EnvironmentSpec("toy", specs, 1, None, "shared").groups
     group_heads = [ActionHead(group.example.action_space) for group in groups]
-    structure = Structure(8, blocks, heads, credit, value_encoder=value_encoder)
+    structure = Structure(8, blocks, heads, credit, value_encoder=value_encoder, team_value=team_value)
     guider = SequenceGuider(network, groups, group_heads, structure, _CONTEXT)
     generator = torch.Generator().manual_seed(7)
     # Away from the start, where policies are near uniform and biases zero.
@@ -350,6 +352,33 @@ def test_own_values_are_said_of_the_right_agents_whatever_the_order(
     if network is AttentionNetwork:  # what a retention remembers depends on the order of the steps before
         shuffled = judge(guider, theta, seen, (3, 1, 4, 0, 2)).values
         torch.testing.assert_close(shuffled, acting[..., guider.grouped])
+
+
+@each_guider
+@each_encoder
+@torch.no_grad()
+def test_own_values_with_a_part_of_the_team_by_definition(
+    network: Network, value_encoder: Literal["shared", "own"]
+) -> None:
+    """V^i = 1/N sum_j v(x_j) + w(x_i): v and w are what guiders without such a part say, one of them each."""
+    guider, theta = new_guider(network, UNLIKE, 2, 2, credit="own", value_encoder=value_encoder, team_value=True)
+    each, _ = new_guider(network, UNLIKE, 2, 2, credit="own", value_encoder=value_encoder)
+    named = guider.named(theta)
+
+    def alone(part: int) -> dict[str, Tensor]:
+        return {**named, **{name: named[name][part : part + 1] for name in ("value.weight", "value.bias")}}
+
+    seen, order = record(guider, theta, STEPS, SEQUENCES), torch.tensor([3, 1, 4, 0, 2])
+    of_team, own = (
+        each.judge(alone(part), seen.view, seen.actions, order, seen.memory, seen.begins).values for part in (0, 1)
+    )
+    expected = of_team.mean(-1, keepdim=True) + own
+    assert expected.std(dim=-1).min() > 1e-6
+    torch.testing.assert_close(judge(guider, theta, seen, (3, 1, 4, 0, 2)).values, expected)
+    first = at(seen.view, 0)
+    acted = guider.value(named, first, seen.memory)
+    parts = [each.value(alone(part), first, seen.memory) for part in (0, 1)]
+    torch.testing.assert_close(acted, parts[0].mean(-1, keepdim=True) + parts[1])
 
 
 @each_guider

@@ -35,6 +35,11 @@ class GuiderStructure(Protocol):
         ...
 
     @property
+    def team_value(self) -> bool:
+        """Whether own values have a part that is the team's."""
+        ...
+
+    @property
     def value_encoder(self) -> Literal["shared", "own"]:
         """Whether V shares the encoder of the policy, or has one of its own."""
         ...

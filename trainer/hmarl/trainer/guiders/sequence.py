@@ -170,6 +170,7 @@ class SequenceGuider(FlatNetwork):
         self.context_size, self.instruction_size = context_size, instruction_size
         self.grouped = [agent for group in groups for agent in group.agents]
         self.own_values, self.small_gains = structure.credit == "own", structure.initial_gains == "small"
+        self.team_value = self.own_values and structure.team_value
         self.own_encoder = structure.value_encoder == "own"
         self.position = {agent: (g, m) for g, group in enumerate(groups) for m, agent in enumerate(group.agents)}
         self.agents = len(self.position)
@@ -195,7 +196,8 @@ class SequenceGuider(FlatNetwork):
             shapes |= {_OF_VALUE + name: shape for name, shape in shapes.items() if name.startswith(_ENCODING)}
         if self.small_gains:
             shapes |= norm_shapes("value.norm", self.width)
-        return shapes | linear_shapes("value.hidden", self.width, self.width) | linear_shapes("value", self.width, 1)
+        shapes |= linear_shapes("value.hidden", self.width, self.width)
+        return shapes | linear_shapes("value", self.width, 2 if self.team_value else 1)
 
     def _gain(self, name: str) -> float:
         if name.startswith("policy."):
@@ -420,11 +422,16 @@ class SequenceGuider(FlatNetwork):
         return head.distribution(dense(parameters, f"policy.{group}", output), parameters[f"extra.{group}"], mask)
 
     def _value(self, parameters: Parameters, representation: Tensor) -> Tensor:
-        """[..., N] of representations [..., N, E], each agent's own; or [...], the mean of what all of them say."""
+        """[..., N] of representations [..., N, E], each agent's own; or [...], the mean of what all of them say.
+
+        Own ones with a part that is the team's: Vⁱ = 1/N Σⱼ v(xⱼ) + w(xᵢ).
+        """
         hidden = functional.gelu(dense(parameters, "value.hidden", representation))
         hidden = norm(parameters, "value.norm", hidden) if self.small_gains else hidden
-        values = dense(parameters, "value", hidden).squeeze(-1)
-        return values if self.own_values else values.mean(-1)
+        values = dense(parameters, "value", hidden)
+        if self.team_value:
+            return values[..., 0].mean(-1, keepdim=True) + values[..., 1]
+        return values.squeeze(-1) if self.own_values else values.squeeze(-1).mean(-1)
 
 
 def _own_encoder(parameters: Parameters) -> Parameters:

@@ -62,6 +62,11 @@ class GuiderFields(BaseModel):
         description="of mat's and sable's V. shared: the one that the policy decides by, as in the papers; own: "
         "one of its own, as large, so that neither loss bends what the other one sees (factorised: always)",
     )
+    team_value: bool = Field(
+        True,
+        description="with credit=own, of mat's and sable's Vⁱ: what all tokens say of the team on average, and what "
+        "the agent's own adds; False: what its own token says alone, as in the papers (factorised: always)",
+    )
     value_coefficient: float = Field(0.5, gt=0, description="c_v, weight of the value loss")
     max_gradient_norm: float = Field(
         0.5, gt=0, description="gradients are scaled down to this norm; guiders have diverged with 10"
@@ -145,6 +150,11 @@ class GuiderSettings(NetworkSettings, Protocol):
     @property
     def initial_gains(self) -> Literal["unit", "small"]:
         """How the guider's weights are drawn."""
+        ...
+
+    @property
+    def team_value(self) -> bool:
+        """Whether own values have a part that is the team's."""
         ...
 
     @property

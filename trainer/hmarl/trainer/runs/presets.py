@@ -252,6 +252,7 @@ _REFERENCE: dict[str, Any] = {"record": "reference"}
 _MAGPO_PAPER: dict[str, Any] = {
     "guider": "sable",
     "credit": "own",
+    "team_value": False,
     "initial_gains": "small",
     "share_parameters": True,
     "recurrent": True,
