@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 SEEDS = (100, 101, 102)
 NETWORKS = {"hidden_sizes": (64, 64), "critic_hidden_sizes": (64, 64)}
 UPDATES, ROUNDS = 40, 3
-COMMANDS_UPDATES = 400
+COMMANDS_UPDATES = 200
 # How many processes at a time, and which seeds each trains at once.
 WAYS: dict[str, tuple[int, list[list[int]]]] = {
     "in turn": (1, [[100], [101], [102]]),

@@ -44,9 +44,11 @@ FAMILIES = [pytest.param(family, marks=() if family in QUICK else pytest.mark.sl
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A Ray of this machine; its address."""
-    with ray_cluster(3) as cluster, ray_session(cluster.address):
-        yield cluster.address
+    """A Ray of this machine; its address. Other interpreters find the battle as users' own would be found."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        with ray_cluster(3) as cluster, ray_session(cluster.address):
+            yield cluster.address
 
 
 def configured(family: str, **arguments: Any) -> RunConfig:
