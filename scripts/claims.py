@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from claimed import CLAIMS, Claim, Elsewhere, Measured, Verdict
-from comparisons import COMPARISONS, Comparison
+from comparison import Comparison
+from comparisons import COMPARISONS
 from study import records_of
 
 from hmarl.runtime import command_line

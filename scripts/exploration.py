@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparisons import Comparison, Variant, algorithms
+from comparison import Comparison, Variant, algorithms
 from matplotlib import pyplot as plt
 from study import COLOURS, OTHER_COLOURS, Runs, planned_run, runs_of, seeds_of, train_unrecorded
 

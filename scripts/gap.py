@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from comparisons import Variant
+from comparison import Variant
 from gap_teams import TEAMS, Shown
 from study import planned_run, run_name, seeds_of, train_unrecorded
 

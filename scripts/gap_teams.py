@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from comparisons import STATE_CONDUCTOR, Comparison, Variant
+from comparison import Comparison, Variant
+from comparisons_of_conductors import STATE_CONDUCTOR
 
 _TRAINED_FAULTS = ("env.faults.delay=2", "env.faults.loss=0.2")
 

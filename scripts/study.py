@@ -22,7 +22,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from comparisons import COMPARISONS, Comparison, Variant
+from comparison import Comparison, Variant
+from comparisons import COMPARISONS
 from matplotlib import pyplot as plt
 from study_tables import Records, conductor_table, conductors_of, returns_table, table
 

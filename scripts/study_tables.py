@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from comparisons import Comparison
+from comparison import Comparison
 
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.trainer.suite.records import Record, curve

@@ -109,7 +109,8 @@ def by_commands(name: str, environments: int, processes: int, shares: list[list[
         told = ",".join(map(str, seeds))
         words = [sys.executable, "-m", "hmarl.trainer.commands.train", name, "--env", "mpe/simple_spread", *chosen]
         words += ["--seed" if len(seeds) == 1 else "--seeds", told, "--out", str(folder / told)]
-        subprocess.run(words, check=True, capture_output=True)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     begin = time.perf_counter()
     with ThreadPoolExecutor(processes) as pool:

@@ -10,7 +10,7 @@ checkout besides::
     python3.11 -m venv peers/benchmarl
     peers/benchmarl/bin/pip install torch==2.13.0 benchmarl==1.5.2 vmas==1.5.2
     python3.11 -m venv peers/harl
-    peers/harl/bin/pip install torch==2.13.0 numpy pygame-ce pyyaml tensorboardX setproctitle absl-py
+    peers/harl/bin/pip install torch==2.13.0 numpy pygame-ce pyyaml tensorboardX setproctitle absl-py cloudpickle
     peers/harl/bin/pip install --no-deps pettingzoo==1.22.3 supersuit==3.7.0 gymnasium==0.28.1 jax-jumpy tinyscaler
     python3.11 -m venv peers/jaxmarl
     peers/jaxmarl/bin/pip install jax==0.10.2 jaxmarl==0.2.0 distrax==0.1.9 hydra-core optax
