@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comparison import FEW_EPISODES, Comparison, Variant, algorithms, settings_of
 
-
 GUIDERS = ("mat", "sable", "factorised")
 
 

@@ -7,7 +7,9 @@ import json
 import os
 import resource
 import subprocess
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 
 from command_lines import command, run_in_pipes, surroundings
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.files import check_writable
+from hmarl.sdk.files import check_writable, make_directory
 from hmarl.trainer.runs.devices import device_named
 from training_runs import tiny_config, train
 
@@ -171,6 +173,22 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="--out: cannot write there"):
         check_writable(tmp_path / "link", "--out")
+
+
+def test_runs_that_begin_at_the_same_time_may_share_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """Each finds out by making it, and takes away what it has made, while the others do."""
+    beginning = threading.Barrier(4)
+
+    def begin(number: int) -> None:
+        for each in range(100):
+            beginning.wait(10)
+            check_writable(tmp_path / str(each) / "runs" / str(number), "--out")
+            make_directory(tmp_path / str(each) / "made" / str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(begin, range(4)))
+    assert list(tmp_path.glob("*/runs/*")) == []
+    assert len(list(tmp_path.glob("*/made/*"))) == 4 * 100
 
 
 def test_evaluation_and_export_find_it_out_before_they_begin(call: Call, tmp_path: Path) -> None:

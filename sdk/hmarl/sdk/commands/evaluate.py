@@ -37,7 +37,7 @@ from hmarl.sdk.environments.faulty import is_faults
 from hmarl.sdk.errors import AgentError, EnvironmentFault, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
-from hmarl.sdk.files import check_writable, write_text
+from hmarl.sdk.files import check_writable, make_directory, write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import Recording, record_episode, write_video
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -263,7 +263,7 @@ def _episodes_csv(evaluation: Evaluation, spec: EnvironmentSpec) -> str:
 
 
 def _write_results(out: Path, evaluation: Evaluation, spec: EnvironmentSpec) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     written = [out / "evaluation.json", out / "episodes.csv"]
     write_text(written[0], json.dumps(marl_eval_json([evaluation]), indent=1) + "\n")
     write_text(written[1], _episodes_csv(evaluation, spec))

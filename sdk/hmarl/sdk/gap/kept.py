@@ -23,7 +23,7 @@ from gymnasium import spaces
 from hmarl.runtime.bundle import remove_temporaries
 from hmarl.sdk.errors import BundleError, UsageError
 from hmarl.sdk.evaluation.closed_loop import Evaluation
-from hmarl.sdk.files import write_text
+from hmarl.sdk.files import make_directory, write_text
 from hmarl.sdk.gap.document import Serving
 from hmarl.sdk.spaces import EnvironmentSpec
 
@@ -101,10 +101,10 @@ class Kept:
         if path.exists():
             _check_same(path, now)
         else:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_directory(self._folder)
             write_text(path, json.dumps(now, indent=1) + "\n")
         remove_temporaries(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_directory(self._folder)
 
     def waves(self, place: int, rung: str) -> list[Wave]:
         """The waves of a rung that are whole, in order; a line that was cut off is dropped from the file."""

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.files import make_directory
 
 NAME = ".lock"
 # File systems that know no locks: some mounts over a network, some in user space.
@@ -42,7 +43,7 @@ class RunLock:
         self._directory = directory
         self._made = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             self._descriptor: int | None = _locked(directory / NAME, called)
         except OSError as error:
             self._remove_made()
