@@ -380,7 +380,7 @@ PRESETS: tuple[Preset, ...] = (
         {**_COMMON_KNOWLEDGE, "instruction_scale": 4.0}, _TABLE_GAME_RUN,
     ),
     Preset(
-        "hcpo", "coordsum/*", 1_000_000, "3x30-50: return about 160, 5x20-80 about 105, in 3 minutes",
+        "hcpo", "coordsum/*", 1_000_000, "3x30-50: return about 160 in 3 minutes; 5x20-80: 155 with twice the steps",
         # What an action earns later says nothing here, and in larger games it drowns what it earns at once.
         {**_COMMON_KNOWLEDGE, "gamma": 0.0, "kl_limit": 0.01, "instructions": 5, "hidden_sizes": [128, 128]},
         _TABLE_GAME_RUN,
