@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,21 @@ def test_a_run_of_old_goes_on_without_its_retired_settings(tmp_path: Path) -> No
     assert final_hash(run) == final_hash(longer)
 
 
-@pytest.mark.parametrize("name", ["hamdpo", "himpo"])
-def test_a_run_of_before_there_was_a_setting_goes_on_as_it_began(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "environment", "settings"),
+    [
+        ("hamdpo", "mpe/simple_spread", {}),
+        ("himpo", "lbfws/hard", {}),
+        ("magpo", "mpe/simple_spread", {"credit": "own"}),
+    ],
+)
+def test_a_run_of_before_there_was_a_setting_goes_on_as_it_began(
+    name: str, environment: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     as_then = dict(find_algorithm(name).settings_class.before)
     assert as_then
     run, whole = tmp_path / "run", tmp_path / "whole"
-    train(tiny_config(name, "lbfws/hard" if name == "himpo" else "mpe/simple_spread", as_then), run)
+    train(tiny_config(name, environment, {**settings, **as_then}), run)
     path = run / "config.json"
     old = json.loads(path.read_text())
     for setting in as_then:

@@ -16,7 +16,8 @@ Source: Liu et al. 2025 (HCPO) and Li et al. 2025 (MAGPO); the combination is th
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -58,6 +59,9 @@ class GuidedHcpoSettings(
     GradientStepFields,
 ):
     """Settings of guided HCPO: those of MAGPO and of HCPO's conductor."""
+
+    before: ClassVar[Mapping[str, Any]] = {}
+    without_effect: ClassVar[frozenset[str]] = frozenset({"team_value"})
 
     recurrent: bool = Field(
         False, description="local policies remember: a gated recurrent unit after the hidden layers"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -16,6 +17,8 @@ class GuiderFields(BaseModel):
     Listed before ``AlgorithmSettings`` and ``GradientStepFields``, whose defaults for gradients and epochs are not a
     guider's.
     """
+
+    before: ClassVar[Mapping[str, Any]] = {"team_value": False}
 
     guider: Literal["mat", "sable", "factorised"] = Field(
         "mat",
