@@ -52,12 +52,13 @@ COMPARISONS = (
             (
                 "simple_speaker_listener", Variant("hcpo, sees the state", "hcpo", _STATE_ON_MPE),
                 "Half of the frames of HARL's public runs. All end within 0.2 of one another, HAA2C later than the "
-                "others. HCPO, whose conductor sees nothing here (its preset), is level with HATRPO in every figure, "
-                "and no instruction does any harm or good. A conductor that sees the state does harm: it sees the "
-                "goal, and the listener learns to be told it by the instruction; after 600,000 frames such a team "
-                "earned -46.8 under its local conductors, which cannot know the goal, and -15.4 under the central one "
-                "(one seed, not repeated here). HCPO with its paper's settings takes an hour a run, for its Hessian "
-                "on all samples, and was not run.",
+                "others; one of MAPPO's seeds fell to -39 on the way, and was back an evaluation later. HCPO, whose "
+                "conductor sees nothing here (its preset), is level with HATRPO in every figure, and no instruction "
+                "does any harm or good. A conductor that sees the state does harm: it sees the goal, and the listener "
+                "learns to be told it by the instruction; after 600,000 frames such a team earned -46.8 under its "
+                "local conductors, which cannot know the goal, and -15.4 under the central one (one seed, not "
+                "repeated here). HCPO with its paper's settings takes an hour a run, for its Hessian on all samples, "
+                "and was not run.",
             ),
         )
     ),
