@@ -29,6 +29,14 @@ def connected(raylet: socket.socket, head: socket.socket) -> Any:
     return SimpleNamespace(get_runtime_context=lambda: context, nodes=lambda: [node])
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the clock says, to be set."""
+    told = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: told[0])
+    return told
+
+
 def calls(server: socket.socket) -> int:
     """How often somewhere was connected to it since it was last asked."""
     server.setblocking(False)
@@ -42,11 +50,9 @@ def calls(server: socket.socket) -> int:
 
 
 def test_the_head_is_looked_at_now_and_then_the_machines_part_always(
-    parts: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    parts: tuple[socket.socket, socket.socket], now: list[float]
 ) -> None:
     raylet, head = parts
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     reach = Reach(connected(raylet, head))
     for _ in range(5):
         reach.check()
@@ -57,11 +63,9 @@ def test_the_head_is_looked_at_now_and_then_the_machines_part_always(
 
 
 def test_a_head_that_is_silent_for_long_and_a_raylet_that_is_gone_are_told(
-    parts: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    parts: tuple[socket.socket, socket.socket], now: list[float]
 ) -> None:
     raylet, head = parts
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     reach = Reach(connected(raylet, head))
     reach.check()
     head.close()

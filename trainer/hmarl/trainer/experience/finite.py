@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.experience.rollout import Rollout
+
+if TYPE_CHECKING:
+    from hmarl.trainer.experience.rollout import Rollout
 
 
 def broken_rollout(rollout: Rollout) -> str | None:

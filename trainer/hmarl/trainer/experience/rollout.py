@@ -14,6 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment
 from hmarl.sdk.spaces import EnvironmentSpec
+from hmarl.trainer.experience.finite import broken_observation
 
 # Below this many agents a step (all environments), waking a second thread costs more than it computes.
 SINGLE_THREAD_ROWS = 2048
@@ -377,6 +378,11 @@ class Collector:
         torch.set_num_threads(1 if rows < SINGLE_THREAD_ROWS else threads)
         try:
             return self._collect(actor)
+        except Exception as error:
+            # Actions made of such numbers may be what an environment has choked on.
+            if broken := broken_observation(self.environment.spec, self.observation):
+                error.add_note(broken)
+            raise
         finally:
             torch.set_num_threads(threads)
 

@@ -283,9 +283,16 @@ _MAGPO_ROWS: tuple[tuple[str, str, dict[str, Any], tuple[float, ...]], ...] = (
 )
 
 PRESETS: tuple[Preset, ...] = (
-    Preset(
-        "hcpo", "mpe/simple_speaker_listener", 600_000, "return about -14.6 in a minute",
-        {**_TRUST_REGION, **_SHORT_HORIZON, "conductor_sees": "nothing"}, _MPE_RUN,
+    *(
+        # What the state shows here is what an agent has to be told by another: no local conductor can know it.
+        Preset(
+            "hcpo", f"mpe/{task}", steps, about,
+            {**_TRUST_REGION, **_SHORT_HORIZON, "conductor_sees": "nothing"}, _MPE_RUN,
+        )
+        for task, steps, about in (
+            ("simple_speaker_listener", 600_000, "return about -14.6 in a minute"),
+            ("simple_reference", 3_000_000, "return about -16 in 2 minutes"),
+        )
     ),
     Preset(
         "hcpo", "mpe/*", 2_500_000, "simple_spread: return about -33 in 3 minutes", {**_SMALL_STEPS, "gamma": 0.95},

@@ -15,7 +15,6 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.experience.finite import broken_observation
 from hmarl.trainer.experience.rollout import Collector, Decision, EpisodeStatistics, Rollout
 from hmarl.trainer.networks.flat import Mlp
 from hmarl.trainer.runs.config import RunConfig, device_of
@@ -170,13 +169,7 @@ class SharedEnvironments:
 
     def collect(self) -> tuple[Rollout, EpisodeStatistics]:
         """One rollout of all."""
-        try:
-            return self._collector.rollout, self._collector.collect(TeamsOfSeeds(self._algorithms))
-        except Exception as error:
-            # Actions made of such numbers may be what an environment has choked on.
-            if broken := broken_observation(self.environment.spec, self._collector.observation):
-                error.add_note(broken)
-            raise
+        return self._collector.rollout, self._collector.collect(TeamsOfSeeds(self._algorithms))
 
     def restart(self, seeds: Mapping[int, np.ndarray]) -> None:
         """New episodes everywhere, from those seeds by part; where there is none from those before."""

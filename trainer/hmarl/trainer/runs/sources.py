@@ -11,7 +11,6 @@ from torch import Tensor
 from hmarl.sdk.environments import make
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.experience.finite import broken_observation
 from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
 from hmarl.trainer.runs.config import RunConfig, device_of
 from hmarl.trainer.runs.seeds import derived_seeds
@@ -99,13 +98,7 @@ class OwnEnvironments:
 
     def collect(self, algorithm: Algorithm) -> EpisodeStatistics:
         """See ``RolloutSource``."""
-        try:
-            return self._collector.collect(algorithm)
-        except Exception as error:
-            # Actions made of such numbers may be what an environment has choked on.
-            if broken := broken_observation(self.spec, self._collector.observation):
-                error.add_note(broken)
-            raise
+        return self._collector.collect(algorithm)
 
     def restart(self, algorithm: Algorithm, update: int) -> None:
         """See ``RolloutSource``."""

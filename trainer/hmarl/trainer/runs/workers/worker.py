@@ -15,7 +15,6 @@ import torch
 
 from hmarl.sdk.environments import make
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.experience.finite import broken_observation
 from hmarl.trainer.experience.packing import Arrays, pack, share_sizes, to_arrays, to_tensors
 from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
 from hmarl.trainer.records.checkpoint import flatten, restore
@@ -136,10 +135,6 @@ class RolloutWorker:
         try:
             self._take(order, weights)
             statistics = self._collector.collect(self._algorithm)
-        except Exception as error:
-            if broken := broken_observation(self._environment.spec, self._collector.observation):
-                error.add_note(broken)
-            raise
         finally:
             torch.set_num_threads(threads)
         state, outcome = self._collector.get_state(), self._algorithm.acting.outcome()
