@@ -54,9 +54,8 @@ COMPARISONS = (
                 "state does harm, as in simple_speaker_listener, which 600,000 frames did not show (the teams had "
                 "hardly begun to learn what the other is told): under the central conductor HCPO's teams earn -16 to "
                 "-19, under their local ones, which cannot know what each other's goal is, -25 to -35, where HATRPO "
-                "earns -15.5. The preset of this task is still that conductor. With one that sees nothing (and "
-                "HATRPO's steps: γ 0.9, δ₂ 0.01) seeds 500 and 501 had -15.9 and -16.8 after 2.5 million frames, "
-                "where HATRPO has -16.0.",
+                "earns -15.5. So the preset's conductor sees nothing: on seeds of its own (500 and 501) that earned "
+                "-15.9 and -16.8 after 2.5 million frames, where HATRPO has -16.0.",
             ),
             (
                 "simple_speaker_listener",
