@@ -50,12 +50,11 @@ COMPARISONS = (
         for name, remark in (
             (
                 "simple_reference",
-                "Half of the frames of HARL's public runs, so far of two algorithms. Here a conductor that sees the "
-                "state does harm, as in simple_speaker_listener, which 600,000 frames did not show (the teams had "
-                "hardly begun to learn what the other is told): under the central conductor HCPO's teams earn -16 to "
-                "-19, under their local ones, which cannot know what each other's goal is, -25 to -35, where HATRPO "
-                "earns -15.5. So the preset's conductor sees nothing: on seeds of its own (500 and 501) that earned "
-                "-15.9 and -16.8 after 2.5 million frames, where HATRPO has -16.0.",
+                "Half of the frames of HARL's public runs, so far of HCPO and HATRPO. HCPO's conductor sees nothing "
+                "here (its preset), and its teams are level with HATRPO's in every seed. One that sees the state does "
+                "harm, as in simple_speaker_listener, which 600,000 frames did not show (the teams had hardly begun "
+                "to learn what the other is told): under the central conductor its teams earn -16 to -19, under their "
+                "local ones, which cannot know what each other's goal is, -25 to -35.",
             ),
             (
                 "simple_speaker_listener",
