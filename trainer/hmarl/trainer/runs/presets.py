@@ -436,7 +436,7 @@ PRESETS: tuple[Preset, ...] = (
         Preset(name, "mamujoco/*", 500_000, "HalfCheetah-2x3: return thousands in 2 minutes", settings, _ROBOT_RUN)
         for name, settings in {
             "happo": _ROBOT_STEPS, "hamdpo": {**_ROBOT_STEPS, "max_gradient_norm": 0.5}, "a2po": _ROBOT_STEPS,
-            "mappo": _ROBOT_STEPS,
+            "mappo": _ROBOT_STEPS, "haa2c": {"learning_rate": 1e-3, "epochs": 5, **_NO_BONUS},
         }.items()
     ),
     *(
