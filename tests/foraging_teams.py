@@ -109,7 +109,7 @@ class ForagingTeam:
 
 
 class SoloTeam(ForagingTeam):
-    """Everyone for itself: to the nearest food that one agent can eat."""
+    """Each for itself: to the nearest food that one agent can eat."""
 
     name = "solo"
 
@@ -118,7 +118,7 @@ class SoloTeam(ForagingTeam):
 
 
 class UnarrangedTeam(ForagingTeam):
-    """Everyone to the nearest food of any level, where it waits for others to happen by."""
+    """Each to the nearest food of any level, where it waits for others to happen by."""
 
     name = "unarranged"
 
@@ -185,9 +185,9 @@ def main(episodes: int = 400) -> None:
         spec = environment.spec
         teams: list[tuple[str, Team]] = [
             ("random", RandomTeam(spec)),
-            ("everyone for itself, to the nearest food of level 1", SoloTeam(spec)),
+            ("each for itself, to the nearest food of level 1", SoloTeam(spec)),
             ("the same, sight 3", SoloTeam(spec, 3)),
-            ("everyone to the nearest food of any level", UnarrangedTeam(spec)),
+            ("each to the nearest food of any level", UnarrangedTeam(spec)),
             ("parties as large as an item needs, hungry agents first", JointTeam(spec)),
             ("the same, sight 3", JointTeam(spec, 3)),
         ]

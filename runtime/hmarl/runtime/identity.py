@@ -151,7 +151,7 @@ class Guard:
                 raise self.reject(error, caller.name) from None
 
     def reject(self, error: HmarlError, caller: str) -> HmarlError:
-        """Count and log that someone is not let in; returns the error, to be raised.
+        """Count and log that a caller is not let in; returns the error, to be raised.
 
         Args:
             error: whose message begins with what it is about.

@@ -193,7 +193,7 @@ class PolicySession:
 
     Args:
         policy: which acts.
-        observer: has someone who is told what the session does; None tells no one.
+        observer: is told what the session does, if there is one.
     """
 
     def __init__(self, policy: Policy, observer: PolicyObserver | None = None) -> None:

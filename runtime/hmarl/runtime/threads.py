@@ -26,7 +26,7 @@ class _Task:
         self._ended = False
 
     def add_done_callback(self, listener: Ended) -> None:
-        """Have someone told of the end, once."""
+        """Call a listener when it has ended, once."""
         self._listeners.append(listener)
         if self._ended:
             self._tell()

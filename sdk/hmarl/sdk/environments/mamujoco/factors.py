@@ -22,7 +22,7 @@ class Factors:
     """A robot divided among agents. Columns count the numbers that ``features`` lays side by side.
 
     Attributes:
-        clips_velocities: whether anybody observes them clipped.
+        clips_velocities: whether any agent observes them clipped.
         agents: the agents' specs.
         observed: for each agent, the columns that make up its observation.
         state: the columns that make up the state.
@@ -44,7 +44,7 @@ class Factors:
             contact_forces: [B, 6 · bodies], or [B, 0].
 
         Returns:
-            The arguments side by side, between the last two the clipped velocities where anybody observes them.
+            The arguments side by side, between the last two the clipped velocities where any agent observes them.
         """
         parts = [positions, velocities, contact_forces]
         if self.clips_velocities:

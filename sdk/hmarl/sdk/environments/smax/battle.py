@@ -106,22 +106,22 @@ class Simulator:
 
     def _fresh_battle(self, stream: _Array, key: _Array) -> tuple[Battles, Sight]:
         seen, state = self.battle.reset(key)
-        everyone = self.rules.get_obs(state.state)
-        return self._seen(stream, state.state, state.enemy_policy_state, everyone, seen["world_state"])
+        of_all = self.rules.get_obs(state.state)
+        return self._seen(stream, state.state, state.enemy_policy_state, of_all, seen["world_state"])
 
     def _seen(
-        self, stream: _Array, units: Any, memory: Any, everyone: Mapping[str, _Array], world_state: _Array
+        self, stream: _Array, units: Any, memory: Any, of_all: Mapping[str, _Array], world_state: _Array
     ) -> tuple[Battles, Sight]:
         battle = self.battle
         legal = battle.get_avail_actions(_Wrapped(units))
         active = units.unit_alive[: battle.num_allies]
         sight = Sight(
-            observations=jnp.stack([everyone[agent] for agent in battle.agents]),
+            observations=jnp.stack([of_all[agent] for agent in battle.agents]),
             masks=jnp.stack([legal[agent] for agent in battle.agents]).astype(bool) | ~active[:, None],
             state=world_state,
             active=active,
         )
-        enemy_sight = jnp.stack([everyone[agent] for agent in battle.enemy_agents])
+        enemy_sight = jnp.stack([of_all[agent] for agent in battle.enemy_agents])
         found: tuple[Battles, Sight] = _strong((Battles(stream, units, memory, enemy_sight), sight))
         return found
 
@@ -138,8 +138,8 @@ class Simulator:
             [jnp.where(active, actions, stop), jnp.stack([enemy_actions[agent] for agent in battle.enemy_agents])]
         )
         decoded = rules._decode_discrete_actions(everyones)
-        everyone, units, paid, _, _ = rules.step_env_no_decode(key, before, decoded)
-        advanced, sight = self._seen(stream, units, memory, everyone, everyone["world_state"])
+        of_all, units, paid, _, _ = rules.step_env_no_decode(key, before, decoded)
+        advanced, sight = self._seen(stream, units, memory, of_all, of_all["world_state"])
         lost, won = ~sight.active.any(), ~units.unit_alive[battle.num_allies :].any()
         decided = lost | won
         share = paid[battle.agents[0]] / jnp.maximum(active.sum(), 1)
