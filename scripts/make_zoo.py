@@ -80,6 +80,7 @@ TEAMS = (
         "sampling-himpo-students",
         "recurrent students of a hierarchy that exchanges messages, seven agents of one policy",
         "himpo --env vmas/sampling --set env.n_agents=7 --steps 100000 --seed 100 --set run.threads=1 "
+        "--set algorithm.worker_reward=window --set algorithm.gamma=0.99 --set algorithm.goal_interval=5 "
         "--set run.evaluation_interval=16666 --set run.evaluation_episodes=32",
         export="--set distillation.rounds=3 --set distillation.environments=32 "
         "--set distillation.evaluation_episodes=32",

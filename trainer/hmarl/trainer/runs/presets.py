@@ -482,8 +482,10 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "himpo", "vmas/sampling", 300_000, "return about 73, as a whole team",
-        # Every step is rewarded here, and a share of the window's advantage says more than its own noisy difference.
-        {**_SAMPLING_STEPS, **_HIERARCHY, "epochs": 5, "worker_reward": "window", "edge_values": False}, _SAMPLING_RUN,
+        # Every step is rewarded here: what a superior's advantage says of one would drown in that of five, and what
+        # comes much later says little of it.
+        {**_SAMPLING_STEPS, **_HIERARCHY, "epochs": 5, "gamma": 0.95, "goal_interval": 1, "edge_values": False},
+        _SAMPLING_RUN,
     ),
     Preset(
         "mappo", "vmas/sampling", 300_000, "return about 76", _SAMPLING_STEPS,
