@@ -104,8 +104,6 @@ _SUMS = ("coordsum-reference", "coordsum-3x30-50", "coordsum-5x20-80", "coordsum
 _SPREADS = ("simple_spread-3", "simple_spread-5", "simple_spread-10")
 _ROBOTS = ("halfcheetah-2x3", "halfcheetah-2x3-3m", "walker2d-6x1")
 _PARTS = ("lbfws-hard-parts", "sampling-3-parts", "sampling-7-parts")
-_SAMPLINGS = ("sampling-3", "sampling-7", *_PARTS[1:])
-_HIERARCHIES = ("window", "himpo")  # with the source's rewards, and with ours
 _SMAX = "SMAX stands for SMAC: the same maps, another simulator, and a fraction of the frames."
 _COUNTERPARTS = "coordsum-state-counterparts"
 _SEES_STATE = "hcpo, sees the state"
@@ -316,7 +314,8 @@ CLAIMS = (
     ),
     Claim(
         "HiMPo", "performance", "Ahead of the baselines on VMAS sampling, with 3 and with 7 agents", "Sec. 5.2",
-        tuple(ahead(task, team, "mappo") for task in _SAMPLINGS for team in _HIERARCHIES),
+        (*(ahead(task, "window", "mappo, γ=0.99") for task in _PARTS[1:]),
+         *(ahead(task, "himpo", "mappo") for task in (*_PARTS[1:], "sampling-3", "sampling-7"))),
         "window is the source's reward (Eq. 5), himpo ours, whose goals last one step here.",
     ),
     Claim(

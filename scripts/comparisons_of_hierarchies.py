@@ -82,6 +82,7 @@ COMPARISONS = (
                 himpo_with("telescoped, values of pairs", "worker_reward=telescoped", "edge_values=true", *_SLOW),
                 himpo_with("γ=0.99", "gamma=0.99"), himpo_with("α=5", "goal_interval=5"),
                 himpo_with("flat with messages, γ=0.95", "levels=1"),
+                Variant("mappo, γ=0.99", "mappo", ("algorithm.gamma=0.99",)),
             ),
             settings=FEW_EPISODES, environment_settings=(f"n_agents={agents}",), remark=remark,
         )

@@ -150,7 +150,13 @@ _GUIDED_SMAX_RUN: dict[str, Any] = {**_SMAX_RUN, "environments": 64}
 # Of their superiors' later advantages workers have nothing to expect: in theirs they are noise.
 _HIERARCHY: dict[str, Any] = {"gae_lambda": 0.5, "minibatches": 4}
 _SAMPLING_RUN: dict[str, Any] = {"environments": 64, "rollout_length": 50, "threads": 1}
-_SAMPLING_STEPS: dict[str, Any] = {"learning_rate": 5e-4, "epochs": 10, "minibatches": 4, **_NO_BONUS}
+_SAMPLING_STEPS: dict[str, Any] = {
+    "gamma": 0.95,
+    "learning_rate": 5e-4,
+    "epochs": 10,
+    "minibatches": 4,
+    **_NO_BONUS,
+}
 
 # HCPO (Liu et al. 2025), Tables 1, 3 and 4, read as the code that the paper builds on (TRPO-PPO-in-MARL) means them:
 # "hidden layer 1" is its layer_N=1, two layers, with layer normalisation of the input and after each; damping and
@@ -482,14 +488,11 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "himpo", "vmas/sampling", 300_000, "return about 73, as a whole team",
-        # Every step is rewarded here: what a superior's advantage says of one would drown in that of five, and what
-        # comes much later says little of it.
-        {**_SAMPLING_STEPS, **_HIERARCHY, "epochs": 5, "gamma": 0.95, "goal_interval": 1, "edge_values": False},
-        _SAMPLING_RUN,
+        # Every step is rewarded here: in an advantage over five steps what one of them brought would drown.
+        {**_SAMPLING_STEPS, **_HIERARCHY, "epochs": 5, "goal_interval": 1, "edge_values": False}, _SAMPLING_RUN,
     ),
     Preset(
-        "mappo", "vmas/sampling", 300_000, "return about 76", _SAMPLING_STEPS,
-        _SAMPLING_RUN,
+        "mappo", "vmas/sampling", 300_000, "return about 76", _SAMPLING_STEPS, _SAMPLING_RUN,
     ),
     Preset(
         "himpo", "lbfws/*", 500_000, "hard: return about 4.9, as a whole team",
