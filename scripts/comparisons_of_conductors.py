@@ -42,9 +42,11 @@ COMPARISONS = (
         early=136_000,
         remark=(
             "Half of the frames of HARL's public runs. HCPO, HATRPO, HAPPO and A2PO are level, HAA2C is behind them, "
-            "and MAPPO, whose agents share a network, 6 ahead. Sharing is why: they learn from one another's samples, "
-            "and with networks apart MAPPO is level with the others (one seed). HCPO's four conductors score alike, so "
-            "its actors have learnt to do without the instruction: all that they need to know they observe."
+            "and MAPPO, whose agents share a network, 6 ahead. Sharing is why: with networks apart MAPPO is level with "
+            "the others (one seed). Agents with networks of their own soon have a landmark each for ever; those that "
+            "share one divide them anew by who is near, which takes longer to learn and makes shorter ways "
+            "([roles](roles.md)). HCPO's four conductors score alike: its actors have settled for such roles before "
+            "an instruction could have told them others."
         ),
     ),
     *(

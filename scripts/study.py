@@ -354,8 +354,9 @@ def main(
         "measure speed. The median of the last ten evaluations is the HCPO paper's measure (its C.1), mean ± sd over "
         "seeds (runs with ten evaluations or fewer: of all, from the start on).",
         "Elsewhere: [what the papers claim](claims.md); [the imitation gap](imitation_gap.md); [the price of "
-        "deployment](gap.md); [how widely the algorithms explore](exploration.md); [what students keep](students.md); "
-        "[which algorithm runs in which family of environments](families.md); [speed](speed.md).",
+        "deployment](gap.md); [how widely the algorithms explore](exploration.md); [who goes where on "
+        "simple_spread](roles.md); [what students keep](students.md); [which algorithm runs in which family of "
+        "environments](families.md); [speed](speed.md).",
     ]
     ordered = [written[comparison.name] for comparison in COMPARISONS if comparison.name in written]
     write_text(page, "\n\n".join([*introduction, *ordered]) + "\n")

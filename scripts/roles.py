@@ -1,0 +1,111 @@
+"""Whether the agents of mpe/simple_spread have landmarks of their own, or divide them anew in every episode.
+
+    python scripts/roles.py runs/study/mpe-simple_spread-* --out docs/results
+
+Plays each run's deployed policies and looks which landmark each agent is nearest to at the end. A team with fixed roles
+has an assignment that it keeps; one that divides landmarks by who is near has none, and shorter ways.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hmarl.runtime import command_line
+from hmarl.runtime.command_line import PATH, argument, command, integer, option
+from hmarl.sdk import make_environment
+from hmarl.sdk.environment import as_numpy
+from hmarl.sdk.files import write_text
+from hmarl.trainer.export.policy_source import load_team
+
+_FIRST_SEED = 70_000  # of the episodes: no evaluation has them
+_HEADER = ("run", "return, mean", "at its usual landmark", "all landmarks covered")
+
+
+def usual_share(nearest: npt.NDArray[np.int64]) -> float:
+    """How often an agent is at the landmark that is its own in the assignment that the team comes closest to.
+
+    Args:
+        nearest: [E, N] the landmark that each agent is nearest to, of N.
+
+    Returns:
+        1 where every agent has a landmark for ever, 1/N where all assignments are as frequent.
+    """
+    agents = nearest.shape[1]
+    frequency = (nearest[:, :, None] == np.arange(agents)).mean(0)  # [N, N]
+    return max(float(frequency[range(agents), own].mean()) for own in map(list, permutations(range(agents))))
+
+
+def covered_share(nearest: npt.NDArray[np.int64]) -> float:
+    """The share of episodes in which no two agents are nearest to the same landmark, of [E, N]."""
+    return float((np.sort(nearest, axis=1) == np.arange(nearest.shape[1])).all(1).mean())
+
+
+def played(run: Path, episodes: int) -> tuple[float, npt.NDArray[np.int64]]:
+    """The mean return of a run's deployed policies, and [E, N] the landmark that each agent ends nearest to."""
+    make_team, name, arguments = load_team(run, checkpoint="last")
+    environment = make_environment(name, episodes, **arguments)
+    team, spec = make_team(environment.spec), environment.spec
+    seeds = np.arange(_FIRST_SEED, _FIRST_SEED + episodes)
+    observation, running = as_numpy(environment.reset(seeds)), np.ones(episodes, np.bool_)
+    team.reset(seeds)
+    nearest, returns = np.zeros((episodes, len(spec.agents)), np.int64), np.zeros(episodes)
+    while running.any():
+        nearest[running] = nearest_landmarks(observation.observations[0], spec.agents[0].observation_layout)[running]
+        result = environment.step(team.act(observation, running))
+        returns += np.where(running, np.asarray(result.rewards).sum(1), 0.0)
+        running = running & ~(np.asarray(result.terminated) | np.asarray(result.truncated))
+        observation = as_numpy(result.observation)
+    environment.close()
+    return float(returns.mean()), nearest
+
+
+def nearest_landmarks(
+    observations: npt.NDArray[np.float32], layout: Sequence[tuple[str, int]] | None
+) -> npt.NDArray[np.int64]:
+    """[E, N] of the agents' observations [E, N, D], whose part ``landmarks_relative`` says where landmarks are."""
+    names = [part for part, _ in layout or ()]
+    index = names.index("landmarks_relative")
+    sizes = [size for _, size in layout or ()]
+    first = sum(sizes[:index])
+    relative = observations[..., first : first + sizes[index]].reshape(*observations.shape[:2], -1, 2)
+    nearest: npt.NDArray[np.int64] = np.linalg.norm(relative, axis=-1).argmin(-1)
+    return nearest
+
+
+def rows(runs: Sequence[Path], episodes: int) -> Iterator[tuple[str, ...]]:
+    """The table."""
+    yield _HEADER
+    yield ("---",) * len(_HEADER)
+    for run in runs:
+        mean, nearest = played(run, episodes)
+        yield run.name, f"{mean:.2f}", f"{usual_share(nearest):.0%}", f"{covered_share(nearest):.0%}"
+
+
+@command(
+    "scripts/roles.py",
+    argument("runs", "run directories, of mpe/simple_spread", PATH, many=True),
+    option("--out", "where roles.md goes", PATH, default=Path("docs/results")),
+    option("--episodes", "played by each run's deployed policies", integer(1), default=1000),
+)
+def main(runs: tuple[Path, ...], out: Path, episodes: int) -> None:
+    """Play every run and write the table."""
+    paragraphs = [
+        "# Roles on simple_spread",
+        "Made by `python scripts/roles.py RUN …`. Which landmark each agent is nearest to at the end of "
+        f"{episodes:,} episodes, by the likeliest actions of the last policies. *At its usual landmark*: how often an "
+        "agent is at the one that is its own in the assignment that the team comes closest to; by chance a third.",
+        "\n".join(f"| {' | '.join(row)} |" for row in rows(runs, episodes)),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "roles.md", "\n\n".join(paragraphs) + "\n")
+    print(f"wrote {out / 'roles.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run(main))
