@@ -19,6 +19,8 @@ STATE_CONDUCTOR = (
 )  # fmt: skip
 # HCPO with the settings of its paper.
 _PAPER = Variant("hcpo as in its paper", "hcpo", preset="paper-mpe")
+# Whose agents have networks of their own by default, and which would show what sharing brings.
+_SHARERS = ("hcpo", "hatrpo")
 _COMMON_ON_MPE = Variant("hcpo, common knowledge", "hcpo", ("algorithm.conductor_sees=common",))
 # The preset of mpe, spelled out.
 _STATE_ON_MPE = Variant(
@@ -37,13 +39,14 @@ COMPARISONS = (
     Comparison(
         "simple_spread", "mpe/simple_spread", 5_000_000, 136_000,
         (*algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"), _PAPER, _COMMON_ON_MPE,
-         Variant("mappo, networks apart", "mappo", ("algorithm.share_parameters=false",))),
+         Variant("mappo, networks apart", "mappo", ("algorithm.share_parameters=false",)),
+         *(Variant(f"{name}, networks shared", name, ("algorithm.share_parameters=true",)) for name in _SHARERS)),
         references=(("random", -79.8), ("HARL's HAPPO after 136k frames", -65.0), ("scripted central team", -25.6)),
         early=136_000,
         remark=(
             "Half of the frames of HARL's public runs. HCPO, HATRPO, HAPPO and A2PO are level, HAA2C is behind them, "
             "and MAPPO, whose agents share a network, 6 ahead. Sharing is why: with networks apart MAPPO is level with "
-            "the others (one seed). Agents with networks of their own soon have a landmark each for ever; those that "
+            "the others. Agents with networks of their own soon have a landmark each for ever; those that "
             "share one divide them anew by who is near, which takes longer to learn and makes shorter ways "
             "([roles](roles.md)). HCPO's four conductors score alike: its actors have settled for such roles before "
             "an instruction could have told them others."
