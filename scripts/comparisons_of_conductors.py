@@ -10,7 +10,7 @@ _PRINTED_SCHEDULE = (
 )  # fmt: skip
 
 
-# Of robots: their episodes are dear, and two cores share one simulator each.
+# Of robots: their episodes are dear, and of two runs at a time each has a core.
 _ROBOT = (*FEW_EPISODES, "env.threads=1")
 # The preset state-conductor on coordsum, spelled out.
 STATE_CONDUCTOR = (
@@ -19,8 +19,6 @@ STATE_CONDUCTOR = (
 )  # fmt: skip
 # HCPO with the settings of its paper.
 _PAPER = Variant("hcpo as in its paper", "hcpo", preset="paper-mpe")
-# Whose agents have networks of their own by default, and which would show what sharing brings.
-_SHARERS = ("hcpo", "hatrpo")
 _COMMON_ON_MPE = Variant("hcpo, common knowledge", "hcpo", ("algorithm.conductor_sees=common",))
 # The preset of mpe, spelled out.
 _STATE_ON_MPE = Variant(
@@ -40,7 +38,8 @@ COMPARISONS = (
         "simple_spread", "mpe/simple_spread", 5_000_000, 136_000,
         (*algorithms("hcpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"), _PAPER, _COMMON_ON_MPE,
          Variant("mappo, networks apart", "mappo", ("algorithm.share_parameters=false",)),
-         *(Variant(f"{name}, networks shared", name, ("algorithm.share_parameters=true",)) for name in _SHARERS)),
+         *(Variant(f"{name}, networks shared", name, ("algorithm.share_parameters=true",))
+           for name in ("hcpo", "hatrpo"))),
         references=(("random", -79.8), ("HARL's HAPPO after 136k frames", -65.0), ("scripted central team", -25.6)),
         early=136_000,
         remark=(
@@ -241,12 +240,9 @@ COMPARISONS = (
     *(
         Comparison(
             name, f"mamujoco/{task}", 3_000_000, 300_000,
-            algorithms("hcpo", "hamdpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"), settings=_ROBOT, remark=remark,
+            algorithms("hcpo", "hamdpo", "hatrpo", "happo", "a2po", "haa2c", "mappo"), settings=_ROBOT,
         )
-        for name, task, remark in (
-            ("halfcheetah-2x3-3m", "HalfCheetah-2x3", ""),
-            ("walker2d-6x1", "Walker2d-6x1", ""),
-        )
+        for name, task in (("halfcheetah-2x3-3m", "HalfCheetah-2x3"), ("walker2d-6x1", "Walker2d-6x1"))
     ),
     *(
         Comparison(

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, argument, command, integer, option
-from hmarl.sdk import make_environment
-from hmarl.sdk.environment import as_numpy
+from hmarl.sdk import UsageError, evaluate, make_environment
+from hmarl.sdk.environment import Observation
 from hmarl.sdk.files import write_text
+from hmarl.sdk.spaces import AgentSpec
+from hmarl.sdk.team import Team
 from hmarl.trainer.export.policy_source import load_team
 
-_FIRST_SEED = 70_000  # of the episodes: no evaluation has them
+_SEED = 70_000  # what the episodes' seeds are derived from: no evaluation's are
 _HEADER = ("run", "return, mean", "at its usual landmark", "all landmarks covered")
 
 
@@ -46,36 +50,49 @@ def covered_share(nearest: npt.NDArray[np.int64]) -> float:
     return float((np.sort(nearest, axis=1) == np.arange(nearest.shape[1])).all(1).mean())
 
 
+class Watched:
+    """A team that is watched on mpe/simple_spread.
+
+    Args:
+        team: acts.
+        agent: any of its agents, which all observe alike.
+
+    Attributes:
+        nearest: [E, N] the landmark that each agent of E episodes was nearest to when it acted last.
+
+    Raises:
+        UsageError: the agents observe no landmarks.
+    """
+
+    def __init__(self, team: Team, agent: AgentSpec) -> None:
+        self.team, self.name, self.nearest = team, team.name, np.zeros((0, 0), np.int64)
+        self._columns = agent.observation_columns("landmarks_relative")
+        if not self._columns:
+            raise UsageError("RUN: got a task whose agents observe no landmarks, expected mpe/simple_spread")
+
+    def reset(self, seeds: npt.NDArray[np.int64]) -> None:
+        """Start the team's episodes."""
+        self.team.reset(seeds)
+
+    def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
+        """The team's actions."""
+        relative = observation.observations[0][..., self._columns]
+        self.nearest = np.linalg.norm(relative.reshape(*relative.shape[:2], -1, 2), axis=-1).argmin(-1)
+        return self.team.act(observation, running)
+
+    def close(self) -> None:
+        """Close the team."""
+        self.team.close()
+
+
 def played(run: Path, episodes: int) -> tuple[float, npt.NDArray[np.int64]]:
     """The mean return of a run's deployed policies, and [E, N] the landmark that each agent ends nearest to."""
     make_team, name, arguments = load_team(run, checkpoint="last")
     environment = make_environment(name, episodes, **arguments)
-    team, spec = make_team(environment.spec), environment.spec
-    seeds = np.arange(_FIRST_SEED, _FIRST_SEED + episodes)
-    observation, running = as_numpy(environment.reset(seeds)), np.ones(episodes, np.bool_)
-    team.reset(seeds)
-    nearest, returns = np.zeros((episodes, len(spec.agents)), np.int64), np.zeros(episodes)
-    while running.any():
-        nearest[running] = nearest_landmarks(observation.observations[0], spec.agents[0].observation_layout)[running]
-        result = environment.step(team.act(observation, running))
-        returns += np.where(running, np.asarray(result.rewards).sum(1), 0.0)
-        running = running & ~(np.asarray(result.terminated) | np.asarray(result.truncated))
-        observation = as_numpy(result.observation)
-    environment.close()
-    return float(returns.mean()), nearest
-
-
-def nearest_landmarks(
-    observations: npt.NDArray[np.float32], layout: Sequence[tuple[str, int]] | None
-) -> npt.NDArray[np.int64]:
-    """[E, N] of the agents' observations [E, N, D], whose part ``landmarks_relative`` says where landmarks are."""
-    names = [part for part, _ in layout or ()]
-    index = names.index("landmarks_relative")
-    sizes = [size for _, size in layout or ()]
-    first = sum(sizes[:index])
-    relative = observations[..., first : first + sizes[index]].reshape(*observations.shape[:2], -1, 2)
-    nearest: npt.NDArray[np.int64] = np.linalg.norm(relative, axis=-1).argmin(-1)
-    return nearest
+    team = Watched(make_team(environment.spec), environment.spec.agents[0])
+    with closing(environment), closing(team):
+        returns = evaluate(environment, team, episodes, seed=_SEED).returns
+    return float(returns.mean()), team.nearest
 
 
 def rows(runs: Sequence[Path], episodes: int) -> Iterator[tuple[str, ...]]:

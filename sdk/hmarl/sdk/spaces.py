@@ -264,6 +264,15 @@ class AgentSpec:
         """float32, or a picture's type."""
         return np.dtype(np.float32 if self.image is None else self.image.dtype)
 
+    def observation_columns(self, part: str) -> range:
+        """Where a part of the flat observation stands in it; empty where ``observation_layout`` has none so called."""
+        start = 0
+        for name, length in self.observation_layout:
+            if name == part:
+                return range(start, start + length)
+            start += length
+        return range(0)
+
     def observed(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Observations [..., observation_size] as the agent's policy is given them: [..., *observation_shape]."""
         shape = (*rows.shape[:-1], *self.observation_shape)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
+from hmarl.sdk.spaces import EnvironmentSpec
 
 GraphKind = Literal["radius", "nearest", "all", "none"]
 _CLUSTER_ROUNDS = 4  # of reassigning agents and moving centres; a handful of agents settles sooner
@@ -32,9 +32,10 @@ class Positions:
 
     def __init__(self, spec: EnvironmentSpec) -> None:
         # Agents of a group need not observe in the same order.
-        columns = [[_columns(spec.agents[agent]) for agent in group.agents] for group in spec.groups]
+        of_agents = [list(agent.observation_columns("position")) for agent in spec.agents]
+        columns = [[of_agents[agent] for agent in group.agents] for group in spec.groups]
         self._natural = torch.tensor(natural_order(spec))
-        widths = {len(of_agent) for group in columns for of_agent in group}
+        widths = {len(of_agent) for of_agent in of_agents}
         self.dimensions = widths.pop() if len(widths) == 1 else 0
         self._columns = [torch.tensor(group) for group in columns] if self.dimensions else []
 
@@ -48,16 +49,6 @@ class Positions:
             for seen, columns in zip(observations, self._columns, strict=True)
         ]
         return torch.cat(parts, dim=-2).index_select(-2, self._natural.to(parts[0].device))
-
-
-def _columns(agent: AgentSpec) -> list[int]:
-    """Of an agent's observation, those of the part ``position``; none where there is none."""
-    start = 0
-    for name, length in agent.observation_layout:
-        if name == "position":
-            return list(range(start, start + length))
-        start += length
-    return []
 
 
 def natural_order(spec: EnvironmentSpec) -> list[int]:
