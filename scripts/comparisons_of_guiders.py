@@ -147,10 +147,11 @@ COMPARISONS = (
         ),
         settings=FEW_EPISODES,
         remark=(
-            "What MAGPO's speed costs, after half a million frames. In turn on a quiet machine (one thread, 128 x 25, "
-            "nine rounds) the preset has 0.19 x MAPPO's frames/s, E = 32 0.32, with three of five epochs of the guider "
-            "0.41, with two and its order kept 0.52. At half the width its return is still above MAPPO's; with fewer "
-            "epochs of the guider it is below, so that nearly half of MAPPO's speed is not had at equal return."
+            "What MAGPO's speed costs, after half a million frames. In turn on a quiet machine (make benchmark "
+            "PYTEST_ARGS='-k what_less_of_a_guider_saves') the preset has 0.18 x MAPPO's frames/s, E = 32 0.30, with "
+            "three of five epochs of the guider 0.38, with two and its order kept 0.49. At half the width its return "
+            "is still above MAPPO's; with fewer epochs of the guider it is below, so that nearly half of MAPPO's speed "
+            "is not had at equal return."
         ),
     ),
     *(
