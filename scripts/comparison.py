@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from hmarl.sdk.errors import UsageError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,19 @@ class Comparison:
     def task(self) -> str:
         """The environment, and in which settings it is another task."""
         return " ".join((self.environment, *self.environment_settings))
+
+
+def selected(comparisons: Sequence[Comparison], only: Sequence[str]) -> list[Comparison]:
+    """The comparisons that ``--only`` names, in their own order; all where it names none.
+
+    Raises:
+        UsageError: an unknown name, with a suggestion.
+    """
+    known = [comparison.name for comparison in comparisons]
+    for name in only:
+        if name not in known:
+            raise UsageError(f"--only: {unknown_name('comparison', name, known)}")
+    return [comparison for comparison in comparisons if not only or comparison.name in only]
 
 
 def algorithms(*names: str, seeds: int = 3) -> tuple[Variant, ...]:

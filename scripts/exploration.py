@@ -21,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparison import Comparison, Variant, algorithms
+from comparison import Comparison, Variant, algorithms, selected
 from matplotlib import pyplot as plt
-from study import COLOURS, OTHER_COLOURS, Runs, planned_run, runs_of, seeds_of, train_unrecorded
+from study import COLOURS, OTHER_COLOURS, Runs, planned_run, runs_of, sections_of, seeds_of, train_unrecorded
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, ExitCode, argument, option
 from hmarl.sdk import UsageError, make_environment
 from hmarl.sdk.evaluation.closed_loop import episode_seeds
+from hmarl.sdk.files import write_text
 from hmarl.trainer.records.checkpoint import checkpoints_in, find_checkpoint, restore
 from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
@@ -90,6 +91,14 @@ COMPARISONS = (
         "(right), on average by 0.4 nats and by 2 % of the distance; at the end the entropies are level. One seed does "
         "not tell whether this is more than chance. HAPPO and HAMDPO start narrow, overtake HATRPO for a while and "
         "narrow again; HAPPO ends with the narrowest states and the highest return.",
+    ),
+    comparison(
+        "walker2d-6x1",
+        "mamujoco/Walker2d-6x1",
+        500_000,
+        8,
+        algorithms("hcpo", "hatrpo", "a2po", seeds=2),
+        "env.threads=1",
     ),
 )
 
@@ -234,8 +243,8 @@ def _mean(values: np.ndarray, digits: int) -> str:
     return f"{values.mean():,.{digits}f}" if values.size else "–"
 
 
-def section(environment: str, runs: Runs, out: Path, training: str = "", remark: str = "") -> list[str]:
-    """Measures and draws the runs on one environment; returns its paragraphs."""
+def section(environment: str, runs: Runs, out: Path, training: str = "", remark: str = "") -> str:
+    """Measures and draws the runs on one environment; returns its part of the page, from the heading on."""
     lines, size = measure(runs)
     name = f"exploration-{re.sub(r'[^A-Za-z0-9_.-]+', '-', environment)}.png"
     draw(environment, lines, out / name)
@@ -243,7 +252,7 @@ def section(environment: str, runs: Runs, out: Path, training: str = "", remark:
     distance = np.mean([line.distance[:, 0].mean() for line in lines.values()])
     about = f"Untrained policies: entropy {entropy:.2f}, distance {distance:.3f}. The states fill {size} dimensions."
     paragraphs = [f"## {environment}", remark, table(lines), f"{about} {training}", f"![states visited]({name})"]
-    return [paragraph for paragraph in paragraphs if paragraph]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
 def trained_by(compared: Comparison) -> str:
@@ -298,26 +307,33 @@ INTRODUCTION = (
 )
 @answering_signals
 def main(run: tuple[Path, ...], out: Path, runs: Path, only: tuple[str, ...]) -> int:
-    """Train what is missing, one run after the other, then measure and write exploration.md with its figures."""
+    """Train what is missing, one run after the other, then measure and write exploration.md with its figures.
+
+    With --only the other comparisons stay on the page as they are.
+    """
+    comparisons = [] if run else selected(COMPARISONS, only)
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
+    page = out / "exploration.md"
     words = ["python", "scripts/exploration.py", *map(str, run)]
-    words += [word for name in only for word in ("--only", name)]
-    sections = ["# Exploration", f"Made by `{shlex.join(words)}`.", *INTRODUCTION]
     if run:
-        for environment, found in grouped(run).items():
-            sections += section(environment, found, out)
+        written = {environment: section(environment, found, out) for environment, found in grouped(run).items()}
     else:
-        for compared in (c for c in COMPARISONS if not only or c.name in only):
+        written = sections_of(page)
+        for compared in comparisons:
             planned = [
                 planned_run(compared, variant, seed) for variant in compared.variants for seed in seeds_of(variant)
             ]
             if train_unrecorded(planned, runs):
                 return ExitCode.INTERRUPTED
             found = runs_of(compared, runs)
-            sections += section(compared.environment, found, out, trained_by(compared), compared.remark)
-    (out / "exploration.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    print(f"wrote {out / 'exploration.md'}")
+            written[compared.environment] = section(
+                compared.environment, found, out, trained_by(compared), compared.remark
+            )
+        written = {c.environment: written[c.environment] for c in COMPARISONS if c.environment in written}
+    introduction = ["# Exploration", f"Made by `{shlex.join(words)}`.", *INTRODUCTION]
+    write_text(page, "\n\n".join([*introduction, *written.values()]) + "\n")
+    print(f"wrote {page}")
     return ExitCode.DONE
 
 

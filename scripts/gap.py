@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from comparison import Variant
+from comparison import Variant, selected
 from gap_teams import TEAMS, Shown
 from study import planned_run, run_name, seeds_of, train_unrecorded
 
@@ -181,8 +181,9 @@ def page(kept: Path) -> str:
 )
 def main(out: Path, records: Path, runs: Path, only: tuple[str, ...], pages: Path | None, drawn_only: bool) -> None:
     """Measure what has no record, one after the other, and write the page."""
+    wanted = {comparison.name for comparison in selected([shown.comparison for shown in TEAMS], only)}
     for shown in () if drawn_only else TEAMS:
-        if only and shown.comparison.name not in only:
+        if shown.comparison.name not in wanted:
             continue
         for variant in shown.comparison.variants:
             for seed in seeds_of(variant):

@@ -22,7 +22,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from comparison import Comparison, Variant
+from comparison import Comparison, Variant, selected
 from comparisons import COMPARISONS
 from matplotlib import pyplot as plt
 from study_tables import Records, conductor_table, conductors_of, returns_table, table
@@ -30,8 +30,7 @@ from study_tables import Records, conductor_table, conductors_of, returns_table,
 from hmarl.runtime import command_line
 from hmarl.runtime.choices import CHOICES
 from hmarl.runtime.command_line import PATH, ExitCode, flag, integer, option
-from hmarl.sdk import UsageError, evaluate, make_environment
-from hmarl.sdk.errors import unknown_name
+from hmarl.sdk import evaluate, make_environment
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.problems import IncompleteError
@@ -292,9 +291,9 @@ def section(comparison: Comparison, runs: Records, out: Path) -> str:
 
 
 def sections_of(page: Path) -> dict[str, str]:
-    """The parts of a page that was written before, by the name of their comparison."""
+    """The parts of a page that was written before, by their headings up to a colon."""
     _, *parts = re.split(r"^## ", page.read_text(encoding="utf-8") if page.exists() else "", flags=re.MULTILINE)
-    return {part.split(":")[0]: f"## {part.rstrip()}" for part in parts}
+    return {part.splitlines()[0].split(":")[0]: f"## {part.rstrip()}" for part in parts}
 
 
 @command_line.command(
@@ -322,19 +321,15 @@ def main(
         for comparison in COMPARISONS:
             print(f"{comparison.name}: {', '.join(variant.label for variant in comparison.variants)}")
         return ExitCode.DONE
-    for name in only:
-        if name not in (known := [comparison.name for comparison in COMPARISONS]):
-            raise UsageError(f"--only: {unknown_name('comparison', name, known)}")
-    kept = out / "records"
-    chosen = [comparison for comparison in COMPARISONS if not only or comparison.name in only]
-    if missing and train_all(chosen, runs, kept, Limits(jobs, retries)):
+    comparisons, kept = selected(COMPARISONS, only), out / "records"
+    if missing and train_all(comparisons, runs, kept, Limits(jobs, retries)):
         return ExitCode.INTERRUPTED
     if not report:
         return ExitCode.DONE
     out.mkdir(parents=True, exist_ok=True)
     page = out / "README.md"
     written = sections_of(page)
-    for comparison in chosen:
+    for comparison in comparisons:
         for variant in comparison.variants:
             for seed in seeds_of(variant):
                 keep(comparison, variant, seed, runs, kept)

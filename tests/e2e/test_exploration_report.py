@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts_loaded import load_script
 from training_runs import tiny_config, train
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "exploration.py"
@@ -32,6 +33,28 @@ def test_report_of_given_runs(tmp_path: Path) -> None:
     ]
     assert "nan" not in report
     assert (tmp_path / "report" / "exploration-mpe-simple_spread.png").stat().st_size > 10_000
+
+
+def test_other_comparisons_stay_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those known, in their order, with one that is measured now between them."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    script = load_script("exploration")
+    names = ("lbf/6x6-2p-1f-coop", "mpe/simple_spread", "coordsum/3x10-30")
+    few = ("run.environments=2", "run.rollout_length=4", "run.evaluation_episodes=2")
+    made = [
+        script.comparison(name.split("/")[0], name, 16, 1, script.algorithms("mappo", seeds=1), *few) for name in names
+    ]
+    monkeypatch.setattr(script, "COMPARISONS", tuple(made))
+    monkeypatch.setattr(script, "PLAYED", 50)
+    page = tmp_path / "exploration.md"
+    page.write_text("# Old title\n\n## coordsum/3x10-30\n\nKept: here.\n\n## gone/task\n\nNot this.\n")
+    script.main(["--only", "mpe", "--out", str(tmp_path), "--runs", str(tmp_path / "runs")], standalone_mode=False)
+    text = page.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## mpe/simple_spread",
+        "## coordsum/3x10-30",
+    ]
+    assert text.endswith("## coordsum/3x10-30\n\nKept: here.\n")
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:

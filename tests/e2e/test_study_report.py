@@ -62,9 +62,10 @@ def test_page_outlives_its_runs(
     assert {path.name: path.read_bytes() for path in out.glob("*.png")} == pictures
 
 
-def test_unknown_comparison_is_named(tmp_path: Path) -> None:
-    words = [sys.executable, str(SCRIPT), "--only", "lbf2", "--out", str(tmp_path)]
+@pytest.mark.parametrize("script", ["study", "exploration", "gap"])
+def test_unknown_comparison_is_named(script: str, tmp_path: Path) -> None:
+    words = [sys.executable, str(SCRIPT.with_name(f"{script}.py")), "--only", "simple_spred", "--out", str(tmp_path)]
     done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
-    assert "lbf2" in done.stderr
+    assert "--only: unknown comparison 'simple_spred'" in done.stderr
     assert list(tmp_path.iterdir()) == []
