@@ -16,14 +16,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
 from comparison import Comparison, Variant, algorithms, selected
 from matplotlib import pyplot as plt
-from study import COLOURS, OTHER_COLOURS, Runs, planned_run, runs_of, sections_of, seeds_of, train_unrecorded
+from study import COLOURS, Runs, colours, planned_run, runs_of, sections_of, seeds_of, train_unrecorded
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, ExitCode, argument, option
@@ -210,9 +209,9 @@ def line_of(seeds: list[Visits], coordinates: StateCoordinates) -> Line:
 def draw(environment: str, lines: Lines, path: Path) -> None:
     """Entropy and distance over training, and entropy over return: every seed thin, the mean thick."""
     figure, panels = plt.subplots(1, 3, figsize=(13.5, 4.4), layout="constrained")
-    others = cycle(OTHER_COLOURS[3:])
+    colour_of = colours({label: label if label in COLOURS else None for label in lines})
     for label, line in lines.items():
-        colour, steps = COLOURS.get(label) or next(others), line.steps / 1000
+        colour, steps = colour_of[label], line.steps / 1000
         for axes, values in zip(panels, (line.entropy, line.distance), strict=False):
             if len(values) > 1:
                 axes.plot(steps, values.T, color=colour, lw=0.7, alpha=0.5)

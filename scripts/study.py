@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -25,6 +24,7 @@ import numpy as np
 from comparison import Comparison, Variant, selected
 from comparisons import COMPARISONS
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 from study_tables import Records, conductor_table, conductors_of, returns_table, table
 
 from hmarl.runtime import command_line
@@ -60,7 +60,6 @@ COLOURS = {
     "guided-hcpo": "#bcbd22",
     "himpo": "#4b0082",
 }
-OTHER_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 FIRST_SEED = 100
 _BESIDE = 6  # with more curves their names stand beside the plot, not on it
 
@@ -197,20 +196,25 @@ def records_of(comparison: Comparison, kept: Path) -> Records:
     return found
 
 
-def colours(comparison: Comparison) -> dict[str, str]:
-    """By label: an algorithm's own colour, or one a setting."""
-    many = len(comparison.variants) > len(OTHER_COLOURS)
-    others = cycle(plt.get_cmap("tab20").colors if many else OTHER_COLOURS)
-    return {
-        variant.label: next(others) if variant.settings or variant.preset else COLOURS[variant.algorithm]
-        for variant in comparison.variants
-    }
+def colours(lines: Mapping[str, str | None]) -> dict[str, str]:
+    """By label: an algorithm's own colour; where it has none, that of COLOURS which is farthest from the others'.
+
+    Args:
+        lines: by label the algorithm whose colour a line has, None for one that differs by its settings.
+    """
+    chosen = {label: COLOURS[algorithm] for label, algorithm in lines.items() if algorithm is not None}
+    pool = np.array([to_rgb(colour) for colour in COLOURS.values()])
+    for label in (label for label, algorithm in lines.items() if algorithm is None):
+        taken = np.array([to_rgb(colour) for colour in chosen.values()]).reshape(-1, 3)
+        apart = np.linalg.norm(pool[:, None] - taken, axis=-1).min(axis=1, initial=np.inf)
+        chosen[label] = list(COLOURS.values())[apart.argmax()]
+    return chosen
 
 
 def draw(comparison: Comparison, runs: Records, path: Path) -> None:
     """The measure of the deployed policies: every seed thin, the mean thick."""
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    colour_of = colours(comparison)
+    colour_of = colours({v.label: None if v.settings or v.preset else v.algorithm for v in comparison.variants})
     for label, records in runs.items():
         colour = colour_of[label]
         steps, values = curve(records, records[0].measured(comparison.measure))

@@ -136,3 +136,13 @@ def test_old_records_stay_readable_and_others_are_refused(study: ModuleType, tmp
     path.write_text(json.dumps({**old, "colour": "red"}))
     with pytest.raises(CheckpointError, match=r"old\.json: .*colour.*expected a record with steps_per_s"):
         study.read_record(path)
+
+
+def test_no_two_lines_of_a_plot_have_one_colour(study: ModuleType) -> None:
+    algorithms = {name: name for name in ("hcpo", "hatrpo")}
+    settings = dict.fromkeys(("hcpo, louder", "hatrpo, shared", "a", "b", "c", "d", "e", "f", "g", "h", "i"))
+    for lines in (algorithms | settings, settings, settings | algorithms):
+        found = study.colours(lines)
+        assert found.keys() == lines.keys()
+        assert len(set(found.values())) == len(lines)
+        assert all(found[name] == study.COLOURS[name] for name in algorithms if name in lines)
