@@ -88,8 +88,7 @@ COMPARISONS = (
             "HCPO's conductor sees nothing here (its preset): every agent observes its own goal, and there is nothing "
             "to agree upon. So it is level with HATRPO, whose steps it takes, under any instruction or none. With a "
             "conductor that sees the state it was behind (3.34; 3.44, 3.08, 2.96 with the same seeds; with seed 300 "
-            "ten instructions that follow the state 3.48, three 3.68, ten that do not 3.82). HAPPO, not run again, had "
-            "3.95, and learnt fastest."
+            "ten instructions that follow the state 3.48, three 3.68, ten that do not 3.82). HAPPO learns fastest."
         ),
     ),
     Comparison(
