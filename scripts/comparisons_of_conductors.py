@@ -250,10 +250,10 @@ COMPARISONS = (
         for name, task, remark in (
             (
                 "halfcheetah-2x3-3m", "HalfCheetah-2x3",
-                "With six times the frames HCPO and HATRPO, whose settings it shares, are level still, and the "
-                "conductor has come to count: under random instructions the same teams earn a thousand less, without "
-                "any 700 less (after 500,000 frames their conductors scored alike). Local conductors follow the "
-                "central one without loss: with two agents each sees half of the robot.",
+                "With six times the frames HCPO, HATRPO, whose settings it shares, and HAPPO, which was ahead after "
+                "500,000, are level, and the conductor has come to count: under random instructions the same teams "
+                "earn a thousand less, without any 700 less (after 500,000 frames their conductors scored alike). "
+                "Local conductors follow the central one without loss: with two agents each sees half of the robot.",
             ),
             (
                 "walker2d-6x1", "Walker2d-6x1",
