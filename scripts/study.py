@@ -24,7 +24,9 @@ import numpy as np
 from comparison import Comparison, Variant, selected
 from comparisons import COMPARISONS
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from study_tables import Records, conductor_table, conductors_of, returns_table, table
 
 from hmarl.runtime import command_line
@@ -61,7 +63,7 @@ COLOURS = {
     "himpo": "#4b0082",
 }
 FIRST_SEED = 100
-_BESIDE = 6  # with more curves their names stand beside the plot, not on it
+_WITHIN = 6  # names of so many curves stand within the plot, of more below it
 
 
 def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
@@ -228,12 +230,20 @@ def draw(comparison: Comparison, runs: Records, path: Path) -> None:
     measure = "return of the team" if comparison.measure == "return_mean" else "share of episodes won"
     axes.set(xlabel="environment steps", ylabel=measure, title=f"{comparison.task}, deployed policies")
     axes.grid(alpha=0.3)
-    if len(runs) > _BESIDE:
-        figure.legend(frameon=False, loc="outside right upper")
-    else:
-        axes.legend(frameon=False, loc="best")
+    name_lines(figure, axes)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def name_lines(figure: Figure, axes: Axes) -> None:
+    """The lines' names where they leave the plot its width, however long they are."""
+    lines = len(axes.get_legend_handles_labels()[1])
+    if lines <= _WITHIN:
+        axes.legend(frameon=False, loc="best")
+        return
+    rows = -(-lines // 2)
+    figure.set_figheight(figure.get_figheight() + 0.22 * rows)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
 
 
 def draw_conductors(comparison: Comparison, records: list[Record], path: Path) -> None:

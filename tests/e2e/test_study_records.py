@@ -146,3 +146,16 @@ def test_no_two_lines_of_a_plot_have_one_colour(study: ModuleType) -> None:
         assert found.keys() == lines.keys()
         assert len(set(found.values())) == len(lines)
         assert all(found[name] == study.COLOURS[name] for name in algorithms if name in lines)
+
+
+@pytest.mark.parametrize("lines", [2, 7, 14])
+def test_long_names_leave_a_plot_its_width(study: ModuleType, lines: int) -> None:
+    figure, axes = study.plt.subplots(figsize=(8, 4.6), layout="constrained")
+    for line in range(lines):
+        axes.plot([0, 1], [0, line], label=f"E=32, {line} guider epochs, shuffled once, steps of 0.004")
+    study.name_lines(figure, axes)
+    figure.draw_without_rendering()
+    width, height = axes.get_window_extent().size / figure.dpi
+    study.plt.close(figure)
+    assert width > 6
+    assert height > 3
