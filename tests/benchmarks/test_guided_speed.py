@@ -116,6 +116,13 @@ LESS = {
     "E=32": {"embedding_size": 32},
     "E=32, 3 guider epochs": {"embedding_size": 32, "guider_epochs": 3},
     "E=32, 2 guider epochs, shuffled once": {"embedding_size": 32, "guider_epochs": 2, "reshuffle": False},
+    "E=32, 3 guider epochs, shuffled once": {"embedding_size": 32, "guider_epochs": 3, "reshuffle": False},
+    "the same, policies of 64-64": {
+        "embedding_size": 32,
+        "guider_epochs": 3,
+        "reshuffle": False,
+        "hidden_sizes": (64, 64),
+    },
 }
 
 
