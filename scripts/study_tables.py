@@ -38,7 +38,7 @@ def table(comparison: Comparison, runs: Records) -> str:
             **(_early(comparison.early, records) if comparison.early else {}),
             **({**_other_ways(records), **_guider(records)} if guided else {}),
             **{f"under {_CONDUCTED[name]}": _each(_means(records, name)) for name in conducted},
-            "frames/s": f"{np.median([record.steps_per_s for record in records]):,.0f}",
+            "frames/s": _speed(records),
         }
         for label, records in runs.items()
     ]
@@ -49,6 +49,12 @@ def _markdown(rows: list[Row]) -> str:
     """The rows under the columns of the first."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([row[column] for column in rows[0]] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _speed(records: list[Record]) -> str:
+    """The median of those that are known."""
+    known = [record.steps_per_s for record in records if record.steps_per_s is not None]
+    return f"{np.median(known):,.0f}" if known else ""
 
 
 def _final(records: list[Record]) -> Row:

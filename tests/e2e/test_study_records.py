@@ -127,6 +127,16 @@ def test_the_table_shows_teams_under_other_conductors(study: ModuleType) -> None
     assert "under" not in study.table(one_comparison(study), {"hcpo": conducted})
 
 
+def test_runs_that_were_resumed_at_their_end_have_no_speed(study: ModuleType) -> None:
+    from hmarl.trainer.suite.records import Record  # noqa: PLC0415 - beside the study
+
+    metrics = [{"steps": 32, "evaluation/local/return_mean": 1.0}]
+    fast, slow, resumed = (Record(speed, metrics, {"local": [1.0, 1.0]}) for speed in (3000.0, 1000.0, None))
+    runs = {"mixed": [fast, resumed, slow], "none": [resumed]}
+    _, _, *rows = study.table(one_comparison(study), runs).splitlines()
+    assert [row.split("|")[-2].strip() for row in rows] == ["2,000", ""]
+
+
 def test_old_records_stay_readable_and_others_are_refused(study: ModuleType, tmp_path: Path) -> None:
     old = {"steps_per_s": 1.0, "metrics": [], "returns": {"local": [1.0]}, "choices": {}}
     path = tmp_path / "old.json"

@@ -39,7 +39,8 @@ class Record:
     """The figures of a finished run. What records did not hold at first is empty in old ones.
 
     Attributes:
-        steps_per_s: environment steps a second over the whole run, its evaluations included.
+        steps_per_s: environment steps a second over the whole run, its evaluations included; None where it was resumed
+            when no step was left to do.
         metrics: of every update that ended in an evaluation: "steps", what the evaluation measured, the instructions'
             entropy.
         returns: [E] of the last evaluation's episodes, by who played.
@@ -49,7 +50,7 @@ class Record:
         best: of the best checkpoint, None where that is not known.
     """
 
-    steps_per_s: float
+    steps_per_s: float | None
     metrics: list[dict[str, Any]]
     returns: dict[str, list[float]]
     choices: dict[str, list[float]] = field(default_factory=dict)
