@@ -251,11 +251,14 @@ CLAIMS = (
     ),
     Claim(
         "MAGPO", "ablation", "The local policies' own loss (λ) makes learning more efficient", "Sec. 5.2, Eq. 10",
-        (ahead("magpo-ablation", "δ=1.3", "λ=0"),), "λ = 2 and δ = 1.3 are the preset.",
+        (ahead("magpo-ablation", "δ=1.3", "λ=0"), ahead("magpo-spread", "magpo", "λ=0")),
+        "The presets: λ = 2 and δ = 1.3 on coordsum, λ = 4 and δ = 1.5 on simple_spread.",
     ),
     Claim(
         "MAGPO", "ablation", "δ matters: too tight is slow, too loose cannot be followed", "Fig. 4",
-        (ahead("magpo-ablation", "δ=1.3", "δ=1.1"), ahead("magpo-ablation", "δ=1.3", "δ=4")),
+        (ahead("magpo-ablation", "δ=1.3", "δ=1.1"), ahead("magpo-ablation", "δ=1.3", "δ=4"),
+         ahead("magpo-spread", "magpo", "δ=1.1"), ahead("magpo-spread", "magpo", "δ=3")),
+        "The presets: δ = 1.3 on coordsum, 1.5 on simple_spread.",
     ),
     Claim(
         "MAGPO", "monotone improvement", "Returns of the local policies do not fall", "Theorem 4.1",
