@@ -257,12 +257,12 @@ COMPARISONS = (
                 "earn a thousand less, without any 700 less (after 500,000 frames their conductors scored alike). "
                 "Local conductors follow the central one without loss: with two agents each sees half of the robot. "
                 "HAMDPO ends beside them in two seeds (6,370 and 5,995). In the third it is stuck from the first "
-                "evaluation on: the robot falls onto its back and slides there (its body's angle is half a turn in "
-                "all four episodes that were looked at), from where no small step leads to running. After 500,000 "
-                "frames all of five seeds had learnt to run (halfcheetah-2x3-hamdpo). HAA2C, whose steps nothing "
+                "evaluation on: the robot falls onto its back and slides there, from where no small step leads to "
+                "running (hmarl-eval --run RUN --checkpoint last films it). After 500,000 frames all of five seeds "
+                "had learnt to run (halfcheetah-2x3-hamdpo). HAA2C, whose steps nothing "
                 "clips or bounds, earns less than after 500,000 frames, for which its step size was chosen: as the "
-                "policies become sure of themselves, the median KL of an update grows from 0.1 to 0.25 in the first "
-                "fifth of a run to 0.5 to 2.4 in the last.",
+                "policies become sure of themselves, the median KL of an update (agent_kl in its metrics) grows from "
+                "0.1 to 0.25 in the first fifth of a run to 0.5 to 2.4 in the last.",
             ),
             (
                 "walker2d-6x1", "Walker2d-6x1",
