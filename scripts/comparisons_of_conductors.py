@@ -128,7 +128,7 @@ COMPARISONS = (
         ),
     ),
     Comparison(
-        "coordsum-common-parts", "coordsum/3x10-30", 500_000, 100_000,
+        "coordsum-common-parts", "coordsum/3x10-30", 500_000, 50_000,
         (
             *algorithms("hcpo", seeds=1),
             Variant("γ=0.9", "hcpo", ("algorithm.gamma=0.9",), 1),
@@ -280,17 +280,18 @@ COMPARISONS = (
     *(
         Comparison(
             f"smax-{task}", f"smax/{task}", 300_000, 20_000,
-            algorithms("hcpo", "hatrpo", *mirror_descent, seeds=seeds) + algorithms("happo", "mappo", "maven", seeds=1),
-            settings=FEW_EPISODES, measure="success_rate", remark=remark,
+            variants + algorithms("maven", seeds=1), settings=FEW_EPISODES, measure="success_rate", remark=remark,
         )
-        for task, seeds, mirror_descent, remark in (
+        for task, variants, remark in (
             (
-                "2s3z", 3, ("hamdpo",),
+                "2s3z",
+                algorithms("hcpo", "hatrpo", "happo", "mappo") + algorithms("hamdpo", seeds=5),
                 "MAPPO, which climbs on the samples of all units at once, learns fastest by far. HCPO wins as often as "
                 "HATRPO, and earlier; its conductors differ by less than their intervals.",
             ),
             (
-                "3s5z", 1, (),
+                "3s5z",
+                algorithms("hcpo", "hatrpo", "happo", "mappo", seeds=1),
                 "MAVEN, off-policy, ends ahead (one seed), and MAPPO learns earlier. HCPO learns most slowly here: "
                 "eight agents each learn for ten instructions.",
             ),

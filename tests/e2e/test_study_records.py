@@ -15,6 +15,7 @@ from hmarl.trainer.records.problems import CheckpointError, IncompleteError
 from training_runs import tiny_config, train
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+RECORDS = SCRIPTS.parent / "docs" / "results" / "records"
 MODULES = ("study", "study_tables", "comparisons")
 
 
@@ -52,6 +53,20 @@ def test_a_record_is_written_when_its_run_ends_and_failures_cost_no_other(study:
 def test_a_run_that_two_comparisons_show_is_trained_once(study: ModuleType, tmp_path: Path) -> None:
     twice = [one_comparison(study, ("a", ())), one_comparison(study, ("b", ()))]
     assert len(study.without_record(twice, tmp_path)) == 1
+
+
+def test_runs_that_comparisons_share_are_trained_alike_and_kept_as_planned(study: ModuleType) -> None:
+    """Else a curve would be drawn through the few evaluations that its seeds have in common."""
+    planned: dict[str, tuple[str, ...]] = {}
+    for comparison in study.COMPARISONS:
+        for variant, seed in ((v, s) for v in comparison.variants for s in study.seeds_of(v)):
+            run = study.planned_run(comparison, variant, seed)
+            assert planned.setdefault(run.name, run.words) == run.words, f"{run.name} in {comparison.name}"
+            kept = study.record_path(run.name, RECORDS)
+            if kept.is_file():
+                evaluations = len(study.read_record(kept).metrics)
+                due = comparison.steps / comparison.evaluation_interval
+                assert abs(evaluations - due) <= 1, f"{kept.name}: evaluated {evaluations} times, {comparison.name}"
 
 
 def recorded(study: ModuleType, directory: Path, algorithm: str = "magpo") -> Any:

@@ -99,11 +99,19 @@ def test_agents_without_identity_collapse_and_the_remedy_is_one() -> None:
     assert share(identity=True) < 0.95
 
 
-def test_guider_and_local_policies_that_part() -> None:
-    advice = updated("magpo", 9.0)
+@pytest.mark.parametrize("name", ["magpo", "guided-hcpo"])
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, "Lower algorithm.delta"),
+        ({"backtracking": False}, "Set algorithm.backtracking=true, which draws the guider back. Lower"),
+    ],
+)
+def test_guider_and_local_policies_that_part(name: str, settings: dict[str, Any], remedy: str) -> None:
+    advice = updated(name, 9.0, **settings)
     assert advice is not None
     assert advice.startswith("guider and local policies part")
-    assert "Lower algorithm.delta" in advice
+    assert f"worse than the guider. {remedy}" in advice
 
 
 def test_guided_hcpo_says_it_too() -> None:

@@ -27,7 +27,7 @@ from hmarl.trainer.contract.shown import EvaluatedTeam, ReturnGap
 from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.acting import GuidedActing
-from hmarl.trainer.guiders.advice import alike, collapsed, parted
+from hmarl.trainer.guiders.advice import alike, collapsed, parted, to_follow
 from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow
 from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.improvement import ImprovementPlot, promises
@@ -99,11 +99,7 @@ class Magpo(Algorithm):
 
     def advice(self, metrics: dict[str, float]) -> str | None:
         """Guider and local policies have parted when most actions lie beyond δ; or all agents do the same."""
-        of_guider = parted(
-            metrics,
-            f"Lower algorithm.delta (now {self.settings.delta}) or algorithm.learning_rate, or raise "
-            "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow",
-        )
+        of_guider = parted(metrics, to_follow(self.settings))
         return of_guider or collapsed(metrics, self.settings)
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------

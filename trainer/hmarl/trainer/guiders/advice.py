@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.guiders.settings import FollowerFields
 from hmarl.trainer.learning.metrics import numbers
 from hmarl.trainer.networks.indices import on_device
 
@@ -36,6 +37,15 @@ def parted(metrics: dict[str, float], remedy: str) -> str | None:
     return (
         f"guider and local policies part: more than {_PARTED:.0%} of the actions lie outside (1/δ, δ); what is "
         f"deployed will do worse than the guider. {remedy}"
+    )
+
+
+def to_follow(settings: FollowerFields) -> str:
+    """What helps local policies to follow their guider, as far as the settings leave it to be done."""
+    held = "" if settings.backtracking else "Set algorithm.backtracking=true, which draws the guider back. "
+    return (
+        f"{held}Lower algorithm.delta (now {settings.delta}) or algorithm.learning_rate, or raise "
+        "algorithm.learner_learning_rate or algorithm.epochs, so that the local policies can follow"
     )
 
 
