@@ -457,8 +457,8 @@ PRESETS: tuple[Preset, ...] = (
         Preset(name, "smax/*", 400_000, about, _SMAX_STEPS, {**_SMAX_RUN, "environments": 64})
         for name, about in {
             "happo": "2s3z: half of the battles won after 300,000 steps",
-            "hamdpo": "2s3z: half of the battles won after 300,000 steps",
-            "mappo": "2s3z: every battle won after 270,000 steps, in 2 minutes",
+            "hamdpo": "2s3z: the first battles won after 200,000 steps",
+            "mappo": "2s3z: most battles won after 270,000 steps, in 2 minutes",
         }.items()
     ),
     Preset(
