@@ -252,10 +252,10 @@ COMPARISONS = (
         remark=(
             "Level. Both agents must load at the same time, and nothing is earned before they first do so by chance: "
             "after 50,000 to 200,000 frames, by the seed more than by the algorithm. With backtracking none of five "
-            "seeds loses what it has learnt. Without it all five do: within 50,000 frames their guiders run away from "
-            "the local policies (in four runs a warning says that they part), and teams that took nearly all of the "
-            "food take none. By other episodes (--set run.evaluation_interval=25000: in this family each checkpoint "
-            "begins new ones) one of five did."
+            "seeds loses what it has learnt. Without it all five do: within 60,000 frames their guiders run away from "
+            "the local policies (in four runs a warning says that they part), and teams that took three quarters of "
+            "the food or more take a fifth of it or none. By other episodes (--set run.evaluation_interval=25000: in "
+            "this family each checkpoint begins new ones) one of five did."
         ),
     ),
     Comparison(
