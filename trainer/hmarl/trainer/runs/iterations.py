@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import replace
 
+from hmarl.trainer.learning.likeness import who_observe_the_same
 from hmarl.trainer.records.checkpoint import Counters
 from hmarl.trainer.records.problems import DivergedError
 from hmarl.trainer.runs.advice import Advice
@@ -28,6 +29,7 @@ class Iterations:
         self._training, self._settings = training, settings
         self._rollbacks = 0
         self._advice = Advice(training.algorithm)
+        self._looked = False
 
     def next(self, counters: Counters, announcements: Announcements) -> tuple[Counters, dict[str, float]]:
         """One rollout and one update; a diverged update is named and undone.
@@ -45,6 +47,7 @@ class Iterations:
         training, begin = self._training, time.monotonic()
         announcements.collecting()
         statistics = training.collect()
+        self._look_at_who_is_told_apart()
         announcements.updating()
         collected = time.monotonic()
         metrics, divergence = training.update(counters.steps / self._settings.steps)
@@ -66,6 +69,20 @@ class Iterations:
         if divergence is not None:
             _log.warning("update %d diverged: %s; rolled back", update, divergence.why)
         self._advice.on(metrics, f"update {update}")
+
+    def _look_at_who_is_told_apart(self) -> None:
+        """Warn, after the first rollout, of interchangeable agents who could not but act alike."""
+        if self._looked or not self._training.algorithm.interchangeable:
+            return
+        self._looked = True
+        for group in who_observe_the_same(self._training.source.rollout):
+            names = [self._training.algorithm.spec.agents[index].id for index in group.agents]
+            _log.warning(
+                "%s observe the same at every step of the first rollout, and are one policy that does not know for "
+                "which of them it acts: they cannot share out roles. Set algorithm.agent_identity=true, unless the "
+                "task wants all of them to do the same",
+                " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])),
+            )
 
     def _stop_when_diverging(self, divergence: Divergence | None) -> None:
         self._rollbacks = 0 if divergence is None else self._rollbacks + 1
