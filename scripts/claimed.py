@@ -318,6 +318,8 @@ CLAIMS = (
     Claim(
         "HiMPo", "performance", "Solves LBFwS-Easy, where greedy agents end in local maxima", "Sec. 5.1, notes",
         (ahead("lbfws-easy", "himpo", "mappo"), ahead("lbfws-easy", "window", "mappo")),
+        "All solve it, also MAPPO. window is the source's reward (Eq. 5), himpo ours. The game's constants are ours: "
+        "the source's are unknown.",
     ),
     Claim(
         "HiMPo", "performance", "Ahead of the baselines on VMAS sampling, with 3 and with 7 agents", "Sec. 5.2",

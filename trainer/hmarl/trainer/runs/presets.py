@@ -413,6 +413,13 @@ PRESETS: tuple[Preset, ...] = (
         for name in ("happo", "mappo", "ippo")
     ),
     Preset(
+        "himpo", "coordsum/*", 1_000_000, "goals and messages where there is no space",
+        # All agents observe the same: only their numbers tell them apart.
+        {**_HIERARCHY, **_SHORT_HORIZON, "learning_rate": 7e-4, "epochs": 10, "agent_identity": True, "graph": "all",
+         "clustering": "number"},
+        _TABLE_GAME_RUN,
+    ),
+    Preset(
         "maven", "mpe/*", 800_000, "simple_spread: return about -48 (one seed) in 4 minutes",
         {"gamma": 0.95, "gradient_steps": 32}, _MPE_RUN,
     ),
