@@ -413,7 +413,7 @@ PRESETS: tuple[Preset, ...] = (
         for name in ("happo", "mappo", "ippo")
     ),
     Preset(
-        "himpo", "coordsum/*", 1_000_000, "goals and messages where there is no space",
+        "himpo", "coordsum/*", 1_000_000, "3x10-30: return about 133, as a whole team",
         # All agents observe the same: only their numbers tell them apart.
         {**_HIERARCHY, **_SHORT_HORIZON, "learning_rate": 7e-4, "epochs": 10, "agent_identity": True, "graph": "all",
          "clustering": "number"},
