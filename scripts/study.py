@@ -63,7 +63,7 @@ COLOURS = {
     "himpo": "#4b0082",
 }
 FIRST_SEED = 100
-_WITHIN = 6  # names of so many curves stand within the plot, of more below it
+_WITHIN = 4  # names of so many curves stand within the plot, of more below it
 
 
 def run_name(comparison: Comparison, variant: Variant, seed: int) -> str:
