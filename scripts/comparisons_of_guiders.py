@@ -30,10 +30,10 @@ COMPARISONS = (
                 algorithms("magpo", "mappo", "happo", "ippo") + algorithms("mat", "ctds", seeds=1),
                 (("MAGPO's paper, 20M frames", 153.1), ("best with memory", 183.0)),
                 "MAGPO, with a guider that remembers (Sable), passes what its paper reports after ten times as many "
-                "frames, and any fixed table: its deployed policies vary what they name by what they remember. "
-                "MAPPO and IPPO find a good table within 400,000 frames and stay there. CTDS's student (one seed) is level "
-                "with its teacher by likeliest actions and 5 behind it where both draw. MAT by itself needs small steps (ε = 0.05): with MAGPO's (--set algorithm.clip=0.2) it "
-                "climbed to 142 and then fell to 18.",
+                "frames, and any fixed table: its deployed policies vary what they name by what they remember. MAPPO "
+                "and IPPO find a good table within 400,000 frames and stay there. CTDS's student (one seed) is level "
+                "with its teacher by likeliest actions and 5 behind it where both draw. MAT by itself needs small "
+                "steps (ε = 0.05): with MAGPO's (--set algorithm.clip=0.2) it climbed to 142 and then fell to 18.",
             ),
             (
                 "own", algorithms("magpo", "mappo", seeds=1),
