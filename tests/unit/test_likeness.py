@@ -61,3 +61,9 @@ def test_training_says_so_once(identity: bool, warnings: int, tmp_path: Path, ca
     assert caplog.text.count(WARNING) == warnings
     if warnings:
         assert "algorithm.agent_identity=true" in caplog.text
+
+
+def test_of_many_agents_a_few_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        train(tiny_config("himpo", "coordsum/6x3-9"), tmp_path / "run")
+    assert "agent_0, agent_1, agent_2 and 3 more observe the same" in caplog.text

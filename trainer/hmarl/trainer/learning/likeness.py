@@ -28,8 +28,10 @@ def _the_same(group: AgentGroup, observations: Tensor, mask: Tensor | None, acti
     there = active[:, :, on_device(group.agents, active.device)]
     first = there.int().argmax(dim=-1)
     differs = torch.zeros_like(there)
-    for shown in [observations] if mask is None else [observations, mask]:
-        flat = shown.flatten(3)
-        of_first = flat.gather(2, first[:, :, None, None].expand(-1, -1, 1, flat.shape[-1]))
-        differs |= (flat != of_first).any(dim=-1)
+    # Step by step: of pictures a whole rollout is as large as memory allows.
+    for step in range(len(there)):
+        for shown in [observations] if mask is None else [observations, mask]:
+            flat = shown[step].flatten(2)
+            of_first = flat.gather(1, first[step, :, None, None].expand(-1, 1, flat.shape[-1]))
+            differs[step] |= (flat != of_first).any(dim=-1)
     return (there.sum(dim=-1) > 1).any() & ~(differs & there).any()

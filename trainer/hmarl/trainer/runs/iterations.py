@@ -16,6 +16,8 @@ from hmarl.trainer.runs.training import Divergence, Training
 
 _log = logging.getLogger(__name__)
 
+_NAMED = 4  # agents in a warning of several; of more, how many more there are
+
 
 class Iterations:
     """Makes a training's iterations.
@@ -77,11 +79,13 @@ class Iterations:
         self._looked = True
         for group in who_observe_the_same(self._training.source.rollout):
             names = [self._training.algorithm.spec.agents[index].id for index in group.agents]
+            if len(names) > _NAMED:
+                names[_NAMED - 1 :] = [f"{len(names) - _NAMED + 1} more"]
             _log.warning(
                 "%s observe the same at every step of the first rollout, and are one policy that does not know for "
                 "which of them it acts: they cannot share out roles. Set algorithm.agent_identity=true, unless the "
                 "task wants all of them to do the same",
-                " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])),
+                f"{', '.join(names[:-1])} and {names[-1]}",
             )
 
     def _stop_when_diverging(self, divergence: Divergence | None) -> None:
