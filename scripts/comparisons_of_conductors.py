@@ -279,7 +279,8 @@ COMPARISONS = (
                 "falls again (at the end 2,121, 508 and 3,308). Why is open. Its deviations shrink to 0.06 (HATRPO's "
                 "to 0.13 to 0.18), but with a bonus of 0.01 for entropy, which holds them at 0.09 to 0.11 and lifts "
                 "what is reached on the way (5,041, 4,233 and 4,709), the teams fall all the same. And nothing clips "
-                "its ratios: the largest F of a rollout, in the median 10 at first, is 70 to 120 half-way, where the "
+                "its ratios: the largest F of a rollout (sequential_factor_max in the runs' metrics, as agent_entropy "
+                "for the deviations), in the median 10 at first, is 70 to 120 half-way, where the "
                 "fall begins (HATRPO's 20 to 30 throughout). Deploy the best checkpoint (hmarl-export does so by "
                 "itself). How widely these walk while they learn: [exploration](exploration.md).",
             ),

@@ -31,7 +31,6 @@ class Iterations:
         self._training, self._settings = training, settings
         self._rollbacks = 0
         self._advice = Advice(training.algorithm)
-        self._looked = False
 
     def next(self, counters: Counters, announcements: Announcements) -> tuple[Counters, dict[str, float]]:
         """One rollout and one update; a diverged update is named and undone.
@@ -49,7 +48,8 @@ class Iterations:
         training, begin = self._training, time.monotonic()
         announcements.collecting()
         statistics = training.collect()
-        self._look_at_who_is_told_apart()
+        if counters.update == 0:
+            self._look_at_who_is_told_apart()
         announcements.updating()
         collected = time.monotonic()
         metrics, divergence = training.update(counters.steps / self._settings.steps)
@@ -74,9 +74,8 @@ class Iterations:
 
     def _look_at_who_is_told_apart(self) -> None:
         """Warn, after the first rollout, of interchangeable agents who could not but act alike."""
-        if self._looked or not self._training.algorithm.interchangeable:
+        if not self._training.algorithm.interchangeable:
             return
-        self._looked = True
         for group in who_observe_the_same(self._training.source.rollout):
             names = [self._training.algorithm.spec.agents[index].id for index in group.agents]
             if len(names) > _NAMED:
