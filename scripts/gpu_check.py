@@ -38,9 +38,11 @@ BUNDLE = ROOT / "models" / "simple-spread-hcpo"
 TESTS = [
     "tests/unit/test_host_waits.py", "tests/unit/test_torch_backends.py", "tests/unit/test_device_rollouts.py",
     "tests/unit/test_device_parity.py", "tests/unit/test_matmul_precision.py", "tests/unit/test_policy_session.py",
+    "tests/unit/test_captured.py",
 ]  # fmt: skip
 NOT_RUN = "not run"
 STEPS = 25  # of a rollout, in each environment
+LONGEST_S = 6.0  # after which no further rollout and update of a row begin
 
 
 @dataclass
@@ -77,13 +79,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: an algorithm, a task, and its arguments by column."""
+    """What is trained: an algorithm with its settings, a task, and its arguments by column."""
 
     algorithm: str
     task: str
     environments: int
     on_cpu: dict[str, Any]
     on_gpu: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -104,21 +107,21 @@ def cell(measure: Callable[[], str], there: bool, budget: Budget) -> str:
 
 
 def iterations_s(case: Case, device: str, budget: Budget, updated: bool = True, **settings: Any) -> tuple[float, float]:
-    """Median seconds of a rollout and of an update, after one to warm up; of ten, or fewer slow ones."""
+    """Median seconds of a rollout and of an update, after two to warm up; of ten, or fewer slow ones."""
     arguments = case.on_cpu if device == "cpu" else case.on_gpu
     run_settings = {"device": device, "environments": case.environments, "rollout_length": STEPS, **settings}
-    training = Training(make_config(case.algorithm, case.task, {}, run_settings, arguments))
+    training = Training(make_config(case.algorithm, case.task, case.settings, run_settings, arguments))
     rollouts, updates = [], []
     try:
         begin = time.monotonic()
-        for _ in range(11):
+        for _ in range(12):
             rollouts.append(timed(device, training.collect))
             updates.append(timed(device, lambda: training.update(0.0)) if updated else 0.0)
-            if len(updates) > 1 and (time.monotonic() - begin > 15 or budget.left_s < 0):
+            if len(updates) > 2 and (time.monotonic() - begin > LONGEST_S or budget.left_s < 0):
                 break
     finally:
         training.close()
-    return statistics.median(rollouts[1:]), statistics.median(updates[1:])
+    return statistics.median(rollouts[2:]), statistics.median(updates[2:])
 
 
 def timed(device: str, do: Callable[[], object]) -> float:
@@ -163,6 +166,36 @@ def training_tables(there: bool, with_cpu: bool, budget: Budget) -> list[Table]:
         ]
         updates.rows.append((algorithm.upper(), *cells))
     return [rollouts, updates]
+
+
+def graphs_table(there: bool, budget: Budget) -> Table:
+    """Guiders' updates as CUDA graphs and step by step, with MAPPO's beside them."""
+    head = ("`mpe/simple_spread`, B = 1,024, GPU", "update by the host, s", "as a graph, s", "frames/s", "as a graph")
+    table = Table("Updates as CUDA graphs", head)
+    on_gpu = {"backend": "torch", "device": "cuda"}
+    for name, algorithm, settings in (
+        ("MAPPO", "mappo", {}),
+        ("MAGPO", "magpo", {}),
+        ("MAGPO, guider=sable", "magpo", {"guider": "sable"}),
+        ("MAGPO, guider_epochs=3", "magpo", {"guider_epochs": 3}),
+        ("MAT", "mat", {}),
+    ):
+        found: list[tuple[str, str]] = []
+        for graphs in (False, True) if algorithm != "mappo" else (None,):
+            chosen = settings if graphs is None else {**settings, "cuda_graphs": graphs}
+            case = Case(algorithm, "mpe/simple_spread", 1024, {}, on_gpu, chosen)
+            both = cell(lambda case=case: pace(case, budget), there, budget)  # type: ignore[misc]
+            update_s, _, frames = both.partition("|")
+            found.append((update_s, frames or update_s))
+        of_host, of_graph = found[0], found[1] if len(found) > 1 else ("–", "–")
+        table.rows.append((name, of_host[0], of_graph[0], of_host[1], of_graph[1]))
+    return table
+
+
+def pace(case: Case, budget: Budget) -> str:
+    """Seconds of an update, and frames/s of rollouts and updates, divided by a bar."""
+    rollout_s, update_s = iterations_s(case, "cuda", budget)
+    return f"{update_s:.3f}|{case.environments * STEPS / (rollout_s + update_s):,.0f}"
 
 
 def rate(case: Case, device: str, budget: Budget) -> str:
@@ -249,7 +282,11 @@ def check(out: Path, minutes: float, cpu: bool) -> int:
     if not there:
         print(f"no CUDA device here (torch {torch.__version__}): its rows are marked '{NOT_RUN}'")
     tests = device_tests(there, budget)
-    tables = [*training_tables(there, there or cpu, budget), serving_table(there or cpu, budget)]
+    tables = [
+        serving_table(there or cpu, budget),
+        graphs_table(there, budget),
+        *training_tables(there, there or cpu, budget),
+    ]
     text = "\n\n".join(
         [
             "# On a GPU",

@@ -30,7 +30,7 @@ _ON_THE_CPU = {
     ("hasac.py", "_improve"),
     ("optimiser.py", "state_dict"),
     ("trained.py", "_order_of_epoch"),
-    ("indices.py", "_on_device"),
+    ("indices.py", "sent"),
     ("metrics.py", "seen"),
 }
 # Who brings tensors home for others, whose lines are of interest.

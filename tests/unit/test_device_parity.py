@@ -56,7 +56,7 @@ def test_on_the_processor_nothing_is_run_again(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(
     "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
-    reason="this ONNX Runtime has no CUDA: pip install onnxruntime-gpu",
+    reason="this ONNX Runtime has no CUDA: pip install 'onnxruntime-gpu[cuda,cudnn]'",
 )
 def test_on_a_gpu_the_graph_itself_is_held_to_it(tmp_path: Path) -> None:
     hold_to_parity(Policy(recorded(tmp_path / "right", 0.0), "agent_0", "cuda"), "cuda")

@@ -12,6 +12,8 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
+from hmarl.runtime._graph import _load_libraries
+from hmarl.runtime._onnx_runtime import ort
 from hmarl.runtime.bundle import (
     Bundle,
     BundleError,
@@ -461,11 +463,30 @@ def test_a_provider_that_is_not_installed_is_an_error_and_no_fallback(toy_bundle
         Policy(toy_bundle, "agent_0", provider)
 
 
+def test_libraries_are_looked_for_once_and_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What ONNX Runtime says of those that are missing would stand among what an agent says of itself."""
+    asked = []
+
+    def preload() -> None:
+        asked.append(True)
+        print("Failed to load libcublasLt.so.13")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload)
+    _load_libraries.cache_clear()
+    for _ in range(2):
+        _load_libraries()
+    _load_libraries.cache_clear()
+    assert asked == [True]
+    assert capsys.readouterr().out == ""
+
+
 def test_cuda_acts_like_the_cpu(toy_bundle: Bundle) -> None:
     import onnxruntime  # noqa: PLC0415 - only this test asks what is installed
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has no CUDA: pip install onnxruntime-gpu")
+        pytest.skip("this ONNX Runtime has no CUDA: pip install 'onnxruntime-gpu[cuda,cudnn]'")
     replies = []
     for provider in ("cpu", "cuda"):
         policy = Policy(toy_bundle, "agent_0", provider)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,6 +85,7 @@ def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceS
     options.log_severity_level = 4  # what fails raises anyway; a line on standard error would wait for its reader
     wanted: list[Any] = [PROVIDERS[name]]
     if name != "cpu":
+        _load_libraries()
         chain = ("tensorrt", "cuda") if name == "tensorrt" else ("cuda",)
         wanted = [(PROVIDERS[each], {"device_id": str(device)}) for each in chain]
     try:
@@ -101,6 +105,17 @@ def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceS
     return session
 
 
+@cache
+def _load_libraries() -> None:
+    """CUDA's libraries, from where ``pip install onnxruntime-gpu[cuda,cudnn]`` puts them; the system's own are found
+    anyhow, and what is missing is told by the provider, which then does not start.
+    """
+    preload = getattr(ort, "preload_dlls", None)  # from 1.21 on
+    if preload is not None:
+        with redirect_stdout(StringIO()):  # an agent's standard output is its own
+            preload()
+
+
 def parse_provider(provider: str) -> tuple[str, int]:
     """Split ``name[:device]`` and make sure that this ONNX Runtime has the provider.
 
@@ -116,7 +131,7 @@ def parse_provider(provider: str) -> tuple[str, int]:
     if PROVIDERS[name] not in available:
         raise UsageError(
             f"provider '{provider}': this ONNX Runtime has no {PROVIDERS[name]} (it has {', '.join(available)}); "
-            "pip uninstall onnxruntime && pip install onnxruntime-gpu, or choose --provider cpu"
+            "pip uninstall onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]', or choose --provider cpu"
         )
     return name, int(device or 0)
 

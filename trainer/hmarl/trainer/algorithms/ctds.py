@@ -9,6 +9,7 @@ Learning", in the form of MAGPO's comparison: MAT's surrogate for the teacher, K
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.captured import CapturedSteps
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
@@ -62,6 +64,8 @@ class Ctds(Algorithm):
         self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, 0, generator)
         rate = settings.learner_learning_rate or settings.learning_rate
         self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
+        moved = [self.guider.optimiser, *self.followers.optimisers]
+        self.steps = CapturedSteps(moved, device, settings.cuda_graphs)
         self.delta = Delta(settings.delta, settings.imitation_gap, device)
         self.acting = self.guided = GuidedActing(self.guider, self.local_acting)
 
@@ -76,8 +80,9 @@ class Ctds(Algorithm):
         #     φ ← descent on −E[ min(r·Â, clip(r, 1−ε, 1+ε)·Â) ] − c·H + c_v·L_V    (MAT, Eq. 5)
         #     θ ← descent on E[ KL(μ_φ ‖ π_θ) ]
         bond = Bond.of(settings, float(self.delta.value), self.guider)
+        step = self.steps.of(partial(guide_and_follow, self.guider, self.followers), bond, schedule)
         metrics = mean_metrics(
-            guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
+            step(minibatch)
             for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         # off by default: the teacher becomes what the students are, where it is built as they are

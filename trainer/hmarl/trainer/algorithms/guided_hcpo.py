@@ -17,6 +17,7 @@ Source: Liu et al. 2025 (HCPO) and Li et al. 2025 (MAGPO); the combination is th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,6 +44,7 @@ from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.captured import CapturedSteps
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
@@ -95,6 +97,8 @@ class GuidedHcpo(Algorithm):
         self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, self.context_size, generator)
         rate = settings.learner_learning_rate or settings.learning_rate
         self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
+        moved = [self.guider.optimiser, *self.followers.optimisers]
+        self.steps = CapturedSteps(moved, device, settings.cuda_graphs)
         self.delta = Delta(settings.delta, settings.imitation_gap, device)
         self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
         self.guided = GuidedActing(self.guider, self.local_acting)
@@ -131,8 +135,9 @@ class GuidedHcpo(Algorithm):
             instructed.ratio.view(rollout.terminated.shape),
         )
         bond = Bond.of(settings, float(self.delta.value), self.guider)
+        step = self.steps.of(partial(guide_and_follow, self.guider, self.followers), bond, schedule)
         metrics = mean_metrics(
-            guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
+            step(minibatch)
             for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         # the guider becomes what the local policies are, where it is built as they are

@@ -16,6 +16,7 @@ Source: Li et al. 2025, "Multi-Agent Guided Policy Optimization", section 4.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -35,6 +36,7 @@ from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.captured import CapturedSteps
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.performance import Performance
 from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
@@ -69,6 +71,8 @@ class Magpo(Algorithm):
         self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, 0, generator)
         rate = settings.learner_learning_rate or settings.learning_rate
         self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
+        moved = [self.guider.optimiser, *self.followers.optimisers]
+        self.steps = CapturedSteps(moved, device, settings.cuda_graphs)
         self.delta = Delta(settings.delta, settings.imitation_gap, device)
         self.acting = self.guided = GuidedActing(self.guider, self.local_acting)
         self.performance = Performance(settings.gamma, device)
@@ -84,8 +88,9 @@ class Magpo(Algorithm):
         #     2: φ ← descent on −E[ min(r·Â, clip(r')·Â) ] + E[ KL(μ_φ ‖ π_θ) · 1[outside (1/δ, δ)] ] − c·H + c_v·L_V
         #     3: θ ← descent on λ · (−E[ min(r_π·Â, clip(r_π)·Â) ]) + E[ KL(μ_φ ‖ π_θ) ]
         bond = Bond.of(settings, float(self.delta.value), self.guider)
+        step = self.steps.of(partial(guide_and_follow, self.guider, self.followers), bond, schedule)
         metrics = mean_metrics(
-            guide_and_follow(self.guider, self.followers, minibatch, bond, schedule)
+            step(minibatch)
             for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
         )
         metrics |= promises(self.guider, self.followers, batch)

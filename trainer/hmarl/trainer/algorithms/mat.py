@@ -9,6 +9,7 @@ Source: Wen et al. 2022, "Multi-Agent Reinforcement Learning is a Sequence Model
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -25,6 +26,7 @@ from hmarl.trainer.guiders.settings import GuiderFields
 from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.captured import CapturedSteps
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
 
@@ -51,6 +53,7 @@ class Mat(Algorithm):
     ) -> None:
         super().__init__(spec, settings, generator, device)
         self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, 0, generator)
+        self.steps = CapturedSteps([self.guider.optimiser], device, settings.cuda_graphs)
         self.acting = self.guided = GuidedActing(self.guider, self.local_acting)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
@@ -61,10 +64,8 @@ class Mat(Algorithm):
         explained = self.guider.adopt_units(rollout, estimate)
         batch = self.guider.batch(rollout, estimate, self.guided.order)
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch: a step on the clipped loss
-        metrics = mean_metrics(
-            guide_alone(self.guider, minibatch, settings.clip, schedule)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator)
-        )
+        step = self.steps.of(partial(guide_alone, self.guider), settings.clip, schedule)
+        metrics = mean_metrics(step(minibatch) for minibatch in self.guider.minibatches(batch, self.noise_generator))
         self.update_normalisers(rollout)
         return metrics | {"explained_variance": explained}
 

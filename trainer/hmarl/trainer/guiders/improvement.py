@@ -27,7 +27,7 @@ from hmarl.trainer.guiders.batch import TeamBatch
 from hmarl.trainer.guiders.following import Followers
 from hmarl.trainer.guiders.trained import TrainedGuider
 from hmarl.trainer.learning.metrics import Figure, read
-from hmarl.trainer.networks.indices import on_device
+from hmarl.trainer.networks.indices import sent
 from hmarl.trainer.records.canvas import draw_points, label_axes, new_figure, png, points
 from hmarl.trainer.records.metrics import MetricRows
 
@@ -55,7 +55,7 @@ def promises(guider: TrainedGuider, followers: Followers, batch: TeamBatch) -> d
         followers: after it.
         batch: the whole rollout.
     """
-    gamma, order = guider.settings.gamma, on_device(batch.acting_order, guider.actors.device)
+    gamma, order = guider.settings.gamma, sent(batch.acting_order, guider.actors.device)
     if gamma >= 1.0 or batch.advantages.dim() == 3:
         return {}
     part = batch.take(torch.arange(0, batch.sequences, guider.settings.minibatches, device=order.device))

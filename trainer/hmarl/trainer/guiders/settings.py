@@ -71,6 +71,11 @@ class GuiderFields(BaseModel):
         "the agent's own adds; False: what its own token says alone, as in the papers (factorised: always)",
     )
     value_coefficient: float = Field(0.5, gt=0, description="c_v, weight of the value loss")
+    cuda_graphs: bool = Field(
+        False,
+        description="on a GPU, the steps of an update are recorded once as a CUDA graph, which the GPU then repeats by "
+        "itself: the same operations, without what the host spends on starting each; no effect on the CPU",
+    )
     max_gradient_norm: float = Field(
         0.5, gt=0, description="gradients are scaled down to this norm; guiders have diverged with 10"
     )
@@ -142,6 +147,7 @@ class GuiderSettings(NetworkSettings, Protocol):
     minibatches: int
     clip: float
     value_clip: bool
+    cuda_graphs: bool
     entropy_coefficient: float
     value_coefficient: float
 

@@ -30,7 +30,7 @@ from hmarl.trainer.guiders.guider import Acted, Judged, TeamView
 from hmarl.trainer.guiders.settings import GuiderSettings
 from hmarl.trainer.learning.returns import explained_variance, weighted_mean
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.networks.indices import on_device
+from hmarl.trainer.networks.indices import sent
 from hmarl.trainer.networks.normalisation import RunningNormaliser, ValueNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
 from hmarl.trainer.sequential.estimates import Estimate, counted, estimate_by
@@ -271,7 +271,7 @@ class TrainedGuider:
         self, batch: TeamBatch, generator: torch.Generator, order: tuple[int, ...], old: Tensor
     ) -> Iterator[Minibatch]:
         """The minibatches of one pass, with log μ_old [N, L·C] of the whole batch in that order."""
-        placed = on_device(order, self.actors.device)
+        placed = sent(order, self.actors.device)
         for units in minibatches(batch.sequences, 1, self.settings.minibatches, generator):
             if units is None:
                 yield Minibatch(batch, placed, old)
@@ -290,7 +290,7 @@ class TrainedGuider:
         """
         known = {batch.acting_order: batch.acting_log_prob}
         others = [order for order in dict.fromkeys(orders) if order not in known]
-        placed = [on_device(order, self.actors.device) for order in others]
+        placed = [sent(order, self.actors.device) for order in others]
         rows: dict[tuple[int, ...], list[Tensor]] = {order: [] for order in others}
         size = -(-batch.sequences // self.settings.minibatches)
         for first in range(0, batch.sequences, size) if others else ():

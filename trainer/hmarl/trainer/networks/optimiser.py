@@ -21,6 +21,8 @@ class FlatAdam:
     Attributes:
         step_size: of the newest step.
         steps: how many have been taken.
+        rates: [2] where steps read on the device what the host alone knows of them (``repeat``), as those do that a
+            device makes by itself (``learning.captured``); None where the host makes every step.
 
     Source: Kingma and Ba 2015, Algorithm 1. ``torch.optim.Adam`` makes the same operations in the same order, to the
     last bit, but spends more time around them than small networks take to be evaluated.
@@ -31,6 +33,7 @@ class FlatAdam:
         self.learning_rate = self.step_size = learning_rate
         self.max_gradient_norm = max_gradient_norm
         self.steps = 0
+        self.rates: Tensor | None = None
         self._moments: tuple[Tensor, Tensor] | None = None
 
     def step(self, loss: Tensor, schedule: float = 1.0) -> Tensor:
@@ -55,30 +58,50 @@ class FlatAdam:
         if self._moments is None:
             self._moments = torch.zeros_like(clipped), torch.zeros_like(clipped)
         self.steps += 1
-        steps, self.step_size = self.steps, self.learning_rate * schedule
+        self.step_size = self.learning_rate * schedule
         # m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²
         mean, square = self._moments
         mean.lerp_(clipped, 1 - _DECAY)
         square.mul_(_SQUARE_DECAY).addcmul_(clipped, clipped, value=1 - _SQUARE_DECAY)
         # θ ← θ − α · m̂ / (√v̂ + ε)
-        root = (square.sqrt() / (1 - _SQUARE_DECAY**steps) ** 0.5).add_(_EPSILON)
-        self.parameter.addcdiv_(mean, root, value=-(self.step_size / (1 - _DECAY**steps)))
+        if self.rates is None:
+            unbiased, size = self._of_step
+            self.parameter.addcdiv_(mean, (square.sqrt() / unbiased).add_(_EPSILON), value=-size)
+        else:
+            unbiased_there, size_there = self.rates.unbind()
+            self.parameter.sub_(mean / (square.sqrt() / unbiased_there).add_(_EPSILON) * size_there)
         return norm.squeeze(-1)
+
+    @property
+    def _of_step(self) -> tuple[float, float]:
+        """√(1 − β₂ᵗ) and α / (1 − β₁ᵗ) of the newest step t."""
+        return (1 - _SQUARE_DECAY**self.steps) ** 0.5, self.step_size / (1 - _DECAY**self.steps)
+
+    def repeat(self, schedule: float, rates: Tensor) -> None:
+        """Count a step that the device makes by itself, and tell it, without a wait, how far that one goes.
+
+        Args:
+            schedule: factor on the step size.
+            rates: [2] where it reads that.
+        """
+        self.steps, self.step_size = self.steps + 1, self.learning_rate * schedule
+        for place, value in zip(rates, self._of_step, strict=True):
+            place.fill_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Adam's moments and step count; empty before the first step. Steps are counted by the host."""
-        if self._moments is None:
+        if self._moments is None or not self.steps:
             return {}
         return {"step": torch.tensor(float(self.steps)), "exp_avg": self._moments[0], "exp_avg_sq": self._moments[1]}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` returned."""
-        if not state:
-            self.steps, self._moments = 0, None
-            return
-        device = self.parameter.device
-        self.steps = int(state["step"])
-        self._moments = state["exp_avg"].to(device, copy=True), state["exp_avg_sq"].to(device, copy=True)
+        self.steps = int(state["step"]) if state else 0
+        if self._moments is None:
+            self._moments = torch.zeros_like(self.parameter), torch.zeros_like(self.parameter)
+        # In place, where steps that a device makes by itself know them to be.
+        for moment, name in zip(self._moments, ("exp_avg", "exp_avg_sq"), strict=True):
+            moment.copy_(state[name]) if state else moment.zero_()
 
     # --- several at once --------------------------------------------------------------------------------------------
 
