@@ -284,8 +284,8 @@ def check(out: Path, minutes: float, cpu: bool) -> int:
     tests = device_tests(there, budget)
     tables = [
         serving_table(there or cpu, budget),
-        graphs_table(there, budget),
         *training_tables(there, there or cpu, budget),
+        graphs_table(there, budget),  # last: where it fails, no other row has to be measured after it
     ]
     text = "\n\n".join(
         [

@@ -52,6 +52,12 @@ def test_no_step_of_an_update_makes_the_host_wait(algorithm: str) -> None:
     assert many.count >= 3
 
 
+def test_no_step_of_a_factorised_guider_waits() -> None:
+    """Of agents with a value each, which its network has in another order than the groups."""
+    few, many = (waits_of("magpo", {**each, "guider": "factorised", "credit": "own"}) for each in (FEW, MANY))
+    assert many.places == few.places
+
+
 # Whether the rollout is finite, and whether what was learnt from it is.
 FINITE = {"finite.py:broken_rollout": 1, "finite.py:<genexpr>": 1}
 OF_AGENTS = {"turns.py:per_agent_metrics": 1, "critic.py:fit": 1}

@@ -85,10 +85,11 @@ def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceS
     options.log_severity_level = 4  # what fails raises anyway; a line on standard error would wait for its reader
     wanted: list[Any] = [PROVIDERS[name]]
     if name != "cpu":
-        _load_libraries()
         chain = ("tensorrt", "cuda") if name == "tensorrt" else ("cuda",)
         wanted = [(PROVIDERS[each], {"device_id": str(device)}) for each in chain]
     try:
+        if name != "cpu":
+            _load_libraries()
         session = ort.InferenceSession(checked, options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises many unrelated types
         raise BundleError(

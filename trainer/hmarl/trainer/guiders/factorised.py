@@ -153,7 +153,9 @@ class FactorisedGuider(FlatNetwork):
             for g, (policy, remembered) in enumerate(zip(self.policies, self._memories(memory), strict=True))
         ]
         values = self._value(parameters, view)
-        return Judged(distributions, values[..., self.grouped] if self.own_values else values)
+        if self.own_values:
+            values = values.index_select(-1, on_device(self.grouped, values.device))
+        return Judged(distributions, values)
 
     def judge_orders(
         self,

@@ -74,7 +74,8 @@ class GuiderFields(BaseModel):
     cuda_graphs: bool = Field(
         False,
         description="on a GPU, the steps of an update are recorded once as a CUDA graph, which the GPU then repeats by "
-        "itself: the same operations, without what the host spends on starting each; no effect on the CPU",
+        "itself: the same operations, without what the host spends on starting each; no effect on the CPU, and "
+        "little use with delta=auto, which has them recorded anew whenever δ moves",
     )
     max_gradient_norm: float = Field(
         0.5, gt=0, description="gradients are scaled down to this norm; guiders have diverged with 10"

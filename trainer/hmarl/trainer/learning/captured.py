@@ -7,7 +7,8 @@ needs for it. A graph starts them all at once. It repeats the very same operatio
     second time   it is recorded, with copies of the step's tensors as its input
     from then on  the tensors are copied there, and the graph is started
 
-Where what is not a tensor changes (a clipping range, a schedule) or a shape does, a step is recorded anew.
+A step is recorded anew for other numbers (a clipping range, δ) and other shapes. How far the optimisers go, by their
+schedule and by how many steps they have taken, is told to the graph.
 
 Source: NVIDIA's CUDA graphs, by ``torch.cuda.CUDAGraph``.
 """
@@ -60,7 +61,7 @@ class CapturedSteps:
 
     def __init__(self, optimisers: Sequence[FlatAdam], device: torch.device, wanted: bool) -> None:
         self._optimisers, self._device = optimisers, device
-        self._records = wanted and device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if wanted and device.type == "cuda" else None
         self._numbers: Hashable = None
         self._recordings: dict[Hashable, _Recording | None] = {}
 
@@ -77,58 +78,87 @@ class CapturedSteps:
         def taken(part: T) -> Metrics:
             return step(part, numbers, schedule)
 
-        if not self._records:
+        if self._stream is None:
             return taken
         if numbers != self._numbers:
             self._numbers, self._recordings = numbers, {}
-        return partial(self._take, taken, schedule)
+        return partial(self._take, taken, schedule, self._stream)
 
-    def _take(self, step: Callable[[T], Metrics], schedule: float, part: T) -> Metrics:
-        tensors = list(tensors_of(part))
-        kind = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+    def _take(self, step: Callable[[T], Metrics], schedule: float, stream: torch.cuda.Stream, part: T) -> Metrics:
+        kind, tensors = layout(part), list(tensors_of(part))
         if kind not in self._recordings:
             self._recordings[kind] = None
             return step(with_tensors(part, iter(tensors)))
-        recording = self._recordings[kind]
-        if recording is None:
-            recording = self._recordings[kind] = self._record(step, part, tensors)
-        for there, tensor in zip(recording.inputs, tensors, strict=True):
-            there.copy_(tensor)
-        for optimiser, rates in recording.moved:
-            optimiser.repeat(schedule, rates)
-        recording.graph.replay()
-        return dict(zip(recording.names, recording.metrics.clone().unbind(), strict=True))
+        with torch.cuda.device(self._device):
+            recording = self._recordings[kind]
+            if recording is None:
+                recording = self._recordings[kind] = self._record(step, stream, part, tensors)
+            for there, tensor in zip(recording.inputs, tensors, strict=True):
+                there.copy_(tensor)
+            for optimiser, rates in recording.moved:
+                optimiser.repeat(schedule, rates)
+            recording.graph.replay()
+            return dict(zip(recording.names, recording.metrics.clone().unbind(), strict=True))
 
-    def _record(self, step: Callable[[T], Metrics], part: T, tensors: Sequence[Tensor]) -> _Recording:
+    def _record(
+        self, step: Callable[[T], Metrics], stream: torch.cuda.Stream, part: T, tensors: Sequence[Tensor]
+    ) -> _Recording:
         """A step that has not been taken yet."""
         inputs = [torch.empty_like(tensor) for tensor in tensors]
         before = [optimiser.steps for optimiser in self._optimisers]
         for optimiser in self._optimisers:
-            optimiser.rates = torch.empty(2, device=self._device)
+            optimiser.rates = torch.zeros(2, device=self._device)
         moved = []
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 found = step(with_tensors(part, iter(inputs)))
                 metrics = torch.stack([value.float() for value in found.values()])
         finally:
             for optimiser, steps in zip(self._optimisers, before, strict=True):
                 if optimiser.steps > steps and optimiser.rates is not None:
+                    assert optimiser.steps == steps + 1, "a step moves an optimiser once"
                     moved.append((optimiser, optimiser.rates))
                 optimiser.steps, optimiser.rates = steps, None
         return _Recording(graph, inputs, list(found), metrics, moved)
 
 
+_Plain = (int, float, str, bool, type(None))
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a sequence or an object is made of.
+
+    Raises:
+        TypeError: it is of another kind, in which tensors could be overlooked.
+    """
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if hasattr(value, "__dict__"):
+        return list(vars(value).values())
+    raise TypeError(f"a recorded step learns from tensors, sequences and objects of them, got {type(value).__name__}")
+
+
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors of a value: of sequences, and of what has attributes, their parts'."""
+    """All tensors of a value, and of its parts.
+
+    Raises:
+        TypeError: a part is of a kind in which tensors could be overlooked.
+    """
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
+    elif not isinstance(value, _Plain):
+        for each in _parts(value):
             yield from tensors_of(each)
-    elif hasattr(value, "__dict__"):
-        for each in vars(value).values():
-            yield from tensors_of(each)
+
+
+def layout(value: Any) -> Hashable:
+    """Equal where values differ in what their tensors, numbers and words say alone."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, _Plain):
+        return type(value).__name__
+    return type(value).__name__, tuple(map(layout, _parts(value)))
 
 
 def with_tensors(value: T, tensors: Iterator[Tensor]) -> T:
@@ -138,7 +168,7 @@ def with_tensors(value: T, tensors: Iterator[Tensor]) -> T:
         found = next(tensors)
     elif isinstance(value, (list, tuple)):
         found = type(value)([with_tensors(each, tensors) for each in value])
-    elif hasattr(value, "__dict__"):
+    elif not isinstance(value, _Plain):
         found = copy.copy(value)
         for name, each in list(vars(value).items()):
             vars(found)[name] = with_tensors(each, tensors)  # past a frozen dataclass, of which this is a new one
