@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,29 @@ def test_an_update_takes_every_agents_own_step_size() -> None:
     assert algorithm.update(rollout, 0.5)["step_size"] == mean
     assert algorithm.step_sizes.tolist() == [2.0 * (agent + 4.0) for agent in range(len(algorithm.step_sizes))]
     assert algorithm.components()["step_sizes"] is algorithm.step_sizes
+
+
+@pytest.mark.parametrize(
+    ("others", "factor"),
+    [
+        ({"learning_rate_follows": True}, [0.25, 1.0]),
+        ({"learning_rate_follows": True, "step_size": 2.0}, [0.125, 1.0]),
+        ({"learning_rate_follows": False}, [1.0, 1.0]),
+        ({"learning_rate_follows": True, "step_size_schedule": "linear"}, [1.0, 1.0]),
+    ],
+)
+def test_adams_steps_are_in_proportion_where_a_step_size_has_fallen(
+    others: dict[str, Any], factor: list[float]
+) -> None:
+    """η of one agent is a quarter, of the other four; the schedule halves the steps of both."""
+    algorithm, rollout = collected(epochs=1, learning_rate=0.01, **others)
+    algorithm.step_sizes[:2] = torch.tensor([0.25, 4.0])
+    samples = TeamSamples(rollout, algorithm.policies, algorithm.features(rollout))
+    for agent in range(2):
+        one = samples.of_agent(agent)
+        algorithm.improve(replace(turn_of(algorithm, agent, one, torch.ones(len(one.inputs))), schedule=0.5))
+    taken = [optimiser.step_size for row in algorithm.steps.optimisers for optimiser in row]
+    assert taken[:2] == pytest.approx([0.5 * 0.01 * share for share in factor])
 
 
 def test_the_divergence_is_that_of_the_new_from_the_old() -> None:

@@ -18,6 +18,7 @@ Optimization"; Tomar et al. 2022 (MDPO) for a single agent; Schulman et al. 2017
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -64,6 +65,11 @@ class HamdpoSettings(CreditFields, CriticFields, PolicyGradientFields, Algorithm
         gt=0,
         description="with step_size_schedule=adaptive: KL(new ‖ old) of an agent's update; beyond 1.5 "
         "times of it no further epoch follows",
+    )
+    learning_rate_follows: bool = Field(
+        False,
+        description="with step_size_schedule=adaptive: an agent whose η is below η₀ takes Adam's steps in proportion "
+        "smaller, so that they stay small beside what η allows; False: all are of learning_rate",
     )
     step_size_floor: float = Field(
         0.05, gt=0, le=1, description="with step_size_schedule=linear: η falls to this share of η₀"
@@ -167,6 +173,8 @@ class Hamdpo(Algorithm):
 
         loss = partial(mirror_descent_loss, settings=settings, step_size=step_size)
         report = partial(divergence_report, step_size=step_size)
+        if adaptive and settings.learning_rate_follows:
+            turn = replace(turn, schedule=turn.schedule * min(1.0, step_size / settings.step_size))
         improvement = self.steps.descend(turn, loss, report, gone_far if adaptive else None)
         if adaptive:
             moved = float(divergence(improvement.policy, turn))
