@@ -123,7 +123,7 @@ class CapturedSteps:
         return _Recording(graph, inputs, list(found), metrics, moved)
 
 
-_Plain = (int, float, str, bool, type(None))
+_PLAIN = (int, float, str, bool, type(None))
 
 
 def _parts(value: Any) -> list[Any]:
@@ -147,7 +147,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
     """
     if isinstance(value, Tensor):
         yield value
-    elif not isinstance(value, _Plain):
+    elif not isinstance(value, _PLAIN):
         for each in _parts(value):
             yield from tensors_of(each)
 
@@ -156,7 +156,7 @@ def layout(value: Any) -> Hashable:
     """Equal where values differ in what their tensors, numbers and words say alone."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
-    if isinstance(value, _Plain):
+    if isinstance(value, _PLAIN):
         return type(value).__name__
     return type(value).__name__, tuple(map(layout, _parts(value)))
 
@@ -168,7 +168,7 @@ def with_tensors(value: T, tensors: Iterator[Tensor]) -> T:
         found = next(tensors)
     elif isinstance(value, (list, tuple)):
         found = type(value)([with_tensors(each, tensors) for each in value])
-    elif not isinstance(value, _Plain):
+    elif not isinstance(value, _PLAIN):
         found = copy.copy(value)
         for name, each in list(vars(value).items()):
             vars(found)[name] = with_tensors(each, tensors)  # past a frozen dataclass, of which this is a new one
