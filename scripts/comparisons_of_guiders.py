@@ -27,7 +27,7 @@ COMPARISONS = (
         for name, variants, references, remark in (
             (
                 "reference",
-                algorithms("magpo", "mappo", "happo", "ippo") + algorithms("mat", "ctds", seeds=1),
+                algorithms("magpo", "mappo", "happo", "ippo", "mat") + algorithms("ctds", seeds=1),
                 (("MAGPO's paper, 20M frames", 153.1), ("best with memory", 183.0)),
                 "MAGPO, with a guider that remembers (Sable), passes what its paper reports after ten times as many "
                 "frames, and any fixed table: its deployed policies vary what they name by what they remember. MAPPO "
