@@ -148,7 +148,6 @@ class GuiderSettings(NetworkSettings, Protocol):
     minibatches: int
     clip: float
     value_clip: bool
-    cuda_graphs: bool
     entropy_coefficient: float
     value_coefficient: float
 

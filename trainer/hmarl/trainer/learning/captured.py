@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 Metrics = dict[str, Tensor]
 
+_PLAIN = (int, float, str, bool, type(None))  # what has no parts
+
 
 @dataclass(frozen=True)
 class _Recording:
@@ -121,9 +123,6 @@ class CapturedSteps:
                     moved.append((optimiser, optimiser.rates))
                 optimiser.steps, optimiser.rates = steps, None
         return _Recording(graph, inputs, list(found), metrics, moved)
-
-
-_PLAIN = (int, float, str, bool, type(None))
 
 
 def _parts(value: Any) -> list[Any]:
