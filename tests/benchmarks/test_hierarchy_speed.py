@@ -19,9 +19,11 @@ BATCH, STEPS, ROUNDS = 32, 50, 3
 CHILD = f"""
 import json, statistics, sys
 import torch
+from hmarl.trainer.runs.memory import keep_freed_memory
 from training_speed import Training, matrix_product_gflops, peak_gigabytes
 
 torch.set_num_threads(1)
+keep_freed_memory()  # as runs do
 agents, graph = int(sys.argv[1]), sys.argv[2]
 started = peak_gigabytes()
 settings = dict(graph=graph, neighbours=3, epochs=4, minibatches=4)

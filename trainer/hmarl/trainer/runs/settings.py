@@ -34,6 +34,11 @@ class RunSettings(Settings):
         "quicker)",
     )
     threads: int = Field(2, ge=1, description="torch's threads within one operation")
+    keep_freed_memory: bool = Field(
+        True,
+        description="glibc keeps the memory of tensors that are gone for the next ones; false returns it to the "
+        "system at once, which is slower and holds less",
+    )
     evaluation_interval: int = Field(250_000, ge=1, description="environment steps between two evaluations")
     evaluation_episodes: int = Field(100, ge=1, description="episodes of one evaluation, the same seeds every time")
     evaluation_seed: int = Field(

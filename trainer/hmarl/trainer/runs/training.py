@@ -18,6 +18,7 @@ from hmarl.trainer.experience.rollout import EpisodeStatistics
 from hmarl.trainer.records.checkpoint import flatten, restore
 from hmarl.trainer.runs.building import build_algorithm
 from hmarl.trainer.runs.config import RunConfig
+from hmarl.trainer.runs.memory import keep_freed_memory
 from hmarl.trainer.runs.sources import OwnEnvironments, RolloutSource
 from hmarl.trainer.runs.workers.crew import Crew
 from hmarl.trainer.runs.workers.hands import LocalHands, MakeHands
@@ -68,6 +69,8 @@ class Training:
         self._settings = settings = config.run_settings()
         torch.set_num_threads(settings.threads)
         torch.set_float32_matmul_precision(settings.matmul_precision)
+        if settings.keep_freed_memory:
+            keep_freed_memory()
         self.source = make_source(config)
         try:
             self.algorithm = build_algorithm(config, self.source)

@@ -39,6 +39,7 @@ from hmarl.trainer.records.problems import DivergedError, storing
 from hmarl.trainer.records.recorder import Recorder
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.lock import RunLock
+from hmarl.trainer.runs.memory import keep_freed_memory
 from hmarl.trainer.runs.seeds import EVALUATION_SEED, derived_seeds
 from hmarl.trainer.students.demonstrations import Demonstrations, Demonstrator
 from hmarl.trainer.students.kept import KeptDistillation
@@ -334,6 +335,8 @@ def distil_run(
     threads, of_run = torch.get_num_threads(), config.run_settings()
     name, arguments, step_limit = config.environment, config.environment_arguments, of_run.evaluation_step_limit
     torch.set_num_threads(of_run.threads)
+    if of_run.keep_freed_memory:
+        keep_freed_memory()
     try:
         with (
             RunLock(run),
