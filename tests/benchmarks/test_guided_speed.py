@@ -60,7 +60,7 @@ def watched(team: Any) -> Stopwatch:
     stopwatch = Stopwatch()
     for name in GUIDER:
         stopwatch.watch(team.guider, name)
-    for owner, name in zip((team.followers, following), LOCAL, strict=True):
+    for owner, name in zip((team.guidance.followers, following), LOCAL, strict=True):
         stopwatch.watch(owner, name)
     stopwatch.watch(team.guider, "act")
     return stopwatch

@@ -158,7 +158,8 @@ def test_what_is_captured_comes_to_the_same(algorithm: str, environment: str, se
     for metrics, expected in zip(updated(captured, range(4)), updated(plain, range(4)), strict=True):
         assert metrics == pytest.approx(expected, rel=1e-2, abs=1e-4)
     for training, graphs in ((plain, False), (captured, True)):
-        recordings = training.algorithm.steps._recordings  # type: ignore[attr-defined]
+        of_steps = getattr(training.algorithm, "guidance", training.algorithm)
+        recordings = of_steps.steps._recordings
         assert any(recording is not None for recording in recordings.values()) == graphs
         training.close()
     assert_close(captured, plain)

@@ -252,7 +252,9 @@ def test_judging_a_batch_gives_the_probabilities_of_acting(
         expected = torch.stack([acted.log_prob for acted in witness.acted])[..., GROUPED]
         close(grouped_in_time(log_prob, length), expected)
         if algorithm.settings.recurrent:
-            for g, (mine, log) in enumerate(zip(algorithm.followers.distributions(batch), witness.local, strict=True)):
+            for g, (mine, log) in enumerate(
+                zip(algorithm.guidance.followers.distributions(batch), witness.local, strict=True)
+            ):
                 taken = [
                     said.log_prob(actions.transpose(0, 1)).T
                     for (_, said), actions in zip(log, witness.rollout.actions[g], strict=True)
@@ -383,7 +385,7 @@ def test_a_part_is_some_of_the_sequences(name: str, settings: dict[str, Any]) ->
     )
     close(of_part, of_all[:, rows])
     if algorithm.policies:
-        mine, whole = (b.log_prob(algorithm.followers.distributions(b)) for b in (part, batch))
+        mine, whole = (b.log_prob(algorithm.guidance.followers.distributions(b)) for b in (part, batch))
         close(mine, whole[:, rows])
     instructed = torch.rand(*batch.begins.shape, 2)
     view = replace(batch.view, context=instructed, instruction=instructed + 1.0)
@@ -468,7 +470,7 @@ def test_the_step_sizes_fall_as_told() -> None:
     witness = Witness(algorithm, 5)
     witness.collect()
     algorithm.update(witness.rollout, 0.75)
-    rates = [each.step_size for each in (algorithm.guider.optimiser, *algorithm.followers.optimisers)]
+    rates = [each.step_size for each in (algorithm.guider.optimiser, *algorithm.guidance.followers.optimisers)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.5e-3])
 
 
@@ -494,7 +496,7 @@ def test_a_guider_built_as_the_local_policies_are_becomes_them(backtracking: boo
         judged = batch.log_prob(
             algorithm.guider.judge(batch, torch.tensor([0, 1, 2]), algorithm.guider.theta).distributions
         )
-        same = torch.allclose(judged, batch.log_prob(algorithm.followers.distributions(batch)), atol=1e-5)
+        same = torch.allclose(judged, batch.log_prob(algorithm.guidance.followers.distributions(batch)), atol=1e-5)
     assert same == backtracking
 
 
@@ -514,7 +516,7 @@ def test_the_guider_alone_may_see_the_state(sees: bool) -> None:
         judged = algorithm.guider.judge(batch, torch.tensor([2, 0, 1]), algorithm.guider.theta)
         said.append(batch.log_prob(judged.distributions))
         values.append(judged.values)
-        local.append(batch.log_prob(algorithm.followers.distributions(batch)))
+        local.append(batch.log_prob(algorithm.guidance.followers.distributions(batch)))
     assert torch.equal(local[0], local[1])
     assert torch.equal(values[0], values[1]) != sees
     assert torch.equal(said[0], said[1]) != sees

@@ -66,14 +66,14 @@ def recording(name: str = "magpo", agents: int = 2, **settings: Any) -> Any:
     algorithm = new_player(name, agents, **settings)
     algorithm.guider.optimiser = RecordingOptimiser(algorithm.guider.optimiser.parameter)
     if algorithm.policies:
-        followers = algorithm.followers
+        followers = algorithm.guidance.followers
         followers.optimisers = [RecordingOptimiser(each.parameter) for each in followers.optimisers]
     return algorithm
 
 
 def bond_of(algorithm: Any) -> Bond:
     """What binds its guider and local policies in an update."""
-    return Bond.of(algorithm.settings, float(algorithm.delta.value), algorithm.guider)
+    return Bond.of(algorithm.settings, float(algorithm.guidance.delta.value), algorithm.guider)
 
 
 def batch_of(actions: Tensor, active: Tensor | None = None, values: Tensor | None = None) -> TeamBatch:
@@ -135,15 +135,15 @@ def follow(
     logits = local.log().requires_grad_(True)
     part = batch_of(actions, None if active is None else active.repeat(copies, 1))
     following.follow(
-        algorithm.followers,
+        algorithm.guidance.followers,
         following.Moment(part, of_taken(old, actions), advantages),
         [Categorical(guider.log())],
         [Categorical(logits)],
         bond_of(algorithm),
         1.0,
     )
-    (loss,) = algorithm.followers.optimisers[0].losses
-    algorithm.followers.optimisers[0].losses = []
+    (loss,) = algorithm.guidance.followers.optimisers[0].losses
+    algorithm.guidance.followers.optimisers[0].losses = []
     return float(loss.detach()), torch.autograd.grad(loss, logits)[0]
 
 
@@ -245,7 +245,7 @@ def test_without_a_surrogate_repeated_steps_bring_the_guider_back_within_delta(b
         algorithm.guider.network.size, generator=torch.Generator().manual_seed(3)
     )
     part = batch_of((torch.rand(2, 32, generator=torch.Generator().manual_seed(2)) < 0.5).long())
-    local = [each.detach() for each in algorithm.followers.distributions(part)]
+    local = [each.detach() for each in algorithm.guidance.followers.distributions(part)]
     order, shares = torch.tensor([1, 0]), []
     for _ in range(150):
         judged = algorithm.guider.judge(part, order)
@@ -302,9 +302,9 @@ def test_guider_and_local_policies_are_each_held_fixed_in_the_others_loss() -> N
     part = replace(batch_of(ACTIONS), advantages=ADVANTAGES.view(1, 3), targets=ADVANTAGES.view(1, 3))
     order = torch.tensor([0, 1])
     minibatch = Minibatch(part, order, of_taken(OLD))
-    metrics = guide_and_follow(algorithm.guider, algorithm.followers, minibatch, bond_of(algorithm), 1.0)
+    metrics = guide_and_follow(algorithm.guider, algorithm.guidance.followers, minibatch, bond_of(algorithm), 1.0)
     assert float(metrics["imitation_kl"]) > 0
-    guider, local = algorithm.guider.optimiser, algorithm.followers.optimisers[0]
+    guider, local = algorithm.guider.optimiser, algorithm.guidance.followers.optimisers[0]
     for own, other in ((guider, local), (local, guider)):
         (loss,) = own.losses
         of_own, of_other = torch.autograd.grad(
@@ -315,9 +315,9 @@ def test_guider_and_local_policies_are_each_held_fixed_in_the_others_loss() -> N
 
 
 def test_a_learning_rate_of_their_own() -> None:
-    assert [each.learning_rate for each in new_player(learning_rate=1e-3).followers.optimisers] == [1e-3]
+    assert [each.learning_rate for each in new_player(learning_rate=1e-3).guidance.followers.optimisers] == [1e-3]
     apart = new_player(learning_rate=1e-3, learner_learning_rate=2e-3)
-    assert (apart.guider.optimiser.learning_rate, apart.followers.optimisers[0].learning_rate) == (1e-3, 2e-3)
+    assert (apart.guider.optimiser.learning_rate, apart.guidance.followers.optimisers[0].learning_rate) == (1e-3, 2e-3)
 
 
 # --- what must not matter -------------------------------------------------------------------------------------------
@@ -439,18 +439,18 @@ def test_every_minibatch_has_normalised_advantages(monkeypatch: pytest.MonkeyPat
 def test_delta_follows_the_imitation_gap(gap: float, factor: float) -> None:
     """log δ grows by a tenth below ⅔ of the limit, and shrinks above 1½ of it."""
     algorithm = new_player(delta="auto", imitation_gap=0.02)
-    algorithm.delta.adapt(gap)
-    assert float(algorithm.delta.value.log()) == pytest.approx(math.log(1.5) * factor)
+    algorithm.guidance.delta.adapt(gap)
+    assert float(algorithm.guidance.delta.value.log()) == pytest.approx(math.log(1.5) * factor)
 
 
 def test_delta_stays_within_its_bounds_and_a_number_stays_what_it_is() -> None:
     algorithm = new_player(delta="auto")
     for gap, bound in ((9.0, 1.05), (0.0, 4.0)):
         for _ in range(100):
-            algorithm.delta.adapt(gap)
-        assert float(algorithm.delta.value) == pytest.approx(bound)
-    algorithm.delta.adapt(math.nan)
-    assert float(algorithm.delta.value) == pytest.approx(4.0)
+            algorithm.guidance.delta.adapt(gap)
+        assert float(algorithm.guidance.delta.value) == pytest.approx(bound)
+    algorithm.guidance.delta.adapt(math.nan)
+    assert float(algorithm.guidance.delta.value) == pytest.approx(4.0)
     for delta, moves in (("auto", True), (1.5, False)):
         algorithm, rollout, collector = new_algorithm("magpo", TOY, 4, 10, delta=delta, imitation_gap=1e-6, epochs=1)
         used = []

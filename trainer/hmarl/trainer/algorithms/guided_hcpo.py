@@ -17,7 +17,6 @@ Source: Liu et al. 2025 (HCPO) and Li et al. 2025 (MAGPO); the combination is th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,13 +38,11 @@ from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.acting import GuidedActing
 from hmarl.trainer.guiders.advice import alike, collapsed, parted, to_follow
-from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow
+from hmarl.trainer.guiders.guidance import Guidance
 from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
-from hmarl.trainer.learning.captured import CapturedSteps
-from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
@@ -95,11 +92,7 @@ class GuidedHcpo(Algorithm):
     ) -> None:
         super().__init__(spec, settings, generator, device)
         self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, self.context_size, generator)
-        rate = settings.learner_learning_rate or settings.learning_rate
-        self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
-        moved = [self.guider.optimiser, *self.followers.optimisers]
-        self.steps = CapturedSteps(moved, device, settings.cuda_graphs)
-        self.delta = Delta(settings.delta, settings.imitation_gap, device)
+        self.guidance = Guidance(self.guider, self.policies, settings, device)
         self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
         self.guided = GuidedActing(self.guider, self.local_acting)
         self.acting = ConductedActing(self.guided, self.conductor, self.noise_generator)
@@ -134,20 +127,12 @@ class GuidedHcpo(Algorithm):
             self.conductor.seen_of(rollout.extras["instruction"]),
             instructed.ratio.view(rollout.terminated.shape),
         )
-        bond = Bond.of(settings, float(self.delta.value), self.guider)
-        step = self.steps.of(partial(guide_and_follow, self.guider, self.followers), bond, schedule)
-        metrics = mean_metrics(
-            step(minibatch)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
-        )
+        metrics = self.guidance.learn(batch, self.noise_generator, schedule)
         # the guider becomes what the local policies are, where it is built as they are
-        if settings.backtracking and self.guider.network.backtracks:
-            self.guider.network.backtrack(self.guider.theta, self.policies)
-        self.delta.adapt(metrics["imitation_kl"])
+        self.guidance.backtrack(metrics["imitation_kl"])
         self.update_normalisers(rollout)
         self.conductor.sight.learn(rollout)
-        known = {"explained_variance": explained, "delta": bond.delta}
-        return instructed.metrics | metrics | alike(rollout) | known
+        return instructed.metrics | metrics | alike(rollout) | {"explained_variance": explained}
 
     def advice(self, metrics: dict[str, float]) -> str | None:
         """Guider and local policies have parted when most actions lie beyond δ; all agents do the same; and what a
@@ -178,5 +163,4 @@ class GuidedHcpo(Algorithm):
 
     def components(self) -> StateDict:
         """The shared parts, the guider, the local policies' optimisers, δ and the conductor's level."""
-        learnt = {**self.guider.components(), **self.followers.components(), "delta": self.delta.value}
-        return super().components() | learnt | self.conductor.components()
+        return super().components() | self.guidance.components() | self.conductor.components()

@@ -16,7 +16,6 @@ Source: Li et al. 2025, "Multi-Agent Guided Policy Optimization", section 4.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -29,15 +28,13 @@ from hmarl.trainer.contract.teacher import Teacher
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.guiders.acting import GuidedActing
 from hmarl.trainer.guiders.advice import alike, collapsed, parted, to_follow
-from hmarl.trainer.guiders.following import Bond, Delta, Followers, guide_and_follow
+from hmarl.trainer.guiders.guidance import Guidance
 from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.improvement import ImprovementPlot, promises
 from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
-from hmarl.trainer.learning.captured import CapturedSteps
-from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.performance import Performance
 from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
@@ -69,17 +66,13 @@ class Magpo(Algorithm):
     ) -> None:
         super().__init__(spec, settings, generator, device)
         self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, 0, generator)
-        rate = settings.learner_learning_rate or settings.learning_rate
-        self.followers = Followers(self.policies, rate, settings.max_gradient_norm)
-        moved = [self.guider.optimiser, *self.followers.optimisers]
-        self.steps = CapturedSteps(moved, device, settings.cuda_graphs)
-        self.delta = Delta(settings.delta, settings.imitation_gap, device)
+        self.guidance = Guidance(self.guider, self.policies, settings, device)
         self.acting = self.guided = GuidedActing(self.guider, self.local_acting)
         self.performance = Performance(settings.gamma, device)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Lines 2 to 4; then δ follows the imitation gap where it may."""
-        settings, schedule = self.settings, self.schedule(progress)
+        schedule = self.schedule(progress)
         # V as it was said when acting, Â(s, a) by GAE, and the λ-returns R; or each agent's own, Vⁱ, Âⁱ and Rⁱ
         estimate = self.guider.estimate(rollout, self.guided.remembered())
         explained = self.guider.adopt_units(rollout, estimate)
@@ -87,20 +80,13 @@ class Magpo(Algorithm):
         # for every epoch, with an order i_1 … i_N of its own, and every minibatch:
         #     2: φ ← descent on −E[ min(r·Â, clip(r')·Â) ] + E[ KL(μ_φ ‖ π_θ) · 1[outside (1/δ, δ)] ] − c·H + c_v·L_V
         #     3: θ ← descent on λ · (−E[ min(r_π·Â, clip(r_π)·Â) ]) + E[ KL(μ_φ ‖ π_θ) ]
-        bond = Bond.of(settings, float(self.delta.value), self.guider)
-        step = self.steps.of(partial(guide_and_follow, self.guider, self.followers), bond, schedule)
-        metrics = mean_metrics(
-            step(minibatch)
-            for minibatch in self.guider.minibatches(batch, self.noise_generator, settings.guider_epochs)
-        )
-        metrics |= promises(self.guider, self.followers, batch)
+        metrics = self.guidance.learn(batch, self.noise_generator, schedule)
+        metrics |= promises(self.guider, self.guidance.followers, batch)
         # 4: the guider becomes what the local policies are, where it is built as they are
-        if settings.backtracking and self.guider.network.backtracks:
-            self.guider.network.backtrack(self.guider.theta, self.policies)
-        self.delta.adapt(metrics["imitation_kl"])
+        self.guidance.backtrack(metrics["imitation_kl"])
         self.update_normalisers(rollout)
         known = self.performance.of(rollout.team_rewards) | alike(rollout)
-        return metrics | known | {"explained_variance": explained, "delta": bond.delta}
+        return metrics | known | {"explained_variance": explained}
 
     def advice(self, metrics: dict[str, float]) -> str | None:
         """Guider and local policies have parted when most actions lie beyond δ; or all agents do the same."""
@@ -119,5 +105,4 @@ class Magpo(Algorithm):
 
     def components(self) -> StateDict:
         """The shared parts, the guider, the local policies' optimisers, δ and what improvements are compared with."""
-        learnt = {**self.guider.components(), **self.followers.components()}
-        return super().components() | learnt | {"delta": self.delta.value, "performance": self.performance}
+        return super().components() | self.guidance.components() | {"performance": self.performance}
