@@ -272,6 +272,7 @@ COMPARISONS = (
                 "walker2d-6x1", "Walker2d-6x1", 5,
                 (Variant("hamdpo, steps of one size", "hamdpo", _ONE_SIZE),
                  Variant("hamdpo, without F", "hamdpo", ("algorithm.sequential_factor=false",), seeds=5),
+                 Variant("hamdpo, F clipped", "hamdpo", ("algorithm.sequential_factor_clip=0.5",), seeds=5),
                  Variant("hamdpo, one size, entropy bonus", "hamdpo",
                          (*_ONE_SIZE, "algorithm.entropy_coefficient=0.01"))),
                 "Six agents, a joint each. What a team earns differs by thousands from seed to seed, and often by a "

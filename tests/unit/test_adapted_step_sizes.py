@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -120,19 +121,33 @@ def test_the_divergence_is_that_of_the_new_from_the_old() -> None:
     assert float(found) != pytest.approx(float(samples.old.kl(new).mean()), rel=1e-3)
 
 
-@pytest.mark.parametrize("sequential_factor", [True, False])
-def test_without_the_factor_every_agent_maximises_the_joint_advantage(sequential_factor: bool) -> None:
-    algorithm, rollout = collected(sequential_factor=sequential_factor, learning_rate=0.02)
-    given: list[Tensor] = []
+@pytest.mark.parametrize(
+    ("settings", "heeded"),
+    [
+        ({}, lambda factor: factor),
+        ({"sequential_factor_clip": 0.02}, lambda factor: factor.clamp(0.98, 1.02)),
+        ({"sequential_factor": False}, torch.ones_like),
+        ({"sequential_factor": False, "sequential_factor_clip": 0.02}, torch.ones_like),
+    ],
+)
+def test_later_agents_maximise_what_the_factor_leaves_of_the_joint_advantage(
+    settings: dict[str, Any], heeded: Callable[[Tensor], Tensor]
+) -> None:
+    algorithm, rollout = collected(**settings, learning_rate=0.02)
+    turns: list[Turn] = []
     improve = algorithm.improve
 
     def recorded(turn: Turn) -> Improvement:
-        given.append(turn.advantages)
+        turns.append(turn)
         return improve(turn)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(algorithm, "improve", recorded)
         metrics = algorithm.update(rollout, 0.0)
-    assert metrics["sequential_factor_max"] > 1.0
-    assert len(given) > 1
-    assert all(later.equal(given[0]) is not sequential_factor for later in given[1:])
+    assert metrics["sequential_factor_max"] > 1.02
+    assert len(turns) > 1
+    joint = turns[0].advantages
+    for later in turns[1:]:
+        assert later.factor.max() > 1.02
+        assert later.factor.min() < 0.98
+        assert later.advantages.equal(heeded(later.factor) * joint)

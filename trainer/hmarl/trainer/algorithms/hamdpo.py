@@ -77,6 +77,12 @@ class HamdpoSettings(CreditFields, CriticFields, PolicyGradientFields, Algorithm
     sequential_factor: bool = Field(
         True, description="F, the ratios of the agents before, in each agent's advantage; False: Â alone (ablation)"
     )
+    sequential_factor_clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="c, F is clipped to [1−c, 1+c], as A2PO clips the ratios of the agents before; null: F as it is",
+    )
     kl_regularisation: bool = Field(True, description="False leaves the divergence out (ablation)")
 
 
@@ -92,6 +98,12 @@ def adapted_step_size(step_size: float, divergence: float, settings: HamdpoSetti
     if divergence < settings.kl_target / TOLERANCE:
         return min(step_size * 2.0, settings.step_size * RANGE)
     return step_size
+
+
+def heeded(factor: Tensor, settings: HamdpoSettings) -> Tensor:
+    """[M] F, or clip(F, 1 ± c): no sample may outweigh all others."""
+    clip = settings.sequential_factor_clip
+    return factor if clip is None else factor.clamp(1.0 - clip, 1.0 + clip)
 
 
 def divergence(new: Distribution, turn: Turn) -> Tensor:
@@ -147,7 +159,7 @@ class Hamdpo(Algorithm):
 
         def advantage(agent: int, factor: Tensor) -> Tensor:
             own = advantages[..., agent].flatten()
-            return factor * own if settings.sequential_factor else own
+            return heeded(factor, settings) * own if settings.sequential_factor else own
 
         # for i_1 … i_N, a random permutation: θ^i ← descent on the mirror-descent loss; F ← F · π^i_new / π^i_old
         metrics = one_after_the_other(
