@@ -103,6 +103,8 @@ _ROBOT_STEPS: dict[str, Any] = {"learning_rate": 5e-4, "epochs": 10, "minibatche
 _ROBOT_HAMDPO: dict[str, Any] = {**_ROBOT_STEPS, "max_gradient_norm": 0.5}
 # Adam's steps become too large for policies that have come to be sure of themselves, or have F of many agents.
 _SMALLER_STEPS: dict[str, Any] = {"learning_rate_follows": True}
+# F of six agents is a product of up to five ratios: few samples would outweigh all others.
+_CLIPPED_F: dict[str, Any] = {"sequential_factor_clip": 0.5}
 
 # Pistons are one policy each looks through a window of its own, which tells all that it need know. Its pictures are
 # large and coarse: every eighth pixel shows ball and pistons. Without a render mode the game draws nothing.
@@ -450,8 +452,8 @@ PRESETS: tuple[Preset, ...] = (
         for name in ("hcpo", "hatrpo")
     ),
     Preset(
-        "hamdpo", "mamujoco/Walker2d-6x1", 3_000_000, "return above 3,000 in 12 minutes, three seeds of five",
-        _ROBOT_HAMDPO | _SMALLER_STEPS, _ROBOT_RUN,
+        "hamdpo", "mamujoco/Walker2d-6x1", 3_000_000, "return about 4,000 in 12 minutes, four seeds of five",
+        _ROBOT_HAMDPO | _SMALLER_STEPS | _CLIPPED_F, _ROBOT_RUN,
     ),
     *(
         Preset(name, "mamujoco/*", 500_000, "HalfCheetah-2x3: return thousands in 2 minutes", settings, _ROBOT_RUN)
