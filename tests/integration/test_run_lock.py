@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -76,6 +77,26 @@ def test_a_lock_is_free_after_its_release_and_leaves_nothing_when_it_is_discarde
     (run / "something").touch()
     lock.discard()
     assert (run / "something").exists()
+
+
+@pytest.mark.parametrize("moment", [(os, "mkdir"), (os, "open"), (fcntl, "flock"), (os, "pwrite")])
+def test_ctrl_c_while_the_lock_is_taken_leaves_nothing(
+    moment: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the moment after a call to the system: Python looks for signals when it comes back."""
+    module, name = moment
+    call = getattr(module, name)
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        call(*arguments, **named)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        RunLock(tmp_path / "new" / "run")
+    assert not list(tmp_path.iterdir())
+    RunLock(tmp_path / "new" / "run").release()
 
 
 def test_what_is_forked_does_not_hold_the_lock(tmp_path: Path) -> None:

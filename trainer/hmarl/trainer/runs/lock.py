@@ -41,15 +41,24 @@ class RunLock:
 
     def __init__(self, directory: Path, called: str = "run directory") -> None:
         self._directory = directory
+        self._descriptor: int | None = None
         self._made = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             make_directory(directory)
-            self._descriptor: int | None = _locked(directory / NAME, called)
+            self._descriptor = _locked(directory / NAME, called)
         except OSError as error:
             self._remove_made()
             raise UsageError(
                 f"{called} {directory}: cannot be written ({error.strerror}); make it writable, or choose another"
             ) from error
+        except KeyboardInterrupt:
+            # The file may be there and not be locked yet, or be locked by whoever was quicker.
+            if self._made:
+                with suppress(OSError, UsageError):
+                    self._descriptor = _locked(directory / NAME, called)
+                    self.discard()
+            self._remove_made()
+            raise
         _held.add(self)
 
     def release(self) -> None:
