@@ -82,9 +82,9 @@ def algorithms(*names: str, seeds: int = 3) -> tuple[Variant, ...]:
     return tuple(Variant(name, name, seeds=seeds) for name in names)
 
 
-def settings_of(algorithm: str, name: str, values: tuple[object, ...], label: str, seeds: int) -> tuple[Variant, ...]:
-    """One setting of an algorithm at several values."""
-    return tuple(Variant(f"{label}={v}", algorithm, (f"algorithm.{name}={v}",), seeds) for v in values)
+def settings_of(algorithm: str, name: str, values: tuple[object, ...], label: str) -> tuple[Variant, ...]:
+    """One setting of an algorithm at several values, three seeds each."""
+    return tuple(Variant(f"{label}={v}", algorithm, (f"algorithm.{name}={v}",)) for v in values)
 
 
 # Of evaluations on tasks whose episodes are dear.

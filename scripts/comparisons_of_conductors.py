@@ -151,10 +151,10 @@ COMPARISONS = (
         (
             *algorithms("hcpo"),
             Variant("random conductor", "hcpo", ("algorithm.conductor_learns=false",)),
-            *settings_of("hcpo", "instructions", (1, 2, 5, 20), "K", 3),
-            *settings_of("hcpo", "conductor_kl_limit", (0.001, 0.1), "δ₁", 3),
-            *settings_of("hcpo", "instruction_interval", (2, 5), "interval", 3),
-            *settings_of("hcpo", "advantage_noise", (1, 3), "noise on advantages", 3),
+            *settings_of("hcpo", "instructions", (1, 2, 5, 20), "K"),
+            *settings_of("hcpo", "conductor_kl_limit", (0.001, 0.1), "δ₁"),
+            *settings_of("hcpo", "instruction_interval", (2, 5), "interval"),
+            *settings_of("hcpo", "advantage_noise", (1, 3), "noise on advantages"),
             Variant("vectors as instructions", "hcpo", ("algorithm.instruction_space=continuous",)),
             Variant("off-policy, two rollouts again", "hcpo", ("algorithm.replay_rollouts=2",)),
         ),
@@ -364,7 +364,7 @@ COMPARISONS = (
     ),
     Comparison(
         "hcpo-instructions", "mpe/simple_spread", 1_000_000, 100_000,
-        settings_of("hcpo", "instructions", (1, 2, 5, 10, 20), "K", 1),
+        settings_of("hcpo", "instructions", (1, 2, 5, 10, 20), "K"),
         remark=(
             "A few instructions are best, as in the paper's Fig. 8(a): more are seen by fewer samples each, and one "
             "(no conductor) lags behind. Part of that lag is the step: with the paper's weights the true KL is half "
@@ -373,7 +373,7 @@ COMPARISONS = (
     ),
     Comparison(
         "hcpo-conductor-kl", "mpe/simple_spread", 1_000_000, 100_000,
-        settings_of("hcpo", "conductor_kl_limit", (0.001, 0.01, 0.05, 0.1), "δ₁", 1),
+        settings_of("hcpo", "conductor_kl_limit", (0.001, 0.01, 0.05, 0.1), "δ₁"),
         remark=(
             "One seed. The smallest step is clearly too small, and the largest tried was best; the spread between "
             "seeds (about 1, at twice the budget) does not explain that."

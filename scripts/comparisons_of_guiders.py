@@ -81,10 +81,10 @@ COMPARISONS = (
     ),
     Comparison(
         "magpo-ablation", "coordsum/3x10-30", 600_000, 50_000,
-        settings_of("magpo", "delta", (1.1, 1.3, 1.5, 2, 4, "auto"), "δ", 1)
-        + settings_of("magpo", "reinforcement_weight", (0, 1, 4), "λ", 1)
-        + settings_of("magpo", "double_clip", ("false",), "double clip", 1)
-        + settings_of("magpo", "backtracking", ("false",), "backtracking", 1),
+        settings_of("magpo", "delta", (1.1, 1.3, 1.5, 2, 4, "auto"), "δ")
+        + settings_of("magpo", "reinforcement_weight", (0, 1, 4), "λ")
+        + settings_of("magpo", "double_clip", ("false",), "double clip")
+        + settings_of("magpo", "backtracking", ("false",), "backtracking"),
         settings=FEW_EPISODES, environment_settings=("record=reference",),
         remark=(
             "One seed and a short budget: it shows who learns faster, not who ends higher. A tight δ and imitation "
@@ -232,8 +232,8 @@ COMPARISONS = (
     Comparison(
         "magpo-spread", "mpe/simple_spread", 500_000, 50_000,
         (
-            *algorithms("magpo"), *settings_of("magpo", "delta", (1.1, 3, "auto"), "δ", 3),
-            *settings_of("magpo", "reinforcement_weight", (0, 1), "λ", 3),
+            *algorithms("magpo"), *settings_of("magpo", "delta", (1.1, 3, "auto"), "δ"),
+            *settings_of("magpo", "reinforcement_weight", (0, 1), "λ"),
             Variant("guider sees the state", "magpo", ("algorithm.guider_sees_state=true",)),
         ),
         settings=FEW_EPISODES,

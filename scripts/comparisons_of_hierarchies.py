@@ -162,7 +162,7 @@ COMPARISONS = (
     ),
     Comparison(
         "sampling-3-own", "vmas/sampling", 150_000, 25_000,
-        (*algorithms("himpo", "mappo", seeds=1), himpo_with("NL", "local_rewards=false", seeds=1)),
+        (*algorithms("himpo", "mappo"), himpo_with("NL", "local_rewards=false")),
         settings=FEW_EPISODES, environment_settings=("n_agents=3", "shared_rew=false"),
     ),
     Comparison(
