@@ -463,6 +463,20 @@ def test_a_provider_that_is_not_installed_is_an_error_and_no_fallback(toy_bundle
         Policy(toy_bundle, "agent_0", provider)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_does_not_start_is_an_error_that_says_why(
+    toy_bundle: Bundle, provider: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime would fall back to another one and tell standard output, which is the agent's own."""
+    import onnxruntime  # noqa: PLC0415 - only this test asks what is installed
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or Path("/dev/nvidia0").exists():
+        pytest.skip("needs an ONNX Runtime with CUDA (pip install onnxruntime-gpu) on a machine without a GPU")
+    with pytest.raises(UsageError, match=r"could not start (CUDA|Tensorrt)ExecutionProvider.*choose --provider cpu"):
+        Policy(toy_bundle, "agent_0", provider)
+    assert capfd.readouterr().out == ""
+
+
 def test_libraries_are_looked_for_once_and_without_a_word(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

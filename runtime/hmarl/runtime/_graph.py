@@ -90,20 +90,28 @@ def open_graph(model: bytes, agent: AgentModel, provider: str) -> ort.InferenceS
     try:
         if name != "cpu":
             _load_libraries()
-        session = ort.InferenceSession(checked, options, providers=wanted)
+        # A fallback would be told on standard output, which is an agent's own.
+        session = ort.InferenceSession(checked, options, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises many unrelated types
+        if name != "cpu":
+            open_graph(model, agent, "cpu")  # raises where the graph is at fault
+            raise UsageError(_not_started(provider, one_line(error))) from error
         raise BundleError(
             f"{agent.file}: ONNX Runtime cannot open the graph with '{provider}': {one_line(error)}"
         ) from error
     if session.get_providers()[0] != PROVIDERS[name]:
-        raise UsageError(
-            f"provider '{provider}': ONNX Runtime could not start {PROVIDERS[name]} (it would run on "
-            f"{session.get_providers()[0]}); check the driver and the CUDA libraries, or choose --provider cpu"
-        )
-    session.disable_fallback()
+        raise UsageError(_not_started(provider, f"it would run on {session.get_providers()[0]}"))
     _check_tensors(agent, "input", graph_inputs(agent), session.get_inputs())
     _check_tensors(agent, "output", graph_outputs(agent), session.get_outputs())
     return session
+
+
+def _not_started(provider: str, why: str) -> str:
+    """What to say of a provider that this ONNX Runtime has and cannot use."""
+    return (
+        f"provider '{provider}': ONNX Runtime could not start {PROVIDERS[parse_provider(provider)[0]]} ({why}); "
+        "check the driver and the CUDA libraries, or choose --provider cpu"
+    )
 
 
 @cache
