@@ -144,7 +144,10 @@ COMPARISONS = (
         ),
         settings=FEW_EPISODES, environment_settings=("record=own",),
         references=(("best fixed table", 119.0), ("common numbers, used evenly", 164.5)),
-        remark="One seed. The short horizon (γ 0.3) brings most of it; the rest differs by less than seeds do.",
+        remark=(
+            "One seed. The short horizon (γ 0.3) brings most of it, the rest 3 to 5 points of the mean each; the "
+            "preset's three seeds lie within half a point of one another (coordsum-common-counterparts)."
+        ),
     ),
     Comparison(
         "coordsum-common-counterparts", "coordsum/3x10-30", 500_000, 50_000,
@@ -181,7 +184,7 @@ COMPARISONS = (
         settings=FEW_EPISODES, environment_settings=("record=own",),
         references=(("best fixed table", 119.0), ("best with memory", 181.0)),
         remark=(
-            "The paper's conductor, three seeds each. Under it the team earns 158 to 177, deployed about what a fixed "
+            "The paper's conductor, three seeds each. Under it the team earns 157 to 177, deployed about what a fixed "
             "table does. Sharing the local conductors, conducting half of the environments locally, a memory of their "
             "last instruction and distilling until it stops improving each bring 5 to 12 of that back; none comes near "
             "a conductor that sees what all agents see (coordsum-common-counterparts: 157). A random conductor does "
@@ -202,8 +205,8 @@ COMPARISONS = (
             "The speaker alone knows the goal, and all that a conductor could add is what none may know: one that sees "
             "nothing does no harm. Deployed, HCPO is level with HATRPO, whose steps it takes. Where local conductors "
             "conduct half of the environments, the deployed team is as good as under the central one. So it is without "
-            "that (one seed) with this preset's weights; with those of Algorithm 3 as printed the deployed team earned "
-            "-46.8, see simple_speaker_listener."
+            "that (one seed) with this preset's weights; with those of Algorithm 3 as printed the deployed team earns "
+            "-45.4 to -49.3 after five million frames (simple_speaker_listener)."
         ),
     ),
     *(
@@ -221,16 +224,15 @@ COMPARISONS = (
                 "3x30-50", 1_000_000, 142.5,
                 "All three deployed teams of HCPO pass what the best fixed table earns, as do two of three of MAGPO, "
                 "whose policies remember, and none of MAPPO's and HATRPO's within this budget. HCPO's lead over MAGPO "
-                "is less than seeds differ. As on 3x10-30 random instructions do as well as the conductor's.",
+                "is less than seeds differ. As on 3x10-30 they earn a little less under random instructions.",
             ),
             (
                 "5x20-80", 2_000_000, 156.5,
-                "Twice the frames of the smaller game: five agents have 20 numbers each to get right at the same time. "
-                "HCPO's deployed teams end beside what the best fixed table earns (after a million frames they had 104 "
-                "to 121, and were still climbing), 3 ahead of MAPPO's, which share a network, and far ahead "
+                "Twice the frames of the smaller game: five agents have 20 numbers each to get right at the same "
+                "time. HCPO's deployed teams end beside what the best fixed table earns (after a million frames they "
+                "have 111 to 125, and are still climbing), 3 ahead of MAPPO's, which share a network, and far ahead "
                 "of HATRPO's, which take steps of the same size. What the conductor has learnt counts: under random "
-                "instructions they earn 9 less. With the discount and the steps of 3x10-30 (γ 0.3, δ₂ 0.03) one seed "
-                "had earned 54. MAGPO has not been run for as long.",
+                "instructions they earn 9 less. MAGPO has not been run for as long.",
             ),
         )
     ),
@@ -343,11 +345,11 @@ COMPARISONS = (
         for task, remark in (
             (
                 "2s3z",
-                "HCPO and HATRPO end level: both win nearly every battle. HCPO is there sooner (two of its seeds earn "
-                "1.9 after 500,000 and 550,000 frames, HATRPO's after 700,000 to a million; median of the last ten "
-                "evaluations 1.90 and 1.81). Its conductors score alike: the units act by what they observe. "
-                "The others have not been run for as long; two of MAPPO's three seeds win nearly every battle after "
-                "270,000 frames (smax-2s3z).",
+                "HCPO and HATRPO end level: HCPO wins 81 to 94 % of the battles, HATRPO 94 to 97 %. HCPO is there "
+                "sooner (two of its seeds earn 1.9 after 500,000 and 550,000 frames, HATRPO's after 700,000 to a "
+                "million; median of the last ten evaluations 1.90 and 1.81). Its conductors score alike: the units "
+                "act by what they observe. The others have not been run for as long; two of MAPPO's three seeds win "
+                "nearly every battle after 270,000 frames (smax-2s3z).",
             ),
             (
                 "3s5z",
@@ -388,10 +390,11 @@ COMPARISONS = (
         references=(("HATRPO, three seeds", 4085.0), ("HAPPO, three seeds", 4919.0)),
         remark=(
             "Step sizes that follow the divergence (target 0.01). All five seeds learn, and so did two that it was "
-            "tuned on (600: 5,176, 601: 4,366). As printed (halfcheetah-2x3) one of three hardly does, and with a "
-            "constant step size of 1 one of four (seed 103: 1,249). That is level with HATRPO, and behind HAPPO by "
-            "less than seeds differ. Two agents do not need the sequential factor: without F three seeds end no lower. "
-            "With one minibatch an update, as MDPO takes it, it depends on the seed (2,148 to 4,771; seed 600 1,718)."
+            "tuned on (600: 5,176, 601: 4,366). As printed (halfcheetah-2x3) two of three hardly do (832 and 1,270), "
+            "and with a constant step size of 1 one of four (seed 103: 1,249). That is level with HATRPO, and behind "
+            "HAPPO by less than seeds differ. Two agents do not need the sequential factor: without F three seeds "
+            "end level. With one minibatch an update, as MDPO takes it, it depends on the seed (2,148 to 4,771; seed "
+            "600 1,718)."
         ),
     ),
     Comparison(

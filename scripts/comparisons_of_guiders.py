@@ -110,7 +110,7 @@ COMPARISONS = (
                 3, 1_000_000, v_of_each_token(5),
                 "With the team's reward as credit MAGPO is level with MAPPO where both take the likeliest action "
                 "(-40.4 and -40.3), and ahead in all seeds where both draw (-38.7 to -39.6; MAPPO -42.5 to -45.2): "
-                "imitation leaves policies that are better as mixtures. With each agent's own reward it ends 1.6 "
+                "imitation leaves policies that are better as mixtures. With each agent's own reward it ends 1.7 "
                 "lower by likeliest actions, within MAPPO's interval, and is ahead of MAPPO and IPPO in all five "
                 "seeds where all draw (-40.0 to -41.1; MAPPO -42.0 to -44.5, IPPO -41.4 to -45.5). On the way there "
                 "it is ahead by likeliest actions too: after half of the frames -44.7 on average beside MAPPO's -51.2 "
@@ -135,7 +135,7 @@ COMPARISONS = (
                 "With each agent's own reward as credit MAGPO is ahead of MAPPO by likeliest actions in four seeds of "
                 "five (-412 to -438; MAPPO -435 to -449), level with IPPO (-420 to -430) and far ahead of HAPPO (-467 "
                 "to -488), whose ten networks each learn from a tenth of the samples. Drawn, all are worse, and IPPO "
-                "ahead. With the team's reward MAPPO, which loses 11 by own credit, is ahead of MAGPO, whose seeds "
+                "ahead. With the team's reward MAPPO, which loses 7 by own credit, is ahead of MAGPO, whose seeds "
                 "lie far apart. So credit is what a guider lacked with many agents: one team reward says little of "
                 "what ten agents did.",
             ),
@@ -253,7 +253,7 @@ COMPARISONS = (
         settings=FEW_EPISODES,
         remark=(
             "Level. Both agents must load at the same time, and nothing is earned before they first do so by chance: "
-            "after 50,000 to 200,000 frames, by the seed more than by the algorithm. With backtracking none of five "
+            "after 50,000 to 240,000 frames, by the seed more than by the algorithm. With backtracking none of five "
             "seeds loses what it has learnt. Without it all five do: within 60,000 frames their guiders run away from "
             "the local policies (in four runs a warning says that they part), and teams that took three quarters of "
             "the food or more take a fifth of it or none. By other episodes (--set run.evaluation_interval=25000: in "

@@ -63,6 +63,10 @@ COLOURS = {
     "himpo": "#4b0082",
 }
 FIRST_SEED = 100
+_NO_RECORDS = (
+    "*Runs from before records were kept, or with presets of then: nothing of this section can be drawn again, and the "
+    "same command may give other figures today.*"
+)
 _WITHIN = 4  # names of so many curves stand within the plot, of more below it
 
 
@@ -276,11 +280,16 @@ def returns_by_choice(run: Path) -> dict[str, list[float]]:
     return returns
 
 
+def heading(comparison: Comparison) -> str:
+    """Of a comparison's part of the page."""
+    return f"## {comparison.name}: {comparison.task}, {comparison.steps:,} frames"
+
+
 def section(comparison: Comparison, runs: Records, out: Path) -> str:
     """Draws a comparison; returns its part of the page, from the heading on."""
     draw(comparison, runs, out / f"{comparison.name}.png")
     paragraphs = [
-        f"## {comparison.name}: {comparison.task}, {comparison.steps:,} frames",
+        heading(comparison),
         comparison.remark,
         table(comparison, runs),
         f"![curves]({comparison.name}.png)",
@@ -302,6 +311,12 @@ def section(comparison: Comparison, runs: Records, out: Path) -> str:
     if "guided-hcpo" in runs:
         paragraphs += ["Guided HCPO under its four conductors:", conductor_table(runs["guided-hcpo"])]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def section_without_records(comparison: Comparison, written: str) -> str:
+    """A part of the page as it was written, with a word of why nothing of it can be drawn again."""
+    body = written.partition("\n")[2].strip().removeprefix(_NO_RECORDS).strip()
+    return "\n\n".join((heading(comparison), _NO_RECORDS, body))
 
 
 def sections_of(page: Path) -> dict[str, str]:
@@ -329,7 +344,7 @@ def main(
 
     What the page shows of a run is kept in its folder's records/, and a run that has a record there is not trained
     again: delete the record, or choose another --out, to have it repeated. With --only the other comparisons stay on
-    the page as they are; so do those without a record.
+    the page as they are; so do those without a record, which say so.
     """
     if names:
         for comparison in COMPARISONS:
@@ -367,6 +382,9 @@ def main(
         "simple_spread](roles.md); [what students keep](students.md); [which algorithm runs in which family of "
         "environments](families.md); [speed](speed.md).",
     ]
+    for comparison in COMPARISONS:
+        if comparison.name in written and not records_of(comparison, kept):
+            written[comparison.name] = section_without_records(comparison, written[comparison.name])
     ordered = [written[comparison.name] for comparison in COMPARISONS if comparison.name in written]
     write_text(page, "\n\n".join([*introduction, *ordered]) + "\n")
     print(f"wrote {page}")

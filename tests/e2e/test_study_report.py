@@ -39,7 +39,7 @@ def report(comparison: str, runs: Path, out: Path) -> str:
 def test_page_outlives_its_runs(
     comparison: str, task: str, run: str, algorithm: str, rows: list[str], tmp_path: Path
 ) -> None:
-    """Drawn again without the run directories the page says the same; other sections stay as they were."""
+    """Drawn again without the run directories the page says the same; sections without records stay, and say so."""
     runs, out = tmp_path / "runs", tmp_path / "report"
     out.mkdir()
     (out / "README.md").write_text("# Old title\n\n## smax-2s3z-guided: smax/2s3z\n\nKept.\n")
@@ -47,7 +47,9 @@ def test_page_outlives_its_runs(
         train(tiny_config(algorithm, task, run_settings={"seed": seed}), runs / f"{run}-seed{seed}")
     page = report(comparison, runs, out)
     assert page.startswith("# Learning results")
-    assert page.index(f"## {comparison}:") < page.index("## smax-2s3z-guided: smax/2s3z\n\nKept.\n")
+    kept = page.partition("## smax-2s3z-guided: smax/2s3z, 300,000 frames\n\n")[2]
+    assert kept.startswith("*Runs from before records were kept")
+    assert kept.endswith("*\n\nKept.\n")
     cells = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     of_name = {row[0].removeprefix("| "): row for row in cells}
     assert [name for name in of_name if name in rows] == rows

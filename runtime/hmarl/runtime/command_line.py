@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 else:
     _ParamType = click.ParamType  # older releases of click know no arguments of its type
 
+quieten_grpc()  # here, since programs import what uses gRPC right after this module
+
 DEBUG_VARIABLE = "HMARL_DEBUG"
 _ERRORS_ARE = "An error is one line on standard error; HMARL_DEBUG=1 puts its traceback before it."
 
@@ -365,7 +367,6 @@ def run(program: Command, arguments: Sequence[str] | None = None, say: Callable[
         The exit code, see ``ExitCode``.
     """
     print_anything()
-    quieten_grpc()
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = program.name or ""
     if words and words[0] in program.words:

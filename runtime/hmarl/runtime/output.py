@@ -37,7 +37,8 @@ def print_anything() -> None:
 def quieten_grpc() -> None:
     """Keep gRPC's core from writing to standard error, amid what is shown or logged there; before gRPC is imported.
 
-    It writes from threads of its own, also of what is no fault: a server has closed an idle connection.
+    It writes from threads of its own, also of what is no fault: a server has closed an idle connection. It is told when
+    it is imported, and never asks again.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
