@@ -41,11 +41,11 @@ class Moved(Categorical):
 
 
 def move(
-    log_ratio: list[float], divergence: list[float], active: Tensor | None = None
-) -> tuple[AgentSamples, Distribution]:
-    """An agent's samples and its new policy there."""
+    log_ratio: list[float], divergence: list[float], factor: Tensor, active: Tensor | None = None
+) -> tuple[AgentSamples, Tensor, Distribution]:
+    """An agent's samples, the ratios of those before it, and its new policy there."""
     policy, nothing = Moved(log_ratio, divergence), torch.zeros(len(log_ratio))
-    return AgentSamples(nothing, None, None, nothing, active, None, None, policy, nothing), policy
+    return AgentSamples(nothing, None, None, nothing, active, None, None, policy, nothing), factor, policy
 
 
 def test_monitor_hand_computed() -> None:
@@ -55,9 +55,9 @@ def test_monitor_hand_computed() -> None:
     step = monitor.begin(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 0.0, 3.0, -1.0]))
     step.conductor_moved(torch.tensor([2.0, 1.0, 0.5, 1.0]), torch.tensor([0.1, 0.3]))
     log2 = math.log(2.0)
-    step.agent_moved(*move([log2, 0.0, 0.0, 0.0], [0.1, 0.0, 0.4, 0.0]))
-    active = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    step.agent_moved(*move([0.0, log2, 0.0, 9.0], [0.1, 0.2, 0.3, 9.0], active))
+    step.agent_moved(*move([log2, 0.0, 0.0, 0.0], [0.1, 0.0, 0.4, 0.0], torch.ones(4)))
+    active, first = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([2.0, 1.0, 1.0, 1.0])
+    step.agent_moved(*move([0.0, log2, 0.0, 9.0], [0.1, 0.2, 0.3, 9.0], first, active))
     # Conductor: 2 · (2 − 1 + 1 − 2) / 4 = 0. Joint: 2 · (4 − 2 + 1 − 2) / 4 = ½. KL: 0.3 and 0.4 + 0.3.
     metrics = step.metrics()
     assert metrics["bound_surrogate_conductor"] == pytest.approx(0.0, abs=1e-6)

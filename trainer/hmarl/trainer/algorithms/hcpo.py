@@ -238,7 +238,7 @@ class Hcpo(Algorithm):
             kl_limit=settings.kl_limit,
             entropy_coefficient=settings.entropy_coefficient,
         )
-        watched.agent_moved(turn.samples, improvement.policy)
+        watched.agent_moved(turn.samples, turn.factor, improvement.policy)
         return improvement
 
     def advantages(self, rollout: Rollout, estimate: Estimate) -> tuple[Tensor, Tensor]:

@@ -94,21 +94,20 @@ class WatchedStep:
         self._weight = torch.ones_like(advantages) if weight is None else weight
         self._conductor_ratio = torch.ones_like(advantages)
         self._conductor_kl_max = 0.0
-        self._joint_log_ratio = torch.zeros_like(advantages)
+        self._joint_ratio = torch.ones_like(advantages)
         self._kl = torch.zeros_like(advantages)
 
     def conductor_moved(self, ratio: Tensor, kl: Tensor) -> None:
         """The conductor's step: w̄/w [M] of the instructions in force, and KL(w ‖ w̄) [any] where it decided."""
         self._conductor_ratio, self._conductor_kl_max = ratio, float(kl.max()) if len(kl) else 0.0
 
-    def agent_moved(self, samples: AgentSamples, new: Distribution) -> None:
-        """One agent's step: its part of the rollout, and its new policy there."""
+    def agent_moved(self, samples: AgentSamples, factor: Tensor, new: Distribution) -> None:
+        """One agent's step: its part of the rollout, F [M] of those before it, and its new policy there."""
         if self._gamma >= 1.0:
             return
-        active = samples.active
-        log_ratio, kl = new.log_prob(samples.actions) - samples.old_log_prob, samples.old.kl(new)
-        self._joint_log_ratio = self._joint_log_ratio + (log_ratio if active is None else log_ratio * active)
-        self._kl = self._kl + (kl if active is None else kl * active)
+        self._joint_ratio = factor * samples.ratio_where_active(new)
+        kl = samples.old.kl(new)
+        self._kl = self._kl + (kl if samples.active is None else kl * samples.active)
 
     def metrics(self) -> dict[str, float]:
         """What the step promises, and what the one before it brought."""
@@ -125,7 +124,7 @@ class WatchedStep:
         centred = self._advantages - (self._weight * self._advantages).sum() / total
         of_conductor = self._weight * self._conductor_ratio * centred
         conductor = mass * float(of_conductor.sum() / total)
-        joint = mass * float((of_conductor * self._joint_log_ratio.exp()).sum() / total)
+        joint = mass * float((of_conductor * self._joint_ratio).sum() / total)
         return ImprovementBound(
             conductor,
             joint - conductor,

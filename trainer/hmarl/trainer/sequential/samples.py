@@ -29,7 +29,9 @@ class AgentSamples:
         active: [M] float32 weights, 0 where the agent had left; None when it never had.
         surrogate_weight, kl_weight: [M] extra weights of the two expectations (HCPO's instruction weights, or what
             corrects for older policies), or None.
-        old: the distribution before the update, without gradient; old_log_prob: [M] of the actions under it.
+        old: the distribution before the agent's turn, without gradient, from which its step is measured.
+        old_log_prob: [M] of the actions before the first turn, when the samples were collected: under ``old``, unless
+            others who share the parameters have had their turn since.
     """
 
     inputs: Tensor

@@ -8,13 +8,18 @@ lines 5 to 11):
         θ^{i_m} ← improve on the advantage given F, e.g. F · Â
         F ← F · π^{i_m}_new(a|o) / π^{i_m}_old(a|o)
 
+π_old is the policy before the first turn, which collected the samples. Where agents share parameters, each turn moves
+the policies of all of them: F then is Π π_now/π_old over the agents that have had their turn, with their policies as
+they are when it is the next one's.
+
 Source: Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinforcement Learning"; Zhong et al. 2024.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -37,7 +42,7 @@ class Turn:
         policy: of the group; improved in place.
         samples: the agents' part of the rollout, M rows, with the weights that a conductor's update has left.
         advantages: [M] what is to be maximised.
-        factor: [M] F, the product of the ratios π_new/π_old of the agents before; all 1 where all improve at once.
+        factor: [M] F, the product of the ratios π_now/π_old of the agents before; all 1 where all improve at once.
         place: in the order, from 1; agents: N.
         schedule: factor on step sizes.
         progress: share of the training done, in [0, 1).
@@ -133,7 +138,9 @@ def one_after_the_other(
         ``per_agent_metrics``, and the largest F.
     """
     remaining, agents = list(range(len(team.spec.agents))), len(team.spec.agents)
-    factor = torch.ones(team.rollout.team_rewards.numel(), device=team.rollout.team_rewards.device)
+    none = torch.ones(team.rollout.team_rewards.numel(), device=team.rollout.team_rewards.device)
+    factor, ratios = none, dict[int, Tensor]()  # of the agents that have had their turn, π_now/π_old [M]
+    shared = SharedTurns(team)
     rows: dict[int, Mapping[str, Figure]] = {}
     while remaining:
         agent = order(remaining, factor)
@@ -144,7 +151,7 @@ def one_after_the_other(
             group,
             member,
             team.policies[group],
-            team.of_agent(agent),
+            shared.of_agent(agent),
             advantage(agent, factor),
             factor,
             agents - len(remaining),
@@ -155,8 +162,41 @@ def one_after_the_other(
         improvement = improve(turn)
         rows[agent] = improvement.metrics
         if remaining:
-            factor = factor * turn.samples.ratio_where_active(improvement.policy)
+            ratios |= shared.moved_with(agent, ratios)
+            ratios[agent] = turn.samples.ratio_where_active(improvement.policy)
+            factor = reduce(torch.mul, ratios.values(), none)
     return per_agent_metrics(team.spec, rows, {"sequential_factor_max": factor.max()})
+
+
+class SharedTurns:
+    """What turns mean for agents who share parameters, whose policies move with every turn of one of them.
+
+    Args:
+        team: the rollout, before the first turn.
+    """
+
+    def __init__(self, team: TeamSamples) -> None:
+        self._team = team
+        self._collected = {
+            agent: team.of_agent(agent).old_log_prob
+            for group, policy in zip(team.spec.groups, team.policies, strict=True)
+            for agent in group.agents
+            if policy.shared and policy.members > 1
+        }
+
+    def of_agent(self, agent: int) -> AgentSamples:
+        """One agent's samples, as ``TeamSamples.of_agent``, with the probabilities that they were collected with."""
+        samples = self._team.of_agent(agent)
+        collected = self._collected.get(agent)
+        return samples if collected is None else replace(samples, old_log_prob=collected)
+
+    def moved_with(self, agent: int, others: Iterable[int]) -> dict[int, Tensor]:
+        """π_now/π_old [M] of those of the others who share parameters with an agent that has just had its turn."""
+        if agent not in self._collected:
+            return {}
+        mates = set(self._team.spec.groups[self._team.place_of(agent)[0]].agents).intersection(others)
+        samples = {mate: self.of_agent(mate) for mate in sorted(mates)}
+        return {mate: of_mate.ratio_where_active(of_mate.old) for mate, of_mate in samples.items()}
 
 
 def all_at_once(
