@@ -43,6 +43,8 @@ LOCAL: dict[str, Any] = {
     "distillation_patience": 1,
     "distillation_epochs": 5,
 }
+# After two checkpoints two of four environments are conducted locally, three at first.
+LESS_LOCAL: dict[str, Any] = {"local_share": 0.65, "local_share_end": 0.0, "conductor_hidden_sizes": (8,)}
 TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "hcpo-mpe": ("hcpo", "mpe/simple_spread", {**HELD, "critic": "q"}, {}),
     "hatrpo-mpe": ("hatrpo", "mpe/simple_spread", {}, {"continuous_actions": True}),
@@ -76,11 +78,15 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     # Their state cannot be saved: the environments restart at every checkpoint, in the unbroken run too.
     "hcpo-pettingzoo": ("hcpo", "pettingzoo/mpe2.simple_spread_v3:parallel_env", HELD, {"workers": 0}),
     "magpo-restarting": ("magpo", "toy_environments:masked_discrete", IN_CHUNKS, {"saves": False}),
+    "hcpo-restarting": ("hcpo", "toy_environments:masked_discrete", LESS_LOCAL, {"saves": False}),
+    "himpo-restarting": ("himpo", "toy_environments:masked_discrete", HIERARCHY, {"saves": False}),
+    "maven-restarting": ("maven", "toy_environments:masked_discrete", {"replay_capacity": 40}, {"saves": False}),
 }
 # What they save, others save too: `make test-slow` runs them.
 SLOW = {
     "hcpo-latent", "hcpo-local", "hcpo-replay", "hcpo-interchangeable", "maven-coordsum", "mat-state", "magpo-shared",
-    "magpo-factorised", "magpo-restarting", "himpo-leaving", "hasac-mpe", "qmix-mpe", "vdn-coordsum",
+    "magpo-factorised", "magpo-restarting", "himpo-leaving", "himpo-restarting", "maven-restarting", "hasac-mpe",
+    "qmix-mpe", "vdn-coordsum",
 }  # fmt: skip
 
 

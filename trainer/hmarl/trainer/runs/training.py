@@ -165,7 +165,7 @@ class Training:
         algorithm.generator.set_state(tensors["generators.order"].cpu())
         algorithm.noise_generator.set_state(tensors["generators.noise"].cpu())
         self._returns.extend(tensors["recent_returns"].tolist())
-        if self.saves_environments and (acting := _under("acting.", tensors)):
+        if acting := _under("acting.", tensors):  # also of environments that begin anew: it holds more than episodes
             algorithm.load_acting_state(acting)
         self.source.load(algorithm, _under("collector.", tensors), update)
 
