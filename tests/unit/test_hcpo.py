@@ -259,6 +259,16 @@ def test_weights_are_those_of_the_step_at_which_the_instruction_was_chosen(inter
     assert torch.equal(algorithm.conductor._since_decision(weight.flatten(), rollout), expected.flatten())
 
 
+def test_printed_weights_before_the_first_decision_are_the_mean_of_the_others() -> None:
+    """They are probabilities: with 1 there, those steps would weigh K times as much as all others."""
+    algorithm, rollout, _ = new_hcpo(batch_size=2, steps=4, instruction_interval=3)
+    rollout.extras["decided"] = torch.tensor([[True, False], [False, True], [False, False], [True, False]])
+    probability = torch.tensor([[0.2, 0.9], [0.9, 0.3], [0.9, 0.9], [0.4, 0.9]])
+    expected = torch.tensor([[0.2, 0.3], [0.2, 0.3], [0.2, 0.3], [0.4, 0.3]])
+    found = algorithm.conductor._probability_since_decision(probability.flatten(), rollout)
+    torch.testing.assert_close(found, expected.flatten())
+
+
 @pytest.mark.parametrize("mode", ["ratio", "paper"])
 @pytest.mark.parametrize("interval", [1, 3])
 def test_both_levels_keep_their_limits_over_real_updates(mode: str, interval: int) -> None:

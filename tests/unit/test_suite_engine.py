@@ -13,7 +13,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.lock import RunLock
 from hmarl.trainer.runs.stopping import StopRequest
-from hmarl.trainer.suite.engine import Limits, failures
+from hmarl.trainer.suite.engine import Limits, failures, in_use
 from hmarl.trainer.suite.ledger import Ledger
 from scripted_suite import Bench, Heard, Scripted, planned
 
@@ -115,6 +115,15 @@ def test_one_that_was_killed_before_its_record_was_written_is_only_recorded(tmp_
     (directory / "summary.json").write_text('{"steps": 100}')
     bench.train(planned("a"), Limits())
     assert (bench.kept, bench.executor.starts) == (["a"], [])
+
+
+def test_a_directory_that_cannot_be_locked_is_no_run_of_another_process(tmp_path: Path) -> None:
+    """The run starts, and says itself what is wrong, instead of waiting for ever."""
+    (tmp_path / "runs" / "a" / ".lock").mkdir(parents=True)
+    assert not in_use(tmp_path / "runs" / "a")
+    bench = Bench(tmp_path, Scripted({"a": ["2"]}))
+    ledger = bench.train(planned("a", "b"), Limits())
+    assert (ledger.of("a").status, bench.kept) == ("failed", ["b"])
 
 
 def test_the_directory_lock_names_whose_it_is(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ class ConductorLevel:
         if self.settings.instruction_weight == "ratio":
             surrogate = self._since_decision(samples.ratio(new), rollout)
         else:
-            surrogate = self._since_decision(new.log_prob(samples.actions).exp(), rollout)
+            surrogate = self._probability_since_decision(new.log_prob(samples.actions).exp(), rollout)
             kl = self._probabilities_when_deployed(rollout, features, samples)
         return InstructionWeights(surrogate if weight is None else surrogate * weight, kl)
 
@@ -304,10 +304,10 @@ class ConductorLevel:
     ) -> dict[int, Tensor]:
         """Per agent, [M] ψ^i(M|o^i) of the instruction in force, where it was chosen."""
         if self.local is None:
-            old = self._since_decision(samples.old_log_prob.exp(), rollout)
+            old = self._probability_since_decision(samples.old_log_prob.exp(), rollout)
             return dict.fromkeys(range(len(rollout.spec.agents)), old)
         probabilities = self.local.probabilities(features, samples.actions, self._last(rollout))
-        return {agent: self._since_decision(theirs, rollout) for agent, theirs in probabilities.items()}
+        return {agent: self._probability_since_decision(theirs, rollout) for agent, theirs in probabilities.items()}
 
     def _last(self, rollout: Rollout) -> Context | None:
         """What the agents saw of the instruction before, for local conductors that see it too."""
@@ -323,12 +323,21 @@ class ConductorLevel:
         locally = rollout.extras.get(LOCALLY)
         return (decided if locally is None else decided & ~locally).flatten()
 
-    def _since_decision(self, weight: Tensor, rollout: Rollout) -> Tensor:
-        """[M]: the weight where the instruction in force was chosen; 1 before the rollout's first decision, and where
-        local conductors have chosen.
+    def _probability_since_decision(self, probability: Tensor, rollout: Rollout) -> Tensor:
+        """[M]: the instruction's probability where it was chosen; before the rollout's first decision, where it is not
+        known, the mean of the others, so that those steps weigh as much as all.
+        """
+        decided = self._decided(rollout).float()
+        mean = (probability * decided).sum() / decided.sum().clamp(min=1.0)
+        return self._since_decision(probability, rollout, mean)
+
+    def _since_decision(self, weight: Tensor, rollout: Rollout, before: Tensor | float = 1.0) -> Tensor:
+        """[M]: the weight where the instruction in force was chosen, ``before`` until the rollout's first decision; 1
+        where local conductors have chosen.
         """
         if self.settings.instruction_interval > 1:
-            weight = since_decision(weight.view(rollout.terminated.shape), rollout.extras["decided"]).flatten()
+            shape, decided = rollout.terminated.shape, rollout.extras["decided"]
+            weight = since_decision(weight.view(shape), decided, before).flatten()
         locally = rollout.extras.get(LOCALLY)
         return weight if locally is None else weight.masked_fill(locally.flatten(), 1.0)
 

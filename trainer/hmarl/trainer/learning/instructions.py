@@ -71,14 +71,15 @@ def held_until_renewed(renew: Tensor, drawn: Tensor, held: Tensor) -> Tensor:
     return torch.where(renew.view(-1, *(1,) * (drawn.dim() - 1)), drawn, held)
 
 
-def since_decision(weight: Tensor, decided: Tensor) -> Tensor:
-    """The weight of the step at which the instruction in force was chosen; 1 before the rollout's first decision.
+def since_decision(weight: Tensor, decided: Tensor, before: Tensor | float = 1.0) -> Tensor:
+    """The weight of the step at which the instruction in force was chosen.
 
     Args:
         weight: [T, B, ...], meaningful where ``decided``.
         decided: [T, B] bool.
+        before: the weight before the rollout's first decision, a scalar.
     """
-    weights, held = weight.clone(), torch.ones_like(weight[0])
+    weights, held = weight.clone(), torch.ones_like(weight[0]) * before
     for t in range(weight.shape[0]):
         held = held_until_renewed(decided[t], weight[t], held)
         weights[t] = held

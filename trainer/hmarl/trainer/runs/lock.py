@@ -28,6 +28,10 @@ _log = logging.getLogger(__name__)
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
+class InUseError(UsageError):
+    """Another process, or another run in this one, owns the directory."""
+
+
 class RunLock:
     """Ownership of a run directory, from its making to ``release``.
 
@@ -36,7 +40,8 @@ class RunLock:
         called: what it is, for messages.
 
     Raises:
-        UsageError: another process, or another run in this one, owns it; or it cannot be written.
+        InUseError: another process, or another run in this one, owns it.
+        UsageError: it cannot be written.
     """
 
     def __init__(self, directory: Path, called: str = "run directory") -> None:
@@ -100,7 +105,7 @@ def _locked(path: Path, called: str) -> int:
     """Descriptor of the file at ``path``, locked, with this process named in it.
 
     Raises:
-        UsageError: another process, or another run in this one, has locked it.
+        InUseError: another process, or another run in this one, has locked it.
         OSError: it cannot be opened or written.
     """
     while True:
@@ -124,7 +129,7 @@ def _lock(descriptor: int, path: Path, called: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(
+        raise InUseError(
             f"{called} {path.parent}: in use by {_owner(descriptor)}; wait until it has ended, stop it, or choose "
             "another directory"
         ) from error

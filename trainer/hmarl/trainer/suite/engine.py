@@ -15,7 +15,7 @@ from typing import Protocol
 from hmarl.runtime.command_line import ExitCode
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.records.problems import CheckpointError
-from hmarl.trainer.runs.lock import RunLock
+from hmarl.trainer.runs.lock import InUseError, RunLock
 from hmarl.trainer.runs.stopping import StopRequest
 from hmarl.trainer.suite.executor import Executor, Started, how_it_ended
 from hmarl.trainer.suite.ledger import Ledger
@@ -369,13 +369,18 @@ class Engine:
 
 
 def in_use(directory: Path) -> bool:
-    """Whether another process owns a run: one that saves after its suite was killed, or a user's own."""
+    """Whether another process owns a run: one that saves after its suite was killed, or a user's own.
+
+    A directory that cannot be locked for another reason is not in use: the run itself says why, and fails.
+    """
     if not directory.exists():
         return False
     try:
         RunLock(directory).release()
-    except UsageError:
+    except InUseError:
         return True
+    except UsageError:
+        return False
     return False
 
 
