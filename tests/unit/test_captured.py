@@ -91,14 +91,15 @@ def test_on_the_cpu_a_step_is_taken_as_it_is() -> None:
 def test_a_step_whose_rates_lie_on_the_device_goes_as_far() -> None:
     theta, gradient = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.3, -0.1, 20.0])
     host, device = FlatAdam(theta.clone(), 0.1, 5.0), FlatAdam(theta.clone(), 0.1, 5.0)
+    rates = device.rates = torch.empty(2)
     for schedule in (1.0, 1.0, 0.5, 0.25):
         host.descend(gradient, schedule)
-        # As when a step is recorded, and repeated: the host counts it, and says how far it goes.
-        rates, steps = torch.empty(2), device.steps
-        device.repeat(schedule, rates)
-        device.rates, device.steps = rates, steps
+        # A step that is repeated is told the same as one that the host makes, and so has the same arithmetic.
+        steps = device.steps
+        device.repeat(schedule)
+        told, device.steps = rates.clone(), steps
         device.descend(gradient, schedule)
-        device.rates = None
+        assert torch.equal(rates, told)
         torch.testing.assert_close(device.parameter, host.parameter, rtol=1e-6, atol=1e-7)
         assert (device.steps, device.step_size) == (host.steps, host.step_size)
 

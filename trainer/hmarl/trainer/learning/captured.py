@@ -42,14 +42,14 @@ class _Recording:
         inputs: where the tensors of a step are to lie.
         names: of the metrics.
         metrics: [m] where the graph leaves them.
-        moved: the optimisers that it moves, each with [2] where the graph reads what the host alone knows of its step.
+        moved: the optimisers that it moves; the graph reads from their ``rates`` what the host alone knows of a step.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     names: list[str]
     metrics: Tensor
-    moved: list[tuple[FlatAdam, Tensor]]
+    moved: list[FlatAdam]
 
 
 class CapturedSteps:
@@ -64,6 +64,9 @@ class CapturedSteps:
     def __init__(self, optimisers: Sequence[FlatAdam], device: torch.device, wanted: bool) -> None:
         self._optimisers, self._device = optimisers, device
         self._stream = torch.cuda.Stream(device) if wanted and device.type == "cuda" else None
+        if self._stream is not None:
+            for optimiser in optimisers:
+                optimiser.rates = torch.zeros(2, device=device)
         self._numbers: Hashable = None
         self._recordings: dict[Hashable, _Recording | None] = {}
 
@@ -97,8 +100,8 @@ class CapturedSteps:
                 recording = self._recordings[kind] = self._record(step, stream, part, tensors)
             for there, tensor in zip(recording.inputs, tensors, strict=True):
                 there.copy_(tensor)
-            for optimiser, rates in recording.moved:
-                optimiser.repeat(schedule, rates)
+            for optimiser in recording.moved:
+                optimiser.repeat(schedule)
             recording.graph.replay()
             return dict(zip(recording.names, recording.metrics.clone().unbind(), strict=True))
 
@@ -108,8 +111,6 @@ class CapturedSteps:
         """A step that has not been taken yet."""
         inputs = [torch.empty_like(tensor) for tensor in tensors]
         before = [optimiser.steps for optimiser in self._optimisers]
-        for optimiser in self._optimisers:
-            optimiser.rates = torch.zeros(2, device=self._device)
         moved = []
         graph = torch.cuda.CUDAGraph()
         try:
@@ -118,10 +119,10 @@ class CapturedSteps:
                 metrics = torch.stack([value.float() for value in found.values()])
         finally:
             for optimiser, steps in zip(self._optimisers, before, strict=True):
-                if optimiser.steps > steps and optimiser.rates is not None:
+                if optimiser.steps > steps:
                     assert optimiser.steps == steps + 1, "a step moves an optimiser once"
-                    moved.append((optimiser, optimiser.rates))
-                optimiser.steps, optimiser.rates = steps, None
+                    moved.append(optimiser)
+                optimiser.steps = steps
         return _Recording(graph, inputs, list(found), metrics, moved)
 
 

@@ -21,8 +21,9 @@ class FlatAdam:
     Attributes:
         step_size: of the newest step.
         steps: how many have been taken.
-        rates: [2] where steps read on the device what the host alone knows of them (``repeat``), as those do that a
-            device makes by itself (``learning.captured``); None where the host makes every step.
+        rates: [2] where steps read on the device what the host alone knows of them, also those that the host makes
+            (the arithmetic is another in the last bit), where a device makes some by itself (``learning.captured``);
+            None where the host makes every step.
 
     Source: Kingma and Ba 2015, Algorithm 1. ``torch.optim.Adam`` makes the same operations in the same order, to the
     last bit, but spends more time around them than small networks take to be evaluated.
@@ -68,6 +69,8 @@ class FlatAdam:
             unbiased, size = self._of_step
             self.parameter.addcdiv_(mean, (square.sqrt() / unbiased).add_(_EPSILON), value=-size)
         else:
+            if not (self.rates.is_cuda and torch.cuda.is_current_stream_capturing()):
+                self._tell(self.rates)
             unbiased_there, size_there = self.rates.unbind()
             self.parameter.sub_(mean / (square.sqrt() / unbiased_there).add_(_EPSILON) * size_there)
         return norm.squeeze(-1)
@@ -77,14 +80,17 @@ class FlatAdam:
         """√(1 − β₂ᵗ) and α / (1 − β₁ᵗ) of the newest step t."""
         return (1 - _SQUARE_DECAY**self.steps) ** 0.5, self.step_size / (1 - _DECAY**self.steps)
 
-    def repeat(self, schedule: float, rates: Tensor) -> None:
+    def repeat(self, schedule: float) -> None:
         """Count a step that the device makes by itself, and tell it, without a wait, how far that one goes.
 
         Args:
             schedule: factor on the step size.
-            rates: [2] where it reads that.
         """
+        assert self.rates is not None
         self.steps, self.step_size = self.steps + 1, self.learning_rate * schedule
+        self._tell(self.rates)
+
+    def _tell(self, rates: Tensor) -> None:
         for place, value in zip(rates, self._of_step, strict=True):
             place.fill_(value)
 

@@ -39,7 +39,11 @@ class TrustRegionFields(BaseModel):
     backtrack_coefficient: float = Field(0.8, gt=0, lt=1, description="the step shrinks by this factor per try")
     accept_ratio: float = Field(0.5, gt=0, lt=1, description="smallest realised share of the predicted improvement")
     curvature_fraction: float = Field(
-        0.25, gt=0, le=1, description="share of the samples in the KL Hessian; the KL limit is checked on all of them"
+        0.25,
+        gt=0,
+        le=1,
+        description="share of the samples in the KL Hessian, every k-th with k = 1/share rounded; the KL limit is "
+        "checked on all of them",
     )
 
     def trust_region(self, kl_limit: float) -> TrustRegionSettings:
