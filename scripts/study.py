@@ -34,8 +34,10 @@ from hmarl.runtime.choices import CHOICES
 from hmarl.runtime.command_line import PATH, ExitCode, flag, integer, option
 from hmarl.sdk import evaluate, make_environment
 from hmarl.sdk.files import write_text
+from hmarl.trainer.algorithms.hcpo import HcpoSettings
 from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.problems import IncompleteError
+from hmarl.trainer.runs.presets import find_preset
 from hmarl.trainer.runs.stopping import answering_signals, stop_on_signals
 from hmarl.trainer.suite.engine import Engine, Limits, Places, failures
 from hmarl.trainer.suite.executor import LocalExecutor
@@ -67,6 +69,7 @@ _NO_RECORDS = (
     "*Runs from before records were kept, or with presets of then: nothing of this section can be drawn again, and the "
     "same command may give other figures today.*"
 )
+_AT_RIGHT = ("axes fraction", "data")
 _WITHIN = 4  # names of so many curves stand within the plot, of more below it
 
 
@@ -250,6 +253,13 @@ def name_lines(figure: Figure, axes: Axes) -> None:
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
 
 
+def instructions_of(comparison: Comparison) -> int:
+    """K of the comparison's plain HCPO."""
+    preset = find_preset("hcpo", comparison.environment)
+    settings = {} if preset is None else preset.algorithm_settings
+    return int(settings.get("instructions", HcpoSettings.model_fields["instructions"].default))
+
+
 def draw_conductors(comparison: Comparison, records: list[Record], path: Path) -> None:
     """HCPO under its conductors, and the instructions' entropy."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -260,8 +270,9 @@ def draw_conductors(comparison: Comparison, records: list[Record], path: Path) -
     left.set(xlabel="environment steps", ylabel="return of the team", title=f"HCPO on {comparison.environment}")
     steps, entropy = curve(records, "instruction_entropy")
     right.plot(steps, entropy.T, color="#0072b2", lw=0.7)
-    right.axhline(np.log(10), color="#777777", lw=0.8, ls="--")
-    right.annotate("uniform over 10", (0.99, np.log(10)), xycoords=("axes fraction", "data"), ha="right", va="top")
+    count = instructions_of(comparison)
+    right.axhline(np.log(count), color="#777777", lw=0.8, ls="--")
+    right.annotate(f"uniform over {count}", (0.99, np.log(count)), xycoords=_AT_RIGHT, ha="right", va="top")
     right.set(xlabel="environment steps", ylabel="entropy of the conductor (nats)", title="every seed")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -33,7 +33,7 @@ def test_a_record_as_marl_eval_has_it() -> None:
     assert steps_of(record(1.0, 2.5, wins=True)) == {
         "step_0": {"step_count": 10, "return": [1.0], "success_rate": [0.1]},
         "step_1": {"step_count": 20, "return": [2.5], "success_rate": [0.2]},
-        "absolute_metrics": {"return": [7.0, 9.0], "success_rate": [0.2]},
+        "absolute_metrics": {"return": [7.0, 9.0], "success_rate": [0.1]},  # of the best checkpoint, at 10
     }
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hmarl.sdk.evaluation.marl_eval import ABSOLUTE, STEP_COUNT, Document, Results, read_marl_eval, write_marl_eval
 from hmarl.sdk.reports.comparison_report import ComparisonContent, write_comparison
 from hmarl.trainer.suite.definition import Definition, Task
@@ -61,15 +59,17 @@ def steps_of(record: Record) -> dict[str, Any]:
     The best checkpoint is chosen by these very episodes, as it is by those who write such files elsewhere.
     """
     steps: dict[str, Any] = {}
+    best, chosen = record.final_returns.tolist(), max((row["steps"] for row in record.metrics), default=0)
+    if record.best is not None:
+        best, chosen = record.best.returns[record.judged_by], record.best.steps
+    absolute: dict[str, list[float]] = {"return": list(best)}
     for number, row in enumerate(record.metrics):
         measured = {name: row.get(record.measured(measure)) for name, measure in _MEASURES.items()}
         found = {name: [value] for name, value in measured.items() if value is not None}
         if found:
             steps[f"step_{number}"] = {STEP_COUNT: row["steps"], **found}
-    best = record.best.returns[record.judged_by] if record.best is not None else record.final_returns.tolist()
-    absolute: dict[str, list[float]] = {"return": list(best)}
-    if shares := [step["success_rate"][0] for step in steps.values() if "success_rate" in step]:
-        absolute["success_rate"] = [float(np.max(shares))]
+        if row["steps"] == chosen and "success_rate" in found:
+            absolute["success_rate"] = found["success_rate"]
     return {**steps, ABSOLUTE: absolute}
 
 
