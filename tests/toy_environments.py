@@ -28,6 +28,7 @@ class ToyEnvironment:
         agents: their specs; every observation has three numbers in [-1, 1].
         batch_size: B.
         leaves: agent -> number of steps after which it leaves the episode.
+        away: agent -> steps of an episode at which it is not there.
         nan_after: environment steps after which every reward is NaN.
         saves: whether ``get_state`` is supported.
     """
@@ -39,12 +40,14 @@ class ToyEnvironment:
         batch_size: int,
         *,
         leaves: Mapping[int, int] | None = None,
+        away: Mapping[int, tuple[int, ...]] | None = None,
         nan_after: int | None = None,
         saves: bool = True,
     ) -> None:
         self.batch_size = batch_size
         self.spec = EnvironmentSpec(name, agents, len(agents) * _OBSERVATION_SIZE + 1, LENGTH, "sum")
-        self._leaves, self._nan_after, self._saves = dict(leaves or {}), nan_after, saves
+        self._nan_after, self._saves = nan_after, saves
+        self._away = {agent: tuple(range(steps, LENGTH)) for agent, steps in (leaves or {}).items()} | dict(away or {})
         self._position = {
             agent: (g, m) for g, group in enumerate(self.spec.groups) for m, agent in enumerate(group.agents)
         }
@@ -107,8 +110,8 @@ class ToyEnvironment:
     def _observe(self) -> Observation:
         count = len(self.spec.agents)
         active = np.ones((self.batch_size, count), np.bool_)
-        for agent, steps in self._leaves.items():
-            active[:, agent] = self._steps < steps
+        for agent, steps in self._away.items():
+            active[:, agent] = ~np.isin(self._steps, steps)
         seen = np.stack([self._numbers(agent) * active[:, agent, None] for agent in range(count)], axis=1)
         blocks, masks = [], []
         for group in self.spec.groups:
@@ -175,6 +178,14 @@ def leaving(batch_size: int) -> ToyEnvironment:
         AgentSpec("speaker", _OBSERVATION_SIZE, spaces.MultiDiscrete([2, 4])),
     )
     return ToyEnvironment("toy/leaving", agents, batch_size, leaves={0: 2, 1: 4})
+
+
+def returning(batch_size: int) -> ToyEnvironment:
+    """Alike choosers: one is always there, one leaves after two steps and is back for the last, one comes late."""
+    agents = tuple(
+        AgentSpec(f"chooser_{i}", _OBSERVATION_SIZE, spaces.Discrete(4), has_action_mask=True) for i in range(3)
+    )
+    return ToyEnvironment("toy/returning", agents, batch_size, away={1: (2, 3), 2: (0, 1)})
 
 
 def poisoned(batch_size: int, nan_after: int = 20) -> ToyEnvironment:

@@ -58,7 +58,7 @@ def toy(batch_size: int = BATCH) -> ToyEnvironment:
         AgentSpec("arm", 3, box),
         AgentSpec("chooser_1", 3, chooser, has_action_mask=True),
     )
-    return ToyEnvironment("toy/mixed", agents, batch_size, leaves={2: 2, 1: 4})
+    return ToyEnvironment("toy/mixed", agents, batch_size, leaves={1: 4}, away={2: (2,)})
 
 
 def new_team(name: str, **settings: Any) -> Any:

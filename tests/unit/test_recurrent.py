@@ -84,16 +84,52 @@ def test_gradients_reach_back_to_the_chunks_first_step_but_not_past_an_episodes_
     assert (early[0] != 0).any()
 
 
+def test_the_memory_stands_still_while_an_agent_is_away_as_if_those_steps_were_not() -> None:
+    theta, generator = random_theta(rows=2), torch.Generator().manual_seed(4)
+    x = torch.randn(2, 6, 3, 3, generator=generator)  # two networks, six steps, three environments
+    there = torch.ones(2, 6, 3, dtype=torch.bool)
+    there[0, 2:4, 1] = there[1, :3, 2] = there[1, 5, 0] = False
+    initial = torch.randn(2, 3, 4, generator=generator)
+    held, outputs, recorded = initial, [], []
+    for t in range(6):
+        if t % 3 == 0:
+            recorded.append(held)
+        before = held
+        output, held = NETWORK.step(NETWORK.named(theta), x[:, t], held, there[:, t])
+        assert torch.equal(held[~there[:, t]], before[~there[:, t]])
+        outputs.append(output)
+    stepped = torch.stack(outputs, dim=1)
+    for network, row in ((0, 1), (1, 2), (1, 0), (0, 0)):
+        seen = x[network, there[network, :, row], row]
+        alone = NETWORK.sequence(
+            NETWORK.named(theta[network]), seen, Memory(initial[network, row : row + 1], torch.ones(1, len(seen), 1, 1))
+        )
+        torch.testing.assert_close(stepped[network, there[network, :, row], row], alone)
+    memory = Memory(
+        torch.stack(recorded, dim=1).flatten(1, 2), torch.ones(2, 3, 3, 1), there.view(2, 2, 3, 3).unsqueeze(-1)
+    )
+    together = NETWORK.sequence(NETWORK.named(theta), x.flatten(1, 2), memory)
+    torch.testing.assert_close(together.view(2, 6, 3, 2), stepped)
+    chosen = torch.tensor([4, 0, 2])  # chunk 4: second half of environment 1
+    rows = memory.rows(chosen)
+    part = NETWORK.sequence(NETWORK.named(theta), x.flatten(1, 2)[:, rows], memory.take(chosen))
+    torch.testing.assert_close(part, together[:, rows])
+
+
 def test_a_recurrent_network_cannot_be_asked_without_its_memory() -> None:
     assert not callable(NETWORK)
     assert (NETWORK.memory_size, Mlp(3, (5,), 2).memory_size) == (4, 0)
 
 
 @pytest.mark.parametrize("chunk_length", [None, 7])
-@pytest.mark.parametrize("environment", ["mpe/simple_spread", "mpe/simple_speaker_listener"])
+@pytest.mark.parametrize(
+    "environment", ["mpe/simple_spread", "mpe/simple_speaker_listener", "toy_environments:returning"]
+)
 @pytest.mark.parametrize("faults", ["none", "delay=1,restart=0.1:2"])
 def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int | None, faults: str) -> None:
-    """The recomputed probabilities are those with which the agents acted, over chunks, episode ends and restarts."""
+    """The recomputed probabilities are those with which the agents acted, over chunks, episode ends and restarts, and
+    with agents who come back, and come late.
+    """
     algorithm, rollout, collector = new_algorithm(
         "happo", environment, 3, 28, {"faults": faults}, recurrent=True, memory_size=6, chunk_length=chunk_length
     )

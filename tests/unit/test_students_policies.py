@@ -177,11 +177,11 @@ def test_chunks_begin_with_what_the_students_remember(steps: int) -> None:
     assert chunks.sequences == 3 * count
     for g, policy in enumerate(students.policies):
         nothing = torch.zeros(policy.members, 3, 5)
-        whole = policy.remembered(rounds.features(g), nothing, rounds.begins, policy.theta)
+        whole = policy.remembered(rounds.features(g), nothing, rounds.begins, policy.theta, rounds.there(g))
         units = torch.tensor([4, 0, 3])
         memory = learner.memories(policy, g, rounds)[:, units]
         part = chunks.take(units)
-        cut = policy.remembered(part.features(g), memory, part.begins, policy.theta)
+        cut = policy.remembered(part.features(g), memory, part.begins, policy.theta, part.there(g))
         length = steps // count
         whole, cut = whole.unflatten(1, (steps, 3)), cut.unflatten(1, (length, 3))
         for place, unit in enumerate(units.tolist()):
@@ -203,7 +203,8 @@ def test_students_act_by_what_they_have_seen_of_the_episode_and_by_nothing_befor
         collector.collect(demonstrator)
     rounds = Demonstrations.of(rollout, students)
     for g, policy in enumerate(students.policies):
-        remembered = policy.remembered(rounds.features(g), torch.zeros(1, 3, 5), rounds.begins, policy.theta)
+        nothing = torch.zeros(1, 3, 5)
+        remembered = policy.remembered(rounds.features(g), nothing, rounds.begins, policy.theta, rounds.there(g))
         modes = policy.decided(remembered, rounds.mask(g), policy.theta)[0].mode()
         torch.testing.assert_close(modes, rollout.actions[g].flatten(0, 1).transpose(0, 1))
 
@@ -298,7 +299,8 @@ def test_fidelity_by_hand() -> None:
     (policy,) = students.policies
     features = torch.randn(4, 1, 1, 3, generator=torch.Generator().manual_seed(0))
     begins = torch.zeros(4, 1, dtype=torch.bool)
-    remembered = policy.remembered(features, torch.zeros(1, 1, 5), begins, policy.theta)
+    active = torch.tensor([True, True, False, True]).view(4, 1, 1)
+    remembered = policy.remembered(features, torch.zeros(1, 1, 5), begins, policy.theta, active)
     distribution, goals = policy.decided(remembered, None, policy.theta)
     assert isinstance(distribution, Categorical)
     assert goals is not None
@@ -307,7 +309,6 @@ def test_fidelity_by_hand() -> None:
     assert label[1].argmax() != distribution.logits[0, 1].argmax()
     true = goals[0].clone()
     true[0] += 0.5
-    active = torch.tensor([True, True, False, True]).view(4, 1, 1)
     rounds = Demonstrations(
         {
             "begins": begins,

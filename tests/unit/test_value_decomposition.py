@@ -101,6 +101,26 @@ def test_the_best_and_the_random_actions_are_legal(name: str) -> None:
         assert batch.masks[0].gather(-1, best.flatten(1, 2).unsqueeze(-1)).all()
 
 
+@torch.no_grad()
+def test_utilities_of_replayed_episodes_are_those_of_acting_with_agents_who_come_back() -> None:
+    algorithm, rollout, collector = small("vdn", "toy_environments:returning", 10, recurrent=True, chunk_length=5)
+    (policy,) = algorithm.policies
+    inner, acted = policy.step, []
+
+    def spy(*arguments: Any) -> Any:
+        said = inner(*arguments)
+        acted.append(said[0].logits)
+        return said
+
+    policy.step = spy
+    collector.collect(algorithm)
+    del policy.step
+    team = algorithm.value
+    (utilities,) = team.utilities(team.thetas, team.prepare(cut_into_fragments(rollout, 5)))
+    fragments = utilities.logits[:, :5].unflatten(2, (2, 4))  # [N, L, chunks, B, A]
+    torch.testing.assert_close(fragments.permute(2, 1, 0, 3, 4).flatten(0, 1), torch.stack(acted))
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_exploration_falls_with_the_steps(name: str) -> None:
     algorithm, rollout, collector = small(

@@ -25,7 +25,8 @@ class Observation:
             that ``AgentSpec.image`` says.
         action_masks: one entry per group: bool [B, N_group, mask_size], or None where the group has no masks.
         state: [B, state_size] float32, or a picture's type.
-        active: [B, N] bool; False for an agent that has left (its observation is then zero, its mask all-true).
+        active: [B, N] bool; False for an agent that has left, or has not come yet (its observation is then zero, its
+            mask all-true): what it remembers stands still.
         restarted: [B, N] bool, agents whose process has been restarted since the step before: what they remembered is
             lost. None where that never happens; see ``hmarl.sdk.faults``.
     """

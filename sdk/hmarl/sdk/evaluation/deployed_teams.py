@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from hmarl.runtime.bundle import AgentModel, Bundle, from_json
+from hmarl.runtime.bundle import AgentModel, Bundle, StateModel, from_json
 from hmarl.runtime.choices import InstructionChoice, drawn_noises
 from hmarl.runtime.session import Policy, noise_for
 from hmarl.runtime.settings import PROVIDER
@@ -89,6 +89,8 @@ def idle_actions(space: ActionSpace, leading: tuple[int, ...], mask: npt.NDArray
 class BundleTeam:
     """A bundle's policies in this process, each run once per step for all rows.
 
+    What an agent remembers stands still while it is away, as in a session that is not asked.
+
     Args:
         bundle: the verified bundle.
         spec: the environment's spec; every agent of it must be in the bundle, or fit an interchangeable one there.
@@ -141,7 +143,12 @@ class BundleTeam:
         if observation.restarted is not None:
             self._forget(observation.restarted)
         columns = [
-            self._run(number, observation.observations[place.group], observation.action_masks[place.group])
+            self._run(
+                number,
+                observation.observations[place.group],
+                observation.action_masks[place.group],
+                observation.active[:, place.index],
+            )
             for number, place in enumerate(self._places)
         ]
         self._step += 1
@@ -159,8 +166,8 @@ class BundleTeam:
                 state[rows] = np.asarray(model.reset, state.dtype).reshape(model.shape)
                 states[model.input] = state
 
-    def _run(self, number: int, observations: Block, masks: Block | None) -> Block:
-        """One agent's actions: [B, *action_shape]."""
+    def _run(self, number: int, observations: Block, masks: Block | None, there: npt.NDArray[np.bool_]) -> Block:
+        """One agent's actions: [B, *action_shape]; ``there`` [B] says in which rows it is not away."""
         place, policy, states = self._places[number], self._policies[number], self._states[number]
         model = policy.agent
         feeds = {model.observation.name: agent_spec(model).observed(observations[:, place.position]), **states}
@@ -173,9 +180,18 @@ class BundleTeam:
         begin = time.perf_counter()
         outputs = policy.run_batch(feeds)
         self._latencies_s.append(time.perf_counter() - begin)
-        self._states[number] = {state.input: outputs[state.output] for state in model.states}
+        self._states[number] = {state.input: self._carried(state, states, outputs, there) for state in model.states}
         self._diagnostics[number] = {each.name: outputs[each.name] for each in model.diagnostics}
         return outputs[model.action.name]
+
+    @staticmethod
+    def _carried(
+        state: StateModel, before: Mapping[str, Block], outputs: Mapping[str, Block], there: npt.NDArray[np.bool_]
+    ) -> Block:
+        """[B, *shape] of a state: what follows in the rows where the agent is ``there`` [B], else what was before."""
+        after = outputs[state.output]
+        reset = np.asarray(state.reset, after.dtype).reshape(state.shape)
+        return np.where(there.reshape(-1, *(1,) * len(state.shape)), after, before.get(state.input, reset))
 
     def explain(self, index: int = 0) -> TeamAnnotation | None:
         """Which instruction each agent followed in row ``index``; None where it follows none."""
@@ -193,7 +209,8 @@ class BundleTeam:
 class FleetTeam:
     """Agents that other processes serve, over gRPC or frames; every agent and row has a session of its own.
 
-    The agents' acts are sent at the same time, those of one agent's rows one after the other. When the fleet is given
+    The agents' acts are sent at the same time, those of one agent's rows one after the other. An agent that is away is
+    not asked, and told that its steps go by (``Agent.skip``): what it remembers stands still. When the fleet is given
     another bundle, running episodes end on the one before, and the next ``reset`` follows with all agents.
 
     Args:
@@ -399,9 +416,12 @@ class FleetTeam:
 
         def ask(number: int) -> list[float]:
             place = self._places[number]
-            rows = np.flatnonzero(running & observation.active[:, place.index])
+            there = observation.active[:, place.index]
+            rows = np.flatnonzero(running & there)
             if observation.restarted is not None:
                 self._start(number, np.flatnonzero(running & observation.restarted[:, place.index]))
+            for row in np.flatnonzero(running & ~there):
+                self._clients[number][row].skip()
             return [self._act_row(number, int(row), observation, blocks[place.group]) for row in rows]
 
         for latencies in self._pool.map(ask, range(len(self._places))):

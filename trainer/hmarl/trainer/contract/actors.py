@@ -13,7 +13,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.experience.rollout import Decision
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.normalisation import RunningNormaliser
-from hmarl.trainer.networks.policies import Context, GroupPolicy, no_memories, select_all, step_all
+from hmarl.trainer.networks.policies import Context, GroupPolicy, by_group, no_memories, select_all, step_all
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Actors:
             memories: as ``no_memories`` returns them.
         """
         seen = self.normalised(observation.observations)
-        return step_all(self.policies, seen, observation.action_masks, context, memories)
+        there = by_group(self.spec.groups, observation.active) if self.recurrent else None
+        return step_all(self.policies, seen, observation.action_masks, context, memories, there)
 
     def decide(
         self,

@@ -39,6 +39,8 @@ class LocalPolicies(Protocol):
 class LocalTeam:
     """The deployable policies in torch, each fed with its own agent's observation alone: what will be exported.
 
+    What an agent remembers stands still while it is away.
+
     Args:
         policies: whose agents.
         sample: draw actions (and, in common, instructions) instead of argmax or mean.
@@ -96,7 +98,12 @@ class LocalTeam:
         for g, group in enumerate(self.spec.groups):
             mask = observation.action_masks[g]
             actions = [
-                self._act(agent, observation.observations[g][:, m], None if mask is None else mask[:, m])
+                self._act(
+                    agent,
+                    observation.observations[g][:, m],
+                    None if mask is None else mask[:, m],
+                    observation.active[:, agent],
+                )
                 for m, agent in enumerate(group.agents)
             ]
             groups.append(np.stack(actions, axis=1))
@@ -125,7 +132,9 @@ class LocalTeam:
         return [torch.stack([held[agent] for agent in group.agents], dim=1) for group in self.spec.groups]
 
     @torch.no_grad()
-    def _act(self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    def _act(
+        self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None, there: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[Any]:
         module = self.modules[agent]
         inputs = [torch.from_numpy(module.agent.observed(observation))]
         if module.agent.has_action_mask and mask is not None:
@@ -135,7 +144,11 @@ class LocalTeam:
         inputs += self._states[agent]
         inputs += [torch.from_numpy(noise) for noise in self._noises(agent)]
         outputs = module(*inputs)
-        self._states[agent] = list(outputs[1 : 1 + len(module.states)])
+        rows = torch.from_numpy(there).unsqueeze(-1)
+        self._states[agent] = [
+            torch.where(rows, after, before)
+            for after, before in zip(outputs[1 : 1 + len(module.states)], self._states[agent], strict=True)
+        ]
         return np.asarray(outputs[0].numpy())
 
     def _noises(self, agent: int) -> list[npt.NDArray[np.float32]]:

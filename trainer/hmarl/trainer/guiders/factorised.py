@@ -112,7 +112,9 @@ class FactorisedGuider(FlatNetwork):
         """All agents' actions at once; the order is of no matter."""
         policies = [replace(policy, theta=parameters[f"policies.{g}"]) for g, policy in enumerate(self.policies)]
         memories = self._memories(memory)
-        distributions, following = step_all(policies, view.features, view.action_masks, view.instruction, memories)
+        distributions, following = step_all(
+            policies, view.features, view.action_masks, view.instruction, memories, view.there
+        )
         actions = select_all(distributions, perturbations) if taken is None else tuple(taken)
         log_prob = torch.zeros(len(memory), self.agents, device=memory.device)
         for group, distribution, action in zip(self.groups, distributions, actions, strict=True):
@@ -149,6 +151,7 @@ class FactorisedGuider(FlatNetwork):
                 remembered,
                 begins,
                 parameters[f"policies.{g}"],
+                None if view.there is None else view.there[g],
             )
             for g, (policy, remembered) in enumerate(zip(self.policies, self._memories(memory), strict=True))
         ]

@@ -146,6 +146,7 @@ class Followers:
                 part.memories[g],
                 part.begins,
                 optimiser.parameter,
+                None if view.there is None else view.there[g],
             )
             for g, (policy, optimiser) in enumerate(zip(self.policies, self.optimisers, strict=True))
         ]

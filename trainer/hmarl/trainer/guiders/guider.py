@@ -69,12 +69,15 @@ class TeamView:
         action_masks: per group [..., N_group, A] bool, or None.
         context: [..., C] what all agents are seen with, beside the observations (the state), or None.
         instruction: [..., K] what actions, but not values, depend on as well (a conductor's instruction), or None.
+        there: per group [..., N_group] bool, False for agents that are away: what they remember by themselves stands
+            still. None where all are there.
     """
 
     features: Sequence[Tensor]
     action_masks: Sequence[Tensor | None]
     context: Tensor | None = None
     instruction: Tensor | None = None
+    there: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.indices import sent
 from hmarl.trainer.networks.normalisation import RunningNormaliser, ValueNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam
+from hmarl.trainer.networks.policies import by_group
 from hmarl.trainer.sequential.estimates import Estimate, counted, estimate_by
 from hmarl.trainer.sequential.gradient_steps import minibatches
 
@@ -129,12 +130,14 @@ class TrainedGuider:
         masks: Sequence[Tensor | None],
         states: Tensor,
         instruction: Tensor | None = None,
+        active: Tensor | None = None,
     ) -> TeamView:
         """What the guider sees of raw observations [..., N_group, D], masks, states [..., S] and, where there is a
-        conductor, its instruction [..., K].
+        conductor, its instruction [..., K]; ``active`` [..., N] bool says who is there, None that all are.
         """
         context = self._state_normaliser(states) if self.settings.guider_sees_state else None
-        return TeamView(self.actors.normalised(observations), masks, context, instruction)
+        there = None if active is None else by_group(self.actors.spec.groups, active)
+        return TeamView(self.actors.normalised(observations), masks, context, instruction, there)
 
     @torch.no_grad()
     def act(
@@ -157,7 +160,8 @@ class TrainedGuider:
             order: of all agents; None is their natural one.
             taken: see ``Guider.act``.
         """
-        view = self.view(observation.observations, observation.action_masks, observation.state, instruction)
+        seen, masks = observation.observations, observation.action_masks
+        view = self.view(seen, masks, observation.state, instruction, observation.active)
         order = range(self.agents) if order is None else order
         return self.network.act(self._parameters, view, perturbations, order, memory, taken)
 
@@ -227,7 +231,8 @@ class TrainedGuider:
             instruction: [T, B, K] of a conductor, or None.
             weight: [T, B] of the steps in the policies' surrogates, or None.
         """
-        view = self.view(rollout.observations, rollout.action_masks, rollout.states[:-1])
+        active = None if rollout.all_active else rollout.active
+        view = self.view(rollout.observations, rollout.action_masks, rollout.states[:-1], active=active)
         return team_batch(
             rollout,
             view,

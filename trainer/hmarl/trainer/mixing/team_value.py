@@ -23,6 +23,7 @@ from hmarl.trainer.networks.distributions import Categorical
 from hmarl.trainer.networks.flat import Memory
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 from hmarl.trainer.networks.optimiser import FlatAdam, descend_all
+from hmarl.trainer.networks.policies import by_group, memory_along
 
 
 class UtilitySettings(Protocol):
@@ -120,6 +121,8 @@ class TeamValue:
         length, size = states.shape[:2]
         seen = None if context is None else context.expand(length, -1, -1)
         features = self.actors.normalised([rows[f"observations.{g}"] for g in range(len(self.policies))])
+        there = by_group(self.spec.groups, rows["active"])
+        begins = torch.zeros(length, size, dtype=torch.bool, device=states.device)  # but at the first step
         inputs: list[Tensor] = []
         masks: list[Tensor | None] = []
         memories: list[Memory | None] = []
@@ -127,8 +130,8 @@ class TeamValue:
             inputs.append(policy.inputs(features[g].transpose(0, 1), seen).permute(2, 0, 1, 3).flatten(1, 2))
             mask = rows.get(f"action_masks.{g}")
             masks.append(None if mask is None else mask.permute(2, 1, 0, 3).flatten(1, 2))
-            kept = torch.ones(1, length, size, 1, device=states.device)
-            memories.append(Memory(rows[f"memories.{g}"].transpose(0, 1), kept) if self.actors.recurrent else None)
+            before = rows[f"memories.{g}"].transpose(0, 1) if self.actors.recurrent else None
+            memories.append(None if before is None else memory_along(before, begins, there[g].transpose(0, 1)))
         return Batch(
             inputs,
             masks,

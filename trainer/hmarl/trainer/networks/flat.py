@@ -148,10 +148,13 @@ class Memory:
     Attributes:
         initial: [..., n·B, H] the memory with which each chunk starts.
         kept: [n, L, B, 1] float32, 0 where a row begins an episode (the memory is then zero before it), else 1.
+        there: [..., n, L, B, 1] bool, False where an agent is away: the next row has the memory that this one had.
+            None: it is always there.
     """
 
     initial: Tensor
     kept: Tensor
+    there: Tensor | None = None
 
     @property
     def chunks(self) -> int:
@@ -167,7 +170,10 @@ class Memory:
     def take(self, chosen: Tensor) -> Memory:
         """Of the chunks ``chosen`` [c] alone, as [1, L, c]."""
         kept = self.kept.transpose(1, 2).flatten(0, 1)[chosen]
-        return Memory(self.initial[..., chosen, :], kept.transpose(0, 1).unsqueeze(0))
+        there = self.there
+        if there is not None:
+            there = there.transpose(-3, -2).flatten(-4, -3)[..., chosen, :, :].transpose(-3, -2).unsqueeze(-4)
+        return Memory(self.initial[..., chosen, :], kept.transpose(0, 1).unsqueeze(0), there)
 
 
 class GoalShape(Protocol):
@@ -257,19 +263,23 @@ class RecurrentNetwork(FlatNetwork):
         """[..., G] goals, or logits of discrete ones, from what is remembered [..., H]."""
         return dense(parameters, "goal", remembered)
 
-    def step(self, parameters: Parameters, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, parameters: Parameters, x: Tensor, memory: Tensor, there: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One step of many rows.
 
         Args:
             parameters: of one network, or of a stack of N.
             x: [M, input_size], or [N, M, input_size].
             memory: [M, H], or [N, M, H].
+            there: [M] or [N, M] bool, False where an agent is away: its memory stays as it is. None: all are there.
 
         Returns:
             The output [..., output_size] and the next memory [..., H].
         """
         following = self._advance(parameters, self._gates(parameters, x), memory)
-        return self.output(parameters, following), following
+        output = self.output(parameters, following)
+        return output, following if there is None else torch.where(there.unsqueeze(-1), following, memory)
 
     def sequence(self, parameters: Parameters, x: Tensor, memory: Memory) -> Tensor:
         """Outputs at all rows of a batch, each chunk run through from its start.
@@ -285,17 +295,29 @@ class RecurrentNetwork(FlatNetwork):
         return self.output(parameters, self.remembered(parameters, x, memory))
 
     def remembered(self, parameters: Parameters, x: Tensor, memory: Memory) -> Tensor:
-        """[M, H], or [N, M, H]: the memory after each of the rows of ``sequence``."""
+        """[M, H], or [N, M, H]: the memory by which each of the rows of ``sequence`` is decided."""
+        return self._through(parameters, x, memory)[0]
+
+    def carried(self, parameters: Parameters, x: Tensor, memory: Memory) -> Tensor:
+        """[M, H], or [N, M, H]: the memory with which each row of ``sequence`` is followed by the next one."""
+        return self._through(parameters, x, memory)[1]
+
+    def _through(self, parameters: Parameters, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """What ``remembered`` and ``carried`` return; they differ where an agent is away."""
         chunks, length, batch, _ = memory.kept.shape
         lead = x.shape[:-2]
         # Unbound at once: the gradient of an indexed step would be an array of all steps, for every step.
         steps = self._gates(parameters, x).view(*lead, chunks, length, batch, -1).unbind(-3)
-        held, remembered = memory.initial, []
+        held, remembered, carried = memory.initial, [], []
         for t, gates in enumerate(steps):
             held = held * memory.kept[:, t].reshape(chunks * batch, 1)
-            held = self._advance(parameters, gates.flatten(-3, -2), held)
-            remembered.append(held.view(*lead, chunks, batch, self.memory))
-        return torch.stack(remembered, dim=-3).flatten(-4, -2)
+            after = self._advance(parameters, gates.flatten(-3, -2), held)
+            remembered.append(after.view(*lead, chunks, batch, self.memory))
+            there = memory.there
+            held = after if there is None else torch.where(there[..., t, :, :].flatten(-3, -2), after, held)
+            carried.append(held.view(*lead, chunks, batch, self.memory))
+        together = torch.stack(remembered, dim=-3).flatten(-4, -2)
+        return together, together if memory.there is None else torch.stack(carried, dim=-3).flatten(-4, -2)
 
     def _gates(self, parameters: Parameters, x: Tensor) -> Tensor:
         """[..., 3 H] what the input contributes to the gates, of all rows at once."""

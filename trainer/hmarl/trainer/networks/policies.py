@@ -13,6 +13,7 @@ from hmarl.sdk.spaces import AgentGroup, ImageFormat
 from hmarl.trainer.networks.distributions import ActionHead, Distribution
 from hmarl.trainer.networks.flat import FlatNetwork, Memory, Mlp, RecurrentNetwork
 from hmarl.trainer.networks.images import ImageEncoder, beside
+from hmarl.trainer.networks.indices import on_device
 from hmarl.trainer.networks.settings import (
     AlgorithmSettings,
     NetworkSettings,
@@ -154,6 +155,7 @@ class GroupPolicy:
         memory: Tensor,
         begins: Tensor,
         theta: Tensor,
+        there: Tensor | None = None,
     ) -> Distribution:
         """[N, L·C] all agents' distributions along C sequences of L steps.
 
@@ -164,10 +166,11 @@ class GroupPolicy:
             memory: [N, C, H] before the first step; of no matter to networks without memory.
             begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
             theta: parameters [rows, P].
+            there: [L, C, N] bool, False where an agent is away, or None; see ``Memory``.
         """
         inputs = self.inputs(features, context).flatten(0, 1).transpose(0, 1)
         legal = None if mask is None else mask.flatten(0, 1).transpose(0, 1)
-        remembered = Memory(memory, (~begins).float().view(1, *begins.shape, 1)) if self.recurrent else None
+        remembered = memory_along(memory, begins, there) if self.recurrent else None
         return self.all_distributions(inputs, legal, remembered, theta)
 
     def _outputs(self, theta: Tensor, inputs: Tensor, memory: Memory | None) -> Tensor:
@@ -176,25 +179,45 @@ class GroupPolicy:
             return self.network.sequence(self.network.named(theta), inputs, memory)
         return self.network(theta, inputs)
 
-    def step(self, inputs: Tensor, mask: Tensor | None, memory: Tensor | None) -> tuple[Distribution, Tensor | None]:
+    def step(
+        self, inputs: Tensor, mask: Tensor | None, memory: Tensor | None, there: Tensor | None = None
+    ) -> tuple[Distribution, Tensor | None]:
         """All agents' distributions at one step, and what they remember after it.
 
         Args:
             inputs: [N, B, input_size].
             mask: [N, B, A] bool, or None.
             memory: [N, B, H] for recurrent networks, else None.
+            there: [N, B] bool, False where an agent is away, and what it remembers stands still; None: all are there.
         """
         if not isinstance(self.network, RecurrentNetwork):
             return self.all_distributions(inputs, mask), None
         assert memory is not None
         theta, size = self.theta.expand(self.members, -1), self.network.size
-        output, following = self.network.step(self.network.named(theta[:, :size]), inputs, memory)
+        output, following = self.network.step(self.network.named(theta[:, :size]), inputs, memory, there)
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
+
+
+def memory_along(memory: Tensor, begins: Tensor, there: Tensor | None) -> Memory:
+    """What N agents remember along C sequences of L steps.
+
+    Args:
+        memory: [N, C, H] before the first step.
+        begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+        there: [L, C, N] bool, False where an agent is away; None: all are always there.
+    """
+    there = None if there is None else there.permute(2, 0, 1).unsqueeze(1).unsqueeze(-1)
+    return Memory(memory, (~begins).float().view(1, *begins.shape, 1), there)
 
 
 def fresh_rows(rows: int, network: FlatNetwork, head: ActionHead, generator: torch.Generator) -> Tensor:
     """[rows, P] fresh parameters, of a network and of its head each."""
     return torch.stack([torch.cat([network.initialise(generator), head.initialise()]) for _ in range(rows)])
+
+
+def by_group(groups: Sequence[AgentGroup], active: Tensor) -> list[Tensor]:
+    """Per group [..., N_group] of what is known of all agents [..., N]."""
+    return [active[..., on_device(group.agents, active.device)] for group in groups]
 
 
 def no_memories(policies: Sequence[GroupPolicy], batch_size: int) -> list[Tensor]:
@@ -220,6 +243,7 @@ def step_all(
     masks: Sequence[Tensor | None],
     context: Context | None,
     memories: Sequence[Tensor],
+    there: Sequence[Tensor] | None,
 ) -> tuple[list[Distribution], list[Tensor]]:
     """All agents' distributions at one step, and what they remember after it.
 
@@ -229,6 +253,7 @@ def step_all(
         masks: per group [B, N_group, A] bool, or None.
         context: see ``Context``; or None.
         memories: per group [N_group, B, H] for recurrent policies, else empty.
+        there: per group [B, N_group] bool: what agents remember stands still while they are away. None: all are there.
 
     Returns:
         Per group [N_group, B]; and memories as they came.
@@ -240,6 +265,7 @@ def step_all(
             policy.inputs(features[g], context_of(context, g)).transpose(0, 1),
             None if mask is None else mask.transpose(0, 1),
             memories[g] if memories else None,
+            None if there is None else there[g].T,
         )
         distributions.append(distribution)
         following += [] if memory is None else [memory]

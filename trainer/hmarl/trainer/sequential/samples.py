@@ -182,10 +182,11 @@ class TeamSamples:
         if not self.policies[group].recurrent:
             return None
         rollout = self.rollout
+        agents = on_device(self.spec.groups[group].agents[members], rollout.device)
         initial = torch.stack([memories[group][members] for memories in rollout.memories])  # [n, members, B, H]
         forgotten = rollout.begins.unsqueeze(-1).expand(-1, -1, initial.shape[1])  # [T, B, members]
         if rollout.restarted is not None:
-            agents = on_device(self.spec.groups[group].agents[members], rollout.device)
             forgotten = forgotten | rollout.restarted[..., agents]
         kept = (~forgotten).float().reshape(len(rollout.memories), -1, rollout.batch_size * initial.shape[1], 1)
-        return Memory(initial.transpose(1, 2).flatten(0, 2), kept)
+        there = None if rollout.all_active else rollout.active[:, :, agents].reshape(kept.shape)
+        return Memory(initial.transpose(1, 2).flatten(0, 2), kept, there)

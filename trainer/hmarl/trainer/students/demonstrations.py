@@ -148,6 +148,10 @@ class Demonstrations:
         """[L, C, N_group, D]."""
         return self.tensors[f"features.{group}"]
 
+    def there(self, group: int) -> Tensor:
+        """[L, C, N_group] bool, False where an agent had left."""
+        return self.tensors[f"active.{group}"]
+
     def mask(self, group: int) -> Tensor | None:
         """[N_group, L·C, A] bool, or None."""
         return self._rows(f"mask.{group}")
@@ -158,7 +162,7 @@ class Demonstrations:
 
     def weight(self, group: int) -> Tensor:
         """[N_group, L·C] float32, 0 where an agent had left."""
-        return self.tensors[f"active.{group}"].flatten(0, 1).T.float()
+        return self.there(group).flatten(0, 1).T.float()
 
     def labels(self, group: int, head: ActionHead) -> Distribution:
         """[N_group, L·C]; illegal choices stay as unlikely as their masks made them."""

@@ -14,8 +14,16 @@ from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.contract.deployable import DeployablePolicy, check_size
 from hmarl.trainer.contract.teacher import GoalKind
 from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.networks.flat import Memory, RecurrentNetwork
-from hmarl.trainer.networks.policies import GroupPolicy, fresh_rows, no_memories, select_all, step_all
+from hmarl.trainer.networks.flat import RecurrentNetwork
+from hmarl.trainer.networks.policies import (
+    GroupPolicy,
+    by_group,
+    fresh_rows,
+    memory_along,
+    no_memories,
+    select_all,
+    step_all,
+)
 from hmarl.trainer.students.settings import DistillationSettings
 
 
@@ -31,18 +39,29 @@ class StudentPolicy(GroupPolicy):
     network: RecurrentNetwork
     goal_kind: GoalKind | None = None
 
-    def remembered(self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor) -> Tensor:
-        """[N, L·C, H] what all agents remember after each step of C sequences of L steps.
+    def remembered(
+        self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor, there: Tensor | None = None
+    ) -> Tensor:
+        """[N, L·C, H] what all agents decide by at each step of C sequences of L steps.
 
         Args:
             features: [L, C, N, D] normalised observations.
             memory: [N, C, H] before the first step.
             begins: [L, C] bool, True where a step begins an episode.
             theta: parameters [rows, P].
+            there: [L, C, N] bool, False where an agent is away, or None; see ``Memory``.
         """
-        inputs = self.inputs(features).flatten(0, 1).transpose(0, 1)
-        kept = (~begins).float().view(1, *begins.shape, 1)
-        return self.network.remembered(self._named(theta), inputs, Memory(memory, kept))
+        return self.network.remembered(self._named(theta), self._rows(features), memory_along(memory, begins, there))
+
+    def carried(
+        self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor, there: Tensor | None = None
+    ) -> Tensor:
+        """[N, L·C, H] what all agents carry into the step after each; arguments as of ``remembered``."""
+        return self.network.carried(self._named(theta), self._rows(features), memory_along(memory, begins, there))
+
+    def _rows(self, features: Tensor) -> Tensor:
+        """[N, L·C, input_size] of features [L, C, N, D]."""
+        return self.inputs(features).flatten(0, 1).transpose(0, 1)
 
     def decided(self, remembered: Tensor, mask: Tensor | None, theta: Tensor) -> tuple[Distribution, Tensor | None]:
         """[N, M] all agents' distributions and [N, M, G] predicted goals (or their logits), None without goals.
@@ -148,7 +167,8 @@ class Students:
             memories: per group [N_group, B, H].
         """
         seen = self.features(observation.observations, observation.state)
-        distributions, following = step_all(self.policies, seen, observation.action_masks, None, memories)
+        there = by_group(self.spec.groups, observation.active)
+        distributions, following = step_all(self.policies, seen, observation.action_masks, None, memories, there)
         return select_all(distributions, perturbations), following
 
     def deployable(self, agent: int) -> DeployablePolicy:
