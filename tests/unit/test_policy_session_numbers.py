@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from gymnasium import spaces
 
 from fragile_bundle import write_fragile_bundle
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import HmarlError, InferenceError, NonFiniteError, StepOrderError, UsageError
 from hmarl.runtime.session import Policy, PolicySession
 from hmarl.sdk.clients.local_agent import LocalAgent
+from hmarl.sdk.environment import Observation
+from hmarl.sdk.evaluation.deployed_teams import BundleTeam
+from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
 from toy_bundle import ActionType
 
 LEGAL = np.ones(5, np.bool_)
@@ -135,4 +140,40 @@ def test_a_graph_that_does_not_run_is_the_same_kind_of_error(toy_bundle: Bundle,
     with pytest.raises(InferenceError, match="agent 'agent_0': step 0: inference failed: division by zero"):
         session.act(observation(0), LEGAL)
     assert issubclass(NonFiniteError, InferenceError)
+
+
+FRAGILE = EnvironmentSpec("toy/toy", (AgentSpec("agent_0", 6, spaces.Discrete(5), True),), 1, 9, "sum")
+
+
+@pytest.mark.parametrize("output", ["next_state", "action_logits"])
+def test_a_batch_with_a_row_that_is_no_number_is_refused_by_agent_row_and_output(tmp_path: Path, output: str) -> None:
+    """Where that row matters: not that of an episode that has ended, nor of an agent that is away."""
+    bundle = write_fragile_bundle(tmp_path / "bundle", "discrete", output)
+    policy = Policy(bundle, "agent_0")
+    rows = np.stack([observation(0), TOO_LARGE, observation(2)])
+    named = rf"agent 'agent_0': row 1: the policy computed {output}\[0\] = nan, expected finite numbers"
+    with pytest.raises(NonFiniteError, match=named):
+        policy.run_batch({"observation": rows})
+    without = np.array([True, False, True])
+    got = policy.run_batch({"observation": rows}, finite=without)
+    np.testing.assert_array_equal(got["action"][without], policy.run_batch({"observation": rows[without]})["action"])
+    assert np.isnan(policy.run_batch({"observation": rows}, finite=False)[output]).any()
+
+    def seen(active: npt.NDArray[np.bool_]) -> Observation:
+        masks = (np.ones((3, 1, 5), np.bool_),)
+        return Observation((rows[:, None],), masks, np.zeros((3, 1), np.float32), active[:, None])
+
+    every, team = np.ones(3, np.bool_), BundleTeam(bundle, FRAGILE)
+    team.reset(np.arange(3))
+    team.act(seen(every), without)
+    team.reset(np.arange(3))
+    team.act(seen(without), every)
+    rows[1] = observation(1)
+    (after,) = team.act(seen(every), every)  # nothing of it was remembered
+    session = policy.session()
+    session.reset(1)
+    assert after[1, 0] == session.act(observation(1), LEGAL).action
+    rows[1] = TOO_LARGE
+    with pytest.raises(NonFiniteError, match=named):
+        team.act(seen(every), every)
     assert InferenceError.exit_code == HmarlError.exit_code

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from hmarl.runtime.errors import NonFiniteError
 from hmarl.trainer.algorithms import ALGORITHMS
+from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.networks.flat import Memory, Mlp, RecurrentNetwork
 from training_runs import new_algorithm, of_use, team_samples
 
@@ -160,6 +163,20 @@ def test_the_update_sees_what_the_agents_saw(environment: str, chunk_length: int
                 atol=1e-5,
                 rtol=1e-4,
             )
+
+
+def test_a_team_of_torch_refuses_what_is_no_number() -> None:
+    """Of an agent that is there, in an episode that goes on."""
+    algorithm, _, collector = new_algorithm("happo", "toy_environments:returning", 2, 5, recurrent=True)
+    algorithm.policies[0].theta[2, -1] = float("nan")  # of the one that comes late
+    team, seen = LocalTeam(algorithm), collector.environment.reset(np.arange(2))
+    team.reset(np.arange(2))
+    every = np.ones(2, np.bool_)
+    for _ in range(2):
+        seen = collector.environment.step(team.act(seen, every)).observation
+    team.act(seen, ~every)
+    with pytest.raises(NonFiniteError, match=r"agent 'chooser_2': row 0: the policy computed action_logits\[3\] = nan"):
+        team.act(seen, every)
 
 
 @pytest.mark.parametrize(

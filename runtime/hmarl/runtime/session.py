@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ __all__ = [
     "InstructionChoice",
     "Policy",
     "PolicySession",
+    "check_finite",
     "compare_outputs",
     "noise_for",
 ]
@@ -129,18 +130,22 @@ class Policy:
         """A new, independent session; call its ``reset`` first."""
         return PolicySession(self, self.observer)
 
-    def run_batch(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run_batch(
+        self, feeds: Mapping[str, npt.NDArray[Any]], *, finite: npt.NDArray[np.bool_] | bool = True
+    ) -> dict[str, npt.NDArray[Any]]:
         """Run many rows at once, without any session.
 
         Args:
             feeds: arrays [B, *shape] by input name. Left out, states take their reset values, noises zero
                 (deterministic), the mask all-true.
+            finite: [B] bool, rows whose outputs have to be finite; True: all, False: none.
 
         Returns:
             All outputs by name: [B, *shape].
 
         Raises:
             ObservationError: an array of wrong name, shape or dtype.
+            NonFiniteError: the policy computed NaN or infinity; names the agent, the row and the output.
         """
         observation = feeds.get(self.agent.observation.name)
         if observation is None:
@@ -160,7 +165,10 @@ class Policy:
                     f"{(batch, *tensor.shape)} (batch first)"
                 )
             complete[tensor.name] = array
-        return dict(zip(self._output_names, self._session.run(self._output_names, complete), strict=True))
+        outputs = dict(zip(self._output_names, self._session.run(self._output_names, complete), strict=True))
+        if finite is not False:
+            check_finite(self.agent.id, outputs, observation, finite)
+        return outputs
 
     def make_buffers(self) -> _graph.Buffers:
         """Buffers for one row, set to the inputs' default values."""
@@ -186,6 +194,38 @@ class Policy:
                 buffers.run()
         except Exception as error:  # ONNX Runtime raises many unrelated types
             raise BundleError(f"{self.agent.file}: the graph does not run: {one_line(error)}") from error
+
+
+def check_finite(
+    agent_id: str,
+    outputs: Mapping[str, npt.NDArray[Any]],
+    observation: npt.NDArray[Any],
+    finite: npt.NDArray[np.bool_] | Literal[True] = True,
+) -> None:
+    """Refuse a batch of outputs of which a number that matters is none.
+
+    Args:
+        agent_id: whose.
+        outputs: [B, *shape] by name.
+        observation: [B, ...] of what.
+        finite: [B] bool, rows that matter; True: all.
+
+    Raises:
+        NonFiniteError: names the agent, the first such output and its first row.
+    """
+    for name, array in outputs.items():
+        if array.dtype.kind != "f" or 0 not in _isfinite(array).tobytes():  # cheaper than .all() on few rows
+            continue
+        wrong = ~_isfinite(array.reshape(len(array), -1))
+        rows = np.flatnonzero(wrong.any(axis=1) & finite)
+        if rows.size:
+            row = rows[0]
+            where = np.flatnonzero(wrong[row])[0]
+            raise NonFiniteError(
+                f"agent '{agent_id}': row {row}: the policy computed {name}[{where}] = {array[row].flat[where]}, "
+                "expected finite numbers: look at its weights, and at what it observes there (the largest number is "
+                f"{np.abs(observation[row]).max(initial=0):g})"
+            )
 
 
 class PolicySession:

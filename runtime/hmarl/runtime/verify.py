@@ -137,8 +137,9 @@ def _check_batches(policy: Policy, tolerance: float, report: AgentReport) -> Non
     generator = np.random.default_rng(0)
     for batch in BATCH_SIZES:
         feeds = random_feeds(policy.agent, batch, generator)
-        together = policy.run_batch(feeds)
-        alone = [policy.run_batch({name: rows[row : row + 1] for name, rows in feeds.items()}) for row in range(batch)]
+        together = policy.run_batch(feeds, finite=False)  # told below, of every output
+        rows_alone = ({name: rows[row : row + 1] for name, rows in feeds.items()} for row in range(batch))
+        alone = [policy.run_batch(each, finite=False) for each in rows_alone]
         single = {name: np.concatenate([outputs[name] for outputs in alone]) for name in together}
         for name, rows in together.items():
             if not np.isfinite(rows).all():
@@ -278,7 +279,7 @@ def _run_in_parts(policy: Policy, inputs: dict[str, Array], rows: int) -> dict[s
     """Outputs of any number of rows, of which no more are computed at once than have been tried."""
     size = max(BATCH_SIZES)
     parts = [
-        policy.run_batch({name: array[start : start + size] for name, array in inputs.items()})
+        policy.run_batch({name: array[start : start + size] for name, array in inputs.items()}, finite=False)
         for start in range(0, rows, size)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

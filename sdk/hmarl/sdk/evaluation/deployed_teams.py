@@ -89,7 +89,8 @@ def idle_actions(space: ActionSpace, leading: tuple[int, ...], mask: npt.NDArray
 class BundleTeam:
     """A bundle's policies in this process, each run once per step for all rows.
 
-    What an agent remembers stands still while it is away, as in a session that is not asked.
+    What an agent remembers stands still while it is away, as in a session that is not asked. ``act`` raises
+    ``NonFiniteError`` when a policy computes NaN or infinity in a row that matters, as a session does.
 
     Args:
         bundle: the verified bundle.
@@ -143,12 +144,7 @@ class BundleTeam:
         if observation.restarted is not None:
             self._forget(observation.restarted)
         columns = [
-            self._run(
-                number,
-                observation.observations[place.group],
-                observation.action_masks[place.group],
-                observation.active[:, place.index],
-            )
+            self._run(number, observation, running & observation.active[:, place.index])
             for number, place in enumerate(self._places)
         ]
         self._step += 1
@@ -166,9 +162,10 @@ class BundleTeam:
                 state[rows] = np.asarray(model.reset, state.dtype).reshape(model.shape)
                 states[model.input] = state
 
-    def _run(self, number: int, observations: Block, masks: Block | None, there: npt.NDArray[np.bool_]) -> Block:
-        """One agent's actions: [B, *action_shape]; ``there`` [B] says in which rows it is not away."""
+    def _run(self, number: int, observation: Observation, asked: npt.NDArray[np.bool_]) -> Block:
+        """One agent's actions [B, *action_shape], of which those in the rows ``asked`` [B] matter."""
         place, policy, states = self._places[number], self._policies[number], self._states[number]
+        observations, masks = observation.observations[place.group], observation.action_masks[place.group]
         model = policy.agent
         feeds = {model.observation.name: agent_spec(model).observed(observations[:, place.position]), **states}
         if model.action_mask is not None and masks is not None:
@@ -178,20 +175,20 @@ class BundleTeam:
         for noise, stream in self._noises[number]:
             feeds[noise.name] = noise_for(noise, model.id, self._seeds, self._step, stream=stream)
         begin = time.perf_counter()
-        outputs = policy.run_batch(feeds)
+        outputs = policy.run_batch(feeds, finite=asked)
         self._latencies_s.append(time.perf_counter() - begin)
-        self._states[number] = {state.input: self._carried(state, states, outputs, there) for state in model.states}
+        self._states[number] = {state.input: self._carried(state, states, outputs, asked) for state in model.states}
         self._diagnostics[number] = {each.name: outputs[each.name] for each in model.diagnostics}
         return outputs[model.action.name]
 
     @staticmethod
     def _carried(
-        state: StateModel, before: Mapping[str, Block], outputs: Mapping[str, Block], there: npt.NDArray[np.bool_]
+        state: StateModel, before: Mapping[str, Block], outputs: Mapping[str, Block], asked: npt.NDArray[np.bool_]
     ) -> Block:
-        """[B, *shape] of a state: what follows in the rows where the agent is ``there`` [B], else what was before."""
+        """[B, *shape] of a state: what follows in the rows ``asked`` [B], in others what was before."""
         after = outputs[state.output]
         reset = np.asarray(state.reset, after.dtype).reshape(state.shape)
-        return np.where(there.reshape(-1, *(1,) * len(state.shape)), after, before.get(state.input, reset))
+        return np.where(asked.reshape(-1, *(1,) * len(state.shape)), after, before.get(state.input, reset))
 
     def explain(self, index: int = 0) -> TeamAnnotation | None:
         """Which instruction each agent followed in row ``index``; None where it follows none."""

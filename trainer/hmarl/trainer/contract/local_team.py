@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmarl.runtime.bundle import AgentModel
 from hmarl.runtime.choices import InstructionChoice, drawn_noises
-from hmarl.runtime.session import noise_for
+from hmarl.runtime.session import check_finite, noise_for
 from hmarl.sdk.clients.agent import check_spec
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.evaluation.assignment import assign
@@ -39,7 +39,8 @@ class LocalPolicies(Protocol):
 class LocalTeam:
     """The deployable policies in torch, each fed with its own agent's observation alone: what will be exported.
 
-    What an agent remembers stands still while it is away.
+    What an agent remembers stands still while it is away. ``act`` raises ``NonFiniteError`` when a policy computes NaN
+    or infinity in a row that matters.
 
     Args:
         policies: whose agents.
@@ -102,7 +103,7 @@ class LocalTeam:
                     agent,
                     observation.observations[g][:, m],
                     None if mask is None else mask[:, m],
-                    observation.active[:, agent],
+                    running & observation.active[:, agent],
                 )
                 for m, agent in enumerate(group.agents)
             ]
@@ -133,7 +134,7 @@ class LocalTeam:
 
     @torch.no_grad()
     def _act(
-        self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None, there: npt.NDArray[np.bool_]
+        self, agent: int, observation: npt.NDArray[Any], mask: npt.NDArray[Any] | None, asked: npt.NDArray[np.bool_]
     ) -> npt.NDArray[Any]:
         module = self.modules[agent]
         inputs = [torch.from_numpy(module.agent.observed(observation))]
@@ -144,7 +145,9 @@ class LocalTeam:
         inputs += self._states[agent]
         inputs += [torch.from_numpy(noise) for noise in self._noises(agent)]
         outputs = module(*inputs)
-        rows = torch.from_numpy(there).unsqueeze(-1)
+        named = {name: output.numpy() for name, output in zip(module.output_names, outputs, strict=True)}
+        check_finite(self.spec.agents[agent].id, named, observation, asked)
+        rows = torch.from_numpy(asked).unsqueeze(-1)
         self._states[agent] = [
             torch.where(rows, after, before)
             for after, before in zip(outputs[1 : 1 + len(module.states)], self._states[agent], strict=True)
