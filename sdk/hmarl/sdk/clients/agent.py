@@ -45,6 +45,9 @@ class Action:
     latency_s: float
 
 
+_COUNTED = ("acts", "fallbacks", "late_replies", "missed_steps", "rejoins", "state_resets", "fresh")
+
+
 @dataclass
 class AgentStatistics:
     """Counters since the agent was made.
@@ -84,12 +87,22 @@ class AgentStatistics:
 
     def add(self, other: AgentStatistics) -> None:
         """Add those of another agent."""
-        for name in ("acts", "fallbacks", "late_replies", "missed_steps", "rejoins", "state_resets", "fresh"):
+        for name in _COUNTED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.fallback_reasons.update(other.fallback_reasons)
         pairs = zip(self.latency_counts, other.latency_counts, strict=True)
         self.latency_counts = [mine + its for mine, its in pairs]
         self.latency_sum_s += other.latency_sum_s
+
+    def since(self, before: AgentStatistics) -> AgentStatistics:
+        """What has been counted since these were as ``before``."""
+        pairs = zip(self.latency_counts, before.latency_counts, strict=True)
+        return AgentStatistics(
+            **{name: getattr(self, name) - getattr(before, name) for name in _COUNTED},
+            fallback_reasons=self.fallback_reasons - before.fallback_reasons,
+            latency_counts=[now - then for now, then in pairs],
+            latency_sum_s=self.latency_sum_s - before.latency_sum_s,
+        )
 
 
 class Agent(Protocol):

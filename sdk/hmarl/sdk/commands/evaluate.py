@@ -35,7 +35,14 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
 from hmarl.sdk.environments.faulty import is_faults
 from hmarl.sdk.errors import AgentError, EnvironmentFault, MissingExtraError, UsageError
-from hmarl.sdk.evaluation.closed_loop import STEP_LIMIT, Evaluation, evaluate, marl_eval_json, unfinished_remark
+from hmarl.sdk.evaluation.closed_loop import (
+    STEP_LIMIT,
+    Evaluation,
+    evaluate,
+    marl_eval_json,
+    serving_remark,
+    unfinished_remark,
+)
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import check_writable, make_directory, write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
@@ -238,15 +245,23 @@ def _print_table(evaluation: Evaluation, console: Console) -> None:
     ]
     if evaluation.unfinished:
         rows.append(("unfinished episodes", str(evaluation.unfinished)))
+    if serving_remark(evaluation) is not None:
+        losses = f"{summary['rejoins']:,} / {summary['state_resets']:,} / {summary['missed_steps']:,}"
+        rows.append(("joined again / forgot / missed steps", losses))
     if summary["success_rate"] is not None:
         rows.append(("success", f"{100 * summary['success_rate']:.1f} %"))
     if summary["latency_p50_us"] is not None:
         latency = f"{summary['latency_p50_us']:,.0f} / {summary['latency_p99_us']:,.0f} µs"
         rows.append((f"latency p50 / p99, {evaluation.latency_of}", latency))
     print_table(console, f"{evaluation.team} on {evaluation.environment}", ("", ""), rows)
-    remark = unfinished_remark(evaluation, "--step-limit")
-    if remark is not None:
+    for remark in _remarks(evaluation):
         console.print(remark)
+
+
+def _remarks(evaluation: Evaluation) -> list[str]:
+    """What stands beside the figures."""
+    found = (unfinished_remark(evaluation, "--step-limit"), serving_remark(evaluation))
+    return [remark for remark in found if remark is not None]
 
 
 def _episodes_csv(evaluation: Evaluation, spec: EnvironmentSpec) -> str:
@@ -323,7 +338,15 @@ def _write_pictures(
         }
         write_report(
             out / "report.html",
-            ReportContent(evaluation, options.command(environment.batch_size), settings, baseline, recording, video),
+            ReportContent(
+                evaluation,
+                options.command(environment.batch_size),
+                settings,
+                baseline,
+                recording,
+                video,
+                _remarks(evaluation),
+            ),
         )
     return [path for path in (out / "report.html" if options.report else None, video) if path is not None]
 

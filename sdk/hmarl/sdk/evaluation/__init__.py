@@ -9,6 +9,7 @@ from hmarl.sdk.evaluation.closed_loop import (
     evaluate,
     limit_of,
     marl_eval_json,
+    serving_remark,
     unfinished_remark,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "evaluate",
     "limit_of",
     "marl_eval_json",
+    "serving_remark",
     "unfinished_remark",
 ]

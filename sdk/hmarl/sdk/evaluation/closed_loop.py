@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.sdk.clients.agent import AgentStatistics
 from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment, as_array, as_numpy
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.evaluation.finite import check_observations, check_rewards
@@ -27,6 +28,7 @@ Progress = Callable[[int, int], None]
 
 # Steps of an episode at most where the environment declares no horizon.
 STEP_LIMIT = 5_000
+_LOSSES = ("rejoins", "state_resets", "missed_steps")
 
 
 @runtime_checkable
@@ -63,6 +65,8 @@ class Evaluation:
         unfinished: episodes that still ran after ``step_limit`` steps and were cut off there.
         step_limit: steps of an episode at most.
         faults: what went wrong on purpose, as ``--faults`` spells it; empty where nothing did.
+        serving: what the clients of served agents counted meanwhile (by the team's ``statistics``), None where nothing
+            is served.
     """
 
     environment: str
@@ -79,6 +83,7 @@ class Evaluation:
     unfinished: int = 0
     step_limit: int = STEP_LIMIT
     faults: str = ""
+    serving: AgentStatistics | None = None
 
     @property
     def episodes(self) -> int:
@@ -90,7 +95,8 @@ class Evaluation:
 
         ``return_ci95`` is [low, high], the percentile-bootstrap interval of the interquartile mean ``return_iqm``;
         ``success_rate`` is None where the task does not know success, latencies (microseconds) where none was measured,
-        ``faults`` where nothing went wrong on purpose.
+        ``faults`` where nothing went wrong on purpose, ``rejoins``, ``state_resets`` and ``missed_steps`` (see
+        ``AgentStatistics``) where nothing is served.
         """
         timed = self.latencies_s.size > 0
         return {
@@ -103,6 +109,7 @@ class Evaluation:
             "return_std": float(self.returns.std()),
             "length_mean": float(self.lengths.mean()),
             "unfinished": self.unfinished,
+            **{name: None if self.serving is None else getattr(self.serving, name) for name in _LOSSES},
             "success_rate": None if self.successes is None else float(self.successes.mean()),
             "latency_p50_us": float(np.quantile(self.latencies_s, 0.50)) * 1e6 if timed else None,
             "latency_p99_us": float(np.quantile(self.latencies_s, 0.99)) * 1e6 if timed else None,
@@ -116,6 +123,18 @@ def unfinished_remark(evaluation: Evaluation, setting: str) -> str | None:
     return (
         f"{evaluation.unfinished} of {evaluation.episodes} episodes still ran after {evaluation.step_limit:,} steps, "
         f"were cut off and count as far as they went; {setting} sets the limit"
+    )
+
+
+def serving_remark(evaluation: Evaluation) -> str | None:
+    """What to say of served agents that lost their memory or observations; None where none did."""
+    found = evaluation.serving
+    if found is None or not (found.rejoins or found.state_resets or found.missed_steps):
+        return None
+    return (
+        f"agents were joined again {found.rejoins:,} times in mid-episode, {found.state_resets:,} times with nothing "
+        f"remembered, and {found.missed_steps:,} observations never arrived: the figures are of a team to which that "
+        "happened; the agents' logs say why"
     )
 
 
@@ -188,8 +207,10 @@ def evaluate(
     limit = limit_of(environment.spec, step_limit)
     tally = _Tally(environment.spec, episodes, record, progress)
     clock = _Clock(team)
+    before = _counted(team)
     for begin in range(0, episodes, batch):
         _play_wave(environment, clock, tally, begin, seeds[begin : begin + batch], limit)
+    now = _counted(team)
     return Evaluation(
         environment=environment.spec.name,
         team=team.name,
@@ -205,7 +226,18 @@ def evaluate(
         unfinished=tally.unfinished,
         step_limit=limit,
         faults=environment.spec.faults,
+        serving=None if before is None or now is None else now.since(before),
     )
+
+
+def _counted(team: Team) -> AgentStatistics | None:
+    """A copy of what a team's clients have counted so far; None for a team that has none."""
+    found = getattr(team, "statistics", None)
+    if not isinstance(found, AgentStatistics):
+        return None
+    copied = AgentStatistics()
+    copied.add(found)
+    return copied
 
 
 def _play_wave(

@@ -276,6 +276,10 @@ class FleetTeam:
         }
         self._diagnostics: dict[tuple[int, int], Mapping[str, Block]] = {}  # by agent and row
         self._clients: list[list[AgentClient]] = [[] for _ in self._places]
+        # Steps at which agents were away: by agent and row, of which the server has not said yet that they are missing
+        # there; and by agent, of which it has.
+        self._away: dict[tuple[int, int], int] = {}
+        self._absences = [0 for _ in self._places]
         self._seeds = np.zeros(0, np.int64)
         self._step = 0
         self._playing = ""  # the bundle of the present episodes
@@ -365,11 +369,12 @@ class FleetTeam:
 
     @property
     def statistics(self) -> AgentStatistics:
-        """What all clients have counted so far, together."""
+        """What all clients have counted so far, together; steps at which an agent was away are none that it missed."""
         total = AgentStatistics()
         for clients in self._clients:
             for client in clients:
                 total.add(client.statistics)
+        total.missed_steps -= sum(self._absences)
         return total
 
     def reset(self, seeds: npt.NDArray[np.int64]) -> None:
@@ -394,6 +399,7 @@ class FleetTeam:
     def _start(self, number: int, rows: Iterable[int]) -> None:
         """One agent's episodes begin, or are joined at this step with nothing remembered; on the team's bundle."""
         for row in rows:
+            self._away[number, row] = 0
             self._clients[number][row].reset(
                 int(self._seeds[row]),
                 sample=self._sample,
@@ -417,8 +423,9 @@ class FleetTeam:
             rows = np.flatnonzero(running & there)
             if observation.restarted is not None:
                 self._start(number, np.flatnonzero(running & observation.restarted[:, place.index]))
-            for row in np.flatnonzero(running & ~there):
+            for row in map(int, np.flatnonzero(running & ~there)):
                 self._clients[number][row].skip()
+                self._away[number, row] += 1
             return [self._act_row(number, int(row), observation, blocks[place.group]) for row in rows]
 
         for latencies in self._pool.map(ask, range(len(self._places))):
@@ -433,7 +440,12 @@ class FleetTeam:
         mask = None
         if client.spec.has_action_mask:
             mask = np.ones(client.spec.mask_size, np.bool_) if masks is None else masks[row, place.position]
+        missed = client.statistics.missed_steps
         action = client.act(client.spec.observed(observation.observations[place.group][row, place.position]), mask)
+        missed = client.statistics.missed_steps - missed
+        if action.fresh or missed:
+            self._absences[number] += min(self._away[number, row], missed)
+            self._away[number, row] = 0
         actions[row, place.position] = action.action
         self._diagnostics[number, row] = action.diagnostics
         return action.latency_s

@@ -11,11 +11,9 @@ from hmarl.sdk.clients.agent import AgentStatistics
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.faulty import ARGUMENT, is_faults
 from hmarl.sdk.evaluation.closed_loop import evaluate
-from hmarl.sdk.evaluation.deployed_teams import FleetTeam
 from hmarl.sdk.gap.document import Serving
 from hmarl.sdk.gap.kept import Kept, Wave, joined, wave_of
 from hmarl.sdk.gap.ladder import Rung
-from hmarl.sdk.team import Team
 
 
 class Watcher(Protocol):
@@ -86,7 +84,6 @@ def _play_rung(
         closing(rung.make_team(environment.spec)) as team,
     ):
         for first in range(done, games.episodes, games.batch_size):
-            counted = _counted(team)
             evaluation = evaluate(
                 environment,
                 team,
@@ -97,23 +94,16 @@ def _play_rung(
                 step_limit=games.step_limit,
                 progress=lambda played, _, first=first: watcher.played(before + first + played),  # type: ignore[misc]
             )
-            serving = None if counted is None else _since(counted, _counted(team))
-            wave = wave_of(first, evaluation, environment.spec, serving)
+            wave = wave_of(first, evaluation, environment.spec, _serving(evaluation.serving))
             kept.add(place, rung.name, wave)
             waves.append(wave)
     return waves
 
 
-def _counted(team: Team) -> AgentStatistics | None:
-    """What the clients of a served team have counted so far."""
-    return team.statistics if isinstance(team, FleetTeam) else None
-
-
-def _since(before: AgentStatistics, now: AgentStatistics | None) -> Serving:
-    """What has been counted since."""
-    assert now is not None
+def _serving(counted: AgentStatistics | None) -> Serving | None:
+    """What was counted, as gaps keep it."""
+    if counted is None:
+        return None
     names = [name for name in Serving.__struct_fields__ if name != "reasons"]
-    reasons = now.fallback_reasons - before.fallback_reasons
-    return Serving(
-        reasons=dict(sorted(reasons.items())), **{name: getattr(now, name) - getattr(before, name) for name in names}
-    )
+    reasons = dict(sorted(counted.fallback_reasons.items()))
+    return Serving(reasons=reasons, **{name: getattr(counted, name) for name in names})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class ReportContent:
         baseline: the same episodes played by random actions.
         recording: one of the episodes, for the plot of its reward.
         video: that episode's GIF or MP4, which is embedded.
+        remarks: sentences that stand below the figures.
     """
 
     evaluation: Evaluation
@@ -39,6 +40,7 @@ class ReportContent:
     baseline: Evaluation | None = None
     recording: Recording | None = None
     video: Path | None = None
+    remarks: Sequence[str] = ()
 
 
 def write_report(path: Path, content: ReportContent) -> None:
@@ -50,6 +52,7 @@ def write_report(path: Path, content: ReportContent) -> None:
     page = page_template("report.html.j2").render(
         evaluation=content.evaluation,
         rows=_table(content),
+        remarks=content.remarks,
         tiles=_tiles(content),
         plots=_plots(content),
         video=_embedded(content.video),
