@@ -12,9 +12,10 @@ import pytest
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.comparing import compare, held
 from hmarl.sdk.evaluation.marl_eval import Results, RunCurve, read_marl_eval, run_curve
+from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.suite.definition import Task
 from hmarl.trainer.suite.planned import PlannedRun
-from hmarl.trainer.suite.records import Best, Record, write_record
+from hmarl.trainer.suite.records import Best, Record, read_record, write_record
 from hmarl.trainer.suite.results import document_of, record_path, steps_of
 
 
@@ -94,6 +95,67 @@ def test_another_shape_is_refused_with_its_place(document: Any, message: str, tm
         read_marl_eval(written(tmp_path / "x.json", document), "--beside x.json")
     with pytest.raises(UsageError, match=r"--beside y\.json: cannot be read"):
         read_marl_eval(tmp_path / "y.json", "--beside y.json")
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ('{"step_count": NaN, "return": [1.0]}', r"step_1: step_count: got nan, expected a number from 0 to 1e\+100"),
+        ('{"step_count": 1e999, "return": [1.0]}', "step_1: step_count: got inf"),
+        ('{"step_count": -5, "return": [1.0]}', "step_1: step_count: got -5"),
+        ('{"step_count": true, "return": [1.0]}', "step_1: step_count: got True"),
+        ('{"step_count": 5, "return": [1.0, NaN]}', r"step_1: return\[1\]: got nan, expected a finite number"),
+        ('{"step_count": 5, "return": [-Infinity]}', r"step_1: return\[0\]: got -inf"),
+        (f'{{"step_count": 5, "return": [1{"0" * 400}]}}', r"step_1: return\[0\]: got 1000"),
+        ('{"step_count": 5, "return": [1e308, 1e308]}', r"step_1: return\[0\]: got 1e\+308"),
+        ('{"step_count": 5, "win_rate": [0.5, NaN]}', r"step_1: win_rate\[1\]: got nan"),
+    ],
+)
+def test_what_is_no_figure_is_refused_with_file_and_field(step: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"e": {{"t": {{"a": {{"r": {{"step_1": {step}}}}}}}}}}}')
+    with pytest.raises(UsageError, match=rf"^--beside x\.json: e / t / a / r / {message}"):
+        read_marl_eval(path, "--beside x.json")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('"local": [1.0, 2.0]', '"local": [1.0, NaN]', r"returns: local\[1\]: got nan, expected a finite number"),
+        ("[7.0, 9.0]", "[1e999]", r"best: returns: local\[0\]: got inf"),
+        ('return_mean": 2.5', 'return_mean": -Infinity', r"metrics\[1\]: evaluation/local/return_mean: got -inf"),
+        ("[7.0, 9.0]", '["x"]', r"best: returns: local\[0\]: got x"),
+    ],
+)
+def test_a_record_without_figures_is_refused_with_file_and_field(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.json"
+    write_record(record(1.0, 2.5), path)
+    text = json.dumps(json.loads(path.read_text()))
+    assert read_record(path) == record(1.0, 2.5)
+    path.write_text(text.replace(before, after))
+    with pytest.raises(CheckpointError, match=rf"run\.json: {message}"):
+        read_record(path)
+
+
+def test_what_is_not_compared_may_be_anything(tmp_path: Path) -> None:
+    document = {"e": {"t": {"a": {"r": {"step_1": {"step_count": 5, "return": [1], "loss": [float("nan")]}}}}}}
+    assert read_marl_eval(written(tmp_path / "x.json", document), "x")["e"]["t"]["a"]["r"]["step_1"]["return"] == [1]
+
+
+def test_runs_whose_steps_are_unknown_are_compared_by_what_they_came_to() -> None:
+    """An evaluation of hmarl-eval says 0 where it knows no training steps."""
+    unknown = [RunCurve(np.array([0]), np.array([value])) for value in (3.0, 5.0)]
+    alone = compare(Results({"a/one": {"good": unknown, "bad": unknown[:1]}}), resamples=20)
+    assert alone is not None
+    assert (alone.shares[0], alone.shares[-1]) == (1.0, 1.0)
+    assert alone.aggregates["good"]["mean"].value == pytest.approx(0.5), "3 and 5 count as 0 and 1"
+    beside = compare(Results({"a/one": {"good": unknown, "bad": curves(4.0, 2.0)}}), resamples=20)
+    assert beside is not None
+    assert beside.shares[0] == 1.0
+    assert beside.curves["good"].values[-1] == pytest.approx(beside.aggregates["good"]["IQM"].value)
+    assert beside.curves["bad"].values[-1] == pytest.approx(beside.aggregates["bad"]["IQM"].value)
 
 
 def curves(*finals: float, start: float = 0.0) -> list[RunCurve]:

@@ -48,7 +48,7 @@ class Comparison:
         thresholds: [points] of the profiles, in normalised scores.
         profiles: by algorithm, the share of runs above each threshold.
         shares: [points] of the curves, in shares of the tasks' budgets, from where all runs have been evaluated. A
-            task's budget ends with the run that ends first.
+            task's budget ends with the run that ends first; runs of unknown steps have been evaluated at its end.
         curves: by algorithm, IQM of the normalised scores.
         improvement: by pair, the probability that the first one's run is better than the second one's.
     """
@@ -85,8 +85,8 @@ def compare(
         return None
     scaled = {task: _Scaled.of(results.curves[task], (ranges or {}).get(task)) for task in tasks}
     runs = {name: min(len(results.curves[task][name]) for task in tasks) for name in algorithms}
-    budgets = {task: min(curve.steps[-1] for of in results.curves[task].values() for curve in of) for task in tasks}
-    first = max(c.steps[0] / budgets[task] for task in tasks for of in results.curves[task].values() for c in of)
+    budgets = {task: _budget([c for of in results.curves[task].values() for c in of]) for task in tasks}
+    first = max(_share(c, budgets[task]) for task in tasks for of in results.curves[task].values() for c in of)
     shares = np.linspace(min(1.0, float(first)), 1.0, _POINTS)
     scores: dict[str, np.ndarray] = {}  # [runs, tasks]
     series: dict[str, np.ndarray] = {}  # [runs, tasks, points]
@@ -108,6 +108,16 @@ def compare(
         curves=_curves(series, resamples),
         improvement=_improvement(scores, resamples),
     )
+
+
+def _budget(curves: Sequence[RunCurve]) -> float:
+    """Steps of a task that all its runs have taken; 0 where those of none are known."""
+    return float(min((curve.steps[-1] for curve in curves if curve.steps[-1]), default=0))
+
+
+def _share(curve: RunCurve, budget: float) -> float:
+    """The share of a budget from which a run has been evaluated; all of it where its steps are unknown."""
+    return float(curve.steps[0] / budget) if curve.steps[-1] else 1.0
 
 
 @dataclass(frozen=True)

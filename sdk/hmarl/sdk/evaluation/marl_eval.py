@@ -28,13 +28,16 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "success_rate": ("success_rate", "win_rate"),
 }
 
+_COMPARED = frozenset(name for names in NAMES.values() for name in names)
+_LARGEST = 1e100  # whose sums and differences are still finite
+
 
 @dataclass(frozen=True)
 class RunCurve:
     """A run by one measure.
 
     Attributes:
-        steps: [E] environment steps of its evaluations, rising.
+        steps: [E] environment steps of its evaluations, rising; 0 alone where they are unknown.
         values: [E] means of their episodes.
     """
 
@@ -80,7 +83,7 @@ class Results:
 
 
 def run_curve(run: Mapping[str, Any], measure: str) -> RunCurve | None:
-    """A run's curve; None where it has no evaluation by that measure."""
+    """A run's curve; None where it has no evaluation by that measure. A step_count of 0 says that it is unknown."""
     points: dict[int, float] = {}
     for name, step in run.items():
         values = next((step[known] for known in NAMES[measure] if step.get(known)), None)
@@ -100,7 +103,8 @@ def read_marl_eval(path: Path, named: str) -> Document:
         named: how the user named it, e.g. ``--beside others.json``.
 
     Raises:
-        UsageError: it cannot be read, or is of another shape.
+        UsageError: it cannot be read, is of another shape, or a step_count or a figure that is compared is no finite
+            number; names the place.
     """
     try:
         document = read_json(path.read_bytes())
@@ -122,11 +126,38 @@ def _check(value: Any, place: Sequence[str]) -> None:
         for name, each in value.items():
             _check(each, (*place, name))
         return
-    if place[-1] != ABSOLUTE and not isinstance(value.get(STEP_COUNT), int | float):
-        raise ValueError(f"{where}: got no {STEP_COUNT}")
+    if place[-1] != ABSOLUTE:
+        _check_step_count(value.get(STEP_COUNT), where)
     for name, each in value.items():
-        if name != STEP_COUNT and not _are_numbers(each):
+        if name == STEP_COUNT:
+            continue
+        if not _are_numbers(each):
             raise ValueError(f"{where}: {name}: got {str(each)[:40]!r}, which is no list of numbers")
+        for at, figure in enumerate(each) if name in _COMPARED else ():
+            check_figure(figure, f"{where}: {name}[{at}]")
+
+
+def check_figure(value: Any, where: str) -> None:
+    """Refuse what no mean and no comparison can be made of.
+
+    Args:
+        value: that others wrote.
+        where: it stands, for the message.
+
+    Raises:
+        ValueError: it is no number, NaN, infinite or too large.
+    """
+    if not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{where}: got {str(value)[:40]}, expected a finite number of at most {_LARGEST:g} in size")
+
+
+def _check_step_count(count: Any, where: str) -> None:
+    if not isinstance(count, int | float):
+        raise ValueError(f"{where}: got no {STEP_COUNT}")
+    if isinstance(count, bool) or not 0 <= count <= _LARGEST:
+        raise ValueError(
+            f"{where}: {STEP_COUNT}: got {str(count)[:40]}, expected a number from 0 to {_LARGEST:g} (0: unknown)"
+        )
 
 
 def _are_numbers(values: Any) -> bool:

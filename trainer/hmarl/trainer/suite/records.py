@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hmarl.sdk.evaluation.marl_eval import check_figure
 from hmarl.sdk.files import write_text
 from hmarl.trainer.records.checkpoint import read_object
 from hmarl.trainer.records.metrics import evaluation_path, read_metrics
@@ -129,15 +130,34 @@ def read_record(path: Path) -> Record:
     """Reads a record, an old one too.
 
     Raises:
-        CheckpointError: damaged, or no record.
+        CheckpointError: damaged, or no record, or a return of it is no finite number.
     """
     content = read_object(path)
     try:
         best = content.pop("best", None)
-        return Record(**content, best=None if best is None else Best(**best))
-    except TypeError as error:
+        record = Record(**content, best=None if best is None else Best(**best))
+        _check_figures(record)
+        return record
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, AttributeError) as error:
         known = ", ".join(each.name for each in fields(Record))
         raise CheckpointError(f"{path}: {error}; expected a record with {known}") from error
+
+
+def _check_figures(record: Record) -> None:
+    """Refuse returns of which no figure can be made, by a ValueError that names the place."""
+    parts = {"returns": record.returns, "choices": record.choices}
+    if record.best is not None:
+        parts["best: returns"] = record.best.returns
+    for part, rows in parts.items():
+        for player, returns in rows.items():
+            for at, value in enumerate(returns):
+                check_figure(value, f"{part}: {player}[{at}]")
+    for at, row in enumerate(record.metrics):
+        for key, value in row.items():
+            if key.startswith("evaluation/") and value is not None:
+                check_figure(value, f"metrics[{at}]: {key}")
 
 
 def curve(records: Sequence[Record], key: str) -> tuple[np.ndarray, np.ndarray]:
