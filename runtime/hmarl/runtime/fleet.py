@@ -18,7 +18,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hmarl.agent.v1.framing import SCHEME
 from hmarl.runtime.bundle import Bundle, load_bundle
+from hmarl.runtime.children import python
 from hmarl.runtime.commands._security import SECRET_VARIABLE, as_words, handed_over
 from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
 from hmarl.runtime.compatible import check_replacement
@@ -223,7 +223,7 @@ class _Member:
         environment.pop("HMARL_FRAMES", None)  # which door is whose
         environment.pop("HMARL_METRICS", None)  # and where each one's metrics are read
         metrics = [] if self.metrics is None else ["--metrics", self.metrics]
-        command = [sys.executable, "-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options]
+        command = python("-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options)
         ours, theirs = socket.socketpair()
         environment[CONTROL_VARIABLE] = str(theirs.fileno())
         secret = handed_over(self._secret)  # it knows its supervisor, whoever it asks for a certificate or a token

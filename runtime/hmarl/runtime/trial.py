@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Self
 
+from hmarl.runtime.children import python
 from hmarl.runtime.errors import BundleError, HmarlError, one_line
 from hmarl.runtime.orphans import die_with_parent
 
@@ -67,7 +68,7 @@ class TrialProcess:
     """
 
     def __init__(self, niceness: int = 0) -> None:
-        command = [sys.executable, "-P", "-m", "hmarl.runtime.trial", str(os.getpid()), str(niceness)]
+        command = python("-m", "hmarl.runtime.trial", str(os.getpid()), str(niceness))
         try:
             self.popen = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

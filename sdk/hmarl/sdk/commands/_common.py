@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -15,24 +13,8 @@ import numpy as np
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import Command, option
 from hmarl.runtime.plain_json import read_json
+from hmarl.sdk.environments.own_modules import current_folder, own_modules
 from hmarl.sdk.errors import UsageError, did_you_mean
-
-
-@contextmanager
-def own_modules() -> Iterator[None]:
-    """What the user has written is found in the current directory, after everything that is installed."""
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:  # it has been deleted
-        here = ""
-    added = bool(here) and here not in sys.path
-    if added:
-        sys.path.append(here)
-    try:
-        yield
-    finally:
-        if added:
-            sys.path.remove(here)
 
 
 def run(program: Command, arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +27,7 @@ def run(program: Command, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    with own_modules():
+    with own_modules(current_folder()):
         return command_line.run(program, arguments)
 
 

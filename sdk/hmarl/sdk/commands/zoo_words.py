@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hmarl.runtime.children import python
 from hmarl.runtime.command_line import (
     AS_JSON,
     PATH,
@@ -271,11 +272,11 @@ def serve_model(
     path = cache_of(entry)
     if verified(path, entry, trusted) is None:
         fetch(_place(place, index), name, path, trusted, _limit_bytes(limit_mb), entry)
-    words = [sys.executable, "-m", "hmarl.runtime.commands.fleet", str(path)]
+    words = python("-m", "hmarl.runtime.commands.fleet", str(path))
     words += [f"--trust={key.absolute()}" for key in trust or (SHIPPED_KEY,)]
     words += [*([] if out is None else [f"--out={out}"]), *options]
     sys.stdout.flush()
-    os.execv(sys.executable, words)
+    os.execv(words[0], words)
 
 
 # --- the Hugging Face Hub --------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from hmarl.sdk.environment import CopyCost, VectorEnvironment
 from hmarl.sdk.environments.authoring.arguments import check_keys
 from hmarl.sdk.environments.faulty import split_faults, with_faults
+from hmarl.sdk.environments.own_modules import named
 from hmarl.sdk.errors import MissingExtraError, UsageError, unknown_name
 from hmarl.sdk.faults.model import FaultModel, parse_faults
 from hmarl.sdk.spaces import EnvironmentSpec
@@ -66,6 +67,8 @@ def _check_family(family: str) -> None:
 def _family_maker(name: str) -> tuple[str, Callable[..., VectorEnvironment]]:
     """Split ``family/task`` (or an import path) into the task and the function that makes it."""
     family, separator, task = name.partition("/")
+    if ":" in name:
+        named(task or name)
     if not separator and ":" in name:
         module_name, _, function = name.partition(":")
         try:

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from hmarl.runtime.children import python
 from hmarl.sdk.environment import CopyCost, VectorEnvironment
 from hmarl.sdk.environments import copy_cost, make
+from hmarl.sdk.environments.own_modules import own_folder, own_modules
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam
 
@@ -102,13 +104,12 @@ def measured_cost(name: str, arguments: Mapping[str, Any]) -> CopyCost | None:
 
     A failure is none of this function's business: whoever makes the environment in earnest will meet it.
     """
-    request = json.dumps({"path": sys.path, "name": name, "arguments": dict(arguments)})
+    request = json.dumps({"path": sys.path, "own": own_folder(), "name": name, "arguments": dict(arguments)})
     process = subprocess.Popen(
-        [sys.executable, "-m", "hmarl.sdk.environments.copies"],
+        python("-m", "hmarl.sdk.environments.copies"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         encoding="utf-8",
         start_new_session=True,  # so that what the environment has started can be stopped with it
     )
@@ -177,7 +178,7 @@ def _gigabytes(size: int) -> str:
 def _main() -> None:
     request = json.loads(sys.stdin.read())
     sys.path[:] = request["path"]
-    with redirect_stdout(sys.stderr):  # environments print
+    with own_modules(request["own"]), redirect_stdout(sys.stderr):  # environments print
         cost = _measure(request["name"], request["arguments"])
     print(json.dumps(asdict(cost)))
 

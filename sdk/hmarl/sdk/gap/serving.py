@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from hmarl.runtime.children import python
 from hmarl.sdk.clock import now_s
 from hmarl.sdk.errors import AgentError
 
@@ -48,7 +48,7 @@ class OwnFleet:
             self._folder = tempfile.TemporaryDirectory(prefix="hmarl-gap-")
         path = Path(self._folder.name) / "endpoints.json"
         if self._process is None:
-            words = [sys.executable, "-m", "hmarl.sdk.gap.fleet_process", str(os.getpid())]
+            words = python("-m", "hmarl.sdk.gap.fleet_process", str(os.getpid()))
             with path.with_name("log").open("w", encoding="utf-8") as log:
                 self._process = subprocess.Popen(
                     [*words, str(self._bundle), "--out", str(path)], stdout=subprocess.DEVNULL, stderr=log, text=True

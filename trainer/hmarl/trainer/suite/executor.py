@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+
+from hmarl.runtime.children import python
 
 
 class Started(Protocol):
@@ -69,7 +70,7 @@ class LocalExecutor:
 
     def start(self, words: Sequence[str], log: Path, threads: int = 1) -> LocalProcess:
         """See ``Executor``; the machine's scheduler has its own ways with threads."""
-        command = [sys.executable, "-m", "hmarl.trainer.commands.child", str(os.getpid()), *words]
+        command = python("-m", "hmarl.trainer.commands.child", str(os.getpid()), *words)
         with log.open("a", encoding="utf-8") as output:
             output.write(f"hmarl-train {' '.join(words)}\n")
             output.flush()

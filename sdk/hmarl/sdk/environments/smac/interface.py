@@ -14,6 +14,7 @@ from typing import Any
 from gymnasium import spaces
 
 from hmarl.sdk.clock import checked_seconds
+from hmarl.sdk.environments.own_modules import named
 from hmarl.sdk.environments.workers.lifted import CopyNumbers, LiftedVector, checked_workers, made
 from hmarl.sdk.environments.workers.pool import CopySource, describe
 from hmarl.sdk.environments.workers.process import ContractError, EntryError, MultiAgentCopy
@@ -114,7 +115,7 @@ def make_multi_agent(package: Package, request: Request) -> LiftedVector:
     fewest = 0 if python is None and request.workers == 0 else 1
     workers = checked_workers(request.workers, request.batch_size, fewest)
     settings: dict[str, Any] = {
-        "entry": request.entry or package.entry,
+        "entry": named(request.entry) if request.entry else package.entry,
         "arguments": request.passed,
         "offered": request.offered,
     }

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.runtime.children import python, safe_path
 from hmarl.sdk.environments.workers import process
 from hmarl.sdk.environments.workers.process import Buffers, EntryError
 from hmarl.sdk.errors import EnvironmentFault
@@ -189,7 +190,7 @@ class _Worker:
         # One thread each: the processes themselves are the parallelism.
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [source.python or sys.executable, process.__file__],
+            python(process.__file__) if source.python is None else [source.python, process.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -301,7 +302,8 @@ def _reserved(size_bytes: int, batch: int) -> SharedMemory:
     """
     memory = None
     try:
-        memory = SharedMemory(create=True, size=size_bytes)
+        with safe_path():  # the first one starts a process that removes what is left behind
+            memory = SharedMemory(create=True, size=size_bytes)
         file = _SHARED_MEMORY / memory.name
         if file.exists():  # elsewhere than on Linux it lies in no file system
             descriptor = os.open(file, os.O_RDWR)
