@@ -10,7 +10,7 @@ also when it is killed. ``reload`` gives all of them another bundle, or none (``
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import re
@@ -35,9 +35,10 @@ from hmarl.runtime.commands.agent import PARENT_VARIABLE, SHA256_VARIABLE
 from hmarl.runtime.compatible import check_replacement
 from hmarl.runtime.control import CONTROL_VARIABLE, Channel
 from hmarl.runtime.cores import available_cores
-from hmarl.runtime.errors import BundleError, HmarlError, UsageError
+from hmarl.runtime.errors import BundleError, HmarlError, UsageError, one_line
 from hmarl.runtime.health_probe import CHECK_EVERY_S, HealthProbe
 from hmarl.runtime.kept_bundle import KeptBundle
+from hmarl.runtime.plain_json import read_json
 from hmarl.runtime.settings import SecuritySettings, ServerSettings
 from hmarl.runtime.team_reload import STUCK, ReloadError, TeamReload
 from hmarl.runtime.telemetry import RELOAD_REFUSED, RELOADED
@@ -138,6 +139,7 @@ class _Member:
         self._killed = False
         self._ended = EXITED  # why it ends, unless something else is known
         self._failures = 0
+        self._not_started = 0  # attempts in a row that broke off before there was a process
         self._started_at = 0.0
         self._start_at = 0.0
         self._output = b""
@@ -152,7 +154,10 @@ class _Member:
         """
         if self.process is None:
             if now >= self._start_at:
-                self._start(now)
+                try:
+                    self._start(now)
+                except OSError as error:
+                    self._not_started_for(error, now)
             return
         code = self.process.poll()
         if code is not None:
@@ -224,25 +229,39 @@ class _Member:
         environment.pop("HMARL_METRICS", None)  # and where each one's metrics are read
         metrics = [] if self.metrics is None else ["--metrics", self.metrics]
         command = python("-m", "hmarl.runtime.commands.agent", str(self._kept.path), *self._options)
-        ours, theirs = socket.socketpair()
-        environment[CONTROL_VARIABLE] = str(theirs.fileno())
-        secret = handed_over(self._secret)  # it knows its supervisor, whoever it asks for a certificate or a token
-        environment[SECRET_VARIABLE] = str(secret)
-        self.process = subprocess.Popen(
-            [*command, "--listen", listen, "--json", *metrics],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
-            env=environment,
-            pass_fds=[theirs.fileno(), secret],
-        )
-        theirs.close()
-        os.close(secret)
+        with contextlib.ExitStack() as kept, contextlib.ExitStack() as handed:
+            ours, theirs = socket.socketpair()
+            kept.enter_context(ours)
+            handed.enter_context(theirs)
+            environment[CONTROL_VARIABLE] = str(theirs.fileno())
+            secret = handed_over(self._secret)  # it knows its supervisor, whoever it asks for a certificate or a token
+            handed.callback(os.close, secret)
+            environment[SECRET_VARIABLE] = str(secret)
+            self.process = subprocess.Popen(
+                [*command, "--listen", listen, "--json", *metrics],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops the members
+                env=environment,
+                pass_fds=[theirs.fileno(), secret],
+            )
+            kept.pop_all()
         ours.setblocking(False)
         self.control = Channel(ours)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         self._started_at, self._output, self.serving, self._killed = now, b"", False, False
+        self._not_started = 0
+
+    def _not_started_for(self, error: OSError, now: float) -> None:
+        """Try again later: once it has served, what is lacking is the machine's, which may have it again."""
+        self._not_started += 1
+        problem = f"cannot be started: {error.strerror}"
+        if self._not_started >= MAX_FAILURES and self.address is None:
+            raise FleetError(f"agent '{self.agent_id}' {problem}; tried {self._not_started} times") from error
+        pause = _pause(self._not_started)
+        LOGGER.error("agent %s %s, trying again in %g s", self.agent_id, problem, pause)
+        self._start_at = now + pause
 
     def _read_address(self) -> None:
         """Take in the line that a member prints once it is serving."""
@@ -250,8 +269,14 @@ class _Member:
         self._output += self.process.stdout.read() or b""
         line, newline, _ = self._output.partition(b"\n")
         if newline:
-            ready = json.loads(line)
-            self.address, self.metrics = str(ready["address"]), ready.get("metrics")
+            try:
+                ready = read_json(line)
+            except ValueError:
+                ready = None
+            if not isinstance(ready, dict) or not isinstance(ready.get("address"), str):
+                self.kill(f"has not said where it serves, but '{one_line(line.decode(errors='replace'), 100)}'", UNWELL)
+                return
+            self.address, self.metrics = ready["address"], ready.get("metrics")
             self._probe = HealthProbe(str(ready.get("probe", self.address)), self._secret)
             self.serving = True
             if self._failures:
@@ -276,7 +301,7 @@ class _Member:
             )
         self.restarts[self._ended] += 1
         self._ended = EXITED
-        pause = min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S)
+        pause = _pause(self._failures)
         LOGGER.warning("agent %s ended with exit code %d, starting it again in %g s", self.agent_id, code, pause)
         self._start_at = now + pause
 
@@ -290,6 +315,11 @@ class _Member:
         if self.process is not None and self.process.stdout is not None:
             self.process.stdout.close()
         self.process = None
+
+
+def _pause(failures: int) -> float:
+    """Seconds until a member is started again that has failed so often in a row."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 60), LONGEST_PAUSE_S)
 
 
 class Fleet:

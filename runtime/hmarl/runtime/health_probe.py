@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -64,8 +65,9 @@ class HealthProbe:
             self._asking = False
         elif not self._asking and now >= self._next_at:
             self._next_at = now + CHECK_EVERY_S
-            self._asking = True
-            self._way.ask(self._answers.append)
+            with contextlib.suppress(RuntimeError):  # no thread is left to ask in, which the agent is not to blame for
+                self._way.ask(self._answers.append)
+                self._asking = True
 
     def close(self) -> None:
         """Ask no more."""
