@@ -1,16 +1,20 @@
-"""A process that has no descriptors left takes orders again once it has."""
+"""A process that has no descriptors or threads left takes orders again once it has."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
-import os, resource, socket, time
+import os, resource, socket, threading, time
 from pathlib import Path
 from hmarl.runtime.reload_door import ReloadDoor, ask_for_reload
 
 door = ReloadDoor(lambda path, say: {"bundle": str(path)})
+"""
+NO_DESCRIPTOR = """
 caller = socket.socket(socket.AF_UNIX)
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
@@ -25,11 +29,26 @@ time.sleep(0.5)
 for each in held:
     os.close(each)
 caller.close()
+"""
+NO_THREAD = """
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+
+
+start, threading.Thread.start = threading.Thread.start, refuse
+with socket.socket(socket.AF_UNIX) as caller:
+    caller.connect(str(door.path))
+    assert caller.recv(1) == b""
+threading.Thread.start = start
+"""
+ORDER = """
 print(ask_for_reload(door.path, Path("/b"), print))
 door.close()
 """
 
 
-def test_a_door_outlives_a_lack_of_descriptors() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=30)
+@pytest.mark.parametrize("lack", [NO_DESCRIPTOR, NO_THREAD], ids=["descriptors", "threads"])
+def test_a_door_outlives_a_lack(lack: str) -> None:
+    program = PROGRAM + lack + ORDER
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stdout) == (0, "{'bundle': '/b'}\n"), done.stderr

@@ -7,8 +7,10 @@ opens connections and says nothing must not cost an agent anything.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 8  # at once; one more and the oldest gives way
 _SILENT_FOR_S = 5.0
+_AGAIN_AFTER_S = 0.2
+# What the system says that has no descriptor, or no memory, for one more connection.
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _STATUS: dict[type[HmarlError], int] = {ForbiddenError: 403, QuotaError: 429}
 
 
@@ -106,17 +111,34 @@ class _Server(HTTPServer):
         """Without looking up the host's name, which may take long."""
         TCPServer.server_bind(self)
 
+    def get_request(self) -> tuple[Any, Any]:
+        """The next connection; where there is no room for it, it waits, and is not asked for again at once."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                time.sleep(_AGAIN_AFTER_S)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread; the connection that has been open longest gives way where there are too many."""
-        twin = request.dup()  # the connection by a name that outlives its being wrapped in TLS
+        try:
+            twin = request.dup()  # the connection by a name that outlives its being wrapped in TLS
+        except OSError:  # no descriptor is left
+            request.close()
+            return
         with self._lock:
             self._open.append(twin)
             oldest = self._open.popleft() if len(self._open) > CONNECTIONS else None
         if oldest is not None:
             _hang_up(oldest)
-        threading.Thread(
+        answering = threading.Thread(
             target=self._answer, args=(request, twin, client_address), name="hmarl-metrics-reply", daemon=True
-        ).start()
+        )
+        try:
+            answering.start()
+        except RuntimeError:  # no thread is left
+            self._end(request, twin)
 
     def _answer(self, request: socket.socket, twin: socket.socket, client_address: Any) -> None:
         try:
@@ -127,11 +149,14 @@ class _Server(HTTPServer):
                 with spoken:
                     self.finish_request(spoken, client_address)
         finally:
-            with self._lock, contextlib.suppress(ValueError):  # it may have given way
-                self._open.remove(twin)
-            _hang_up(twin)
-            twin.close()
-            request.close()
+            self._end(request, twin)
+
+    def _end(self, request: socket.socket, twin: socket.socket) -> None:
+        with self._lock, contextlib.suppress(ValueError):  # it may have given way
+            self._open.remove(twin)
+        _hang_up(twin)
+        twin.close()
+        request.close()
 
 
 class _Handler(BaseHTTPRequestHandler):

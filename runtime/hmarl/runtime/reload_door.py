@@ -73,7 +73,11 @@ class ReloadDoor:
             if _user_of(connection) not in (os.geteuid(), 0, None):
                 connection.close()
                 continue
-            threading.Thread(target=self._answer, args=(connection,), name="fleet-control", daemon=True).start()
+            answering = threading.Thread(target=self._answer, args=(connection,), name="fleet-control", daemon=True)
+            try:
+                answering.start()
+            except RuntimeError:  # no thread is left: the caller is told so by the end
+                connection.close()
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(_PATIENCE_S)
