@@ -99,13 +99,17 @@ def bundle_of_endpoints(path: Path | str) -> str | None:
 
 
 def load_security(path: Path | str) -> Security | None:
-    """How to reach the agents of an endpoints file: the authority and the client certificate that the fleet names.
+    """How to reach the agents of an endpoints file: the authority, the client certificate and the token of its fleet.
+
+    The content of a token file is shown to whatever serves at the file's addresses. So one is named only by a fleet
+    that runs on this machine, as this user, as root or as the token's owner: it holds a lock on its endpoints file,
+    which a copy or a download has not. Of a certificate's key nothing is shown.
 
     Returns:
         None where its agents are served in plaintext.
 
     Raises:
-        UsageError: the file is missing or is not an endpoints file.
+        UsageError: the file is missing or is not an endpoints file, or may not name a token.
     """
     said = endpoints_document(path).get("security")
     if said is None:
@@ -113,7 +117,32 @@ def load_security(path: Path | str) -> Security | None:
     known = {field.name for field in fields(Security)}
     if not isinstance(said, dict) or not set(said) <= known or not all(isinstance(each, str) for each in said.values()):
         raise UsageError(f"endpoints file {path}: security: expected an object of texts: {', '.join(sorted(known))}")
+    token_file = said.get("token_file")
+    if token_file is not None and not _may_name(path, token_file):
+        raise UsageError(
+            f"endpoints file {path}: security.token_file: got '{one_line(token_file, _SHOWN)}', expected the file of a "
+            "fleet that runs on this machine, since the token is shown to its addresses: has that fleet ended, or is "
+            "it a copy? If you trust it, give the clients Security(token_file=...) in its place"
+        )
     return Security(**said)
+
+
+def _may_name(path: Path | str, token_file: str) -> bool:
+    """Whether a running fleet has written an endpoints file, of a user who may say to whom the token is shown."""
+    import fcntl  # noqa: PLC0415 - not on all systems; where it is missing there are no fleets
+
+    try:
+        while True:
+            with Path(path).open("rb") as stream:
+                found = os.fstat(stream.fileno())
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return found.st_uid in (os.geteuid(), 0) or found.st_uid == os.stat(token_file).st_uid
+            if os.path.samestat(found, os.stat(path)):  # else the fleet has just replaced it
+                return False
+    except (OSError, ValueError):
+        return False
 
 
 def endpoints_document(path: Path | str) -> dict[str, Any]:
