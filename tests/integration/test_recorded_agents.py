@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from mcap.exceptions import EndOfFile
@@ -22,6 +23,9 @@ from mcap.reader import NonSeekingReader
 from mcap_protobuf.decoder import DecoderFactory
 
 from agent_process import AgentProcess
+from hmarl.agent.v1 import agent_pb2
+from hmarl.agent.v1.agent_pb2_grpc import AgentServiceStub
+from hmarl.agent.v1.tensors import to_tensor
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.recording.beside import laid_beside
@@ -114,6 +118,29 @@ def test_acts_that_come_by_frames_are_recorded_alike(tmp_path: Path, toy: Bundle
     beside = laid_beside(open_recording(box))
     assert beside is not None
     assert (beside.acts, beside.in_time, beside.same) == (20, 20, True)
+
+
+def test_no_client_keeps_the_acts_of_another_from_being_recorded(tmp_path: Path, toy: Bundle) -> None:
+    """One repeats the last step there is, as is legal, while files are begun."""
+    options = ("--record", str(tmp_path / "box"), "--record-file-mb", "0.01")
+    with AgentProcess(toy.path, "agent_0", options=options) as process:
+        with grpc.insecure_channel(process.address) as channel, AgentClient(process.address) as client:
+            stub, generator = AgentServiceStub(channel), np.random.default_rng(0)
+            start = agent_pb2.StartEpisodeRequest(seed=1, first_step=2**64 - 1)
+            act = agent_pb2.ActRequest(session_id=stub.StartEpisode(start).session_id, step=2**64 - 1)
+            act.observation.CopyFrom(to_tensor(np.zeros(6, np.float32)))
+            act.action_mask.CopyFrom(to_tensor(np.ones(5, bool)))
+            client.reset(2, sample=True)
+            for _ in range(4):
+                stub.Act(act)
+                for _ in range(50):
+                    client.act(*given(generator))
+                time.sleep(0.3)  # longer than a flush takes
+        process.process.terminate()
+        process.process.wait(20)
+    assert len(list((tmp_path / "box").rglob("*.mcap"))) >= 3
+    report = run_again(tmp_path / "box", toy)
+    assert (report.acts, report.compared, report.missing, report.differing_bytes) == (204, 204, 0, 0)
 
 
 def test_a_killed_agent_leaves_all_but_the_last_moment(tmp_path: Path, toy: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import ObservationError
+from hmarl.runtime.recording.reader import open_recording, read_recording
 from hmarl.sdk.commands.replay import main
+from hmarl.sdk.reports.recorded_episodes import collected, summaries
 from recorded import inputs, recorded
 from toy_bundle import write_toy_bundle
 
@@ -81,3 +84,18 @@ def test_a_seed_of_no_episode_is_refused(box: Path, tmp_path: Path, capsys: pyte
     assert main([str(box), "--html", str(tmp_path / "page.html"), "--seed", "7"]) == 2
     assert "--seed: got 7, expected one of an episode in the recording: 100, 200" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("steps", [range(2**63, 2**63 + 5), [0, 1, 2**64 - 1]])
+def test_steps_may_be_as_large_as_a_message_holds(toy: Bundle, tmp_path: Path, steps: Sequence[int]) -> None:
+    with recorded(toy, tmp_path / "box") as policy:
+        session, generator = policy.session(), np.random.default_rng(0)
+        session.reset(1)
+        for step in steps:
+            session.act(*inputs(policy, generator), step=step)
+    box, page = tmp_path / "box", tmp_path / "page.html"
+    assert main([str(box), "--bundle", str(toy.path), "--html", str(page)]) == 0
+    files = open_recording(box)
+    (shown,) = collected(read_recording(files), list(summaries(read_recording(files)).values()))
+    assert shown.steps.tolist() == [float(step - steps[0]) for step in steps]
+    assert f"{steps[0]} to {steps[-1]}" in page.read_text()

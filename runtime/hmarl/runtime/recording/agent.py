@@ -25,7 +25,7 @@ from hmarl.runtime._graph import DTYPES, graph_outputs
 from hmarl.runtime.errors import one_line
 from hmarl.runtime.manifest import AgentModel, to_json
 from hmarl.runtime.observing import EpisodeStart
-from hmarl.runtime.recording.recorder import AGENT, RecordedEpisode, Recorder, session_digest
+from hmarl.runtime.recording.recorder import AGENT, LAST_STEP, RecordedEpisode, Recorder, session_digest
 from hmarl.runtime.recording.settings import RecordSettings
 
 if TYPE_CHECKING:
@@ -196,13 +196,18 @@ class _SessionRecorder:
         if self._episode is None:
             return
         given = (_copied(observation, self._observation), _copied(action_mask, self._mask))
-        step = step if 0 <= step < 2**64 else 0  # it may be what is wrong
+        step = recorded_step(step)
         values = began_ns, _now_ns(), _wall_ns(), step, given, (type(error).__name__, str(error))
         self._recorder.act(self._episode, step, refused_act, values)
 
     def ended(self, steps: int, missed_steps: int, reason: str) -> None:
         if self._episode is not None:
             self._recorder.end(self._episode, steps, missed_steps, reason)
+
+
+def recorded_step(step: int) -> int:
+    """The step of an act that was refused; 0 where no message holds it: it may be what was wrong."""
+    return step if 0 <= step <= LAST_STEP else 0
 
 
 def refused_act(

@@ -63,13 +63,13 @@ class BoxFiles:
         """Counts the files; 0 while there is none."""
         return self._count
 
-    def write(self, topic: str, message: Any, sequence: int, wall_ns: int) -> None:
-        """Add a message to the present file; begins one where there is none.
+    def write(self, topic: str, kind: type[Any], content: bytes, sequence: int, wall_ns: int) -> None:
+        """Add a message of a kind, and its serialised content, to the present file; begins one where there is none.
 
         Raises:
             OSError: it cannot be written.
         """
-        self.opened().write(topic, message, sequence, wall_ns)
+        self.opened().write(topic, kind, content, sequence, wall_ns)
 
     def describe(self, title: str, values: Mapping[str, str]) -> None:
         """Add to what this file and all further ones say at their beginning.
@@ -196,14 +196,16 @@ class _BoxFile:
         """Bytes that were flushed."""
         return self._flushed
 
-    def write(self, topic: str, message: Any, sequence: int, wall_ns: int) -> None:
+    def write(self, topic: str, kind: type[Any], content: bytes, sequence: int, wall_ns: int) -> None:
         channel = self._channels.get(topic)
         if channel is None:
-            channel = self._channels[topic] = self._channel(topic, type(message))
-        self._writer.add_message(channel, wall_ns, message.SerializeToString(), wall_ns, sequence & 0xFFFFFFFF)
+            channel = self._channels[topic] = self._channel(topic, kind)
+        self._writer.add_message(channel, wall_ns, content, wall_ns, sequence & 0xFFFFFFFF)
 
     def describe(self, title: str, values: Mapping[str, str]) -> None:
-        self._writer.add_metadata(title, dict(values))
+        """Paths among the values need not be text."""
+        written = {name: value.encode(errors="backslashreplace").decode() for name, value in values.items()}
+        self._writer.add_metadata(title, written)
 
     def flush(self) -> None:
         self._writer.flush()  # type: ignore[no-untyped-call]

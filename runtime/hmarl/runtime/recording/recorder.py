@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from hmarl.agent.v1 import agent_pb2
 from hmarl.recording.v1 import recording_pb2 as pb
-from hmarl.runtime.errors import UsageError, one_line
+from hmarl.runtime.errors import RecordingError, UsageError, one_line
 from hmarl.runtime.observing import ENDED
 from hmarl.runtime.recording.box_files import BoxFiles
 from hmarl.runtime.recording.settings import RecordSettings
@@ -28,8 +28,12 @@ from hmarl.runtime.repeats import RepeatLog
 LOGGER = logging.getLogger("hmarl.record")
 AGENT, CLIENT = SIDES = ("agent", "client")
 RECORDER, BUNDLE = "hmarl.recorder", "hmarl.bundle"  # titles of metadata
+# Why acts are missing.
 OVERFLOW, UNWRITABLE = "more came than could be written", "the disk could not be written to"
+UNMADE, FAILED = "no record of them could be made", "recording failed"
+LAST_STEP = 2**64 - 1
 LARGEST_ACT_BYTES = 2**24  # readers take no larger chunks than twice this
+_LARGEST_MESSAGE_BYTES = LARGEST_ACT_BYTES + 2**20
 _OVERHEAD_BYTES = 512  # of a record that waits, beside its numbers
 _LEAST_WAITING, _MOST_WAITING = 64, 2**16
 _RETRY_S = 5.0  # after a disk that was full
@@ -39,6 +43,11 @@ _RECORDS_A_TURN = 2
 _TURN_S = 0.00002
 
 MakeAct = Callable[..., pb.Act]
+
+
+def step_after(step: int) -> int:
+    """The step that follows one; after the last one there is, that one: it can still be repeated."""
+    return min(step + 1, LAST_STEP)
 
 
 class RecordedEpisode:
@@ -109,7 +118,7 @@ class RecordedEpisode:
         )
         states = self.states
         if self._last is not None:
-            said.start.first_step = self._last.request.step + 1
+            said.start.first_step = step_after(self._last.request.step)
             outputs = self._last.response.diagnostics
             states = {given: outputs[computed] for given, computed in self.state_names}
         if sequence == self._next_sequence:
@@ -132,6 +141,7 @@ class _Missed:
     __slots__ = ("acts", "first_step", "last_step", "reason")
 
     def __init__(self, step: int, reason: str) -> None:
+        step = min(step, LAST_STEP)  # one beyond it may be what no record could be made of
         self.acts, self.first_step, self.last_step, self.reason = 1, step, step, reason
 
     def add(self, later: _Missed) -> None:
@@ -150,6 +160,18 @@ class _ActRecord(NamedTuple):
 class _EndRecord(NamedTuple):
     episode: RecordedEpisode
     end: pb.End
+
+
+class _Made(NamedTuple):
+    """What is written of a record, once all of it could be made.
+
+    Attributes:
+        bundle: what the file says of the episode's first; None where it has done so.
+        messages: topic, kind, content, sequence number and time of day of each.
+    """
+
+    bundle: Mapping[str, str] | None
+    messages: list[tuple[str, type[Any], bytes, int, int]]
 
 
 class Recorder:
@@ -183,11 +205,14 @@ class Recorder:
         self._limit = min(max(waiting, _LEAST_WAITING), _MOST_WAITING)
         self._queue: deque[_ActRecord | _EndRecord] = deque()  # adding and taking are one step each
         self._missing = threading.Lock()
-        self._missed: dict[RecordedEpisode, _Missed] = {}
-        self._unflushed: list[tuple[RecordedEpisode, _Missed]] = []  # what is missing if it cannot be flushed
+        self._missed: dict[tuple[RecordedEpisode, str], _Missed] = {}  # by episode and reason
+        # What is missing if it cannot be flushed: acts, and gaps that were told.
+        self._unflushed: list[tuple[RecordedEpisode, int]] = []
+        self._unflushed_gaps: list[tuple[RecordedEpisode, _Missed]] = []
         self._episodes = 0
         self._log = RepeatLog(LOGGER)
         self._flushed_s = self._resume_s = 0.0
+        self._stopped_by = UNWRITABLE
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hmarl-record", daemon=True)
         self._thread.start()
@@ -243,7 +268,7 @@ class Recorder:
 
     def _miss(self, episode: RecordedEpisode, missed: _Missed) -> None:
         with self._missing:
-            known = self._missed.setdefault(episode, missed)
+            known = self._missed.setdefault((episode, missed.reason), missed)
             if known is not missed:
                 known.add(missed)
 
@@ -265,6 +290,7 @@ class Recorder:
                 self._flushed_s = time.monotonic()
                 self._files.flush()
                 self._unflushed.clear()
+                self._unflushed_gaps.clear()
                 self._log.flush()
         except OSError as error:
             self._fails(error)
@@ -278,59 +304,96 @@ class Recorder:
             for _ in range(taken):
                 record = self._queue.popleft()
                 if isinstance(record, _ActRecord):
-                    self._miss(record.episode, _Missed(record.step, UNWRITABLE))
+                    self._miss(record.episode, _Missed(record.step, self._stopped_by))
             return
-        with self._missing:
-            missed, self._missed = self._missed, {}
-        self._unflushed += missed.items()
         for number in range(taken):
             record = self._queue.popleft()
             if isinstance(record, _ActRecord):
-                self._unflushed.append((record.episode, _Missed(record.step, UNWRITABLE)))
                 self._write_act(record)
             else:
                 self._write_end(record)
             if number % _RECORDS_A_TURN == _RECORDS_A_TURN - 1:
                 time.sleep(_TURN_S)
-        for episode, gap in missed.items():
+        with self._missing:
+            missed, self._missed = self._missed, {}
+        gaps = [(episode, gap) for (episode, _), gap in missed.items()]
+        self._unflushed_gaps += gaps
+        for episode, gap in gaps:
             self._write_gap(episode, gap)
 
     def _write_act(self, record: _ActRecord) -> None:
-        episode, act = record.episode, record.make(*record.values)
-        act.episode, act.sequence = episode.number, record.sequence
-        self._describe(episode, record.sequence)
-        self._files.write(f"{self._topic}/acts", act, record.sequence, act.wall_ns)
+        """Write an act; one that cannot be made costs itself alone."""
+        episode = record.episode
+        self._unflushed.append((episode, record.step))
+        self._files.opened()
+        try:
+            act = record.make(*record.values)
+            act.episode, act.sequence = episode.number, record.sequence
+            made = self._made(episode, record.sequence, "acts", act, record.sequence)
+        except Exception as error:  # peers have a hand in what is recorded
+            self._unmade(error)
+            self._unflushed.pop()
+            self._miss(episode, _Missed(record.step, UNMADE))
+            return
+        self._write(episode, made)
         episode.written(act)
 
     def _write_end(self, record: _EndRecord) -> None:
-        self._describe(record.episode, record.episode.sequence)
-        self._files.write(f"{self._topic}/ends", record.end, 0, record.end.wall_ns)
+        episode = record.episode
+        self._files.opened()
+        try:
+            made = self._made(episode, episode.sequence, "ends", record.end, 0)
+        except Exception as error:  # as above
+            self._unmade(error)
+            return
+        self._write(episode, made)
 
     def _write_gap(self, episode: RecordedEpisode, gap: _Missed) -> None:
         wall_ns = time.time_ns()
         said = pb.Gap(episode=episode.number, acts=gap.acts, reason=gap.reason, wall_ns=wall_ns)
         said.first_step, said.last_step = gap.first_step, gap.last_step
-        self._files.write(f"{self._topic}/gaps", said, 0, wall_ns)
+        self._files.write(*self._message("gaps", said, 0))
         self._log.say(gap.reason, logging.WARNING, f"{gap.acts} acts are not in the recording: {gap.reason}")
 
-    def _describe(self, episode: RecordedEpisode, sequence: int) -> None:
-        """Let the present file say what an episode is, once."""
-        self._files.opened()
-        if episode.described_in != self._files.file_number:
-            title = f"{BUNDLE}.{episode.bundle_sha256}"
-            if title not in self._files.metadata:
-                self._files.describe(title, episode.bundle())
-            said = episode.description(sequence)
-            self._files.write(f"{self._topic}/episodes", said, 0, said.wall_ns)
-            episode.described_in = self._files.file_number
+    def _made(self, episode: RecordedEpisode, number: int, name: str, message: pb.Act | pb.End, sequence: int) -> _Made:
+        """All that is written of a record, before ``number`` of the episode; raises whatever keeps it from that."""
+        messages = [self._message(name, message, sequence)]
+        if episode.described_in == self._files.file_number:
+            return _Made(None, messages)
+        known = _title(episode) in self._files.metadata
+        messages.insert(0, self._message("episodes", episode.description(number), 0))
+        return _Made(None if known else episode.bundle(), messages)
+
+    def _message(
+        self, name: str, message: pb.Episode | pb.Act | pb.Gap | pb.End, sequence: int
+    ) -> tuple[str, type[Any], bytes, int, int]:
+        content = message.SerializeToString()
+        if len(content) > _LARGEST_MESSAGE_BYTES:
+            raise RecordingError(f"got a record of {len(content)} bytes, expected at most {_LARGEST_MESSAGE_BYTES}")
+        return f"{self._topic}/{name}", type(message), content, sequence, message.wall_ns
+
+    def _write(self, episode: RecordedEpisode, made: _Made) -> None:
+        if made.bundle is not None:
+            self._files.describe(_title(episode), made.bundle)
+        for message in made.messages:
+            self._files.write(*message)
+        episode.described_in = self._files.file_number
+
+    def _unmade(self, error: Exception) -> None:
+        text = f"an act or the end of an episode is not in the recording: {UNMADE}: {one_line(error)}"
+        self._log.say(UNMADE, logging.ERROR, text, error)
 
     def _fails(self, error: OSError | None) -> None:
         """Record nothing for a while: the disk is full, or worse. What was not flushed is missing."""
         self._files.abandon()
         self._resume_s = time.monotonic() + _RETRY_S
-        for episode, missed in self._unflushed:
-            self._miss(episode, missed)
+        self._stopped_by = FAILED if error is None else UNWRITABLE
+        for episode, step in self._unflushed:
+            self._miss(episode, _Missed(step, self._stopped_by))
+        for episode, gap in self._unflushed_gaps:
+            self._miss(episode, gap)
         self._unflushed.clear()
+        self._unflushed_gaps.clear()
         if error is not None:
             self._log.say(
                 "disk",
@@ -338,6 +401,11 @@ class Recorder:
                 f"recording stopped: {self._files.folder}: {error.strerror or one_line(error)}; acts go on, and it is "
                 f"tried again every {_RETRY_S:g} s",
             )
+
+
+def _title(episode: RecordedEpisode) -> str:
+    """Of the metadata that tells its bundle."""
+    return f"{BUNDLE}.{episode.bundle_sha256}"
 
 
 def session_digest(session_id: str) -> str:

@@ -23,7 +23,7 @@ from hmarl.runtime.choices import checked_choice
 from hmarl.runtime.errors import HmarlError, ObservationError, RecordingError, StepOrderError, UsageError, one_line
 from hmarl.runtime.manifest import AgentModel, from_json
 from hmarl.runtime.recording.reader import BoxFile, Entry
-from hmarl.runtime.recording.recorder import CLIENT
+from hmarl.runtime.recording.recorder import CLIENT, step_after
 from hmarl.runtime.session import Action, Policy, PolicySession
 
 Array = npt.NDArray[Any]
@@ -253,7 +253,7 @@ class Replayer:
             return None
         outputs = act.response.diagnostics
         states = {state.input: outputs[state.output] for state in live.session.policy.agent.states}
-        live.start(act.request.step + 1, _states(states))
+        live.start(step_after(act.request.step), _states(states))
         return AFTER_GAP
 
     def _what_arrived(self, live: _Live, act: pb.Act) -> str | None:

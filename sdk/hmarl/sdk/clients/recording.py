@@ -15,7 +15,14 @@ from hmarl.agent.v1.tensors import write_tensor
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.manifest import AgentModel
 from hmarl.runtime.observing import ENDED
-from hmarl.runtime.recording.agent import about_process, act_bytes, refused_act, timed, write_request
+from hmarl.runtime.recording.agent import (
+    about_process,
+    act_bytes,
+    recorded_step,
+    refused_act,
+    timed,
+    write_request,
+)
 from hmarl.runtime.recording.recorder import CLIENT, RecordedEpisode, Recorder, session_digest
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.agent import Action
@@ -94,6 +101,7 @@ class ClientRecorder:
         """It ended with an error."""
         if self._episode is None:
             return
+        step = recorded_step(step)
         values = (
             began_ns,
             time.monotonic_ns(),

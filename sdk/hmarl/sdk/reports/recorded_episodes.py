@@ -18,6 +18,7 @@ from hmarl.runtime.recording.reader import Entry
 from hmarl.sdk.errors import UsageError
 
 Array = npt.NDArray[Any]
+_EXACT = 2**53  # up to which float64 holds every integer
 Key = tuple[str, int]  # which process recorded it, and its number there
 
 
@@ -68,9 +69,16 @@ class ShownEpisode:
     acts: list[pb.Act] = field(default_factory=list)
 
     @property
-    def steps(self) -> npt.NDArray[np.int64]:
-        """[acts] the step of each."""
-        return np.array([act.request.step for act in self.acts], np.int64)
+    def counted_from(self) -> int:
+        """The step from which ``steps`` counts: 0, or the lowest where there are larger ones than a float64 holds."""
+        steps = [act.request.step for act in self.acts]
+        return min(steps) if max(steps, default=0) > _EXACT else 0
+
+    @property
+    def steps(self) -> npt.NDArray[np.float64]:
+        """[acts] the step of each, less ``counted_from``."""
+        begin = self.counted_from
+        return np.array([act.request.step - begin for act in self.acts], np.float64)
 
     @property
     def latencies_us(self) -> npt.NDArray[np.float64]:

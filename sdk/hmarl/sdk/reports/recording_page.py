@@ -165,11 +165,16 @@ def _events(acts: Sequence[pb.Act]) -> list[dict[str, Any]]:
     return events[:_MOST_EPISODES]
 
 
+def _steps_label(shown: ShownEpisode) -> str:
+    begin = shown.counted_from
+    return f"step, counted from {begin}" if begin else "step"
+
+
 def _plot_actions(shown: ShownEpisode) -> Any | None:
     actions, steps = shown.actions, shown.steps
     if not actions.size:
         return None
-    figure, axes = new_axes("step", "action")
+    figure, axes = new_axes(_steps_label(shown), "action")
     axes.locator_params(axis="x", integer=True)
     for index in range(min(actions.shape[1], len(_COLOURS))):
         name = None if actions.shape[1] == 1 else f"[{index}]"
@@ -215,7 +220,7 @@ def _plot_latencies(shown: ShownEpisode) -> Any | None:
     if not latencies.size:
         return None
     wide = latencies.max() > 20 * latencies.min()
-    figure, axes = new_axes("step", "microseconds (logarithmic)" if wide else "microseconds")
+    figure, axes = new_axes(_steps_label(shown), "microseconds (logarithmic)" if wide else "microseconds")
     axes.locator_params(axis="x", integer=True)
     axes.plot(steps, latencies, ".-", color=ACCENT, linewidth=1, markersize=4)
     if wide:
@@ -241,7 +246,7 @@ def _plot_table(table: Array, shown: ShownEpisode, label: str) -> Any | None:
     """Few numbers as lines, many as a map of colours."""
     if not table.size or np.isnan(table).all():
         return None
-    figure, axes = new_axes("step", "value" if table.shape[1] <= 3 else label)
+    figure, axes = new_axes(_steps_label(shown), "value" if table.shape[1] <= 3 else label)
     axes.locator_params(axis="x", integer=True)
     if table.shape[1] <= 3:
         for index, column in enumerate(table.T):

@@ -1,0 +1,133 @@
+"""Black boxes in trouble: records that cannot be made, disks that are full, clocks that jump."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmarl.agent.v1 import agent_pb2
+from hmarl.recording.v1 import recording_pb2 as pb
+from hmarl.runtime.bundle import Bundle
+from hmarl.runtime.errors import StepOrderError
+from hmarl.runtime.recording.recorder import AGENT, LARGEST_ACT_BYTES, UNMADE, RecordedEpisode, Recorder
+from hmarl.runtime.recording.replay import BEFORE_FILE, Replayer
+from hmarl.runtime.recording.settings import RecordSettings
+from recorded import entries, inputs, recorded, run_again
+from toy_bundle import write_toy_bundle
+
+LAST_STEP = 2**64 - 1
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+def messages(path: Path, kind: type[Any]) -> list[Any]:
+    return [entry.message for entry in entries(path) if isinstance(entry.message, kind)]
+
+
+def files_of(box: Path) -> list[Path]:
+    return sorted(box.rglob("*.mcap"))
+
+
+def begun(recorder: Recorder) -> RecordedEpisode:
+    return recorder.episode("sha256", agent_pb2.StartEpisodeRequest(), {}, [], lambda: {"sha256": "sha256"})
+
+
+@contextmanager
+def recorder_of(box: Path, **settings: Any) -> Iterator[Recorder]:
+    recorder = Recorder(RecordSettings(box, **settings), AGENT, "agent_0", {}, 64)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+def test_a_session_at_the_last_step_there_is_costs_no_other_session_a_record(tmp_path: Path, toy: Bundle) -> None:
+    """Its acts go over several files, each of which says what it expects next."""
+    with recorded(toy, tmp_path / "box", total_mb=10.0, file_mb=0.02, flush_s=0.02) as policy:
+        generator = np.random.default_rng(0)
+        last, other = policy.session(), policy.session()
+        last.reset(1, first_step=LAST_STEP)
+        other.reset(2, sample=True)
+        given = inputs(policy, generator)
+        last.act(*given)
+        for _ in range(20):
+            assert last.act(*given, step=LAST_STEP).replayed
+            with pytest.raises(StepOrderError):
+                last.act(*inputs(policy, generator), step=3)
+            for _ in range(10):
+                other.act(*inputs(policy, generator))
+            time.sleep(0.02)
+    files = files_of(tmp_path / "box")
+    assert len(files) >= 3
+    assert messages(tmp_path / "box", pb.Gap) == []
+    report = run_again(tmp_path / "box", toy)
+    assert (report.acts, report.compared, report.differing_bytes) == (241, 241, 0)
+    for file in files[1:]:
+        alone = run_again(file, toy)
+        assert alone.same
+        assert alone.compared == alone.acts - alone.skipped[BEFORE_FILE]
+        assert alone.compared > 0
+
+
+def test_an_episode_is_taken_up_after_a_gap_before_the_last_step_there_is(tmp_path: Path, toy: Bundle) -> None:
+    """An agent's recording, whose first act is gone."""
+    with recorded(toy, tmp_path / "box") as policy:
+        session = policy.session()
+        session.reset(1, first_step=LAST_STEP - 1)
+        generator = np.random.default_rng(0)
+        given = [inputs(policy, generator) for _ in range(2)]
+        session.act(*given[0])
+        session.act(*given[1])
+        session.act(*given[1], step=LAST_STEP)
+    found = [entry for entry in entries(tmp_path / "box") if getattr(entry.message, "sequence", 1) != 0]
+    found[0].message.states_lost = True
+    report = Replayer([toy]).run(found)
+    assert (report.acts, report.compared, report.same) == (2, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: pb.Act(request=agent_pb2.ActRequest(step=2**64)), "out of range"),
+        (lambda: pb.Act(refusal=pb.Refusal(message="x" * (LARGEST_ACT_BYTES + 2**21))), "bytes, expected at most"),
+    ],
+)
+def test_a_record_that_cannot_be_made_costs_itself_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Any, reason: str
+) -> None:
+    with recorder_of(tmp_path) as recorder:
+        good, bad = begun(recorder), begun(recorder)
+        for step in range(30):
+            recorder.act(good, step, lambda step: pb.Act(request=agent_pb2.ActRequest(step=step)), (step,))
+            if step % 10 == 5:
+                recorder.act(bad, step, make, ())
+        recorder.act(bad, 30, lambda: pb.Act(request=agent_pb2.ActRequest(step=30)), ())
+    assert len(files_of(tmp_path)) == 1
+    acts = messages(tmp_path, pb.Act)
+    assert [act.request.step for act in acts] == [*range(30), 30]
+    assert acts[-1].sequence == 3
+    gaps = messages(tmp_path, pb.Gap)  # one or more, as they are written
+    assert {(gap.episode, gap.reason) for gap in gaps} == {(2, UNMADE)}
+    assert (sum(gap.acts for gap in gaps), gaps[0].first_step, gaps[-1].last_step) == (3, 5, 25)
+    assert reason in caplog.text
+
+
+def test_a_path_that_is_no_text_keeps_nothing_from_being_recorded(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / os.fsdecode(b"bundle-\xff"))
+    with recorded(bundle, tmp_path / "box") as policy:
+        session = policy.session()
+        session.reset(0)
+        session.act(*inputs(policy, np.random.default_rng(0)))
+    report = run_again(tmp_path / "box", bundle)
+    assert (report.compared, report.missing, report.differing_bytes) == (1, 0, 0)
+    assert "bundle-\\udcff" in entries(tmp_path / "box")[0].file.bundles[bundle.sha256]["path"]
