@@ -16,10 +16,15 @@ from hmarl.agent.v1 import agent_pb2
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.errors import StepOrderError
+from hmarl.runtime.recording.box_files import BoxFiles
+from hmarl.runtime.recording.library import MAGIC
+from hmarl.runtime.recording.reader import open_recording
 from hmarl.runtime.recording.recorder import AGENT, LARGEST_ACT_BYTES, UNMADE, RecordedEpisode, Recorder
 from hmarl.runtime.recording.replay import BEFORE_FILE, Replayer
 from hmarl.runtime.recording.settings import RecordSettings
+from hmarl.sdk.commands.replay import main
 from recorded import entries, inputs, recorded, run_again
+from small_disk import fill, small_disk
 from toy_bundle import write_toy_bundle
 
 LAST_STEP = 2**64 - 1
@@ -131,3 +136,68 @@ def test_a_path_that_is_no_text_keeps_nothing_from_being_recorded(tmp_path: Path
     report = run_again(tmp_path / "box", bundle)
     assert (report.compared, report.missing, report.differing_bytes) == (1, 0, 0)
     assert "bundle-\\udcff" in entries(tmp_path / "box")[0].file.bundles[bundle.sha256]["path"]
+
+
+def test_a_disk_that_stays_full_leaves_no_file_that_is_none(tmp_path: Path) -> None:
+    """Each try begins a file; what was written before and after is read."""
+    act = (
+        "/agent/agent_0/acts",
+        pb.Act,
+        pb.Act(refusal=pb.Refusal(message=os.urandom(4000).hex())).SerializeToString(),
+        0,
+        0,
+    )
+    with small_disk(tmp_path / "disk") as disk:
+        files = BoxFiles(RecordSettings(disk / "box"), "agent_0", {})
+        files.write(*act)
+        files.flush()
+        fill(disk / "filler")
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left"):  # noqa: PT012 - either may notice
+                for _ in range(3):
+                    files.write(*act)
+                    files.flush()
+            files.abandon()
+        assert len(files_of(disk)) == 1
+        (disk / "filler").unlink()
+        files.write(*act)
+        files.close()
+        assert len(files_of(disk)) == 2
+        assert len(messages(disk, pb.Act)) >= 2
+
+
+@pytest.mark.parametrize("left", [b"", MAGIC[:5], bytes(8), bytes(5000)])
+def test_a_file_of_which_a_power_failure_left_nothing_costs_no_other(
+    tmp_path: Path, toy: Bundle, left: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with recorded(toy, tmp_path / "box") as policy:
+        session = policy.session()
+        session.reset(0)
+        session.act(*inputs(policy, np.random.default_rng(0)))
+    (file,) = files_of(tmp_path / "box")
+    empty = file.with_name("agent_0-20200101T000000-1-000001.mcap")
+    empty.write_bytes(left)
+    page = tmp_path / "page.html"
+    assert main([str(tmp_path / "box"), "--bundle", str(toy.path), "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert f"{empty}: was not finished; read up to byte 0," in said
+    assert "1 acts run again" in said
+    assert "onnxruntime_version" in page.read_text()
+    assert run_again(empty, toy).acts == 0
+
+
+def test_zeros_at_the_end_of_a_file_are_what_was_never_written(tmp_path: Path, toy: Bundle) -> None:
+    with recorded(toy, tmp_path / "box") as policy:
+        session = policy.session()
+        session.reset(0)
+        session.act(*inputs(policy, np.random.default_rng(0)))
+        deadline = time.monotonic() + 30
+        while not (files_of(tmp_path / "box") and messages(tmp_path / "box", pb.Act)):
+            assert time.monotonic() < deadline
+        flushed = files_of(tmp_path / "box")[0].read_bytes()
+    torn = tmp_path / "torn.mcap"
+    torn.write_bytes(flushed + bytes(50_000))
+    assert run_again(torn, toy).compared == 1
+    (file,) = open_recording(torn)
+    assert len(list(file.read())) == 2
+    assert file.cut_at == len(flushed)

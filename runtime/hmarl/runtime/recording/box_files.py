@@ -220,8 +220,11 @@ class _BoxFile:
             self.cut()
 
     def cut(self) -> None:
-        """Close the file as it was flushed last; of what is half written nothing stays."""
+        """Close the file as it was flushed last; of what is half written nothing stays, nor a file without content."""
         self._stream.close(self._flushed)
+        if not self._flushed:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
     def _channel(self, topic: str, kind: Any) -> int:
         name = kind.DESCRIPTOR.full_name

@@ -138,9 +138,13 @@ class BoxFile:
         try:
             with self.path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
-                if stream.read(len(MAGIC)) != MAGIC:
+                head = stream.read(len(MAGIC))
+                if head == MAGIC:
+                    yield from self._framed(stream, size)
+                elif MAGIC.startswith(head) or not any(head):  # as a power failure leaves it
+                    self.cut_at = 0
+                else:
                     raise RecordingError(f"{self.path}: got no MCAP file, expected one that hmarl has recorded")
-                yield from self._framed(stream, size)
         except OSError as error:
             raise RecordingError(f"{self.path}: cannot be read: {error.strerror or one_line(error)}") from error
 
@@ -149,7 +153,7 @@ class BoxFile:
             at = stream.tell()
             header = stream.read(_HEADER.size)
             opcode, length = _HEADER.unpack(header) if len(header) == _HEADER.size else (0, size)
-            if stream.tell() + length > size:
+            if not opcode or stream.tell() + length > size:  # none is 0: zeros are what was never written
                 self.cut_at = at
                 return
             if opcode == Opcode.DATA_END:

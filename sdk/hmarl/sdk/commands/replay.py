@@ -111,7 +111,7 @@ def _write_page(
     differing = [] if report is None else [each.seed for each in report.differences]
     shown = collected(read_recording(files), chosen(found, seed, differing)) if found else []
     command = shlex.join(["hmarl-replay", *sys.argv[1:]])
-    about = dict(files[0].recorder)
+    about = next((file.recorder for file in files if file.recorder), {})
     write_recording_page(html, PageContent(recording.absolute(), list(found.values()), shown, report, command, about))
 
 
