@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,3 +100,11 @@ def test_steps_may_be_as_large_as_a_message_holds(toy: Bundle, tmp_path: Path, s
     (shown,) = collected(read_recording(files), list(summaries(read_recording(files)).values()))
     assert shown.steps.tolist() == [float(step - steps[0]) for step in steps]
     assert f"{steps[0]} to {steps[-1]}" in page.read_text()
+
+
+def test_what_is_said_of_the_process_is_that_of_a_file_that_says_it(box: Path, tmp_path: Path) -> None:
+    """Also where a power failure left nothing of the first one."""
+    shutil.copytree(box, tmp_path / "box")
+    (tmp_path / "box" / "agent_0" / "agent_0-20200101T000000-1-000001.mcap").touch()
+    assert main([str(tmp_path / "box"), "--html", str(tmp_path / "page.html")]) == 0
+    assert "onnxruntime_version" in (tmp_path / "page.html").read_text()

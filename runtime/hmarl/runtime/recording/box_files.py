@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hmarl.runtime.errors import UsageError
+from hmarl.runtime.recording.kept_files import KeptFiles
 from hmarl.runtime.recording.library import CompressionType, MessageEncoding, Writer, build_file_descriptor_set
 from hmarl.runtime.recording.settings import RecordSettings
 
-ENDING = ".mcap"
 PROFILE = ""  # of MCAP: none of the well-known ones
 LIBRARY = "hmarl"
 _CHUNK_BYTES = 2**20
@@ -47,8 +47,8 @@ class BoxFiles:
         self.folder = settings.folder / self._name
         self._file: _BoxFile | None = None
         self._count = 0
-        # Names that sort in the order of writing, whatever the clock does meanwhile.
-        self._stem = f"{self._name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
+        self._writer = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}"
+        self._kept = KeptFiles(self.folder, settings.total_bytes, settings.keep_s)
         self._kept_at = -float("inf")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,11 +85,10 @@ class BoxFiles:
     def opened(self) -> _BoxFile:
         """The present file; a new one where there is none."""
         if self._file is None:
-            self._count += 1
             while self._file is None:
-                with contextlib.suppress(FileExistsError):  # of a process that had this one's id
-                    self._file = _BoxFile(self.folder / f"{self._stem}-{self._count:06}{ENDING}")
-                self._count += self._file is None
+                with contextlib.suppress(FileExistsError):  # of another client in this process
+                    self._file = _BoxFile(self._kept.next_path(self._name, self._writer))
+            self._count += 1
             for title, values in self.metadata.items():
                 self._file.describe(title, values)
         return self._file
@@ -104,7 +103,8 @@ class BoxFiles:
         if file is not None:
             file.flush()
             oldest_s = self._settings.keep_s / _OLDEST_PART
-            if file.size >= self._settings.file_bytes or time.monotonic() - file.begun_s >= oldest_s:
+            full = file.size >= self._settings.file_bytes or time.monotonic() - file.begun_s >= oldest_s
+            if full or file.deleted:
                 self.close()
         self._keep_bounds()
 
@@ -125,23 +125,11 @@ class BoxFiles:
             file.cut()
 
     def _keep_bounds(self) -> None:
-        """Delete the oldest files that are too old, or too much; not at each flush."""
+        """Delete files that are too old, or too much; not at each flush."""
         now = time.monotonic()
-        if self._file is not None and now - self._kept_at < 1.0:
-            return
-        self._kept_at = now
-        found, oldest_s = [], time.time() - self._settings.keep_s
-        for path in self.folder.glob(f"*{ENDING}"):
-            with contextlib.suppress(OSError):
-                stat = path.stat()
-                found.append((stat.st_mtime, path.name, stat.st_size, path))
-        left = sum(size for _, _, size, _ in found) - self._settings.total_bytes
-        own = None if self._file is None else self._file.path
-        for changed_s, _, size, path in sorted(found):
-            if path != own and (left > 0 or changed_s < oldest_s):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    left -= size
+        if self._file is None or now - self._kept_at >= 1.0:
+            self._kept_at = now
+            self._kept.keep_bounds(None if self._file is None else self._file.path)
 
 
 class _Unbuffered:
@@ -165,6 +153,11 @@ class _Unbuffered:
 
     def flush(self) -> None:
         """Nothing waits."""
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the file has no name any more."""
+        return os.fstat(self._descriptor).st_nlink == 0
 
     def close(self, size: int) -> None:
         """Close the file as it was when it had so many bytes."""
@@ -195,6 +188,11 @@ class _BoxFile:
     def size(self) -> int:
         """Bytes that were flushed."""
         return self._flushed
+
+    @property
+    def deleted(self) -> bool:
+        """Whether another writer of this folder took it for too much."""
+        return self._stream.deleted
 
     def write(self, topic: str, kind: type[Any], content: bytes, sequence: int, wall_ns: int) -> None:
         channel = self._channels.get(topic)

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.errors import RecordingError, one_line
-from hmarl.runtime.recording.box_files import ENDING
+from hmarl.runtime.recording.kept_files import ENDING, in_order
 from hmarl.runtime.recording.library import (
     MAGIC,
     Channel,
@@ -196,13 +196,13 @@ def _check_size(chunk: Chunk) -> None:
 
 
 def open_recording(path: Path) -> list[BoxFile]:
-    """The files of a recording, in the order of their names: a file, or all below a folder.
+    """The files of a recording, in the order in which they were written: a file, or all below a folder.
 
     Raises:
         RecordingError: there is none.
     """
     if path.is_dir():
-        found = sorted(path.rglob(f"*{ENDING}"))
+        found = sorted(path.rglob(f"*{ENDING}"), key=in_order)
         if not found:
             raise RecordingError(f"{path}: got a folder without any *{ENDING}, expected a recording")
         return [BoxFile(each) for each in found]
