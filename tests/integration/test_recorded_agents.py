@@ -30,7 +30,7 @@ from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.bundle import Bundle, load_bundle
 from hmarl.runtime.recording.beside import laid_beside
 from hmarl.runtime.recording.reader import open_recording
-from hmarl.runtime.recording.replay import NO_REPLY
+from hmarl.runtime.recording.replay import NO_REPLY, UNKNOWN_STATE
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
@@ -286,6 +286,38 @@ def test_a_client_for_asyncio_records_too(tmp_path: Path, toy: Bundle) -> None:
         asyncio.run(play(process.address))
     report = run_again(box, toy)
     assert (report.acts, report.compared, report.differing_bytes) == (25, 25, 0)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_each_file_of_a_client_can_be_run_alone(tmp_path: Path, toy: Bundle, plain: bool) -> None:
+    """Of a recurrent policy from the next episode on: a client is not told the state."""
+    bundle = write_toy_bundle(tmp_path / "bundle", plain=True) if plain else toy
+    box, episodes, steps = tmp_path / "box", 4, 60
+    record = RecordSettings(box, total_mb=10.0, file_mb=0.005, flush_s=0.02)
+    with AgentProcess(bundle.path, "agent_0") as process, AgentClient(process.address, record=record) as client:
+        generator = np.random.default_rng(0)
+        for seed in range(episodes):
+            client.reset(seed, sample=True)
+            for step in range(steps):
+                observation, mask = given(generator)
+                client.act(observation, None if plain else mask)
+                if step % 20 == 19:
+                    time.sleep(0.06)
+    files = open_recording(box)
+    assert len(files) >= 3
+    report = run_again(box, bundle)
+    assert (report.acts, report.compared, report.differing_bytes) == (episodes * steps, episodes * steps, 0)
+    described = [entry.message for entry in entries(box) if isinstance(entry.message, pb.Episode)]
+    going_on = [episode for episode in described if episode.goes_on]
+    assert going_on
+    assert all(episode.states_lost is not plain and not episode.states for episode in going_on)
+    for file in files:
+        alone = run_again(file.path, bundle)
+        assert alone.same
+        assert alone.compared == alone.acts - alone.skipped[UNKNOWN_STATE]
+        first, second = (entry.message for entry in entries(file.path)[:2])
+        assert (alone.skipped[UNKNOWN_STATE] > 0) == (not plain and first.goes_on and isinstance(second, pb.Act))
+    assert json.loads(replay(files[1].path, "--bundle", bundle.path, "--json").stdout)["same"]
 
 
 def test_without_the_extra_one_line_says_so(tmp_path: Path, toy: Bundle) -> None:

@@ -21,8 +21,8 @@ from hmarl.runtime.recording.box_files import BoxFiles
 from hmarl.runtime.recording.kept_files import KeptFiles
 from hmarl.runtime.recording.library import MAGIC
 from hmarl.runtime.recording.reader import BoxFile, open_recording
-from hmarl.runtime.recording.recorder import AGENT, LARGEST_ACT_BYTES, UNMADE, RecordedEpisode, Recorder
-from hmarl.runtime.recording.replay import BEFORE_FILE, Replayer
+from hmarl.runtime.recording.recorder import AGENT, CLIENT, LARGEST_ACT_BYTES, UNMADE, RecordedEpisode, Recorder
+from hmarl.runtime.recording.replay import AFTER_GAP, BEFORE_FILE, UNKNOWN_STATE, Replayer
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.commands.replay import main
 from recorded import entries, inputs, recorded, run_again
@@ -364,3 +364,36 @@ def test_a_writer_whose_file_another_one_deleted_goes_on_in_a_new_one(tmp_path: 
     report = run_again(tmp_path / "box", toy)
     assert (report.same, report.compared) == (True, report.acts)
     assert report.acts > 0
+
+
+@pytest.mark.parametrize("side", [AGENT, CLIENT])
+def test_an_episode_that_cannot_be_taken_up_costs_itself_alone(tmp_path: Path, toy: Bundle, side: str) -> None:
+    """As files of clients before 0.3 describe it: with a state that is none. An agent's is taken up at its next act."""
+    play(toy, tmp_path / "box", 6)
+    play(toy, tmp_path / "box", 6)
+    found = entries(tmp_path / "box")
+    episode = found[0].message
+    assert isinstance(episode, pb.Episode)
+    episode.goes_on = True
+    episode.states["state"].SetInParent()
+    found[0].file.recorder["side"] = side
+    if side == CLIENT:
+        for entry in found[1:7]:
+            entry.message.delivery.fresh = True
+    report = Replayer([toy]).run(found)
+    skipped = {UNKNOWN_STATE: 6} if side == CLIENT else {AFTER_GAP: 1}
+    assert (report.acts, report.skipped, report.differing_acts) == (12, skipped, 0)
+    assert report.compared == 12 - sum(skipped.values())
+
+
+def test_a_state_that_is_not_in_the_recording_costs_its_episode_alone(tmp_path: Path, toy: Bundle) -> None:
+    play(toy, tmp_path / "box", 6)
+    play(toy, tmp_path / "box", 6)
+    found = entries(tmp_path / "box")
+    episode = found[0].message
+    assert isinstance(episode, pb.Episode)
+    episode.goes_on = episode.states_lost = True
+    for entry in found[1:7]:
+        del entry.message.response.diagnostics["next_state"]
+    report = Replayer([toy]).run(found)
+    assert (report.compared, report.skipped, report.same) == (6, {AFTER_GAP: 6}, True)

@@ -64,8 +64,9 @@ class RecordedEpisode:
     """
 
     __slots__ = (
-        "_last",
+        "_first_step",
         "_next_sequence",
+        "_states",
         "agent_id",
         "bundle",
         "bundle_sha256",
@@ -76,7 +77,6 @@ class RecordedEpisode:
         "session",
         "start",
         "state_names",
-        "states",
         "wall_ns",
     )
 
@@ -94,7 +94,6 @@ class RecordedEpisode:
         self.agent_id = agent_id
         self.bundle_sha256 = bundle_sha256
         self.start = start
-        self.states = states
         self.state_names = state_names
         self.bundle = bundle
         self.session = ""
@@ -102,7 +101,8 @@ class RecordedEpisode:
         self.sequence = 0  # of the next act; counted by whoever acts
         self.described_in = 0  # which file; this and what follows belong to the writing thread
         self._next_sequence = 0
-        self._last: pb.Act | None = None
+        self._first_step = start.first_step
+        self._states: Mapping[str, agent_pb2.Tensor] | None = states  # by input name; None: not known
 
     def description(self, sequence: int) -> pb.Episode:
         """What a file says before an act of this sequence number."""
@@ -116,13 +116,9 @@ class RecordedEpisode:
             monotonic_ns=self.monotonic_ns,
             wall_ns=self.wall_ns,
         )
-        states = self.states
-        if self._last is not None:
-            said.start.first_step = step_after(self._last.request.step)
-            outputs = self._last.response.diagnostics
-            states = {given: outputs[computed] for given, computed in self.state_names}
-        if sequence == self._next_sequence:
-            for name, tensor in states.items():
+        said.start.first_step = self._first_step
+        if sequence == self._next_sequence and self._states is not None:
+            for name, tensor in self._states.items():
                 said.states[name].CopyFrom(tensor)
         else:
             said.states_lost = bool(self.state_names)
@@ -132,7 +128,11 @@ class RecordedEpisode:
         """An act was added to a file."""
         self._next_sequence = act.sequence + 1
         if act.HasField("response"):
-            self._last = act
+            self._first_step = step_after(act.request.step)
+        if act.HasField("response") or act.HasField("delivery"):  # a client's may have arrived, whatever came of it
+            outputs = act.response.diagnostics
+            known = all(computed in outputs for _, computed in self.state_names)
+            self._states = {given: outputs[computed] for given, computed in self.state_names} if known else None
 
 
 class _Missed:

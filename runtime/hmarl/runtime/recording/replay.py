@@ -34,7 +34,7 @@ UNDESCRIBED = "their episode is not in the recording"
 AFTER_GAP = "they follow a gap, after which the recurrent state is taken from the recording"
 NO_INPUTS = "they were refused, and what was given has not even the form of an observation"
 NO_REPLY = "no fresh reply came, so that the fallback decided"
-UNKNOWN_STATE = "the client cannot know which steps a recurrent policy received"
+UNKNOWN_STATE = "a client is not told a recurrent policy's state, and may not know which steps it received"
 BEFORE_FILE = "they repeat a step from before the recording"
 _SHOWN = 6
 _SHOWN_EPISODES = 100
@@ -140,6 +140,14 @@ class _Live:
         )
         self.fresh = True
 
+    def go_on(self, first_step: int, states: Mapping[str, agent_pb2.Tensor]) -> None:
+        """Go on in the middle; where the states that are given are none of this policy, its state is lost."""
+        try:
+            self.start(first_step, _states(states))
+        except (WireError, ObservationError):
+            self.lost = self.recurrent
+            self.start(first_step, {})
+
 
 class Replayer:
     """Runs entries of recordings again, one after the other.
@@ -198,7 +206,10 @@ class Replayer:
 
     def _begun(self, file: BoxFile, said: pb.Episode) -> _Live:
         live = _Live(said, self._policy(file, said).session(), file)
-        live.start(said.start.first_step, _states(said.states))
+        if said.goes_on:
+            live.go_on(said.start.first_step, said.states)
+        else:
+            live.start(said.start.first_step, _states(said.states))
         self.report.episodes += 1
         return live
 
@@ -247,13 +258,14 @@ class Replayer:
         """Take up an episode of which acts are missing."""
         if not act.HasField("response") or act.response.replayed:
             return AFTER_GAP
-        live.lost = False
         if not live.recurrent:
+            live.lost = False
             live.start(act.request.step - act.response.missed_steps, {})
             return None
-        outputs = act.response.diagnostics
-        states = {state.input: outputs[state.output] for state in live.session.policy.agent.states}
-        live.start(step_after(act.request.step), _states(states))
+        outputs, states = act.response.diagnostics, live.session.policy.agent.states
+        if all(state.output in outputs for state in states):
+            live.lost = False
+            live.go_on(step_after(act.request.step), {state.input: outputs[state.output] for state in states})
         return AFTER_GAP
 
     def _what_arrived(self, live: _Live, act: pb.Act) -> str | None:
