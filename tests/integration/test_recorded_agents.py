@@ -320,6 +320,41 @@ def test_each_file_of_a_client_can_be_run_alone(tmp_path: Path, toy: Bundle, pla
     assert json.loads(replay(files[1].path, "--bundle", bundle.path, "--json").stdout)["same"]
 
 
+def test_an_agent_that_comes_back_with_another_bundle_is_run_again_on_both(tmp_path: Path, toy: Bundle) -> None:
+    """Both are of recurrent policies, with states of other sizes; both sides are recorded."""
+    other, box = write_toy_bundle(tmp_path / "other", sizes=(8, 16)), tmp_path / "box"
+    options, generator = ("--record", str(box)), np.random.default_rng(0)
+    with AgentProcess(toy.path, "agent_0", options=options) as first:
+        fallback = Hold(expires_after_s=60.0)
+        with AgentClient(first.address, record=box, allow_bundle_change=True, fallback=fallback) as client:
+            client.reset(7, sample=True)
+            for _ in range(20):
+                assert client.act(*given(generator)).fresh
+            time.sleep(0.6)  # longer than a flush takes
+            first.kill()
+            assert not client.act(*given(generator)).fresh
+            with AgentProcess(other.path, "agent_0", listen=first.address, options=options) as second:
+                wait_for(lambda: client.act(*given(generator)).fresh, "joining again")
+                for _ in range(20):
+                    assert client.act(*given(generator)).fresh
+                second.process.terminate()
+                second.process.wait(20)
+            assert (client.info.bundle_sha256, client.statistics.rejoins) == (other.sha256, 1)
+            statistics = client.statistics
+    report = run_again(box, toy, other)
+    assert (report.differing_acts, report.differing_bytes) == (0, 0)
+    assert report.compared == 2 * statistics.fresh == 82
+    mine = [entry.message for entry in entries(box / "agent_0.client")]
+    episodes = [message for message in mine if isinstance(message, pb.Episode)]
+    assert [episode.bundle_sha256 for episode in episodes] == [toy.sha256, other.sha256]
+    assert 20 < episodes[1].start.first_step <= statistics.acts - 21
+    ends = [message for message in mine if isinstance(message, pb.End)]
+    assert [(end.steps, end.reason) for end in ends] == [(statistics.acts - 21, "replaced"), (21, "ended")]
+    done = replay(box, "--bundle", toy.path, "--bundle", other.path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["beside"]["in_time"] == statistics.fresh
+
+
 def test_without_the_extra_one_line_says_so(tmp_path: Path, toy: Bundle) -> None:
     hidden = "import sys; sys.modules['mcap'] = None\n"
     for module, words in (

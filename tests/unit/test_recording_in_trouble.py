@@ -25,6 +25,7 @@ from hmarl.runtime.recording.recorder import AGENT, CLIENT, LARGEST_ACT_BYTES, U
 from hmarl.runtime.recording.replay import AFTER_GAP, BEFORE_FILE, UNKNOWN_STATE, Replayer
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.commands.replay import main
+from processes import wait_for
 from recorded import entries, inputs, recorded, run_again
 from small_disk import fill, small_disk
 from toy_bundle import write_toy_bundle
@@ -158,6 +159,7 @@ def test_a_record_that_cannot_be_made_costs_itself_alone(
             if step % 10 == 5:
                 recorder.act(bad, step, make, ())
         recorder.act(bad, 30, lambda: pb.Act(request=agent_pb2.ActRequest(step=30)), ())
+        wait_for(lambda: files_of(tmp_path) and sum(gap.acts for gap in messages(tmp_path, pb.Gap)) == 3, "writing")
     assert len(files_of(tmp_path)) == 1
     acts = messages(tmp_path, pb.Act)
     assert [act.request.step for act in acts] == [*range(30), 30]
@@ -368,7 +370,7 @@ def test_a_writer_whose_file_another_one_deleted_goes_on_in_a_new_one(tmp_path: 
 
 @pytest.mark.parametrize("side", [AGENT, CLIENT])
 def test_an_episode_that_cannot_be_taken_up_costs_itself_alone(tmp_path: Path, toy: Bundle, side: str) -> None:
-    """As files of clients before 0.3 describe it: with a state that is none. An agent's is taken up at its next act."""
+    """As files of clients of 0.2 describe it: with a state that is none. An agent's is taken up at its next act."""
     play(toy, tmp_path / "box", 6)
     play(toy, tmp_path / "box", 6)
     found = entries(tmp_path / "box")

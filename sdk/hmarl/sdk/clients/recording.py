@@ -14,7 +14,7 @@ from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.tensors import write_tensor
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.manifest import AgentModel
-from hmarl.runtime.observing import ENDED
+from hmarl.runtime.observing import ENDED, REPLACED
 from hmarl.runtime.recording.agent import (
     about_process,
     act_bytes,
@@ -54,18 +54,24 @@ class ClientRecorder:
         about = {**about_process(), "source": source}
         self._recorder = Recorder(settings, CLIENT, model.id, about, act_bytes(model))
         self._seen = np.dtype(model.observation.dtype)
-        self._state_names = [(state.input, state.output) for state in model.states]
+        self._model = model
         self._episode: RecordedEpisode | None = None
         self._delivery = _Delivery(0.0)
         self._steps = 0
 
+    def takes_over(self, model: AgentModel) -> None:
+        """Episodes that begin from now on are of another bundle, in which this is the agent's model."""
+        self._model = model
+
     def began(
         self, request: agent_pb2.StartEpisodeRequest, session_id: str, info: agent_pb2.GetAgentInfoResponse
     ) -> None:
-        """An episode was started; ``info`` says on what."""
+        """An episode was started, or goes on with another bundle; ``info`` says on what."""
+        self._end(REPLACED)
         said = {"sha256": info.bundle_sha256, "agent_id": info.agent_id, "name": info.bundle_name}
         said["agent_manifest"] = info.agent_manifest_json
-        self._episode = self._recorder.episode(info.bundle_sha256, request, {}, self._state_names, lambda: said)
+        states = [(state.input, state.output) for state in self._model.states]
+        self._episode = self._recorder.episode(info.bundle_sha256, request, {}, states, lambda: said)
         self._episode.session = session_digest(session_id)
         self._steps = 0
 
@@ -115,13 +121,16 @@ class ClientRecorder:
 
     def ended(self) -> None:
         """The episode is over."""
-        if self._episode is not None:
-            self._recorder.end(self._episode, self._steps, 0, ENDED)
-            self._episode = None
+        self._end(ENDED)
 
     def close(self) -> None:
         """Write what waits and finish the file."""
         self._recorder.close()
+
+    def _end(self, reason: str) -> None:
+        if self._episode is not None:
+            self._recorder.end(self._episode, self._steps, 0, reason)
+            self._episode = None
 
     def _told(self, fresh: bool, session_id: str) -> tuple[bool, str, float, str]:
         delivery = self._delivery

@@ -425,6 +425,7 @@ class RemoteEpisode:
             yield Abandon()
             advice = f"call reset(seed, first_step={request.step}) to join the episode again"
             return _Nothing(rejoin.nothing.kind, f"{reason}; {advice}")
+        known = self.info
         try:
             response = yield from self._begin(rejoin.request, pinned, deadline)
         except CallFailed as failure:
@@ -447,6 +448,8 @@ class RemoteEpisode:
         self.session_id = request.session_id = response.session_id
         self.statistics.rejoins += 1
         self.statistics.state_resets += response.state_reset_mid_episode
+        if self._recorder is not None and self.info is not known:  # what comes now is another bundle's
+            self._recorder.began(rejoin.request, response.session_id, self.info)
         return None
 
     @staticmethod
@@ -527,6 +530,8 @@ class RemoteEpisode:
             )
         self._allow_replies_of(model)
         self.info = info
+        if self._recorder is not None:
+            self._recorder.takes_over(model)
 
     def _allow_replies_of(self, model: AgentModel) -> None:
         limit = reply_limit_bytes(model)
