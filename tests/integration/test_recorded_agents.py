@@ -34,7 +34,7 @@ from hmarl.runtime.recording.replay import NO_REPLY, UNKNOWN_STATE
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.clients.async_client import AsyncAgentClient
 from hmarl.sdk.clients.client import AgentClient
-from hmarl.sdk.errors import StaleActionError
+from hmarl.sdk.errors import StaleActionError, UsageError
 from hmarl.sdk.fallback import Hold
 from hmarl.sdk.faults.link import FaultyLink, LinkFaults
 from processes import fleet_process, wait_for
@@ -141,6 +141,19 @@ def test_no_client_keeps_the_acts_of_another_from_being_recorded(tmp_path: Path,
     assert len(list((tmp_path / "box").rglob("*.mcap"))) >= 3
     report = run_again(tmp_path / "box", toy)
     assert (report.acts, report.compared, report.missing, report.differing_bytes) == (204, 204, 0, 0)
+
+
+def test_a_client_at_the_last_step_there_is_says_so(tmp_path: Path, toy: Bundle) -> None:
+    with AgentProcess(toy.path, "agent_0") as process, AgentClient(process.address, record=tmp_path / "box") as client:
+        generator = np.random.default_rng(0)
+        client.reset(1, first_step=2**64 - 1)
+        assert client.act(*given(generator)).step == 2**64 - 1
+        with pytest.raises(UsageError, match=f"step: got {2**64}, expected 0 <= step"):
+            client.act(*given(generator))
+        client.reset(2)
+        assert client.act(*given(generator)).fresh
+    report = run_again(tmp_path / "box", toy)
+    assert (report.acts, report.compared, report.missing, report.same) == (3, 2, 0, True)
 
 
 def test_a_killed_agent_leaves_all_but_the_last_moment(tmp_path: Path, toy: Bundle) -> None:

@@ -16,13 +16,13 @@ import pytest
 from hmarl.agent.v1 import agent_pb2
 from hmarl.recording.v1 import recording_pb2 as pb
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.errors import StepOrderError
+from hmarl.runtime.errors import StepOrderError, UsageError
 from hmarl.runtime.recording.box_files import BoxFiles
 from hmarl.runtime.recording.kept_files import KeptFiles
 from hmarl.runtime.recording.library import MAGIC
 from hmarl.runtime.recording.reader import BoxFile, open_recording
 from hmarl.runtime.recording.recorder import AGENT, CLIENT, LARGEST_ACT_BYTES, UNMADE, RecordedEpisode, Recorder
-from hmarl.runtime.recording.replay import AFTER_GAP, BEFORE_FILE, UNKNOWN_STATE, Replayer
+from hmarl.runtime.recording.replay import AFTER_GAP, BEFORE_FILE, NO_INPUTS, NO_REPLY, UNKNOWN_STATE, Replayer
 from hmarl.runtime.recording.settings import RecordSettings
 from hmarl.sdk.commands.replay import main
 from processes import wait_for
@@ -399,3 +399,36 @@ def test_a_state_that_is_not_in_the_recording_costs_its_episode_alone(tmp_path: 
         del entry.message.response.diagnostics["next_state"]
     report = Replayer([toy]).run(found)
     assert (report.compared, report.skipped, report.same) == (6, {AFTER_GAP: 6}, True)
+
+
+def test_no_step_follows_the_last_one_there_is(tmp_path: Path, toy: Bundle) -> None:
+    with recorded(toy, tmp_path / "box") as policy:
+        session, generator = policy.session(), np.random.default_rng(0)
+        session.reset(1, first_step=LAST_STEP)
+        session.act(*inputs(policy, generator))
+        for step in (None, LAST_STEP + 1, -1):
+            with pytest.raises(UsageError, match=r"step: got .*, expected 0 <= step < 2\*\*64"):
+                session.act(*inputs(policy, generator), step=step)
+    report = run_again(tmp_path / "box", toy)
+    assert (report.acts, report.compared, report.skipped, report.same) == (4, 1, {NO_INPUTS: 3}, True)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_act_without_an_answer_that_cannot_be_run_again_costs_its_episode_alone(tmp_path: Path, plain: bool) -> None:
+    """What the agent made of it is not known; of a policy without memory that does not matter."""
+    bundle = write_toy_bundle(tmp_path / "bundle", plain=plain)
+    play(bundle, tmp_path / "box", 6)
+    play(bundle, tmp_path / "box", 6)
+    found = entries(tmp_path / "box")
+    for entry in found:
+        entry.file.recorder["side"] = CLIENT
+        if isinstance(entry.message, pb.Act):
+            entry.message.delivery.fresh = True
+    unanswered = found[3].message
+    unanswered.delivery.fresh = False
+    unanswered.request.ClearField("observation")
+    unanswered.refusal.kind = "StaleActionError"
+    report = Replayer([bundle]).run(found)
+    assert report.same
+    assert report.skipped == ({NO_REPLY: 1} if plain else {NO_REPLY: 1, UNKNOWN_STATE: 3})
+    assert report.compared == 12 - sum(report.skipped.values())

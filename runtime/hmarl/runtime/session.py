@@ -50,6 +50,7 @@ __all__ = [
     "noise_for",
 ]
 
+_STEPS: Final = 2**64
 _LAST_STEP: Final = 2**63 - 1  # that an int64 holds; steps may be larger
 _isfinite: Final = np.isfinite
 
@@ -331,6 +332,7 @@ class PolicySession:
         Raises:
             ObservationError: wrong shape, dtype or content.
             StepOrderError: an older step, or the last one with other content.
+            UsageError: the step is no integer in [0, 2**64): none follows the last of these.
             SessionError: no episode was started.
             NonFiniteError: the policy computed NaN or infinity; the step is not used up, the state has not changed.
             InferenceError: the graph did not run; the same holds.
@@ -374,6 +376,8 @@ class PolicySession:
             if step < self._next_step:
                 return self._replay(observation, action_mask, step)
             missed = step - self._next_step
+        if step >= _STEPS:
+            checked_integer("step", step)  # which refuses it
         self._last_step = -1  # the buffers that a replay reads are about to change
         self._observation[...] = observation
         if self._mask is not None:

@@ -32,7 +32,7 @@ _Found = tuple[str, str, str, float | None]  # what differs: field, got, recorde
 # Why an act is not compared.
 UNDESCRIBED = "their episode is not in the recording"
 AFTER_GAP = "they follow a gap, after which the recurrent state is taken from the recording"
-NO_INPUTS = "they were refused, and what was given has not even the form of an observation"
+NO_INPUTS = "they were refused, and what was given has not even the form of an observation, or of a step"
 NO_REPLY = "no fresh reply came, so that the fallback decided"
 UNKNOWN_STATE = "a client is not told a recurrent policy's state, and may not know which steps it received"
 BEFORE_FILE = "they repeat a step from before the recording"
@@ -286,12 +286,15 @@ class Replayer:
         if live.lost:
             return UNKNOWN_STATE
         if not missed:
-            for each in unanswered:
-                _acted(live.session, each)
-        return None
+            try:
+                for each in unanswered:
+                    _acted(live.session, each)
+            except (WireError, HmarlError):  # it was not even an observation: what the agent made of it is not known
+                live.lost = live.recurrent
+        return UNKNOWN_STATE if live.lost else None
 
     def _refused(self, file: BoxFile, live: _Live, act: pb.Act) -> str | None:
-        if not act.request.HasField("observation"):
+        if not act.request.HasField("observation") or act.refusal.kind == UsageError.__name__:  # of a step that is none
             return NO_INPUTS
         recorded = f"{act.refusal.kind}: {act.refusal.message}"
         try:

@@ -264,6 +264,7 @@ class RemoteEpisode:
 
         Raises:
             ObservationError: wrong shape, dtype or content; the step is not used up.
+            UsageError: no step follows the last one, 2**64 - 1.
             StaleActionError: no fresh action in time, and the fallback allows none instead.
             AgentError: no episode was started, the server refuses the request, or another agent or bundle is served.
         """
@@ -543,7 +544,7 @@ class RemoteEpisode:
         self, session_id: str, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None
     ) -> agent_pb2.StreamActRequest:
         message = agent_pb2.StreamActRequest()
-        write_act(message.act, session_id, self._next_step, observation, action_mask)
+        write_act(message.act, session_id, checked_integer("step", self._next_step), observation, action_mask)
         metadata = call_metadata.current()
         if metadata:  # what a unary call carries beside its message
             message.metadata.update(metadata)
