@@ -414,6 +414,20 @@ def test_no_step_follows_the_last_one_there_is(tmp_path: Path, toy: Bundle) -> N
 
 
 @pytest.mark.parametrize("plain", [False, True])
+def test_after_a_gap_a_client_does_not_know_the_state(tmp_path: Path, plain: bool) -> None:
+    bundle = write_toy_bundle(tmp_path / "bundle", plain=plain)
+    play(bundle, tmp_path / "box", 6)
+    found = entries(tmp_path / "box")
+    found[0].file.recorder["side"] = CLIENT
+    for entry in found[1:]:
+        entry.message.delivery.fresh = True
+    del found[3]
+    report = Replayer([bundle]).run(found)
+    assert (report.acts, report.same) == (5, True)
+    assert report.skipped == ({} if plain else {UNKNOWN_STATE: 3})
+
+
+@pytest.mark.parametrize("plain", [False, True])
 def test_an_act_without_an_answer_that_cannot_be_run_again_costs_its_episode_alone(tmp_path: Path, plain: bool) -> None:
     """What the agent made of it is not known; of a policy without memory that does not matter."""
     bundle = write_toy_bundle(tmp_path / "bundle", plain=plain)

@@ -232,7 +232,7 @@ class Replayer:
         """Run one act again and compare; returns why that is not possible."""
         gap = live.next_sequence is not None and act.sequence != live.next_sequence
         live.next_sequence = act.sequence + 1
-        if gap and not live.from_client:
+        if gap and (live.recurrent or not live.from_client):
             live.lost = True
         if live.from_client:
             why = self._what_arrived(live, act)
