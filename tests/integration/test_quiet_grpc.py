@@ -1,18 +1,19 @@
-"""Programs of hmarl's command line say what they say: gRPC's core writes nothing beside it."""
+"""Programs of hmarl's command line, and a user's own, say what they say: gRPC's core writes nothing beside it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
-from hmarl.runtime.command_line import command, run
+IMPORTS
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 import grpc
 
-@command("hmarl-quiet")
 def main():
     "A call, and then silence until the server closes the connection."
     echo = grpc.unary_unary_rpc_method_handler(lambda sent, _: sent)
@@ -29,13 +30,16 @@ def main():
             time.sleep(0.05)
     print(states[-1].name)
     server.stop(None)
-    return 0
 
-raise SystemExit(run(main, []))
+main()
 """
 
 
-def test_an_idle_connection_that_is_closed_is_no_line_on_standard_error() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+@pytest.mark.parametrize(
+    "imports", ["import hmarl.runtime.command_line", "from hmarl.sdk import AgentClient"], ids=["command", "client"]
+)
+def test_an_idle_connection_that_is_closed_is_no_line_on_standard_error(imports: str) -> None:
+    program = PROGRAM.replace("IMPORTS", imports)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
     assert done.stdout.split() == ["sent", "IDLE"]

@@ -34,13 +34,16 @@ def print_anything() -> None:
             stream.reconfigure(errors=PLAIN_LETTERS)
 
 
-def quieten_grpc() -> None:
+def quieten_grpc(told: str = "NONE") -> None:
     """Keep gRPC's core from writing to standard error, amid what is shown or logged there; before gRPC is imported.
 
-    It writes from threads of its own, also of what is no fault: a server has closed an idle connection. It is told when
-    it is imported, and never asks again.
+    It writes from threads of its own, also of what is no fault: a server has closed an idle connection. It looks when
+    it is imported, and never again.
+
+    Args:
+        told: the least that is, ``ERROR`` or nothing at all; ``GRPC_VERBOSITY`` in the environment comes first.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_VERBOSITY", told)
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:

@@ -461,11 +461,11 @@ class FleetTeam:
         return np.asarray(self._latencies_s)
 
     def close(self) -> None:
-        """End all episodes and disconnect."""
+        """End all episodes and disconnect, once acts that are under way have ended."""
+        self._pool.shutdown(cancel_futures=True)  # first: a client takes one call at a time
         clients = [client for row in self._clients for client in row]
         for row in self._clients:
             row.clear()
         # At the same time: an agent that does not answer costs each of its clients a moment.
         with ThreadPoolExecutor(max_workers=32, thread_name_prefix="hmarl-close") as closing:
             list(closing.map(AgentClient.close, clients))
-        self._pool.shutdown()
