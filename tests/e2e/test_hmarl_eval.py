@@ -215,3 +215,23 @@ def test_a_run_whose_team_acts_as_one_is_evaluated_with_its_guider(call_eval: Ca
     assert said[0] == said[1] != said[2]
     code, _, error = call_eval("--run", folder, "--variant", "local")
     assert (code, "got 'local', expected one of guider" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("team", "option", "value", "expected"),
+    [
+        ("bundle", "variant", "local", "run"),
+        ("bundle", "checkpoint", "last", "run"),
+        ("bundle", "stream", None, "endpoints"),
+        ("endpoints", "provider", "cuda", "bundle"),
+        ("endpoints", "variant", "local", "run"),
+        ("endpoints", "checkpoint", "best", "run"),
+    ],
+)
+def test_what_says_something_of_another_kind_of_team_is_refused(
+    spread_bundle: Bundle, endpoints: Path, team: str, option: str, value: str | None, expected: str, call_eval: Call
+) -> None:
+    path = spread_bundle.path if team == "bundle" else endpoints
+    code, _, error = call_eval(f"--{team}", path, f"--{option}", *([] if value is None else [value]), "--episodes", 1)
+    assert code == 2
+    assert f"--{option}: got it with --{team}, expected it with --{expected}" in error
