@@ -133,11 +133,12 @@ def test_a_conductors_labels_are_its_actors_under_the_likeliest_instruction(name
             age += 1
             for g, policy in enumerate(algorithm.policies):
                 features = algorithm.observation_normalisers[g](seen.observations[g][row : row + 1])
-                mask = seen.action_masks[g]
+                mask, there = seen.action_masks[g], seen.active[row : row + 1, list(algorithm.spec.groups[g].agents)].T
                 expected, memories[g] = policy.step(
                     policy.inputs(features, context).transpose(0, 1),
                     None if mask is None else mask[row : row + 1].transpose(0, 1),
                     memories[g],
+                    there,
                 )
                 torch.testing.assert_close(
                     numbers(played.labels[step][g])[:, row], numbers(expected)[:, 0], atol=1e-5, rtol=1e-4
