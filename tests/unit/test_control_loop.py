@@ -212,6 +212,27 @@ def test_an_action_that_is_none_is_not_done(run: Run, two: tuple[Any, ...]) -> N
 
 
 @both
+@pytest.mark.parametrize("chosen", [99, -1, 2, 1.5])
+def test_a_choice_that_is_none_or_illegal_is_not_done(run: Run, toy_bundle: Bundle, chosen: Any) -> None:
+    robot, mask = Robot(), np.array([True, True, False, True, True])
+    with LocalAgent(toy_bundle, "agent_0") as agent:
+        agent.reset(1)
+        act = agent.act
+
+        def broken(*arguments: Any) -> Action:
+            action = act(*arguments)
+            action.action = chosen
+            return action
+
+        agent.act = broken  # type: ignore[method-assign]
+        seen = {"agent_0": StampedObservation(SEEN[0], mask)}
+        hold = Hold(expires_after_s=60.0, then=NoOp(4))
+        run(RATE_HZ, agent, lambda: seen, robot.write, fallback=hold, safe_action=hold, how={"ticks": 3})
+    assert set(robot.reasons("agent_0")) <= {"unusable", "deadline", "busy", "end"}
+    assert [each["agent_0"].action for each in robot.told] == [4] * 4
+
+
+@both
 def test_limits_hold_for_fallbacks_too_and_are_counted(run: Run, two: tuple[Any, ...]) -> None:
     limits = {"agent_1": ActionLimits(high=[0.5, 4.0], max_rate=20.0, initial=[0.0, 0.0])}
     robot = Robot("agent_1")

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.runtime import _graph
+from hmarl.runtime.actions import ActionCheck
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.choices import InstructionChoice, checked_choice, drawn_noises
 from hmarl.runtime.errors import (
@@ -33,7 +34,7 @@ from hmarl.runtime.errors import (
     one_line,
 )
 from hmarl.runtime.inputs import InputCheck, Observation, checked_integer, flags
-from hmarl.runtime.manifest import branch_sizes
+from hmarl.runtime.manifest import BoxSpace, branch_sizes
 from hmarl.runtime.noise import NoiseSource, noise_for
 from hmarl.runtime.observing import ENDED, RESTARTED, EpisodeStart, PolicyObserver
 from hmarl.runtime.parity import Comparison, compare_outputs
@@ -251,6 +252,8 @@ class PolicySession:
         self._states = [(buffers.inputs[state.input], buffers.outputs[state.output]) for state in agent.states]
         self._next_states = [(state.output, buffers.outputs[state.output][0, ...]) for state in agent.states]
         self._action = buffers.outputs[agent.action.name][0, ...]
+        discrete = not isinstance(agent.action_space, BoxSpace)  # continuous ones are among the numbers
+        self._action_problem = ActionCheck(agent.action_space).problem if discrete else None
         self._diagnostics = [(each.name, buffers.outputs[each.name][0, ...]) for each in agent.diagnostics]
         self._diagnostics_wanted = self._diagnostics
         self._numbers = buffers.numbers
@@ -335,7 +338,8 @@ class PolicySession:
             UsageError: the step is no integer in [0, 2**64): none follows the last of these.
             SessionError: no episode was started.
             NonFiniteError: the policy computed NaN or infinity; the step is not used up, the state has not changed.
-            InferenceError: the graph did not run; the same holds.
+            InferenceError: the graph did not run, or what it computed is no action of its space, or one that the mask
+                excludes; the same holds.
         """
         with self._lock:
             if self._observer is None:
@@ -394,16 +398,28 @@ class PolicySession:
         _isfinite(self._numbers, self._numbers_finite)
         if 0 in self._numbers_finite_bytes:
             raise self._not_finite(step)
+        action = self._chosen()
+        if self._action_problem is not None:
+            problem = self._action_problem(action, self._mask)
+            if problem is not None:
+                raise InferenceError(
+                    f"agent '{self.policy.agent.id}': step {step}: the policy computed no action that it has: "
+                    f"{problem}; none is handed out and its state has not changed: go on with the next observation, "
+                    "and mend the graph"
+                )
         for current, following in self._states:
             current[...] = following
         self._next_step, self._last_step, self._last_missed = step + 1, step, missed
         self.steps += 1
         self.missed_steps += missed
-        return self._reply(step, missed, replayed=False)
+        return self._reply(action, step, missed, replayed=False)
 
-    def _reply(self, step: int, missed: int, *, replayed: bool) -> Action:
-        """The action and diagnostics that lie in the output buffers, copied out."""
-        action = self._action.copy() if self._action.ndim else self._action.item()
+    def _chosen(self) -> int | npt.NDArray[Any]:
+        """The action that lies in the output buffers, copied out."""
+        return self._action.copy() if self._action.ndim else self._action.item()
+
+    def _reply(self, action: int | npt.NDArray[Any], step: int, missed: int, *, replayed: bool) -> Action:
+        """An action with the diagnostics that lie in the output buffers, copied out."""
         wanted = self._diagnostics_wanted
         diagnostics = {name: array.copy() for name, array in wanted} if wanted else {}
         return Action(action, step, missed, replayed, diagnostics)
@@ -432,7 +448,7 @@ class PolicySession:
                 f"step: got {step} again with other content; repeat it unchanged, "
                 f"or go on with {self._next_step} or later"
             )
-        return self._reply(step, self._last_missed, replayed=True)
+        return self._reply(self._chosen(), step, self._last_missed, replayed=True)
 
     def _first_states(self, given: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """What an episode begins with: [*shape] of each state, given or its reset value."""

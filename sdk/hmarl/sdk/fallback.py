@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.runtime.actions import ActionCheck
 from hmarl.runtime.manifest import ActionSpaceModel, BoxSpace
 from hmarl.sdk.errors import StaleActionError, UsageError
 from hmarl.sdk.spaces import (
@@ -29,7 +30,6 @@ from hmarl.sdk.spaces import (
     ActionSpaceField,
     action_shape,
     bounds,
-    branch_sizes,
     given_space,
     mask_branches,
     space_model,
@@ -208,11 +208,8 @@ class Hold(Fallback):
 
 
 def is_legal(action: npt.NDArray[Any], space: ActionSpaceModel, mask: npt.NDArray[np.bool_] | None) -> bool:
-    """Whether the mask allows the action: [*action_shape]; mask [mask_size] bool or None (all are legal)."""
-    if mask is None or isinstance(space, BoxSpace):
-        return True
-    starts = [branch.start for branch in mask_branches(space)]
-    return bool(mask[np.asarray(starts + np.atleast_1d(action))].all())
+    """Whether it is an action [*action_shape] that the mask allows: mask [mask_size] bool or None (all are legal)."""
+    return ActionCheck(space).problem(action, mask) is None
 
 
 def nearest_legal(
@@ -240,14 +237,14 @@ def _checked(action: Any, situation: Situation, name: str) -> npt.NDArray[Any]:
     given, dtype = np.asarray(action), np.float32 if isinstance(space, BoxSpace) else np.int64
     if np.can_cast(given.dtype, dtype, "same_kind"):  # a fraction is no choice, and is not cut off to one
         array = given.astype(dtype)
-        if array.shape == action_shape(space) and _within(array, space):
+        if is_legal(array, space, None) and _within(array, space):
             return array
     raise UsageError(f"{name}: got {given.tolist()}, expected an action of {situation.action_space}")
 
 
 def _within(action: npt.NDArray[Any], space: ActionSpaceModel) -> bool:
-    """Whether every number of an action [*action_shape] is one of the space; NaN is none."""
-    if isinstance(space, BoxSpace):
-        low, high = bounds(space)
-        return bool(np.all((low <= action) & (action <= high)))
-    return bool(np.all((action >= 0) & (action < np.reshape(branch_sizes(space), action.shape))))
+    """Whether every number of an action [*action_shape] lies within the bounds, where there are some."""
+    if not isinstance(space, BoxSpace):
+        return True
+    low, high = bounds(space)
+    return bool(np.all((low <= action) & (action <= high)))

@@ -26,7 +26,8 @@ class Action:
     """What an agent does at one step.
 
     Attributes:
-        action: Discrete: an int. MultiDiscrete: int64 [branches]. Box: float32 [D], in the environment's own units.
+        action: Discrete: an int. MultiDiscrete: int64 [branches]. Box: float32 [D], in the environment's own units;
+            finite, but not brought within the bounds. Choices are in range, and legal under the mask that was given.
         step: the step that it belongs to.
         fresh: False when the fallback chose it, because the policy's own action did not arrive in time.
         missed_steps: steps between the observation that the policy saw last and this one that it never received.

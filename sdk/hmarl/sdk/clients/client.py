@@ -129,8 +129,8 @@ class AgentClient(ClientBase):
         Raises:
             ObservationError: wrong shape, dtype or content; the step is not used up.
             StaleActionError: no fresh action in time, and the fallback allows none instead.
-            AgentError: no episode was started, the server refuses the request, or another agent or bundle is served
-                by now; the next act goes on with the next step.
+            AgentError: no episode was started, the server refuses the request, what it replies is no action of the
+                agent, or another agent or bundle is served by now; the next act goes on with the next step.
             MisuseError: the client is closed, was inherited by a fork, or is in use.
         """
         if self._spans is None:

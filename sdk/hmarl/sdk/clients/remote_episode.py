@@ -20,6 +20,7 @@ from hmarl.agent.v1 import agent_pb2
 from hmarl.agent.v1.messages import INSTRUCTION_CHOICES, write_act
 from hmarl.agent.v1.status import Code
 from hmarl.agent.v1.tensors import WireError, to_action, to_own_array
+from hmarl.runtime.actions import ActionCheck
 from hmarl.runtime.choices import InstructionChoice, checked_choice
 from hmarl.runtime.errors import ObservationError
 from hmarl.runtime.inputs import InputCheck, checked_integer
@@ -164,6 +165,7 @@ class RemoteEpisode:
             self.spec.observation_dtype,
         )
         self._action_form = self.spec.action_shape, self.spec.action_dtype
+        self._action_problem = ActionCheck(self.spec.action_space_model).problem
         self._fallback = fallback
         self._rejoin = rejoin
         self._diagnostics = diagnostics
@@ -266,7 +268,8 @@ class RemoteEpisode:
             ObservationError: wrong shape, dtype or content; the step is not used up.
             UsageError: no step follows the last one, 2**64 - 1.
             StaleActionError: no fresh action in time, and the fallback allows none instead.
-            AgentError: no episode was started, the server refuses the request, or another agent or bundle is served.
+            AgentError: no episode was started, the server refuses the request, what it replies is no action of the
+                agent, or another agent or bundle is served.
         """
         asked = self._act(observation, action_mask)
         return asked if self._recorder is None else self._recorded(asked, self._recorder, observation, action_mask)
@@ -308,7 +311,7 @@ class RemoteEpisode:
             self._next_step = step
             raise
         if not isinstance(outcome, _Nothing):
-            action = self._accept(outcome, begin, deadline)
+            action = self._accept(outcome, step, action_mask, begin, deadline)
             if action is not None:
                 return action
             outcome = _Nothing("LATE_REPLY", "the reply was taken after the time allowed was over")
@@ -550,16 +553,28 @@ class RemoteEpisode:
             message.metadata.update(metadata)
         return message
 
-    def _accept(self, reply: agent_pb2.ActResponse, begin: float, deadline: float) -> Action | None:
+    def _accept(
+        self,
+        reply: agent_pb2.ActResponse,
+        step: int,
+        action_mask: npt.NDArray[np.bool_] | None,
+        begin: float,
+        deadline: float,
+    ) -> Action | None:
         """The action of a reply, None when it is taken too late.
 
         Raises:
-            AgentError: the reply is not what this agent answers.
+            AgentError: the reply is not what this agent answers at this step, given this mask.
         """
-        step, missed = reply.step, reply.missed_steps
+        missed = reply.missed_steps
         diagnostics = {}
         try:
+            if reply.step != step:
+                raise WireError(f"step: got {reply.step}, expected {step}")
             action = to_action(reply.action, "action", *self._action_form)
+            problem = self._action_problem(action, action_mask)
+            if problem is not None:
+                raise WireError(problem)
             if self._diagnostics:
                 diagnostics = {name: to_own_array(tensor, name) for name, tensor in reply.diagnostics.items()}
         except WireError as error:

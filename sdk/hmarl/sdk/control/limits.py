@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from hmarl.runtime.actions import ActionCheck
 from hmarl.runtime.manifest import BoxSpace
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec
@@ -54,6 +55,7 @@ class ActionFilter:
         self._spec = spec
         self._period_s = period_s
         self._continuous = isinstance(spec.action_space_model, BoxSpace)
+        self._problem = ActionCheck(spec.action_space_model).problem
         self._last: npt.NDArray[Any] | None = None
         self._last_s = -math.inf
         if not self._continuous:
@@ -95,11 +97,9 @@ class ActionFilter:
             )
         return array
 
-    def usable(self, action: npt.NDArray[Any]) -> bool:
-        """Whether an action is one at all: of the right shape, without NaN or infinity."""
-        if action.shape != self._spec.action_shape:
-            return False
-        return not self._continuous or bool(np.isfinite(action).all())
+    def usable(self, action: int | npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> bool:
+        """Whether an action is one of the agent's at all, and legal; limits are another matter."""
+        return self._problem(action, action_mask) is None
 
     def enforce(self, action: npt.NDArray[Any], now_s: float) -> tuple[npt.NDArray[Any], tuple[Limit, ...]]:
         """What may be written now instead of an action [*action_shape], and which limits have changed it."""

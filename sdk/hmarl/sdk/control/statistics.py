@@ -17,7 +17,7 @@ BUSY = "busy"  # the agent was still at an earlier tick
 AGENT = "agent"  # the agent itself had none: its own fallback decided, or it raised
 NO_OBSERVATION = "no_observation"  # nothing was read for the agent
 OLD_OBSERVATION = "old_observation"  # what was read is older than allowed
-UNUSABLE = "unusable"  # not finite, or of another shape
+UNUSABLE = "unusable"  # no action of the agent's, or an illegal one
 MISSES = (DEADLINE, BUSY, AGENT)
 
 _WIDTH = 80
@@ -31,7 +31,8 @@ class AgentSummary:
         ticks: at which something was done for it.
         fresh: ticks with a fresh action of its policy.
         fallbacks: ticks without, by what kept one: ``deadline``, ``busy`` (still at an earlier tick), ``agent`` (its
-            own fallback decided, or it had no answer), ``no_observation``, ``old_observation``, ``unusable``.
+            own fallback decided, or it had no answer), ``no_observation``, ``old_observation``, ``unusable`` (no action
+            of its space, or an illegal one).
         misses: ticks whose observation was there, but no fresh action by the deadline.
         bounds_limited: actions that the safety filter brought within the bounds.
         rate_limited: actions whose change it slowed down.

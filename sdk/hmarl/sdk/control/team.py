@@ -123,6 +123,7 @@ class Seat(Generic[AgentT]):
         self.owed = 0
         self._id = agent_id
         self._space = agent.spec.action_space_model
+        self._masked = agent.spec.has_action_mask
         self._fallback = fallback
         self._limits = limits
         self._last_action: npt.NDArray[Any] | None = None
@@ -146,7 +147,7 @@ class Seat(Generic[AgentT]):
         Raises:
             StaleActionError: there is no fresh action, and the fallback allows none instead.
         """
-        missing, action = self._taken(tick, answer)
+        missing, action = self._taken(tick, answer, mask)
         if missing is not None:
             self.record.fallbacks[missing.reason] += 1
             if action is None:
@@ -157,12 +158,14 @@ class Seat(Generic[AgentT]):
         reason = None if missing is None else missing.reason
         return Command(self._plain(allowed), missing is None, reason, limited)
 
-    def _taken(self, tick: Tick, answer: Answer) -> tuple[Missing | None, npt.NDArray[Any] | None]:
+    def _taken(
+        self, tick: Tick, answer: Answer, mask: npt.NDArray[np.bool_] | None
+    ) -> tuple[Missing | None, npt.NDArray[Any] | None]:
         """What is missing, and the action that the agent gave; one that its own fallback chose is not fresh."""
         if isinstance(answer, Missing):
             return answer, None
         action = np.asarray(answer.action)
-        if not self._limits.usable(action):
+        if not self._limits.usable(answer.action, mask if self._masked else None):
             return Missing(UNUSABLE, f"its action is {action.tolist()}"), None
         if not answer.fresh:
             return Missing(AGENT, "its own fallback decided"), action
