@@ -24,7 +24,8 @@ from google.protobuf import json_format, text_format
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # whose toy graphs have every feature of a deployed policy
 
-import vector_errors  # noqa: E402 - beside this file
+import vector_actions  # noqa: E402 - beside this file
+import vector_errors  # noqa: E402
 import vector_messages  # noqa: E402
 
 from hmarl.runtime.bundle import Bundle, load_bundle, write_bundle  # noqa: E402
@@ -231,6 +232,7 @@ def vectors(bundle: Bundle) -> dict[str, Any]:
         "episodes.json": episodes(bundle),
         "messages.json": messages(bundle),
         "errors.json": vector_errors.errors(bundle),
+        "actions.json": vector_actions.actions(),
     }
 
 

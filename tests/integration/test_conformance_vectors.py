@@ -23,9 +23,12 @@ from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.manifest import NoiseModel
 from hmarl.runtime.noise import noise_for
 from hmarl.runtime.server import SERVICE
+from hmarl.runtime.service import agent_info
 from hmarl.runtime.session import Policy
-from hmarl.sdk import AgentClient, LocalAgent
+from hmarl.sdk import AgentClient, AgentError, LocalAgent, Zero
 from hmarl.sdk.clients.agent import Agent
+from hmarl.sdk.clients.link import LinkWatch
+from hmarl.sdk.clients.remote_episode import RemoteEpisode
 
 VECTORS = Path(__file__).resolve().parents[2] / "proto" / "conformance"
 BUNDLE = VECTORS / "bundle"
@@ -36,7 +39,8 @@ def read(name: str) -> Any:
     return json.loads((VECTORS / name).read_text())
 
 
-EPISODES, MESSAGES, NOISE, ERRORS = (read(f"{name}.json") for name in ("episodes", "messages", "noise", "errors"))
+NAMES = "episodes", "messages", "noise", "errors", "actions"
+EPISODES, MESSAGES, NOISE, ERRORS, ACTIONS = (read(f"{name}.json") for name in NAMES)
 
 
 def by_name(case: dict[str, Any]) -> str:
@@ -106,6 +110,26 @@ def test_messages(case: dict[str, Any]) -> None:
     message = json_format.ParseDict(case["json"], kind())
     assert message.SerializeToString(deterministic=True).hex() == case["hex"]
     assert kind.FromString(bytes.fromhex(case["hex"])) == text_format.Parse(case["text"], kind()) == message
+
+
+@pytest.mark.parametrize("case", ACTIONS, ids=by_name)
+def test_actions_that_are_answered(case: dict[str, Any]) -> None:
+    info = agent_info(Policy(load_bundle(BUNDLE), case["agent"]))
+    options: dict[str, Any] = {"timeout_s": 10.0, "rejoin": True, "diagnostics": False, "allow_bundle_change": False}
+    episode = RemoteEpisode(info, LinkWatch(), fallback=Zero(), source="here", **options)
+    episode.session_id = "one"
+    mask = np.array(case["action_mask"]) if "action_mask" in case else None
+    asked = episode.act(np.zeros(6, np.float32), mask)
+    next(asked)
+    reply = agent_pb2.ActResponse.FromString(bytes.fromhex(case["hex"]))
+    if "action" not in case:
+        with pytest.raises(AgentError, match=r"step 0: invalid reply: (action|step)"):
+            asked.send(reply)
+        return
+    with pytest.raises(StopIteration) as taken:
+        asked.send(reply)
+    action = taken.value.value
+    assert (np.asarray(action.action).tolist(), action.fresh) == (case["action"], True)
 
 
 def test_messages_cover_every_method() -> None:

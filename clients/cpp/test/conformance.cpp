@@ -288,6 +288,62 @@ static hmarl::Action until_fresh(hmarl::AgentClient& client, std::uint64_t step)
   }
 }
 
+// A peer that describes itself as an agent of the bundle, and answers every act alike.
+class Answering : public hmarl::Transport {
+ public:
+  Answering(Json model, std::string reply) : model_(std::move(model)), reply_(std::move(reply)) {}
+  std::string call(hmarl::Method method, const std::string&, hmarl::Clock::time_point) override {
+    const std::string id = model_["id"];
+    if (method == hmarl::Method::get_agent_info) {
+      wire::GetAgentInfoResponse info;
+      info.agent_id = id, info.agent_manifest_json = model_.dump(), info.bundle_sha256 = "some";
+      return wire::encode(info);
+    }
+    if (method == hmarl::Method::start_episode) {
+      wire::StartEpisodeResponse started;
+      started.session_id = "one", started.agent_id = id, started.bundle_sha256 = "some";
+      return wire::encode(started);
+    }
+    return method == hmarl::Method::act ? reply_ : std::string{};
+  }
+  void renew() override {}
+  std::string address() const override { return "here"; }
+
+ private:
+  Json model_;
+  std::string reply_;
+};
+
+static void answered_actions() {
+  std::ifstream file(vectors_folder + "/bundle/manifest.json");
+  const Json models = Json::parse(file)["agents"];
+  for (const Json& each : vectors("actions")) {
+    const auto model = std::find_if(models.begin(), models.end(), [&](const Json& one) { return one["id"] == each["agent"]; });
+    const auto hold = std::make_shared<hmarl::Hold>(hmarl::Hold::forever, 9, std::make_shared<hmarl::Zero>());
+    hmarl::AgentClient client(std::make_unique<Answering>(*model, from_hex(each["hex"])), options_of(10, hold));
+    client.reset(hmarl::Episode(1));
+    const auto mask = mask_of(each);
+    const std::vector<float> zeros(6);
+    if (!each.contains("action")) {
+      check_throws<hmarl::AgentError>([&] { client.act(zeros, mask ? &*mask : nullptr); }, each["name"] == "another step's" ? "step 1" : "action");
+      CHECK(client.statistics().fresh == 0);
+      continue;
+    }
+    check_row({{"step", 0}, {"action", each["action"]}, {"diagnostics", Json::object()}}, client.act(zeros, mask ? &*mask : nullptr));
+  }
+}
+
+// What no longer is an action is not held.
+static void held_actions() {
+  hmarl::Spec spec;
+  spec.branches = {5};
+  const hmarl::Hold hold(hmarl::Hold::forever, 9, std::make_shared<hmarl::Zero>());
+  for (const std::int64_t choice : {99, -1}) {
+    const hmarl::Value last{{choice}, {}};
+    CHECK(hold.decide({1, spec, nullptr, &last, hmarl::Seconds{0}, 1, ""}).choice() == 0);
+  }
+}
+
 static void wrong_inputs(const Door& door, AgentProcess& agent) {
   hmarl::AgentClient client(door.open(agent));
   check_throws<hmarl::AgentError>([&] { client.act(seen, legal); }, "no episode");
@@ -396,6 +452,8 @@ int main(int count, char** arguments) {
   run("hashes", hashes);
   run("noise", noise);
   run("messages", messages);
+  run("actions that are answered", answered_actions);
+  run("actions that are held", held_actions);
   if (serves_frames()) run("frames", frame_messages);
 #ifdef HMARL_WITH_ONNX
   run("episodes in process", in_process);

@@ -110,6 +110,28 @@ export function checkedInput(
   return legal;
 }
 
+/** Why this is no action of the space, or an illegal one; undefined if it is one. Numbers may lie past their bounds. */
+export function actionProblem(space: ActionSpace, action: ActionValue, mask: Uint8Array | undefined): string | undefined {
+  const numbers = typeof action === "number" ? [action] : Array.from(action);
+  const sizes = branchSizes(space);
+  const length = space.type === "box" ? space.low.length : sizes.length;
+  if (numbers.length !== length) return `action: got ${numbers.length} numbers, expected ${length}`;
+  if (space.type === "box") {
+    const wrong = numbers.findIndex((number) => !Number.isFinite(number));
+    return wrong < 0 ? undefined : `action[${wrong}]: got ${numbers[wrong]}, expected finite numbers`;
+  }
+  const parts = mask && branches(space, mask);
+  for (const [branch, choice] of numbers.entries()) {
+    const name = space.type === "discrete" ? "action" : `action[${branch}]`;
+    const size = sizes[branch]!;
+    if (!(Number.isInteger(choice) && choice >= 0 && choice < size)) {
+      return `${name}: got ${choice}, expected a choice from 0 to ${size - 1}`;
+    }
+    if (parts && parts[branch]![choice] !== 1) return `${name}: got ${choice}, expected a choice that the action mask allows`;
+  }
+  return undefined;
+}
+
 /** The part of a mask that belongs to each branch of the action. */
 export function branches(space: ActionSpace, mask: Uint8Array): Uint8Array[] {
   let start = 0;

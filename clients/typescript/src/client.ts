@@ -157,7 +157,7 @@ export class AgentClient implements Agent {
         const outcome = await this.#attempts(observation, mask, step, deadline);
         if ("kind" in outcome) nothing = outcome;
         else {
-          const action = this.#accept(outcome, step, begin, deadline);
+          const action = this.#accept(outcome, step, mask, begin, deadline);
           if (action !== undefined) return action;
           nothing = { kind: "LATE_REPLY", reason: "the reply was taken after the time allowed was over" };
         }
@@ -300,11 +300,11 @@ export class AgentClient implements Agent {
     this.#bundle = bundleSha256;
   }
 
-  #accept(reply: ActResponse, step: number, begin: number, deadline: number): Action | undefined {
+  #accept(
+    reply: ActResponse, step: number, mask: Uint8Array | undefined, begin: number, deadline: number,
+  ): Action | undefined {
     if (reply.step !== BigInt(step)) throw new AgentError(`${this.#name}: got a reply to step ${reply.step}, expected ${step}`);
-    const { actionSpace } = this.spec;
-    const length = actionSpace.type === "box" ? actionSpace.low.length : actionSpace.type === "discrete" ? 1 : actionSpace.n.length;
-    const action = actionOf(reply.action, { type: actionSpace.type, length });
+    const action = actionOf(reply.action, this.spec.actionSpace, mask);
     const missedSteps = Number(reply.missedSteps);
     this.statistics.missedSteps += missedSteps;
     const now = performance.now();

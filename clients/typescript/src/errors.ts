@@ -11,8 +11,10 @@ export class UsageError extends HmarlError {}
 export class BundleError extends HmarlError {}
 /** An observation or action mask of wrong length or content; the step is not used up. */
 export class ObservationError extends HmarlError {}
-/** The policy computed NaN or infinity; the step is not used up, the state has not changed. */
-export class NonFiniteError extends HmarlError {}
+/** The policy computed no action that it has, or an illegal one; the step is not used up, the state has not changed. */
+export class InferenceError extends HmarlError {}
+/** The policy computed NaN or infinity; the same holds. */
+export class NonFiniteError extends InferenceError {}
 /** A step that is older than the last one, or that repeats it with other content. */
 export class StepOrderError extends HmarlError {}
 /** No fresh action in time, and the fallback allows none instead: stop the robot. */

@@ -1,5 +1,5 @@
 /** What a client does when no fresh action arrives in time. */
-import { type ActionValue, branches } from "./agent.ts";
+import { actionProblem, type ActionValue, branches } from "./agent.ts";
 import { StaleActionError, UsageError } from "./errors.ts";
 import type { ActionSpace } from "./manifest.ts";
 
@@ -49,7 +49,7 @@ export function call(rule: (situation: Situation) => ActionValue): Fallback {
     decide(situation) {
       const action = rule(situation);
       if (isLegal(action, situation)) return action;
-      throw new StaleActionError(`step ${situation.step}: the rule answered ${action}, which the action mask excludes`);
+      throw new StaleActionError(`step ${situation.step}: the rule answered ${action}, which is no action, or an illegal one`);
     },
     mayRejoin: () => true,
   };
@@ -95,9 +95,7 @@ function choices(action: ActionValue): number[] {
 }
 
 function isLegal(action: ActionValue, { actionSpace, actionMask }: Situation): boolean {
-  if (actionMask === undefined || actionSpace.type === "box") return true;
-  const parts = branches(actionSpace, actionMask);
-  return choices(action).every((choice, branch) => parts[branch]?.[choice] === 1);
+  return actionProblem(actionSpace, action, actionMask) === undefined;
 }
 
 function nearestLegal(action: ActionValue, { actionSpace, actionMask }: Situation): ActionValue {

@@ -2,9 +2,9 @@
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 
 import { type Action, type ActionMask, type ActionValue, type Agent, type AgentSpec } from "./agent.ts";
-import { agentSpec, checkedEpisode, checkedInput, type Diagnostics, type Episode } from "./agent.ts";
+import { actionProblem, agentSpec, checkedEpisode, checkedInput, type Diagnostics, type Episode } from "./agent.ts";
 import type { Bundle } from "./bundle.ts";
-import { MisuseError, NonFiniteError, StepOrderError, UsageError } from "./errors.ts";
+import { InferenceError, MisuseError, NonFiniteError, StepOrderError, UsageError } from "./errors.ts";
 import { type AgentModel, product, type TensorModel } from "./manifest.ts";
 import { drawnNoises, type NoiseSource } from "./noise.ts";
 
@@ -117,9 +117,14 @@ export class LocalAgent implements Agent {
         throw new NonFiniteError(`agent '${this.spec.id}': step ${step}: the policy computed ${name} that is not finite`);
       }
     }
+    const action = valueOf(results[this.#model.action.name]!, this.#model.action.shape) as ActionValue;
+    const problem = actionProblem(this.spec.actionSpace, action, mask);
+    if (problem !== undefined) {
+      throw new InferenceError(`agent '${this.spec.id}': step ${step}: the policy computed no action that it has: ${problem}`);
+    }
     for (const state of this.#model.states ?? []) this.#states.set(state.input, results[state.output]!);
     return {
-      action: valueOf(results[this.#model.action.name]!, this.#model.action.shape) as ActionValue,
+      action,
       diagnostics: Object.fromEntries(
         (this.#model.diagnostics ?? []).map(({ name, shape }) => [name, valueOf(results[name]!, shape)]),
       ),

@@ -1,8 +1,8 @@
 /** `Tensor` of hmarl.agent.v1 to arrays and back: row-major, little-endian, one byte a bool. */
-import type { ActionValue, Diagnostics } from "./agent.ts";
+import { actionProblem, type ActionValue, type Diagnostics } from "./agent.ts";
 import { AgentError } from "./errors.ts";
 import { DataType, type Tensor } from "./generated/hmarl/agent/v1/agent.ts";
-import { product } from "./manifest.ts";
+import { type ActionSpace, product } from "./manifest.ts";
 
 export function floatTensor(numbers: Float32Array): Tensor {
   const data = new Uint8Array(4 * numbers.length);
@@ -47,15 +47,17 @@ export function content(tensor: Tensor | undefined, name: string): Diagnostics[s
   return scalar ? flags[0]! : flags;
 }
 
-/** The action of a reply, if it is one of the space. */
-export function actionOf(tensor: Tensor | undefined, expected: { type: string; length: number }): ActionValue {
+/** The action of a reply, if it is one of the space and legal. */
+export function actionOf(tensor: Tensor | undefined, space: ActionSpace, mask: Uint8Array | undefined): ActionValue {
   const value = content(tensor, "action");
   const fits =
-    expected.type === "discrete"
+    space.type === "discrete"
       ? typeof value === "number" && tensor!.dataType === DataType.DATA_TYPE_INT64
-      : expected.type === "box"
-        ? value instanceof Float32Array && value.length === expected.length
-        : Array.isArray(value) && value.length === expected.length && tensor!.dataType === DataType.DATA_TYPE_INT64;
-  if (!fits) throw new AgentError(`action: got ${String(value)}, expected one of a ${expected.type} space`);
+      : space.type === "box"
+        ? value instanceof Float32Array
+        : Array.isArray(value) && tensor!.dataType === DataType.DATA_TYPE_INT64;
+  if (!fits) throw new AgentError(`action: got ${String(value)}, expected one of a ${space.type} space`);
+  const problem = actionProblem(space, value as ActionValue, mask);
+  if (problem !== undefined) throw new AgentError(problem);
   return value as ActionValue;
 }

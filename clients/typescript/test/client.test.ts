@@ -147,6 +147,14 @@ test("fallbacks", () => {
   assert.throws(() => call(() => [0, 0]).decide(branches), StaleActionError);
 });
 
+test("what no longer is an action is not held", () => {
+  const situation = { step: 1, actionSpace: { type: "discrete" as const, n: 5 }, ageMs: 1, ageSteps: 1, reason: "" };
+  for (const lastAction of [99, -1, 1.5, NaN]) {
+    const decided = hold({ expiresAfterSteps: 9, then: fixed(3) }).decide({ ...situation, actionMask: undefined, lastAction });
+    assert.equal(decided, 3);
+  }
+});
+
 test("in process: steps and repetitions", async () => {
   const local = await LocalAgent.open(await Bundle.open(filesIn(BUNDLE)), "discrete", ort);
   await assert.rejects(local.act(SEEN, LEGAL), MisuseError);

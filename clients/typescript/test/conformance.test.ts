@@ -7,9 +7,9 @@ import * as grpc from "@grpc/grpc-js";
 import * as ort from "onnxruntime-node";
 
 import * as messages from "../src/generated/hmarl/agent/v1/agent.ts";
-import { AgentClient, Bundle, filesIn, hash64, LocalAgent, NoiseSource, philox, sha256Hex } from "../src/node.ts";
+import { AgentClient, AgentError, Bundle, filesIn, hash64, hold, LocalAgent, NoiseSource, philox, sha256Hex, zero } from "../src/node.ts";
 import { AgentProcess, BUNDLE } from "./agent_process.ts";
-import { asPlayed, type EpisodeVector, type ErrorVectors, near, type NoiseVector, type Row, vectors } from "./vectors.ts";
+import { type ActionVector, asPlayed, type EpisodeVector, type ErrorVectors, near, type NoiseVector, type Row, vectors } from "./vectors.ts";
 
 const EPISODES = vectors<EpisodeVector[]>("episodes");
 const ERRORS = vectors<ErrorVectors>("errors");
@@ -155,5 +155,36 @@ for (const refused of ERRORS.refused) {
       stubs.close();
     }
     client.close();
+  });
+}
+
+for (const each of vectors<ActionVector[]>("actions")) {
+  test(`an action that is answered: ${each.name}`, async (context) => {
+    const manifest = JSON.parse(readFileSync(`${BUNDLE}/manifest.json`, "utf8")) as { agents: { id: string }[] };
+    const [agentId, bundleSha256] = [each.agent, "some"];
+    const described = { agentId, bundleSha256, agentManifestJson: JSON.stringify(manifest.agents.find(({ id }) => id === agentId)) };
+    const server = new grpc.Server();
+    const unasked = () => assert.fail("was not to be asked");
+    server.addService(messages.AgentServiceService, {
+      getAgentInfo: (_: unknown, answer: grpc.sendUnaryData<unknown>) => answer(null, messages.GetAgentInfoResponse.fromPartial(described)),
+      startEpisode: (_: unknown, answer: grpc.sendUnaryData<unknown>) =>
+        answer(null, messages.StartEpisodeResponse.fromPartial({ sessionId: "one", agentId, bundleSha256 })),
+      act: (_: unknown, answer: grpc.sendUnaryData<unknown>) => answer(null, messages.ActResponse.decode(Buffer.from(each.hex, "hex"))),
+      streamAct: unasked,
+      endEpisode: (_: unknown, answer: grpc.sendUnaryData<unknown>) => answer(null, messages.EndEpisodeResponse.fromPartial({})),
+    });
+    const port = await new Promise<number>((resolve, reject) =>
+      server.bindAsync("127.0.0.1:0", grpc.ServerCredentials.createInsecure(), (error, bound) => (error ? reject(error) : resolve(bound))));
+    const client = await AgentClient.connect(`127.0.0.1:${port}`, { fallback: hold({ expiresAfterSteps: 9, then: zero() }), timeoutMs: 10_000 });
+    context.after(() => server.forceShutdown());
+    await client.reset({ seed: 1 });
+    const act = client.act(new Float32Array(6), each.action_mask);
+    if (each.action === undefined) await assert.rejects(act, AgentError);
+    else {
+      const { action, fresh } = await act;
+      assert.deepEqual([typeof action === "number" ? action : [...action], fresh], [each.action, true]);
+    }
+    assert.equal(client.statistics.fresh, each.action === undefined ? 0 : 1);
+    await client.close();
   });
 }

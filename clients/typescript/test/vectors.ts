@@ -45,6 +45,14 @@ export interface ErrorVectors {
   refused: { name: string; method: string; text?: string; hex: string; code: string; number: number; message: string }[];
 }
 
+export interface ActionVector {
+  name: string;
+  agent: string;
+  hex: string;
+  action?: number | number[];
+  action_mask?: boolean[];
+}
+
 export function vectors<T>(name: string): T {
   return JSON.parse(readFileSync(`${VECTORS}${name}.json`, "utf8")) as T;
 }

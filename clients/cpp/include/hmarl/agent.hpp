@@ -27,7 +27,8 @@ struct Error : std::runtime_error { using std::runtime_error::runtime_error; };
 struct UsageError : Error { using Error::Error; };        // a wrong argument; nothing has been changed
 struct BundleError : Error { using Error::Error; };       // a bundle that is damaged or incomplete
 struct ObservationError : Error { using Error::Error; };  // wrong length or content; the step is not used up
-struct NonFiniteError : Error { using Error::Error; };    // the policy computed NaN or infinity; nothing has changed
+struct InferenceError : Error { using Error::Error; };    // the policy computed no action, or an illegal one; nothing has changed
+struct NonFiniteError : InferenceError { using InferenceError::InferenceError; };  // it computed NaN or infinity
 struct StepOrderError : Error { using Error::Error; };    // an older step, or the last one with other content
 struct StaleActionError : Error { using Error::Error; };  // no fresh action, and none may stand in: stop the robot
 struct AgentError : Error { using Error::Error; };        // the agent refuses, is not there, or another one answers
@@ -130,13 +131,22 @@ struct Spec {
     }
   }
 
-  // Whether a mask allows an action; null allows all.
-  bool legal(const Value& value, const Mask* mask) const {
+  // Why this is no action of the agent, or an illegal one; empty if it is one. Numbers may lie past their bounds.
+  std::string problem(const Value& value, const Mask* mask) const {
+    if (value.choices.size() != branches.size() || value.numbers.size() != low.size()) return "action: got another form";
     std::size_t start = 0;
-    for (std::size_t branch = 0; mask && branch < branches.size(); start += branches[branch++]) {
-      if (!mask->at(start + static_cast<std::size_t>(value.choices.at(branch)))) return false;
+    for (std::size_t branch = 0; branch < branches.size(); start += branches[branch++]) {
+      const std::int64_t choice = value.choices[branch];
+      const bool known = choice >= 0 && static_cast<std::uint64_t>(choice) < branches[branch];
+      if (known && (!mask || mask->at(start + static_cast<std::size_t>(choice)))) continue;
+      return "action[" + std::to_string(branch) + "]: got " + std::to_string(choice) + ", expected a choice " +
+             (known ? "that the mask allows" : "from 0 to " + std::to_string(branches[branch] - 1));
     }
-    return true;
+    for (std::size_t i = 0; i < value.numbers.size(); ++i) {
+      if (std::isfinite(value.numbers[i])) continue;
+      return "action[" + std::to_string(i) + "]: got " + std::to_string(value.numbers[i]) + ", expected finite numbers";
+    }
+    return "";
   }
 
   // The action, with every choice that the mask excludes replaced by the first legal one of its branch.
@@ -218,7 +228,7 @@ class Hold : public Fallback {
     }
   }
   Value decide(const Situation& s) const override {
-    if (!expired(s) && s.spec.legal(*s.last, s.mask)) return *s.last;
+    if (!expired(s) && s.spec.problem(*s.last, s.mask).empty()) return *s.last;
     return then_ ? then_->decide(s) : Fail().decide(s);
   }
   // Once a held action has expired into an error, only an explicit reset goes on.

@@ -105,7 +105,7 @@ class AgentClient {
     try {
       wire::ActResponse reply;
       if (attempts(observation, mask, step, deadline, reply, reason)) {
-        Action action = accepted(reply, step);
+        Action action = accepted(reply, step, mask);
         const auto now = Clock::now();
         if (now <= deadline) {
           action.latency = now - begin;
@@ -260,7 +260,7 @@ class AgentClient {
     throw OtherBundleError(name() + ": got bundle " + response.bundle_sha256 + ", expected " + bundle_ + ": make a new client");
   }
 
-  Action accepted(const wire::ActResponse& reply, std::uint64_t step) {
+  Action accepted(const wire::ActResponse& reply, std::uint64_t step, const Mask* mask) {
     if (reply.step != step) {
       throw AgentError(name() + ": got a reply to step " + std::to_string(reply.step) + ", expected " + std::to_string(step));
     }
@@ -282,6 +282,8 @@ class AgentClient {
       action.value.choices.resize(size);
       std::memcpy(action.value.choices.data(), tensor.data.data(), tensor.data.size());
     }
+    const std::string problem = spec_.problem(action.value, mask);
+    if (!problem.empty()) throw AgentError(name() + ": step " + std::to_string(step) + ": invalid reply: " + problem);
     for (const auto& [output, diagnostic] : reply.diagnostics) action.diagnostics[output] = numbers_of(diagnostic);
     return action;
   }

@@ -199,11 +199,11 @@ class LocalAgent {
     outputs.values.assign(outputs.names.size(), nullptr);
     check(ort_->Run(session_, nullptr, inputs.pointers().data(), inputs.values.data(), inputs.values.size(),
                     outputs.pointers().data(), outputs.values.size(), outputs.values.data()));
-    return answered(outputs, states, step);
+    return answered(outputs, states, step, mask);
   }
 
-  // The action and what goes with it; only when all is finite does the state advance.
-  Action answered(const Values& outputs, const Json& states, std::uint64_t step) {
+  // The action and what goes with it; only when all is in order does the state advance.
+  Action answered(const Values& outputs, const Json& states, std::uint64_t step, const Mask& mask) {
     std::map<std::string, std::vector<double>> rows;
     for (std::size_t i = 0; i < outputs.names.size(); ++i) {
       rows[outputs.names[i]] = numbers_of(outputs.values[i]);
@@ -217,6 +217,10 @@ class LocalAgent {
     for (const double number : rows[outputs.names[0]]) {
       if (spec_.space == Space::box) action.value.numbers.push_back(static_cast<float>(number));
       else action.value.choices.push_back(static_cast<std::int64_t>(number));
+    }
+    const std::string problem = spec_.problem(action.value, spec_.has_mask ? &mask : nullptr);
+    if (!problem.empty()) {
+      throw InferenceError("agent '" + spec_.id + "': step " + std::to_string(step) + ": the policy computed no action that it has: " + problem);
     }
     rows.erase(outputs.names[0]);
     for (const Json& state : states) {
