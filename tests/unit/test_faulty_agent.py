@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hmarl.sdk import BundleTeam, LocalAgent, MisuseError, ObservationError, UsageError, load_bundle, make_environment
+from hmarl.sdk import (
+    Action,
+    BundleTeam,
+    LocalAgent,
+    MisuseError,
+    ObservationError,
+    StaleActionError,
+    UsageError,
+    load_bundle,
+    make_environment,
+)
 from hmarl.sdk import evaluate as evaluated
 from hmarl.sdk.clients.faulty_agent import FaultyAgent
 from hmarl.sdk.evaluation import episode_seeds
@@ -71,3 +82,84 @@ def test_wrong_faults_are_refused() -> None:
     for text, said in (("dealy=1", "unknown fault 'dealy'"), ("loss=0.1,fallback=noop:9", "NoOp.action: got 9")):
         with pytest.raises(UsageError, match=said), faulty(text):
             pass
+
+
+CHANCES = "out=0.1:3,restart=0.05:2,freeze=0.1:2,loss=0.2,action_loss=0.2,fallback=noop:3"
+
+
+def freshness(agent: FaultyAgent, skips: dict[int, int], steps: int = 60) -> dict[int, bool]:
+    """Which of an agent's acts were its own, by their steps; at the first of ``skips`` so many are left out."""
+    fresh: dict[int, bool] = {}
+    step = 0
+    while step < steps:
+        if step in skips:
+            agent.skip(skips[step])
+            step += skips[step]
+        act = agent.act(np.full(18, 0.1 * step, np.float32))
+        assert act.step == step
+        fresh[step] = act.fresh
+        step += 1
+    return fresh
+
+
+@pytest.mark.parametrize("skips", [{5: 10}, {0: 10}, {0: 3, 19: 2, 40: 1}, {5: 16}, {18: 7}])
+@pytest.mark.parametrize("faults", ["out=20..22,fallback=noop:3", "restart=7..9,fallback=noop:3", CHANCES])
+def test_steps_that_are_skipped_shift_no_faults(faults: str, skips: dict[int, int]) -> None:
+    with faulty(faults) as (agent, *_), faulty(faults) as (skipping, *_):
+        for each in (agent, skipping):
+            each.reset(3)
+        expected, got = freshness(agent, {}), freshness(skipping, skips)
+    assert 0 < sum(expected.values()) < len(expected)
+    assert len(got) == len(expected) - sum(skips.values())
+    assert got == {step: expected[step] for step in got}
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_restart_within_skipped_steps_is_one(before: int) -> None:
+    class Counted(LocalAgent):
+        resets: list[int]
+
+        def reset(self, seed: int, *, first_step: int = 0, **options: Any) -> None:
+            super().reset(seed, first_step=first_step, **options)
+            self.resets.append(first_step)
+
+    inner = Counted(load_bundle(SHIPPED_BUNDLE), "agent_0")
+    inner.resets = []
+    with FaultyAgent(inner, "restart=4..5,fallback=noop:3") as agent:
+        agent.reset(1)
+        for step in range(before):
+            agent.act(np.full(18, step, np.float32))
+        agent.skip(8 - before)
+        assert agent.act(np.ones(18, np.float32)).fresh
+        agent.act(np.ones(18, np.float32))
+    assert inner.resets == [0, 8]
+
+
+def test_what_is_under_way_arrives_while_steps_are_skipped() -> None:
+    zeros = np.zeros(18, np.float32)
+    with faulty("action_delay=2,fallback=noop:3") as (agent, *_):
+        agent.reset(1)
+        assert [agent.act(zeros).fresh for _ in range(4)] == [False, False, True, True]
+        agent.skip(2)  # at which what was chosen at 2 and 3 arrives
+        assert [agent.act(zeros).fresh for _ in range(3)] == [False, False, True]
+
+
+def test_a_step_at_which_the_agent_raises_delays_nothing() -> None:
+    class Moody(LocalAgent):
+        raises = False
+
+        def act(self, *arguments: Any) -> Action:
+            if self.raises:
+                self.skip(1)
+                raise StaleActionError("not now")
+            return super().act(*arguments)
+
+    inner, zeros = Moody(load_bundle(SHIPPED_BUNDLE), "agent_0"), np.zeros(18, np.float32)
+    with FaultyAgent(inner, "action_delay=1,fallback=noop:3") as agent:
+        agent.reset(1)
+        assert [agent.act(zeros).fresh for _ in range(2)] == [False, True]
+        inner.raises = True
+        with pytest.raises(StaleActionError):
+            agent.act(zeros)
+        inner.raises = False
+        assert [agent.act(zeros).fresh for _ in range(2)] == [False, True], "nothing was chosen at the step before"

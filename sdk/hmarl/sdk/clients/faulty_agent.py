@@ -45,6 +45,7 @@ class FaultyAgent:
         self._seed: int | None = None
         self._options: dict[str, Any] = {}
         self._step = self._first_step = 0
+        self._begun = False
 
     @property
     def spec(self) -> AgentSpec:
@@ -79,6 +80,7 @@ class FaultyAgent:
         options = {"sample": sample, "instruction_choice": instruction_choice}
         self._agent.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
         self._seed, self._options, self._step, self._first_step = seed, options, first_step, first_step
+        self._begun = False
 
     def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """What is to be done at the next step; see ``Agent.act``.
@@ -93,15 +95,21 @@ class FaultyAgent:
             raise MisuseError(f"agent '{self.spec.id}': it has no episode yet; call reset(seed) first")
         now, step = _as_batch(*self._check.checked(observation, action_mask)), self._step
         self._step += 1
-        if step == self._first_step:
-            seen = self._injector.begin(np.array([self._seed], np.uint64), now, self._first_step)
-        else:
+        if self._begun:
             seen = self._injector.seen(now)
-        if seen.restarted is not None and seen.restarted.any():
-            self._agent.reset(self._seed, first_step=step, **self._options)
+        else:
+            seeds, first = np.array([self._seed], np.uint64), self._first_step
+            seen = self._injector.begin(seeds, now, first, skipped=step - first)
+            self._begun = True
         (mask,) = seen.action_masks
         shown = self.spec.observed(seen.observations[0][0, 0])
-        chosen = self._agent.act(shown, None if mask is None else mask[0, 0])
+        try:
+            if seen.restarted is not None and seen.restarted.any():
+                self._agent.reset(self._seed, first_step=step, **self._options)
+            chosen = self._agent.act(shown, None if mask is None else mask[0, 0])
+        except BaseException:
+            self._injector.idle()
+            raise
         (done,) = self._injector.done([np.asarray(chosen.action, self.spec.action_dtype)[None, None]])
         fresh = chosen.fresh and bool(self._injector.fresh.all())
         self._fallbacks += chosen.fresh and not fresh
@@ -109,11 +117,14 @@ class FaultyAgent:
         return replace(chosen, action=action, step=step, fresh=fresh)
 
     def skip(self, steps: int = 1) -> None:
-        """Steps go by at which the agent is not asked, and meets no faults; see ``Agent.skip``."""
+        """Steps go by at which the agent is not asked; see ``Agent.skip``.
+
+        Faults come and go in them as if it had been: outages begin and end, and what is under way arrives.
+        """
         self._agent.skip(steps)
-        if self._step == self._first_step:
-            self._first_step += steps
         self._step += steps
+        if self._begun:
+            self._injector.skip(steps)
 
     def close(self) -> None:
         """Close the agent."""

@@ -63,6 +63,11 @@ class Channel:
             self.held[number] = _chosen(arrived, under_way[slots, *self._places], self.held[number])
         return arrived
 
+    def pass_step(self) -> npt.NDArray[np.bool_]:
+        """Let a step pass at which nothing is sent; [B, N] whether a newer message than before has arrived."""
+        late = np.zeros_like(self._newest)
+        return self.send(self.held, late, np.ones_like(late, np.bool_))
+
     def begin(self, begun: npt.NDArray[np.bool_], message: Sequence[npt.NDArray[Any]]) -> None:
         """Hold a message of now, and forget what is under way, where ``begun`` [B, N]."""
         self._newest = np.where(begun, self._clock, self._newest)

@@ -135,6 +135,12 @@ class _Hands:
                 done[rows, columns] = stand_ins(fallback, Situations(self._space, steps[rows], legal, last, age))
         return done
 
+    def idle(self) -> None:
+        """A step passes at which nothing is chosen; what arrives is done."""
+        arrived, newest = self._channel.pass_step(), self._channel.held[0]
+        self.age = np.where(arrived, 0.0, self.age + 1.0)
+        self._last = np.where(_like(arrived, newest), newest, self._last)
+
     def get_state(self) -> Arrays:
         return {"last": self._last.copy(), "age": self.age.copy(), **self._channel.get_state()}
 
@@ -153,7 +159,7 @@ def _leaves_actions_alone(faults: AgentFaults, masked: bool) -> bool:
 
 
 class Injector:
-    """Faults of B teams, step by step: ``begin``, then ``done`` and ``seen`` in turn.
+    """Faults of B teams, step by step: ``begin``, then ``done`` (or ``idle``) and ``seen`` in turn, ``skip`` between.
 
     An observation carries its action mask with it; both are late or lost together. What a lost action asks for is not
     done; neither is what has become illegal by the time it arrives. Then the agent's fallback decides, which knows what
@@ -216,17 +222,22 @@ class Injector:
     # --- what is seen -------------------------------------------------------------------------------------------------
 
     def begin(
-        self, seeds: npt.NDArray[np.int64] | npt.NDArray[np.uint64], observation: Observation, first_step: int = 0
+        self,
+        seeds: npt.NDArray[np.int64] | npt.NDArray[np.uint64],
+        observation: Observation,
+        first_step: int = 0,
+        skipped: int = 0,
     ) -> Observation:
         """The first observation of B new episodes, or of such as are joined at ``first_step``.
 
         Args:
             seeds: [B].
             observation: of NumPy's arrays.
-            first_step: its number.
+            first_step: where the episodes begin.
+            skipped: steps from there to the observation's, at which nothing was seen or done.
         """
         self._draws.begin(seeds, first_step)
-        return self._begin(np.arange(len(seeds)), observation)
+        return self._begin(np.arange(len(seeds)), observation, skipped)
 
     def begin_next(self, rows: npt.NDArray[np.intp], observation: Observation) -> Observation:
         """The first observation of the next episodes of some teams; what all others see stays as it is."""
@@ -248,10 +259,28 @@ class Injector:
         self._begin_agents(appeared, messages)
         return self._shown(observation)
 
-    def _begin(self, rows: npt.NDArray[np.intp], observation: Observation) -> Observation:
+    def skip(self, steps: int) -> None:
+        """Steps go by at which nothing is seen and nothing chosen; what goes wrong in them goes wrong all the same."""
+        for _ in range(steps):
+            self._draws.advance()
+            self._count_outages()
+            for channel in self._channels:
+                channel.pass_step()
+            self.idle()
+
+    def _count_outages(self) -> None:
+        """Those at the present step, which is skipped: who forgets in it is told so when it sees something again."""
+        self._down = self._down | self._restarts.now(self._draws, slice(None))
+        for outages in (self._outs, self._freezes):
+            outages.now(self._draws, slice(None))
+
+    def _begin(self, rows: npt.NDArray[np.intp], observation: Observation, skipped: int = 0) -> Observation:
         for outages in (self._freezes, self._outs, self._restarts):
             outages.left[rows] = 0
         self._down[rows] = False
+        for _ in range(skipped):
+            self._count_outages()
+            self._draws.advance()
         self._note_outages(rows)
         begun = np.zeros(self._gone.shape, np.bool_)
         begun[rows] = True
@@ -333,6 +362,11 @@ class Injector:
             hands.act(block, mask, active[:, hands.columns], late[:, hands.columns], lost[:, hands.columns], steps)
             for hands, block, mask in zip(self._hands, actions, self._now.action_masks, strict=True)
         )
+
+    def idle(self) -> None:
+        """Nothing is chosen at this step, by any agent; what is under way goes on."""
+        for hands in self._hands:
+            hands.idle()
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
