@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hmarl.runtime.errors import InferenceError
 from hmarl.sdk import (
     Action,
     BundleTeam,
@@ -23,6 +25,7 @@ from hmarl.sdk import (
 from hmarl.sdk import evaluate as evaluated
 from hmarl.sdk.clients.faulty_agent import FaultyAgent
 from hmarl.sdk.evaluation import episode_seeds
+from literal_bundle import write_literal_bundle
 from serving import SHIPPED_BUNDLE
 
 EVERYTHING = (
@@ -163,3 +166,19 @@ def test_a_step_at_which_the_agent_raises_delays_nothing() -> None:
             agent.act(zeros)
         inner.raises = False
         assert [agent.act(zeros).fresh for _ in range(2)] == [False, True], "nothing was chosen at the step before"
+
+
+@pytest.mark.parametrize("skips", [False, True], ids=["acts on", "skips it, as a control loop does"])
+def test_a_step_at_which_the_policy_fails_is_used_up_once(skips: bool, tmp_path: Path) -> None:
+    right, wrong, mask = np.ones(6, np.float32), np.full(6, 99, np.float32), np.ones(5, np.bool_)
+    inner = LocalAgent(write_literal_bundle(tmp_path / "b", "discrete"), "agent_0")
+    with FaultyAgent(inner, "out=4..5,fallback=noop:3") as agent:
+        agent.reset(1)
+        agent.act(right, mask)
+        with pytest.raises(InferenceError):
+            agent.act(wrong, mask)
+        if skips:
+            agent.skip(1)
+        acts = [agent.act(right, mask) for _ in range(5)]
+    assert [(act.step, act.fresh) for act in acts] == [(2, True), (3, True), (4, False), (5, False), (6, True)]
+    assert inner.statistics.missed_steps == 1

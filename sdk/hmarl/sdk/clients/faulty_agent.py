@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmarl.runtime.choices import InstructionChoice
+from hmarl.runtime.errors import InferenceError
 from hmarl.runtime.inputs import InputCheck
 from hmarl.sdk.clients.agent import Action, Agent, AgentStatistics
 from hmarl.sdk.environment import Observation
@@ -45,7 +46,7 @@ class FaultyAgent:
         self._seed: int | None = None
         self._options: dict[str, Any] = {}
         self._step = self._first_step = 0
-        self._begun = False
+        self._begun = self._failed = False
 
     @property
     def spec(self) -> AgentSpec:
@@ -80,7 +81,7 @@ class FaultyAgent:
         options = {"sample": sample, "instruction_choice": instruction_choice}
         self._agent.reset(seed, sample=sample, instruction_choice=instruction_choice, first_step=first_step)
         self._seed, self._options, self._step, self._first_step = seed, options, first_step, first_step
-        self._begun = False
+        self._begun = self._failed = False
 
     def act(self, observation: npt.NDArray[Any], action_mask: npt.NDArray[np.bool_] | None = None) -> Action:
         """What is to be done at the next step; see ``Agent.act``.
@@ -93,7 +94,10 @@ class FaultyAgent:
         """
         if self._seed is None:
             raise MisuseError(f"agent '{self.spec.id}': it has no episode yet; call reset(seed) first")
-        now, step = _as_batch(*self._check.checked(observation, action_mask)), self._step
+        now = _as_batch(*self._check.checked(observation, action_mask))
+        if self._failed:
+            self.skip(1)
+        step = self._step
         self._step += 1
         if self._begun:
             seen = self._injector.seen(now)
@@ -107,8 +111,11 @@ class FaultyAgent:
             if seen.restarted is not None and seen.restarted.any():
                 self._agent.reset(self._seed, first_step=step, **self._options)
             chosen = self._agent.act(shown, None if mask is None else mask[0, 0])
-        except BaseException:
+        except BaseException as error:
             self._injector.idle()
+            if isinstance(error, InferenceError):
+                # The agent is still at this step. It is skipped once: by a caller that keeps count, or by the next act.
+                self._step, self._failed = step, True
             raise
         (done,) = self._injector.done([np.asarray(chosen.action, self.spec.action_dtype)[None, None]])
         fresh = chosen.fresh and bool(self._injector.fresh.all())
@@ -124,7 +131,8 @@ class FaultyAgent:
         self._agent.skip(steps)
         self._step += steps
         if self._begun:
-            self._injector.skip(steps)
+            self._injector.skip(steps - self._failed if steps else 0)
+            self._failed = self._failed and not steps
 
     def close(self) -> None:
         """Close the agent."""
