@@ -399,14 +399,11 @@ class PolicySession:
         if 0 in self._numbers_finite_bytes:
             raise self._not_finite(step)
         action = self._chosen()
-        if self._action_problem is not None:
-            problem = self._action_problem(action, self._mask)
-            if problem is not None:
-                raise InferenceError(
-                    f"agent '{self.policy.agent.id}': step {step}: the policy computed no action that it has: "
-                    f"{problem}; none is handed out and its state has not changed: go on with the next observation, "
-                    "and mend the graph"
-                )
+        if self._action_problem is not None and (problem := self._action_problem(action, self._mask)) is not None:
+            raise InferenceError(
+                f"agent '{self.policy.agent.id}': step {step}: the policy computed no action that it has: {problem}; "
+                "none is handed out and its state has not changed: go on with the next observation, and mend the graph"
+            )
         for current, following in self._states:
             current[...] = following
         self._next_step, self._last_step, self._last_missed = step + 1, step, missed
