@@ -225,7 +225,7 @@ def test_a_run_whose_team_acts_as_one_is_evaluated_with_its_guider(call_eval: Ca
         ("bundle", "stream", None, "endpoints"),
         ("endpoints", "provider", "cuda", "bundle"),
         ("endpoints", "variant", "local", "run"),
-        ("endpoints", "checkpoint", "best", "run"),
+        ("endpoints", "checkpoint", "4096", "run"),
     ],
 )
 def test_what_says_something_of_another_kind_of_team_is_refused(

@@ -272,7 +272,7 @@ def test_a_forgotten_episode_is_joined_again_at_the_step_and_the_act_goes_on(
     assert isinstance(again, Act)
     assert (again.step, again.request.act.session_id, again.request.act.step) == (4, "s1", 4)
     assert again.request.act.observation.data == OBSERVATION.tobytes()
-    assert finished(script, reply(1, step=4)).action == 1
+    assert finished(script, reply(3, step=4)).action == 3
     assert (episode.statistics.rejoins, episode.statistics.state_resets) == (1, int(reset))
     script, act = acting(episode)
     assert (act.request.act.session_id, act.step) == ("s1", 5)

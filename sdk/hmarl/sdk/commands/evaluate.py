@@ -53,8 +53,14 @@ from hmarl.sdk.team import RandomTeam, Team
 _EXTRA_PACKAGES = ("jinja2", "matplotlib", "imageio", "rliable")
 _DEFAULT_BATCH = 16
 _CHECKPOINT = "best"
-# Options that say something of one kind of team.
-_ONLY_WITH = {"trust": "bundle", "provider": "bundle", "stream": "endpoints", "variant": "run", "checkpoint": "run"}
+# Options that say something of one kind of team, with their defaults.
+_ONLY_WITH: dict[str, tuple[str, object]] = {
+    "trust": ("bundle", ()),
+    "provider": ("bundle", PROVIDER),
+    "stream": ("endpoints", False),
+    "variant": ("run", None),
+    "checkpoint": ("run", _CHECKPOINT),
+}
 _WHY = {"trust": ": what is signed is a bundle", "provider": ": served agents have their own"}
 
 
@@ -72,8 +78,8 @@ class Options:
     sample: bool
     instruction_choice: InstructionChoice | None
     variant: str | None
-    checkpoint: str | None
-    provider: str | None
+    checkpoint: str
+    provider: str
     stream: bool
     batch_size: int | None
     step_limit: int | None
@@ -91,8 +97,8 @@ class Options:
             value = getattr(self, name)
             if value is not None:
                 words += [f"--{name.replace('_', '-')}", str(value)]
-        words += ["--checkpoint", self.checkpoint or _CHECKPOINT] if self.run else []
-        words += ["--provider", self.provider or PROVIDER] if self.bundle else []
+        words += ["--checkpoint", self.checkpoint] if self.run else []
+        words += ["--provider", self.provider] if self.bundle else []
         for path in self.trust:
             words += ["--trust", str(path)]
         words += ["--stream"] if self.stream else []
@@ -123,7 +129,7 @@ def _bundle_source(options: Options, path: Path) -> Source:
         return BundleTeam(
             bundle,
             spec,
-            provider=options.provider or PROVIDER,
+            provider=options.provider,
             sample=options.sample,
             instruction_choice=options.instruction_choice,
             name=f"{bundle.manifest.name} (in process)",
@@ -169,7 +175,7 @@ def _run_source(options: Options, path: Path) -> Source:
     make_team, name, arguments = load_team(
         path,
         variant=options.variant,
-        checkpoint=options.checkpoint or _CHECKPOINT,
+        checkpoint=options.checkpoint,
         sample=options.sample,
         instruction_choice=options.instruction_choice,
     )
@@ -184,8 +190,8 @@ def _source(options: Options) -> Source:
             f"team: got {' and '.join('--' + name for name in given) or 'none'}, "
             "expected exactly one of --bundle, --endpoints and --run"
         )
-    for name, team in _ONLY_WITH.items():
-        if getattr(options, name) and given[0] != team:
+    for name, (team, default) in _ONLY_WITH.items():
+        if getattr(options, name) != default and given[0] != team:
             raise UsageError(f"--{name}: got it with --{given[0]}, expected it with --{team}{_WHY.get(name, '')}")
     path = getattr(options, given[0])
     _check_kind(given[0], path)
@@ -418,13 +424,9 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         shown="NAME",
     ),
     option("--variant", "with --run: local, guider, central ...", shown="NAME"),
-    option("--checkpoint", f"with --run: best, last or a number of steps; {_CHECKPOINT} by default", shown="WHICH"),
+    option("--checkpoint", "with --run: best, last or a number of steps", default=_CHECKPOINT, shown="WHICH"),
     trust_option(),
-    option(
-        "--provider",
-        f"with --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]; {PROVIDER} by default",
-        shown="NAME",
-    ),
+    option("--provider", "with --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]", default=PROVIDER, shown="NAME"),
     flag("--stream", "with --endpoints: streams instead of unary calls"),
     option("--batch-size", f"environments side by side; by default as many as fit, up to {_DEFAULT_BATCH}", integer(1)),
     option("--step-limit", f"steps of an episode; by default the horizon, {STEP_LIMIT:,} without", integer(1)),
