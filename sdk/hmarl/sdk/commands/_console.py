@@ -18,6 +18,7 @@ from rich.text import Text
 _UNLIMITED = 100_000
 _LEAST_PROSE = 30
 _INDENT = 4
+_GAP = 2
 
 
 class _Console(Console):
@@ -66,8 +67,7 @@ def print_listing(
         console.print(title, style="italic")
     texts = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     names = [max([cell_len(heading), *(row[i].cell_len for row in texts)]) for i, heading in enumerate(columns[:-1])]
-    borders = 3 * len(columns) + 1
-    if console.width - sum(names) - borders >= _LEAST_PROSE:
+    if console.width - sum(names) - _borders(columns) >= _LEAST_PROSE:
         typed = (Column(heading, no_wrap=True) for heading in columns[:-1])
         table = Table(*typed, Column(columns[-1], overflow="fold"))
         for row in texts:
@@ -75,19 +75,59 @@ def print_listing(
         console.print(table, soft_wrap=False)
         return
     for row in [[Text(heading, "bold") for heading in columns], *texts]:
-        padded = (Text.assemble(cell, " " * (width - cell.cell_len)) for cell, width in zip(row, names, strict=False))
-        line = Text("  ").join(padded)
-        line.rstrip()
-        console.print(line)
+        _print_cells(console, row[:-1], names)
         console.print(Padding(row[-1], (0, 0, 0, _INDENT), expand=False), soft_wrap=False)
 
 
+def _borders(columns: Sequence[str]) -> int:
+    """How many characters of a line a table's borders take."""
+    return 3 * len(columns) + 1
+
+
+def _print_cells(console: Console, cells: Sequence[Text], widths: Sequence[int], figures: bool = False) -> None:
+    """Print a row's cells side by side, those that the terminal has no room for on further lines, each whole.
+
+    Args:
+        console: see ``make_console``.
+        cells: one per column.
+        widths: of the columns, so that all rows are divided alike.
+        figures: all cells but the first stand to the right of their columns.
+    """
+    lines, used = [Text()], 0
+    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        gap = _GAP if used else 0
+        if used and used + gap + width > console.width:
+            lines.append(Text(" " * _INDENT))
+            used, gap = _INDENT, 0
+        room = " " * (width - cell.cell_len)
+        lines[-1].append_text(Text(" " * gap) + (Text(room) + cell if figures and i else cell + Text(room)))
+        used += gap + width
+    for line in lines:
+        line.rstrip()
+        console.print(line)
+
+
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print figures: names to the left, everything else to the right."""
+    """Print figures: names to the left, everything else to the right.
+
+    No figure is folded: of columns with headings, those that the terminal has no room for stand below the others.
+
+    Args:
+        console: see ``make_console``.
+        title: stands above.
+        columns: their headings; all empty for names and what is said of them, which is folded as prose is.
+        rows: one cell per column each.
+    """
     console.print(title, style="italic")
-    table = Table(show_header=any(columns))
+    headed = any(columns)
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    if headed and sum(widths) + _borders(columns) > console.width:
+        for i, row in enumerate([columns, *rows]):
+            _print_cells(console, [Text(cell, "" if i else "bold") for cell in row], widths, figures=True)
+        return
+    table = Table(show_header=headed)
     for i, heading in enumerate(columns):
-        table.add_column(heading, justify="right" if i and any(columns) else "left", overflow="fold")
+        table.add_column(heading, justify="right" if i and headed else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table, soft_wrap=False)
