@@ -368,6 +368,17 @@ def _modes(judged: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(judged.get("actions", ""), judged), *otherwise]
 
 
+def _evaluations(summary: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Which checkpoints were evaluated, in words; and by checkpoint, each one once, what its teams came to."""
+    last, best = summary["steps"], summary["best"]
+    if not best:
+        return f"of the last checkpoint, at {last:,} steps", {"last": summary["final"]}
+    if best["steps"] == last:
+        return f"of the last checkpoint, at {last:,} steps, which is the best", {"last": summary["final"]}
+    said = f"of the last checkpoint, at {last:,} steps, and the best, at {best['steps']:,}"
+    return said, {"last": summary["final"], "best": best["teams"]}
+
+
 def _of_workers(rollouts: dict[str, Any]) -> str:
     """Who collected, how fast, and what it cost."""
     rates = rollouts["steps_per_s"]
@@ -385,21 +396,22 @@ def _report(console: Console, summary: dict[str, Any], directory: Path) -> None:
     from hmarl.trainer.algorithms import find_algorithm
     from hmarl.trainer.runs.announcements import duration
 
-    best = summary["best"]
-    evaluations = {"last": summary["final"], **({f"best, at {best['steps']:,}": best["teams"]} if best else {})}
+    said, evaluations = _evaluations(summary)
+    several = len(evaluations) > 1
     rows = [
         (
-            name, actions, when, f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
+            name, actions, *([when] if several else []),
+            f"{row['return_mean']:.2f}", f"{row['return_median']:.2f}", f"{row['return_iqm']:.2f}",
             "" if row.get("success_rate") is None else f"{row['success_rate']:.0%}",
         )
         for when, teams in evaluations.items()
         for name, judged in teams.items()
         for actions, row in _modes(judged)
     ]  # fmt: skip
-    title = f"evaluation of {summary['algorithm']} on {summary['environment']}"
     if rows:
-        columns = ("policy", "actions", "checkpoint", "return mean", "median", "IQM", "success")
-        print_table(console, title, columns, rows)
+        console.print(f"evaluation of {summary['algorithm']} on {summary['environment']}", style="italic")
+        which = ["checkpoint"] if several else []
+        print_table(console, said, ("policy", "actions", *which, "return mean", "median", "IQM", "success"), rows)
     if workers := summary.get("rollouts"):
         console.print(_of_workers(workers))
     resumed_at, steps = summary["resumed_at"], summary["steps"]
