@@ -248,7 +248,7 @@ def test_what_is_in_the_way_of_the_bundle_is_said_before_anything_is_distilled(r
         (["--set", "distillation.rounds=3"], "hmarl-export: --set distillation.*: got it without --distil"),
         (["--restart-students"], "hmarl-export: --restart-students: got it without --distil"),
         (["--distil", "--set", "distillation.round=3"], "unknown setting 'distillation.round'; did you mean"),
-        (["--distil", "--set", "distillation.rounds=0"], "distillation.rounds: got 0, expected: "),
+        (["--distil", "--set", "distillation.rounds=0"], "distillation.rounds: got 0, expected a number of at least 1"),
         (["--distil", "--set", "algorithm.gamma=1"], "--set: unknown prefix 'algorithm'"),
     ],
 )

@@ -14,6 +14,7 @@ from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.algorithms.hatrpo import HatrpoSettings
 from hmarl.trainer.algorithms.hcpo import HcpoSettings
 from hmarl.trainer.algorithms.magpo import MagpoSettings
+from hmarl.trainer.algorithms.mat import MatSettings
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.networks.settings import Settings, validate
 from hmarl.trainer.runs.config import RunConfig, make_config
@@ -30,30 +31,35 @@ def test_an_unknown_key_is_refused_with_a_suggestion(key: str, suggestion: str) 
 
 
 OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
-    (HatrpoSettings, "gamma", 1.5, "less than or equal to 1"),
-    (HatrpoSettings, "gamma", -0.1, "greater than or equal to 0"),
-    (HatrpoSettings, "gamma", "high", "valid number"),
-    (HatrpoSettings, "gamma", float("nan"), "finite number"),
-    (HatrpoSettings, "critic_learning_rate", float("inf"), "finite number"),
-    (HatrpoSettings, "critic_learning_rate", 0, "greater than 0"),
-    (HatrpoSettings, "activation", "sigmoid", "'relu', 'tanh', 'elu' or 'silu'"),
-    (HatrpoSettings, "critic_loss", "l1", "'mse' or 'huber'"),
-    (HatrpoSettings, "hidden_sizes", 64, "valid tuple"),
-    (HatrpoSettings, "normalise_values", "perhaps", "valid boolean"),
-    (HcpoSettings, "instructions", 0, "greater than or equal to 1"),
-    (HcpoSettings, "instruction_interval", 0, "greater than or equal to 1"),
-    (HcpoSettings, "instruction_weight", "none", "'ratio' or 'paper'"),
-    (HcpoSettings, "backtrack_coefficient", 1.0, "less than 1"),
-    (HcpoSettings, "curvature_fraction", 0.0, "greater than 0"),
-    (RunSettings, "steps", -5, "greater than or equal to 1"),
-    (RunSettings, "seed", -1, "greater than or equal to 0"),
-    (RunSettings, "seed", 2**31, f"less than {2**31}"),
-    (RunSettings, "environments", 0, "greater than or equal to 1"),
-    (RunSettings, "environments", 2.5, "valid integer"),
-    (RunSettings, "checkpoint_interval", 0, "greater than or equal to 1"),
-    (RunSettings, "environments", True, "neither true nor false"),
-    (HatrpoSettings, "gamma", False, "neither true nor false"),
-    (HierarchySettings, "levels", True, "neither true nor false"),
+    (HatrpoSettings, "gamma", 1.5, "a number of at most 1"),
+    (HatrpoSettings, "gamma", -0.1, "a number of at least 0"),
+    (HatrpoSettings, "gamma", "high", "a number"),
+    (HatrpoSettings, "gamma", float("nan"), "a finite number"),
+    (HatrpoSettings, "critic_learning_rate", float("inf"), "a finite number"),
+    (HatrpoSettings, "critic_learning_rate", 0, "a number above 0"),
+    (HatrpoSettings, "activation", "sigmoid", "one of 'relu', 'tanh', 'elu' or 'silu'"),
+    (HatrpoSettings, "critic_loss", "l1", "one of 'mse' or 'huber'"),
+    (HatrpoSettings, "hidden_sizes", 64, "a list"),
+    (HatrpoSettings, "normalise_values", "perhaps", "true or false"),
+    (HcpoSettings, "instructions", 0, "a number of at least 1"),
+    (HcpoSettings, "instruction_interval", 0, "a number of at least 1"),
+    (HcpoSettings, "instruction_weight", "none", "one of 'ratio' or 'paper'"),
+    (HcpoSettings, "backtrack_coefficient", 1.0, "a number below 1"),
+    (HcpoSettings, "curvature_fraction", 0.0, "a number above 0"),
+    (RunSettings, "steps", -5, "a number of at least 1"),
+    (RunSettings, "seed", -1, "a number of at least 0"),
+    (RunSettings, "seed", 2**31, f"a number below {2**31}"),
+    (RunSettings, "environments", 0, "a number of at least 1"),
+    (RunSettings, "environments", 2.5, "an integer"),
+    (RunSettings, "checkpoint_interval", 0, "a number of at least 1"),
+    (RunSettings, "environments", True, "a value that is neither true nor false"),
+    (HatrpoSettings, "gamma", False, "a value that is neither true nor false"),
+    (HatrpoSettings, "chunk_length", "x", "an integer"),
+    (MagpoSettings, "delta", "car", "a number or 'auto'"),
+    (MagpoSettings, "delta", 1, "a number above 1 or 'auto'"),
+    (MatSettings, "guider", "sable", "'mat'"),
+    (RunSettings, "workers", 300, "at most one an environment (run.environments=256)"),
+    (HierarchySettings, "levels", True, "a value that is neither true nor false"),
 ]
 
 
@@ -91,14 +97,12 @@ def test_a_value_out_of_range_names_key_got_and_expected(
 ) -> None:
     with pytest.raises(UsageError) as error:
         validate(model, {key: value}, "group")
-    message = str(error.value)
-    assert message.startswith(f"group.{key}: got {value!r}, expected: ")
-    assert expected in message
+    assert str(error.value) == f"group.{key}: got {value!r}, expected {expected}"
     assert error.value.exit_code == 2
 
 
 def test_a_hidden_layer_needs_a_unit() -> None:
-    with pytest.raises(UsageError, match=r"algorithm\.hidden_sizes\.1: got 0, expected: .*greater than or equal to 1"):
+    with pytest.raises(UsageError, match=r"algorithm\.hidden_sizes\.1: got 0, expected a number of at least 1$"):
         validate(HatrpoSettings, {"hidden_sizes": [64, 0]}, "algorithm")
 
 

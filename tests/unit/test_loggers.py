@@ -94,7 +94,7 @@ def test_they_are_named_as_they_are_typed() -> None:
     for text, expected in typed.items():
         assert validate(RunSettings, {"loggers": text}, "run").loggers == expected
     assert RunSettings().loggers == ("tensorboard",)
-    with pytest.raises(UsageError, match=r"run.loggers.*: got 'tensorbord', expected: Input should be 'tensorboard'"):
+    with pytest.raises(UsageError, match=r"run.loggers.*: got 'tensorbord', expected one of 'tensorboard'"):
         validate(RunSettings, {"loggers": "tensorbord"}, "run")
 
 

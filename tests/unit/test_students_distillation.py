@@ -358,7 +358,7 @@ def test_a_round_is_whole_chunks(given: dict[str, int], horizon: int | None, exp
     ("given", "said"),
     [
         ({"round": 3}, "unknown setting 'distillation.round'; did you mean 'distillation.rounds'"),
-        ({"rounds": 0}, "distillation.rounds: got 0, expected: Input should be greater than or equal to 1"),
+        ({"rounds": 0}, "distillation.rounds: got 0, expected a number of at least 1"),
         ({"learning_rate": math.inf}, "distillation.learning_rate: got inf"),
         ({"hidden_sizes": [0]}, "distillation.hidden_sizes.0: got 0"),
         ({"seed": "x"}, "distillation.seed: got 'x'"),

@@ -97,7 +97,7 @@ def test_a_preset_file_lies_beside_the_suite_and_its_seeds_are_refused(tmp_path:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (SMALL + "colour = 1\n", r"colour: got 1, expected: Extra inputs"),
+        (SMALL + "colour = 1\n", r"colour: got 1, expected no such key"),
         (SMALL.replace("mappo", "mapo"), "unknown algorithm 'mapo'.*did you mean 'mappo'.*in .*mine.toml"),
         (SMALL.replace("sum-to-10", "sum"), "coordsum.*sum"),
         (SMALL + "[settings]\nalgorithm.clop = 1\n", "algorithm.clop.*did you mean"),
@@ -109,6 +109,12 @@ def test_a_preset_file_lies_beside_the_suite_and_its_seeds_are_refused(tmp_path:
         (SMALL + '[[variants]]\nalgorithm = "happo"\nlabel = "a, b"\n', "expected one without a comma"),
         (SMALL.replace('algorithms = ["mappo"]\n', ""), "algorithms: got none"),
         ("tasks = [\n", "expected a TOML file"),
+        (SMALL + "[budget]\nminutes = 'ten'\n", r"mine.toml: budget.minutes: got 'ten', expected a number$"),
+        (SMALL + "seeds_at_once = 0\n", "seeds_at_once: got 0, expected true or false or a number of at least 1$"),
+        (SMALL + '[[variants]]\nalgorithms = "happo"\n', r"variants.0.algorithm: got nothing, expected a value$"),
+        ("tasks = []\n", r"tasks: got \[\], expected a list of at least 1$"),
+        ("tasks = [{enw = 'x'}]\n", r"tasks.0.env: got nothing, expected a value$"),
+        ("tasks = [{env = 'x', range = 1}]\n", r"tasks.0.range: got 1, expected a list$"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(text: str, message: str, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     "hmarl-train",
     argument("algorithm", "what to train with; see hmarl-algorithms", required=False),
     option("--env", "see hmarl-envs; or MODULE:FUNCTION of your own", shown="FAMILY/TASK"),
-    option("--steps", "environment steps of the team, summed over environments", integer()),
-    option("--seed", "of everything random", integer()),
+    option("--steps", "environment steps of the team, summed over environments", integer(1)),
+    option("--seed", "of everything random", integer(0)),
     option("--seeds", "several, trained at once: --out has a run directory for each, or is given for each", SEEDS),
     option(
         "--out",

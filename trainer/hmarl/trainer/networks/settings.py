@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from hmarl.sdk.errors import UsageError, unknown_name
 from hmarl.trainer.networks.activation import Activation, EncoderKind
+from hmarl.trainer.networks.settings_errors import TRUTH_VALUE, explained
 
 HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
 
@@ -30,7 +31,7 @@ def _truth_is_no_number(cls: type[BaseModel], value: Any, info: ValidationInfo) 
     """Pydantic would take ``true`` for 1."""
     kind = cls.model_fields[str(info.field_name)].annotation
     if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-        raise PydanticCustomError("truth_value", "Input should be neither true nor false")
+        raise PydanticCustomError(TRUTH_VALUE, "Input should be neither true nor false")
     return value
 
 
@@ -230,9 +231,4 @@ def validate(model: type[S], values: dict[str, Any], prefix: str, algorithm: str
     try:
         return model(**values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        # Words after the first are a union's branches, which no user has typed.
-        place = (str(part) for i, part in enumerate(problem["loc"]) if i == 0 or isinstance(part, int))
-        key = ".".join(place)
-        expected = problem["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{prefix}.{key}: got {problem['input']!r}, expected: {expected}") from error
+        raise UsageError(f"{prefix}.{explained(error, values)}") from error

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.files import write_text
 from hmarl.trainer.networks.settings import STRICT
+from hmarl.trainer.networks.settings_errors import explained
 from hmarl.trainer.runs.presets import Preset
 
 _SUFFIX = ".toml"
@@ -46,13 +47,6 @@ def is_preset_file(name: str) -> bool:
     return name.endswith(_SUFFIX)
 
 
-def told(error: ValidationError, where: str) -> UsageError:
-    """What is wrong in a file of settings: the place, what was got, what was expected."""
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    return UsageError(f"{where}: {place}: got {problem['input']!r}, expected: {problem['msg']}")
-
-
 def read_toml(path: Path, named: str) -> dict[str, Any]:
     """A TOML file.
 
@@ -78,10 +72,11 @@ def read_preset(name: str, algorithm: str) -> Preset:
         UsageError: no preset's file, or another algorithm's.
     """
     named = f"--preset {name}"
+    content = read_toml(Path(name), named)
     try:
-        found = _PresetFile.model_validate(read_toml(Path(name), named))
+        found = _PresetFile.model_validate(content)
     except ValidationError as error:
-        raise told(error, named) from error
+        raise UsageError(f"{named}: {explained(error, content)}") from error
     if found.algorithm != algorithm:
         raise UsageError(f"{named}: is for {found.algorithm}, got {algorithm}")
     settings = found.settings

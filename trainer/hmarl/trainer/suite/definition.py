@@ -16,9 +16,10 @@ from pydantic import BaseModel, Field, StrictBool, ValidationError
 from hmarl.sdk.environments import check_request
 from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.trainer.networks.settings import STRICT
+from hmarl.trainer.networks.settings_errors import explained
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.many_seeds import check_many_seeds
-from hmarl.trainer.runs.preset_files import is_preset_file, read_toml, told
+from hmarl.trainer.runs.preset_files import is_preset_file, read_toml
 from hmarl.trainer.runs.presets import Preset
 from hmarl.trainer.runs.request import Request, chosen_preset, requested
 from hmarl.trainer.runs.settings import RunSettings
@@ -135,7 +136,7 @@ def read_definition(path: Path) -> Definition:
     try:
         file = SuiteFile.model_validate(content)
     except ValidationError as error:
-        raise told(error, str(path)) from error
+        raise UsageError(f"{path}: {explained(error, content)}") from error
     tasks = [TaskTable(env=task) if isinstance(task, str) else task for task in file.tasks]
     variants = list(_variants(file, path))
     _refuse_twins(path, "tasks", [_task_label(task) for task in tasks])
