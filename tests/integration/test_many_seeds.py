@@ -145,6 +145,10 @@ def test_seeds_go_on_at_once_from_where_each_stands(environment: str, tmp_path: 
     farther = Run.resume(tmp_path / "half" / "seed101", steps=120)
     farther.train()
     farther.close()
+    with pytest.raises(UsageError, match=r"--steps: got 100, expected at least 120, the steps that .*seed101 has done"):
+        resumed_at_once(tmp_path / "half", 100)
+    goals = [RunConfig.read(tmp_path / "half" / f"seed{seed}").run["steps"] for seed in SEEDS]
+    assert goals == [80, 120, 80], "refused for one, none has another goal"
     outcomes = resumed_at_once(tmp_path / "half", 160)
     assert [outcome.error for outcome in outcomes] == [None] * len(SEEDS)
     assert [outcome.value["resumed_at"] for outcome in outcomes if outcome.value] == [80, 120, 80]

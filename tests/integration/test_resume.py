@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hmarl.sdk.errors import UsageError
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.run import Run
 from training_runs import command_line, final_hash, tiny_config, train
@@ -191,14 +192,29 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
 def test_a_run_can_be_prolonged_and_a_passed_goal_is_summarised_at_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(tiny_config("happo", "mpe/simple_spread", {}, {"evaluation_interval": 10**6}), run)
+    before = (run / "config.json").read_bytes()
+    assert RunConfig.read(run).run_settings().steps == 160
+    told = rf"--steps: got 159, expected at least 160, the steps that {run} has done; leave --steps out, or give 160"
+    with pytest.raises(UsageError, match=told):
+        Run.resume(run, steps=159)
+    assert (run / "config.json").read_bytes() == before
     longer = Run.resume(run, steps=240)
     assert longer.train()["steps"] == 240
     longer.close()
     assert RunConfig.read(run).run_settings().steps == 240, "the next --resume would stop short of the new goal"
     for file in (run / "eval").iterdir():
         file.unlink()
-    passed = Run.resume(run, steps=80)
+    passed = Run.resume(run, steps=240)
     summary = passed.train()
     assert summary["steps"] == 240
     passed.close()
     assert summary["final"]["local"]["episodes"] == 2
+
+
+def test_the_goal_that_the_last_update_went_beyond_can_be_named_again(tmp_path: Path) -> None:
+    """As a suite does with a run that was killed before its summary was written; the goal is what it was."""
+    run = tmp_path / "run"
+    train(tiny_config("happo", "mpe/simple_spread", {}, {"steps": 130}), run)
+    again = Run.resume(run, steps=130)
+    assert again.train()["steps"] == 160
+    again.close()

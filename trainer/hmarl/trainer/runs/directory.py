@@ -10,6 +10,7 @@ import torch
 from hmarl.runtime.bundle import remove_temporaries
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.records.checkpoint import Checkpoint, any_written, newest_checkpoint
+from hmarl.trainer.runs.config import RunConfig
 
 
 def checkpoint_folder(directory: Path) -> Path:
@@ -43,6 +44,30 @@ def resumable_checkpoint(directory: Path, device: torch.device) -> Checkpoint | 
     if any_written(checkpoint_folder(directory)) or any(directory.glob("eval/*.json")):
         return newest_checkpoint(checkpoint_folder(directory), device)
     return None
+
+
+def with_goal(config: RunConfig, steps: int | None, directory: Path, start: Checkpoint | None) -> RunConfig:
+    """The configuration of a run that goes on, with another goal where one is given.
+
+    Args:
+        config: of the run.
+        steps: the goal; None leaves it as it is.
+        directory: of the run.
+        start: where it goes on; None for the beginning.
+
+    Raises:
+        UsageError: the run has done more steps than that.
+    """
+    done = 0 if start is None else start.counters.steps
+    # The last update may go beyond a goal, which can still be named again.
+    if steps is None or steps == config.run["steps"]:
+        return config
+    if steps < done:
+        raise UsageError(
+            f"--steps: got {steps}, expected at least {done}, the steps that {directory} has done; leave --steps out, "
+            f"or give {done} to end it where it stands"
+        )
+    return config.model_copy(update={"run": {**config.run, "steps": steps}})
 
 
 def remove_leftovers(directory: Path) -> None:

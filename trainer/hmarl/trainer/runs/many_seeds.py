@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
 from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.directory import refuse_other_run, resume_command
+from hmarl.trainer.runs.directory import refuse_other_run, resumable_checkpoint, resume_command, with_goal
 from hmarl.trainer.runs.run import Run
 from hmarl.trainer.runs.shared_environments import SeedsPart, SharedEnvironments
 from hmarl.trainer.runs.sources import RolloutSource
@@ -128,7 +130,7 @@ class ManyRuns:
 
         Args:
             directories: theirs.
-            steps: raises or lowers the goal of all.
+            steps: a new goal of all, at least what each has done.
             stop: see the class.
 
         Raises:
@@ -137,7 +139,11 @@ class ManyRuns:
         """
         configs = [RunConfig.read(directory) for directory in directories]
         if steps is not None:
-            configs = [config.model_copy(update={"run": {**config.run, "steps": steps}}) for config in configs]
+            # Of all, before the first one's config.json has it.
+            configs = [
+                with_goal(config, steps, directory, resumable_checkpoint(directory, torch.device("cpu")))
+                for config, directory in zip(configs, directories, strict=True)
+            ]
         check_resumed_seeds(configs, directories)
 
         def resume(number: int, make_source: MakeSource, among: str) -> Run:

@@ -14,7 +14,13 @@ from hmarl.trainer.records.checkpoint import Checkpoint, Counters
 from hmarl.trainer.records.metrics import evaluation_path
 from hmarl.trainer.records.problems import Problems, storing
 from hmarl.trainer.runs.config import RunConfig, device_of
-from hmarl.trainer.runs.directory import refuse_other_run, remove_leftovers, resumable_checkpoint, resume_command
+from hmarl.trainer.runs.directory import (
+    refuse_other_run,
+    remove_leftovers,
+    resumable_checkpoint,
+    resume_command,
+    with_goal,
+)
 from hmarl.trainer.runs.drawing import draw_run
 from hmarl.trainer.runs.lock import RunLock
 from hmarl.trainer.runs.parts import RunParts
@@ -90,22 +96,21 @@ class Run:
 
         Args:
             directory: the run's.
-            steps: raises or lowers the goal, in config.json as well.
+            steps: a new goal, in config.json as well: at least what the run has done.
             make_source: where its workers are.
             among: see the class.
 
         Raises:
             CheckpointError: no run, or all of its checkpoints are damaged.
-            UsageError: the directory belongs to a process that runs, or cannot be written.
+            UsageError: the run has done more steps; the directory belongs to a process that runs, or cannot be written.
         """
         RunConfig.read(directory)  # what is no run is left as it is
         with ExitStack() as undone:
             lock = RunLock(directory)
             undone.callback(lock.release)
             config = RunConfig.read(directory)
-            if steps is not None:
-                config = config.model_copy(update={"run": {**config.run, "steps": steps}})
             start = resumable_checkpoint(directory, device_of(config.run_settings()))
+            config = with_goal(config, steps, directory, start)
             parts = RunParts.build(config, directory, start, make_source)
             undone.callback(parts.close)
             with storing():
