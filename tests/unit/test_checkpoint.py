@@ -198,10 +198,13 @@ def test_checkpoints_are_found_by_name(tmp_path: Path) -> None:
     folder = write_several(tmp_path, 10, 20, 30)
     assert find_checkpoint(tmp_path, "last").counters.steps == 30
     assert find_checkpoint(tmp_path, "20").counters.steps == 20
-    with pytest.raises(CheckpointError, match=r"no best checkpoint .*use --checkpoint last"):
+    with pytest.raises(CheckpointError, match=r"no best checkpoint: it has not been evaluated yet; use --che.* last"):
         find_checkpoint(tmp_path, "best")
     mark_best(folder, folder / "step-000000000010.safetensors", 4.0)
     assert find_checkpoint(tmp_path, "best").counters.steps == 10
+    (folder / "best.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"best\.json: damaged \(.*; use --checkpoint last"):
+        find_checkpoint(tmp_path, "best")
     for wrong in ("25", "newest", "-10", ""):
         with pytest.raises(CheckpointError, match=r"got '.*', expected best, last or one of \[10, 20, 30\]"):
             find_checkpoint(tmp_path, wrong)

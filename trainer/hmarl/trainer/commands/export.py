@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, option
+from hmarl.runtime.command_line import AS_JSON, PATH, Kind, argument, command, flag, option
 from hmarl.runtime.signing.keys import Signer, read_passphrase
 from hmarl.sdk.commands import _common
 from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
@@ -23,11 +23,20 @@ if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle, StudentsModel
 
 
+def _which(text: str) -> str:
+    if text not in ("best", "last") and not text.isdecimal():
+        raise ValueError
+    return text
+
+
+_WHICH = Kind("WHICH", "best, last or a number of steps", _which, ("best", "last"))
+
+
 @command(
     "hmarl-export",
     argument("run", "run directory of hmarl-train", PATH),
     option("--out", "bundle to write: a directory, or a file ending in .zip; by default RUN/bundle", PATH),
-    option("--checkpoint", "best, last or a number of steps", default="best", shown="WHICH"),
+    option("--checkpoint", "best, last or a number of steps", _WHICH, default="best"),
     option("--name", "the bundle's name; by default the run's"),
     option("--sign", "sign the bundle with this private key, see hmarl-sign", PATH, shown="FILE"),
     option("--certificate", "with --sign, as of hmarl-sign", PATH, shown="FILE"),
@@ -79,6 +88,7 @@ def export(
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone
     from hmarl.trainer.export.export import export_run
+    from hmarl.trainer.records.checkpoint import check_there
 
     console = make_console(stderr=True)
     distillation = _distillation(console, run, distil, settings, restart_students)
@@ -86,6 +96,7 @@ def export(
         _refuse_of_bundles(distillation.told, {"--out": out, "--name": name, "--sign": sign, "--leapp": leapp or None})
         _diagnose(console, run, checkpoint, distillation, restart_students, as_json)
         return
+    check_there(run, checkpoint)
     target = out or run / "bundle"
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
     with _saying_what_is_kept(console, run, distillation, restart_students):

@@ -257,12 +257,29 @@ def find_checkpoint(run: Path, which: str, device: torch.device | str = "cpu") -
     folder = run / "checkpoints"
     if which == "last":
         return newest_checkpoint(folder, device)
+    return read_checkpoint(_named(folder, which), device)
+
+
+def check_there(run: Path, which: str) -> None:
+    """Whether a run has a checkpoint of that name; ``find_checkpoint`` finds out whether it is whole.
+
+    Raises:
+        CheckpointError: as ``find_checkpoint``.
+    """
+    folder = run / "checkpoints"
+    if which != "last":
+        _named(folder, which)
+    elif not checkpoints_in(folder):
+        newest_checkpoint(folder)
+
+
+def _named(folder: Path, which: str) -> Path:
     if which == "best":
-        return read_checkpoint(folder / _best_name(folder), device)
+        return folder / _best_name(folder)
     steps = [int(path.stem.removeprefix("step-")) for path in checkpoints_in(folder)]
     if not which.isdecimal() or int(which) not in steps:
         raise CheckpointError(f"--checkpoint: got '{which}', expected best, last or one of {steps}")
-    return read_checkpoint(checkpoint_path(folder, int(which)), device)
+    return checkpoint_path(folder, int(which))
 
 
 def mark_best(folder: Path, path: Path, evaluation_return: float) -> None:
@@ -285,12 +302,15 @@ def _best_name(folder: Path) -> str:
     Raises:
         CheckpointError: none is marked, or the mark is damaged.
     """
+    mark = folder / "best.json"
     try:
-        return str(read_json((folder / "best.json").read_bytes())["file"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(read_json(mark.read_bytes())["file"])
+    except FileNotFoundError as error:
         raise CheckpointError(
-            f"run directory {folder.parent}: no best checkpoint ({error}); use --checkpoint last"
+            f"run directory {folder.parent}: no best checkpoint: it has not been evaluated yet; use --checkpoint last"
         ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{mark}: damaged ({error}); use --checkpoint last") from error
 
 
 def prune(folder: Path, keep: int) -> None:
