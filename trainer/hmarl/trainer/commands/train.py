@@ -108,9 +108,7 @@ def train(
         running = _resumed(console, resume[0], steps, ray_address)
     else:
         assert algorithm is not None and env is not None  # noqa: PT018
-        for out in outs:
-            if not (out / "config.json").exists():  # else it is told below whose it is
-                check_writable(out, f"--out {out}")
+        _check_free(outs, seeds)
         flags = {"steps": steps, "seed": seed, "device": device}
         requests = _requested(algorithm, env, [{**flags, "seed": one} for one in seeds or (seed,)], settings, preset)
         if seeds is not None:
@@ -196,6 +194,23 @@ def _check_places(outs: Sequence[Path], seeds: Sequence[int] | None) -> None:
         raise UsageError(f"--out: got {len(outs)} directories, expected {expected}")
 
 
+def _check_free(outs: Sequence[Path], seeds: Sequence[int] | None) -> None:
+    """Whether runs can begin there, before what takes longer; they look again once the directories are theirs.
+
+    Raises:
+        UsageError: there is a run, which may be going on, or nothing can be written.
+    """
+    from hmarl.trainer.runs.config import refuse_other_run
+    from hmarl.trainer.runs.lock import RunLock
+
+    below = [outs[0] / f"seed{seed}" for seed in seeds] if seeds and len(outs) == 1 else []
+    for out in (*outs, *below):
+        if (out / "config.json").exists():
+            RunLock(out).release()  # a run that is going on is told from one that has ended
+        refuse_other_run(out)
+        check_writable(out, f"--out {out}")
+
+
 def _refuse_beside_seeds(option: str, seed: int | None, ray_address: str | None) -> None:
     """What several seeds at once, asked for by an option, do not go with.
 
@@ -217,15 +232,11 @@ def _train_at_once(console: Console, requests: Sequence[Request], outs: Sequence
     """
     need_torch("hmarl-train")
     log_to_standard_error()
-    from hmarl.trainer.runs.directory import refuse_other_run
     from hmarl.trainer.runs.many_seeds import ManyRuns, check_many_seeds
 
     seeds = [int(request.run["seed"]) for request in requests]
-    given = list(outs)
-    if len(given) == 1:
-        refuse_other_run(given[0])
-        given = [given[0] / f"seed{seed}" for seed in seeds]
-    first = _configured(console, requests[0], next(iter(given), None), len(seeds))
+    given = [outs[0] / f"seed{seed}" for seed in seeds] if len(outs) == 1 else list(outs)
+    first = _configured(console, requests[0], len(seeds))
     check_many_seeds(first)
     configs = [first.model_copy(update={"run": {**first.run, "seed": seed}}) for seed in seeds]
     root = _default_directory(first, f"seeds{seeds_shown(seeds)}")
@@ -314,7 +325,7 @@ def _created(console: Console, request: Request, out: Path | None, ray_address: 
     _refuse_idle_ray(ray_address, request.run.get("workers", 0))
     need_torch("hmarl-train")
     log_to_standard_error()
-    config = _configured(console, request, out)
+    config = _configured(console, request)
     make_source = _source(console, ray_address)
     from hmarl.trainer.runs.run import Run
 
@@ -337,22 +348,15 @@ def _announce_building(console: Console, config: RunConfig) -> None:
     console.print(f"building {config.run_settings().environments} copies of {config.environment}{compiling}")
 
 
-def _configured(console: Console, request: Request, out: Path | None, at_once: int = 1) -> RunConfig:
+def _configured(console: Console, request: Request, at_once: int = 1) -> RunConfig:
     """The run's config, with as many environments as fit where so many runs are trained at once."""
     from hmarl.trainer.runs.config import make_config
-    from hmarl.trainer.runs.directory import refuse_other_run
     from hmarl.trainer.runs.environment_count import fitted_run
-    from hmarl.trainer.runs.lock import RunLock
 
     def config(run: dict[str, Any]) -> RunConfig:
         return make_config(request.algorithm, request.environment, request.algorithm_settings, run, request.arguments)
 
     config(request.run)  # what can be refused at once is, before anything is measured
-    if out is not None:
-        if (out / "config.json").exists():
-            RunLock(out).release()  # a run that is going on is told from one that has ended
-        refuse_other_run(out)
-        check_writable(out, f"--out {out}")
     return config(fitted_run(request.environment, request.arguments, request.run, console.print, at_once))
 
 

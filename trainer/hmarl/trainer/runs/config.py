@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, field_validator, model_validator
 
 from hmarl.runtime.bundle import replace_file
+from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.networks.settings import AlgorithmSettings, validate, without_retired
 from hmarl.trainer.records.problems import CheckpointError
@@ -70,6 +72,17 @@ class RunConfig(BaseModel):
     def run_settings(self) -> RunSettings:
         """The run's settings, checked."""
         return validate(RunSettings, self.run, "run", self.algorithm)
+
+
+def refuse_other_run(directory: Path) -> None:
+    """Refuse to begin a run where there is one.
+
+    Raises:
+        UsageError: there is.
+    """
+    if (directory / "config.json").exists():
+        resume = f"--resume {shlex.quote(str(directory))}"
+        raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
 
 
 def _instead(directory: Path) -> str:

@@ -23,17 +23,6 @@ def resume_command(*directories: Path) -> str:
     return shlex.join(["hmarl-train", *(word for each in directories for word in ("--resume", str(each)))])
 
 
-def refuse_other_run(directory: Path) -> None:
-    """Refuse to begin a run where there is one.
-
-    Raises:
-        UsageError: there is.
-    """
-    if (directory / "config.json").exists():
-        resume = f"--resume {shlex.quote(str(directory))}"
-        raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
-
-
 def resumable_checkpoint(directory: Path, device: torch.device) -> Checkpoint | None:
     """Where a run goes on; None where it was stopped before its first checkpoint.
 

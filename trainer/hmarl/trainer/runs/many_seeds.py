@@ -17,8 +17,8 @@ import torch
 
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
-from hmarl.trainer.runs.config import RunConfig
-from hmarl.trainer.runs.directory import refuse_other_run, resumable_checkpoint, resume_command, with_goal
+from hmarl.trainer.runs.config import RunConfig, refuse_other_run
+from hmarl.trainer.runs.directory import resumable_checkpoint, resume_command, with_goal
 from hmarl.trainer.runs.run import Run
 from hmarl.trainer.runs.shared_environments import SeedsPart, SharedEnvironments
 from hmarl.trainer.runs.sources import RolloutSource

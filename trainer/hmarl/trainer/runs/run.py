@@ -13,9 +13,8 @@ from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.records.checkpoint import Checkpoint, Counters
 from hmarl.trainer.records.metrics import evaluation_path
 from hmarl.trainer.records.problems import Problems, storing
-from hmarl.trainer.runs.config import RunConfig, device_of
+from hmarl.trainer.runs.config import RunConfig, device_of, refuse_other_run
 from hmarl.trainer.runs.directory import (
-    refuse_other_run,
     remove_leftovers,
     resumable_checkpoint,
     resume_command,
