@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def without_torch(tmp_path: Path) -> Path:
         ("hmarl-train", (*TRAIN, "--set", "env.N=0"), 2, "N: got 0, expected an integer of at least"),
         ("hmarl-train", (*TRAIN, "--set", "evn.N=2"), 2, "--set: unknown prefix 'evn' in 'evn.N=2'; did you mean"),
         ("hmarl-train", (*TRAIN, "--set", "run.sted=1"), 2, "unknown setting 'run.sted'; did you mean 'run.seed'?"),
-        ("hmarl-train", (*TRAIN, "--steps", "0"), 2, "run.steps: got 0, expected"),
+        ("hmarl-train", (*TRAIN, "--steps", "0"), 2, "--steps: got '0', expected an integer of at least 1"),
+        ("hmarl-train", (*TRAIN, "--set", "run.steps=0"), 2, "run.steps: got 0, expected a number of at least 1"),
+        ("hmarl-export", ("nowhere", "--checkpoint", "bst"), 2, "--checkpoint: got 'bst', expected best, last or a"),
         ("hmarl-train", ("--resume", "nowhere"), 3, "run directory nowhere: no config.json"),
         ("hmarl-export", ("nowhere",), 3, "run directory nowhere: no config.json"),
         ("hmarl-algorithms", ("hcop",), 2, "unknown algorithm 'hcop'; did you mean 'hcpo'?"),
@@ -55,3 +58,37 @@ def test_the_torch_of_these_tests_cannot_be_loaded(without_torch: Path) -> None:
     code, _, error = run_in_pipes("hmarl-train", *TRAIN, path=without_torch)
     assert code == 4
     assert "PyTorch was loaded" in error
+
+
+@pytest.mark.parametrize(("seeds", "of"), [((), ""), (("--seeds", "1,2"), ""), (("--seeds", "1,2"), "seed2")])
+def test_another_run_in_the_directory_costs_no_torch(
+    seeds: tuple[str, ...], of: str, without_torch: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    (out / of).mkdir(parents=True)
+    (out / of / "config.json").write_text("{}")
+    words = ("hmarl-train", "mappo", *TRAIN[1:], *seeds, "--out", out)
+    found, output, error = run_in_pipes(*words, path=without_torch)
+    assert (found, output) == (2, ""), error
+    assert error.startswith(f"hmarl-train: --out: {out / of} already holds a run; choose another"), error
+
+
+@pytest.mark.parametrize("program", ["hmarl-train", "hmarl-export"])
+def test_a_stop_while_torch_is_loaded_is_no_fault(program: str, without_torch: Path, tmp_path: Path) -> None:
+    """The interrupt comes out of PyTorch's initialisation as an ImportError."""
+    interrupted = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise ImportError("initialization failed") from None
+"""
+    (without_torch / "torch" / "__init__.py").write_text(interrupted)
+    config = {"hmarl_version": "1", "algorithm": "happo", "environment": "mpe/simple_spread", "run": {}}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({**config, "environment_arguments": {}, "algorithm_settings": {}}))
+    words = TRAIN if program == "hmarl-train" else (run,)
+    found, _, error = run_in_pipes(program, *words, path=without_torch)
+    assert (found, error.splitlines()[-1]) == (130, f"{program}: interrupted"), error

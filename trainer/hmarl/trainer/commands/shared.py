@@ -20,6 +20,7 @@ from hmarl.sdk.commands._console import make_console
 from hmarl.sdk.environments import check_request
 from hmarl.sdk.errors import MissingExtraError
 from hmarl.trainer.runs.ray_session import LOCAL, checked_address, ray_module
+from hmarl.trainer.runs.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     from hmarl.trainer.runs.config import RunConfig
@@ -59,13 +60,22 @@ def said_when_slow(what: str, at_once: bool = False) -> Iterator[None]:
     Args:
         what: is done.
         at_once: a terminal is told without waiting; in a log it only matters when it takes long.
+
+    Raises:
+        KeyboardInterrupt: asked to stop, also where what is loaded made an error of that.
     """
     console = make_console(stderr=True)
     notice = threading.Timer(0.0 if at_once and console.is_terminal else 1.5, console.print, [what])
     notice.daemon = True
     notice.start()
     try:
-        yield
+        with stop_on_signals() as stop:
+            try:
+                yield
+            except Exception as error:
+                if stop():  # the initialisation of a library in C may turn the interrupt into an error of its own
+                    raise KeyboardInterrupt from error
+                raise
     finally:
         notice.cancel()
 
