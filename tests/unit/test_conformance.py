@@ -1,10 +1,12 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from hmarl.sdk.environment import Observation, StepResult
+from hmarl.sdk.environments import make
 from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec
@@ -278,3 +280,12 @@ def test_errors_of_making_are_passed_on():
 
     with pytest.raises(UsageError, match="no such task"):
         check_environment(refuse)
+
+
+def test_what_was_found_is_counted_in_plain_words():
+    found = {result.name: result.detail for result in check_environment(Toy)}
+    assert found["spec"] == "3 agents in 2 groups, state of 2"
+    assert found["action masks"] == "1 of 2 groups has masks, each with a legal action"
+    found = {result.name: result.detail for result in check_environment(partial(make, "mpe/simple_spread"))}
+    assert found["spec"].startswith("3 agents in 1 group, state of ")
+    assert found["action masks"] == "no masks"

@@ -266,7 +266,11 @@ def _check_spec(spec: EnvironmentSpec, got_batch: int, batch_size: int) -> str:
     _require(spec.horizon is None or spec.horizon > 0, f"horizon: got {spec.horizon}, expected None or at least 1")
     for agent in spec.agents:
         _check_agent(agent)
-    return f"{len(spec.agents)} agents in {len(spec.groups)} groups, state of {spec.state_size}"
+    return f"{_counted(spec.agents, 'agent')} in {_counted(spec.groups, 'group')}, state of {spec.state_size}"
+
+
+def _counted(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _check_agent(agent: AgentSpec) -> None:
@@ -373,7 +377,10 @@ def _check_masks(context: _Context) -> str:
                 _require(branch.any(-1).all(), f"{where}: a mask of group {index} allows no action at all")
             gone = ~seen.active[:, list(group.agents)]
             _require(mask[gone].all(), f"{where}: the mask of an agent that has left is not all true")
-    return f"{len(masked)} of {len(context.spec.groups)} groups have masks, each with a legal action"
+    if not masked:
+        return "no masks"
+    have = "has" if len(masked) == 1 else "have"
+    return f"{len(masked)} of {_counted(context.spec.groups, 'group')} {have} masks, each with a legal action"
 
 
 def _check_active(context: _Context) -> str:
