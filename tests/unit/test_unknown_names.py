@@ -30,6 +30,11 @@ def test_few_names_are_all_listed() -> None:
     assert told == "unknown fruit 'aple'; did you mean 'apple'? (known: apple, pear)"
 
 
+def test_names_are_not_told_twice() -> None:
+    agents = [f"agent_{number}" for number in range(3)]
+    assert unknown_name("agent", "agent_7", agents) == "unknown agent 'agent_7' (known: agent_0, agent_1, agent_2)"
+
+
 def test_of_many_names_it_is_said_how_to_list_them() -> None:
     assert unknown_name("setting", "zzz", MANY, "hmarl-things") == "unknown setting 'zzz' (hmarl-things lists all)"
     told = unknown_name("setting", "zzz", MANY)

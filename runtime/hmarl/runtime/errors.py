@@ -181,7 +181,10 @@ def unknown_name(what: str, got: str, known: Iterable[str], listed_by: str | Non
         listed = f"{listed_by} lists all"
     else:
         listed = f"known: {', '.join(names[:_LISTED])} and {len(names) - _LISTED} more"
-    return f"unknown {what} '{got}'{did_you_mean(got, names)} ({listed})"
+    hint = did_you_mean(got, names)
+    if all(f"'{name}'" in hint for name in names):  # the list says it as well, in order
+        hint = ""
+    return f"unknown {what} '{got}'{hint} ({listed})"
 
 
 def one_line(said: object, limit: int = 500) -> str:
