@@ -159,6 +159,7 @@ def test_help_teaches_within_80_columns(program: str) -> None:
     further = ["Further commands"] if program in ("hmarl-fleet", "hmarl-suite", "hmarl-zoo") else []
     assert [each for each in sections if each != "Arguments"] == ["Options", "Examples", *further, "Exit codes"]
     assert any(line.startswith(f"  {program}") for line in lines[lines.index("Examples:") :])
+    assert not [line for line in lines if line.endswith("-")], "a word is broken at its hyphen"
 
 
 def test_no_program_loads_what_takes_long_to_explain_itself() -> None:

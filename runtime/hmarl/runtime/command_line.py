@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
@@ -274,8 +274,34 @@ def _printing(name: str, about: str, text: Callable[[click.Context], str], *shor
 # --- programs --------------------------------------------------------------------------------------------------------
 
 
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+
+
+class _Help(click.HelpFormatter):
+    """Breaks lines between words alone: what is to be typed is whole."""
+
+    def write_text(self, text: str) -> None:
+        """A paragraph."""
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Names, and beside them what they are."""
+        whole = [(name.replace("-", _HYPHEN), about.replace("-", _HYPHEN)) for name, about in rows]
+        super().write_dl(whole, col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        """All that was written."""
+        return super().getvalue().replace(_HYPHEN, "-")
+
+
+class _Context(click.Context):
+    formatter_class = _Help
+
+
 class Command(click.Command):
     """A program: a function, its parameters and its help."""
+
+    context_class = _Context
 
     def __init__(
         self,
