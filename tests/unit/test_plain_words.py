@@ -10,7 +10,13 @@ from hmarl.runtime.output import PLAIN_LETTERS
 
 @pytest.mark.parametrize(
     ("text", "plain"),
-    [("±0.5 … é", "+-0.5 ... e"), ("λ ω", "lambda omega"), ("☃", "\\u2603"), ("ﬁ", "fi")],
+    [
+        ("±0.5 … é", "+-0.5 ... e"),
+        ("λ ω", "lambda omega"),
+        ("☃", "\\u2603"),
+        ("ﬁ", "fi"),
+        ("E[r ⋅ Â] · 3", "E[r * A] | 3"),
+    ],
 )
 def test_what_an_encoding_lacks_is_written_in_plain_letters(text: str, plain: str) -> None:
     assert text.encode("ascii", PLAIN_LETTERS) == plain.encode()

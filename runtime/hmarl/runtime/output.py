@@ -11,7 +11,8 @@ PLAIN_LETTERS = "hmarl-plain"  # an error handler for str.encode
 _PLAIN = {
     "±": "+-",
     "…": "...",
-    "·": "|",
+    "·": "|",  # between figures; products have ⋅
+    "⋅": "*",
     "−": "-",
     "–": "-",
     "→": "->",

@@ -58,7 +58,7 @@ class HamdpoSettings(CreditFields, CriticFields, PolicyGradientFields, Algorithm
     step_size_schedule: Literal["adaptive", "linear"] = Field(
         "adaptive",
         description="adaptive: each agent's η follows its divergence, which is to be kl_target; linear: η falls to "
-        "step_size_floor · η₀, as printed",
+        "step_size_floor ⋅ η₀, as printed",
     )
     kl_target: float = Field(
         0.01,

@@ -27,7 +27,7 @@ class HatrpoSettings(
 
 
 class Hatrpo(Algorithm):
-    """Each agent maximises E[ratio · F·Â] subject to a mean KL of at most δ."""
+    """Each agent maximises E[ratio ⋅ F⋅Â] subject to a mean KL of at most δ."""
 
     settings_class: ClassVar[type[AlgorithmSettings]] = HatrpoSettings
     sees_images: ClassVar[bool] = True
