@@ -199,3 +199,21 @@ def test_requests_that_are_no_messages_end_no_traces(
         client.reset(1)
     (start,) = own(spans, "StartEpisode")
     assert len(children_of(received, start, "StartEpisode")) == 1
+
+
+@pytest.mark.parametrize("module", ["agent", "fleet"])
+def test_what_tracing_lacks_is_told_in_one_line_before_anything_is_started(module: str, toy_bundle: Bundle) -> None:
+    hidden = "import sys; sys.modules['opentelemetry.sdk'] = None\n"
+    other = "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'zipkin'\n"
+    which = ["--agent", "agent_0"] if module == "agent" else []
+    words = [str(toy_bundle.path), *which, "--traces"]
+    for setting, told in (
+        (hidden, "pip install 'hmarl[otel]'"),
+        (other, "OTEL_TRACES_EXPORTER: got 'zipkin', expected otlp (over gRPC) or none"),
+    ):
+        program = f"runpy.run_module('hmarl.runtime.commands.{module}', run_name='__main__')"
+        code = f"{setting}import runpy, sys; sys.argv[1:] = {words!r}; {program}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.endswith(told)

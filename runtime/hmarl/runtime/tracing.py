@@ -40,6 +40,18 @@ _SERVERS_FAULT = frozenset(
 )
 
 
+def exporter() -> str:
+    """What the environment has traces sent by: otlp or none.
+
+    Raises:
+        UsageError: OTEL_TRACES_EXPORTER names another exporter than the extra brings.
+    """
+    name = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip() or "otlp"
+    if name not in ("otlp", "none"):
+        raise UsageError(f"OTEL_TRACES_EXPORTER: got '{name}', expected otlp (over gRPC) or none")
+    return name
+
+
 def exporting_provider(service: str, attributes: dict[str, str] | None = None) -> TracerProvider:
     """A provider that samples and exports as the environment says: OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_ENDPOINT.
 
@@ -48,17 +60,15 @@ def exporting_provider(service: str, attributes: dict[str, str] | None = None) -
         attributes: more of what the spans are of.
 
     Raises:
-        UsageError: OTEL_TRACES_EXPORTER names another exporter than the extra brings.
+        UsageError: as ``exporter``.
     """
-    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip() or "otlp"
-    if exporter not in ("otlp", "none"):
-        raise UsageError(f"OTEL_TRACES_EXPORTER: got '{exporter}', expected otlp (over gRPC) or none")
+    sent_by = exporter()
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
     own = Resource({"service.name": service, "service.version": __version__, **(attributes or {})})
     provider = TracerProvider(resource=own.merge(_given_resource()))
-    if exporter == "otlp":
+    if sent_by == "otlp":
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 

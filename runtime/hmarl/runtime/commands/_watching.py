@@ -275,6 +275,18 @@ def _agent_metrics() -> AgentMetrics:
     return AgentMetrics(lines_dropped)
 
 
+def check_traces() -> None:
+    """Refuse at once what every member of a fleet would refuse to send traces by.
+
+    Raises:
+        UsageError: the environment names an exporter that there is not.
+        MissingExtraError: the extra ``otel`` is not installed.
+    """
+    from hmarl.runtime.tracing import exporter  # noqa: PLC0415 - part of the otel extra
+
+    exporter()
+
+
 def _traced(agent: str) -> Observer:
     from hmarl.runtime.tracing import TracedRequests, exporting_provider  # noqa: PLC0415 - part of the otel extra
 

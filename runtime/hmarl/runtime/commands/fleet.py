@@ -31,7 +31,7 @@ from hmarl.runtime.commands._common import (
 from hmarl.runtime.commands._ending import StopSignals, at_end, leave
 from hmarl.runtime.commands._output import OUTPUT, start_logging
 from hmarl.runtime.commands._security import security_options, take_security
-from hmarl.runtime.commands._watching import FleetWatch
+from hmarl.runtime.commands._watching import FleetWatch, check_traces
 from hmarl.runtime.endpoints_file import EndpointsFile, marked
 from hmarl.runtime.errors import UsageError
 from hmarl.runtime.roster import counted_roster, named_roster, split_names
@@ -132,6 +132,8 @@ def supervise(**given: Any) -> int:
     signals = StopSignals()
     start_logging(given["log_level"], "hmarl-fleet", given["log_format"])
     watch = FleetWatch(given["metrics"])
+    if given["traces"]:
+        check_traces()
     recording, security = _recording.as_words(_recording.take_recording(given)), take_security(given)
     options = Options(**given, recording=recording, security=security)
     for door, reached in (("--host", options.host), ("--metrics", watch.exposed)):
