@@ -187,6 +187,7 @@ def dictionary(seeds: dict[str, list[bytes]]) -> list[str]:
 def prepare(folder: Path) -> None:
     """What the targets need beside their input, and the seeds of each target's corpus."""
     key = ec.generate_private_key(ec.SECP256R1())
+    (folder / "key.pem").touch(mode=0o600)  # of which others may read nothing is signed
     (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     authority = certificate(key)

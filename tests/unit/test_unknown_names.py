@@ -33,6 +33,8 @@ def test_few_names_are_all_listed() -> None:
 def test_names_are_not_told_twice() -> None:
     agents = [f"agent_{number}" for number in range(3)]
     assert unknown_name("agent", "agent_7", agents) == "unknown agent 'agent_7' (known: agent_0, agent_1, agent_2)"
+    only = unknown_name("argument", "lenght", ["length"])  # a slip of the pen is worth a word
+    assert only == "unknown argument 'lenght'; did you mean 'length'? (known: length)"
 
 
 def test_of_many_names_it_is_said_how_to_list_them() -> None:

@@ -182,7 +182,7 @@ def unknown_name(what: str, got: str, known: Iterable[str], listed_by: str | Non
     else:
         listed = f"known: {', '.join(names[:_LISTED])} and {len(names) - _LISTED} more"
     hint = did_you_mean(got, names)
-    if all(f"'{name}'" in hint for name in names):  # the list says it as well, in order
+    if len(names) > 1 and all(f"'{name}'" in hint for name in names):  # the list says it as well, in order
         hint = ""
     return f"unknown {what} '{got}'{hint} ({listed})"
 

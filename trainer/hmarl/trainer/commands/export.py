@@ -87,8 +87,7 @@ def export(
     need_torch("hmarl-export")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     logging.getLogger("hmarl").setLevel(logging.WARNING)  # and of others errors alone
-    from hmarl.trainer.export.export import export_run
-    from hmarl.trainer.records.checkpoint import check_there
+    from hmarl.trainer.export.export import check_exportable, export_run
 
     console = make_console(stderr=True)
     distillation = _distillation(console, run, distil, settings, restart_students)
@@ -96,7 +95,7 @@ def export(
         _refuse_of_bundles(distillation.told, {"--out": out, "--name": name, "--sign": sign, "--leapp": leapp or None})
         _diagnose(console, run, checkpoint, distillation, restart_students, as_json)
         return
-    check_there(run, checkpoint)
+    check_exportable(run, checkpoint, distillation)
     target = out or run / "bundle"
     console.print(f"exporting {run} ({checkpoint} checkpoint) to {target}")
     with _saying_what_is_kept(console, run, distillation, restart_students):

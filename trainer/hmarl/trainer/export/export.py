@@ -50,6 +50,7 @@ from hmarl.trainer.export.parity import TOLERANCES, Parity, ParityError, compare
 from hmarl.trainer.export.redistillation import Redistillation, redistil
 from hmarl.trainer.export.samples import batch_sizes, example_inputs, recorded_rows, rollout_observations
 from hmarl.trainer.networks.settings import validate
+from hmarl.trainer.records.checkpoint import check_there
 from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.drawing import run_plots
 from hmarl.trainer.runs.loaded_run import LoadedRun, load_run
@@ -149,6 +150,17 @@ class _Deployed:
     @property
     def choice(self) -> InstructionChoice | None:
         return None if self.chosen is None else self.chosen.choice
+
+
+def check_exportable(run: Path, checkpoint: str, distillation: DistillationSettings | None) -> None:
+    """Refuse, before anything is said or done, what ``export_run`` would.
+
+    Raises:
+        UsageError: the run has no policies to export, or students would see more than their agents will.
+        CheckpointError: there is no such checkpoint.
+    """
+    _distillation(RunConfig.read(run), distillation)
+    check_there(run, checkpoint)
 
 
 def _distillation(config: RunConfig, given: DistillationSettings | None) -> DistillationSettings | None:

@@ -475,8 +475,8 @@ PRESETS: tuple[Preset, ...] = (
     *(
         Preset(name, "smax/*", 400_000, about, settings, {**_SMAX_RUN, "environments": 64})
         for name, about, settings in (
-            ("happo", "2s3z: half of the battles won after 300,000 steps, two seeds of three", _SMAX_STEPS),
-            ("hamdpo", "2s3z: two battles of five won after 300,000 steps", _SMAX_STEPS | _SMALLER_STEPS),
+            ("happo", "2s3z: two battles of five won after 300,000 steps, two seeds of three", _SMAX_STEPS),
+            ("hamdpo", "2s3z: half of the battles won after 300,000 steps", _SMAX_STEPS | _SMALLER_STEPS),
             ("mappo", "2s3z: most battles won after 270,000 steps, in 2 minutes, two seeds of three", _SMAX_STEPS),
         )
     ),
