@@ -178,7 +178,7 @@ class SharedTurns:
     def __init__(self, team: TeamSamples) -> None:
         self._team = team
         self._collected = {
-            agent: team.of_agent(agent).old_log_prob
+            agent: team.of_agent(agent)
             for group, policy in zip(team.spec.groups, team.policies, strict=True)
             for agent in group.agents
             if policy.shared and policy.members > 1
@@ -186,17 +186,22 @@ class SharedTurns:
 
     def of_agent(self, agent: int) -> AgentSamples:
         """One agent's samples, as ``TeamSamples.of_agent``, with the probabilities that they were collected with."""
-        samples = self._team.of_agent(agent)
         collected = self._collected.get(agent)
-        return samples if collected is None else replace(samples, old_log_prob=collected)
+        return self._team.of_agent(agent) if collected is None else replace(collected, old=self._now(agent))
 
     def moved_with(self, agent: int, others: Iterable[int]) -> dict[int, Tensor]:
         """π_now/π_old [M] of those of the others who share parameters with an agent that has just had its turn."""
         if agent not in self._collected:
             return {}
         mates = set(self._team.spec.groups[self._team.place_of(agent)[0]].agents).intersection(others)
-        samples = {mate: self.of_agent(mate) for mate in sorted(mates)}
-        return {mate: of_mate.ratio_where_active(of_mate.old) for mate, of_mate in samples.items()}
+        return {mate: self._collected[mate].ratio_where_active(self._now(mate)) for mate in sorted(mates)}
+
+    @torch.no_grad()
+    def _now(self, agent: int) -> Distribution:
+        """The policy of an agent who shares parameters, as it is."""
+        group, member = self._team.place_of(agent)
+        policy = self._team.policies[group]
+        return self._collected[agent].under(policy, policy.row(member))
 
 
 def all_at_once(
