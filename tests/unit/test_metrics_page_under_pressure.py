@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from scarcity import WITH_DESCRIPTORS_AGAIN, WITH_THREADS_AGAIN, WITHOUT_DESCRIPTORS, WITHOUT_THREADS
+
 PROGRAM = """
 import os, resource, socket, socketserver, threading, time
 from hmarl.runtime.metrics_page import Content, MetricsPage
@@ -32,54 +34,38 @@ def ask():
 socketserver.TCPServer.get_request = counted
 page = MetricsPage("127.0.0.1", 0, {"/metrics": lambda host: Content("text/plain", b"all is well")})
 address = ("127.0.0.1", int(page.address.rpartition(":")[2]))
-hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-"""
-NO_DESCRIPTOR = """
 caller = socket.socket()
-held = []
-try:
-    while True:
-        held.append(os.open("/dev/null", os.O_RDONLY))
-except OSError:
-    pass
+"""
+ANSWERED = """
+with socket.create_connection(address) as caller:
+    assert ask().endswith(b"all is well")
+"""
+NO_DESCRIPTOR = f"""
+{WITHOUT_DESCRIPTORS}
 caller.connect(address)
 while not attempts:
     time.sleep(0.01)
 time.sleep(1.0)
 assert attempts < 20, attempts
-for each in held:
-    os.close(each)
+{WITH_DESCRIPTORS_AGAIN}
 assert ask().endswith(b"all is well")
 """
-ONE_DESCRIPTOR = """
-caller = socket.socket()
-held = []
-try:
-    while True:
-        held.append(os.open("/dev/null", os.O_RDONLY))
-except OSError:
-    os.close(held.pop())
+ONE_DESCRIPTOR = f"""
+{WITHOUT_DESCRIPTORS}
+os.close(held.pop())
 caller.connect(address)
 assert caller.recv(1) == b""
-for each in held:
-    os.close(each)
-with socket.create_connection(address) as caller:
-    assert ask().endswith(b"all is well")
+{WITH_DESCRIPTORS_AGAIN}
+{ANSWERED}
 """
-NO_THREAD = """
-def refuse(self):
-    raise RuntimeError("can't start new thread")
-
-
-before, start = len(os.listdir("/proc/self/fd")), threading.Thread.start
-threading.Thread.start = refuse
+NO_THREAD = f"""
+before = len(os.listdir("/proc/self/fd"))
+{WITHOUT_THREADS}
 for _ in range(20):
     with socket.create_connection(address) as caller:
         assert caller.recv(1) == b""
-threading.Thread.start = start
-with socket.create_connection(address) as caller:
-    assert ask().endswith(b"all is well")
+{WITH_THREADS_AGAIN}
+{ANSWERED}
 while len(os.listdir("/proc/self/fd")) > before:
     time.sleep(0.01)
 """

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from scarcity import WITH_DESCRIPTORS_AGAIN, WITH_THREADS_AGAIN, WITHOUT_DESCRIPTORS, WITHOUT_THREADS
+
 PROGRAM = """
 import os, resource, socket, threading, time
 from pathlib import Path
@@ -14,32 +16,20 @@ from hmarl.runtime.reload_door import ReloadDoor, ask_for_reload
 
 door = ReloadDoor(lambda path, say: {"bundle": str(path)})
 """
-NO_DESCRIPTOR = """
+NO_DESCRIPTOR = f"""
 caller = socket.socket(socket.AF_UNIX)
-hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-held = []
-try:
-    while True:
-        held.append(os.open("/dev/null", os.O_RDONLY))
-except OSError:
-    pass
+{WITHOUT_DESCRIPTORS}
 caller.connect(str(door.path))
 time.sleep(0.5)
-for each in held:
-    os.close(each)
+{WITH_DESCRIPTORS_AGAIN}
 caller.close()
 """
-NO_THREAD = """
-def refuse(self):
-    raise RuntimeError("can't start new thread")
-
-
-start, threading.Thread.start = threading.Thread.start, refuse
+NO_THREAD = f"""
+{WITHOUT_THREADS}
 with socket.socket(socket.AF_UNIX) as caller:
     caller.connect(str(door.path))
     assert caller.recv(1) == b""
-threading.Thread.start = start
+{WITH_THREADS_AGAIN}
 """
 ORDER = """
 print(ask_for_reload(door.path, Path("/b"), print))
