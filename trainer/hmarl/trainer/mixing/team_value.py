@@ -118,24 +118,18 @@ class TeamValue:
             context: [b, K] what all agents, and the mixing, see alike in a fragment; or None.
         """
         states = self.state_normaliser(rows["states"]).transpose(0, 1)
-        length, size = states.shape[:2]
-        seen = None if context is None else context.expand(length, -1, -1)
+        seen = None if context is None else context.expand(len(states), -1, -1)
         features = self.actors.normalised([rows[f"observations.{g}"] for g in range(len(self.policies))])
-        there = by_group(self.spec.groups, rows["active"])
-        begins = torch.zeros(length, size, dtype=torch.bool, device=states.device)  # but at the first step
         inputs: list[Tensor] = []
         masks: list[Tensor | None] = []
-        memories: list[Memory | None] = []
         for g, policy in enumerate(self.policies):
             inputs.append(policy.inputs(features[g].transpose(0, 1), seen).permute(2, 0, 1, 3).flatten(1, 2))
             mask = rows.get(f"action_masks.{g}")
             masks.append(None if mask is None else mask.permute(2, 1, 0, 3).flatten(1, 2))
-            before = rows[f"memories.{g}"].transpose(0, 1) if self.actors.recurrent else None
-            memories.append(None if before is None else memory_along(before, begins, there[g].transpose(0, 1)))
         return Batch(
             inputs,
             masks,
-            memories,
+            self._memories(rows) if self.actors.recurrent else [None] * len(self.policies),
             [rows[f"actions.{g}"].permute(2, 1, 0) for g in range(len(inputs))],
             rows["active"].transpose(0, 1).float(),
             states,
@@ -144,6 +138,13 @@ class TeamValue:
             rows["terminated"].T,
             rows["valid"].T,
         )
+
+    def _memories(self, rows: Rows) -> list[Memory | None]:
+        """Per group what its agents remember along fragments, which begin an episode at their first step or nowhere."""
+        there = by_group(self.spec.groups, rows["active"].transpose(0, 1))
+        begins = torch.zeros(there[0].shape[:2], dtype=torch.bool, device=there[0].device)
+        initial = [rows[f"memories.{g}"].transpose(0, 1) for g in range(len(self.policies))]
+        return [memory_along(before, begins, here) for before, here in zip(initial, there, strict=True)]
 
     def utilities(self, thetas: Sequence[Tensor], batch: Batch) -> list[Categorical]:
         """All agents' utilities at all rows, as the logits [N_g, L + 1, b, A] of one Categorical per group; those of
