@@ -36,6 +36,7 @@ def without_torch(tmp_path: Path) -> Path:
         ("hmarl-train", (*TRAIN, "--set", "run.sted=1"), 2, "unknown setting 'run.sted'; did you mean 'run.seed'?"),
         ("hmarl-train", (*TRAIN, "--steps", "0"), 2, "--steps: got '0', expected an integer of at least 1"),
         ("hmarl-train", (*TRAIN, "--set", "run.steps=0"), 2, "run.steps: got 0, expected a number of at least 1"),
+        ("hmarl-eval", ("--run", "nowhere", "--checkpoint", "bst"), 2, "--checkpoint: got 'bst', expected best, last"),
         ("hmarl-export", ("nowhere", "--checkpoint", "bst"), 2, "--checkpoint: got 'bst', expected best, last or a"),
         ("hmarl-train", ("--resume", "nowhere"), 3, "run directory nowhere: no config.json"),
         ("hmarl-export", ("nowhere",), 3, "run directory nowhere: no config.json"),

@@ -66,6 +66,8 @@ OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
 @pytest.mark.parametrize(
     ("algorithm", "settings", "said"),
     [
+        ("hcpo", {"local_share": 0.05}, r"local_share: got 0.05, which of run.environments=8 is none; .* 0.125"),
+        ("hcpo", {"local_share_end": 0.06}, "local_share_end: got 0.06, which of run.environments=8 is none"),
         ("happo", {"recurrent": True, "chunk_length": 4}, r"chunk_length: got 4, expected a divisor of .* \(10\)"),
         ("himpo", {"goal_interval": 11, "levels": 2}, r"goal_interval: got 11, expected at most .* \(10\)"),
         (
@@ -78,16 +80,14 @@ OUT_OF_RANGE: list[tuple[type[Settings], str, Any, str]] = [
 def test_settings_that_do_not_go_with_the_rollouts_are_refused(
     algorithm: str, settings: dict[str, Any], said: str
 ) -> None:
+    rollouts = {"rollout_length": 10, "environments": 8}
     with pytest.raises(UsageError, match=rf"^algorithm\.{said}"):
-        make_config(algorithm, "lbfws/hard", settings, {"rollout_length": 10}, {})
-    fitting = {"chunk_length": 5, "goal_interval": 5, "manager_interval": 2}
-    make_config(
-        algorithm,
-        "lbfws/hard",
-        settings | {k: v for k, v in fitting.items() if k in settings},
-        {"rollout_length": 10},
-        {},
-    )
+        make_config(algorithm, "lbfws/hard", settings, rollouts, {})
+    fitting = {
+        "chunk_length": 5, "goal_interval": 5, "manager_interval": 2, "local_share": 0.125, "local_share_end": 0.1
+    }  # fmt: skip
+    fitted = settings | {name: value for name, value in fitting.items() if name in settings}
+    make_config(algorithm, "lbfws/hard", fitted, rollouts, {})
     make_config("himpo", "lbfws/hard", {"levels": 1, "goal_interval": 99}, {"rollout_length": 10}, {})
 
 

@@ -11,10 +11,20 @@ import click
 import numpy as np
 
 from hmarl.runtime import command_line
-from hmarl.runtime.command_line import Command, option
+from hmarl.runtime.command_line import Command, Kind, option
 from hmarl.runtime.plain_json import read_json
 from hmarl.sdk.environments.own_modules import current_folder, own_modules
 from hmarl.sdk.errors import UsageError, did_you_mean
+
+
+def _which(text: str) -> str:
+    if text not in ("best", "last") and not text.isdecimal():
+        raise ValueError
+    return text
+
+
+CHECKPOINT = Kind("WHICH", "best, last or a number of steps", _which, ("best", "last"))
+"""Which checkpoint of a run."""
 
 
 def run(program: Command, arguments: Sequence[str] | None = None) -> int:

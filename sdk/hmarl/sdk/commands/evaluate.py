@@ -27,7 +27,7 @@ from hmarl.runtime.trial import try_graphs
 from hmarl.sdk.clients.client import AgentClient
 from hmarl.sdk.clients.endpoints import load_endpoints, load_security, nothing_listens, refusing, start_advice
 from hmarl.sdk.clients.wires import is_frames
-from hmarl.sdk.commands._common import parse_settings, print_json, run, settings_option
+from hmarl.sdk.commands._common import CHECKPOINT, parse_settings, print_json, run, settings_option
 from hmarl.sdk.commands._console import make_console, print_table, progress_bar
 from hmarl.sdk.commands._sources import kind_of, refuse_code
 from hmarl.sdk.environment import VectorEnvironment
@@ -424,7 +424,7 @@ def run_evaluation(options: Options) -> dict[str, Any]:
         shown="NAME",
     ),
     option("--variant", "with --run: local, guider, central ...", shown="NAME"),
-    option("--checkpoint", "with --run: best, last or a number of steps", default=_CHECKPOINT, shown="WHICH"),
+    option("--checkpoint", "with --run: best, last or a number of steps", CHECKPOINT, default=_CHECKPOINT),
     trust_option(),
     option("--provider", "with --bundle: cpu, cuda[:DEVICE] or tensorrt[:DEVICE]", default=PROVIDER, shown="NAME"),
     flag("--stream", "with --endpoints: streams instead of unary calls"),

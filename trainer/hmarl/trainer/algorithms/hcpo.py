@@ -22,13 +22,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
 from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot
 from hmarl.trainer.conductors.improvement_bound import BoundMonitor, WatchedStep
 from hmarl.trainer.conductors.level import ConductorLevel
-from hmarl.trainer.conductors.local_share import LocalShare, conducted_locally, own_instructions
+from hmarl.trainer.conductors.local_share import LocalShare, conducted_locally, locally_conducted, own_instructions
 from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
 from hmarl.trainer.conductors.settings import ConductorFields
 from hmarl.trainer.conductors.stand_ins import LocalStandIns
@@ -96,6 +97,17 @@ class HcpoSettings(
                 recurrent=False,
             )
         return self
+
+    def check_rollouts(self, length: int, environments: int) -> None:
+        """A share is of whole environments: one of less than one would never be."""
+        super().check_rollouts(length, environments)
+        for name in ("local_share", "local_share_end"):
+            share = getattr(self, name)
+            if share and not locally_conducted(share, environments):
+                raise UsageError(
+                    f"algorithm.{name}: got {share}, which of run.environments={environments} is none; expected 0, or "
+                    f"at least {1 / environments:.3g}"
+                )
 
     @property
     def conducts_locally(self) -> bool:

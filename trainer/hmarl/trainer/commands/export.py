@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hmarl.runtime.command_line import AS_JSON, PATH, Kind, argument, command, flag, option
+from hmarl.runtime.command_line import AS_JSON, PATH, argument, command, flag, option
 from hmarl.runtime.signing.keys import Signer, read_passphrase
 from hmarl.sdk.commands import _common
-from hmarl.sdk.commands._common import parse_settings, print_json, settings_option
+from hmarl.sdk.commands._common import CHECKPOINT, parse_settings, print_json, settings_option
 from hmarl.sdk.commands._console import make_console, print_table
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.commands.shared import need_extra, need_torch, read_config
@@ -23,20 +23,11 @@ if TYPE_CHECKING:
     from hmarl.runtime.bundle import Bundle, StudentsModel
 
 
-def _which(text: str) -> str:
-    if text not in ("best", "last") and not text.isdecimal():
-        raise ValueError
-    return text
-
-
-_WHICH = Kind("WHICH", "best, last or a number of steps", _which, ("best", "last"))
-
-
 @command(
     "hmarl-export",
     argument("run", "run directory of hmarl-train", PATH),
     option("--out", "bundle to write: a directory, or a file ending in .zip; by default RUN/bundle", PATH),
-    option("--checkpoint", "best, last or a number of steps", _WHICH, default="best"),
+    option("--checkpoint", "best, last or a number of steps", CHECKPOINT, default="best"),
     option("--name", "the bundle's name; by default the run's"),
     option("--sign", "sign the bundle with this private key, see hmarl-sign", PATH, shown="FILE"),
     option("--certificate", "with --sign, as of hmarl-sign", PATH, shown="FILE"),

@@ -54,7 +54,7 @@ class LocalShare:
             With ``locally`` [B] bool and the instruction of each agent, per group [B, N_group, ...], to be recorded.
         """
         batch_size = len(decided)
-        locally = torch.arange(batch_size, device=decided.device) < round(self.share * batch_size)
+        locally = torch.arange(batch_size, device=decided.device) < locally_conducted(self.share, batch_size)
         record, own = {LOCALLY: locally}, []
         for g, seen in enumerate(self._actors.normalised(observation.observations)):
             last = self._before(g, central, seen.shape[1])
@@ -106,6 +106,11 @@ class LocalShare:
         self.share = float(state["local_share"])
         groups = range(len(self._actors.spec.groups))
         self._own = [state[f"{_OWN}{g}"].clone() for g in groups if f"{_OWN}{g}" in state]
+
+
+def locally_conducted(share: float, environments: int) -> int:
+    """How many of the environments the local conductors conduct: the share, to the nearest whole number."""
+    return round(share * environments)
 
 
 def own_instructions(rollout: Rollout) -> Sequence[Tensor] | None:

@@ -100,9 +100,9 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
             raise UsageError("algorithm.share_parameters: got False, expected True (any number of agents may come)")
         return self
 
-    def check_rollouts(self, length: int) -> None:
+    def check_rollouts(self, length: int, environments: int) -> None:
         """Windows end with their rollout: a longer one would never be."""
-        super().check_rollouts(length)
+        super().check_rollouts(length, environments)
         if self.levels > 1 and self.goal_interval > length:
             raise UsageError(
                 f"algorithm.goal_interval: got {self.goal_interval}, expected at most run.rollout_length ({length}), "

@@ -129,8 +129,8 @@ class AlgorithmSettings(BaseModel):
                 )
         return self
 
-    def check_rollouts(self, length: int) -> None:
-        """Refuse settings that do not go with rollouts of ``length`` steps.
+    def check_rollouts(self, length: int, environments: int) -> None:
+        """Refuse settings that do not go with rollouts of ``length`` steps in so many environments.
 
         Raises:
             UsageError: some do not.

@@ -110,7 +110,7 @@ def make_config(
     from hmarl.trainer.runs.devices import check_precision  # noqa: PLC0415 - the rest of this file does without torch
 
     check_precision(run.matmul_precision, device_of(run))
-    settings.check_rollouts(run.rollout_length)
+    settings.check_rollouts(run.rollout_length, run.environments)
     return RunConfig(
         hmarl_version=version("hmarl"),
         algorithm=algorithm,
