@@ -17,10 +17,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hmarl.agent.v1 import agent_pb2, agent_pb2_grpc
-from hmarl.runtime import fleet as fleet_module
+from hmarl.runtime import fleet_member
 from hmarl.runtime.bundle import Bundle, load_bundle, write_bundle
 from hmarl.runtime.cores import available_cores
-from hmarl.runtime.fleet import Fleet, FleetError
+from hmarl.runtime.fleet import Fleet
+from hmarl.runtime.fleet_member import FleetError
 from hmarl.runtime.session import Policy
 from hmarl.runtime.verify import random_feeds, verify_agent
 from processes import LIMIT_S, alive, children, fleet_process, wait_for
@@ -121,7 +122,7 @@ def test_an_agent_that_its_bundle_keeps_from_starting_ends_the_fleet_with_code_3
 
 
 def test_restarts_are_limited(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "MAX_FAILURES", 2)
+    monkeypatch.setattr(fleet_member, "MAX_FAILURES", 2)
     with Fleet(toy_bundle) as fleet:
         for _ in range(2):
             os.kill(fleet.process_ids["agent_0"], signal.SIGKILL)

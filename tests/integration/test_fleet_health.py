@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from hmarl.agent.v1.tensors import to_tensor
-from hmarl.runtime import fleet as fleet_module
-from hmarl.runtime import health_probe
+from hmarl.runtime import fleet_member, health_probe
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.commands.agent import SHA256_VARIABLE
 from hmarl.runtime.fleet import Fleet
@@ -36,9 +35,9 @@ LEGAL = np.ones(5, np.bool_)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions in quicker succession than in service."""
     monkeypatch.setattr(health_probe, "CHECK_EVERY_S", 0.2)
-    monkeypatch.setattr(fleet_module, "CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr(fleet_member, "CHECK_EVERY_S", 0.2)
     monkeypatch.setattr(health_probe, "CHECK_LIMIT_S", 1.0)
-    monkeypatch.setattr(fleet_module, "FROZEN_AFTER", 3)
+    monkeypatch.setattr(fleet_member, "FROZEN_AFTER", 3)
 
 
 @contextmanager
@@ -130,8 +129,8 @@ def test_a_member_that_finds_another_bundle_in_the_place_of_its_own_does_not_joi
 
 def test_a_supervisor_that_was_frozen_itself_blames_no_one(toy_bundle: Bundle) -> None:
     impatient = (
-        "from hmarl.runtime import fleet, health_probe\n"
-        "health_probe.CHECK_EVERY_S, health_probe.CHECK_LIMIT_S, fleet.FROZEN_AFTER = 0.2, 0.5, 3\n"
+        "from hmarl.runtime import fleet_member, health_probe\n"
+        "health_probe.CHECK_EVERY_S, health_probe.CHECK_LIMIT_S, fleet_member.FROZEN_AFTER = 0.2, 0.5, 3\n"
         "from hmarl.runtime.commands.fleet import main\n"
         "main()"
     )
@@ -157,7 +156,7 @@ def test_a_supervisor_that_was_frozen_itself_blames_no_one(toy_bundle: Bundle) -
 def test_a_member_that_freezes_again_and_again_ends_the_fleet(
     toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet_module, "MAX_FAILURES", 2)
+    monkeypatch.setattr(fleet_member, "MAX_FAILURES", 2)
     with Fleet(toy_bundle) as fleet:
         for _ in range(2):
             frozen = fleet.process_ids["agent_0"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hmarl.runtime import fleet as fleet_module
-from hmarl.runtime import health_probe
+from hmarl.runtime import fleet_member, health_probe
 from hmarl.runtime.bundle import Bundle
-from hmarl.runtime.fleet import Fleet, FleetError
+from hmarl.runtime.fleet import Fleet
+from hmarl.runtime.fleet_member import FleetError
 from hmarl.runtime.health_probe import HealthProbe
 from processes import wait_for
 
@@ -22,13 +22,13 @@ import logging, os, resource, signal, sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[2])
-from hmarl.runtime import fleet as fleet_module
+from hmarl.runtime import fleet_member
 from hmarl.runtime.bundle import load_bundle
 from hmarl.runtime.fleet import Fleet
 from processes import wait_for
 
-fleet_module.FIRST_PAUSE_S = fleet_module.LONGEST_PAUSE_S = 0.02
-fleet_module.MAX_FAILURES = 3
+fleet_member.FIRST_PAUSE_S = fleet_member.LONGEST_PAUSE_S = 0.02
+fleet_member.MAX_FAILURES = 3
 said = []
 handler = logging.Handler()
 handler.emit = lambda record: said.append(record.getMessage())
@@ -58,7 +58,7 @@ with Fleet(load_bundle(Path(sys.argv[1]))) as fleet:
     for room in range(5):  # wherever starting it breaks off; the one that died has left two more
         leave(room)
         before = len(refusals())
-        wait_for(lambda: len(refusals()) > before + fleet_module.MAX_FAILURES, f"failing with room for {room}")
+        wait_for(lambda: len(refusals()) > before + fleet_member.MAX_FAILURES, f"failing with room for {room}")
     fleet.check()
     assert fleet.process_ids == {"agent_1": other} and fleet.members["agent_1"].serving
     resource.setrlimit(NUMBER, (900, HARD))
@@ -79,7 +79,7 @@ def test_a_member_that_cannot_be_started_is_started_later(toy_bundle: Bundle) ->
 
 
 def test_a_fleet_that_cannot_start_a_member_at_all_ends(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(fleet_member, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(FleetError, match="agent 'agent_0' cannot be started: No such file or directory; tried 6 times"):
         Fleet(toy_bundle, roster={"agent_0": None}).start()
@@ -94,7 +94,7 @@ def test_a_member_that_does_not_say_where_it_serves_has_failed(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\ncat {tmp_path / 'said'}\nexec sleep 60\n")
     python.chmod(0o755)
-    monkeypatch.setattr(fleet_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(fleet_member, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(FleetError, match="agent 'agent_0' keeps failing: exit code -9, 6 failures in a row"):
         Fleet(toy_bundle, roster={"agent_0": None}).start()

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from agent_process import AgentProcess
-from hmarl.runtime import fleet as fleet_module
-from hmarl.runtime import frames_door, health_probe
+from hmarl.runtime import fleet_member, frames_door, health_probe
 from hmarl.runtime.bundle import Bundle
 from hmarl.runtime.fleet import Fleet
 from hmarl.runtime.server import AgentServer
@@ -229,9 +228,9 @@ def test_a_member_without_grpc_that_freezes_or_dies_is_replaced_and_its_client_g
     toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health_probe, "CHECK_EVERY_S", 0.2)
-    monkeypatch.setattr(fleet_module, "CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr(fleet_member, "CHECK_EVERY_S", 0.2)
     monkeypatch.setattr(health_probe, "CHECK_LIMIT_S", 1.0)
-    monkeypatch.setattr(fleet_module, "FROZEN_AFTER", 3)
+    monkeypatch.setattr(fleet_member, "FROZEN_AFTER", 3)
     with Fleet(toy_bundle, frames_dir=tmp_path, options=["--no-grpc"]) as fleet:
         address = fleet.endpoints["agent_0"]
         assert address == f"frames:{tmp_path}/0-agent_0.frames"

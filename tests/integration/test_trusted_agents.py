@@ -15,10 +15,11 @@ import pytest
 
 from agent_process import AgentProcess
 from command_lines import run_in_pipes
-from hmarl.runtime import fleet as fleet_module
+from hmarl.runtime import fleet_member
 from hmarl.runtime.bundle import SIGNATURE, Bundle, load_bundle
 from hmarl.runtime.commands import sign as sign_module
-from hmarl.runtime.fleet import Fleet, FleetError
+from hmarl.runtime.fleet import Fleet
+from hmarl.runtime.fleet_member import FleetError
 from hmarl.sdk.clients.client import AgentClient
 from processes import children, fleet_process, wait_for
 from raw_bundle import run_module
@@ -161,7 +162,7 @@ def test_a_member_that_is_started_again_checks_again(
     team: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy is not trusted more than what was copied: here the key is trusted no longer."""
-    monkeypatch.setattr(fleet_module, "MAX_FAILURES", 2)
+    monkeypatch.setattr(fleet_member, "MAX_FAILURES", 2)
     trust = team / "team.pub.pem"
     with Fleet(load_bundle(team / "bundle", trust), options=[f"--trust={trust}"]) as fleet:
         shutil.copyfile(team / "other.pub.pem", trust)
