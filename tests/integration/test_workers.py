@@ -97,6 +97,17 @@ def test_each_worker_draws_numbers_of_its_own(tmp_path: Path) -> None:
     assert not torch.equal(first, second)
 
 
+def test_a_share_of_the_environments_is_of_all_workers_together() -> None:
+    """Half of four environments are conducted locally, of which every worker has one."""
+    run = {"workers": 4, "environments": 4}
+    training = Training(tiny_config("hcpo", "mpe/simple_spread", {**HELD, "local_share": 0.5}, run))
+    training.collect()
+    locally = training.source.rollout.extras["locally"]
+    training.close()
+    assert locally.all(0).tolist() == [True, True, False, False]
+    assert not locally[:, 2:].any()
+
+
 def test_rates_are_told(tmp_path: Path) -> None:
     summary = train(tiny_config("happo", "mpe/simple_spread", {}, RUN), tmp_path / "run")
     assert summary["rollouts"]["workers"] == 2

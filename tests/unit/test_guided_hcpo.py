@@ -104,6 +104,23 @@ def test_the_guider_plays_under_instructions_that_hold_as_long_as_in_training(mo
     assert changes == [3, 0, 3]
 
 
+@pytest.mark.parametrize("name", ["local", "guider", "central", "random", "none"])
+def test_all_ways_draw_where_actions_are_drawn(name: str) -> None:
+    """In 200 episodes that begin alike untrained policies take either action, and take them again."""
+    algorithm, _, _ = collected()
+    environment, seeds, everywhere = make(TOY, 200), np.arange(200), np.ones(200, np.bool_)
+    observation = environment.reset(np.zeros(200, np.int64))
+    taken = []
+    for sample in (False, True, True):
+        team = algorithm.teams(sample)[name]
+        team.reset(seeds)
+        taken.append(team.act(observation, everywhere)[0])
+    likeliest, drawn, again = taken
+    assert name == "random" or (likeliest == likeliest[0]).all()
+    assert (drawn != likeliest).any()
+    np.testing.assert_array_equal(drawn, again)
+
+
 def test_it_plays_in_all_ways_and_deploys_its_local_conductors() -> None:
     algorithm, rollout, _ = collected()
     algorithm.update(rollout, 0.0)

@@ -230,7 +230,7 @@ def test_each_level_is_given_its_own_advantage(critic: str, monkeypatch: pytest.
     monkeypatch.setattr(
         algorithm.conductor, "improve", lambda *given, **more: conductors.append(given[2]) or improve(*given, **more)
     )
-    monkeypatch.setattr(algorithm, "_step", lambda turn, watched: agents.append(turn) or step(turn, watched))
+    monkeypatch.setattr(algorithm, "_step", lambda turn: agents.append(turn) or step(turn))
     algorithm.update(rollout, 0.0)
     torch.testing.assert_close(conductors[0], expected[0])
     torch.testing.assert_close(agents[0].advantages, normalise_advantages(expected[1]).flatten())

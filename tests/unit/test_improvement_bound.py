@@ -14,6 +14,7 @@ from hmarl.trainer.conductors.improvement_bound import BoundMonitor, Improvement
 from hmarl.trainer.networks.distributions import Categorical, Distribution
 from hmarl.trainer.sequential.estimates import joint_estimate
 from hmarl.trainer.sequential.samples import AgentSamples
+from hmarl.trainer.sequential.turns import Move
 from training_runs import CPU, new_hcpo, team_samples, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -40,12 +41,10 @@ class Moved(Categorical):
         return self.divergence
 
 
-def move(
-    log_ratio: list[float], divergence: list[float], factor: Tensor, active: Tensor | None = None
-) -> tuple[AgentSamples, Tensor, Distribution]:
-    """An agent's samples, the ratios of those before it, and its new policy there."""
+def move(log_ratio: list[float], divergence: list[float], active: Tensor | None = None) -> Move:
+    """An agent's samples, and its new policy there."""
     policy, nothing = Moved(log_ratio, divergence), torch.zeros(len(log_ratio))
-    return AgentSamples(nothing, None, None, nothing, active, None, None, policy, nothing), factor, policy
+    return Move(AgentSamples(nothing, None, None, nothing, active, None, None, policy, nothing), policy)
 
 
 def test_monitor_hand_computed() -> None:
@@ -55,9 +54,8 @@ def test_monitor_hand_computed() -> None:
     step = monitor.begin(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0, 0.0, 3.0, -1.0]))
     step.conductor_moved(torch.tensor([2.0, 1.0, 0.5, 1.0]), torch.tensor([0.1, 0.3]))
     log2 = math.log(2.0)
-    step.agent_moved(*move([log2, 0.0, 0.0, 0.0], [0.1, 0.0, 0.4, 0.0], torch.ones(4)))
-    active, first = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([2.0, 1.0, 1.0, 1.0])
-    step.agent_moved(*move([0.0, log2, 0.0, 9.0], [0.1, 0.2, 0.3, 9.0], first, active))
+    step.agent_moved(move([log2, 0.0, 0.0, 0.0], [0.1, 0.0, 0.4, 0.0]))
+    step.agent_moved(move([0.0, log2, 0.0, 9.0], [0.1, 0.2, 0.3, 9.0], torch.tensor([1.0, 1.0, 1.0, 0.0])))
     # Conductor: 2 · (2 − 1 + 1 − 2) / 4 = 0. Joint: 2 · (4 − 2 + 1 − 2) / 4 = ½. KL: 0.3 and 0.4 + 0.3.
     metrics = step.metrics()
     assert metrics["bound_surrogate_conductor"] == pytest.approx(0.0, abs=1e-6)
@@ -95,10 +93,13 @@ def test_without_discount_there_is_no_bound() -> None:
     assert not [key for key in algorithm.update(rollout, 0.0) if key.startswith("bound")]
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("mode", ["ratio", "paper"])
-def test_an_updates_terms_are_those_of_its_steps(mode: str) -> None:
+def test_an_updates_terms_are_those_of_its_steps(mode: str, shared: bool) -> None:
     """Ratios and divergences worked out anew from the parameters before and after."""
-    algorithm, rollout, collector = new_hcpo(instruction_weight=mode, gamma=0.9, normalise_observations=False)
+    algorithm, rollout, collector = new_hcpo(
+        instruction_weight=mode, gamma=0.9, normalise_observations=False, share_parameters=shared, kl_limit=0.05
+    )
     collector.collect(algorithm)
     estimate = joint_estimate(rollout, algorithm.critic, algorithm.state_normaliser, algorithm.settings)
     instruction = rollout.extras["instruction"].flatten()

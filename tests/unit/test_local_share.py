@@ -73,6 +73,28 @@ def test_local_conductors_draw_with_numbers_that_the_agents_share() -> None:
     assert "step_reward/central" not in metrics
 
 
+@pytest.mark.parametrize(("environments", "share"), [(4, 0.5), (8, 0.75)])
+def test_the_conductor_measures_its_step_where_it_conducted(environments: int, share: float) -> None:
+    """Every fourth sample is of an environment that local conductors conduct."""
+    algorithm, rollout, collector = new_hcpo(batch_size=environments, local_share=share, curvature_fraction=0.25)
+    for _ in range(2):
+        collector.collect(algorithm)
+        metrics = algorithm.update(rollout, 0.0)
+        assert metrics["conductor_accepted"] == 1.0
+        assert metrics["conductor_kl"] > 1e-4
+
+
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_the_share_is_of_all_environments_whoever_acts_in_them(share: float) -> None:
+    locally = []
+    for worker in range(4):
+        algorithm, rollout, collector = new_hcpo(batch_size=2, local_share=share)
+        algorithm.act_in_part(2 * worker, 8)
+        collector.collect(algorithm)
+        locally += rollout.extras["locally"].all(0).tolist()
+    assert locally == [place < 8 * share for place in range(8)]
+
+
 def test_the_conductor_learns_from_those_that_it_conducted() -> None:
     algorithm, rollout, _ = collected()
     estimate = estimate_of(algorithm, rollout)

@@ -144,9 +144,9 @@ class GuidedHcpo(Algorithm):
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 
     def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
-        """The local policies, the guider under the likeliest instructions, and the conductors that are not deployed."""
+        """The local policies, the guider under the conductor, and the conductors that are not deployed."""
         guided = CentralTeam(self.guider, sample, self.conductor)
-        conducted = conducted_teams(self.actors, self.conductor)
+        conducted = conducted_teams(self.actors, self.conductor, sample)
         return super().teams(sample) | {CentralTeam.name: guided} | conducted
 
     def teacher(self) -> Teacher | None:

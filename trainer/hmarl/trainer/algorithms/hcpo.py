@@ -27,7 +27,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.conductors.acting import ConductedActing
 from hmarl.trainer.conductors.advice import conductor_advice
 from hmarl.trainer.conductors.bound_plot import ImprovementBoundPlot
-from hmarl.trainer.conductors.improvement_bound import BoundMonitor, WatchedStep
+from hmarl.trainer.conductors.improvement_bound import BoundMonitor
 from hmarl.trainer.conductors.level import ConductorLevel
 from hmarl.trainer.conductors.local_share import LocalShare, conducted_locally, locally_conducted, own_instructions
 from hmarl.trainer.conductors.past_rollouts import PastRollouts, v_trace_estimate
@@ -155,6 +155,11 @@ class Hcpo(Algorithm):
         """K, the width of the one-hot instruction, or D of a continuous one."""
         return self.settings.instruction_head.output_size
 
+    def act_in_part(self, first: int, environments: int) -> None:
+        """Those conducted locally are the first of the run's environments, whoever acts in them."""
+        if self.local_share is not None:
+            self.local_share.part = first, environments
+
     # --- learning (Algorithm 1, lines 5 to 14) ----------------------------------------------------------------------
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
@@ -220,8 +225,9 @@ class Hcpo(Algorithm):
             self.samples(rollout, features, instructed.weights),
             order=random_order(self.generator),
             advantage=lambda _, factor: factor * joint,
-            improve=lambda turn: self._step(turn, watched),
+            improve=self._step,
             schedule=schedule,
+            moved=watched.agent_moved,
         )
         # 14: φ ← argmin E[ (V_φ(s) − R)² ], and with critic q E[ (Q(s, M) − R)² ]
         metrics |= watched.metrics() | self.critic.fit(
@@ -238,10 +244,10 @@ class Hcpo(Algorithm):
             metrics |= {f"instruction_{key}": value for key, value in fitted.items()}
         return metrics
 
-    def _step(self, turn: Turn, watched: WatchedStep) -> Improvement:
+    def _step(self, turn: Turn) -> Improvement:
         """θ^i ← θ^i + αʲβx (Algorithm 3)."""
         settings = self.settings
-        improvement = improve_by_trust_region(
+        return improve_by_trust_region(
             turn.policy,
             turn.member,
             turn.samples,
@@ -250,8 +256,6 @@ class Hcpo(Algorithm):
             kl_limit=settings.kl_limit,
             entropy_coefficient=settings.entropy_coefficient,
         )
-        watched.agent_moved(turn.samples, turn.factor, improvement.policy)
-        return improvement
 
     def advantages(self, rollout: Rollout, estimate: Estimate) -> tuple[Tensor, Tensor]:
         """[T, B] A(M|s) and A(a|s, M): both the joint GAE (critic v), or Q(s, M) − V(s) and R − Q(s, M) (critic q,
@@ -294,7 +298,7 @@ class Hcpo(Algorithm):
 
     def teams(self, sample: bool = False) -> dict[str, EvaluatedTeam]:
         """The local policies under their local conductors, and under those that are not deployed."""
-        return super().teams(sample) | conducted_teams(self.actors, self.conductor)
+        return super().teams(sample) | conducted_teams(self.actors, self.conductor, sample)
 
     def teacher(self) -> Teacher | None:
         """The agents under the central conductor; none where every agent has a copy of it."""

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from hmarl.trainer.learning.performance import Performance
-from hmarl.trainer.networks.distributions import Distribution
-from hmarl.trainer.sequential.samples import AgentSamples
+from hmarl.trainer.sequential.turns import Move
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,13 @@ class WatchedStep:
         """The conductor's step: w̄/w [M] of the instructions in force, and KL(w ‖ w̄) [any] where it decided."""
         self._conductor_ratio, self._conductor_kl_max = ratio, float(kl.max()) if len(kl) else 0.0
 
-    def agent_moved(self, samples: AgentSamples, factor: Tensor, new: Distribution) -> None:
-        """One agent's step: its part of the rollout, F [M] of those before it, and its new policy there."""
+    def agent_moved(self, move: Move) -> None:
+        """One agent's step, from the policy that collected to that after the last turn."""
         if self._gamma >= 1.0:
             return
-        self._joint_ratio = factor * samples.ratio_where_active(new)
-        kl = samples.old.kl(new)
+        samples = move.collected
+        self._joint_ratio = self._joint_ratio * samples.ratio_where_active(move.policy)
+        kl = samples.old.kl(move.policy)
         self._kl = self._kl + (kl if samples.active is None else kl * samples.active)
 
     def metrics(self) -> dict[str, float]:

@@ -168,6 +168,10 @@ class ConductorLevel:
         """[T, B, K] or [T, B, D] a rollout's noise, from a generator on the device."""
         return self.head.draw_perturbations((steps, batch_size), generator)
 
+    def step_noise(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """[B, K] or [B, D] one step's noise on the training device, from a generator on the CPU."""
+        return self.draw_noise(1, batch_size, generator)[0].to(self.device)
+
     @torch.no_grad()
     def instruct(
         self, observation: Observation, before: InForce, noise: Tensor | None

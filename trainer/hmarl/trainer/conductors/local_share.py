@@ -30,11 +30,16 @@ class LocalShare:
         acting: the team below.
         conductor: the level above it, with local conductors.
         share: of the environments, the first ones, in the next rollout.
+
+    Attributes:
+        share: the same.
+        part: where it acts in a part of a run's environments, the first of them, and how many there are in all.
     """
 
     def __init__(self, acting: LocalActing, conductor: ConductorLevel, share: float) -> None:
         assert conductor.local is not None
         self.share = share
+        self.part: tuple[int, int] | None = None
         self._acting, self._actors = acting, acting.actors
         self._conductor, self._local = conductor, conductor.local
         self._own: list[Tensor] = []
@@ -54,7 +59,9 @@ class LocalShare:
             With ``locally`` [B] bool and the instruction of each agent, per group [B, N_group, ...], to be recorded.
         """
         batch_size = len(decided)
-        locally = torch.arange(batch_size, device=decided.device) < locally_conducted(self.share, batch_size)
+        first, environments = self.part or (0, batch_size)
+        place = first + torch.arange(batch_size, device=decided.device)
+        locally = place < locally_conducted(self.share, environments)
         record, own = {LOCALLY: locally}, []
         for g, seen in enumerate(self._actors.normalised(observation.observations)):
             last = self._before(g, central, seen.shape[1])

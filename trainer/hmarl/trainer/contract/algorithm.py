@@ -165,6 +165,9 @@ class Algorithm:
         """[B] bool: forget what was remembered of the episodes that have just ended."""
         self.acting.episodes_ended(ended)
 
+    def act_in_part(self, first: int, environments: int) -> None:
+        """This copy acts in a part of a run's environments: in those from ``first`` on, of so many in all."""
+
     def acting_state(self) -> dict[str, Tensor]:
         """What ``act`` remembers from step to step, so that a resumed run acts on as if never stopped."""
         return self.acting.state()

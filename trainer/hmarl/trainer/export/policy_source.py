@@ -12,7 +12,7 @@ from hmarl.runtime.choices import InstructionChoice
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
-from hmarl.trainer.conductors.teams import CONDUCTORS, NOT_CONDUCTED
+from hmarl.trainer.conductors.teams import NOT_CONDUCTED
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.runs.loaded_run import load_run
 
@@ -34,11 +34,11 @@ def load_team(
         variant: a name of the algorithm's ``teams``: ``local`` (what is deployed), ``central``, ``random`` or ``none``
             under a conductor, ``guider``, and so on; None is the first of them.
         checkpoint: ``best``, ``last`` or a number of steps.
-        sample: draw actions instead of argmax or mean; not under ``central``, ``random`` and ``none``.
+        sample: draw actions instead of argmax or mean.
         instruction_choice: how the local conductors choose, see ``PolicySession.reset``; ``local`` alone has a choice.
 
     Raises:
-        UsageError: unknown variant, or an instruction choice or drawn actions for one without.
+        UsageError: unknown variant, or an instruction choice for one without.
         CheckpointError: no run, or no such checkpoint.
     """
     loaded = load_run(run, checkpoint)
@@ -52,8 +52,6 @@ def load_team(
     if instruction_choice is not None and (name != "local" or not set(NOT_CONDUCTED) <= set(known)):
         of = f"the variant {name}" if name != "local" else loaded.config.algorithm
         raise UsageError(f"instruction_choice: got '{instruction_choice}', but {of} has no instructions to choose")
-    if sample and name in CONDUCTORS:
-        raise UsageError(f"sample: got true, expected false for the variant {name}, which takes the likeliest actions")
 
     def make_team(spec: EnvironmentSpec) -> Team:
         if name == "local":

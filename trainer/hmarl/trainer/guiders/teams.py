@@ -20,8 +20,9 @@ class CentralTeam:
 
     Args:
         guider: who acts.
-        sample: draw actions, with noise seeded by the episodes' seeds, instead of taking the modes.
-        conductor: above the guider, whose likeliest instructions it follows; None without one.
+        sample: draw actions, and a conductor's instructions, with noise seeded by the episodes' seeds, instead of
+            taking the modes.
+        conductor: above the guider, whose instructions it follows; None without one.
     """
 
     name = "guider"
@@ -56,7 +57,8 @@ class CentralTeam:
         """[B, K] what the agents see of the instruction in force; None without a conductor."""
         if self._conductor is None or self._in_force is None:
             return None
-        self._in_force, _ = self._conductor.instruct(observation, self._in_force, None)
+        noise = self._conductor.step_noise(len(self._in_force.step), self._generator) if self._sample else None
+        self._in_force, _ = self._conductor.instruct(observation, self._in_force, noise)
         return self._conductor.seen_of(self._in_force.instruction)
 
     def close(self) -> None:

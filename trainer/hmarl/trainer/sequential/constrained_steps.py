@@ -124,8 +124,15 @@ def improve_by_trust_region(
 
 
 def _thinned_kl(policy: GroupPolicy, samples: AgentSamples, fraction: float) -> Callable[[Tensor], Tensor] | None:
-    """The KL on every 1/fraction-th sample (or chunk), for the Hessian at the old parameters alone; None for all."""
+    """The KL on every 1/fraction-th sample that counts (or chunk), for the Hessian at the old parameters alone; None
+    for all.
+
+    Of all samples, every fourth could be of environments or steps that never count: those that do are often as regular.
+    """
     if fraction == 1.0:
         return None
-    part = samples.take(torch.arange(0, samples.units, round(1.0 / fraction), device=samples.inputs.device))
+    units = torch.arange(samples.units, device=samples.inputs.device)
+    if samples.active is not None and samples.memory is None:
+        units = units[samples.active > 0]
+    part = samples.take(units[:: round(1.0 / fraction)])
     return lambda theta: part.mean(part.old.kl(part.under(policy, theta)), part.kl_weight)

@@ -17,7 +17,7 @@ Source: Kuba et al. 2022, "Trust Region Policy Optimisation in Multi-Agent Reinf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -102,6 +102,19 @@ class Improvement:
     metrics: Mapping[str, Figure]
 
 
+@dataclass(frozen=True)
+class Move:
+    """What all turns together have made of one agent's policy.
+
+    Attributes:
+        collected: its samples, ``old`` being the policy that collected them.
+        policy: the new policy at these samples, without gradient.
+    """
+
+    collected: AgentSamples
+    policy: Distribution
+
+
 Order = Callable[[Sequence[int], Tensor], int]
 """Whose turn is next: of the agents that remain, ascending, given F [M]."""
 
@@ -123,6 +136,7 @@ def one_after_the_other(
     *,
     schedule: float = 1.0,
     progress: float = 0.0,
+    moved: Callable[[Move], None] | None = None,
 ) -> dict[str, float]:
     """Every agent improves once, knowing how those before it have changed.
 
@@ -133,6 +147,8 @@ def one_after_the_other(
         improve: improves a policy in place.
         schedule: factor on step sizes.
         progress: share of the training done, in [0, 1).
+        moved: told of every agent how far its policy has come: after its turn, or after the last one if it shares
+            parameters.
 
     Returns:
         ``per_agent_metrics``, and the largest F.
@@ -161,10 +177,15 @@ def one_after_the_other(
         )
         improvement = improve(turn)
         rows[agent] = improvement.metrics
+        if moved is not None and not shared.of(agent):
+            moved(Move(turn.samples, improvement.policy))
         if remaining:
             ratios |= shared.moved_with(agent, ratios)
             ratios[agent] = turn.samples.ratio_where_active(improvement.policy)
             factor = reduce(torch.mul, ratios.values(), none)
+    if moved is not None:
+        for move in shared.moves():
+            moved(move)
     return per_agent_metrics(team.spec, rows, {"sequential_factor_max": factor.max()})
 
 
@@ -191,10 +212,19 @@ class SharedTurns:
 
     def moved_with(self, agent: int, others: Iterable[int]) -> dict[int, Tensor]:
         """π_now/π_old [M] of those of the others who share parameters with an agent that has just had its turn."""
-        if agent not in self._collected:
+        if not self.of(agent):
             return {}
         mates = set(self._team.spec.groups[self._team.place_of(agent)[0]].agents).intersection(others)
         return {mate: self._collected[mate].ratio_where_active(self._now(mate)) for mate in sorted(mates)}
+
+    def of(self, agent: int) -> bool:
+        """Whether an agent shares parameters."""
+        return agent in self._collected
+
+    def moves(self) -> Iterator[Move]:
+        """After the last turn, of the agents who share parameters."""
+        for agent, collected in self._collected.items():
+            yield Move(collected, self._now(agent))
 
     @torch.no_grad()
     def _now(self, agent: int) -> Distribution:

@@ -15,7 +15,7 @@ import torch
 
 from hmarl.sdk.environments import make
 from hmarl.sdk.spaces import EnvironmentSpec
-from hmarl.trainer.experience.packing import Arrays, pack, share_sizes, to_arrays, to_tensors
+from hmarl.trainer.experience.packing import Arrays, pack, share_slices, to_arrays, to_tensors
 from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
 from hmarl.trainer.records.checkpoint import flatten, restore
 from hmarl.trainer.runs.building import build_algorithm
@@ -99,7 +99,8 @@ class RolloutWorker:
     def __init__(self, config: RunConfig, number: int) -> None:
         run = config.run_settings()
         self._seed, self._number = run.seed, number
-        size = share_sizes(run.environments, run.workers)[number]
+        part = share_slices(run.environments, run.workers)[number]
+        size = part.stop - part.start
         self._environment = make(config.environment, size, **config.environment_arguments)
         try:
             on_cpu = config.model_copy(update={"run": {**config.run, "device": "cpu"}})
@@ -107,6 +108,7 @@ class RolloutWorker:
         except BaseException:
             self._environment.close()
             raise
+        self._algorithm.act_in_part(part.start, run.environments)
         self._algorithm.local_acting.records_log_probs = run.stale_updates > 0
         self._rollout = Rollout(self._environment.spec, run.rollout_length, size, _CPU)
         self._collector: Collector | None = None
