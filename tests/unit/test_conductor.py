@@ -236,7 +236,7 @@ def test_deployed_agents_are_instructed_by_their_local_conductor() -> None:
         inputs |= {name: torch.zeros_like(inputs[name]) for name in ("instruction_state", "instruction_noise")}
         outputs = dict(zip(module.output_names, module(*inputs.values()), strict=True))
         assert outputs["instruction"].tolist() == [chosen]
-        assert outputs["next_instruction_state"].tolist() == [[chosen, 3.0]]
+        assert outputs["next_instruction_state"].tolist() == [[chosen, 1.0]]
 
 
 def test_vectors_have_no_weights_as_printed() -> None:

@@ -163,9 +163,10 @@ def test_a_held_vector_is_renewed_when_its_steps_are_over() -> None:
     }
     rows["action_mask"][:] = True
     rows["instruction_noise"][:] = 1.0
-    rows["instruction_state"] = torch.tensor([[7.0, 8.0, 9.0, 1.0], [7.0, 8.0, 9.0, 0.0]])
+    rows["instruction_state"] = torch.tensor([[7.0, 8.0, 9.0, 1.0], [7.0, 8.0, 9.0, 1.0]])
+    rows["step"] = torch.tensor([3, 4])
     outputs = dict(zip(module.output_names, module(*rows.values()), strict=True))
-    assert outputs["next_instruction_state"][0].tolist() == [7.0, 8.0, 9.0, 0.0]
+    assert outputs["next_instruction_state"][0].tolist() == [7.0, 8.0, 9.0, 1.0]
     drawn = outputs["instruction_mean"][1] + module.instruction_log_std.exp()
     torch.testing.assert_close(outputs["next_instruction_state"][1], torch.cat([drawn, torch.ones(1)]))
 

@@ -150,6 +150,7 @@ def test_deployed_they_remember_as_in_training(interval: int) -> None:
                 "action_mask": seen.action_masks[0][:, agent],
                 "instruction_noise": noise,
                 "action_noise": torch.zeros(2, module.head.output_size),
+                "step": torch.full((2,), step),
                 **states[agent],
             }
             computed = module(*(inputs[name] for name in module.input_names))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.conductors.local_share import conducted_locally, own_instructions
+from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.experience.rollout import Collector, Rollout
 from hmarl.trainer.learning.returns import normalise_each
 from hmarl.trainer.networks.settings import validate
@@ -18,6 +22,8 @@ from hmarl.trainer.sequential.estimates import Estimate, joint_estimate
 from training_runs import new_hcpo
 
 pytestmark = pytest.mark.usefixtures("single_thread")
+
+TOY = "toy_environments:masked_discrete"
 
 
 def collected(**settings: Any) -> tuple[Hcpo, Rollout, Collector]:
@@ -93,6 +99,26 @@ def test_the_share_is_of_all_environments_whoever_acts_in_them(share: float) -> 
         collector.collect(algorithm)
         locally += rollout.extras["locally"].all(0).tolist()
     assert locally == [place < 8 * share for place in range(8)]
+
+
+def test_who_comes_late_is_in_step_with_the_team_at_the_next_renewal() -> None:
+    """Equal local conductors, one of whose agents comes at step 1: it renews its instruction with the others'."""
+    algorithm, _, _ = new_hcpo(instruction_interval=4)
+    assert algorithm.conductor.local is not None
+    for local in algorithm.conductor.local.policies:
+        local.theta.zero_()
+    team, environment, seeds = LocalTeam(algorithm, True, "common"), make(TOY, 40), np.arange(40)
+    team.reset(seeds)
+    observation, running = environment.reset(seeds), np.ones(40, np.bool_)
+    alike = []
+    for step in range(6):
+        there = np.ones((40, 2), np.bool_)
+        there[:, 1] = step > 0
+        actions = team.act(replace(observation, active=there), running)
+        first, second = team.carried("instruction_state")[0][..., 0].T
+        alike.append(bool((first == second).all()))
+        observation = environment.step(actions).observation
+    assert alike == [False, False, False, False, True, True]
 
 
 def test_the_conductor_learns_from_those_that_it_conducted() -> None:

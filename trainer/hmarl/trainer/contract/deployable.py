@@ -73,12 +73,12 @@ class DeployablePolicy(nn.Module):
 
     Observation normalisation, the choice of the instruction, masking, squashing and rescaling are inside. All-zero
     noise gives the deterministic policy. With a conductor the instruction is chosen from what the agent alone knows and
-    held for ``interval`` steps; the instruction in force and its remaining steps are then a state [2], or [D + 1] where
-    instructions are vectors. A conductor that remembers sees the instruction before, a state too. One that is
-    common knowledge is told the step, and renews its instructions where the step is a multiple of ``interval``: a copy
-    that has missed steps is in step again at the next one.
-    An ``interval`` of None holds the first instruction until the episode ends. What a recurrent policy remembers is the
-    state ``memory`` [H]. A ``greedy`` policy takes its best action always and has no action noise.
+    held for ``interval`` steps; the instruction in force, and whether one has been chosen, are then a state [2], or
+    [D + 1] where instructions are vectors. It is renewed where the step, an input, is a multiple of ``interval``, as
+    all agents' are in training: one that has missed steps, or comes late, is in step with the others again at the next
+    one. A conductor that remembers sees the instruction before, a state too; one that is common knowledge sees the
+    step. An ``interval`` of None holds the first instruction until the episode ends. What a recurrent policy remembers
+    is the state ``memory`` [H]. A ``greedy`` policy takes its best action always and has no action noise.
 
     Args:
         agent: whose policy.
@@ -186,9 +186,8 @@ class DeployablePolicy(nn.Module):
         choice = kind.distribution(preference, self.instruction_log_std)
         instruction = choice.select(kind.perturbation(given["instruction_noise"]))
         if self.holds_instruction:
-            instruction, outputs["next_instruction_state"] = self._hold(
-                instruction, given["instruction_state"], given.get("step")
-            )
+            held, step = given["instruction_state"], given.get("step")
+            instruction, outputs["next_instruction_state"] = self._hold(instruction, held, step)
         if self.remembers:
             outputs["next_last_instruction"] = self.seen_of(instruction)
         return outputs | {"instruction": instruction, self._preference_name: preference}
@@ -202,11 +201,11 @@ class DeployablePolicy(nn.Module):
         return "instruction_mean" if self.instruction_head.continuous else "instruction_logits"
 
     def _hold(self, drawn: Tensor, state: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keep the instruction in force while it holds; ``state`` [batch, 2] or [batch, D + 1]: instruction, steps left
-        (or, where the step or the episode's end says when it ends, 1 once it has been chosen).
+        """Keep the instruction in force while it holds; ``state`` [batch, 2] or [batch, D + 1]: instruction, 1 once it
+        has been chosen.
         """
-        held, left = state[:, :-1], state[:, -1]
-        renew = left < 0.5
+        held, chosen = state[:, :-1], state[:, -1]
+        renew = chosen < 0.5
         if step is not None and self.interval is not None:
             renew = renew | (step % self.interval == 0)
         if self.instruction_head.continuous:
@@ -214,15 +213,12 @@ class DeployablePolicy(nn.Module):
         else:
             instruction = torch.where(renew, drawn, held.squeeze(-1).to(torch.int64))
             held = instruction.unsqueeze(-1).to(state.dtype)
-        remaining = torch.ones_like(left)
-        if self.counts_down:
-            remaining = torch.where(renew, float(self.interval or 0), left) - 1.0
-        return instruction, torch.cat([held, remaining.unsqueeze(-1)], dim=-1)
+        return instruction, torch.cat([held, torch.ones_like(chosen).unsqueeze(-1)], dim=-1)
 
     @property
-    def counts_down(self) -> bool:
-        """Whether the steps for which an instruction still holds are counted in its state."""
-        return self.interval is not None and self.sight is None
+    def told_the_step(self) -> bool:
+        """Whether the step is an input: of a conductor that sees it, or renews its instructions by it."""
+        return self.sight is not None or (self.holds_instruction and self.interval is not None)
 
     @cached_property
     def states(self) -> list[StateModel]:
@@ -242,8 +238,7 @@ class DeployablePolicy(nn.Module):
             shape=[held + 1],
             dtype="float32",
             reset=[0.0] * (held + 1),
-            meaning="instruction in force, "
-            + ("steps for which it still holds" if self.counts_down else "1 once it has been chosen"),
+            meaning="instruction in force, 1 once it has been chosen",
         )
         last = StateModel(
             input="last_instruction",
@@ -264,7 +259,7 @@ class DeployablePolicy(nn.Module):
         names = ["observation"]
         if self.agent.has_action_mask:
             names.append("action_mask")
-        if self.sight is not None:
+        if self.told_the_step:
             names.append("step")
         names += [state.input for state in self.states]
         if self.conductor is not None:
@@ -312,7 +307,7 @@ class DeployablePolicy(nn.Module):
             ),
             observation_layout=list(agent.observation_layout),
             action_mask=mask if agent.has_action_mask else None,
-            step=None if self.sight is None else _STEP,
+            step=_STEP if self.told_the_step else None,
             states=self.states,
             noises=[instruction_noise] * (self.conductor is not None) + [action_noise] * (not self.greedy),
             instruction_choice=None if self.sight is None else "common",

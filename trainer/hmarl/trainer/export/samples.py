@@ -98,9 +98,8 @@ def _random_state(module: DeployablePolicy, name: str, rows: int, generator: np.
     if name == "last_instruction":
         there = torch.from_numpy(generator.random((rows, 1)) < 0.5)
         return torch.where(there, module.seen_of(instruction), 0.0)
-    last = module.interval or 2 if module.counts_down else 2
-    remaining = torch.from_numpy(generator.integers(last, size=(rows, 1)))
-    return torch.cat([instruction.view(rows, -1), remaining], dim=1).float()
+    chosen = torch.from_numpy(generator.integers(2, size=(rows, 1)))
+    return torch.cat([instruction.view(rows, -1), chosen], dim=1).float()
 
 
 def _random_observations(module: DeployablePolicy, rows: int, generator: np.random.Generator) -> npt.NDArray[Any]:
