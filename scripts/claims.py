@@ -21,11 +21,10 @@ from study import records_of
 
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, option
-from hmarl.sdk.evaluation.statistics import iqm
+from hmarl.sdk.evaluation.statistics import iqm, iqm_interval_of_runs
 from hmarl.sdk.files import write_text
 from hmarl.trainer.suite.records import Record, curve
 
-_RESAMPLES = 2000
 _EARLY = 0.25
 _LEAST_SEEDS = 2
 
@@ -56,13 +55,7 @@ class Team:
 
     def interval(self) -> tuple[float, float]:
         """95 % of the interquartile mean: seeds are drawn anew, and of each its episodes."""
-        generator = np.random.default_rng(0)
-        seeds, episodes = self.returns.shape
-        rows = generator.integers(0, seeds, (_RESAMPLES, seeds, 1))
-        columns = generator.integers(0, episodes, (_RESAMPLES, seeds, episodes))
-        drawn = iqm(self.returns[rows, columns].reshape(_RESAMPLES, -1))
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return float(low), float(high)
+        return iqm_interval_of_runs(list(self.returns))
 
     def __str__(self) -> str:
         low, high = self.interval()

@@ -153,9 +153,9 @@ def visit(run: Path) -> Visits:
         algorithm = build_algorithm(config, environment)
         if step:
             restore({"algorithm": algorithm.components()}, find_checkpoint(run, str(step)).tensors)
-        visited, statistics = visited_states(algorithm, environment, episode_seeds(EPISODE_SEED, episodes), horizon)
+        visited, earned = visited_states(algorithm, environment, episode_seeds(EPISODE_SEED, episodes), horizon)
         states.append(visited.flatten(0, 1)[chosen])
-        returns.append(float(np.mean(statistics.returns)) if statistics.returns else math.nan)
+        returns.append(float(earned.mean()))
     environment.close()
     print(f"{run}: {len(steps)} checkpoints, {episodes} episodes each", flush=True)
     return Visits(steps, torch.stack(states), chosen % episodes, returns)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from comparison import Comparison
 
-from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
+from hmarl.sdk.evaluation.statistics import iqm, iqm_interval_of_runs
 from hmarl.trainer.suite.records import Record, curve
 
 CONDUCTORS = {"local": "#0072b2", "central": "#d55e00", "random": "#999999", "none": "#cc79a7"}
@@ -61,7 +62,7 @@ def _final(records: list[Record]) -> Row:
     returns = [record.final_returns for record in records]  # of more episodes where another comparison asks for them
     return {
         "actions": records[0].actions,
-        "IQM of the final returns [95 %]": _iqm_with_interval(np.concatenate(returns)),
+        "IQM of the final returns [95 %]": _iqm_with_interval(returns),
         "mean of each seed": _each([float(of_seed.mean()) for of_seed in returns]),
     }
 
@@ -100,7 +101,7 @@ def _guider(records: list[Record]) -> Row:
     row = {"guider's IQM [95 %]": "", "gap to the guider": ""}
     if "guider" not in records[0].returns:
         return row
-    row["guider's IQM [95 %]"] = _iqm_with_interval(np.concatenate([record.returns["guider"] for record in records]))
+    row["guider's IQM [95 %]"] = _iqm_with_interval([record.returns["guider"] for record in records])
     if "local" in records[0].returns:
         judged = [float(np.mean(r.returns["guider"]) - np.mean(r.returns["local"])) for r in records]
         both = [r.otherwise for r in records if {"guider", "local"} <= r.otherwise.keys()]
@@ -128,9 +129,10 @@ def _mean_and_deviation(values: np.ndarray) -> str:
     return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def _iqm_with_interval(returns: np.ndarray) -> str:
-    low, high = iqm_interval(returns.ravel())
-    return f"{float(iqm(returns.ravel())):.2f} [{low:.2f}, {high:.2f}]"
+def _iqm_with_interval(returns: Sequence[npt.ArrayLike]) -> str:
+    """Of [E] returns a seed."""
+    low, high = iqm_interval_of_runs(returns)
+    return f"{float(iqm(np.concatenate(returns))):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def returns_table(by: str, returns: Mapping[str, list[list[float]]]) -> str:
@@ -138,7 +140,7 @@ def returns_table(by: str, returns: Mapping[str, list[list[float]]]) -> str:
     rows = [
         {
             by: name,
-            "IQM [95 % bootstrap interval]": _iqm_with_interval(np.concatenate(values)),
+            "IQM [95 % bootstrap interval]": _iqm_with_interval(values),
             "mean of each seed": _each([float(np.mean(of_seed)) for of_seed in values]),
         }
         for name, values in returns.items()

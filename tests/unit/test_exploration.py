@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hmarl.sdk.environment import StepResult
 from hmarl.sdk.environments import make
 from hmarl.trainer.runs.exploration import (
     StateCoordinates,
@@ -137,14 +139,31 @@ def test_visited_states_are_those_of_seeded_episodes_with_sampled_actions() -> N
     algorithm, _, _ = new_algorithm("hatrpo", "mpe/simple_spread", 2, 5)
     environment = make("mpe/simple_spread", 4)
     seeds = np.arange(4, dtype=np.int64)
-    states, statistics = visited_states(algorithm, environment, seeds, 25)
+    states, returns = visited_states(algorithm, environment, seeds, 25)
     again, _ = visited_states(algorithm, environment, seeds, 25)
     other, _ = visited_states(algorithm, environment, seeds, 25, noise_seed=1)
     assert states.shape == (25, 4, environment.spec.state_size)
-    assert len(statistics.returns) == 4
+    assert returns.shape == (4,)
     torch.testing.assert_close(states, again, rtol=0, atol=0)
     torch.testing.assert_close(states[0], other[0], rtol=0, atol=0)
     assert not torch.equal(states[1:], other[1:])
+
+
+def test_returns_are_those_of_the_first_episodes() -> None:
+    """Twelve steps of episodes of five: of the two or more in each environment, the one whose seed was given."""
+    algorithm, _, collector = new_algorithm("happo", "toy_environments:masked_discrete", 6, 12)
+    environment, rewards = collector.environment, []
+    step = environment.step
+
+    def watched(actions: tuple[Any, ...]) -> StepResult:
+        result = step(actions)
+        rewards.append(result.rewards.sum(axis=1))
+        return result
+
+    environment.step = watched  # type: ignore[method-assign]
+    _, returns = visited_states(algorithm, environment, np.arange(6, dtype=np.int64), 12)
+    np.testing.assert_allclose(returns, np.sum(rewards[:5], axis=0), rtol=1e-6)
+    assert np.sum(rewards[5:]) > 0.0
 
 
 def test_hcpo_visits_under_its_central_conductor() -> None:

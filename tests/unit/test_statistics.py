@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation.statistics import aggregate_runs, iqm, iqm_interval, probability_of_improvement
+from hmarl.sdk.evaluation.statistics import (
+    aggregate_runs,
+    iqm,
+    iqm_interval,
+    iqm_interval_of_runs,
+    probability_of_improvement,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,23 @@ def test_interval_hand_computed_for_two_values() -> None:
     # Resamples of (0, 1) have the means 0, 1/2 and 1 with probability 1/4, 1/2 and 1/4.
     assert iqm_interval([0.0, 1.0]) == (0.0, 1.0)
     assert iqm_interval([0.0, 1.0], confidence=0.4) == (0.5, 0.5)
+
+
+def test_the_interval_of_runs_is_over_runs_and_of_one_run_over_its_episodes() -> None:
+    # Of two runs that came to 0 and 1 whatever the episode, a quarter of the draws holds the one alone.
+    apart = [[0.0] * 40, [1.0] * 40]
+    assert iqm_interval_of_runs(apart) == (0.0, 1.0)
+    low, high = iqm_interval(np.ravel(apart))
+    assert 0.0 < low < high < 1.0, "of 80 independent episodes"
+    assert iqm_interval_of_runs(apart, confidence=0.4) == (0.5, 0.5)
+    values = np.random.default_rng(1).normal(size=40)
+    np.testing.assert_allclose(iqm_interval_of_runs([values]), iqm_interval(values), atol=0.05)
+
+
+@pytest.mark.parametrize("returns", [[], [[1.0], [1.0, 2.0]]])
+def test_runs_of_different_lengths_have_no_interval(returns: list[list[float]]) -> None:
+    with pytest.raises(UsageError, match="expected equally many"):
+        iqm_interval_of_runs(returns)
 
 
 def test_interval_narrows_and_is_reproducible() -> None:

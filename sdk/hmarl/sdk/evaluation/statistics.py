@@ -7,7 +7,7 @@ come from rliable (the ``eval`` extra), whose interquartile mean is the same one
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,40 @@ def iqm_interval(
 ) -> tuple[float, float]:
     """Percentile-bootstrap confidence interval of the interquartile mean; see ``_interval``."""
     return _interval(iqm, values, confidence, resamples, seed)
+
+
+def iqm_interval_of_runs(
+    returns: Sequence[npt.ArrayLike], confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile-bootstrap confidence interval of the interquartile mean over the episodes of several trainings.
+
+    Episodes of one training are no samples of what another one would have come to: runs are drawn anew, and of each run
+    that was drawn its episodes. Of one run, the interval is over its episodes alone.
+
+    Args:
+        returns: per run [E], of equally many episodes.
+        confidence: in (0, 1).
+        resamples: bootstrap resamples.
+        seed: of the resampling, so that equal values give an equal interval.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        UsageError: runs of different numbers of episodes, or none.
+    """
+    if len({np.shape(of_run) for of_run in returns}) != 1:
+        sizes = [np.size(of_run) for of_run in returns]
+        raise UsageError(f"returns: got runs of {sizes} episodes, expected equally many")
+    values = np.asarray(returns, np.float64)
+    generator = np.random.default_rng(seed)
+    runs, episodes = values.shape
+    rows = generator.integers(0, runs, (resamples, runs, 1))
+    columns = generator.integers(0, episodes, (resamples, runs, episodes))
+    found = iqm(values[rows, columns].reshape(resamples, -1))
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(found, [tail, 1.0 - tail])
+    return float(low), float(high)
 
 
 def mean_interval(

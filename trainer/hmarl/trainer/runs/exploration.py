@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hmarl.sdk.environment import VectorEnvironment
 from hmarl.trainer.contract.algorithm import Algorithm
-from hmarl.trainer.experience.rollout import Collector, EpisodeStatistics, Rollout
+from hmarl.trainer.experience.rollout import Collector, Rollout
 
 _ROWS_AT_ONCE = 512
 # What rounding to float32 leaves of a constant, relative to it; and far more than it leaves of a variance that is zero.
@@ -154,7 +154,7 @@ class StateCoordinates:
 
 def visited_states(
     algorithm: Algorithm, environment: VectorEnvironment, seeds: npt.NDArray[np.int64], steps: int, noise_seed: int = 0
-) -> tuple[Tensor, EpisodeStatistics]:
+) -> tuple[Tensor, Tensor]:
     """The states that a team visits when it acts as in training: sampled actions, HCPO's central conductor.
 
     Args:
@@ -165,9 +165,12 @@ def visited_states(
         noise_seed: of the actions and instructions.
 
     Returns:
-        [T, B, state_size] float32; and the returns of the episodes that ended.
+        [T, B, state_size] float32; and [B] float32 the returns of the first episodes, whose seeds are given, as far as
+        they were played. Of those that follow, only short ones would end within T steps.
     """
     algorithm.noise_generator.manual_seed(noise_seed)
     rollout = Rollout(environment.spec, steps, environment.batch_size, algorithm.device)
-    statistics = Collector(environment, rollout, seeds).collect(algorithm)
-    return rollout.states[:-1].cpu(), statistics
+    Collector(environment, rollout, seeds).collect(algorithm)
+    ended_before = rollout.ended.cumsum(0) - rollout.ended.int()
+    returns = (rollout.team_rewards * (ended_before == 0)).sum(0)
+    return rollout.states[:-1].cpu(), returns.cpu()
