@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
+from hmarl.trainer.experience.replay import Replay, cut_into_fragments
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.mixing.replayed import ReplayedFragments
 from training_runs import CPU, new_algorithm, of_use
@@ -80,3 +81,43 @@ def test_a_rollout_that_is_not_finite_is_counted_and_not_kept() -> None:
     assert list(kept.draws()) == []
     assert kept.components()["frames"].item() == 32
     assert kept.experience() == {"replay": kept.replay}
+
+
+@pytest.mark.parametrize(("horizon", "guessed", "length"), [(5, False, 5), (4, True, 8), (None, False, 8)])
+def test_only_a_declared_horizon_makes_fragments_shorter(horizon: int | None, guessed: bool, length: int) -> None:
+    # Episodes have five steps; a guess may be too small, and episodes go on after it.
+    rollout = full()
+    rollout.spec = replace(rollout.spec, horizon=horizon, horizon_guessed=guessed)
+    rollout.terminated = rollout.ended
+    rows = cut_into_fragments(rollout, 8)
+    assert rows["valid"].shape[1] == length
+    assert int(rows["valid"].sum()) == rollout.steps * rollout.batch_size
+    assert int(rows["terminated"].sum()) == int(rollout.terminated.sum()) == 4
+    kept = (rows["rewards"] * rows["valid"]).sum()
+    torch.testing.assert_close(kept, rollout.team_rewards.sum())
+
+
+def test_fragments_of_before_are_replayed_beside_longer_ones() -> None:
+    # As a run has them that was begun when a guessed horizon still cut fragments.
+    rollout = full()
+    short, long = cut_into_fragments(rollout, 4), cut_into_fragments(rollout, 8)
+    old, replay = Replay(40), Replay(40)
+    old.add(short)
+    state = old.state_dict()
+    replay.load_state_dict(
+        {"next": state.pop("next"), "rows": {key.removeprefix("rows."): rows for key, rows in state.items()}}
+    )
+    replay.add(long)
+    replay.add(short)
+    kept = {key.removeprefix("rows.").replace("/", "."): rows for key, rows in replay.state_dict().items()}
+    first, second = len(short["valid"]), len(short["valid"]) + len(long["valid"])
+    for name in long:
+        before, after, again = kept[name][:first], kept[name][first:second], kept[name][second:]
+        assert torch.equal(after, long[name]), name
+        assert torch.equal(before, again), name
+        if before.shape[1:] != short[name].shape[1:]:
+            assert torch.equal(before[:, : short[name].shape[1]], short[name]), name
+    assert kept["observations.0"].shape[1] == 6, "five steps and what followed them"
+    assert not kept["valid"][:first, 4:].any()
+    assert not kept["terminated"][:first, 4:].any()
+    assert kept["action_masks.0"].any(-1).all(), "some choice is legal everywhere"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import toy_environments
 from following_teacher import SkilledTeacher
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
@@ -339,19 +340,44 @@ def test_students_that_are_no_longer_finite_are_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "horizon", "expected"),
+    ("given", "horizon", "guessed", "expected"),
     [
-        ({}, 100, (4, 32)),
-        ({}, 25, (1, 25)),
-        ({}, None, (4, 32)),
-        ({"steps": 10, "chunk_length": 4}, 100, (3, 4)),
-        ({"steps": 64}, 1, (2, 32)),
+        ({}, 100, False, (4, 32)),
+        ({}, 25, False, (1, 25)),
+        ({}, None, False, (4, 32)),
+        ({}, 25, True, (4, 32)),  # episodes may last longer than a guess
+        ({}, 300, True, (10, 32)),
+        ({"steps": 10, "chunk_length": 4}, 100, False, (3, 4)),
+        ({"steps": 64}, 1, False, (2, 32)),
+        ({"steps": 64}, 300, True, (2, 32)),
     ],
 )
-def test_a_round_is_whole_chunks(given: dict[str, int], horizon: int | None, expected: tuple[int, int]) -> None:
+def test_a_round_is_whole_chunks(
+    given: dict[str, int], horizon: int | None, guessed: bool, expected: tuple[int, int]
+) -> None:
     environment = make(ALIKE, 1)
-    spec = replace(environment.spec, horizon=horizon)
+    spec = replace(environment.spec, horizon=horizon, horizon_guessed=guessed)
     assert validate(DistillationSettings, given, "distillation").chunks(spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "horizon", "said"), [(3, None, True), (None, None, False), (5, None, False), (3, 5, False)]
+)
+def test_episodes_that_outlast_a_round_are_told_once(
+    steps: int | None, horizon: int | None, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_of(steps=steps, chunk_length=1, rounds=2, epochs=1, environments=2)
+    made = toy_environments.masked_discrete(1)
+    spec = replace(made.spec, horizon=horizon)
+    algorithm_class = find_algorithm("happo")
+    checked = validate(algorithm_class.settings_class, tiny_networks("happo"), "algorithm")
+    algorithm = algorithm_class(spec, checked, torch.Generator().manual_seed(3), CPU)
+    with closing(Distillation(algorithm, SkilledTeacher(algorithm, None), ALIKE, {}, settings)) as distillation:
+        distillation.run(kept_in(tmp_path, settings))
+    told = [record.getMessage() for record in caplog.records if "distillation.steps" in record.getMessage()]
+    assert len(told) == said
+    assert all("an episode of the skilled had 5" in each for each in told), told
+    assert all("Set distillation.steps=5 or more" in each for each in told), told
 
 
 @pytest.mark.parametrize(

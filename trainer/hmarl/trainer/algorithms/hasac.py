@@ -137,7 +137,7 @@ class Hasac(Algorithm):
         self.temperature_optimiser = FlatAdam(
             self.log_temperatures, settings.temperature_learning_rate, settings.max_gradient_norm
         )
-        self.scale = RewardScale(settings.gamma, spec.horizon, device, settings.normalise_values)
+        self.scale = RewardScale(settings.gamma, spec, device, settings.normalise_values)
         self.replay = Replay(settings.replay_capacity)
 
     # --- learning ---------------------------------------------------------------------------------------------------

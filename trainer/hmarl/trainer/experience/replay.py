@@ -16,9 +16,9 @@ def cut_into_fragments(rollout: Rollout, chunk_length: int) -> Rows:
     """A rollout as pieces of single episodes, each as long as the rollout or the chunk allows.
 
     A fragment begins where an episode, a chunk or the rollout does, and ends where one of them does, after at most L
-    steps (the chunk's, or the episode's where that is shorter). One row of observations more than of actions is kept:
-    the last one is what followed the last step, at an episode's end the final observation. So a fragment can be learnt
-    from alone, whatever became of the environment.
+    steps (the chunk's, or those of a declared horizon where it is shorter). One row of observations more than of
+    actions is kept: the last one is what followed the last step, at an episode's end the final observation. So a
+    fragment can be learnt from alone, whatever became of the environment.
 
     Args:
         rollout: full. Of its ``extras`` those that hold for a whole episode (see Returns) are kept.
@@ -39,7 +39,7 @@ def cut_into_fragments(rollout: Rollout, chunk_length: int) -> Rows:
     begins = fresh.clone()
     begins[::chunk_length] = True
     first, environment = begins.nonzero(as_tuple=True)
-    length = min(chunk_length, rollout.spec.horizon or chunk_length)
+    length = min(chunk_length, rollout.spec.declared_horizon or chunk_length)
     offsets = torch.arange(length, device=first.device)
     valid = offsets < _lengths(begins)[first, environment].unsqueeze(-1)
     step = (first.unsqueeze(-1) + offsets).clamp(max=steps - 1)
@@ -131,6 +131,14 @@ def _lengths(begins: Tensor) -> Tensor:
     return following - at
 
 
+def _padded(name: str, values: Tensor, like: Tensor) -> Tensor:
+    """Rows that are at least as long as those of ``like``: the last step again and again, which is not valid."""
+    if values.dim() < 2 or values.shape[1] >= like.shape[1]:
+        return values
+    last = values[:, -1:].expand(-1, like.shape[1] - values.shape[1], *values.shape[2:])
+    return torch.cat([values, torch.zeros_like(last) if name in ("valid", "terminated") else last], dim=1)
+
+
 def all_finite(rows: Rows) -> bool:
     """Whether no number among the rows is NaN or infinite."""
     return are_finite(rows.values())
@@ -160,6 +168,7 @@ class Replay:
         """
         if not self._storage:
             self._allocate(rows)
+        rows = self._of_one_length(rows)
         added = len(next(iter(rows.values())))
         kept = min(added, self.capacity)
         device = next(iter(rows.values())).device
@@ -168,6 +177,17 @@ class Replay:
             self._storage[name][places] = values[added - kept :]
         self._next = (self._next + added) % self.capacity
         self.count = min(self.count + added, self.capacity)
+
+    def _of_one_length(self, rows: Rows) -> Rows:
+        """The rows, padded to the length of those that are stored, which are padded themselves where they are shorter.
+
+        Fragments of one run are equally long, unless it was begun when guessed horizons still cut them.
+        """
+        stored = self._storage
+        if all(values.shape[1:] == stored[name].shape[1:] for name, values in rows.items()):
+            return rows
+        self._storage = {name: _padded(name, values, rows[name]) for name, values in stored.items()}
+        return {name: _padded(name, values, self._storage[name]) for name, values in rows.items()}
 
     def _allocate(self, rows: Rows) -> None:
         try:

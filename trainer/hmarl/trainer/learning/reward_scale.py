@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.networks.normalisation import RunningNormaliser
 
@@ -19,16 +20,16 @@ class RewardScale:
 
     Args:
         gamma: discount per step.
-        horizon: steps of an episode, None where that is not known.
+        spec: of the environment, whose declared horizon bounds the steps over which rewards add up.
         enabled: False leaves rewards as they are.
 
     Attributes:
         moments: of the team's reward, and of whether a step terminates.
     """
 
-    def __init__(self, gamma: float, horizon: int | None, device: torch.device, enabled: bool = True) -> None:
+    def __init__(self, gamma: float, spec: EnvironmentSpec, device: torch.device, enabled: bool = True) -> None:
         self.moments = RunningNormaliser((2,), device)
-        self._gamma, self._horizon, self._enabled = gamma, horizon, enabled
+        self._gamma, self._horizon, self._enabled = gamma, spec.declared_horizon, enabled
 
     def update(self, rollout: Rollout) -> None:
         """Take in a rollout's steps."""

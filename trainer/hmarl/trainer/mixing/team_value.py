@@ -98,7 +98,7 @@ class TeamValue:
         self.thetas += [] if weights is None else [weights.to(actors.device)]
         self.optimisers = [FlatAdam(each, settings.learning_rate, settings.max_gradient_norm) for each in self.thetas]
         self.targets = [theta.clone() for theta in self.thetas]
-        self.scale = RewardScale(settings.gamma, self.spec.horizon, actors.device, settings.normalise_values)
+        self.scale = RewardScale(settings.gamma, self.spec, actors.device, settings.normalise_values)
         order = [agent for group in self.spec.groups for agent in group.agents]
         self._agent_order = torch.tensor(order, device=actors.device).argsort()
 

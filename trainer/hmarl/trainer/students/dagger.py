@@ -112,6 +112,7 @@ class Distillation:
         self._standing = torch.tensor([math.nan, 0.0], dtype=torch.float64)
         self._rollout = Rollout(algorithm.spec, chunks * length, settings.environments, algorithm.device)
         self._demonstrator = Demonstrator(algorithm, teacher, self.students, self.sample)
+        self._outlasting = 0  # steps of the longest episode of which was said that a round is shorter
         self._environments = [
             make(environment, size, **arguments)
             for size in (
@@ -243,7 +244,19 @@ class Distillation:
         result = evaluate(self._environments[1], team, episodes, seed, step_limit=self._step_limit)
         if remark := unfinished_remark(result, "run.evaluation_step_limit of the run's config.json"):
             _log.warning("%s: %s", team.name, remark)
+        self._say_what_rounds_miss(team, int(result.lengths.max()))
         return result
+
+    def _say_what_rounds_miss(self, team: Team, longest: int) -> None:
+        """Episodes begin anew with every round: what comes after a round's last step is never demonstrated."""
+        steps = self._rollout.steps
+        if self.algorithm.spec.declared_horizon is None and longest > max(steps, self._outlasting):
+            self._outlasting = longest
+            _log.warning(
+                "distillation.steps: a round has %d steps, for the environment declares no horizon, and an episode of "
+                "the %s had %d; what comes after step %d is never demonstrated. Set distillation.steps=%d or more",
+                *(steps, team.name, longest, steps, longest),
+            )
 
     def _seeds(self, number: int) -> Any:
         """[B + 1] int64 of one round: of the environments, and of the action noise."""

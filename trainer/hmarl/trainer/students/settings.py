@@ -11,7 +11,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.networks.settings import HiddenSizes, Settings
 
-# Steps of a round where neither the settings nor the environment say how long an episode is.
+# Steps of a round, at least, where neither the settings nor the environment say how long an episode is.
 _UNKNOWN_HORIZON = 128
 
 
@@ -22,7 +22,8 @@ class DistillationSettings(Settings):
     steps: int | None = Field(
         None,
         ge=1,
-        description="steps per environment and round, rounded up to whole chunks; null: one episode (its horizon)",
+        description="steps per environment and round, rounded up to whole chunks; null: one episode (its declared "
+        f"horizon), without one {_UNKNOWN_HORIZON}, or the guessed horizon if that is longer",
     )
     rounds: int = Field(40, ge=1, description="rounds at most: the team acts, the teacher labels, the students learn")
     kept_rounds: int = Field(10, ge=1, description="newest rounds whose data the students learn from")
@@ -69,6 +70,6 @@ class DistillationSettings(Settings):
 
     def chunks(self, spec: EnvironmentSpec) -> tuple[int, int]:
         """How a round lies in time: the number of chunks and the steps of each."""
-        steps = self.steps or spec.horizon or _UNKNOWN_HORIZON
+        steps = self.steps or spec.declared_horizon or max(spec.horizon or 0, _UNKNOWN_HORIZON)
         length = min(self.chunk_length, steps)
         return math.ceil(steps / length), length
