@@ -150,7 +150,7 @@ def interleaved_rollout(team_reward: Literal["sum", "mean", "shared"] = "sum") -
         (torch.arange(8.0).view(2, 2, 2), torch.tensor([[[20.0]], [[21.0]]])), (mask, None), torch.zeros(2, 1), active
     )
     actions = (torch.tensor([[0, 1], [2, 0]]), torch.tensor([[[0.1, 0.2]], [[0.3, 0.4]]]))
-    rewards = np.array([[1, 2, 6], [-3, 0, 0]], np.float32)
+    rewards = np.array([[4, 5, 0], [0, -2, -1]], np.float32)
     nothing = np.zeros(2, np.bool_)
     rollout.begin()
     rollout.record(0, observation, Decision(actions, actions), StepResult(observation, rewards, nothing, nothing, None))
@@ -158,8 +158,8 @@ def interleaved_rollout(team_reward: Literal["sum", "mean", "shared"] = "sum") -
     return rollout
 
 
-@pytest.mark.parametrize(("team_reward", "expected"), [("sum", [9, -3]), ("mean", [3, -1]), ("shared", [3, -1])])
+@pytest.mark.parametrize(("team_reward", "expected"), [("sum", [9, -3]), ("mean", [3, -1]), ("shared", [4.5, -1.5])])
 def test_team_rewards(team_reward: Literal["sum", "mean", "shared"], expected: list[float]) -> None:
     rollout = interleaved_rollout(team_reward)
     assert rollout.team_rewards.tolist() == [expected]
-    assert rollout.spec.team_rewards(rollout.rewards.numpy()).tolist() == [expected], "as the SDK's"
+    assert rollout.spec.team_rewards(rollout.rewards.numpy(), rollout.active.numpy()).tolist() == [expected], "as NumPy"

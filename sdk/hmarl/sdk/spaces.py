@@ -340,8 +340,8 @@ class EnvironmentSpec:
         agents: all agents that can ever be there, in a fixed order.
         state_size: length of the flat global state.
         horizon: steps after which an episode is cut off, None when unknown.
-        team_reward: how the team reward is formed from the agents' rewards: their ``sum`` or ``mean``; ``shared`` means
-            that every agent already receives the team reward.
+        team_reward: how the team reward is formed from the agents' rewards: their ``sum`` or ``mean`` (those who have
+            left earn 0); ``shared`` means that every agent who is there already receives the team reward.
         control_period_s: seconds between two steps in the simulated or real world, None when unknown.
         arguments: the keyword arguments that the environment was made with.
         has_success: whether ``StepResult.success`` is reported.
@@ -417,8 +417,17 @@ class EnvironmentSpec:
             members.setdefault(key, []).append(index)
         return tuple(AgentGroup(tuple(group), self.agents[group[0]]) for group in members.values())
 
-    def team_rewards(self, rewards: np.ndarray) -> np.ndarray:
-        """Team reward from the agents' rewards: [..., N] float32 -> [...] float32."""
+    def team_rewards(self, rewards: Any, active: Any = None) -> Any:
+        """Team reward from the agents' rewards, NumPy arrays or tensors: [..., N] -> [...] of the same dtype.
+
+        Args:
+            rewards: [..., N] float, 0 for agents who had left before the step.
+            active: [..., N] bool, who was there before the step: a shared reward is theirs. None: all were.
+        """
+        total = rewards.sum(-1)
         if self.team_reward == "sum":
-            return np.asarray(rewards.sum(axis=-1))
-        return np.asarray(rewards.mean(axis=-1))
+            return total
+        if self.team_reward == "mean" or active is None:
+            return total / len(self.agents)
+        there = active.sum(-1, dtype=rewards.dtype)
+        return total / (there + (there == 0))

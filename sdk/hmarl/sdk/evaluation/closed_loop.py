@@ -337,7 +337,7 @@ class _Tally:
         rows = np.flatnonzero(running)
         episodes = first + rows
         rewards = as_array(result.rewards)[rows].astype(np.float64)
-        self.returns[episodes] += self._spec.team_rewards(rewards)
+        self.returns[episodes] += self._spec.team_rewards(rewards, observation.active[rows])
         self.agent_returns[episodes] += rewards
         self.lengths[episodes] += 1
         if result.success is not None:

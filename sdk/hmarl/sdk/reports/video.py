@@ -80,7 +80,7 @@ def record_episode(
         if told is not None:
             annotations.append(told)
         result = environment.step(actions)
-        rewards.append(float(environment.spec.team_rewards(as_array(result.rewards))[0]))
+        rewards.append(float(environment.spec.team_rewards(as_array(result.rewards), observation.active)[0]))
         if result.terminated[0] or result.truncated[0]:
             break
         observation = as_numpy(result.observation)

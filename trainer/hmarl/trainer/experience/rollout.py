@@ -206,8 +206,7 @@ class Rollout:
         self.last_observations = list(last.observations)
         self.last_action_masks, self.last_active = list(last.action_masks), last.active
         self.all_active = bool(self.active.all())
-        total = self.rewards.sum(-1)
-        self.team_rewards = total if self.spec.team_reward == "sum" else total / self.rewards.shape[-1]
+        self.team_rewards = self.spec.team_rewards(self.rewards, None if self.all_active else self.active)
 
     def of(self, environments: slice) -> Rollout:
         """Of some of the environments alone, copied: as if no others had been stepped beside them."""
@@ -409,7 +408,8 @@ class Collector:
             successes: [B] by step, where episodes ended.
         """
         statistics, rollout = EpisodeStatistics(), self.rollout
-        rewards = self.environment.spec.team_rewards(rollout.rewards.cpu().numpy().astype(np.float64))
+        active = None if rollout.all_active else rollout.active.cpu().numpy()
+        rewards = self.environment.spec.team_rewards(rollout.rewards.cpu().numpy().astype(np.float64), active)
         for step, ended in enumerate(rollout.ended.cpu().numpy()):
             self.episode_returns += rewards[step]
             self.episode_lengths += 1
