@@ -78,6 +78,24 @@ class Lingering(Pair):
         return self.seen(), rewards, flags, flags if self.both else dict.fromkeys(flags, False), {}
 
 
+class Apart(Pair):
+    """Each agent ends at a step and in a way of its own: ``"2 truncation"``, ``"4 termination"``, or ``"4 off"``, the
+    list without a flag.
+    """
+
+    def __init__(self, a="2 truncation", b="4 termination"):
+        super().__init__()
+        self.ends = {agent: (int(end.split()[0]), end.split()[1]) for agent, end in (("a", a), ("b", b))}
+
+    def step(self, actions):
+        self.t += 1
+        now = {agent: kind for agent, (step, kind) in self.ends.items() if agent in self.agents and self.t == step}
+        flags = [{agent: now.get(agent) == kind for agent in self.agents} for kind in ("termination", "truncation")]
+        seen, rewards, infos = self.seen(), dict.fromkeys(self.agents, 1.0), self.infos()
+        self.agents = [agent for agent in self.agents if agent not in now]
+        return seen, rewards, *flags, infos
+
+
 class Returning(Pair):
     """b ends at step 2, is off the list at steps 2 and 3, and back at step 4. ``at_once``: still listed at step 2."""
 

@@ -114,6 +114,31 @@ def test_an_agent_that_terminates_as_the_others_are_cut_off_is_not_in_the_final_
     environment.close()
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "cut_off", "shown"),
+    [
+        ("2 truncation", "4 termination", False, [False, True]),
+        ("2 truncation", "4 off", False, [False, True]),
+        ("2 termination", "4 truncation", True, [False, True]),
+        ("2 off", "4 truncation", True, [False, True]),
+        ("4 truncation", "4 termination", True, [True, False]),
+        ("4 termination", "4 off", False, [True, True]),
+        ("2 truncation", "4 truncation", True, [False, True]),
+    ],
+)
+def test_how_an_episode_ends_is_how_those_end_who_are_there_to_the_last(a, b, cut_off, shown):
+    # What is bootstrapped after a truncation is the value of the final observation: there has to be something to see.
+    environment = make("pettingzoo/odd_toys:Apart", 1, a=a, b=b)
+    _, results = play(environment, 8, [7])
+    for end in (results[3], results[7]):
+        assert (bool(end.truncated[0]), bool(end.terminated[0])) == (cut_off, not cut_off)
+        assert end.final.active.tolist() == [shown]
+        assert end.final.observations[0][0, :, 0].tolist() == [4.0 * there for there in shown]
+        assert end.final.state[0, ::2].tolist() == [4.0 * there for there in shown]
+    assert not any(result.terminated[0] or result.truncated[0] for result in results[:3] + results[4:7])
+    environment.close()
+
+
 @pytest.mark.parametrize("name", [TRIO, SPREAD])
 def test_workers_and_this_process_play_the_same(name):
     here, there = make(name, 3, workers=0), make(name, 3, workers=2)

@@ -75,9 +75,9 @@ class ParallelCopy:
     then on: observation zero, mask all true, reward 0; its last reward counts. One that stays in ``agents`` after its
     flag was set has left all the same: it is asked for no action, and what it is paid is dropped. It comes back when it
     was off the list for a step or more and then is on it again without a flag. The episode ends when none is left: by
-    termination when every agent ended by termination, else by truncation. The next episode starts at once with
-    ``episode_seed``. The final observation shows those that were still there before the last step, except, when the
-    episode was cut off, those that terminated at that step.
+    truncation when an agent was cut off at the last step, else by termination, however others ended before. The next
+    episode starts at once with ``episode_seed``. The final observation shows those that were cut off at the last step,
+    for whom the game would have gone on; after termination, those that were there before it.
 
     Args:
         environment: a PettingZoo parallel environment; it is reset once here, to find out sizes and masks.
@@ -139,7 +139,6 @@ class ParallelCopy:
         self._present: set[Any] = set()
         # Those who have left and are still in the environment's list.
         self._lingering: set[Any] = set()
-        self._anyone_cut_off = False
         self._findings: dict[str, Finding] | None = None
 
     def reset(self, buffers: Buffers, row: int) -> None:
@@ -168,17 +167,16 @@ class ParallelCopy:
         if over or self._lingering or listed != before:
             gone = {id_ for id_ in before if id_ in over or id_ not in listed}
             cut_off = {id_ for id_ in gone if truncations.get(id_) and not terminations.get(id_)}
-            self._anyone_cut_off |= bool(cut_off)
             self._lingering = (self._lingering | over) & listed
             self._present = listed - self._lingering
         ended = not self._present
         buffers.success[row] = self._success is not None and self._success()
-        buffers.truncated[row] = ended and self._anyone_cut_off
-        buffers.terminated[row] = ended and not self._anyone_cut_off
+        buffers.truncated[row] = ended and bool(cut_off)
+        buffers.terminated[row] = ended and not cut_off
         if not ended:
             self._show(buffers.now, row, observations, infos, self._present)
             return
-        self._show(buffers.final, row, observations, infos, cut_off if self._anyone_cut_off else before)
+        self._show(buffers.final, row, observations, infos, cut_off or before)
         self._episode += 1
         self._begin(buffers, row, episode_seed(self._seed, self._episode))
 
@@ -202,7 +200,6 @@ class ParallelCopy:
         with numbered(self._number):
             observations, infos = _checked_parts("reset", self.environment.reset(seed=seed), _RESET)
         self._present, self._lingering = self._listed(), set()
-        self._anyone_cut_off = False
         self._steps = 0
         if not self._present:
             raise EnvironmentFault("reset: env.agents is empty, expected at least one agent to begin with")
