@@ -207,6 +207,17 @@ def test_a_damaged_round_is_passed_over(tmp_path: Path) -> None:
     assert resumed.report == whole.report
 
 
+def test_rounds_of_another_length_are_refused(tmp_path: Path) -> None:
+    # As an earlier version left them, which cut rounds at a guessed horizon.
+    settings, longer = settings_of(), settings_of(steps=15)
+    kept = kept_in(tmp_path, settings, StoppingAfter)
+    kept.rounds = 2
+    with pytest.raises(Stopped):
+        distil(kept, settings)
+    with pytest.raises(UsageError, match=r"got rounds of 10 steps, expected 15 .* --restart-students"):
+        distil(kept_in(tmp_path, settings), longer)
+
+
 def test_a_finished_distillation_survives_a_kill_while_its_data_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ class Distillation:
 
         Raises:
             CheckpointError: what was kept is damaged.
+            UsageError: what was kept has rounds of another length.
             DivergedError: the students are no longer finite; the round before is kept.
         """
         self._resume(kept)
@@ -279,6 +280,11 @@ class Distillation:
         found = kept.load()
         if found is not None:
             state, data = found
+            if data and len(data[0].begins) != self._rollout.steps:
+                raise UsageError(
+                    f"{kept.folder}: got rounds of {len(data[0].begins)} steps, expected {self._rollout.steps} (an "
+                    "earlier version cut them at a guessed horizon); --restart-students discards them and distils anew"
+                )
             restore(self._components(), state.tensors)
             self._generator.set_state(state.tensors["generator"].cpu())
             self._counters = state.counters
