@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from following_teacher import FollowingTeacher
+from hmarl.sdk.environment import Observation, as_numpy
+from hmarl.sdk.environments.faulty import with_faults
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.faults import parse_faults
 from hmarl.trainer.algorithms import find_algorithm
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.contract.teacher import GoalKind
-from hmarl.trainer.experience.rollout import Collector, Rollout
+from hmarl.trainer.experience.rollout import Collector, Decision, Rollout
 from hmarl.trainer.networks.distributions import Categorical
 from hmarl.trainer.networks.flat import Memory, RecurrentNetwork
 from hmarl.trainer.networks.settings import validate
@@ -22,6 +27,7 @@ from hmarl.trainer.students.learner import Learner
 from hmarl.trainer.students.report import measure
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.student import Students
+from hmarl.trainer.students.teams import InformedTeam
 from toy_environments import ToyEnvironment, leaving, masked_discrete
 from training_runs import CPU, as_tensors, tiny_networks
 
@@ -207,6 +213,114 @@ def test_students_act_by_what_they_have_seen_of_the_episode_and_by_nothing_befor
         remembered = policy.remembered(rounds.features(g), nothing, rounds.begins, policy.theta, rounds.there(g))
         modes = policy.decided(remembered, rounds.mask(g), policy.theta)[0].mode()
         torch.testing.assert_close(modes, rollout.actions[g].flatten(0, 1).transpose(0, 1))
+
+
+def restarting(batch_size: int) -> Any:
+    """``masked_discrete``, episodes of five steps: the one comes back from a restart at the fifth, the other twice."""
+    faults = "chooser_0:restart=2..3;chooser_1:restart=0.3:1"
+    return with_faults(masked_discrete(batch_size), parse_faults(faults))
+
+
+def played(students: Students, steps: int, batch_size: int = 3) -> tuple[Rollout, Tensor, Tensor]:
+    """A rollout in which the students as deployed act; [T, N, B, ...] what they carry away from each step, and the
+    logits of their actions.
+    """
+    environment, team, seeds = restarting(batch_size), LocalTeam(students), np.arange(batch_size) + 11
+    carried: list[Tensor] = []
+
+    class Deployed:
+        def begin_rollout(self, steps: int, batch_size: int) -> None:
+            team.reset(seeds)
+
+        def act(self, observation: Observation, step: int) -> Decision:
+            actions = team.act(as_numpy(observation), np.ones(batch_size, np.bool_))
+            carried.append(team.carried("memory")[0].transpose(0, 1).clone())
+            return Decision((chosen := tuple(map(torch.from_numpy, actions))), chosen)
+
+        def episodes_ended(self, ended: Tensor) -> None:
+            team._states = [[torch.where(ended.view(-1, 1), 0.0, x) for x in states] for states in team._states]
+
+    rollout = Rollout(environment.spec, steps, batch_size, CPU)
+    Collector(environment, rollout, seeds).collect(Deployed())
+    assert rollout.restarted is not None
+    assert rollout.restarted[4].any(), "where a chunk begins"
+    assert rollout.restarted[9].any(), "and within one"
+    (policy,) = students.policies
+    remembered = torch.stack(carried)
+    mask = rollout.action_masks[0]
+    assert mask is not None
+    logits = [
+        policy.decided(each, legal.transpose(0, 1), policy.theta)[0].logits  # type: ignore[attr-defined]
+        for each, legal in zip(remembered, mask, strict=True)
+    ]
+    return rollout, remembered, torch.stack(logits)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_restarted_students_remember_what_deployed_ones_do(share: bool) -> None:
+    """In the rounds in which they act, where they learn, at chunks' beginnings, and in what is reported."""
+    algorithm = new_algorithm(restarting(1))
+    students = new_students(algorithm, share_parameters=share)
+    (policy,) = students.policies
+    rollout, carried, logits = played(students, steps=12)
+    # Acting in rounds.
+    demonstrator = Demonstrator(algorithm, FollowingTeacher(algorithm), students, sample=False)
+    demonstrator.prepare(teacher_acts=False, seed=7)
+    acted = Rollout(rollout.spec, 12, 3, CPU)
+    Collector(restarting(3), acted, np.arange(3) + 11).collect(demonstrator)
+    assert torch.equal(acted.actions[0], rollout.actions[0])
+    # Along sequences, whole ones and chunks.
+    rollout.extras = {"label.0": logits.transpose(1, 2)}
+    rounds = Demonstrations.of(rollout, students)
+    along = policy.carried(rounds.features(0), torch.zeros(2, 3, 5), rounds.forgotten(0), policy.theta, rounds.there(0))
+    torch.testing.assert_close(along.unflatten(1, (12, 3)).transpose(0, 1), carried, atol=1e-5, rtol=1e-5)
+    for chunks in (1, 3):
+        settings = validate(DistillationSettings, {**SMALL, "epochs": 1, "minibatches": 1}, "distillation")
+        learner = Learner(students, settings, chunks, torch.Generator().manual_seed(0))
+        starts = learner.memories(policy, 0, rounds).unflatten(1, (chunks, 3))
+        for k in range(1, chunks):
+            torch.testing.assert_close(starts[:, k], carried[4 * k - 1], atol=1e-5, rtol=1e-5)
+        drawn = learner.learn(Demonstrations.join([rounds, rounds]))
+        assert drawn["kl"] == pytest.approx(0.0, abs=1e-5), "the labels are what they do themselves"
+        policy.theta.copy_(new_students(algorithm, share_parameters=share).policies[0].theta)
+    fidelity = measure(students, rounds)
+    assert fidelity.kl == pytest.approx(0.0, abs=1e-5)
+    assert fidelity.action_agreement == 1.0
+    # In some of the chunks alone.
+    some = rounds.in_chunks(3).take(torch.tensor([1, 4, 8]))
+    assert some.forgotten(0).shape == (4, 3, 2)
+
+
+def test_rounds_of_before_restarts_were_kept_are_learnt_from_beside_newer_ones() -> None:
+    algorithm = new_algorithm(restarting(1))
+    students = new_students(algorithm)
+    rollout, _, logits = played(students, steps=12)
+    rollout.extras = {"label.0": logits.transpose(1, 2)}
+    newer = Demonstrations.of(rollout, students)
+    older = Demonstrations({name: x for name, x in newer.tensors.items() if "restarted" not in name})
+    joined = Demonstrations.join([older, newer])
+    assert torch.equal(joined.forgotten(0)[:, 3:], newer.forgotten(0))
+    assert torch.equal(joined.forgotten(0)[:, :3], newer.begins.unsqueeze(-1).expand(-1, -1, 2))
+    assert older.forgotten(0).equal(older.begins)
+
+
+def test_informed_students_forget_when_they_are_restarted() -> None:
+    environment, seeds = restarting(3), np.arange(3) + 11
+    algorithm = new_algorithm(environment)
+    students = new_students(algorithm, told="team")
+    team = InformedTeam(algorithm, students)
+    team.reset(seeds)
+    observation, forgot = environment.reset(seeds), 0
+    for _ in range(5):
+        before = [memory.clone() for memory in team._memories]
+        actions = team.act(observation, np.ones(3, np.bool_))
+        back = torch.from_numpy(observation.restarted).T
+        before[0][back] = 0.0
+        _, expected = students.act(replace(as_tensors(observation), restarted=None), None, before)
+        torch.testing.assert_close(team._memories[0], expected[0])
+        forgot += int(back.sum())
+        observation = environment.step(actions).observation
+    assert forgot >= 3
 
 
 @pytest.mark.parametrize("what", ["nothing", "team", "state"])

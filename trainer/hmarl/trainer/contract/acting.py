@@ -16,8 +16,7 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.experience.rollout import Decision
-from hmarl.trainer.networks.indices import on_device
-from hmarl.trainer.networks.policies import Context
+from hmarl.trainer.networks.policies import Context, without_restarted
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class LocalActing:
     @torch.no_grad()
     def act_in_context(self, observation: Observation, step: int, context: Context | None) -> Decision:
         """``act`` given what all agents see alike, ``context`` [B, C], or what each sees; see ``Context``."""
-        self._forget_restarted(observation)
+        self.memories = without_restarted(self.actors.spec.groups, self.memories, observation.restarted)
         before = tuple(self.memories)
         decision, self.memories = self.actors.decide(
             observation, context, self.noise_at(step), self.memories, judged=self.records_log_probs
@@ -149,16 +148,6 @@ class LocalActing:
         """Remember a step at which others act."""
         if self.memories:
             _, self.memories = self.actors.distributions(observation, context, self.memories)
-
-    def _forget_restarted(self, observation: Observation) -> None:
-        """Nothing is remembered by agents whose process has been restarted."""
-        if observation.restarted is not None and self.memories:
-            self.memories = [
-                memory.masked_fill(
-                    observation.restarted[:, on_device(group.agents, memory.device)].T.unsqueeze(-1), 0.0
-                )
-                for group, memory in zip(self.actors.spec.groups, self.memories, strict=True)
-            ]
 
     def episodes_ended(self, ended: Tensor) -> None:
         """[B] bool: forget what was remembered of the episodes that have just ended."""

@@ -54,4 +54,5 @@ def as_tensors(observation: Observation, device: torch.device) -> Observation:
         tuple(None if m is None else torch.as_tensor(m, device=device) for m in observation.action_masks),
         torch.as_tensor(observation.state, device=device),
         torch.as_tensor(observation.active, device=device),
+        None if observation.restarted is None else torch.as_tensor(observation.restarted, device=device),
     )

@@ -147,7 +147,8 @@ class Memory:
 
     Attributes:
         initial: [..., n·B, H] the memory with which each chunk starts.
-        kept: [n, L, B, 1] float32, 0 where a row begins an episode (the memory is then zero before it), else 1.
+        kept: [..., n, L, B, 1] float32, 0 where a row begins an episode, or its agent was restarted (the memory is then
+            zero before it), else 1.
         there: [..., n, L, B, 1] bool, False where an agent is away: the next row has the memory that this one had.
             None: it is always there.
     """
@@ -159,21 +160,22 @@ class Memory:
     @property
     def chunks(self) -> int:
         """n·B."""
-        return self.kept.shape[0] * self.kept.shape[2]
+        return self.kept.shape[-4] * self.kept.shape[-2]
 
     def rows(self, chosen: Tensor) -> Tensor:
         """[L·c] int64: the rows of the chunks ``chosen`` [c], in the order in which ``take`` describes them."""
-        _, length, batch, _ = self.kept.shape
+        length, batch = self.kept.shape[-3:-1]
         first = (chosen // batch) * (length * batch) + chosen % batch
         return (first + batch * torch.arange(length, device=chosen.device).unsqueeze(-1)).flatten()
 
     def take(self, chosen: Tensor) -> Memory:
         """Of the chunks ``chosen`` [c] alone, as [1, L, c]."""
-        kept = self.kept.transpose(1, 2).flatten(0, 1)[chosen]
-        there = self.there
-        if there is not None:
-            there = there.transpose(-3, -2).flatten(-4, -3)[..., chosen, :, :].transpose(-3, -2).unsqueeze(-4)
-        return Memory(self.initial[..., chosen, :], kept.transpose(0, 1).unsqueeze(0), there)
+
+        def pick(x: Tensor) -> Tensor:
+            return x.transpose(-3, -2).flatten(-4, -3)[..., chosen, :, :].transpose(-3, -2).unsqueeze(-4)
+
+        there = None if self.there is None else pick(self.there)
+        return Memory(self.initial[..., chosen, :], pick(self.kept), there)
 
 
 class GoalShape(Protocol):
@@ -304,13 +306,13 @@ class RecurrentNetwork(FlatNetwork):
 
     def _through(self, parameters: Parameters, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """What ``remembered`` and ``carried`` return; they differ where an agent is away."""
-        chunks, length, batch, _ = memory.kept.shape
+        chunks, length, batch, _ = memory.kept.shape[-4:]
         lead = x.shape[:-2]
         # Unbound at once: the gradient of an indexed step would be an array of all steps, for every step.
         steps = self._gates(parameters, x).view(*lead, chunks, length, batch, -1).unbind(-3)
         held, remembered, carried = memory.initial, [], []
         for t, gates in enumerate(steps):
-            held = held * memory.kept[:, t].reshape(chunks * batch, 1)
+            held = held * memory.kept[..., t, :, :].flatten(-3, -2)
             after = self._advance(parameters, gates.flatten(-3, -2), held)
             remembered.append(after.view(*lead, chunks, batch, self.memory))
             there = memory.there

@@ -164,7 +164,7 @@ class GroupPolicy:
             context: [L, C, K] what all members see alike, or None.
             mask: [L, C, N, A] bool, or None.
             memory: [N, C, H] before the first step; of no matter to networks without memory.
-            begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+            begins: bool, True where nothing from before a step is remembered; see ``forgotten`` of ``memory_along``.
             theta: parameters [rows, P].
             there: [L, C, N] bool, False where an agent is away, or None; see ``Memory``.
         """
@@ -198,16 +198,23 @@ class GroupPolicy:
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
 
 
-def memory_along(memory: Tensor, begins: Tensor, there: Tensor | None) -> Memory:
+def memory_along(memory: Tensor, forgotten: Tensor, there: Tensor | None) -> Memory:
     """What N agents remember along C sequences of L steps.
 
     Args:
         memory: [N, C, H] before the first step.
-        begins: [L, C] bool, True where a step begins an episode: nothing before is remembered there.
+        forgotten: [L, C] bool, True where nothing from before a step is remembered: it begins an episode; or
+            [L, C, N], where that differs between agents: some were restarted.
         there: [L, C, N] bool, False where an agent is away; None: all are always there.
     """
-    there = None if there is None else there.permute(2, 0, 1).unsqueeze(1).unsqueeze(-1)
-    return Memory(memory, (~begins).float().view(1, *begins.shape, 1), there)
+
+    def of_agents(x: Tensor) -> Tensor:
+        """[N, 1, L, C, 1]."""
+        return x.permute(2, 0, 1).unsqueeze(1).unsqueeze(-1)
+
+    kept = (~forgotten).float()
+    kept = kept.view(1, *kept.shape, 1) if kept.dim() == 2 else of_agents(kept)
+    return Memory(memory, kept, None if there is None else of_agents(there))
 
 
 def fresh_rows(rows: int, network: FlatNetwork, head: ActionHead, generator: torch.Generator) -> Tensor:
@@ -218,6 +225,18 @@ def fresh_rows(rows: int, network: FlatNetwork, head: ActionHead, generator: tor
 def by_group(groups: Sequence[AgentGroup], active: Tensor) -> list[Tensor]:
     """Per group [..., N_group] of what is known of all agents [..., N]."""
     return [active[..., on_device(group.agents, active.device)] for group in groups]
+
+
+def without_restarted(
+    groups: Sequence[AgentGroup], memories: Sequence[Tensor], restarted: Tensor | None
+) -> list[Tensor]:
+    """What agents remember, per group [N_group, B, H] or nothing at all, once those ``restarted`` [B, N] bool have
+    forgotten everything; None: no agent was.
+    """
+    if restarted is None or not memories:
+        return list(memories)
+    rows = by_group(groups, restarted)
+    return [memory.masked_fill(each.T.unsqueeze(-1), 0.0) for memory, each in zip(memories, rows, strict=True)]
 
 
 def no_memories(policies: Sequence[GroupPolicy], batch_size: int) -> list[Tensor]:

@@ -101,6 +101,7 @@ class Demonstrations:
             - ``features.g`` [..., N_group, D] what the students see;
             - ``mask.g`` [..., N_group, A] bool, where there are masks;
             - ``active.g`` [..., N_group] bool, False where an agent had left;
+            - ``restarted.g`` [..., N_group] bool, True where an agent lost what it remembered, where that happens;
             - ``label.g`` [..., N_group, P] logits, or mean and logarithmic standard deviation;
             - ``goal.g`` [..., N_group, G], where there are goals.
     """
@@ -115,12 +116,21 @@ class Demonstrations:
         for g, (group, mask) in enumerate(zip(rollout.spec.groups, rollout.action_masks, strict=True)):
             tensors |= {f"features.{g}": features[g], f"active.{g}": rollout.active[:, :, list(group.agents)]}
             tensors |= {} if mask is None else {f"mask.{g}": mask}
+            if rollout.restarted is not None:
+                tensors[f"restarted.{g}"] = rollout.restarted[:, :, list(group.agents)]
         return cls({name: tensor.clone() for name, tensor in tensors.items()})
 
     @classmethod
     def join(cls, parts: Sequence[Demonstrations]) -> Demonstrations:
         """The sequences of several with equal L, one after the other."""
-        return cls({name: torch.cat([part.tensors[name] for part in parts], dim=1) for name in parts[0].tensors})
+        names = dict.fromkeys(name for part in parts for name in part.tensors)
+        return cls({name: torch.cat([part._of(name) for part in parts], dim=1) for name in names})
+
+    def _of(self, name: str) -> Tensor:
+        """[L, C, ...]; rounds that an earlier version kept tell nothing of restarts."""
+        if name.startswith("restarted.") and name not in self.tensors:
+            return torch.zeros_like(self.tensors[name.replace("restarted", "active")])
+        return self.tensors[name]
 
     def in_chunks(self, count: int) -> Demonstrations:
         """L / count steps each: sequence k · C + c is chunk k of sequence c."""
@@ -151,6 +161,11 @@ class Demonstrations:
     def there(self, group: int) -> Tensor:
         """[L, C, N_group] bool, False where an agent had left."""
         return self.tensors[f"active.{group}"]
+
+    def forgotten(self, group: int) -> Tensor:
+        """[L, C] or [L, C, N_group] bool: where an episode begins, or an agent lost what it remembered."""
+        restarted = self.tensors.get(f"restarted.{group}")
+        return self.begins if restarted is None else self.begins.unsqueeze(-1) | restarted
 
     def mask(self, group: int) -> Tensor | None:
         """[N_group, L·C, A] bool, or None."""

@@ -58,7 +58,7 @@ class Learner:
         """Descend once; returns means over agents and steps."""
         policy, optimiser = self.students.policies[group], self.optimisers[group]
         theta, weight = optimiser.parameter, part.weight(group)
-        remembered = policy.remembered(part.features(group), memory, part.begins, theta, part.there(group))
+        remembered = policy.remembered(part.features(group), memory, part.forgotten(group), theta, part.there(group))
         predicted, predicted_goals = policy.decided(remembered, part.mask(group), theta)
         losses = {"kl": imitation_loss(part.labels(group, policy.head), predicted, weight)}
         loss, goals, kind = losses["kl"], part.goals(group), policy.goal_kind
@@ -75,6 +75,8 @@ class Learner:
         nothing = torch.zeros(policy.members, rounds.sequences, policy.network.memory_size, device=policy.theta.device)
         if self.chunks == 1:
             return nothing
-        carried = policy.carried(rounds.features(group), nothing, rounds.begins, policy.theta, rounds.there(group))
+        carried = policy.carried(
+            rounds.features(group), nothing, rounds.forgotten(group), policy.theta, rounds.there(group)
+        )
         at_ends = carried.unflatten(1, (self.chunks, -1, rounds.sequences))[:, :-1, -1]  # [N, n - 1, C, H]
         return torch.cat([nothing.unsqueeze(1), at_ends], dim=1).flatten(1, 2)

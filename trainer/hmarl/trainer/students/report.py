@@ -76,7 +76,9 @@ def _compared(group: int, policy: StudentPolicy, rounds: Demonstrations) -> dict
     """By name, [2] a sum over agents and steps and what it is divided by."""
     weight = rounds.weight(group)
     nothing = torch.zeros(policy.members, rounds.sequences, policy.network.memory_size, device=weight.device)
-    remembered = policy.remembered(rounds.features(group), nothing, rounds.begins, policy.theta, rounds.there(group))
+    remembered = policy.remembered(
+        rounds.features(group), nothing, rounds.forgotten(group), policy.theta, rounds.there(group)
+    )
     predicted, predicted_goals = policy.decided(remembered, rounds.mask(group), policy.theta)
     labels = rounds.labels(group, policy.head)
 

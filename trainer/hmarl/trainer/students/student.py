@@ -23,6 +23,7 @@ from hmarl.trainer.networks.policies import (
     no_memories,
     select_all,
     step_all,
+    without_restarted,
 )
 from hmarl.trainer.students.settings import DistillationSettings
 
@@ -40,24 +41,26 @@ class StudentPolicy(GroupPolicy):
     goal_kind: GoalKind | None = None
 
     def remembered(
-        self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor, there: Tensor | None = None
+        self, features: Tensor, memory: Tensor, forgotten: Tensor, theta: Tensor, there: Tensor | None = None
     ) -> Tensor:
         """[N, L·C, H] what all agents decide by at each step of C sequences of L steps.
 
         Args:
             features: [L, C, N, D] normalised observations.
             memory: [N, C, H] before the first step.
-            begins: [L, C] bool, True where a step begins an episode.
+            forgotten: bool, True where nothing from before a step is remembered, see ``memory_along``.
             theta: parameters [rows, P].
             there: [L, C, N] bool, False where an agent is away, or None; see ``Memory``.
         """
-        return self.network.remembered(self._named(theta), self._rows(features), memory_along(memory, begins, there))
+        along = memory_along(memory, forgotten, there)
+        return self.network.remembered(self._named(theta), self._rows(features), along)
 
     def carried(
-        self, features: Tensor, memory: Tensor, begins: Tensor, theta: Tensor, there: Tensor | None = None
+        self, features: Tensor, memory: Tensor, forgotten: Tensor, theta: Tensor, there: Tensor | None = None
     ) -> Tensor:
         """[N, L·C, H] what all agents carry into the step after each; arguments as of ``remembered``."""
-        return self.network.carried(self._named(theta), self._rows(features), memory_along(memory, begins, there))
+        along = memory_along(memory, forgotten, there)
+        return self.network.carried(self._named(theta), self._rows(features), along)
 
     def _rows(self, features: Tensor) -> Tensor:
         """[N, L·C, input_size] of features [L, C, N, D]."""
@@ -168,7 +171,8 @@ class Students:
         """
         seen = self.features(observation.observations, observation.state)
         there = by_group(self.spec.groups, observation.active)
-        distributions, following = step_all(self.policies, seen, observation.action_masks, None, memories, there)
+        before = without_restarted(self.spec.groups, memories, observation.restarted)
+        distributions, following = step_all(self.policies, seen, observation.action_masks, None, before, there)
         return select_all(distributions, perturbations), following
 
     def deployable(self, agent: int) -> DeployablePolicy:
