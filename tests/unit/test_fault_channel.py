@@ -22,9 +22,11 @@ class Plain:
     said: object = None
     under_way: list[tuple[int, int, object]] = field(default_factory=list)
 
-    def step(self, clock: int, message: object, late: int, lost: bool) -> bool:
+    def step(self, clock: int, message: object, late: int, lost: bool, deaf: bool) -> bool:
         if not lost:
             self.under_way.append((clock, clock + late, message))
+        if deaf:
+            self.under_way = [each for each in self.under_way if each[1] > clock]
         due = [each for each in self.under_way if each[1] <= clock and each[0] > self.sent]
         if not due:
             return False
@@ -48,9 +50,11 @@ def test_what_is_held_is_the_newest_message_that_has_arrived(most_late: int) -> 
     copy = Channel(PARTS, LEAD, most_late)
     for clock in range(1, 200):
         sent, late, lost = message(random), random.integers(0, most_late + 1, LEAD), random.random(LEAD) < 0.3
-        arrived = channel.send(sent, late, lost)
+        deaf = random.random(LEAD) < 0.2
+        arrived = channel.send(sent, late, lost, deaf if clock % 3 else None)
         for (row, agent), own in plain.items():
-            expected = own.step(clock, of(sent, row, agent), int(late[row, agent]), bool(lost[row, agent]))
+            missed = bool(clock % 3 and deaf[row, agent])
+            expected = own.step(clock, of(sent, row, agent), int(late[row, agent]), bool(lost[row, agent]), missed)
             assert arrived[row, agent] == expected
             assert of(channel.held, row, agent) == own.said
             assert channel.age[row, agent] == clock - own.sent

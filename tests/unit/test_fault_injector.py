@@ -43,10 +43,12 @@ class PlainMessages:
     held: Any = None
     under_way: list[tuple[int, int, Any]] = field(default_factory=list)
 
-    def send(self, message: Any, late: int, lost: bool) -> bool:
+    def send(self, message: Any, late: int, lost: bool, deaf: bool = False) -> bool:
         self.clock += 1
         if not lost:
             self.under_way.append((self.clock, self.clock + late, message))
+        if deaf:
+            self.under_way = [each for each in self.under_way if each[1] > self.clock]
         due = [each for each in self.under_way if each[1] <= self.clock and each[0] > self.sent]
         if due:
             self.sent, _, self.held = max(due, key=lambda each: each[0])
@@ -107,8 +109,9 @@ class PlainAgent:
 
     def see(self, step: int, numbers: dict[Chance, float], message: Any, active: bool, appeared: bool) -> None:
         self.look(step, numbers)
-        lost = numbers[Chance.LOSS] < np.float32(self.faults.loss) or self.frozen or self.gone or not active
-        self.senses.send(message, late_by(self.faults.delay, numbers[Chance.DELAY]), lost)
+        lost = numbers[Chance.LOSS] < np.float32(self.faults.loss) or not active
+        deaf = self.frozen or self.gone
+        self.senses.send(message, late_by(self.faults.delay, numbers[Chance.DELAY]), lost, deaf)
         if appeared:
             self.appear(message)
 

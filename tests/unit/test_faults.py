@@ -226,6 +226,44 @@ def test_an_agent_that_restarts_is_told_of_when_it_is_back() -> None:
     assert (flags[1:] == np.concatenate([down[:1] & False, down[:-1] & ~down[1:]])).mean() > 0.97
 
 
+def test_what_arrives_while_an_agent_is_out_is_lost_whenever_it_was_sent() -> None:
+    play = Play("a:delay=3,out=5..7;arm:delay=3", 12, legal(12))
+    assert play.seen[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 5, 6, 7, 8, 9]
+    assert play.seen[:, 0, 2].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9], "others are out too"
+    late = Play("a:delay=3,out=0..4", 9, legal(9))
+    assert late.seen[:, 0, 0].tolist() == [0, 0, 0, 0, 0, 2, 3, 4, 5, 6], "an episode's first one always arrives"
+
+
+def test_an_agent_that_restarts_has_forgotten_before_it_hears_again() -> None:
+    play = Play("a:delay=3,restart=5..7", 12, legal(12))
+    assert play.seen[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 5, 6, 7, 8, 9]
+    restarted = np.stack([each.restarted[0, 0] for each in play.observations])
+    assert np.flatnonzero(restarted).tolist() == [8]
+
+
+def test_senses_that_are_stuck_show_nothing_new_however_late_it_is() -> None:
+    assert Play("a:delay=2,freeze=4..5", 9, legal(9)).seen[:, 0, 0].tolist() == [0, 0, 0, 1, 1, 1, 4, 5, 6, 7]
+
+
+def test_what_an_agent_sent_before_it_was_out_is_done_and_nothing_that_it_chose_meanwhile() -> None:
+    play = Play("arm:action_delay=3,out=5..7,fallback=zero", 14, legal(14), arm=(0.5, 5.0))
+    done = np.flatnonzero(play.arm[:, 0, 1] == 5.0)
+    assert done.tolist() == [3, 4, 5, 6, 7, 11, 12, 13]
+
+
+@pytest.mark.parametrize("outage", ["out=0.2:3", "restart=0.2:3", "freeze=0.2:3"])
+def test_a_delay_shifts_what_is_seen_and_no_outage(outage: str) -> None:
+    steps = 60
+    prompt, late = (Play(f"{faults}{outage}", steps, 2, seeds=SEEDS) for faults in ("", "delay=2,"))
+    deaf = np.diff(prompt.seen, axis=0) == 0
+    assert (np.diff(late.seen, axis=0)[deaf] == 0).all(), "news is heard in an outage"
+    heard = ~deaf
+    heard[:2] = False  # nothing is due yet
+    assert (late.seen[1:][heard] == (prompt.seen[1:] - 2)[heard]).all(), "it is deaf when it is back"
+    assert heard.any()
+    assert deaf.any()
+
+
 def test_an_agent_replaced_by_its_fallback_never_acts() -> None:
     assert set(Play("a:out=0,fallback=noop:1", 8, legal(8)).done[:, 0, 0]) == {0, 1}
 

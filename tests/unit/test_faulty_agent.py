@@ -147,6 +147,38 @@ def test_what_is_under_way_arrives_while_steps_are_skipped() -> None:
         assert [agent.act(zeros).fresh for _ in range(3)] == [False, False, True]
 
 
+class Seeing(LocalAgent):
+    """Keeps what it is shown, by step."""
+
+    def __init__(self) -> None:
+        super().__init__(load_bundle(SHIPPED_BUNDLE), "agent_0")
+        self.saw: dict[int, float] = {}
+        self.forgot: list[int] = []
+
+    def reset(self, seed: int, *, first_step: int = 0, **options: Any) -> None:
+        super().reset(seed, first_step=first_step, **options)
+        self.forgot.append(first_step)
+
+    def act(self, observation: Any, action_mask: Any = None) -> Action:
+        action = super().act(observation, action_mask)
+        self.saw[action.step] = float(observation[0])
+        return action
+
+
+@pytest.mark.parametrize("fault", ["out", "restart", "freeze"])
+def test_what_arrives_in_an_outage_is_lost_also_where_its_steps_are_skipped(fault: str) -> None:
+    inner = Seeing()
+    with FaultyAgent(inner, f"delay=3,{fault}=5..7") as agent:
+        agent.reset(1)
+        for step in range(12):
+            if step in (6, 7):
+                agent.skip()
+            else:
+                agent.act(np.full(18, step, np.float32))
+    assert inner.saw == {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, 5: 1, 8: 5, 9: 5, 10: 5, 11: 8}
+    assert inner.forgot == ([0, 8] if fault == "restart" else [0])
+
+
 def test_a_step_at_which_the_agent_raises_delays_nothing() -> None:
     class Moody(LocalAgent):
         raises = False

@@ -37,7 +37,11 @@ class Channel:
         self._places = np.arange(lead[0])[:, None], np.arange(lead[1])[None]
 
     def send(
-        self, message: Sequence[npt.NDArray[Any]], late: npt.NDArray[np.int64], lost: npt.NDArray[np.bool_]
+        self,
+        message: Sequence[npt.NDArray[Any]],
+        late: npt.NDArray[np.int64],
+        lost: npt.NDArray[np.bool_],
+        deaf: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.bool_]:
         """Let a step pass.
 
@@ -45,6 +49,7 @@ class Channel:
             message: [B, N, *shape] for each part.
             late: [B, N] steps; 0 arrives at once.
             lost: [B, N] never arrives.
+            deaf: [B, N] whatever arrives now is dropped, whenever it was sent; None: nowhere.
 
         Returns:
             [B, N] whether a newer message than before has arrived.
@@ -55,6 +60,8 @@ class Channel:
             under_way[slot] = part
         self._due[slot] = np.where(lost, _NEVER, self._clock + late)
         self._sent[slot] = self._clock
+        if deaf is not None:
+            self._due = np.where(deaf & (self._due <= self._clock), _NEVER, self._due)
         candidates: npt.NDArray[np.int64] = np.where(self._due <= self._clock, self._sent[:, None, None], -1).max(0)
         arrived: npt.NDArray[np.bool_] = candidates > self._newest
         self._newest = np.where(arrived, candidates, self._newest)
@@ -63,10 +70,10 @@ class Channel:
             self.held[number] = _chosen(arrived, under_way[slots, *self._places], self.held[number])
         return arrived
 
-    def pass_step(self) -> npt.NDArray[np.bool_]:
+    def pass_step(self, deaf: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
         """Let a step pass at which nothing is sent; [B, N] whether a newer message than before has arrived."""
         late = np.zeros_like(self._newest)
-        return self.send(self.held, late, np.ones_like(late, np.bool_))
+        return self.send(self.held, late, np.ones_like(late, np.bool_), deaf)
 
     def begin(self, begun: npt.NDArray[np.bool_], message: Sequence[npt.NDArray[Any]]) -> None:
         """Hold a message of now, and forget what is under way, where ``begun`` [B, N]."""

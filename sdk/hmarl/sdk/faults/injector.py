@@ -161,9 +161,11 @@ def _leaves_actions_alone(faults: AgentFaults, masked: bool) -> bool:
 class Injector:
     """Faults of B teams, step by step: ``begin``, then ``done`` (or ``idle``) and ``seen`` in turn, ``skip`` between.
 
-    An observation carries its action mask with it; both are late or lost together. What a lost action asks for is not
-    done; neither is what has become illegal by the time it arrives. Then the agent's fallback decides, which knows what
-    is legal now. An episode's first observation always arrives; so does that of an agent that was not there before.
+    An observation carries its action mask with it; both are late or lost together. What arrives at an agent that is
+    out, or whose senses are frozen, is lost, whenever it was sent; what it sent before it was out is still under way.
+    What a lost action asks for is not done; neither is what has become illegal by the time it arrives. Then the agent's
+    fallback decides, which knows what is legal now. An episode's first observation always arrives; so does that of an
+    agent that was not there before.
 
     Args:
         model: what goes wrong.
@@ -249,13 +251,13 @@ class Injector:
         self._draws.advance()
         assert self._now is not None
         appeared = np.asarray(observation.active & ~self._now.active)
-        frozen = self._note_outages(slice(None))
-        lost = self._senses.lost(self._draws) | frozen | self._gone | ~observation.active
+        deaf = self._note_outages(slice(None))
+        lost = self._senses.lost(self._draws) | ~observation.active
         late = self._senses.late(self._draws)
         messages = self._messages(observation)
         for channel, group, message in zip(self._channels, self._groups, messages, strict=True):
             columns = list(group.agents)
-            channel.send(message, late[:, columns], lost[:, columns])
+            channel.send(message, late[:, columns], lost[:, columns], deaf[:, columns])
         self._begin_agents(appeared, messages)
         return self._shown(observation)
 
@@ -263,16 +265,21 @@ class Injector:
         """Steps go by at which nothing is seen and nothing chosen; what goes wrong in them goes wrong all the same."""
         for _ in range(steps):
             self._draws.advance()
-            self._count_outages()
-            for channel in self._channels:
-                channel.pass_step()
+            deaf = self._count_outages()
+            for channel, group in zip(self._channels, self._groups, strict=True):
+                channel.pass_step(deaf[:, list(group.agents)])
             self.idle()
 
-    def _count_outages(self) -> None:
-        """Those at the present step, which is skipped: who forgets in it is told so when it sees something again."""
-        self._down = self._down | self._restarts.now(self._draws, slice(None))
-        for outages in (self._outs, self._freezes):
-            outages.now(self._draws, slice(None))
+    def _count_outages(self) -> Flags:
+        """Those at the present step, which is skipped: who forgets in it is told so when it sees something again.
+
+        Returns:
+            [B, N] who hears nothing of what arrives.
+        """
+        down = self._restarts.now(self._draws, slice(None))
+        self._down = self._down | down
+        out, frozen = (each.now(self._draws, slice(None)) for each in (self._outs, self._freezes))
+        return down | out | frozen
 
     def _begin(self, rows: npt.NDArray[np.intp], observation: Observation, skipped: int = 0) -> Observation:
         for outages in (self._freezes, self._outs, self._restarts):
@@ -296,15 +303,18 @@ class Injector:
             hands.begin(begun[:, hands.columns])
 
     def _note_outages(self, rows: slice | npt.NDArray[np.intp]) -> Flags:
-        """Who is out at the present step of some teams, and who is back with nothing remembered; returns [R, N] whose
-        senses are frozen.
+        """Who is out at the present step of some teams, and who is back with nothing remembered.
+
+        Returns:
+            [R, N] who hears nothing of what arrives: those who are out, and whose senses are frozen.
         """
         down = self._restarts.now(self._draws, rows)
         self._forgot, self._gone = self._forgot.copy(), self._gone.copy()
         self._forgot[rows] = self._down[rows] & ~down
         self._gone[rows] = self._outs.now(self._draws, rows) | down
         self._down[rows] = down
-        return self._freezes.now(self._draws, rows)
+        frozen = self._freezes.now(self._draws, rows)
+        return self._gone[rows] | frozen
 
     def _messages(self, observation: Observation) -> list[list[Block]]:
         """Per group what is sent to its agents: the observation with its noise, and the mask where there is one."""

@@ -57,11 +57,12 @@ class AgentFaults:
         delay: steps that an observation is late, drawn for each between the two.
         loss: probability that an observation is lost.
         noise: standard deviation of what is added to each number of an observation, in the observation's own units.
-        freeze: when the agent's senses are stuck at what was seen last.
+        freeze: when the agent's senses are stuck at what was seen last; what arrives then is lost, however late it is.
         action_delay: steps that an action is late, drawn for each between the two.
         action_loss: probability that an action is lost.
-        out: when the agent neither hears nor is heard.
-        restart: when the agent is out and has then forgotten what it remembered.
+        out: when the agent neither hears nor is heard: what arrives then is lost, however late it is, and nothing is
+            sent. What it sent before is under way and still arrives.
+        restart: when the agent is out. At the step where it is back it has forgotten what it remembered.
         fallback: what is done at a step without a fresh action.
     """
 
