@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from hmarl.runtime.errors import InferenceError
 from hmarl.sdk import (
     Action,
+    AgentClient,
+    AsyncAgentClient,
     BundleTeam,
     LocalAgent,
     MisuseError,
@@ -23,8 +27,13 @@ from hmarl.sdk import (
     make_environment,
 )
 from hmarl.sdk import evaluate as evaluated
+from hmarl.sdk.clients.agent import Agent, AgentStatistics
 from hmarl.sdk.clients.faulty_agent import FaultyAgent
+from hmarl.sdk.environment import Observation
 from hmarl.sdk.evaluation import episode_seeds
+from hmarl.sdk.faults import parse_faults
+from hmarl.sdk.faults.injector import Injector
+from hmarl.sdk.spaces import AgentGroup, AgentSpec
 from literal_bundle import write_literal_bundle
 from serving import SHIPPED_BUNDLE
 
@@ -177,6 +186,111 @@ def test_what_arrives_in_an_outage_is_lost_also_where_its_steps_are_skipped(faul
                 agent.act(np.full(18, step, np.float32))
     assert inner.saw == {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, 5: 1, 8: 5, 9: 5, 10: 5, 11: 8}
     assert inner.forgot == ([0, 8] if fault == "restart" else [0])
+
+
+CHOICES = 40
+
+
+class Counting:
+    """An agent of one's own, that chooses the number of the step."""
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self.spec, self.statistics = spec, AgentStatistics()
+        self.saw, self.step, self.forgets = -1.0, 0, 0
+
+    def reset(self, seed: int, *, first_step: int = 0, **options: Any) -> None:
+        self.step = first_step
+        self.forgets += 1
+
+    def act(self, observation: Any, action_mask: Any = None) -> Action:
+        self.saw, self.step = float(observation[0]), self.step + 1
+        return Action((self.step - 1) % CHOICES, self.step - 1, True, 0, False, {}, 0.0)
+
+    def skip(self, steps: int = 1, *, away: bool = False) -> None:
+        self.step += steps
+
+    def close(self) -> None:
+        pass
+
+
+Met = dict[int, tuple[float, int, bool]]  # what is seen and done, and whether it is fresh, by step
+
+
+def met_in_an_environment(faults: str, seed: int, away: set[int], steps: int) -> Met:
+    spec = AgentSpec("a", 1, spaces.Discrete(CHOICES))
+    injector, found = Injector(parse_faults(faults), [spec], [AgentGroup((0,), spec)], 1), {}
+    for step in range(steps):
+        there = np.array([[step not in away]])
+        now = Observation((np.full((1, 1, 1), step, np.float32),), (None,), np.zeros((1, 1), np.float32), there)
+        seen = injector.seen(now) if step else injector.begin(np.array([seed]), now)
+        (done,) = injector.done([np.array([[step % CHOICES]])])
+        if step not in away:
+            found[step] = float(seen.observations[0][0, 0, 0]), int(done[0, 0]), bool(injector.fresh[0, 0])
+    return found
+
+
+def met_in_a_loop(faults: str, seed: int, away: set[int], steps: int) -> Met:
+    inner, found = Counting(AgentSpec("a", 1, spaces.Discrete(CHOICES))), {}
+    with FaultyAgent(inner, faults) as agent:
+        agent.reset(seed)
+        for step in range(steps):
+            if step in away:
+                agent.skip(away=True)
+                continue
+            action = agent.act(np.array([step], np.float32))
+            assert inner.step == step + 1
+            found[step] = inner.saw, int(action.action), action.fresh
+    return found
+
+
+@pytest.mark.parametrize("away", [{4, 5, 6}, {0, 1}, {0, 7, 8, 20}, {3, 5, 6, 7, 8, 9, 30}])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        "delay=3",
+        "loss=0.5",
+        "action_delay=2,fallback=noop:39",
+        "action_loss=0.6,fallback=hold:9",
+        "delay=2,out=5..8",
+        "delay=2,restart=5..8",
+        EVERYTHING.replace("agent_1", "a").replace("noop:3", "noop:39"),
+    ],
+)
+def test_an_agent_that_comes_back_meets_what_it_meets_in_an_environment(faults: str, away: set[int]) -> None:
+    for seed in range(8):
+        assert met_in_a_loop(faults, seed, away, 40) == met_in_an_environment(faults, seed, away, 40)
+
+
+def test_who_was_away_sees_the_present_and_a_missed_step_leaves_all_under_way() -> None:
+    inner = Counting(AgentSpec("a", 1, spaces.Discrete(CHOICES)))
+    saw: dict[bool, list[float]] = {}
+    for away in (False, True):
+        with FaultyAgent(inner, "delay=2") as agent:
+            agent.reset(1)
+            saw[away] = []
+            for step in (*range(4), *range(6, 10)):
+                if step == 6:
+                    agent.skip(1, away=away)
+                    agent.skip(1)  # is back, and nothing was read for it
+                agent.act(np.array([step], np.float32))
+                saw[away].append(inner.saw)
+    assert saw == {False: [0, 0, 0, 1, 3, 3, 6, 7], True: [0, 0, 0, 1, 6, 6, 6, 7]}
+
+
+def test_no_steps_are_no_absence() -> None:
+    inner = Counting(AgentSpec("a", 1, spaces.Discrete(CHOICES)))
+    with FaultyAgent(inner, "delay=2") as agent:
+        agent.reset(1)
+        for step in range(5):
+            agent.act(np.array([step], np.float32))
+            agent.skip(0, away=True)
+    assert inner.saw == 2
+
+
+@pytest.mark.parametrize("kind", [Agent, LocalAgent, FaultyAgent, AgentClient, AsyncAgentClient])
+def test_all_agents_are_told_of_absences_alike(kind: type) -> None:
+    expected = inspect.signature(Counting.skip)
+    assert inspect.signature(kind.skip) == expected  # type: ignore[attr-defined]
 
 
 def test_a_step_at_which_the_agent_raises_delays_nothing() -> None:

@@ -150,13 +150,15 @@ class Agent(Protocol):
         """
         ...
 
-    def skip(self, steps: int = 1) -> None:
+    def skip(self, steps: int = 1, *, away: bool = False) -> None:
         """Steps of the episode go by at which this agent is not asked: the next act is for a later step.
 
         Agents of a team stay in step that way, and what they draw in common stays common.
 
         Args:
             steps: how many, not negative.
+            away: the agent was not in the game in these steps, instead of missing them. Its policy does the same
+                either way; faults on purpose (``FaultyAgent``) are those of an agent that has just come.
         """
         ...
 

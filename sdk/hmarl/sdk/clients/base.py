@@ -148,7 +148,7 @@ class ClientBase:
         if self._episode is not None:
             self._episode.timeout_s = self._timeout_s
 
-    def skip(self, steps: int = 1) -> None:
+    def skip(self, steps: int = 1, *, away: bool = False) -> None:
         """Steps go by at which the agent is not asked; see ``Agent.skip``.
 
         Raises:

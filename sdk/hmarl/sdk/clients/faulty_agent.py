@@ -123,16 +123,20 @@ class FaultyAgent:
         action = done[0, 0] if self.spec.action_shape else int(done[0, 0])
         return replace(chosen, action=action, step=step, fresh=fresh)
 
-    def skip(self, steps: int = 1) -> None:
+    def skip(self, steps: int = 1, *, away: bool = False) -> None:
         """Steps go by at which the agent is not asked; see ``Agent.skip``.
 
-        Faults come and go in them as if it had been: outages begin and end, and what is under way arrives.
+        Faults come and go in them as if it had been: outages begin and end, and what is under way arrives. Of an agent
+        that was away nothing is under way: its next observation arrives at once, and no action is held.
         """
-        self._agent.skip(steps)
+        if away:
+            self._agent.skip(steps, away=True)
+        else:
+            self._agent.skip(steps)  # also of an agent of one's own that knows no absence
         self._step += steps
-        if self._begun:
-            self._injector.skip(steps - self._failed if steps else 0)
-            self._failed = self._failed and not steps
+        if self._begun and steps:
+            self._injector.skip(steps - self._failed, away)
+            self._failed = False
 
     def close(self) -> None:
         """Close the agent."""

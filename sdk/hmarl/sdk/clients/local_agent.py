@@ -88,7 +88,7 @@ class LocalAgent:
             latency_s=self.statistics.took(time.perf_counter() - begin),
         )
 
-    def skip(self, steps: int = 1) -> None:
+    def skip(self, steps: int = 1, *, away: bool = False) -> None:
         """Steps go by at which the agent is not asked; see ``Agent.skip``."""
         self._next_step += checked_integer("steps", steps)
 

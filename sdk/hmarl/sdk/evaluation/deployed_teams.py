@@ -424,7 +424,7 @@ class FleetTeam:
             if observation.restarted is not None:
                 self._start(number, np.flatnonzero(running & observation.restarted[:, place.index]))
             for row in map(int, np.flatnonzero(running & ~there)):
-                self._clients[number][row].skip()
+                self._clients[number][row].skip(away=True)
                 self._away[number, row] += 1
             return [self._act_row(number, int(row), observation, blocks[place.group]) for row in rows]
 

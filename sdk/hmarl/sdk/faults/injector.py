@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -261,8 +262,16 @@ class Injector:
         self._begin_agents(appeared, messages)
         return self._shown(observation)
 
-    def skip(self, steps: int) -> None:
-        """Steps go by at which nothing is seen and nothing chosen; what goes wrong in them goes wrong all the same."""
+    def skip(self, steps: int, away: bool = False) -> None:
+        """Steps go by at which nothing is seen and nothing chosen; what goes wrong in them goes wrong all the same.
+
+        Args:
+            steps: how many.
+            away: no agent was there; those that are at the next ``seen`` have just come.
+        """
+        if away:
+            assert self._now is not None
+            self._now = replace(self._now, active=np.zeros_like(self._now.active))
         for _ in range(steps):
             self._draws.advance()
             deaf = self._count_outages()
