@@ -371,7 +371,7 @@ CLAIMS = (
         "notes, mechanism 3",
         (Elsewhere(
             "reproduced", "without any message, students keep 95.1 to 104.4 % of the hierarchy's return (four tasks, "
-            "six runs)", "students.md",
+            "six runs; in the four of VMAS the students played other episodes than the hierarchy)", "students.md",
         ),),
         "The source's workers exchange messages and are told goals when deployed; here they are not.",
     ),

@@ -55,7 +55,7 @@ from hmarl.sdk import (
 from hmarl.sdk.environment import as_numpy
 from hmarl.sdk.files import write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
-from hmarl.sdk.reports.video import record_episode, write_video
+from hmarl.sdk.reports.video import record_played, write_video
 
 TASK = "coordsum/3x10-30"
 # What can be earned, see docs/results.
@@ -372,8 +372,7 @@ def _write(
     """Results, video and report of the served team; returns their paths."""
     paths = {name: out / name for name in ("report.html", "episode.gif", "results.json")}
     served = evaluations[SERVED]
-    typical = int(np.abs(served.returns - np.median(served.returns)).argmin())
-    recording = record_episode(environment, fleet, int(served.seeds[typical]))
+    recording = record_played(environment, fleet, served, served.typical)
     write_video(paths["episode.gif"], recording.frames, FRAMES_PER_SECOND)
     command = f"hmarl-eval --endpoints {out / 'endpoints.json'} --env {TASK} --episodes {served.episodes} --seed 0"
     content = ReportContent(

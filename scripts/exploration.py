@@ -27,7 +27,7 @@ from study import COLOURS, Runs, colours, planned_run, runs_of, sections_of, see
 from hmarl.runtime import command_line
 from hmarl.runtime.command_line import PATH, ExitCode, argument, option
 from hmarl.sdk import UsageError, make_environment
-from hmarl.sdk.evaluation.closed_loop import episode_seeds
+from hmarl.sdk.evaluation import episode_seeds
 from hmarl.sdk.files import write_text
 from hmarl.trainer.records.checkpoint import checkpoints_in, find_checkpoint, restore
 from hmarl.trainer.runs.building import build_algorithm

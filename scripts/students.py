@@ -13,14 +13,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from demo import serving
 from rich.console import Console
 
 from hmarl.runtime import command_line
-from hmarl.runtime.bundle import StudentsModel
+from hmarl.runtime.bundle import EnvironmentModel, StudentsModel
 from hmarl.runtime.command_line import PATH, argument, command, integer, option
-from hmarl.sdk import Bundle, Evaluation, FleetTeam, evaluate, load_bundle, make_environment
+from hmarl.sdk import Bundle, Evaluation, FleetTeam, VectorEnvironment, evaluate, load_bundle, make_environment
+from hmarl.sdk.environments.copies import evaluation_copies
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.export import export_run
@@ -51,10 +53,22 @@ def distilled(run: Path) -> Bundle:
     return load_bundle(bundle)
 
 
-def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
-    """Episodes of the students, each in a process of its own, on the seeds of the bundle's own report."""
-    about = bundle.manifest.environment
+def like_the_teachers(about: EnvironmentModel, settings: dict[str, Any]) -> VectorEnvironment:
+    """One environment; as many as the teacher played in where episodes depend on those that are played beside them."""
     environment = make_environment(about.name, 1, **about.arguments)
+    if getattr(environment, "independent_copies", True):
+        return environment
+    environment.close()
+    distillation = validate(DistillationSettings, settings, "distillation")
+    copies = evaluation_copies(about.name, distillation.evaluation_episodes, distillation.environments)
+    return make_environment(about.name, copies, **about.arguments)
+
+
+def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
+    """Episodes of the students, each in a process of its own: those of the bundle's own report."""
+    report = bundle.manifest.students
+    assert report is not None
+    environment = like_the_teachers(bundle.manifest.environment, report.settings)
     with serving(folder / "students-bundle", folder / "endpoints.json", Console(quiet=True)) as endpoints:
         team = FleetTeam(endpoints, environment.spec)
         try:
@@ -96,6 +110,21 @@ def rows(runs: Sequence[Path], episodes: int) -> Iterator[tuple[str, ...]]:
         )
 
 
+def introduction(episodes: int) -> str:
+    """What the table shows."""
+    return (
+        "Made by `python scripts/students.py RUN …`. Recurrent students, one an agent, see their own agent's "
+        "observations alone; they were distilled by DAgger with default settings, exported, and served by one process "
+        f"each. Teacher and students play the same {episodes} episodes, on seeds by which no round was chosen; where "
+        "an episode depends on those that are played beside it (VMAS), as many side by side. "
+        f"‡ below {ENOUGH:.0%} of the teacher's return: others were distilled that are told what all their team "
+        "mates observe, or what the conductor sees (`--set distillation.told=team`, `state`). "
+        "§ in rows of VMAS that were drawn before this was so, the teacher's and the students' episodes differ: the "
+        "teacher played side by side, the students one by one. The seeds are the same, the games are not, and the "
+        "share is of two samples."
+    )
+
+
 def _acted(agreement: float | None, difference: float | None) -> str:
     words = [] if agreement is None else [f"{agreement:.1%} of the steps"]
     return "; ".join(words + ([] if difference is None else [f"off by {difference:.3f} on average"]))
@@ -116,11 +145,7 @@ def main(runs: tuple[Path, ...], out: Path, episodes: int) -> None:
     """Distil what is not distilled yet, serve and play it, and write the table."""
     paragraphs = [
         "# Students",
-        "Made by `python scripts/students.py RUN …`. Recurrent students, one an agent, see their own agent's "
-        "observations alone; they were distilled by DAgger with default settings, exported, and served by one process "
-        f"each. Teacher and students play the same {episodes} episodes, on seeds by which no round was chosen. "
-        f"‡ below {ENOUGH:.0%} of the teacher's return: others were distilled that are told what all their team "
-        "mates observe, or what the conductor sees (`--set distillation.told=team`, `state`).",
+        introduction(episodes),
         "\n".join(f"| {' | '.join(row)} |" for row in rows(runs, episodes)),
     ]
     out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hmarl.sdk.environment import Observation, VectorEnvironment
 from hmarl.sdk.environments import make
-from hmarl.sdk.evaluation.closed_loop import episode_seeds
+from hmarl.sdk.evaluation import episode_seeds
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam, Team
 

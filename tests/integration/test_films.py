@@ -1,5 +1,6 @@
 """Renderers of all kinds: what they make is filmed, and one that fails costs nothing but the film."""
 
+import io
 import os
 import re
 import subprocess
@@ -9,10 +10,14 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from rich.console import Console
 
+from hmarl.sdk.commands.evaluate import _record
 from hmarl.sdk.drawing.frames import as_frame
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import EnvironmentFault
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.reports.report import ReportContent, write_report
 from hmarl.sdk.reports.video import record_episode, write_video
 from hmarl.sdk.team import RandomTeam
 from toy_bundle import write_toy_bundle
@@ -96,6 +101,30 @@ def test_an_evaluation_keeps_all_but_the_film(kind, told, tmp_path):
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written >= {"episodes.csv", "evaluation.json", "report.html"}
     assert ("episode.gif" in written) == (kind == "fails")
+
+
+class Fickle(RandomTeam):
+    """Draws on from episode to episode."""
+
+    def reset(self, seeds):
+        if not hasattr(self, "begun"):
+            super().reset(seeds)
+        self.begun = True
+
+
+@pytest.mark.parametrize("team", [RandomTeam, Fickle])
+def test_a_film_of_another_episode_is_named(team, tmp_path):
+    environment, told = make("mpe/simple_spread", 2, max_cycles=5), io.StringIO()
+    played = team(environment.spec)
+    evaluation = evaluate(environment, played, 3, 0)
+    recording, video = _record(tmp_path, "gif", environment, played, evaluation, Console(file=told, width=300))
+    assert video == tmp_path / "episode.gif"
+    assert (recording.differs is None) == (team is RandomTeam)
+    said = told.getvalue()
+    assert said == ("" if team is RandomTeam else f"the film: {recording.differs}\n")
+    content = ReportContent(evaluation, "", {}, None, recording, video)
+    write_report(tmp_path / "report.html", content)
+    assert ("Not as it was evaluated" in (tmp_path / "report.html").read_text()) == (team is Fickle)
 
 
 # --- one picture -----------------------------------------------------------------------------------------------------

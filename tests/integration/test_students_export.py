@@ -24,7 +24,7 @@ from hmarl.sdk.clients.local_agent import LocalAgent
 from hmarl.sdk.environment import as_numpy
 from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.evaluation.closed_loop import episode_seeds, evaluate
+from hmarl.sdk.evaluation import episode_seeds, evaluate
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.export.export import export_run

@@ -6,6 +6,8 @@ import pytest
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.conformance import check_environment
 from hmarl.sdk.errors import EnvironmentFault, UsageError
+from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.reports.video import record_played
 from hmarl.sdk.team import RandomTeam
 
 torch = pytest.importorskip("torch")
@@ -247,4 +249,15 @@ def test_without_opengl_a_plain_picture_is_drawn(task):
     assert (picture == colour).all(-1).sum() > 10
     assert not np.array_equal(picture, environment.render(0))
     environment.close()
+    environment.close()
+
+
+def test_a_film_is_of_the_episode_that_was_played():
+    environment = make("vmas/navigation", 4, max_steps=8)
+    team = RandomTeam(environment.spec)
+    evaluation = evaluate(environment, team, 6, 0)
+    for episode in (0, 3, 5):
+        recording = record_played(environment, team, evaluation, episode, max_frames=2)
+        assert recording.differs is None
+        assert recording.rewards.sum() == pytest.approx(evaluation.returns[episode], rel=1e-9)
     environment.close()

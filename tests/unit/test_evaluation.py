@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from counting_environment import HORIZON, CountingEnvironment, StepTeam
+from hmarl.sdk.environment import StepResult
 from hmarl.sdk.errors import EnvironmentFault, MissingExtraError, UsageError
-from hmarl.sdk.evaluation.closed_loop import Evaluation, episode_seeds, evaluate, marl_eval_json
-from hmarl.sdk.reports.video import record_episode, write_video
+from hmarl.sdk.evaluation import Evaluation, episode_seeds, evaluate, marl_eval_json
+from hmarl.sdk.reports.video import record_episode, record_played, write_video
 from hmarl.sdk.team import RandomTeam
 
 WALKER = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0]
@@ -116,6 +118,57 @@ def test_a_recording_shows_one_picture_before_every_step(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["episode.gif", "episode.mp4"]
     with pytest.raises(UsageError, match=r"expected a name ending in \.gif or \.mp4"):
         write_video(tmp_path / "episode.avi", recording.frames, 10.0)
+
+
+class Crowd(CountingEnvironment):
+    """Whose episodes depend on all that are played beside them, and on what is done there."""
+
+    independent_copies = False
+
+    def step(self, actions: tuple[np.ndarray, ...]) -> StepResult:
+        result = super().step(actions)
+        total = (self._seeds % 97).sum() + actions[0].sum()
+        return replace(result, rewards=result.rewards + np.float32(total))
+
+
+@pytest.mark.parametrize("kind", [CountingEnvironment, Crowd])
+@pytest.mark.parametrize("first", [0, 2])
+def test_an_episode_of_an_evaluation_is_played_once_more_as_it_was(kind: type[CountingEnvironment], first: int) -> None:
+    environment = kind(3)
+    team = RandomTeam(environment.spec)  # draws for all rows at once
+    evaluation = evaluate(environment, team, 7, 5, first=first)
+    assert (evaluation.batch_size, evaluation.first) == (3, first)
+    for episode in range(7):
+        recording = record_played(environment, team, evaluation, episode)
+        assert recording.differs is None
+        assert recording.seed == evaluation.seeds[episode]
+        assert recording.rewards.sum() == pytest.approx(evaluation.returns[episode], rel=1e-12)
+        assert [int(frame[0, 0, 0]) for frame in recording.frames] == [
+            40 * step for step in range(evaluation.lengths[episode])
+        ]
+
+
+def test_what_is_played_once_more_runs_as_in_the_evaluation() -> None:
+    environment, team = CountingEnvironment(3), StepTeam()
+    evaluation = evaluate(environment, team, 4, 5)
+    asked, resets = team.running, environment.resets
+    team.running, environment.resets = [], []
+    record_played(environment, team, evaluation, 3)
+    assert environment.resets == resets[1:]
+    assert team.running == [each for each in asked if not any(each[1:])][-len(team.running) :]
+    assert not any(any(each[1:]) for each in team.running), "a surplus row is played"
+
+
+def test_a_film_of_another_episode_says_so() -> None:
+    evaluation = evaluate(Crowd(3), StepTeam(), 7, 5)
+    found = record_played(Crowd(2), StepTeam(), evaluation, 4)
+    assert found.differs == (
+        f"played once more, episode 4 (seed {evaluation.seeds[4]}) returned {found.rewards.sum():g} after "
+        f"{len(found.rewards)} steps; in the evaluation it returned {evaluation.returns[4]:g} after "
+        f"{evaluation.lengths[4]}: what is shown is another episode"
+    )
+    alone = evaluate(CountingEnvironment(3), StepTeam(), 7, 5)
+    assert record_played(CountingEnvironment(2), StepTeam(), alone, 4).differs is None
 
 
 def test_a_video_without_imageio_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from hmarl.runtime.bundle import Bundle
 from hmarl.sdk.errors import BundleError, UsageError
-from hmarl.sdk.evaluation.closed_loop import episode_seeds, evaluate
+from hmarl.sdk.evaluation import episode_seeds, evaluate
 from hmarl.sdk.evaluation.statistics import iqm_interval, mean_interval
 from hmarl.sdk.gap.card import card_section, told
 from hmarl.sdk.gap.document import Gap, Serving, read_gap, write_gap

@@ -46,7 +46,7 @@ from hmarl.sdk.evaluation.closed_loop import (
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam, FleetTeam
 from hmarl.sdk.files import check_writable, make_directory, write_text
 from hmarl.sdk.reports.report import ReportContent, write_report
-from hmarl.sdk.reports.video import Recording, record_episode, write_video
+from hmarl.sdk.reports.video import Recording, record_played, write_video
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import RandomTeam, Team
 
@@ -299,14 +299,14 @@ def _write_results(out: Path, evaluation: Evaluation, spec: EnvironmentSpec) -> 
 def _record(
     out: Path, kind: str, environment: VectorEnvironment, team: Team, evaluation: Evaluation, console: Console
 ) -> tuple[Recording | None, Path | None]:
-    """Play the episode nearest to the median once more, and film it; says why there is no film."""
-    typical = int(np.abs(evaluation.returns - np.median(evaluation.returns)).argmin())
-    seed = int(evaluation.seeds[typical])
+    """Play the episode nearest to the median once more, and film it; says why there is no film, or another one."""
     try:
-        recording = record_episode(environment, team, seed, step_limit=evaluation.step_limit)
+        recording = record_played(environment, team, evaluation, evaluation.typical)
     except EnvironmentFault as error:  # a renderer that takes its process with it
         console.print(f"no video: {error}")
         return None, None
+    if recording.differs is not None:
+        console.print(f"the film: {recording.differs}")
     if recording.problem is not None:
         kept = f"the video ends after {len(recording.frames)} pictures" if recording.frames else "no video"
         console.print(f"{kept}: {recording.problem}")

@@ -5,13 +5,13 @@ from hmarl.sdk.evaluation.closed_loop import (
     STEP_LIMIT,
     Evaluation,
     TimedTeam,
-    episode_seeds,
     evaluate,
     limit_of,
     marl_eval_json,
     serving_remark,
     unfinished_remark,
 )
+from hmarl.sdk.evaluation.waves import episode_seeds
 
 __all__ = [
     "STEP_LIMIT",

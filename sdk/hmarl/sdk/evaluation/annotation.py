@@ -71,6 +71,6 @@ class Explains(Protocol):
         ...
 
 
-def explanation(team: Any) -> TeamAnnotation | None:
-    """What the team tells of its last step in environment 0, None where it tells nothing."""
-    return team.explain(0) if isinstance(team, Explains) else None
+def explanation(team: Any, index: int = 0) -> TeamAnnotation | None:
+    """What the team tells of its last step in environment ``index``, None where it tells nothing."""
+    return team.explain(index) if isinstance(team, Explains) else None

@@ -21,6 +21,7 @@ from hmarl.sdk.environment import Observation, StepResult, VectorEnvironment, as
 from hmarl.sdk.errors import EnvironmentFault, UsageError
 from hmarl.sdk.evaluation.finite import check_observations, check_rewards
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
+from hmarl.sdk.evaluation.waves import Wave, waves_of
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
 
@@ -67,6 +68,8 @@ class Evaluation:
         faults: what went wrong on purpose, as ``--faults`` spells it; empty where nothing did.
         serving: what the clients of served agents counted meanwhile (by the team's ``statistics``), None where nothing
             is served.
+        batch_size: B, episodes that were played side by side.
+        first: number of the first episode among those of the seed.
     """
 
     environment: str
@@ -84,11 +87,22 @@ class Evaluation:
     step_limit: int = STEP_LIMIT
     faults: str = ""
     serving: AgentStatistics | None = None
+    batch_size: int = 1
+    first: int = 0
 
     @property
     def episodes(self) -> int:
         """E."""
         return int(self.returns.size)
+
+    @property
+    def typical(self) -> int:
+        """The episode whose return is nearest to the median."""
+        return int(np.abs(self.returns - np.median(self.returns)).argmin())
+
+    def wave_of(self, episode: int) -> Wave:
+        """An episode with those that it was played beside."""
+        return waves_of(self.seed, self.episodes, self.batch_size, self.first)[episode // self.batch_size]
 
     def summary(self) -> dict[str, Any]:
         """The figures in brief.
@@ -149,24 +163,6 @@ def limit_of(spec: EnvironmentSpec, step_limit: int | None) -> int:
     return step_limit or spec.declared_horizon or STEP_LIMIT
 
 
-def episode_seeds(seed: int, episodes: int) -> npt.NDArray[np.int64]:
-    """Seeds of episodes 0 … episodes-1, each in [0, 2**31).
-
-    Episode e's seed is word e of ``numpy.random.SeedSequence(seed).generate_state`` (uint32) without its highest bit;
-    it depends on ``seed`` and e alone, not on the number of episodes or the batch size.
-
-    Returns:
-        [episodes] int64.
-
-    Raises:
-        UsageError: a negative seed.
-    """
-    if seed < 0:
-        raise UsageError(f"seed: got {seed}, expected a number of at least 0")
-    words = np.random.SeedSequence(seed).generate_state(episodes, np.uint32)
-    return (words & np.uint32(0x7FFFFFFF)).astype(np.int64)
-
-
 def evaluate(
     environment: VectorEnvironment,
     team: Team,
@@ -202,20 +198,19 @@ def evaluate(
         raise UsageError(f"episodes: got {episodes}, expected at least 1")
     if first < 0:
         raise UsageError(f"first: got {first}, expected at least 0")
-    batch = environment.batch_size
-    seeds = episode_seeds(seed, first + -(-episodes // batch) * batch)[first:]
+    waves = waves_of(seed, episodes, environment.batch_size, first)
     limit = limit_of(environment.spec, step_limit)
     tally = _Tally(environment.spec, episodes, record, progress)
     clock = _Clock(team)
     before = _counted(team)
-    for begin in range(0, episodes, batch):
-        _play_wave(environment, clock, tally, begin, seeds[begin : begin + batch], limit)
+    for wave in waves:
+        _play_wave(environment, clock, tally, wave, limit)
     now = _counted(team)
     return Evaluation(
         environment=environment.spec.name,
         team=team.name,
         seed=seed,
-        seeds=seeds[:episodes],
+        seeds=np.concatenate([each.seeds for each in waves])[:episodes],
         returns=tally.returns,
         agent_returns=tally.agent_returns,
         lengths=tally.lengths,
@@ -227,6 +222,8 @@ def evaluate(
         step_limit=limit,
         faults=environment.spec.faults,
         serving=None if before is None or now is None else now.since(before),
+        batch_size=environment.batch_size,
+        first=first,
     )
 
 
@@ -244,13 +241,12 @@ def _play_wave(
     environment: VectorEnvironment,
     clock: _Clock,
     tally: _Tally,
-    first: int,
-    seeds: npt.NDArray[np.int64],
+    wave: Wave,
     limit: int,
 ) -> None:
-    """Play episodes ``first`` … ``first + B - 1``, as far as they are wanted."""
-    wanted_until = min(first + len(seeds), tally.episodes)
-    running = np.arange(first, first + len(seeds)) < wanted_until
+    """Play B episodes, as far as they are wanted."""
+    first, seeds, running = wave.first, wave.seeds, wave.wanted
+    wanted_until = first + int(running.sum())
     spec = environment.spec
     observation = as_numpy(environment.reset(seeds))
     clock.team.reset(seeds)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hmarl.sdk.drawing.frames import as_frame
 from hmarl.sdk.environment import LocatesAgents, VectorEnvironment, as_array, as_numpy
 from hmarl.sdk.errors import HmarlError, MissingExtraError, UsageError
 from hmarl.sdk.evaluation.annotation import TeamAnnotation, explanation
-from hmarl.sdk.evaluation.closed_loop import limit_of
+from hmarl.sdk.evaluation.closed_loop import Evaluation, limit_of
 from hmarl.sdk.reports.overlay import draw_over
 from hmarl.sdk.team import Team
 
@@ -34,6 +35,7 @@ class Recording:
         annotations: what the team told of itself at every step, T of them; empty when it tells nothing.
         drawn_over: the frames show the annotations, see ``draw_over``: the environment knows where its agents are.
         problem: why there are no pictures from some step on; None where the renderer did what it should.
+        differs: how it differs from the episode that was to be played once more; None where it is the same.
     """
 
     seed: int
@@ -42,6 +44,7 @@ class Recording:
     annotations: list[TeamAnnotation] = field(default_factory=list)
     drawn_over: bool = False
     problem: str | None = None
+    differs: str | None = None
 
 
 def record_episode(
@@ -50,17 +53,66 @@ def record_episode(
     """Play one episode in row 0 and draw it. A renderer that fails costs the pictures, not the episode.
 
     Args:
-        environment: any batch size; the other rows play along and are ignored.
+        environment: any batch size; the other rows play along and are ignored. Where episodes depend on those beside
+            them, it is none of an evaluation's: see ``record_played``.
         team: who acts.
         seed: the episode's seed (not that of an evaluation).
         max_frames: pictures kept at most, the first ones.
         step_limit: steps after which the episode is cut off, as in an evaluation: see ``limit_of``.
     """
     batch = environment.batch_size
-    seeds = np.full(batch, seed, np.int64)
+    return _record(environment, team, np.full(batch, seed, np.int64), np.arange(batch) == 0, 0, max_frames, step_limit)
+
+
+def record_played(
+    environment: VectorEnvironment, team: Team, evaluation: Evaluation, episode: int, max_frames: int = 1000
+) -> Recording:
+    """Play an episode of an evaluation once more, beside those that it was played beside, and draw it.
+
+    They belong to it: VMAS draws for all environments of a batch from one stream, and so do teams that act centrally
+    or by chance. In another batch size it is played alone. ``Recording.differs`` says where it became another episode.
+
+    Args:
+        environment: that of the evaluation, or one of as many environments.
+        team: who acted.
+        evaluation: what was played.
+        episode: number of the episode in it.
+        max_frames: pictures kept at most, the first ones.
+    """
+    seed, limit = int(evaluation.seeds[episode]), evaluation.step_limit
+    if environment.batch_size == evaluation.batch_size:
+        wave = evaluation.wave_of(episode)
+        row = episode - wave.first
+        recording = _record(environment, team, wave.seeds, wave.wanted, row, max_frames, limit)
+    else:
+        recording = record_episode(environment, team, seed, max_frames, limit)
+    return replace(recording, differs=_difference(recording, evaluation, episode))
+
+
+def _difference(recording: Recording, evaluation: Evaluation, episode: int) -> str | None:
+    """How a recording differs from the episode of an evaluation, in words; None where it is the same."""
+    steps, expected = len(recording.rewards), int(evaluation.lengths[episode])
+    earned, played = float(recording.rewards.sum()), float(evaluation.returns[episode])
+    if steps == expected and math.isclose(earned, played, rel_tol=1e-9, abs_tol=1e-9):
+        return None
+    return (
+        f"played once more, episode {episode} (seed {recording.seed}) returned {earned:g} after {steps} steps; in the "
+        f"evaluation it returned {played:g} after {expected}: what is shown is another episode"
+    )
+
+
+def _record(
+    environment: VectorEnvironment,
+    team: Team,
+    seeds: npt.NDArray[np.int64],
+    running: npt.NDArray[np.bool_],
+    row: int,
+    max_frames: int,
+    step_limit: int | None,
+) -> Recording:
+    """Play a batch until the episode of one row ends, and draw that one; ``running`` [B] rows are played."""
     observation = as_numpy(environment.reset(seeds))
     team.reset(seeds)
-    running = np.arange(batch) == 0
     frames: list[Frame] = []
     places: list[npt.NDArray[np.float64]] = []
     rewards: list[float] = []
@@ -70,31 +122,33 @@ def record_episode(
         # Drawn before the step: after the last one the environment has already started its next episode.
         picture = None
         if len(frames) < max_frames and problem is None:
-            picture, problem = _drawn(environment)
+            picture, problem = _drawn(environment, row)
         if picture is not None:
             frames.append(picture)
             if isinstance(environment, LocatesAgents):
-                places.append(environment.agent_pixels(0))
+                places.append(environment.agent_pixels(row))
         actions = team.act(observation, running)
-        told = explanation(team)
+        told = explanation(team, row)
         if told is not None:
             annotations.append(told)
         result = environment.step(actions)
-        rewards.append(float(environment.spec.team_rewards(as_array(result.rewards), observation.active)[0]))
-        if result.terminated[0] or result.truncated[0]:
+        earned = environment.spec.team_rewards(as_array(result.rewards).astype(np.float64), observation.active)
+        rewards.append(float(earned[row]))
+        running = running & ~(as_array(result.terminated) | as_array(result.truncated))
+        if not running[row]:
             break
         observation = as_numpy(result.observation)
     drawn_over = bool(annotations and places)
     if drawn_over:
         # Only now, because the goals' colours depend on all of them.
         frames = draw_over(frames, annotations, places)
-    return Recording(seed, frames, np.asarray(rewards), annotations, drawn_over, problem)
+    return Recording(int(seeds[row]), frames, np.asarray(rewards), annotations, drawn_over, problem)
 
 
-def _drawn(environment: VectorEnvironment) -> tuple[Frame | None, str | None]:
-    """The picture of row 0, and what went wrong."""
+def _drawn(environment: VectorEnvironment, row: int) -> tuple[Frame | None, str | None]:
+    """The picture of a row, and what went wrong."""
     try:
-        return as_frame(environment.render(0)), None
+        return as_frame(environment.render(row)), None
     except HmarlError as error:
         return None, str(error)
     # The renderer of a foreign environment may do anything, sys.exit included.

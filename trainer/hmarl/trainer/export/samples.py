@@ -15,7 +15,7 @@ from torch import Tensor
 from hmarl.sdk.environment import VectorEnvironment, as_numpy
 from hmarl.sdk.environments import make
 from hmarl.sdk.environments.copies import few_copies
-from hmarl.sdk.evaluation.closed_loop import episode_seeds
+from hmarl.sdk.evaluation import episode_seeds
 from hmarl.sdk.evaluation.finite import check_observations
 from hmarl.sdk.spaces import AgentSpec, EnvironmentSpec, mask_branches
 from hmarl.sdk.team import RandomTeam
