@@ -163,8 +163,21 @@ def settle_checkpoint(path: Path, counters: Counters) -> None:
     Raises:
         CheckpointError: the checkpoint's description is damaged.
     """
-    description = read_object(path.with_suffix(".json"))
-    _describe(path, str(description.get("sha256")), counters, None)
+    _describe(path, _sha256(path), counters, None)
+
+
+def reopen_checkpoint(path: Path, counters: Counters, pending: Mapping[str, float]) -> None:
+    """An evaluation of it is pending after all; see ``write_checkpoint``.
+
+    Raises:
+        CheckpointError: the checkpoint's description is damaged.
+    """
+    _describe(path, _sha256(path), counters, pending)
+
+
+def _sha256(path: Path) -> str:
+    """Of the tensors, as the description has it."""
+    return str(read_object(path.with_suffix(".json")).get("sha256"))
 
 
 def _describe(path: Path, sha256: str, counters: Counters, pending: Mapping[str, float] | None) -> None:
@@ -218,8 +231,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def any_written(folder: Path) -> bool:
-    """Whether a checkpoint was ever finished in a folder: its description is written last."""
-    return any(path.with_suffix(".json").exists() for path in checkpoints_in(folder))
+    """Whether a checkpoint was ever finished in a folder."""
+    return described_steps(folder) > 0
+
+
+def described_steps(folder: Path) -> int:
+    """Steps of the newest checkpoint that was finished, of which the description is written last; 0 without one."""
+    found = [_steps_of(path) for path in checkpoints_in(folder) if path.with_suffix(".json").exists()]
+    return max(found, default=0)
+
+
+def _steps_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def newest_path(folder: Path) -> Path | None:
@@ -276,7 +299,7 @@ def check_there(run: Path, which: str) -> None:
 def _named(folder: Path, which: str) -> Path:
     if which == "best":
         return folder / _best_name(folder)
-    steps = [int(path.stem.removeprefix("step-")) for path in checkpoints_in(folder)]
+    steps = [_steps_of(path) for path in checkpoints_in(folder)]
     if not which.isdecimal() or int(which) not in steps:
         raise CheckpointError(f"--checkpoint: got '{which}', expected best, last or one of {steps}")
     return checkpoint_path(folder, int(which))
@@ -291,7 +314,7 @@ def mark_best(folder: Path, path: Path, evaluation_return: float) -> None:
 def best_steps(folder: Path) -> int | None:
     """After how many steps the checkpoint was written that evaluated best; None where none is marked."""
     try:
-        return int(Path(_best_name(folder)).stem.removeprefix("step-"))
+        return _steps_of(Path(_best_name(folder)))
     except (CheckpointError, ValueError):
         return None
 

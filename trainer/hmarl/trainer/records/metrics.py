@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ def read_metrics(run: Path) -> MetricRows:
         except (ValueError, TypeError):
             continue
     return rows
+
+
+def recorded_update(run: Path, update: int) -> dict[str, float]:
+    """What an update recorded of itself, without its evaluation; NaN is what was not finite, empty what is not there.
+
+    Args:
+        run: its directory.
+        update: its number, from 1 on.
+    """
+    row = next((row for row in read_metrics(run) if row.get("update") == update), {})
+    return {
+        key: math.nan if value is None else value
+        for key, value in row.items()
+        if key not in ("update", "steps") and not key.startswith("evaluation")
+    }
 
 
 def evaluation_path(run: Path, steps: int) -> Path:

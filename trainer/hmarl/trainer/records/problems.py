@@ -63,9 +63,6 @@ class Problems:
         if advice:
             _log.warning("%s; %s", self._last[kind], advice)
 
-    def __contains__(self, kind: str) -> bool:
-        return kind in self._last
-
     def told(self) -> list[str]:
         """One line for each kind."""
         return [

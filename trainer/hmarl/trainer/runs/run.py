@@ -11,7 +11,7 @@ from typing import Any
 
 from hmarl.trainer.contract.algorithm import Algorithm
 from hmarl.trainer.records.checkpoint import Checkpoint, Counters
-from hmarl.trainer.records.metrics import evaluation_path
+from hmarl.trainer.records.metrics import evaluation_path, recorded_update
 from hmarl.trainer.records.problems import Problems, storing
 from hmarl.trainer.runs.config import RunConfig, device_of, refuse_other_run
 from hmarl.trainer.runs.directory import (
@@ -148,6 +148,7 @@ class Run:
             raise
 
     def _train(self, stop: StopRequest) -> dict[str, Any]:
+        self._owe_last_evaluation()
         began, live, pending = Began(self.counters.steps, time.monotonic()), self.algorithm.live_metrics, self.pending
         with Reporter.opened(
             self.directory, self.config, live, self.counters, pending is not None, self._problems, self._among
@@ -159,6 +160,16 @@ class Run:
                 while self.counters.steps < self.settings.steps:
                     self._advance(reporter, stop, began)
         return self._conclude(began)
+
+    def _owe_last_evaluation(self) -> None:
+        """A run that is ended where it stands is one whose evaluation was cut off, from now on whatever happens; so is
+        one whose last evaluation has failed, or is gone.
+        """
+        counters = self.counters
+        done = counters.last_evaluation == counters.steps and evaluation_path(self.directory, counters.steps).exists()
+        if self.pending is None and counters.steps >= self.settings.steps and not done:
+            self.pending = recorded_update(self.directory, counters.update)
+            self._parts.saver.reopen(counters, self.pending)
 
     def _advance(self, reporter: Reporter, stop: StopRequest, began: Began) -> None:
         """One update, with what is due after it; the checkpoint first."""
@@ -200,10 +211,7 @@ class Run:
 
     def _conclude(self, began: Began) -> dict[str, Any]:
         """Plots and summary, whose times are those since training was started, or resumed."""
-        wall_s, steps = began.elapsed_s(), self.counters.steps
-        evaluated = evaluation_path(self.directory, steps).exists() or "evaluation" in self._problems
-        if not evaluated:  # resumed with a goal that had been passed already
-            self._parts.evaluator.attempt(steps, self._problems)
+        wall_s = began.elapsed_s()
         draw_run(self.directory, self.config, self.algorithm, self._problems)
         source = self._parts.training.source.summary()
         return write_summary(self.directory, self.config, self.counters, began, wall_s, self._problems, source)

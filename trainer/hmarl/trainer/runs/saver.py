@@ -11,6 +11,7 @@ from hmarl.trainer.records.checkpoint import (
     mark_best,
     newest_path,
     prune,
+    reopen_checkpoint,
     settle_checkpoint,
     write_checkpoint,
 )
@@ -54,6 +55,19 @@ class Saver:
             write_checkpoint(self.folder, self._training.tensors(), counters, pending)
         if pending is None:
             prune(self.folder, self._kept)
+
+    def reopen(self, counters: Counters, pending: Mapping[str, float]) -> None:
+        """The newest one is to be evaluated after all.
+
+        Args:
+            counters: where the run stands.
+            pending: the update's metrics.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        with storing():
+            reopen_checkpoint(checkpoint_path(self.folder, counters.steps), counters, pending)
 
     def settle(self, counters: Counters, best: bool) -> None:
         """The newest one has been evaluated.

@@ -20,7 +20,7 @@ from hmarl.trainer.runs.stopping import StopRequest
 from hmarl.trainer.suite.executor import Executor, Started, how_it_ended
 from hmarl.trainer.suite.ledger import Ledger
 from hmarl.trainer.suite.planned import PlannedRun, ended_at, has_begun, resuming_words, training_words
-from hmarl.trainer.suite.progress import progress_of
+from hmarl.trainer.suite.progress import steps_done
 
 _POLL_S, _KEEP_S = 0.1, 10.0
 _TOO_OFTEN = (ExitCode.USAGE,)  # the same command would be refused again
@@ -171,7 +171,7 @@ class Engine:
         while self._cut_off and len(self._going) < self.limits.jobs:
             run = self._cut_off.pop(0)
             directory = self.places.directory(run)
-            self._begin((run,), resuming_words([directory], progress_of(directory).steps), concluding=True)
+            self._begin((run,), resuming_words([directory], steps_done(directory)), concluding=True)
         for run in list(self._waiting):
             if len(self._going) >= self.limits.jobs:
                 return
@@ -273,7 +273,7 @@ class Engine:
     def _at_its_end(self, run: PlannedRun, concluding: bool) -> bool:
         """Whether the summary is of the end that is wanted now, not of an earlier one."""
         directory = self.places.directory(run)
-        steps = progress_of(directory).steps
+        steps = steps_done(directory)
         return ended_at(directory) == steps and (concluding or steps >= run.steps)
 
     def _cut(self, run: PlannedRun) -> None:
@@ -281,7 +281,7 @@ class Engine:
         if not self._time_is_up(run):
             self._wait(run)
             return
-        steps = progress_of(self.places.directory(run)).steps
+        steps = steps_done(self.places.directory(run))
         if not steps:
             self._fail(run, "its time was used up before its first update")
             return

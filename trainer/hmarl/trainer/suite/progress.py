@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hmarl.trainer.records.checkpoint import described_steps
+from hmarl.trainer.runs.directory import checkpoint_folder
+
 _TAIL_BYTES = 1 << 16
 
 
@@ -30,6 +33,11 @@ def progress_of(directory: Path) -> Progress:
     """How far the run in a directory is."""
     row = _last_row(directory / "metrics.jsonl")
     return Progress(int(row.get("steps", 0)), row.get("steps_per_s"), row.get("return"))
+
+
+def steps_done(directory: Path) -> int:
+    """After how many steps a run goes on. The update whose evaluation was cut off has a checkpoint, and no line yet."""
+    return max(progress_of(directory).steps, described_steps(checkpoint_folder(directory)))
 
 
 def _last_row(path: Path) -> dict[str, Any]:
