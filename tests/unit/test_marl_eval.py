@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.evaluation.closed_loop import evaluate, marl_eval_json
 from hmarl.sdk.evaluation.comparing import compare, held
 from hmarl.sdk.evaluation.marl_eval import Results, RunCurve, read_marl_eval, run_curve
+from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.suite.definition import Task
 from hmarl.trainer.suite.planned import PlannedRun
@@ -77,9 +80,28 @@ def test_documents_of_others_are_read_by_their_names_for_the_same(tmp_path: Path
 def test_a_measure_that_a_run_lacks_is_no_curve() -> None:
     run = {"step_0": {"step_count": 10, "return": [1.0]}}
     assert run_curve(run, "success_rate") is None
-    found = run_curve({"step_0": {"step_count": 10, "win_rate": [0.5]}}, "success_rate")
+
+
+@pytest.mark.parametrize("name", ["win_rate", "success"])
+def test_success_is_read_by_its_other_names(name: str) -> None:
+    """``success`` is what hmarl-eval called it up to 0.2."""
+    found = run_curve({"step_0": {"step_count": 10, name: [0.0, 1.0]}}, "success_rate")
     assert found is not None
     assert found.values.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("measure", ["return", "success_rate"])
+def test_an_evaluation_of_hmarl_eval_counts_beside_others_by_each_measure(measure: str, tmp_path: Path) -> None:
+    environment = make("coordsum/sum-to-10", 4)
+    played = evaluate(environment, RandomTeam(environment.spec), 8, 0)
+    environment.close()
+    path = written(tmp_path / "evaluation.json", marl_eval_json([played]))
+    results = Results()
+    results.add(read_marl_eval(path, "--beside evaluation.json"), {"coordsum/sum-to-10": measure})
+    ((curve,),) = results.curves["coordsum/sum-to-10"].values()
+    summary = played.summary()
+    expected = summary["return_mean"] if measure == "return" else summary["success_rate"]
+    assert (curve.steps.tolist(), curve.values.tolist()) == ([0], [pytest.approx(expected)])
 
 
 @pytest.mark.parametrize(
@@ -109,6 +131,7 @@ def test_another_shape_is_refused_with_its_place(document: Any, message: str, tm
         (f'{{"step_count": 5, "return": [1{"0" * 400}]}}', r"step_1: return\[0\]: got 1000"),
         ('{"step_count": 5, "return": [1e308, 1e308]}', r"step_1: return\[0\]: got 1e\+308"),
         ('{"step_count": 5, "win_rate": [0.5, NaN]}', r"step_1: win_rate\[1\]: got nan"),
+        ('{"step_count": 5, "success": [0.5, NaN]}', r"step_1: success\[1\]: got nan"),
     ],
 )
 def test_what_is_no_figure_is_refused_with_file_and_field(step: str, message: str, tmp_path: Path) -> None:

@@ -389,7 +389,7 @@ def marl_eval_json(evaluations: Iterable[Evaluation], step_count: int = 0) -> di
             "episode_length": evaluation.lengths.astype(np.float64).tolist(),
         }
         if evaluation.successes is not None:
-            metrics["success"] = evaluation.successes.astype(np.float64).tolist()
+            metrics["success_rate"] = evaluation.successes.astype(np.float64).tolist()
         runs = document.setdefault(family, {}).setdefault(task, {}).setdefault(evaluation.team, {})
         runs[f"seed_{evaluation.seed}"] = {
             "step_0": {"step_count": step_count, **metrics},

@@ -22,10 +22,10 @@ Document = dict[str, dict[str, dict[str, dict[str, dict[str, Any]]]]]
 
 ABSOLUTE = "absolute_metrics"
 STEP_COUNT = "step_count"
-# What a measure is called elsewhere.
+# What a measure is called elsewhere; "success" by hmarl-eval up to 0.2.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "return": ("return", "mean_episode_return", "episode_return"),
-    "success_rate": ("success_rate", "win_rate"),
+    "success_rate": ("success_rate", "win_rate", "success"),
 }
 
 _COMPARED = frozenset(name for names in NAMES.values() for name in names)
