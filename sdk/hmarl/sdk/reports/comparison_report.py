@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hmarl.sdk.evaluation.comparing import AGGREGATES, Band, Comparison, compare, held
+from hmarl.sdk.evaluation.comparing import AGGREGATES, Band, Comparison, compare
 from hmarl.sdk.evaluation.marl_eval import Results, RunCurve
 from hmarl.sdk.evaluation.statistics import IntervalEstimate, iqm, iqm_interval
 from hmarl.sdk.files import write_text
@@ -79,12 +79,12 @@ def _plots(comparison: Comparison, colours: Mapping[str, str]) -> list[dict[str,
         (
             "Sample efficiency",
             "IQM of the normalised scores over all tasks and runs while they are trained.",
-            _plot_bands("share of the budget", "IQM of scores", comparison.shares, comparison.curves, colours),
+            plot_bands("share of the budget", "IQM of scores", comparison.shares, comparison.curves, colours),
         ),
         (
             "Performance profile",
             "Share of all runs whose score is above the value below: higher is better.",
-            _plot_bands(
+            plot_bands(
                 "normalised score", "share of runs above", comparison.thresholds, comparison.profiles, colours, True
             ),
         ),
@@ -99,11 +99,25 @@ def _plots(comparison: Comparison, colours: Mapping[str, str]) -> list[dict[str,
     return [{"title": title, "note": note, "png": png_url(figure)} for title, note, figure in plots]
 
 
-def _plot_bands(
+def plot_bands(
     x: str, y: str, points: np.ndarray, bands: Mapping[str, Band], colours: Mapping[str, str], steps: bool = False
 ) -> Any:
+    """Curves with their intervals over ``points``, which may all be one.
+
+    Args:
+        x: label.
+        y: label.
+        points: rising.
+        bands: by algorithm.
+        colours: by algorithm.
+        steps: whether values hold until the next point.
+    """
     figure, axes = new_axes(x, y)
     for name, band in bands.items():
+        if points[0] == points[-1]:  # no line can be seen
+            axes.plot(points[:1], band.values[:1], "o", color=colours[name], label=name)
+            axes.vlines(points[:1], band.low[:1], band.high[:1], color=colours[name], alpha=0.3, linewidth=4)
+            continue
         style = {"drawstyle": "steps-post"} if steps else {}
         axes.plot(points, band.values, color=colours[name], linewidth=2, label=name, **style)
         step = "post" if steps else None
@@ -144,34 +158,57 @@ def _task(
     return {
         "name": task,
         "measure": measure,
-        "rows": [(name, _figures(curves)) for name, curves in found.items()],
-        "png": png_url(_plot_task(measure, found, colours)) if found else None,
+        "rows": [(name, task_figures(curves)) for name, curves in found.items()],
+        "png": png_url(plot_task(measure, found, colours)) if found else None,
     }
 
 
-def _figures(curves: Sequence[RunCurve]) -> dict[str, str]:
+def task_figures(curves: Sequence[RunCurve]) -> dict[str, str]:
+    """A row of a task's table: what an algorithm's runs came to, and the fewest steps that are known of one."""
+    known = [int(curve.steps[-1]) for curve in curves if curve.steps[-1]]
     final = np.array([curve.values[-1] for curve in curves])
     low, high = iqm_interval(final)
     return {
         "runs": str(len(curves)),
         "IQM": f"{number(float(iqm(final)))} [{number(low)}, {number(high)}]",
         "each": ", ".join(number(float(value)) for value in final),
-        "steps": f"{int(min(curve.steps[-1] for curve in curves)):,}",
+        "steps": f"{min(known):,}" if known else "unknown",
     }
 
 
-def _plot_task(measure: str, runs: Mapping[str, Sequence[RunCurve]], colours: Mapping[str, str]) -> Any:
+def plot_task(measure: str, runs: Mapping[str, Sequence[RunCurve]], colours: Mapping[str, str]) -> Any:
+    """A task's curves: runs thin, their IQM thick; what was evaluated once is a dot.
+
+    Args:
+        measure: what the values are.
+        runs: by algorithm, at least one each. Those of unknown steps stand where the last of the others ends.
+        colours: by algorithm.
+    """
     figure, axes = new_axes("environment steps", measure)
+    end = max(curve.steps[-1] for curves in runs.values() for curve in curves)
     for name, curves in runs.items():
-        for curve in curves:
-            axes.plot(curve.steps, curve.values, color=colours[name], linewidth=0.8, alpha=0.35)
-        first, last = max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves)
-        points = np.linspace(first, last, _CURVE_POINTS)
-        mean = np.mean([np.interp(points, c.steps, c.values) for c in curves], axis=0)
-        axes.plot(points, mean, color=colours[name], linewidth=2.2, label=name)
-        if len(curves[0].steps) == 1:  # a point is no line
-            axes.plot(curves[0].steps, [held(c, np.array([last]))[0] for c in curves[:1]], "o", color=colours[name])
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-    axes.xaxis.get_offset_text().set_color(MUTED)
+        placed = [curve if curve.steps[-1] else RunCurve(np.array([end]), curve.values) for curve in curves]
+        for curve in placed:
+            marker = "o" if len(curve.steps) == 1 else ""
+            style = {"linewidth": 0.8, "alpha": 0.35, "marker": marker, "markersize": 4}
+            axes.plot(curve.steps, curve.values, color=colours[name], **style)
+        points, values = _iqm_curve(placed)
+        axes.plot(points, values, "o" if len(points) == 1 else "-", color=colours[name], linewidth=2.2, label=name)
+    if end:
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        axes.xaxis.get_offset_text().set_color(MUTED)
+    else:
+        axes.set_xticks([0], ["unknown"])
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _iqm_curve(curves: Sequence[RunCurve]) -> tuple[np.ndarray, np.ndarray]:
+    """Points and IQM of runs over the steps that all have been evaluated over; at their end alone, of what each came
+    to, where there are no such steps.
+    """
+    first, last = max(curve.steps[0] for curve in curves), min(curve.steps[-1] for curve in curves)
+    if first < last:
+        points = np.linspace(first, last, _CURVE_POINTS)
+        return points, iqm([np.interp(points, curve.steps, curve.values) for curve in curves], axis=0)
+    return np.array([max(curve.steps[-1] for curve in curves)]), iqm([[curve.values[-1]] for curve in curves], axis=0)
