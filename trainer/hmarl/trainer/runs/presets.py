@@ -468,7 +468,7 @@ PRESETS: tuple[Preset, ...] = (
     *(
         Preset(
             name, "smax/*", 400_000, "2s3z: half of the battles won after 300,000 steps",
-            {**_TRUST_REGION, **_UNITS, "entropy_coefficient": 0.01}, _SMAX_RUN,
+            {**_TRUST_REGION, **_UNITS, "entropy_coefficient": 0.01, "kl_limit": 0.003}, _SMAX_RUN,
         )
         for name in ("hcpo", "hatrpo")
     ),
