@@ -101,7 +101,7 @@ COMPARISONS = (
         remark="**Yes, on the task that the paper shows.** HCPO's states are more widely spread than HATRPO's and "
         "A2PO's at every checkpoint, in both seeds; early by 2.3 and 4.1 nats, and by 15 and 25 % of the "
         "distance. HCPO and HATRPO have the same settings here, so that the conductor is the only difference."
-        " It costs time: HCPO learns more slowly at first (472 after this budget, HATRPO 924), and part of "
+        " It costs time: HCPO learns more slowly at first (473 after this budget, HATRPO 923), and part of "
         "its spread is that; at equal return (right) it is ahead of HATRPO by about one nat. What it may be "
         "good for shows later: in three million frames one of HATRPO's three seeds never earns more than 572, and "
         "none of HCPO's is stuck there ([walker2d-6x1](README.md)).",
