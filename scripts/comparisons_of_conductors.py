@@ -319,7 +319,7 @@ COMPARISONS = (
                 "2s3z",
                 algorithms("hcpo", "hatrpo", "happo", "mappo") + algorithms("hamdpo", seeds=5)
                 + (Variant("hamdpo, steps of one size", "hamdpo", _ONE_SIZE, seeds=5),),
-                "MAPPO, which climbs on the samples of all units at once, learns fastest by far in two seeds of "
+                "MAPPO, which climbs on the samples of all units at once, learns fastest in two seeds of "
                 "three; the third wins a quarter of the battles at the end. HCPO and HATRPO, whose steps are small "
                 "here (smax-3s5z-1m), are level, and HCPO's conductors differ by less than their intervals. HAMDPO "
                 "(five seeds) is behind them and ahead of HAPPO in the IQM. Where Adam's steps are all of one "
@@ -347,27 +347,27 @@ COMPARISONS = (
         for task, remark in (
             (
                 "2s3z",
-                "HCPO and HATRPO end level: HCPO wins 97 to 100 % of the battles, HATRPO 94 to 100 %, and HATRPO is there "
-                "a little sooner (median of the last ten evaluations 1.93 and 1.98). HCPO's conductors score alike: the "
-                "units act by what they observe. The others have not been run for as long; two of MAPPO's three seeds "
-                "win nearly every battle after 270,000 frames (smax-2s3z).",
+                "HCPO and HATRPO end level: HCPO wins 97 to 100 % of the battles, HATRPO 94 to 100 %, and HATRPO is "
+                "there a little sooner (median of the last ten evaluations 1.93 and 1.98). HCPO's conductors score "
+                "alike: the units act by what they observe. The others have not been run for as long; two of MAPPO's "
+                "three seeds win nearly every battle after 270,000 frames (smax-2s3z).",
             ),
             (
                 "3s5z",
-                "Eight units share a network, and each one's turn moves it for all: with the steps of the other presets "
-                "(kl_limit 0.01) HCPO's seeds ended at 1.27, 0.95 and 1.37, two of HATRPO's at 1.75 and 1.21. With "
-                "0.003, chosen on seeds 300 and 301 (200,000 frames: HCPO 1.20 and 0.79, HATRPO 1.12 and 1.01; with "
-                "0.01 HCPO 0.82, after 180,000, and 0.47, HATRPO 0.92, likewise, and 0.86; with 0.001 HCPO 0.88 and 0.78), "
-                "HCPO wins 72 to 97 % of the battles at the end, HATRPO 88 to 100 %: in the IQM they are level. HCPO "
-                "earns less for the first third, when its agents learn for ten instructions at the same time. Its "
-                "conductors score alike.",
+                "Eight units share a network, and each one's turn moves it for all: with the steps of the other "
+                "presets (kl_limit 0.01) HCPO's seeds ended at 1.27, 0.95 and 1.37, two of HATRPO's at 1.75 and "
+                "1.21. With 0.003, chosen on seeds 300 and 301 (200,000 frames: HCPO 1.20 and 0.79, HATRPO 1.12 and "
+                "1.01; with 0.01 HCPO 0.82, after 180,000, and 0.47, HATRPO 0.92, likewise, and 0.86; with 0.001 "
+                "HCPO 0.88 and 0.78), HCPO wins 72 to 97 % of the battles at the end, HATRPO 88 to 100 %: in the IQM "
+                "they are level. HCPO earns less for the first third, when its agents learn for ten instructions at "
+                "the same time. Its conductors score alike.",
             ),
             (
                 "5m_vs_6m",
                 "Five against six of their kind: after a million frames no team wins more than a battle in thirty, "
                 "and HCPO and HATRPO are level, at 0.60 and 0.64 of the 2 that a victory is worth. HCPO's conductors "
-                "score alike. Trained with larger steps (kl_limit 0.01), and with ratios of agents who share parameters "
-                "as they were until 0.2: to the policy before each turn, not to the one that collected.",
+                "score alike. Trained with larger steps (kl_limit 0.01), and with ratios of agents who share "
+                "parameters as they were until 0.2: to the policy before each turn, not to the one that collected.",
             ),
         )
     ),
