@@ -99,6 +99,15 @@ def new_algorithm(
     return algorithm, rollout, Collector(made, rollout, np.arange(batch_size) + 11)
 
 
+def resumed(run: Path, steps: int | None = None) -> dict[str, Any]:
+    """Goes on with a run to its end, or to another one; returns its summary."""
+    again = Run.resume(run, steps)
+    try:
+        return again.train()
+    finally:
+        again.close()
+
+
 def new_hcpo(
     environment: str = "toy_environments:masked_discrete", batch_size: int = 6, steps: int = 12, **settings: Any
 ) -> tuple[Hcpo, Rollout, Collector]:

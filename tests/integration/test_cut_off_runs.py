@@ -25,7 +25,7 @@ from hmarl.trainer.suite.planned import PlannedRun
 from hmarl.trainer.suite.records import read_record, record_of, write_record
 from hmarl.trainer.suite.results import record_path, steps_of
 from training_process import Training
-from training_runs import command_line, final_hash, tiny_config, train
+from training_runs import command_line, final_hash, resumed, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
 
@@ -65,11 +65,7 @@ def stopped(config: RunConfig, directory: Path) -> Path:
 
 def concluded(directory: Path, steps: int | None = CUT) -> dict[str, Any]:
     """Ends a run where it stands; returns its summary."""
-    run = Run.resume(directory, steps)
-    try:
-        return run.train()
-    finally:
-        run.close()
+    return resumed(directory, steps)
 
 
 def curve_of(directory: Path) -> RunCurve:

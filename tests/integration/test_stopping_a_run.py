@@ -18,7 +18,7 @@ from hmarl.trainer.runs.config import RunConfig
 from hmarl.trainer.runs.run import Run
 from hmarl.trainer.runs.stopping import Interrupted, StopRequest
 from training_process import Training
-from training_runs import command_line, final_hash, tiny_config, train
+from training_runs import command_line, final_hash, resumed, tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -39,14 +39,6 @@ def begin(tmp_path: Path) -> Iterator[Any]:
     yield start
     for each in started:
         each.kill()
-
-
-def resumed(run: Path, steps: int | None = None) -> dict[str, Any]:
-    again = Run.resume(run, steps)
-    try:
-        return again.train()
-    finally:
-        again.close()
 
 
 def updates(run: Path) -> int:

@@ -79,10 +79,7 @@ def iqm_interval_of_runs(
     runs, episodes = values.shape
     rows = generator.integers(0, runs, (resamples, runs, 1))
     columns = generator.integers(0, episodes, (resamples, runs, episodes))
-    found = iqm(values[rows, columns].reshape(resamples, -1))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(found, [tail, 1.0 - tail])
-    return float(low), float(high)
+    return _middle(iqm(values[rows, columns].reshape(resamples, -1)), confidence)
 
 
 def mean_interval(
@@ -125,8 +122,13 @@ def _interval(
         statistic(array[generator.integers(0, array.size, (min(rows, resamples - start), array.size))])
         for start in range(0, resamples, rows)
     ]
+    return _middle(np.concatenate(found), confidence)
+
+
+def _middle(found: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Where that share of the resampled figures begins and ends."""
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.concatenate(found), [tail, 1.0 - tail])
+    low, high = np.quantile(found, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
