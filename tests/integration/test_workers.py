@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 GUIDED: dict[str, Any] = {"embedding_size": 8, "epochs": 2, "minibatches": 2}
 CHUNKS: dict[str, Any] = {**GUIDED, "recurrent": True, "chunk_length": 5}
 HELD: dict[str, Any] = {"instruction_interval": 3, "instructions": 3, "conductor_hidden_sizes": (8,)}
+LESS_LOCAL: dict[str, Any] = {"local_share": 1.0, "local_share_end": 0.0, "conductor_hidden_sizes": (8,)}
 RUN: dict[str, Any] = {"workers": 2, "environments": 5}
 STALE: dict[str, Any] = {**RUN, "stale_updates": 1}
 TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -36,6 +37,7 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     "leaving": ("mat", "toy_environments:leaving", GUIDED, RUN, {}),
     # Their state cannot be saved: the environments restart at every checkpoint, in the unbroken run too.
     "restarting": ("magpo", "toy_environments:masked_discrete", CHUNKS, RUN, {"saves": False}),
+    "hcpo-restarting": ("hcpo", "toy_environments:masked_discrete", LESS_LOCAL, RUN, {"saves": False}),
     "restarting-stale": ("happo", "toy_environments:masked_discrete", {}, STALE, {"saves": False}),
 }
 

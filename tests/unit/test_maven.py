@@ -230,6 +230,21 @@ def test_episode_returns_reach_across_rollouts() -> None:
     torch.testing.assert_close(torch.cat([t for t in told if len(t)]), sums.flatten())
 
 
+def test_a_rollout_that_is_passed_over_counts_for_the_episodes_that_go_on() -> None:
+    """Episodes of five steps, rollouts of three; one reward of the first rollout is not a number."""
+    algorithm, rollout, collector = maven(steps=3)
+    told: list[Any] = []
+    learn = algorithm.latent_policy.learn
+    algorithm.latent_policy.learn = lambda *args: told.append(args[2]) or learn(*args)
+    collector.collect(algorithm)
+    rollout.rewards[1, 0] = float("nan")
+    first = rollout.team_rewards.sum(0)
+    algorithm.pass_over(rollout)
+    collector.collect(algorithm)
+    algorithm.update(rollout, 0.0)
+    torch.testing.assert_close(told[0], (first + rollout.team_rewards[:2].sum(0))[1:])
+
+
 def test_the_policy_gradients_loss_by_hand() -> None:
     """All-zero parameters: uniform, baseline 0."""
     policy = LatentPolicy(2, 4, (3,), AlgorithmSettings(), 0.01, 0.5, torch.Generator().manual_seed(0), CPU)

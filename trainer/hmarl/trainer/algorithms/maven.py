@@ -129,6 +129,11 @@ class Maven(Algorithm):
         # 4: utilities, mixing and discriminator on fragments drawn from the buffer
         return metrics | mean_metrics(self._improve(rows, schedule) for rows in self.fragments.draws())
 
+    def pass_over(self, rollout: Rollout) -> None:
+        """What running episodes earned in it stays theirs: where that was not finite, neither is their return."""
+        _, earned = episode_returns(rollout)
+        self.under_latents.earn(earned)
+
     def _improve(self, rows: Rows, schedule: float) -> dict[str, Tensor]:
         """One gradient step on fragments drawn from the replay buffer; the targets follow."""
         batch = self.prepare(rows)

@@ -194,6 +194,9 @@ class Algorithm:
         """
         raise NotImplementedError
 
+    def pass_over(self, rollout: Rollout) -> None:
+        """A rollout is not learnt from, since something in it is not finite; the episodes in it go on all the same."""
+
     def advice(self, metrics: dict[str, float]) -> str | None:
         """What goes wrong in the update or evaluation that made these metrics and what would help, logged once; None if
         nothing does.

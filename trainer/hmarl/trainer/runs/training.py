@@ -117,6 +117,7 @@ class Training:
         """
         rollout = self.source.rollout
         if broken := broken_rollout(rollout):
+            self.algorithm.pass_over(rollout)
             return {"rolled_back": 1.0}, Divergence(broken, "look for it in the environment")
         components = self.algorithm.components()
         before = {name: tensor.clone() for name, tensor in flatten(components).items()}

@@ -146,7 +146,9 @@ class Crew:
 
     def load(self, algorithm: Algorithm, tensors: Mapping[str, Tensor], update: int) -> None:
         """See ``RolloutSource``."""
-        self._update, self._acted = update, self.saves
+        # Workers go on with what the acting remembers, also where their environments begin anew: it holds more than
+        # episodes, and of those that are gone each worker forgets.
+        self._update, self._acted = update, update > 0
         weights = _under("weights.", tensors)
         self._outstanding = weights or None
         if not self.saves:
