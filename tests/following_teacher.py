@@ -22,7 +22,7 @@ class FollowingTeacher:
     A goal is what was seen (``GoalKind(3)``) or which of the numbers was the largest (``GoalKind(3, discrete=True)``).
     """
 
-    name = "follower"
+    name = variant = "follower"
 
     def __init__(self, algorithm: Algorithm, goal: GoalKind | None = None, sharpness: float = 6.0) -> None:
         self._algorithm = algorithm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,13 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.evaluation.closed_loop import evaluate
 from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.algorithms import ALGORITHMS
+from hmarl.trainer.contract.deployable import DeployablePolicy
 from hmarl.trainer.export import export
 from hmarl.trainer.export.policy_source import load_team
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.config import make_config
 from hmarl.trainer.runs.run import Run
-from training_runs import of_use
+from training_runs import new_algorithm, of_use
 
 ENVIRONMENTS = {
     "discrete": ("mpe/simple_spread", {"N": 2}),
@@ -186,6 +188,37 @@ def test_a_graph_that_differs_is_refused_and_nothing_written(
     with pytest.raises(export.ParityError, match="nothing was written"):
         export.export_run(run, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_agents_for_whom_one_graph_acts_are_one_policy() -> None:
+    settings = {"share_parameters": True, "agent_identity": False}
+    algorithm, _, _ = new_algorithm("mappo", "mpe/simple_spread", 2, 4, None, **settings)
+    assert len(export.graphs_of(algorithm.spec, algorithm)) == 1
+    apart = algorithm.deployable
+
+    def differing(agent: int) -> DeployablePolicy:
+        policy = apart(agent)
+        if agent == 2:
+            next(policy.parameters()).data += 1e-3
+        return policy
+
+    algorithm.deployable = differing  # type: ignore[method-assign]
+    with pytest.raises(export.ParityError, match="agents agent_0 and agent_2 are interchangeable, but differ in "):
+        export.graphs_of(algorithm.spec, algorithm)
+
+
+def test_a_card_promises_no_more_than_a_run_keeps(short_run: ShortRun, tmp_path: Path) -> None:
+    run = short_run("hcpo", "discrete")
+    again = tmp_path / "again"
+    copytree(run, again)
+    summary = json.loads((again / "summary.json").read_text())
+    cards = []
+    for resumed_at in (0, 52):
+        (again / "summary.json").write_text(json.dumps(summary | {"resumed_at": resumed_at}))
+        bundle = export.export_run(again, tmp_path / str(resumed_at), "last", redistilling=False)
+        cards.append(bundle.read("README.md").decode())
+    assert "The same command on the same machine gives the same weights (up to rounding" in cards[0]
+    assert "gives the same weights if the goal (`--steps`) was the same throughout" in cards[1]
 
 
 def test_the_bundle_says_where_it_comes_from(short_run: ShortRun, tmp_path: Path) -> None:

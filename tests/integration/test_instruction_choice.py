@@ -17,6 +17,7 @@ from hmarl.sdk.evaluation.deployed_teams import BundleTeam
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.contract.local_team import LocalTeam
 from hmarl.trainer.export.export import export_run
+from hmarl.trainer.export.gap_teams import torch_rungs
 from hmarl.trainer.export.instruction_choice import best_choice
 from hmarl.trainer.export.policy_source import load_team
 from training_runs import new_hcpo, tiny_config, train
@@ -81,6 +82,28 @@ def test_deployed_agents_choose_as_the_trainers_do(run: Path, tmp_path: Path) ->
         np.testing.assert_allclose(evaluate(environment, deployed, 4, 1).returns, returns[choice], rtol=1e-5)
     assert not np.array_equal(returns["argmax"], returns["common"])
     assert not np.array_equal(returns["sample"], returns["common"])
+
+
+def test_the_card_says_what_the_agents_earn_as_they_choose(run: Path, tmp_path: Path) -> None:
+    bundle = export_run(run, tmp_path / "bundle", redistilling=False)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    decided = bundle.manifest.training["instruction_choice"]
+    assert f"value: {decided['mean_returns'][decided['chosen']]:.2f}\n" in card
+    assert "`local` was played by `argmax`" in card
+
+
+def test_the_central_rung_is_the_run_s_own_central_team(run: Path, tmp_path: Path) -> None:
+    """Drawn actions, drawn instructions."""
+    bundle = export_run(run, tmp_path / "bundle", redistilling=False)
+    environment = make("mpe/simple_spread", 4)
+    for sample in (False, True):
+        central, local = torch_rungs(run, bundle, sample)
+        assert (central.name, local.name) == ("central", "local")
+        make_team, _, _ = load_team(run, variant="central", sample=sample)
+        expected = evaluate(environment, make_team(environment.spec), 4, 1).returns
+        np.testing.assert_array_equal(
+            evaluate(environment, central.make_team(environment.spec), 4, 1).returns, expected
+        )
 
 
 def test_a_choice_that_does_not_apply_is_refused(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,22 @@ def test_a_conductor_needs_the_team_that_it_was_trained_with(tmp_path: Path) -> 
         UsageError, match="variant central: got an environment with the agents chooser_0, chooser_1 and"
     ):
         make_team(make(TOY, 1, agents=2).spec)
+
+
+def test_where_an_environment_hands_out_no_mask_every_choice_is_legal(tmp_path: Path) -> None:
+    bundle = trained(tmp_path, "mappo", TOY, {})
+    environment, seeds, running = make(TOY, 4), np.arange(4), np.ones(4, dtype=np.bool_)
+    seen = environment.reset(seeds)
+    assert not all(mask is not None and mask.all() for mask in seen.action_masks)
+    legal = [np.ones_like(mask) for mask in seen.action_masks if mask is not None]
+    played = []
+    for masks in ([None] * len(legal), legal):
+        for team in (
+            LocalTeam(load_run(tmp_path / "run", "last").algorithm),
+            BundleTeam(bundle, environment.spec),
+        ):
+            team.reset(seeds)
+            played.append(team.act(replace(seen, action_masks=tuple(masks)), running))
+    for actions in played[1:]:
+        for ours, theirs in zip(played[0], actions, strict=True):
+            np.testing.assert_array_equal(ours, theirs)

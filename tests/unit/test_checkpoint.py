@@ -216,7 +216,7 @@ def test_files_that_are_no_checkpoints_are_left_alone(tmp_path: Path) -> None:
     stray.write_bytes(b"mine")
     assert find_checkpoint(tmp_path, "10").counters.steps == 10
     assert find_checkpoint(tmp_path, "last").counters.steps == 20
-    prune(folder, keep=1)
+    prune(folder, keep=1, steps=20)
     assert {path.stem for path in folder.glob("*.safetensors")} == {"step-000000000020", "step-old"}
 
 
@@ -231,16 +231,24 @@ def test_a_damaged_object_is_named(content: str, tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     folder = write_several(tmp_path, 10, 20, 30, 40, 50)
     mark_best(folder, folder / "step-000000000020.safetensors", 4.0)
-    prune(folder, keep=2)
+    prune(folder, keep=2, steps=50)
     assert sorted(path.stem[-2:] for path in folder.glob("step-*.safetensors")) == ["20", "40", "50"]
     assert sorted(path.stem[-2:] for path in folder.glob("step-*.json")) == ["20", "40", "50"]
     assert find_checkpoint(tmp_path, "best").counters.steps == 20
-    prune(folder, keep=9)
+    prune(folder, keep=9, steps=50)
     assert len(list(folder.glob("step-*.safetensors"))) == 3
 
 
 def test_prune_deletes_nothing_while_the_best_one_is_unknown(tmp_path: Path) -> None:
     folder = write_several(tmp_path, 10, 20, 30)
     (folder / "best.json").write_text("{")
-    prune(folder, keep=1)
+    prune(folder, keep=1, steps=30)
     assert len(list(folder.glob("step-*.safetensors"))) == 3
+
+
+def test_what_resuming_passed_over_is_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    folder = write_several(tmp_path, 400, 500, 600)
+    (folder / "step-000000000600.safetensors").write_bytes(b"cut short")
+    prune(folder, keep=1, steps=500)
+    assert find_checkpoint(tmp_path, "last").counters.steps == 500
+    assert sorted(path.stem[-3:] for path in folder.glob("step-*.safetensors")) == ["500", "600"]

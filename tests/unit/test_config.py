@@ -91,6 +91,14 @@ def test_settings_that_do_not_go_with_the_rollouts_are_refused(
     make_config("himpo", "lbfws/hard", {"levels": 1, "goal_interval": 99}, {"rollout_length": 10}, {})
 
 
+@pytest.mark.parametrize("algorithm", ["hcpo", "guided-hcpo"])
+def test_interchangeable_agents_have_one_local_conductor(algorithm: str) -> None:
+    settings = {"share_parameters": True, "agent_identity": False}
+    make_config(algorithm, "mpe/simple_spread", settings, {}, {})
+    with pytest.raises(UsageError, match=r"^algorithm\.share_local_conductors: got False, expected True .*identity=F"):
+        make_config(algorithm, "mpe/simple_spread", settings | {"share_local_conductors": False}, {}, {})
+
+
 @pytest.mark.parametrize(("model", "key", "value", "expected"), OUT_OF_RANGE)
 def test_a_value_out_of_range_names_key_got_and_expected(
     model: type[Settings], key: str, value: Any, expected: str

@@ -23,7 +23,7 @@ from hmarl.trainer.hierarchy.teams import HierarchyTeam
 from hmarl.trainer.networks.settings import validate
 from hmarl.trainer.students.teams import TeacherTeam
 from toy_environments import ToyEnvironment
-from training_runs import CPU, as_tensors
+from training_runs import CPU, as_tensors, new_algorithm
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -172,6 +172,26 @@ def test_a_decisions_advantage_is_what_its_window_brought_and_the_value_after_le
             torch.testing.assert_close(found[start, b], brought + gamma * after - values[start, b])
             checked += 1
     assert checked == 7 * BATCH
+
+
+def test_who_comes_in_the_middle_of_a_window_earns_nothing_of_it() -> None:
+    """Agent 2 comes at step 2 of every episode, which is one window: no goal was set for it at step 0."""
+    settings = SMALL | {"goal_interval": 5, "levels": 2, "worker_reward": "window", "edge_values": True}
+    algorithm, rollout, collector = new_algorithm("himpo", "toy_environments:returning", 2, 10, None, **settings)
+    collector.collect(algorithm)
+    paid: list[Tensor] = []
+    outcome = RolloutGraphs.outcome
+
+    def seen(self: RolloutGraphs, level: Level, rewards: Tensor, *rest: Any) -> Outcome:
+        paid.append(rewards)
+        return outcome(self, level, rewards, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RolloutGraphs, "outcome", seen)
+        algorithm._judged(graphs_of(algorithm, rollout))
+    _, workers = paid
+    assert (workers[:5, :, 2] == 0.0).all()
+    assert (workers[:5, :, 0] != 0.0).all()
 
 
 @pytest.mark.parametrize("superior", [False, True])

@@ -84,6 +84,16 @@ class ConductorFields(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _interchangeable_to_the_last(self) -> Self:
+        """Refuse local conductors of their own for agents that one graph acts for."""
+        if not getattr(self, "agent_identity", True) and self.share_local_conductors is False:
+            raise UsageError(
+                "algorithm.share_local_conductors: got False, expected True (or nothing) with agent_identity=False: "
+                "interchangeable agents are one policy, their local conductor included"
+            )
+        return self
+
     def need(self, by: str, **needed: object) -> None:
         """Refuse other values than those needed by a setting.
 

@@ -23,7 +23,7 @@ class ConductedTeacher:
         conductor: the level above them.
     """
 
-    name = "central conductor"
+    name, variant = "central conductor", "central"
 
     def __init__(self, actors: Actors, conductor: ConductorLevel) -> None:
         self._actors, self._conductor = actors, conductor

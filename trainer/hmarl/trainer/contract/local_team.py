@@ -138,8 +138,9 @@ class LocalTeam:
     ) -> npt.NDArray[Any]:
         module = self.modules[agent]
         inputs = [torch.from_numpy(module.agent.observed(observation))]
-        if module.agent.has_action_mask and mask is not None:
-            inputs.append(torch.from_numpy(np.ascontiguousarray(mask)))
+        if module.agent.has_action_mask:
+            legal = np.ones((len(observation), module.agent.mask_size), dtype=bool) if mask is None else mask
+            inputs.append(torch.from_numpy(np.ascontiguousarray(legal)))
         if self._models[agent].step is not None:
             inputs.append(torch.full((len(observation),), self._step))
         inputs += self._states[agent]

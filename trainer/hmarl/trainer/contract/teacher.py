@@ -57,11 +57,13 @@ class Teacher(Protocol):
     remembers; ``act`` may be called before it and changes nothing. No randomness is the teacher's own.
 
     Attributes:
-        name: for people, e.g. ``guider``.
+        name: for people, e.g. ``central conductor``.
+        variant: what the same team is called among ``Algorithm.teams``, which may draw what a teacher does not.
         goal_kinds: per group, None without goals.
     """
 
     name: str
+    variant: str
     goal_kinds: Sequence[GoalKind | None]
 
     def begin(self, batch_size: int) -> None:

@@ -40,7 +40,7 @@ from hmarl.sdk.gap.document import FILE as GAP_FILE
 from hmarl.sdk.gap.document import read_gap
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.algorithms import find_algorithm
-from hmarl.trainer.contract.deployable import check_size
+from hmarl.trainer.contract.deployable import DeployablePolicy, check_size
 from hmarl.trainer.contract.local_team import LocalPolicies
 from hmarl.trainer.export.graphs import OPSET, Graph, file_stems, onnx_bytes
 from hmarl.trainer.export.instruction_choice import ChosenChoice, decide_choice
@@ -249,6 +249,7 @@ def graphs_of(spec: EnvironmentSpec, policies: LocalPolicies, choice: Instructio
 
     Raises:
         UsageError: one is too large for an ONNX file.
+        ParityError: agents for whom one graph would act differ.
     """
     interchangeable = policies.interchangeable
     parts: list[tuple[str, tuple[int, ...]]] = [(agent.id, (index,)) for index, agent in enumerate(spec.agents)]
@@ -260,10 +261,23 @@ def graphs_of(spec: EnvironmentSpec, policies: LocalPolicies, choice: Instructio
         modules = [policies.deployable(agent).eval() for agent in agents]
         described = (module.describe(file, interchangeable) for module in modules)
         entries = tuple(entry if choice is None else replace(entry, instruction_choice=choice) for entry in described)
+        for module in modules[1:]:
+            _check_alike(modules[0], module)
         tensors = (*modules[0].parameters(), *modules[0].buffers())
         check_size(modules[0].agent, sum(tensor.nbytes for tensor in tensors), "algorithm.hidden_sizes")
         graphs.append(Graph(file, modules[0], agents, entries))
     return graphs
+
+
+def _check_alike(module: DeployablePolicy, other: DeployablePolicy) -> None:
+    """Two agents for whom one graph acts are one policy."""
+    ours, theirs = module.state_dict(), other.state_dict()
+    different = [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+    if different:
+        raise ParityError(
+            f"agents {module.agent.id} and {other.agent.id} are interchangeable, but differ in {', '.join(different)}: "
+            "one graph cannot act for both"
+        )
 
 
 def group_names(spec: EnvironmentSpec) -> list[str]:

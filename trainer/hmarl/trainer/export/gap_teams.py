@@ -19,7 +19,6 @@ from hmarl.trainer.records.checkpoint import newest_checkpoint, read_object
 from hmarl.trainer.runs.loaded_run import LoadedRun, load_run
 from hmarl.trainer.students.settings import DistillationSettings
 from hmarl.trainer.students.student import Students
-from hmarl.trainer.students.teams import TeacherTeam
 
 
 def torch_rungs(run: Path, bundle: Bundle, sample: bool) -> list[Rung]:
@@ -40,7 +39,8 @@ def torch_rungs(run: Path, bundle: Bundle, sample: bool) -> list[Rung]:
     policies, choice = _deployed(run, loaded, bundle), bundle.manifest.agents[0].instruction_choice
     rungs = [Rung(LOCAL, "local policies, in torch", lambda spec: LocalTeam(policies, sample, choice, spec))]
     if teacher is not None:
-        central = Rung(CENTRAL, f"{teacher.name}, in torch", lambda spec: TeacherTeam(algorithm, teacher, sample))
+        team = algorithm.teams(sample)[teacher.variant]
+        central = Rung(CENTRAL, f"{teacher.name}, in torch", lambda spec: team)
         rungs.insert(0, central)
     return rungs
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hmarl.runtime.bundle import ParityModel, StudentsModel
+from hmarl.runtime.choices import effective_choice
 from hmarl.sdk.commands._common import parse_settings
 from hmarl.trainer.export.redistillation import STANDINGS, standings, verdict
 from hmarl.trainer.students.report import figures
@@ -55,7 +56,10 @@ def model_card(
         for key, row in evaluation.items()
     )
     deployed = students.students_return if students else evaluation.get("local", {}).get("return_mean")
-    deployed = again.after.return_mean if again is not None and again.kept else deployed
+    if chosen is not None and chosen.means:
+        deployed = chosen.means[chosen.choice]
+    if again is not None and again.kept:
+        deployed = again.after.return_mean
     sections = [
         _front_matter(config, deployed),
         f"# {name}",
@@ -69,7 +73,7 @@ def model_card(
         if table
         else "",
         _distillation(students) if students else "",
-        _instructions(chosen) if chosen else "",
+        _instructions(config, chosen) if chosen else "",
         _redistillation(again) if again else "",
         price,
         "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots),
@@ -119,7 +123,7 @@ def _distillation(students: StudentsModel) -> str:
     )
 
 
-def _instructions(chosen: ChosenChoice) -> str:
+def _instructions(config: RunConfig, chosen: ChosenChoice) -> str:
     if not chosen.means:
         return (
             "## Instructions\n\nEvery agent has a copy of the conductor, which sees what all agents observe alike; the "
@@ -131,7 +135,9 @@ def _instructions(chosen: ChosenChoice) -> str:
         "## Instructions\n\nEvery agent chooses its instruction by what it observes alone: with numbers that the team "
         "shares (`common`), the likeliest (`argmax`), or with numbers of its own (`sample`). Unless told otherwise "
         f"this bundle's agents choose by `{chosen.choice}`; {chosen.episodes} episodes, the same for "
-        f"all, brought:\n\n| choice | mean return |\n|---|---|\n{rows}"
+        f"all, brought what the table says. (In the table of evaluations `local` was played by "
+        f"`{effective_choice(None, not config.settings().deterministic_evaluation)}`.)\n\n"
+        f"| choice | mean return |\n|---|---|\n{rows}"
     )
 
 
@@ -153,7 +159,8 @@ def _redistillation(again: Redistillation) -> str:
 
 def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, Any]) -> str:
     settings = {f"algorithm.{key}": value for key, value in config.algorithm_settings.items()}
-    settings |= {f"run.{key}": value for key, value in config.run.items() if key not in ("steps", "seed", "device")}
+    told_apart = {"steps", "seed", *(["device"] if config.run["device"] == "cpu" else [])}
+    settings |= {f"run.{key}": value for key, value in config.run.items() if key not in told_apart}
     settings |= {f"env.{key}": value for key, value in config.environment_arguments.items()}
     words = ["hmarl-train", config.algorithm, "--env", config.environment, "--steps", str(config.run["steps"])]
     words += ["--seed", str(config.run["seed"])]
@@ -165,7 +172,22 @@ def _provenance(config: RunConfig, checkpoint: Checkpoint, summary: dict[str, An
     return (
         f"## Training\n\nhmarl {config.hmarl_version}, seed {config.run['seed']}, "
         f"checkpoint at {checkpoint.counters.steps:,} steps{duration}. "
-        f"The same command on the same machine gives the same weights:\n\n```\n{command}\n```"
+        f"{_repeated(config, summary)}:\n\n```\n{command}\n```"
+    )
+
+
+def _repeated(config: RunConfig, summary: dict[str, Any]) -> str:
+    """What the command of a run brings when it is given again."""
+    if summary.get("resumed_at"):
+        return (
+            "It was resumed. The same command on the same machine gives the same weights if the goal (`--steps`) was "
+            "the same throughout and the environments' state can be saved"
+        )
+    if config.run["device"] != "cpu":
+        return "The same command gives such a team again, up to what rounding makes of it on that device"
+    return (
+        "The same command on the same machine gives the same weights (up to rounding, if it was trained together with "
+        "other seeds)"
     )
 
 

@@ -18,7 +18,7 @@ class GuiderTeacher:
         guider: who teaches.
     """
 
-    name = "guider"
+    name = variant = "guider"
 
     def __init__(self, guider: TrainedGuider) -> None:
         self._guider = guider

@@ -179,9 +179,15 @@ class RolloutGraphs:
                 return generalised_advantages(*given, settings.gamma, gae_lambda)
             return decision_advantages(*given, decided, settings.gamma, gae_lambda, "decision")
 
+        def of_decisions(gae_lambda: float) -> Tensor:
+            if decided is None or not level.value.of_agents:
+                return advantages(gae_lambda)
+            # Nothing was decided for an agent that was not there, and no value of that pair has been learnt.
+            return advantages(gae_lambda).masked_fill(~rollout.active, 0.0)
+
         gae_lambda = settings.gae_lambda if decided is None else settings.manager_gae_lambda
         errors = None
         if decided is not None and settings.telescoped:
             errors = step_errors(rewards, values, next_values, ended, decided, settings.gamma)
         returns = advantages(settings.value_lambda) + values
-        return Outcome(values, advantages(gae_lambda), returns, errors, every_step)
+        return Outcome(values, of_decisions(gae_lambda), returns, errors, every_step)

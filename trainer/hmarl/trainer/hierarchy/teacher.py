@@ -20,7 +20,7 @@ class HierarchyTeacher:
         together: the hierarchy's agents.
     """
 
-    name = "hierarchy"
+    name = variant = "hierarchy"
 
     def __init__(self, together: HierarchyActors) -> None:
         self._together, hierarchy = together, together.hierarchy

@@ -336,8 +336,15 @@ def _best_name(folder: Path) -> str:
         raise CheckpointError(f"{mark}: damaged ({error}); use --checkpoint last") from error
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best one; nothing when it is not known which that is."""
+def prune(folder: Path, keep: int, steps: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one; nothing when it is not known which that is.
+
+    Args:
+        folder: RUN/checkpoints.
+        keep: how many.
+        steps: of the one that was written last. Later ones are damaged, or resuming would not have passed over them:
+            they are neither counted nor deleted, and the run will write them anew.
+    """
     kept: set[str] = set()
     if (folder / "best.json").exists():
         try:
@@ -345,7 +352,7 @@ def prune(folder: Path, keep: int) -> None:
         except CheckpointError as error:
             _log.warning("%s; old checkpoints are kept", error)
             return
-    for path in checkpoints_in(folder)[:-keep]:
+    for path in [each for each in checkpoints_in(folder) if _steps_of(each) <= steps][:-keep]:
         if path.name not in kept:
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)

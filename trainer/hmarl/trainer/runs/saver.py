@@ -54,7 +54,7 @@ class Saver:
         with storing():
             write_checkpoint(self.folder, self._training.tensors(), counters, pending)
         if pending is None:
-            prune(self.folder, self._kept)
+            prune(self.folder, self._kept, counters.steps)
 
     def reopen(self, counters: Counters, pending: Mapping[str, float]) -> None:
         """The newest one is to be evaluated after all.
@@ -85,7 +85,7 @@ class Saver:
                 mark_best(self.folder, path, counters.best_return)
             # This one last: until then a resumed run does all of it again.
             settle_checkpoint(path, counters)
-            prune(self.folder, self._kept)
+            prune(self.folder, self._kept, counters.steps)
 
     def newest(self) -> str | None:
         """The name of the newest one that is whole, None where there is none."""

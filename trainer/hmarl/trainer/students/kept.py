@@ -111,8 +111,8 @@ class KeptDistillation:
         with storing("then the same command goes on"):
             write_checkpoint(self._data, newest.tensors, counters)
             write_checkpoint(self._states, state, counters)
-            prune(self._states, _STATES)
-            prune(self._data, self._kept_rounds + _STATES - 1)
+            prune(self._states, _STATES, counters.steps)
+            prune(self._data, self._kept_rounds + _STATES - 1, counters.steps)
 
     def finish(self) -> None:
         """Delete the data, all at once: nothing more will be learnt."""
