@@ -12,6 +12,7 @@ from hmarl.sdk.errors import UsageError
 from hmarl.trainer.algorithms.himpo import Himpo
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.hierarchy.graph import clusters_by_number, first_centres, spatial_clusters
+from hmarl.trainer.hierarchy.level import Level
 from hmarl.trainer.hierarchy.outcome import Outcome, RolloutGraphs, told_reward
 from hmarl.trainer.hierarchy.settings import HierarchySettings
 from hmarl.trainer.learning.returns import decision_advantages
@@ -152,6 +153,60 @@ def test_telescoped_rewards_need_values_at_every_step() -> None:
         validate(HierarchySettings, {"step_values": False}, "algorithm")
     assert validate(HierarchySettings, {}, "algorithm").judges_every_step
     assert not validate(HierarchySettings, {"worker_reward": "window"}, "algorithm").judges_every_step
+
+
+def paid_for_nothing(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> torch.Tensor:
+    """[T, B, N] what workers earn where the team earns 1 and sees the same for ever, superiors' values having
+    converged: no decision is worth anything there.
+    """
+    algorithm, rollout = collected(
+        goal_interval=2, gamma=0.5, critic_learning_rate=0.02, local_rewards=False, normalise_values=False,
+        message_rounds=0, **settings,
+    )  # fmt: skip
+    rollout.rewards[:] = 0.2
+    rollout.team_rewards = rollout.spec.team_rewards(rollout.rewards, rollout.active)
+    for seen in (*rollout.observations, *rollout.last_observations):
+        seen[:] = 1.0
+    graphs = graphs_of(algorithm, rollout)
+    for step_size in (0.5, 0.05):
+        for _ in range(40):
+            for _, level, _, judgements in algorithm._judged(graphs)[:-1]:
+                for _ in range(6):
+                    level._fit(judgements, step_size)
+    paid: list[torch.Tensor] = []
+    outcome = RolloutGraphs.outcome
+
+    def told(self: RolloutGraphs, level: Level, rewards: torch.Tensor, *rest: Any) -> Outcome:
+        paid.append(rewards)
+        return outcome(self, level, rewards, *rest)
+
+    monkeypatch.setattr(RolloutGraphs, "outcome", told)
+    algorithm._judged(graphs)
+    return paid[-1]
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_values_that_see_the_step_of_their_window_pay_nothing_for_nothing(
+    levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paid = paid_for_nothing(monkeypatch, levels=levels, values_see_step=True)
+    assert paid.abs().max() < 0.05
+
+
+def test_others_learn_the_mean_of_what_is_left_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With γ = ½, α = 2 and a reward of 1: V is 4 at a window's first step and 3 at its second, and learnt as one
+    number between. So they pay 1 inside a window, where V does not change, and 1 + V/2 − V at its end.
+    """
+    paid = paid_for_nothing(monkeypatch, levels=2).mean((1, 2))
+    torch.testing.assert_close(paid[::2], torch.ones(10), atol=0.05, rtol=0)
+    assert (paid[1::2] < -0.5).all()
+
+
+def test_only_values_of_every_step_can_see_it() -> None:
+    with pytest.raises(UsageError, match="values_see_step: got True, expected False with worker_reward=window"):
+        validate(HierarchySettings, {"values_see_step": True, "worker_reward": "window"}, "algorithm")
+    algorithm, rollout = collected(values_see_step=True, worker_reward="window", step_values=True, levels=2)
+    assert all(torch.isfinite(torch.tensor(value)) for value in algorithm.update(rollout, 0.0).values())
 
 
 # --- other tasks -----------------------------------------------------------------------------------------------------

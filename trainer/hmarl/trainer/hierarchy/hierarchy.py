@@ -138,11 +138,12 @@ class Hierarchy:
         )
 
         def superiors(of_manager: bool, told: bool) -> Level:
+            window = settings.goal_interval * (settings.manager_interval if of_manager else 1)
             policy, value = (
-                SuperiorNetwork(spec, features, structure, outputs, gain, told, self.count, of_manager, values)
-                for outputs, gain, values in (
-                    (self.goal_head.output_size, 0.01, False),
-                    (1, 1.0, not settings.edge_values),
+                SuperiorNetwork(spec, features, structure, outputs, gain, told, self.count, of_manager, values, steps)
+                for outputs, gain, values, steps in (
+                    (self.goal_head.output_size, 0.01, False, 0),
+                    (1, 1.0, not settings.edge_values, window if settings.values_see_step else 0),
                 )
             )
             units = [range(self.count if of_manager else len(spec.agents))]
@@ -205,6 +206,7 @@ class Hierarchy:
         cluster: Tensor,
         goal: Tensor,
         sub_goal: Tensor,
+        clock: Tensor | None = None,
     ) -> TeamGraph:
         """A team at M moments, with as many goals as there are levels; see ``TeamGraph``. Edges that were drawn earlier
         may be of agents who have left since.
@@ -218,6 +220,7 @@ class Hierarchy:
             cluster,
             told(goal) if levels > 1 else None,
             told(sub_goal) if levels == 3 else None,
+            clock,
         )
 
     def draw_goal_noise(self, lead: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -268,6 +271,8 @@ class Hierarchy:
         actions = select_all(workers, None if noise is None else noise.actions)
         record = {name: standing.tensors()[name] for name in ("cluster", "goal", "sub_goal")}
         record |= {"edges": graph.edges, "decided": decided, "manager_decided": manager_decided}
+        if settings.values_see_step:
+            record["clock"] = standing.clock
         after = replace(standing, clock=standing.clock + 1, fresh=torch.zeros_like(standing.fresh))
         return Step(actions, workers, graph, after, record)
 

@@ -36,6 +36,7 @@ class TeamGraph:
         cluster: [M, N] int64, the sub-manager to whom each agent reports.
         goal: [M, N, G] what each worker's sub-manager has told it, or None without sub-managers.
         sub_goal: [M, S, G] what the manager has told each sub-manager, or None without a manager.
+        clock: [M] int64, steps since all agents decided; None where no value sees it.
     """
 
     features: list[Tensor]
@@ -45,6 +46,7 @@ class TeamGraph:
     cluster: Tensor
     goal: Tensor | None = None
     sub_goal: Tensor | None = None
+    clock: Tensor | None = None
 
     @property
     def moments(self) -> int:
@@ -61,6 +63,7 @@ class TeamGraph:
             self.cluster[rows],
             None if self.goal is None else self.goal[rows],
             None if self.sub_goal is None else self.sub_goal[rows],
+            None if self.clock is None else self.clock[rows],
         )
 
 
@@ -259,6 +262,7 @@ class SuperiorNetwork(FlatNetwork):
             summary of its workers; else the superiors are the sub-managers, and their subordinates the workers.
         values: outputs are the superiors' own (a value of what each sees), not one for each subordinate (a goal, or a
             value of the pair).
+        window: α, or K·α, steps of the superior's window, where the outputs know which of them it is; else 0.
 
     The others are ``GraphLayers``'.
     """
@@ -274,10 +278,11 @@ class SuperiorNetwork(FlatNetwork):
         sub_managers: int,
         of_manager: bool,
         values: bool,
+        window: int = 0,
     ) -> None:
         self.structure, self.told = structure, told
         self.layers = GraphLayers(spec, features, structure, [outputs], output_gain, told)
-        self.sub_managers, self.of_manager, self.values = sub_managers, of_manager, values
+        self.sub_managers, self.of_manager, self.values, self.window = sub_managers, of_manager, values, window
 
     @property
     def of_agents(self) -> bool:
@@ -297,6 +302,8 @@ class SuperiorNetwork(FlatNetwork):
             shapes |= self.layers.message_shapes(0)
         if not self.values:
             shapes["subordinate.weight"] = (width, width)
+        if self.window:
+            shapes["step.weight"] = (width, self.window)
         return self.layers.shapes_around(shapes | linear_shapes("superior", width, width))
 
     def _gain(self, name: str) -> float:
@@ -325,6 +332,9 @@ class SuperiorNetwork(FlatNetwork):
             if not self.of_manager:
                 hidden = hidden.gather(1, graph.cluster.unsqueeze(-1).expand(-1, -1, self.structure.width))
             hidden = hidden + subordinates @ parameters["subordinate.weight"].mT
+        if self.window:
+            assert graph.clock is not None
+            hidden = hidden + parameters["step.weight"].mT[graph.clock % self.window].unsqueeze(1)
         return [dense(parameters, "output.0", self.layers.activate(hidden))]
 
 

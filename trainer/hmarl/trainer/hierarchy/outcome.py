@@ -55,9 +55,15 @@ def step_errors(
     return rewards + torch.where(closes, gamma, 1.0) * next_values - values
 
 
+def windows_begin(force: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is in force, at the first step of a window: so what follows an episode or a rollout is judged."""
+    return force | ({"clock": torch.zeros_like(force["clock"])} if "clock" in force else {})
+
+
 def local_rewards(rollout: Rollout, cluster: Tensor, sub_managers: int) -> Tensor:
     """[T, B, S] the team's reward at every step as it would be if all earned what the workers under each sub-manager
-    earn on average. (Their sum would pay workers for crowding into one cluster.)
+    earn on average; those who have left are among all, and in no average. (Their sum would pay workers for crowding
+    into one cluster.)
 
     Args:
         rollout: of T steps.
@@ -135,16 +141,16 @@ class RolloutGraphs:
         ) -> TeamGraph:
             positions = hierarchy.positions(observations)
             edges = hierarchy.edges(positions, active) if edges is None else edges
-            rest = (force["cluster"], force["goal"], force["sub_goal"])
+            rest = (force["cluster"], force["goal"], force["sub_goal"], force.get("clock"))
             return hierarchy.graph(features(observations), active, positions, edges, *rest)
 
         static, ended = hierarchy.settings.static_graph, rollout.ended
         flat = {name: value.flatten(0, 1) for name, value in extras.items()}
         self.moments = graph(seen, rollout.active.flatten(0, 1), flat, flat["edges"])
         finals = [rollout.final_observations(g) for g in range(len(seen))]
-        at_ends = {name: value[ended] for name, value in extras.items()}
+        at_ends = windows_begin({name: value[ended] for name, value in extras.items()})
         self.finals = graph(finals, rollout.next_active()[ended], at_ends, at_ends["edges"] if static else None)
-        force = standing.tensors()
+        force = windows_begin(standing.tensors())
         last_edges = force["edges"] if static else None
         self.last = graph(rollout.last_observations, rollout.last_active, force, last_edges)
 

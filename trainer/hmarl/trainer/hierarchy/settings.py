@@ -64,6 +64,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
         description="superiors' values are judged and learnt at every step, not only where they decide; by default "
         "with telescoped rewards, which need it",
     )
+    values_see_step: bool = Field(
+        False,
+        description="superiors' values of every step see which step of their window it is; else they learn one for "
+        "all, and telescoped rewards err by what is left of the window",
+    )
     local_rewards: bool = Field(
         True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
     )
@@ -95,6 +100,11 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
             raise UsageError(
                 "algorithm.step_values: got False, expected True with worker_reward=telescoped, which pays those below "
                 "by a value that has to be right at every step"
+            )
+        if self.values_see_step and not self.judges_every_step:
+            raise UsageError(
+                "algorithm.values_see_step: got True, expected False with worker_reward=window and step_values=False: "
+                "such values are asked for at a window's first step alone"
             )
         if not self.share_parameters:
             raise UsageError("algorithm.share_parameters: got False, expected True (any number of agents may come)")
