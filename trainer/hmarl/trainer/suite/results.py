@@ -73,6 +73,33 @@ def steps_of(record: Record) -> dict[str, Any]:
     return {**steps, ABSOLUTE: absolute}
 
 
+def put_together(
+    runs: Sequence[PlannedRun], tasks: Mapping[str, Task], document: Document, others: Mapping[str, Document]
+) -> Results:
+    """Our runs, and beside them those of others, whose algorithms never go by a name of ours.
+
+    Args:
+        runs: all that are planned: their labels are ours before they have a record.
+        tasks: by label.
+        document: of ours, see ``document_of``.
+        others: by what they are called.
+    """
+    measures = measures_of(tasks)
+    results = Results()
+    results.add(document, measures)
+    for run in runs:
+        family, name = place_of(tasks[run.task])
+        results.add({family: {name: {run.label: {}}}}, measures)
+    for name, other in others.items():
+        results.add(other, measures, f" ({name})")
+    return results
+
+
+def measures_of(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """How each task is measured, by its name in a ``Results``."""
+    return {"/".join(place_of(task)): task.measure for task in tasks.values()}
+
+
 def write_results(definition: Definition, folder: Path, kept: Path, ledger: Ledger, beside: Sequence[Path]) -> Written:
     """Write marl-eval.json and index.html.
 
@@ -92,18 +119,13 @@ def write_results(definition: Definition, folder: Path, kept: Path, ledger: Ledg
     written = Written(folder / "marl-eval.json", folder / "index.html")
     write_marl_eval(written.marl_eval, document)
     by_place = {"/".join(place_of(task)): task for task in definition.tasks.values()}
-    measures = {place: task.measure for place, task in by_place.items()}
-    results = Results()
-    results.add(document, measures)
-    for name, other in others.items():
-        results.add(other, measures, f" ({name})")
     command = ["hmarl-suite", str(definition.path), "--out", str(folder)]
     content = ComparisonContent(
         name=definition.name,
-        results=results,
+        results=put_together(definition.runs, definition.tasks, document, others),
         command=shlex.join([*command, *(word for path in beside for word in ("--beside", str(path)))]),
         definition=definition.text,
-        measures=measures,
+        measures=measures_of(definition.tasks),
         ranges={place: task.range for place, task in by_place.items() if task.range is not None},
         planned=len(definition.runs),
         remarks=remarks(definition.runs, ledger),
