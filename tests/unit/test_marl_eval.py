@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.suite.definition import Task
 from hmarl.trainer.suite.planned import PlannedRun
 from hmarl.trainer.suite.records import Best, Record, read_record, write_record
-from hmarl.trainer.suite.results import document_of, put_together, record_path, steps_of
+from hmarl.trainer.suite.results import document_of, put_together, read_others, record_path, steps_of
 
 
 def record(*returns: float, wins: bool = False) -> Record:
@@ -108,6 +109,34 @@ def test_a_name_that_is_planned_is_ours_before_it_has_a_run() -> None:
     results = put_together(runs, tasks, ours, {"theirs": theirs})
     assert results.algorithms() == ["happo", "mappo (theirs)"]
     assert ours["mpe"]["one"].keys() == {"happo"}, "what is written for other tools has runs alone"
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/evaluation.json", "b/evaluation.json", "b/others.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        written(tmp_path / name, {"mpe": {"one": {name[0]: came_to(1.0)}}})
+    monkeypatch.chdir(tmp_path / "a")
+    paths = [Path("evaluation.json"), Path("../b/evaluation.json"), Path("../b/others.json")]
+    found = read_others(paths)
+    assert {name: list(document["mpe"]["one"]) for name, document in found.items()} == {
+        "a/evaluation": ["a"],
+        "b/evaluation": ["b"],
+        "others": ["b"],
+    }
+    results = put_together((), {}, {}, found)
+    assert results.algorithms() == ["a", "b", "b (others)"]
+
+
+def test_files_that_no_name_tells_apart_are_refused(tmp_path: Path) -> None:
+    for name in ("a/x", "b/x"):
+        (tmp_path / name).mkdir(parents=True)
+        written(tmp_path / name / "evaluation.json", {})
+    first, second = (tmp_path / name / "evaluation.json" for name in ("a/x", "b/x"))
+    message = f"--beside: got {first} and {second}, which are both called 'x/evaluation', expected files of which each"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_others([first, second])
+    with pytest.raises(UsageError, match="both called 'x/evaluation'"):
+        read_others([first, first])
 
 
 def test_a_measure_that_a_run_lacks_is_no_curve() -> None:

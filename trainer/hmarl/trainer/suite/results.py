@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.marl_eval import ABSOLUTE, STEP_COUNT, Document, Results, read_marl_eval, write_marl_eval
 from hmarl.sdk.reports.comparison_report import ComparisonContent, write_comparison
 from hmarl.trainer.suite.definition import Definition, Task
@@ -73,6 +74,25 @@ def steps_of(record: Record) -> dict[str, Any]:
     return {**steps, ABSOLUTE: absolute}
 
 
+def read_others(paths: Sequence[Path]) -> dict[str, Document]:
+    """Other libraries' documents by what they are called: the file's name, with its folder's where two share it.
+
+    Raises:
+        UsageError: one is no such document, or two have both names in common.
+    """
+    stems = [path.stem for path in paths]
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem if stems.count(path.stem) == 1 else f"{path.parent.resolve().name}/{path.stem}"
+        if name in named:
+            raise UsageError(
+                f"--beside: got {named[name]} and {path}, which are both called '{name}', expected files of which each "
+                "has its own name, or lies in a folder with its own; rename one of them"
+            )
+        named[name] = path
+    return {name: read_marl_eval(path, f"--beside {path}") for name, path in named.items()}
+
+
 def put_together(
     runs: Sequence[PlannedRun], tasks: Mapping[str, Task], document: Document, others: Mapping[str, Document]
 ) -> Results:
@@ -112,9 +132,9 @@ def write_results(definition: Definition, folder: Path, kept: Path, ledger: Ledg
 
     Raises:
         MissingExtraError: a package of the ``eval`` extra is not installed; the JSON is written.
-        UsageError: one of ``beside`` is no such document.
+        UsageError: see ``read_others``.
     """
-    others = {path.stem: read_marl_eval(path, f"--beside {path}") for path in beside}
+    others = read_others(beside)
     document = document_of(definition.runs, definition.tasks, kept)
     written = Written(folder / "marl-eval.json", folder / "index.html")
     write_marl_eval(written.marl_eval, document)
