@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmarl.sdk.environments import check_request
+from hmarl.sdk.environments import cheap_spec, check_request
+from hmarl.sdk.errors import UsageError
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.preset_files import is_preset_file
 from hmarl.trainer.runs.presets import Preset
@@ -92,15 +93,25 @@ class SearchPlan:
         """Refuse what some trial would be refused for; returns what is searched as it is without a search.
 
         Raises:
-            UsageError: an unknown setting, or a range that holds values that it cannot take.
+            UsageError: an unknown setting, a range that holds values that it cannot take, or a measure that the task
+                does not have, where that is cheap to find out.
         """
         for name, dimension in self.space.items():
             for value in dimension.ends():
                 self.config({name: value})
         config = self.config({})
+        self._check_measure(config.environment_arguments)
         groups = {"algorithm": config.algorithm_settings, "run": config.run, "env": config.environment_arguments}
         found = {name: groups[name.partition(".")[0]].get(name.partition(".")[2]) for name in self.space}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+    def _check_measure(self, arguments: Mapping[str, Any]) -> None:
+        spec = cheap_spec(self.environment, arguments) if self.measure == "success_rate" else None
+        if spec is not None and not spec.has_success:
+            raise UsageError(
+                f"--measure: got {self.measure}, expected return: {self.environment} does not say when an episode is "
+                "a success"
+            )
 
     def preset_of(self, drawn: Mapping[str, Any], about: str) -> Preset:
         """What trains as a trial did, as a preset."""
