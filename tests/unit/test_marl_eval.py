@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from hmarl.sdk.environments import make
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.closed_loop import evaluate, marl_eval_json
 from hmarl.sdk.evaluation.comparing import compare, held
-from hmarl.sdk.evaluation.marl_eval import Results, RunCurve, read_marl_eval, run_curve
+from hmarl.sdk.evaluation.marl_eval import Document, Results, RunCurve, read_marl_eval, run_curve
 from hmarl.sdk.team import RandomTeam
 from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.suite.definition import Task
 from hmarl.trainer.suite.planned import PlannedRun
 from hmarl.trainer.suite.records import Best, Record, read_record, write_record
-from hmarl.trainer.suite.results import document_of, record_path, steps_of
+from hmarl.trainer.suite.results import document_of, put_together, read_others, record_path, steps_of
 
 
 def record(*returns: float, wins: bool = False) -> Record:
@@ -75,6 +76,67 @@ def test_documents_of_others_are_read_by_their_names_for_the_same(tmp_path: Path
     assert results.algorithms() == ["mappo", "mappo (theirs)"]
     (curve,) = results.curves["vmas/navigation"]["mappo (theirs)"]
     assert (curve.steps.tolist(), curve.values.tolist()) == ([10, 20], [1.0, 3.0])
+
+
+def finals(results: Results) -> dict[str, dict[str, list[float]]]:
+    """By task and algorithm what each run came to."""
+    return {
+        task: {name: [float(curve.values[-1]) for curve in runs] for name, runs in of.items()}
+        for task, of in results.curves.items()
+    }
+
+
+def came_to(value: float) -> dict[str, Any]:
+    return {"seed_1": {"step_0": {"step_count": 10, "return": [value]}}}
+
+
+def test_a_name_that_is_ours_on_one_task_is_ours_on_all() -> None:
+    results = Results()
+    results.add({"mpe": {"one": {"mappo": came_to(1.0)}, "two": {}}}, {})
+    theirs = {"mpe": {name: {"mappo": came_to(5.0), "ippo": came_to(6.0)} for name in ("one", "two", "three")}}
+    results.add(theirs, {}, " (theirs)")
+    beside = {"mappo (theirs)": [5.0], "ippo": [6.0]}
+    assert finals(results) == {"mpe/one": {"mappo": [1.0], **beside}, "mpe/two": beside, "mpe/three": beside}
+    results.add({"mpe": {"two": {"ippo": came_to(7.0)}}}, {}, " (others)")
+    assert finals(results)["mpe/two"] == {**beside, "ippo (others)": [7.0]}, "and so are names of those before"
+
+
+def test_a_name_that_is_planned_is_ours_before_it_has_a_run() -> None:
+    tasks = {name: Task(name, name, "return", None) for name in ("mpe/one", "mpe/two")}
+    runs = [PlannedRun(f"{label}-1", label, "mpe/one", 1, 20, ()) for label in ("happo", "mappo")]
+    ours: Document = {"mpe": {"one": {"happo": came_to(1.0)}, "two": {}}}
+    theirs: Document = {"mpe": {"one": {"mappo": came_to(5.0)}, "two": {"mappo": came_to(6.0)}}}
+    results = put_together(runs, tasks, ours, {"theirs": theirs})
+    assert results.algorithms() == ["happo", "mappo (theirs)"]
+    assert ours["mpe"]["one"].keys() == {"happo"}, "what is written for other tools has runs alone"
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/evaluation.json", "b/evaluation.json", "b/others.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        written(tmp_path / name, {"mpe": {"one": {name[0]: came_to(1.0)}}})
+    monkeypatch.chdir(tmp_path / "a")
+    paths = [Path("evaluation.json"), Path("../b/evaluation.json"), Path("../b/others.json")]
+    found = read_others(paths)
+    assert {name: list(document["mpe"]["one"]) for name, document in found.items()} == {
+        "a/evaluation": ["a"],
+        "b/evaluation": ["b"],
+        "others": ["b"],
+    }
+    results = put_together((), {}, {}, found)
+    assert results.algorithms() == ["a", "b", "b (others)"]
+
+
+def test_files_that_no_name_tells_apart_are_refused(tmp_path: Path) -> None:
+    for name in ("a/x", "b/x"):
+        (tmp_path / name).mkdir(parents=True)
+        written(tmp_path / name / "evaluation.json", {})
+    first, second = (tmp_path / name / "evaluation.json" for name in ("a/x", "b/x"))
+    message = f"--beside: got {first} and {second}, which are both called 'x/evaluation', expected files of which each"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_others([first, second])
+    with pytest.raises(UsageError, match="both called 'x/evaluation'"):
+        read_others([first, first])
 
 
 def test_a_measure_that_a_run_lacks_is_no_curve() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,33 @@ def test_a_run_that_cannot_be_started_is_a_trial_that_fails(tmp_path: Path) -> N
     study = bench.search(of, SearchLimits(trials=2))
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
     assert study.trials[0].user_attrs["error"] == "could not be started (no room)"
+
+
+def test_a_run_that_ended_without_a_figure_is_a_trial_that_fails(tmp_path: Path) -> None:
+    bench, of = Bench(tmp_path / "search"), replace(plan(), measure="success_rate")
+    bench.folder.mkdir()
+    study = open_study(of, bench.folder, "none", "tpe", of.check())
+    study.ask()
+    ended = bench.folder / "runs" / f"trial-0000-seed{FIRST_SEARCH_SEED}"
+    ended.mkdir(parents=True)
+    (ended / "summary.json").write_text('{"steps": 100}')  # then the search was killed
+    study = bench.search(of, SearchLimits(trials=2))
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
+    assert len(bench.executor.starts) == 1
+    for trial in study.trials:
+        run = f"trial-{trial.number:04d}-seed{FIRST_SEARCH_SEED}"
+        told = f"its run has ended, and no evaluation of it has a success_rate, see {bench.folder}/runs/{run}.log"
+        assert trial.user_attrs["error"] == told
+    assert bench.found(of, study).counts == {"failed": 2}
+
+
+def test_a_measure_that_the_task_does_not_have_is_refused_before_the_search() -> None:
+    task = replace(plan(), environment="mpe/simple_speaker_listener")
+    assert task.check()
+    message = "--measure: got success_rate, expected return: mpe/simple_speaker_listener does not say when an episode"
+    with pytest.raises(UsageError, match=message):
+        replace(task, measure="success_rate").check()
+    assert replace(plan(), measure="success_rate").check()
 
 
 def test_another_search_in_the_same_directory_is_refused(tmp_path: Path) -> None:

@@ -131,11 +131,27 @@ def check_request(name: str, arguments: Mapping[str, Any]) -> None:
     """
     own, faults = split_faults(arguments)
     parse_faults(*faults)
-    task, maker = _family_maker(name)
-    check_keys(f"environment '{name}'", maker, own, ours=("task", "batch_size"))
+    check_keys(f"environment '{name}'", _family_maker(name)[1], own, ours=("task", "batch_size"))
+    cheap_spec(name, arguments)
+
+
+def cheap_spec(name: str, arguments: Mapping[str, Any]) -> EnvironmentSpec | None:
+    """The spec of what ``make`` would make, where that is cheap to find out (see ``check_request``); None elsewhere.
+
+    Args:
+        name: as of ``make``.
+        arguments: as of ``make``.
+
+    Raises:
+        UsageError: unknown family, or, where a copy is made, task or argument, or a wrong value.
+        MissingExtraError: the family needs a package that is not installed.
+    """
     cost = copy_cost(name)
-    if task != name and cost is not None and not cost.processes:
-        make(name, 1, **arguments).close()
+    if _family_maker(name)[0] == name or cost is None or cost.processes:
+        return None
+    environment = make(name, 1, **arguments)
+    environment.close()
+    return environment.spec
 
 
 def _check(name: str, environment: Any) -> None:

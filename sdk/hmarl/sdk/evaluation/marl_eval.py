@@ -61,13 +61,13 @@ class Results:
         Args:
             document: see ``read_marl_eval``.
             measures: by task the measure, "return" where a task is not named; tasks are called ``environment/task``.
-            suffix: behind algorithms of the same name that are there already.
+            suffix: behind algorithms of a name that is there already, on whatever task and with or without a run.
         """
+        before = {name for task in self.curves.values() for name in task}
         for environment, tasks in document.items():
             for name, algorithms in tasks.items():
                 task = self._known(f"{environment}/{name}")
                 known = self.curves.setdefault(task, {})
-                before = set(known)
                 for algorithm, runs in algorithms.items():
                     label = f"{algorithm}{suffix}" if algorithm in before else algorithm
                     found = [run_curve(run, measures.get(task, "return")) for run in runs.values()]

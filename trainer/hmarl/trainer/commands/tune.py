@@ -193,7 +193,7 @@ def _space(search: tuple[str, ...], file: Path | None) -> dict[str, Any]:
         name, equals, values = text.partition("=")
         if not equals:
             raise UsageError(f"--search: got '{text}', expected KEY=VALUES, e.g. algorithm.gamma=0.9..0.99")
-        flat_settings({name: values}, "--search")
+        flat_settings({name: None}, "--search")
         space[name] = parse_dimension(f"--search {name}", values)
     if not space:
         raise UsageError("--search: got nothing, expected a setting and its values, or --space FILE")

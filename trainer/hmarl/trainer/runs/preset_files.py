@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from hmarl.sdk.files import write_text
 from hmarl.trainer.networks.settings import STRICT
 from hmarl.trainer.networks.settings_errors import explained
 from hmarl.trainer.runs.presets import Preset
+from hmarl.trainer.runs.toml_settings import setting_of, toml_key, toml_setting, toml_text
 
 _SUFFIX = ".toml"
 
@@ -69,7 +68,7 @@ def read_preset(name: str, algorithm: str) -> Preset:
     """The preset in a file.
 
     Raises:
-        UsageError: no preset's file, or another algorithm's.
+        UsageError: no preset's file, another algorithm's, or a setting that is no JSON where it says so.
     """
     named = f"--preset {name}"
     content = read_toml(Path(name), named)
@@ -79,15 +78,15 @@ def read_preset(name: str, algorithm: str) -> Preset:
         raise UsageError(f"{named}: {explained(error, content)}") from error
     if found.algorithm != algorithm:
         raise UsageError(f"{named}: is for {found.algorithm}, got {algorithm}")
-    settings = found.settings
+    settings = setting_of(found.settings.model_dump(), f"{named}: settings")
     return Preset(
         found.algorithm,
         found.environment,
         found.steps,
         found.about,
-        settings.algorithm,
-        settings.run,
-        settings.env,
+        settings["algorithm"],
+        settings["run"],
+        settings["env"],
         name=name,
         search_seeds=found.search_seeds,
     )
@@ -96,33 +95,19 @@ def read_preset(name: str, algorithm: str) -> Preset:
 def write_preset(path: Path, preset: Preset) -> None:
     """Write a preset so that ``read_preset`` reads it, whole or not at all."""
     lines = [
-        f"algorithm = {_toml(preset.algorithm)}",
-        f"environment = {_toml(preset.environment)}",
+        f"algorithm = {toml_text(preset.algorithm)}",
+        f"environment = {toml_text(preset.environment)}",
         f"steps = {preset.steps}",
-        f"about = {_toml(preset.about)}",
+        f"about = {toml_text(preset.about)}",
     ]
     if preset.search_seeds:
         lines += [
             "# By these it was searched for; reports take others.",
-            f"search_seeds = {_toml(preset.search_seeds)}",
+            f"search_seeds = {list(preset.search_seeds)}",
         ]
     groups = {"algorithm": preset.algorithm_settings, "run": preset.run_settings, "env": preset.environment_arguments}
     for group, settings in groups.items():
         if settings:
             lines += ["", f"[settings.{group}]"]
-            lines += [f"{_key(key)} = {_toml(value)}" for key, value in settings.items() if value is not None]
+            lines += [f"{toml_key(key)} = {toml_setting(value)}" for key, value in settings.items()]
     write_text(path, "\n".join(lines) + "\n")
-
-
-def _key(name: str) -> str:
-    """A name as it can stand before an equals sign."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
-
-
-def _toml(value: Any) -> str:
-    """A value in TOML; numbers, truths, texts and lists are written as in JSON."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(each) for each in value) + "]"
-    return json.dumps(value, ensure_ascii=False)

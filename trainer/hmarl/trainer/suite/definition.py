@@ -23,6 +23,7 @@ from hmarl.trainer.runs.preset_files import is_preset_file, read_toml
 from hmarl.trainer.runs.presets import Preset
 from hmarl.trainer.runs.request import Request, chosen_preset, requested
 from hmarl.trainer.runs.settings import RunSettings
+from hmarl.trainer.runs.toml_settings import setting_of
 from hmarl.trainer.suite.planned import PlannedRun, slug
 
 FIRST_SEED = 100
@@ -160,10 +161,10 @@ def read_definition(path: Path) -> Definition:
 
 
 def flat_settings(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings as ``--set`` names them: tables of tables, or names with dots, in any mixture.
+    """Settings as ``--set`` names them: tables of tables, or names with dots, in any mixture; see ``setting_of``.
 
     Raises:
-        UsageError: a name that does not begin with algorithm., run. or env.
+        UsageError: a name that does not begin with algorithm., run. or env., or no JSON where a value says so.
     """
     flat: dict[str, Any] = {}
 
@@ -172,7 +173,7 @@ def flat_settings(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
             for key, each in value.items():
                 collect(f"{prefix}.{key}" if prefix else key, each)
         else:
-            flat[prefix] = value
+            flat[prefix] = setting_of(value, f"{where}: {prefix}")
 
     collect("", tables)
     for name in flat:
@@ -221,9 +222,13 @@ def _refuse_twins(path: Path, what: str, labels: Sequence[str]) -> None:
 
 
 def _task_label(task: TaskTable) -> str:
-    arguments = flat_settings(task.settings, f"tasks: {task.env}: settings")
-    own = [f"{name.removeprefix('env.')}={value}" for name, value in arguments.items() if name.startswith("env.")]
-    return task.label or " ".join([task.env, *own])
+    return task.label or default_label(task.env, flat_settings(task.settings, f"tasks: {task.env}: settings"))
+
+
+def default_label(environment: str, settings: Mapping[str, Any]) -> str:
+    """What a task is called that has no label of its own: its environment, and the arguments that are set."""
+    own = [f"{name.removeprefix('env.')}={value}" for name, value in settings.items() if name.startswith("env.")]
+    return " ".join([environment, *own])
 
 
 def _plays(variant: VariantTable, task: TaskTable) -> bool:

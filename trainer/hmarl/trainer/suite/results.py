@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.marl_eval import ABSOLUTE, STEP_COUNT, Document, Results, read_marl_eval, write_marl_eval
 from hmarl.sdk.reports.comparison_report import ComparisonContent, write_comparison
 from hmarl.trainer.suite.definition import Definition, Task
@@ -73,6 +74,52 @@ def steps_of(record: Record) -> dict[str, Any]:
     return {**steps, ABSOLUTE: absolute}
 
 
+def read_others(paths: Sequence[Path]) -> dict[str, Document]:
+    """Other libraries' documents by what they are called: the file's name, with its folder's where two share it.
+
+    Raises:
+        UsageError: one is no such document, or two have both names in common.
+    """
+    stems = [path.stem for path in paths]
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem if stems.count(path.stem) == 1 else f"{path.parent.resolve().name}/{path.stem}"
+        if name in named:
+            raise UsageError(
+                f"--beside: got {named[name]} and {path}, which are both called '{name}', expected files of which each "
+                "has its own name, or lies in a folder with its own; rename one of them"
+            )
+        named[name] = path
+    return {name: read_marl_eval(path, f"--beside {path}") for name, path in named.items()}
+
+
+def put_together(
+    runs: Sequence[PlannedRun], tasks: Mapping[str, Task], document: Document, others: Mapping[str, Document]
+) -> Results:
+    """Our runs, and beside them those of others, whose algorithms never go by a name of ours.
+
+    Args:
+        runs: all that are planned: their labels are ours before they have a record.
+        tasks: by label.
+        document: of ours, see ``document_of``.
+        others: by what they are called.
+    """
+    measures = measures_of(tasks)
+    results = Results()
+    results.add(document, measures)
+    for run in runs:
+        family, name = place_of(tasks[run.task])
+        results.add({family: {name: {run.label: {}}}}, measures)
+    for name, other in others.items():
+        results.add(other, measures, f" ({name})")
+    return results
+
+
+def measures_of(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """How each task is measured, by its name in a ``Results``."""
+    return {"/".join(place_of(task)): task.measure for task in tasks.values()}
+
+
 def write_results(definition: Definition, folder: Path, kept: Path, ledger: Ledger, beside: Sequence[Path]) -> Written:
     """Write marl-eval.json and index.html.
 
@@ -85,25 +132,20 @@ def write_results(definition: Definition, folder: Path, kept: Path, ledger: Ledg
 
     Raises:
         MissingExtraError: a package of the ``eval`` extra is not installed; the JSON is written.
-        UsageError: one of ``beside`` is no such document.
+        UsageError: see ``read_others``.
     """
-    others = {path.stem: read_marl_eval(path, f"--beside {path}") for path in beside}
+    others = read_others(beside)
     document = document_of(definition.runs, definition.tasks, kept)
     written = Written(folder / "marl-eval.json", folder / "index.html")
     write_marl_eval(written.marl_eval, document)
     by_place = {"/".join(place_of(task)): task for task in definition.tasks.values()}
-    measures = {place: task.measure for place, task in by_place.items()}
-    results = Results()
-    results.add(document, measures)
-    for name, other in others.items():
-        results.add(other, measures, f" ({name})")
     command = ["hmarl-suite", str(definition.path), "--out", str(folder)]
     content = ComparisonContent(
         name=definition.name,
-        results=results,
+        results=put_together(definition.runs, definition.tasks, document, others),
         command=shlex.join([*command, *(word for path in beside for word in ("--beside", str(path)))]),
         definition=definition.text,
-        measures=measures,
+        measures=measures_of(definition.tasks),
         ranges={place: task.range for place, task in by_place.items() if task.range is not None},
         planned=len(definition.runs),
         remarks=remarks(definition.runs, ledger),

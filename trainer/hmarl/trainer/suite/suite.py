@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmarl.sdk.evaluation.marl_eval import read_marl_eval
 from hmarl.trainer.records.problems import IncompleteError, storing
 from hmarl.trainer.runs.lock import RunLock
 from hmarl.trainer.runs.stopping import StopRequest
@@ -18,7 +17,7 @@ from hmarl.trainer.suite.ledger import Ledger
 from hmarl.trainer.suite.live_table import LiveTable
 from hmarl.trainer.suite.planned import PlannedRun
 from hmarl.trainer.suite.records import record_of, write_record
-from hmarl.trainer.suite.results import Written, record_path, write_results
+from hmarl.trainer.suite.results import Written, read_others, record_path, write_results
 
 STOPPING = "stopping: every run ends its update and saves"
 
@@ -76,10 +75,9 @@ class Suite:
         """Refuse before hours of training what would be refused after them.
 
         Raises:
-            UsageError: one of ``beside`` is no marl-eval document.
+            UsageError: see ``read_others``.
         """
-        for path in beside:
-            read_marl_eval(path, f"--beside {path}")
+        read_others(beside)
 
     def train(self, executor: Executor, stop: StopRequest, jobs: int, retries: int) -> bool:
         """Train what is missing.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmarl.sdk.environments import check_request
+from hmarl.sdk.commands._common import parse_settings
+from hmarl.sdk.environments import cheap_spec, check_request
+from hmarl.sdk.errors import UsageError
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.preset_files import is_preset_file
 from hmarl.trainer.runs.presets import Preset
 from hmarl.trainer.runs.request import requested
-from hmarl.trainer.suite.definition import as_option
+from hmarl.trainer.runs.toml_settings import toml_key, toml_setting, toml_text
+from hmarl.trainer.suite.definition import as_option, default_label
 from hmarl.trainer.suite.planned import PlannedRun
 from hmarl.trainer.tuning.space import Space
 
@@ -92,15 +94,25 @@ class SearchPlan:
         """Refuse what some trial would be refused for; returns what is searched as it is without a search.
 
         Raises:
-            UsageError: an unknown setting, or a range that holds values that it cannot take.
+            UsageError: an unknown setting, a range that holds values that it cannot take, or a measure that the task
+                does not have, where that is cheap to find out.
         """
         for name, dimension in self.space.items():
             for value in dimension.ends():
                 self.config({name: value})
         config = self.config({})
+        self._check_measure(config.environment_arguments)
         groups = {"algorithm": config.algorithm_settings, "run": config.run, "env": config.environment_arguments}
         found = {name: groups[name.partition(".")[0]].get(name.partition(".")[2]) for name in self.space}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+    def _check_measure(self, arguments: Mapping[str, Any]) -> None:
+        spec = cheap_spec(self.environment, arguments) if self.measure == "success_rate" else None
+        if spec is not None and not spec.has_success:
+            raise UsageError(
+                f"--measure: got {self.measure}, expected return: {self.environment} does not say when an episode is "
+                "a success"
+            )
 
     def preset_of(self, drawn: Mapping[str, Any], about: str) -> Preset:
         """What trains as a trial did, as a preset."""
@@ -122,43 +134,44 @@ class SearchPlan:
 
 def confirming_suite(plan: SearchPlan, preset: Path, seeds: int) -> str:
     """A suite that holds what was found against what was there before, with seeds that the search has not seen."""
-    settings = {name: value for name, _, value in (option.partition("=") for option in plan.settings)}
+    given = parse_settings(plan.settings, ("env", "algorithm", "run"))
+    before = [_said(group, name, value) for group in ("algorithm", "run") for name, value in given[group].items()]
     lines = [
         "# Seeds and episodes of this report were not seen by the search.",
-        f"tasks = [{json.dumps(plan.environment)}]",
+        f"tasks = [{_task(plan.environment, given['env'])}]",
         f"seeds = {seeds}",
         f"steps = {plan.steps}",
         f"evaluations = {plan.evaluations}",
         "",
         "[[variants]]",
         'label = "before"',
-        f"algorithm = {json.dumps(plan.algorithm)}",
-        *([f"preset = {json.dumps(_from_anywhere(plan.preset))}"] if plan.preset else []),
-        *(f"settings.{name} = {_toml(value)}" for name, value in settings.items() if not name.startswith("env.")),
+        f"algorithm = {toml_text(plan.algorithm)}",
+        *([f"preset = {toml_text(_from_anywhere(plan.preset))}"] if plan.preset else []),
+        *(f"settings.{setting}" for setting in before),
         "",
         "[[variants]]",
         'label = "found"',
-        f"algorithm = {json.dumps(plan.algorithm)}",
-        f"preset = {json.dumps(preset.name)}",
+        f"algorithm = {toml_text(plan.algorithm)}",
+        f"preset = {toml_text(preset.name)}",
     ]
-    task = {name: value for name, value in settings.items() if name.startswith("env.")}
-    if task:
-        lines[1] = (
-            f"tasks = [{{ env = {json.dumps(plan.environment)}, "
-            f"settings = {{ {', '.join(f'{name} = {_toml(value)}' for name, value in task.items())} }} }}]"
-        )
     return "\n".join(lines) + "\n"
+
+
+def _task(environment: str, arguments: Mapping[str, Any]) -> str:
+    """A suite's task in TOML, its label without commas, which suites refuse."""
+    if not arguments:
+        return toml_text(environment)
+    settings = ", ".join(_said("env", name, value) for name, value in arguments.items())
+    called = default_label(environment, {f"env.{name}": value for name, value in arguments.items()})
+    label = f"label = {toml_text(called.replace(',', ';'))}, " if "," in called else ""
+    return f"{{ env = {toml_text(environment)}, {label}settings = {{ {settings} }} }}"
+
+
+def _said(group: str, name: str, value: Any) -> str:
+    """A setting in TOML."""
+    return f"{toml_key(f'{group}.{name}')} = {toml_setting(value)}"
 
 
 def _from_anywhere(preset: str) -> str:
     """A preset's name, or where its file is."""
     return str(Path(preset).resolve()) if is_preset_file(preset) else preset
-
-
-def _toml(text: str) -> str:
-    """A value of ``--set`` in TOML."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return json.dumps(text)
-    return text

@@ -197,7 +197,7 @@ class Search:
             try:
                 code = going.started.exit_code()
             except OSError as error:
-                self._not_started(going, error)
+                self._failed(going, f"could not be started ({error})")
                 continue
             self._report(going)
             if code is not None:
@@ -216,11 +216,7 @@ class Search:
         try:
             going.started = self.executor.start(words, self.places.log(going.run), going.run.threads)
         except OSError as error:
-            self._not_started(going, error)
-
-    def _not_started(self, going: _Going, error: OSError) -> None:
-        going.trial.set_user_attr("error", f"could not be started ({error})")
-        self._tell(going, None, "FAIL")
+            self._failed(going, f"could not be started ({error})")
 
     def _report(self, going: _Going) -> None:
         """Tell the pruner what is new of the learning curve."""
@@ -246,7 +242,7 @@ class Search:
         told = f"{how_it_ended(code)}, see {self.places.log(going.run)}"
         if going.pruned:
             self._tell(going, None, "PRUNED")
-        elif code in (ExitCode.DONE, ExitCode.FAILURE) and self._curve(going.run) and self._is_done(going.run):
+        elif code in (ExitCode.DONE, ExitCode.FAILURE) and self._is_done(going.run):
             self._run_done(going)
         elif code == ExitCode.INTERRUPTED:
             return  # stopped from outside: it has saved, and goes on
@@ -254,21 +250,29 @@ class Search:
             going.killed += 1
             self.say(f"trial {going.trial.number}: {told}; goes on")
         else:
-            going.trial.set_user_attr("error", told)
-            self._tell(going, None, "FAIL")
+            self._failed(going, told)
 
     def _is_done(self, run: PlannedRun) -> bool:
         return (ended_at(self.places.directory(run)) or 0) >= run.steps
 
     def _run_done(self, going: _Going) -> None:
         """One run of a trial has come to its end: the next one, or the trial's value."""
-        going.finals.append(self._curve(going.run)[-1])
+        curve = self._curve(going.run)
+        if not curve:
+            log = self.places.log(going.run)
+            self._failed(going, f"its run has ended, and no evaluation of it has a {self.plan.measure}, see {log}")
+            return
+        going.finals.append(curve[-1])
         if len(going.finals) < self.plan.seeds:
             seed = self.plan.search_seeds[len(going.finals)]
             going.run = self.plan.run(going.trial.number, seed, going.drawn)
             going.reported = going.killed = 0
             return
         self._tell(going, mean(going.finals), "COMPLETE")
+
+    def _failed(self, going: _Going, why: str) -> None:
+        going.trial.set_user_attr("error", why)
+        self._tell(going, None, "FAIL")
 
     def _tell(self, going: _Going, value: float | None, state: str) -> None:
         self._going.remove(going)
