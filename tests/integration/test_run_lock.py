@@ -131,6 +131,17 @@ def test_a_finished_run_is_free(tmp_path: Path) -> None:
     Run.resume(run).close()
 
 
+def test_checkpoints_of_a_run_without_its_config_are_not_begun_over(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tiny_config("happo", "toy_environments:masked_discrete")
+    train(config, run)
+    (run / "config.json").unlink()
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    with pytest.raises(UsageError, match=f"{run} holds checkpoints of a run whose config.json is gone; choose another"):
+        Run.create(config, run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+
+
 def test_an_unwritable_directory_is_named_at_once(call: Call, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     words: Any = command_line(tiny_config("happo", "toy_environments:masked_discrete"), tmp_path / "file" / "run")

@@ -237,7 +237,7 @@ def test_a_rollout_that_is_passed_over_counts_for_the_episodes_that_go_on() -> N
     learn = algorithm.latent_policy.learn
     algorithm.latent_policy.learn = lambda *args: told.append(args[2]) or learn(*args)
     collector.collect(algorithm)
-    rollout.rewards[1, 0] = float("nan")
+    rollout.team_rewards[1, 0] = float("nan")
     first = rollout.team_rewards.sum(0)
     algorithm.pass_over(rollout)
     collector.collect(algorithm)
@@ -369,6 +369,17 @@ def test_the_deployed_latent_is_drawn_once_and_alike_for_all_agents() -> None:
     latents = torch.stack(chosen)
     assert (latents == latents[0]).all()
     assert set(latents[0].tolist()) == {0, 1, 2}
+
+
+def test_a_latent_that_is_never_drawn_any_more_has_a_finite_logit() -> None:
+    algorithm, _, _ = maven("mpe/simple_spread", latents=3)
+    algorithm.latent_policy.mean.copy_(torch.tensor([0.0, 0.25, 0.75]))
+    module = algorithm.deployable(0)
+    state = torch.tensor(module.states[0].reset).expand(2, -1)
+    outputs = module(torch.zeros(2, 18), state, torch.zeros(2, 3))
+    named = dict(zip(module.output_names, outputs, strict=True))
+    assert named["instruction"].tolist() == [2, 2]
+    assert all(output.isfinite().all() for output in outputs)
 
 
 def test_without_noise_the_likeliest_latent_is_served() -> None:

@@ -214,7 +214,8 @@ class Maven(Algorithm):
             normaliser=self.observation_normalisers[group],
             policy=self.policies[group],
             member=member,
-            instructing=Instructing.of(FixedPreference(self.latent_policy.mean.log()), interval=None),
+            # A latent that is never drawn any more is as unlikely as can be said, and not impossible: -inf is no logit.
+            instructing=Instructing.of(FixedPreference(self.latent_policy.mean.clamp(min=1e-30).log()), interval=None),
             greedy=self.greedy,
         )
 

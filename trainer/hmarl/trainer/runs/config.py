@@ -75,7 +75,7 @@ class RunConfig(BaseModel):
 
 
 def refuse_other_run(directory: Path) -> None:
-    """Refuse to begin a run where there is one.
+    """Refuse to begin a run where there is one, or what is left of one: a new run would delete its checkpoints.
 
     Raises:
         UsageError: there is.
@@ -83,6 +83,11 @@ def refuse_other_run(directory: Path) -> None:
     if (directory / "config.json").exists():
         resume = f"--resume {shlex.quote(str(directory))}"
         raise UsageError(f"--out: {directory} already holds a run; choose another, or use {resume}")
+    if any((directory / "checkpoints").glob("step-*.safetensors")):
+        raise UsageError(
+            f"--out: {directory} holds checkpoints of a run whose config.json is gone; choose another, or "
+            "move them away"
+        )
 
 
 def _instead(directory: Path) -> str:
