@@ -192,6 +192,7 @@ CLAIMS = (
         "HCPO", "ablation", "Hardly sensitive to δ₁, best with 0.01", "Figs. 8b, 13b",
         (not_behind("coordsum-common-counterparts", "hcpo", "δ₁=0.001", "δ₁=0.1"),
          not_behind("hcpo-conductor-kl", "δ₁=0.01", "δ₁=0.001", "δ₁=0.05", "δ₁=0.1")),
+        "On simple_spread δ₁ decides how long the printed weights make the agents' steps small.",
     ),
     Claim(
         "HCPO", "ablation", "Inferior with a conductor that does not learn and draws uniformly", "Figs. 8c, 8d, 13c",
