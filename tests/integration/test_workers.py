@@ -34,6 +34,13 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     "sable": ("sable", "mpe/simple_reference", {**GUIDED, "chunk_length": 5}, RUN, {}),
     "maven": ("maven", "mpe/simple_spread", {"recurrent": True, "chunk_length": 5, "replay_capacity": 40}, RUN, {}),
     "himpo": ("himpo", "mpe/simple_spread", {**GUIDED, "goal_size": 3, "goal_interval": 3}, RUN, {}),
+    "himpo-steps": (
+        "himpo",
+        "lbfws/hard",
+        {**GUIDED, "goal_size": 3, "goal_interval": 3, "values_see_step": True},
+        RUN,
+        {},
+    ),
     "leaving": ("mat", "toy_environments:leaving", GUIDED, RUN, {}),
     # Their state cannot be saved: the environments restart at every checkpoint, in the unbroken run too.
     "restarting": ("magpo", "toy_environments:masked_discrete", CHUNKS, RUN, {"saves": False}),
