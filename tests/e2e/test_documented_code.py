@@ -24,6 +24,7 @@ from installed import ROOT
 from serving import shipped_fleet
 
 CORRIDOR = "# corridor.py"
+SLOW_PAGES = {"examples/lift/README.md"}
 CHECK = ["-c", "from hmarl.sdk.commands.check_environment import main; main()", "corridor:make"]
 PROGRAMS = Path(sys.executable).parent
 
@@ -108,7 +109,14 @@ def test_the_code_runs(project: Path, where: str) -> None:
 
 
 @pytest.mark.timeout(900)  # one page trains, exports and serves
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: str(page.relative_to(ROOT)))
+def slow_ones_marked(pages: list[Path]) -> Iterator[object]:
+    """A page whose trainings take minutes is gone through by `make test-slow`."""
+    for page in pages:
+        name = str(page.relative_to(ROOT))
+        yield pytest.param(page, id=name, marks=pytest.mark.slow if name in SLOW_PAGES else ())
+
+
+@pytest.mark.parametrize("page", slow_ones_marked(TUTORIALS))
 def test_a_page_works_from_its_first_block_to_its_last(page: Path, tmp_path: Path) -> None:
     for name in ("models", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)

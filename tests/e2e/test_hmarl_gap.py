@@ -71,8 +71,8 @@ def measured(*words: object) -> Gap:
     [
         ("hcpo", "central conductor, in torch", "greedy"),
         ("magpo", "guider, in torch", "sampled"),
-        ("himpo", "hierarchy, in torch", "greedy"),
-        ("hamdpo", None, "sampled"),
+        pytest.param("himpo", "hierarchy, in torch", "greedy", marks=pytest.mark.slow),
+        pytest.param("hamdpo", None, "sampled", marks=pytest.mark.slow),
     ],
 )
 def test_every_rung_of_a_tiny_run(

@@ -26,13 +26,14 @@ def report(comparison: str, runs: Path, out: Path) -> str:
     [
         ("lbf", "lbf/6x6-2p-1f-coop", "lbf-6x6-2p-1f-coop-300000-mappo", "mappo", ["mappo"]),
         # With tables of its conductors and of how instructions are chosen.
-        (
+        pytest.param(
             "coordsum",
             "coordsum/3x10-30",
             "coordsum-3x10-30-1000000-hcpo-conductor_sees=state-gamma=0.9-entropy_coefficient=0.01-"
             "conductor_entropy_coefficient=0.02-instruction_scale=1",
             "hcpo",
             ["hcpo", "local", "central", "random", "none", "argmax", "sample", "common"],
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -306,8 +306,9 @@ def test_memory_returns_after_ten_reloads(tmp_path: Path) -> None:
             turn(link, bundles[(number + 1) % 2].path)
             asked(process, SERVED)
         wait_for(lambda: process.log.count("is no longer held") == 10, "the end of what was held")
-        grown = rss_mib(process.process.pid) - first
-    assert grown < 16.0, "ten of them are 40 MiB and more, several times that while they are loaded"
+        # Ten of them are 40 MiB and more, several times that while they are loaded. What is no longer held is freed
+        # a moment after the log says so.
+        wait_for(lambda: rss_mib(process.process.pid) < first + 16.0, "getting the memory back")
 
 
 def test_the_end_of_the_terminal_drains_like_sigterm(toy_bundle: Bundle, tmp_path: Path) -> None:

@@ -175,7 +175,13 @@ class Clock:
         pass
 
 
-@pytest.mark.parametrize("evaluating", [False, True], ids=["between evaluations", "in an evaluation"])
+@pytest.mark.parametrize(
+    "evaluating",
+    [
+        pytest.param(False, id="between evaluations"),
+        pytest.param(True, id="in an evaluation", marks=pytest.mark.slow),  # a minute
+    ],
+)
 def test_a_suites_run_whose_time_is_used_up_counts_with_fewer_steps(evaluating: bool, tmp_path: Path) -> None:
     """In an evaluation as well, whose update has no line yet."""
     goal, armed, places = 10**7, tmp_path / "armed", Places(tmp_path / "runs", tmp_path / "failed")

@@ -67,9 +67,17 @@ PAIRS = [
     for environment in ENVIRONMENTS
     if environment != "leaving" and not (ALGORITHMS[algorithm].discrete_only and environment in NOT_DISCRETE)
 ] + [("hasac", "continuous")]
+# Every algorithm and every kind of space.
+QUICK = {
+    ("happo", "masked"), ("happo", "multi-discrete"), ("hcpo", "continuous"), ("hcpo", "heterogeneous"),
+    ("maven", "discrete"), ("hasac", "continuous"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("algorithm", "environment"), PAIRS)
+@pytest.mark.parametrize(
+    ("algorithm", "environment"),
+    [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in PAIRS],
+)
 def test_the_runtime_computes_what_torch_computes(
     algorithm: str, environment: str, short_run: ShortRun, tmp_path: Path
 ) -> None:
@@ -101,7 +109,14 @@ OWN_INPUTS = {"observation", "action_mask", "action_noise", "memory"}
         pytest.param({"guider": "sable", "share_parameters": True}, id="sable", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("environment", ["masked", "multi-discrete", "continuous", "heterogeneous", "leaving"])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        "heterogeneous",
+        "leaving",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("masked", "multi-discrete", "continuous")),
+    ],
+)
 def test_what_a_guided_agent_does_follows_from_its_own_observations(
     environment: str, settings: dict[str, object], short_run: ShortRun, tmp_path: Path
 ) -> None:

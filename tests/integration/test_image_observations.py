@@ -203,7 +203,7 @@ EXPORTS = {
 }  # fmt: skip
 
 
-QUICK = ("shared, recurrent", "conducted")
+QUICK = ("conducted",)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ class Huge(Pair):
 """
 
 
-@pytest.mark.parametrize("where", ["reward", "observation", "parts"])
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=pytest.mark.slow) for where in ("reward", "observation")] + ["parts"]
+)
 def test_they_are_found_without_a_warning_of_numpys(where: str, tmp_path: Path) -> None:
     (tmp_path / "huge.py").write_text(HUGE)
     env = ("pettingzoo/huge:Huge", "--set", f"env.where={where}", "--set", "env.workers=1")

@@ -42,7 +42,10 @@ def exported(run: Path, target: Path, capsys: pytest.CaptureFixture[str], *optio
 
 @pytest.mark.parametrize(
     ("algorithm", "settings"),
-    [("hcpo", {"local_conductors_remember": True}), ("guided-hcpo", {"embedding_size": 8, "epochs": 1})],
+    [
+        ("hcpo", {"local_conductors_remember": True}),
+        pytest.param("guided-hcpo", {"embedding_size": 8, "epochs": 1}, marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_done_said_and_repeatable(
     algorithm: str, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -101,8 +101,15 @@ def test_a_lost_battle_terminates_and_one_at_its_limit_is_truncated():
     environment.close()
 
 
-@pytest.mark.parametrize("where", [HERE, THERE])
-@pytest.mark.parametrize("entry", ["Skirmish", "SeededSkirmish", "OldSkirmish"])
+@pytest.mark.parametrize(
+    ("entry", "where"),
+    [
+        *((entry, HERE) for entry in ("Skirmish", "SeededSkirmish", "OldSkirmish")),
+        ("SeededSkirmish", THERE),
+        # Half a minute each: every reset starts another interpreter's environment.
+        *(pytest.param(entry, THERE, marks=pytest.mark.slow) for entry in ("Skirmish", "OldSkirmish")),
+    ],
+)
 def test_every_conformance_check_passes_however_it_is_seeded(entry, where):
     results = check_environment(lambda batch: make("smac/3m", batch, entry=f"skirmish:{entry}", **where))
     assert [result for result in results if not result.passed] == []
