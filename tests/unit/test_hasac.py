@@ -301,7 +301,9 @@ def test_a_temperature_that_leaves_nothing_of_the_rewards_is_told() -> None:
     algorithm, _, _ = small(CHOOSERS)
     assert algorithm.advice({"temperature": 9.0, "q_mean": 1.0}) is None
     assert "target_entropy" in algorithm.advice({"temperature": 11.0})
-    assert "run away" in algorithm.advice({"temperature": 1.0, "q_mean": 1e4})
+    advice = algorithm.advice({"temperature": 1.0, "q_mean": 1e4})
+    assert "run away" in advice
+    assert "algorithm.critic_learning_rate" in advice, "learning_rate is the policies'"
 
 
 def test_unlike_agents_learn_together() -> None:

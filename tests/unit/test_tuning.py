@@ -142,6 +142,23 @@ def test_trials_that_stay_behind_are_ended_early(tmp_path: Path) -> None:
     assert any("pruned" in line for line in bench.said)
 
 
+def test_no_trial_is_ended_at_its_first_evaluation(tmp_path: Path) -> None:
+    of = plan()
+    study = open_study(of, tmp_path, "median", "tpe", of.check())
+
+    def begun(*curve: float) -> Any:
+        trial = study.ask()
+        for step, value in enumerate(curve, 1):
+            trial.report(value, step)
+        return trial
+
+    for value in (5.0, 6.0, 7.0, 8.0):
+        study.tell(begun(value, value), value)
+    assert not begun(0.0).should_prune()
+    assert begun(0.0, 0.0).should_prune()
+    assert not begun(6.6, 0.0).should_prune(), "its best value so far counts"
+
+
 def test_every_trial_has_all_search_seeds_and_their_mean(tmp_path: Path) -> None:
     bench, of = Bench(tmp_path / "search"), plan(seeds=2)
     study = bench.search(of, SearchLimits(trials=2, jobs=2))

@@ -75,7 +75,8 @@ class Command:
     Attributes:
         action: an int, int64 [branches] or float32 [D], in the environment's units, within the limits.
         fresh: whether the policy chose it for this tick; otherwise the fallback did.
-        reason: what kept a fresh action, see ``AgentSummary.fallbacks``; None when it is fresh.
+        reason: what kept a fresh action, see ``AgentSummary.fallbacks``, or ``end``: the safe action, which is written
+            last. None when it is fresh.
         limited: the limits that have changed it: ``bounds``, ``rate``, both or none.
     """
 

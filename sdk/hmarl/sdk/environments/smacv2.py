@@ -2,7 +2,7 @@
 
 Arguments of ours are those of the family ``smac``, and
 
-- ``n_units``, ``n_enemies``: size of the two teams (5 and 5).
+- ``n_units``, ``n_enemies``: size of the two teams (5, and as many).
 - ``capability_config``: what is drawn, and how; by default the race's three kinds of units, with weights 0.45, 0.45 and
   0.1, and start positions that surround the team or mirror the enemy's. It replaces ``n_units`` and ``n_enemies``.
 

@@ -282,7 +282,8 @@ class Hasac(Algorithm):
                 "the entropy that is aimed at. Lower algorithm.target_entropy or algorithm.target_entropy_share, or "
                 "set algorithm.automatic_temperature=false"
             )
-        return runaway_advice(metrics, self.settings.gamma, self.settings.normalise_values)
+        settings = self.settings
+        return runaway_advice(metrics, settings.gamma, settings.normalise_values, "critic_learning_rate")
 
     def components(self) -> StateDict:
         """The shared parts, the critic, the temperatures and the optimisers."""

@@ -11,7 +11,7 @@ Off-policy, for discrete actions. An iteration:
 
 Source: Mahajan et al. 2019, "MAVEN: Multi-Agent Variational Exploration", Algorithm 1; Rashid et al. 2018 (QMIX).
 Differs: z is an input of the utilities and of the mixing (the source makes the utilities' last layer from it);
-λ-returns instead of one-step targets; double Q-learning; see docs/algorithms.md.
+λ-returns instead of one-step targets; double Q-learning; see docs/algorithms/maven.md.
 """
 
 from __future__ import annotations

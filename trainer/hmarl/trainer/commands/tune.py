@@ -97,9 +97,9 @@ def tune(
     """Search for settings of an algorithm on a task.
 
     Each trial draws settings and trains with seeds of the search alone; trials whose learning curve stays behind are
-    ended early. The first trial takes the settings as they are without a search. A search that was stopped or killed
-    goes on with the same command. DIR/best.toml is the best trial as a preset, DIR/confirm.toml a suite that holds it
-    against the settings before, with other seeds and other episodes.
+    ended early. The first trial takes the settings as they are without a search, where they lie in the space. A search
+    that was stopped or killed goes on with the same command. DIR/best.toml is the best trial as a preset,
+    DIR/confirm.toml a suite that holds it against the settings before, with other seeds and other episodes.
     """
     console = make_console(stderr=True)
     need_extra("hmarl-tune")

@@ -65,12 +65,21 @@ class RewardScale:
         return 1.0 / (mean_square * min(discounted, self._horizon or discounted)).sqrt().clamp(min=1e-2)
 
 
-def runaway_advice(metrics: dict[str, float], gamma: float, normalised: bool) -> str | None:
-    """Advice where scaled values have left what rewards can add up to; None where they have not, or are not scaled."""
+def runaway_advice(
+    metrics: dict[str, float], gamma: float, normalised: bool, step_size: str = "learning_rate"
+) -> str | None:
+    """Advice where scaled values have left what rewards can add up to; None where they have not, or are not scaled.
+
+    Args:
+        metrics: of an update, with ``q_mean``.
+        gamma: discount per step.
+        normalised: whether rewards are scaled.
+        step_size: name of the setting that is Adam's step size for the values.
+    """
     limit = _FAR_BEYOND / max(1.0 - gamma, 1e-3) ** 0.5
     if not normalised or abs(metrics.get("q_mean", 0.0)) < limit:
         return None
     return (
         f"the values run away: q_mean is beyond ±{limit:.0f}, which no rewards add up to. Lower algorithm.target_rate "
-        "or algorithm.learning_rate, or take fewer algorithm.gradient_steps per rollout"
+        f"or algorithm.{step_size}, or take fewer algorithm.gradient_steps per rollout"
     )

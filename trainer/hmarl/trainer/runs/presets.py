@@ -322,8 +322,8 @@ PRESETS: tuple[Preset, ...] = (
         for name in ("a2po", "hamdpo", "mappo", "ippo")
     ),
     Preset(
-        "haa2c", "mpe/*", 2_000_000, "a baseline, settings of happo", {"learning_rate": 7e-4, **_SHORT_HORIZON},
-        _MPE_RUN,
+        "haa2c", "mpe/*", 2_000_000, "a baseline, step size and discount of happo",
+        {"learning_rate": 7e-4, **_SHORT_HORIZON}, _MPE_RUN,
     ),
     *(
         # Every agent observes its own goal: instructions that follow the state add nothing, and make learning slower.

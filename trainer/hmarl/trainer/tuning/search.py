@@ -54,7 +54,7 @@ def open_study(plan: SearchPlan, folder: Path, pruner: str, sampler: str, before
     """
     optuna = optuna_module()
     pruners = {
-        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
         "hyperband": lambda: optuna.pruners.HyperbandPruner(1, plan.evaluations * plan.seeds),
         "none": optuna.pruners.NopPruner,
     }
