@@ -81,9 +81,11 @@ def section(shown: Shown, kept: Path) -> Iterator[str]:
     settings = " ".join(comparison.environment_settings)
     exported = f", exported with `{' '.join(shown.exported)}`" if shown.exported else ""
     found = {
-        variant.label: [
-            read_gap(path) for seed in seeds_of(variant) if (path := record_path(shown, variant, seed, kept)).exists()
-        ]
+        variant.label: {
+            seed: read_gap(path)
+            for seed in seeds_of(variant)
+            if (path := record_path(shown, variant, seed, kept)).exists()
+        }
         for variant in comparison.variants
     }
     yield f"## {comparison.name}: {comparison.environment}{f' {settings}' if settings else ''}"
@@ -91,15 +93,15 @@ def section(shown: Shown, kept: Path) -> Iterator[str]:
     if not measured:
         yield "Not measured yet."
         return
-    first = next(iter(measured.values()))[0]
+    first = next(iter(next(iter(measured.values())).values()))
     yield (
         f"{comparison.steps:,} steps of training; {first.episodes} episodes a rung, {first.actions} actions, deadline "
         f"{first.deadline_s:g} s{exported}. {shown.remark}".strip()
     )
     for label, gaps in measured.items():
         yield f"**{label}**, {len(gaps)} seeds:"
-        yield "\n".join(table(gaps))
-    if len(measured) == 2:
+        yield "\n".join(table([*gaps.values()]))
+    if len(measured) == 2 and set.intersection(*map(set, measured.values())):
         yield "Both on the same episodes, trained with the same seeds:"
         yield "\n".join(beside(measured))
 
@@ -134,15 +136,21 @@ def _compared(differences: Sequence[Difference]) -> tuple[str, str, str, str]:
     return f"{mean:+.2f}", "; ".join(spans), f"{len(lost)} of {len(differences)}", ", ".join(rules)
 
 
-def beside(measured: dict[str, list[Gap]]) -> Iterator[str]:
-    """Two variants side by side: what each earns on every rung, and what the second earns more, seed by seed."""
-    (one, first), (other, second) = measured.items()
+def beside(measured: dict[str, dict[int, Gap]]) -> Iterator[str]:
+    """Two variants side by side: what each earns on every rung, and what the second earns more, seed by seed.
+
+    Args:
+        measured: for each variant its records by the seed of their training; those of seeds that both have are shown.
+    """
+    (one, firsts), (other, seconds) = measured.items()
+    both = sorted(firsts.keys() & seconds.keys())
+    first, second = ([records[seed] for seed in both] for records in (firsts, seconds))
     yield f"| rung | {one} | {other} | difference | of each seed [95 %] |"
     yield "|---|---|---|---|---|"
     for rung in first[0].rungs:
         pairs = [
             np.array(later.rung(rung.name).returns) - np.array(earlier.rung(rung.name).returns)
-            for earlier, later in zip(first, second, strict=False)
+            for earlier, later in zip(first, second, strict=True)
         ]
         spans = [
             f"{pair.mean():+.2f} [{low:+.2f}, {high:+.2f}]" for pair in pairs for low, high in [mean_interval(pair)]

@@ -20,9 +20,10 @@ from rich.console import Console
 
 from hmarl.runtime import command_line
 from hmarl.runtime.bundle import EnvironmentModel, StudentsModel
-from hmarl.runtime.command_line import PATH, argument, command, integer, option
+from hmarl.runtime.command_line import PATH, argument, command, option
 from hmarl.sdk import Bundle, Evaluation, FleetTeam, VectorEnvironment, evaluate, load_bundle, make_environment
 from hmarl.sdk.environments.copies import evaluation_copies
+from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.statistics import iqm, iqm_interval
 from hmarl.sdk.files import write_text
 from hmarl.trainer.export.export import export_run
@@ -32,6 +33,7 @@ from hmarl.trainer.students.dagger import REPORT_SEED, distil_run
 from hmarl.trainer.students.settings import DistillationSettings
 
 ENOUGH = 0.95  # of the teacher's return
+EPISODES = validate(DistillationSettings, {}, "distillation").evaluation_episodes
 _HEADER = (
     "run",
     "teacher's return",
@@ -64,15 +66,24 @@ def like_the_teachers(about: EnvironmentModel, settings: dict[str, Any]) -> Vect
     return make_environment(about.name, copies, **about.arguments)
 
 
-def served(bundle: Bundle, folder: Path, episodes: int) -> Evaluation:
-    """Episodes of the students, each in a process of its own: those of the bundle's own report."""
+def served(bundle: Bundle, folder: Path) -> Evaluation:
+    """Episodes of the students, each in a process of its own: those of the bundle's own report, acting as there.
+
+    Raises:
+        UsageError: that report is of another number of episodes than the page says.
+    """
     report = bundle.manifest.students
     assert report is not None
+    if report.episodes != EPISODES:
+        raise UsageError(
+            f"{bundle.path}: its teacher played {report.episodes} episodes, and the page is of {EPISODES}; remove it, "
+            "and it is distilled again"
+        )
     environment = like_the_teachers(bundle.manifest.environment, report.settings)
     with serving(folder / "students-bundle", folder / "endpoints.json", Console(quiet=True)) as endpoints:
-        team = FleetTeam(endpoints, environment.spec)
+        team = FleetTeam(endpoints, environment.spec, sample=report.sampled)
         try:
-            return evaluate(environment, team, episodes, seed=REPORT_SEED)
+            return evaluate(environment, team, EPISODES, seed=REPORT_SEED)
         finally:
             team.close()
             environment.close()
@@ -85,13 +96,13 @@ def informed(run: Path, teacher: str) -> StudentsModel:
     return distil_run(run, loaded.algorithm, loaded.config, loaded.checkpoint, settings).report
 
 
-def rows(runs: Sequence[Path], episodes: int) -> Iterator[tuple[str, ...]]:
+def rows(runs: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     """The table."""
     yield _HEADER
     yield ("---",) * len(_HEADER)
     for run in runs:
         bundle = distilled(run)
-        report, played = bundle.manifest.students, served(bundle, run, episodes)
+        report, played = bundle.manifest.students, served(bundle, run)
         assert report is not None
         low, high = iqm_interval(played.returns)
         mean = float(played.returns.mean())
@@ -110,12 +121,12 @@ def rows(runs: Sequence[Path], episodes: int) -> Iterator[tuple[str, ...]]:
         )
 
 
-def introduction(episodes: int) -> str:
+def introduction() -> str:
     """What the table shows."""
     return (
         "Made by `python scripts/students.py RUN …`. Recurrent students, one an agent, see their own agent's "
         "observations alone; they were distilled by DAgger with default settings, exported, and served by one process "
-        f"each. Teacher and students play the same {episodes} episodes, on seeds by which no round was chosen; where "
+        f"each. Teacher and students play the same {EPISODES} episodes, on seeds by which no round was chosen; where "
         "an episode depends on those that are played beside it (VMAS), as many side by side. "
         f"‡ below {ENOUGH:.0%} of the teacher's return: others were distilled that are told what all their team "
         "mates observe, or what the conductor sees (`--set distillation.told=team`, `state`). "
@@ -139,14 +150,13 @@ def _guessed(accuracy: float | None, explained: float | None) -> str:
     "scripts/students.py",
     argument("runs", "run directories", PATH, many=True),
     option("--out", "where students.md goes", PATH, default=Path("docs/results")),
-    option("--episodes", "played by the served students", integer(1), default=100),
 )
-def main(runs: tuple[Path, ...], out: Path, episodes: int) -> None:
+def main(runs: tuple[Path, ...], out: Path) -> None:
     """Distil what is not distilled yet, serve and play it, and write the table."""
     paragraphs = [
         "# Students",
-        introduction(episodes),
-        "\n".join(f"| {' | '.join(row)} |" for row in rows(runs, episodes)),
+        introduction(),
+        "\n".join(f"| {' | '.join(row)} |" for row in rows(runs)),
     ]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "students.md", "\n\n".join(paragraphs) + "\n")

@@ -137,14 +137,20 @@ Planned = tuple[Comparison, Variant, int]
 
 
 def without_record(chosen: Sequence[Comparison], kept: Path) -> list[Planned]:
-    """The runs that are still to be trained; one that several comparisons show only once."""
-    planned = {
-        run_name(comparison, variant, seed): (comparison, variant, seed)
-        for comparison in chosen
-        for variant in comparison.variants
-        for seed in seeds_of(variant)
-    }
-    return [run for name, run in planned.items() if not record_path(name, kept).exists()]
+    """The runs that are still to be trained; one that several comparisons show only once.
+
+    Raises:
+        ValueError: two comparisons give runs of one name other settings: the record of one would stand for both.
+    """
+    planned: dict[str, tuple[PlannedRun, Planned]] = {}
+    for comparison in chosen:
+        for variant in comparison.variants:
+            for seed in seeds_of(variant):
+                run = planned_run(comparison, variant, seed)
+                other, _ = planned.setdefault(run.name, (run, (comparison, variant, seed)))
+                if other.words != run.words:
+                    raise ValueError(f"{run.name}: of {other.task} and {run.task}, which train it with other settings")
+    return [run for name, (_, run) in planned.items() if not record_path(name, kept).exists()]
 
 
 def train_runs(

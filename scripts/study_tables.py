@@ -59,7 +59,7 @@ def _speed(records: list[Record]) -> str:
 
 
 def _final(records: list[Record]) -> Row:
-    returns = [record.final_returns for record in records]  # of more episodes where another comparison asks for them
+    returns = [record.final_returns for record in records]
     return {
         "actions": records[0].actions,
         "IQM of the final returns [95 %]": _iqm_with_interval(returns),

@@ -5,13 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pytest
 
 from hmarl.sdk.gap.document import read_gap
+from installed import ROOT
+from scripts_loaded import load_script
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")  # as it is when the script runs
+    return load_script("gap")
 
 
 def test_the_page_and_the_pages_of_teams_are_drawn_of_the_records(tmp_path: Path) -> None:
@@ -21,6 +30,18 @@ def test_the_page_and_the_pages_of_teams_are_drawn_of_the_records(tmp_path: Path
     assert (tmp_path / "gap.md").read_text() == (RESULTS / "gap.md").read_text()
     records = sorted((RESULTS / "gaps").glob("*.json"))
     assert [page.stem for page in sorted((tmp_path / "pages").iterdir())] == [record.stem for record in records]
+
+
+def test_of_two_variants_the_same_seeds_are_compared(script: ModuleType) -> None:
+    name = "mpe-simple_spread-600000-happo{}-seed{}.json"
+    variants = {"without": "", "with": "-env.faults.delay=2-env.faults.loss=0.2"}
+    every = {
+        label: {seed: read_gap(RESULTS / "gaps" / name.format(settings, seed)) for seed in (100, 101, 102)}
+        for label, settings in variants.items()
+    }
+    both = {label: {seed: gaps[seed] for seed in (101, 102)} for label, gaps in every.items()}
+    lacking = {"without": every["without"], "with": both["with"]}
+    assert [*script.beside(lacking)] == [*script.beside(both)] != [*script.beside(every)]
 
 
 def test_a_team_that_trained_with_faults_keeps_more_under_them_and_pays_without() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,13 @@ def test_a_record_is_written_when_its_run_ends_and_failures_cost_no_other(study:
 def test_a_run_that_two_comparisons_show_is_trained_once(study: ModuleType, tmp_path: Path) -> None:
     twice = [one_comparison(study, ("a", ())), one_comparison(study, ("b", ()))]
     assert len(study.without_record(twice, tmp_path)) == 1
+
+
+def test_a_name_stands_for_one_run_only(study: ModuleType, tmp_path: Path) -> None:
+    one = one_comparison(study, ("a", ()))
+    other = replace(one, name="other", settings=(*one.settings, "algorithm.gamma=0.5"))
+    with pytest.raises(ValueError, match="of toy and other, which train it with other settings"):
+        study.without_record([one, other], tmp_path)
 
 
 def test_runs_that_comparisons_share_are_trained_alike_and_kept_as_planned(study: ModuleType) -> None:

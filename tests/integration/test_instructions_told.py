@@ -17,20 +17,22 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.sdk.team import Team
 
 ROWS = 2
+AWAY = (2, 3)
 
 
 def told(team: Team, spec: EnvironmentSpec) -> list[TeamAnnotation | None]:
-    """What is said of row 1, before the first act and after each of five."""
+    """What is said of row 1, before the first act and after each of five; one agent is away at the third and fourth."""
     generator = np.random.default_rng(3)
     team.reset(np.array([4, 5]))
     said = [team.explain(1)]  # type: ignore[attr-defined]
-    for _ in range(5):
+    for step in range(5):
         blocks = tuple(
             generator.normal(size=(ROWS, len(group.agents), group.example.observation_size)).astype(np.float32)
             for group in spec.groups
         )
         masks = tuple(None for _ in spec.groups)
         active = np.ones((ROWS, len(spec.agents)), np.bool_)
+        active[1, 0] = step not in AWAY
         team.act(Observation(blocks, masks, np.zeros((ROWS, 1), np.float32), active), np.ones(ROWS, np.bool_))
         said.append(team.explain(1))  # type: ignore[attr-defined]
     return said
@@ -51,13 +53,15 @@ def test_a_fleet_tells_what_the_bundle_does_where_it_is_asked(toy_bundle: Bundle
     assert expected[0] is asked[0] is None
     assert silent == [None] * 6
     instructions = set()
-    for ours, theirs in zip(expected[1:], asked[1:], strict=True):
+    for step, (ours, theirs) in enumerate(zip(expected[1:], asked[1:], strict=True)):
         assert ours is not None
         assert theirs is not None
         assert (ours.told, ours.discrete) == ("instruction", True)
         assert ours.goals is not None
         np.testing.assert_array_equal(ours.goals, theirs.goals)
-        instructions.add(int(ours.goals[0].argmax()))
+        for each in (ours, theirs):
+            assert each.active.tolist() == [step not in AWAY, *(True for _ in spec.agents[1:])]
+        instructions.add(int(ours.goals[1].argmax()))
     assert len(instructions) > 1
 
 

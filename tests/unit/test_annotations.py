@@ -15,6 +15,7 @@ from hmarl.sdk.environment import LocatesAgents
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.evaluation.annotation import Explains, TeamAnnotation
 from hmarl.sdk.evaluation.closed_loop import evaluate
+from hmarl.sdk.reports.annotation_plots import annotation_plots
 from hmarl.sdk.reports.goal_colours import GoalColours, PrincipalComponents, choice_colours, cluster_colour
 from hmarl.sdk.reports.overlay import draw_over
 from hmarl.sdk.reports.report import ReportContent, write_report
@@ -240,6 +241,21 @@ def test_a_film_shows_what_the_team_tells() -> None:
     assert all(frame.shape == GREY.shape and (frame != GREY).any() for frame in recording.frames)
     few = record_episode(Square(2), OpenTeam(**CONTINUOUS), SEED, max_frames=2)
     assert (len(few.frames), len(few.annotations)) == (2, 4)
+
+
+class LateTeam(OpenTeam):
+    """``OpenTeam`` that tells nothing of its first two steps."""
+
+    def explain(self, index: int = 0) -> TeamAnnotation | None:
+        return None if len(self.running) <= 2 else super().explain(index)
+
+
+def test_what_is_told_late_stays_beside_its_step() -> None:
+    recording = record_episode(Square(2), LateTeam(**CONTINUOUS, **SUB_GOALS), SEED)
+    assert len(recording.annotations) == len(recording.frames) == 4
+    assert [each.active.tolist() for each in recording.annotations] == [[False] * 2] * 2 + [[True] * 2] * 2
+    assert [bool((frame != GREY).any()) for frame in recording.frames] == [False, False, True, True]
+    assert next(plot.title for plot in annotation_plots(recording.annotations)) == "Goals over time"
 
 
 def test_teams_that_tell_nothing_and_pictures_of_unknown_places_are_filmed_as_before() -> None:

@@ -389,6 +389,7 @@ def test_episodes_that_outlast_a_round_are_told_once(
     assert len(told) == said
     assert all("an episode of the skilled had 5" in each for each in told), told
     assert all("Set distillation.steps=5 or more" in each for each in told), told
+    assert not any("declares no horizon" in each for each in told), "the steps were asked for"
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-from hmarl.runtime.manifest import EnvironmentModel
+from hmarl.runtime.manifest import EnvironmentModel, StudentsModel
+from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import EnvironmentSpec
 from installed import ROOT
 from scripts_loaded import load_script
+
+TOY = EnvironmentModel(name="toy_environments:masked_discrete", team_reward="sum")
+
+
+def report(**changes: Any) -> StudentsModel:
+    known: dict[str, Any] = {
+        "teacher": "the guider", "rounds": 1, "steps": 1, "stopped": "rounds", "episodes": 100, "seed": 0,
+        "sampled": False, "teacher_return": 1.0, "students_return": 1.0, "gap": 0.0, "kl": 0.0,
+    }  # fmt: skip
+    return StudentsModel(**{**known, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +58,34 @@ def test_on_vmas_the_teacher_and_the_students_play_a_hundred_side_by_side(script
     environment.close()
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_students_are_served_as_their_teacher_acted(
+    script: ModuleType, sampled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is served is tested elsewhere; here, how."""
+    bundle = SimpleNamespace(path=tmp_path, manifest=SimpleNamespace(environment=TOY, students=report(sampled=sampled)))
+    given: dict[str, object] = {}
+
+    def team(endpoints: Path, spec: EnvironmentSpec, **options: object) -> SimpleNamespace:
+        given.update(options)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(script, "serving", lambda *_: nullcontext(tmp_path / "endpoints.json"))
+    monkeypatch.setattr(script, "FleetTeam", team)
+    monkeypatch.setattr(script, "evaluate", lambda _, __, episodes, seed: (episodes, seed))
+    assert script.served(bundle, tmp_path) == (script.EPISODES, script.REPORT_SEED)
+    assert given["sample"] is sampled
+
+
+def test_a_teacher_of_other_episodes_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    bundle = SimpleNamespace(path=tmp_path, manifest=SimpleNamespace(environment=TOY, students=report(episodes=20)))
+    with pytest.raises(UsageError, match="its teacher played 20 episodes, and the page is of 100; remove it"):
+        script.served(bundle, tmp_path)
+
+
 def test_the_page_says_of_which_rows_the_episodes_differ(script: ModuleType) -> None:
     page = (ROOT / "docs" / "results" / "students.md").read_text()
-    assert script.introduction(100) in page
+    assert script.introduction() in page
     rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
     assert len(rows) > 1
     for row in rows:

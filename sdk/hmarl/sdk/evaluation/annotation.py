@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,6 +55,14 @@ class TeamAnnotation:
             indices = getattr(self, name)
             if indices is not None and ((indices < 0) | (indices >= limit)).any():
                 raise UsageError(f"annotation '{name}': got {indices!r}, expected 0 to below {limit}")
+
+    def silent(self) -> TeamAnnotation:
+        """The same team at a step of which it told nothing: as if no agent were there."""
+        none = np.zeros_like(self.active)
+        goals_set = None if self.goals_set is None else none
+        sub_goals_set = None if self.sub_goals_set is None else np.zeros_like(self.sub_goals_set)
+        edges = np.zeros((0, 2), np.int64)
+        return replace(self, edges=edges, active=none, goals_set=goals_set, sub_goals_set=sub_goals_set)
 
     @property
     def heard(self) -> float:

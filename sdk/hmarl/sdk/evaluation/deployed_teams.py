@@ -128,6 +128,7 @@ class BundleTeam:
         self._noises = [drawn_noises(policy.agent, sample, instruction_choice) for policy in self._policies]
         self._states: list[dict[str, Block]] = [{} for _ in self._places]
         self._diagnostics: list[dict[str, Block]] = [{} for _ in self._places]
+        self._asked: list[npt.NDArray[np.bool_]] = []  # [B] of each agent, at the last act
         self._seeds = np.zeros(0, np.int64)
         self._step = 0
         self._latencies_s: list[float] = []
@@ -137,16 +138,14 @@ class BundleTeam:
         self._seeds = np.asarray(seeds)
         self._step = 0
         self._states = [{} for _ in self._places]  # left out of the feeds, states take their reset values
-        self._diagnostics = [{} for _ in self._places]
+        self._asked = []
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; see ``Team.act``."""
         if observation.restarted is not None:
             self._forget(observation.restarted)
-        columns = [
-            self._run(number, observation, running & observation.active[:, place.index])
-            for number, place in enumerate(self._places)
-        ]
+        self._asked = [running & observation.active[:, place.index] for place in self._places]
+        columns = [self._run(number, observation, asked) for number, asked in enumerate(self._asked)]
         self._step += 1
         grouped: list[list[Block]] = [[] for _ in self._spec.groups]
         for place, column in zip(self._places, columns, strict=True):
@@ -191,9 +190,14 @@ class BundleTeam:
         return np.where(asked.reshape(-1, *(1,) * len(state.shape)), after, before.get(state.input, reset))
 
     def explain(self, index: int = 0) -> TeamAnnotation | None:
-        """Which instruction each agent followed in row ``index``; None where it follows none."""
-        models = [policy.agent for policy in self._policies]
-        return instructed(models, [{name: rows[index] for name, rows in each.items()} for each in self._diagnostics])
+        """Which instruction each agent followed in row ``index``, active those that were asked; None without any."""
+        if not self._asked:
+            return None
+        told = [
+            {name: rows[index] for name, rows in diagnostics.items()} if asked[index] else None
+            for diagnostics, asked in zip(self._diagnostics, self._asked, strict=True)
+        ]
+        return instructed([policy.agent for policy in self._policies], told)
 
     def latencies_s(self) -> npt.NDArray[np.float64]:
         """[L] seconds of every batched run of one agent so far."""
@@ -410,6 +414,7 @@ class FleetTeam:
 
     def act(self, observation: Observation, running: npt.NDArray[np.bool_]) -> tuple[Block, ...]:
         """Actions of all agents and rows; only running rows, and agents that are still there, are asked."""
+        self._diagnostics = {}
         blocks = tuple(
             idle_actions(group.example.action_space, block.shape[:2], mask)
             for group, block, mask in zip(
@@ -451,10 +456,10 @@ class FleetTeam:
         return action.latency_s
 
     def explain(self, index: int = 0) -> TeamAnnotation | None:
-        """Which instruction each agent followed in row ``index``; None where it follows none, or was not asked."""
+        """Which instruction each agent followed in row ``index``, active those that were asked; None without any."""
         numbers = range(len(self._places))
         models = [from_json(AgentModel, self._clients[number][index].info.agent_manifest_json) for number in numbers]
-        return instructed(models, [self._diagnostics.get((number, index), {}) for number in numbers])
+        return instructed(models, [self._diagnostics.get((number, index)) for number in numbers])
 
     def latencies_s(self) -> npt.NDArray[np.float64]:
         """[L] seconds of every act of one agent so far."""

@@ -15,27 +15,33 @@ _NAME = "instruction"  # of the diagnostic, and the purpose of the noise with wh
 
 
 def instructed(
-    models: Sequence[AgentModel], diagnostics: Sequence[Mapping[str, npt.NDArray[Any]]]
+    models: Sequence[AgentModel], diagnostics: Sequence[Mapping[str, npt.NDArray[Any]] | None]
 ) -> TeamAnnotation | None:
     """The instruction that each agent of a team has just followed.
 
     Args:
         models: of all agents.
-        diagnostics: of the same agents, by name, without a batch dimension.
+        diagnostics: of the same agents, by name, without a batch dimension; None for an agent that was not asked, which
+            is not active then.
 
     Returns:
-        None where some agents follow none, or have not told it, or where they are of several kinds.
+        None where no agent was asked, where one of those asked follows none or has not told it, or where they are of
+        several kinds.
     """
-    told = [_one(model, tensors) for model, tensors in zip(models, diagnostics, strict=True)]
-    goals = [each for each in told if each is not None]
-    if len(goals) < max(len(told), 1) or len({each.shape for each in goals}) > 1:
+    asked = np.array([tensors is not None for tensors in diagnostics], np.bool_)
+    told = [_one(model, each) for model, each in zip(models, diagnostics, strict=True) if each is not None]
+    followed = [each for each in told if each is not None]
+    if len(followed) < max(len(told), 1) or len({each.shape for each in followed}) > 1:
         return None
+    goals = np.zeros((len(asked), *followed[0].shape), np.float32)
+    goals[asked] = followed
+    first = next(each for each in diagnostics if each is not None)
     return TeamAnnotation(
         edges=np.zeros((0, 2), np.int64),
-        active=np.ones(len(goals), np.bool_),
-        goals=np.stack(goals),
-        goals_set=np.ones(len(goals), np.bool_),
-        discrete=not np.ndim(diagnostics[0][_NAME]),
+        active=asked,
+        goals=goals,
+        goals_set=asked,
+        discrete=not np.ndim(first[_NAME]),
         told="instruction",
     )
 

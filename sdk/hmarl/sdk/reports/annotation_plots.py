@@ -58,6 +58,7 @@ def _time_plot(annotations: Sequence[TeamAnnotation], colours: GoalColours) -> A
         "if not at every step; white is who has left."
     )
     pictures, marks, names = [_agent_rows(annotations, colours)], [_set_when(annotations)], _agent_names(annotations)
+    there = np.stack([each.active for each in annotations])
     if annotations[0].cluster is not None:
         note += " The thin band below a row is the agent's cluster."
     sub_colours = GoalColours.of_sub_goals(annotations)
@@ -65,8 +66,11 @@ def _time_plot(annotations: Sequence[TeamAnnotation], colours: GoalColours) -> A
         note += " The last rows are what the clusters' sub-managers were told, in colours of their own."
         pictures.append(_cluster_rows(annotations, sub_colours))
         marks.append(_set_when(annotations, sub_goals=True))
+        there = np.concatenate([there, np.ones_like(marks[1])], axis=1)
         names += [f"cluster {cluster}" for cluster in range(marks[1].shape[1])]
     picture, set_when = np.concatenate(pictures), np.concatenate(marks, axis=1)
+    if (set_when | ~there).all():
+        set_when = np.zeros_like(set_when)
     title = f"{told.capitalize()}s over time"
     return AnnotationPlot(title, note, _time_figure(picture, set_when, names), wide=True)
 
@@ -112,7 +116,7 @@ def _time_figure(picture: _Numbers, set_when: _Flags, names: Sequence[str]) -> A
     figure, axes = new_axes("step", "", (_WIDE_INCHES, 0.9 + _ROW_INCHES * max(rows, 4)))
     axes.grid(False)
     axes.imshow(picture, extent=(-0.5, steps - 0.5, rows - 0.5, -0.5), aspect="auto", interpolation="nearest")
-    when, whose = np.nonzero(set_when if not set_when.all() else np.zeros_like(set_when))
+    when, whose = np.nonzero(set_when)
     bottom = _GOAL_PIXELS / (_GOAL_PIXELS + _CLUSTER_PIXELS + _GAP_PIXELS)
     axes.vlines(when - 0.5, whose - 0.5, whose - 0.5 + bottom, color=INK, linewidth=1.0)
     named = range(0, rows, -(-rows // _MOST_NAMED_ROWS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class Recording:
         frames: pictures [height, width, 3], one before each step; empty when the task cannot be drawn, cut short when
             its renderer fails.
         rewards: [T] float64, the team reward of every step.
-        annotations: what the team told of itself at every step, T of them; empty when it tells nothing.
+        annotations: what the team told of itself at every step, T of them, no agent being active where it told nothing;
+            empty when it never tells anything.
         drawn_over: the frames show the annotations, see ``draw_over``: the environment knows where its agents are.
         problem: why there are no pictures from some step on; None where the renderer did what it should.
         differs: how it differs from the episode that was to be played once more; None where it is the same.
@@ -116,7 +118,7 @@ def _record(
     frames: list[Frame] = []
     places: list[npt.NDArray[np.float64]] = []
     rewards: list[float] = []
-    annotations: list[TeamAnnotation] = []
+    told: list[TeamAnnotation | None] = []
     problem: str | None = None
     for _ in range(limit_of(environment.spec, step_limit)):
         # Drawn before the step: after the last one the environment has already started its next episode.
@@ -128,9 +130,7 @@ def _record(
             if isinstance(environment, LocatesAgents):
                 places.append(environment.agent_pixels(row))
         actions = team.act(observation, running)
-        told = explanation(team, row)
-        if told is not None:
-            annotations.append(told)
+        told.append(explanation(team, row))
         result = environment.step(actions)
         earned = environment.spec.team_rewards(as_array(result.rewards).astype(np.float64), observation.active)
         rewards.append(float(earned[row]))
@@ -138,11 +138,18 @@ def _record(
         if not running[row]:
             break
         observation = as_numpy(result.observation)
+    annotations = _of_all_steps(told)
     drawn_over = bool(annotations and places)
     if drawn_over:
         # Only now, because the goals' colours depend on all of them.
         frames = draw_over(frames, annotations, places)
     return Recording(int(seeds[row]), frames, np.asarray(rewards), annotations, drawn_over, problem)
+
+
+def _of_all_steps(told: Sequence[TeamAnnotation | None]) -> list[TeamAnnotation]:
+    """An annotation a step, so that each stays beside its picture; none at all of a team that never told anything."""
+    example = next((each for each in told if each is not None), None)
+    return [] if example is None else [each or example.silent() for each in told]
 
 
 def _drawn(environment: VectorEnvironment, row: int) -> tuple[Frame | None, str | None]:

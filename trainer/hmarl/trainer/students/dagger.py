@@ -253,10 +253,11 @@ class Distillation:
         steps = self._rollout.steps
         if self.algorithm.spec.declared_horizon is None and longest > max(steps, self._outlasting):
             self._outlasting = longest
+            why = ", for the environment declares no horizon" if self.settings.steps is None else ""
             _log.warning(
-                "distillation.steps: a round has %d steps, for the environment declares no horizon, and an episode of "
-                "the %s had %d; what comes after step %d is never demonstrated. Set distillation.steps=%d or more",
-                *(steps, team.name, longest, steps, longest),
+                "distillation.steps: a round has %d steps%s, and an episode of the %s had %d; what comes after step %d "
+                "is never demonstrated. Set distillation.steps=%d or more",
+                *(steps, why, team.name, longest, steps, longest),
             )
 
     def _seeds(self, number: int) -> Any:
