@@ -105,7 +105,7 @@ _SPREADS = ("simple_spread-3", "simple_spread-5", "simple_spread-10")
 _ROBOTS = ("halfcheetah-2x3", "halfcheetah-2x3-3m", "walker2d-6x1")
 _BATTLES = ("smax-2s3z-1m", "smax-3s5z-1m", "smax-5m_vs_6m-1m")
 _PARTS = ("lbfws-hard-parts", "sampling-3-parts", "sampling-7-parts")
-_SMAX = "SMAX stands for SMAC: the same maps, another simulator, and a fraction of the frames."
+_SMAX = "SMAX stands in for SMAC: the same maps, another simulator, and a fraction of the frames."
 _COUNTERPARTS = "coordsum-state-counterparts"
 _SEES_STATE = "hcpo, sees the state"
 
@@ -129,14 +129,14 @@ CLAIMS = (
     ),
     Claim(
         "HCPO", "stability", "Lower standard deviation than the others on MA-MuJoCo", "Figs. 5, 10",
-        tuple(steadier(task, "hcpo", *_BASELINES) for task in _ROBOTS), "Three seeds say little of a deviation.",
+        tuple(steadier(task, "hcpo", *_BASELINES) for task in _ROBOTS), "Three seeds say little about a deviation.",
     ),
     Claim(
         "HCPO", "performance", "Comparable to the strong baselines, or ahead of them, on three MPE tasks",
         "Figs. 7, 12", tuple(not_behind(task, team, *_BASELINES) for task in _MPE for team in _HCPOS),
         "With the paper's settings, and with ours (hcpo); half of the frames of the baselines' public runs. On "
-        "simple_speaker_listener the paper's are not as good as level sounds: deployed, two seeds of three are 14 and "
-        "34 behind, and an interval as wide as that meets any.",
+        "simple_speaker_listener the paper's are not as good as level suggests: deployed, two seeds of three are 14 "
+        "and 34 behind, and an interval that wide overlaps any other.",
     ),
     Claim(
         "HCPO", "performance", "Improves rapidly early on simple_spread and simple_speaker_listener",
@@ -146,7 +146,7 @@ CLAIMS = (
             for task in ("simple_spread", "simple_speaker_listener")
             for team in _HCPOS
         ),
-        "The paper's early part is two million frames; judged is a quarter of ours. hcpo: with our settings.",
+        "The paper's early part is two million frames; we judge a quarter of ours. hcpo: with our settings.",
     ),
     Claim(
         "HCPO", "performance", "On simple_reference slower than A2PO at first, ahead of it in the end", "C.3",
@@ -155,14 +155,14 @@ CLAIMS = (
     Claim(
         "HCPO", "stability", "More stable than HATRPO and A2PO on MPE", "Fig. 7, C.3",
         tuple(steadier(task, team, "hatrpo", "a2po") for task in _MPE for team in _HCPOS),
-        "Three seeds say little of a deviation. hcpo: with our settings.",
+        "Three seeds say little about a deviation. hcpo: with our settings.",
     ),
     Claim(
         "HCPO", "exploration", "Explores more widely than HATRPO and A2PO early on Walker2d-6x1", "Figs. 6, 11",
         (Elsewhere(
             "reproduced", "on Walker2d-6x1, in the first quarter of 500,000 frames, mean entropy of two seeds 17.18, "
-            "HATRPO 14.84, A2PO 13.05 (and all the way); on simple_spread as trained yes (29.95, HATRPO 28.79), with "
-            "HATRPO's steps no (28.77)", "exploration.md",
+            "HATRPO 14.84, A2PO 13.05 (and throughout); on simple_spread yes as trained (29.95, HATRPO 28.79), no with "
+            "HATRPO's steps (28.77)", "exploration.md",
         ),),
         "The paper does not say how its entropy and distance are computed. HCPO earns less at first.",
     ),
@@ -170,7 +170,7 @@ CLAIMS = (
         "HCPO", "monotone improvement", "Every iteration improves the joint return: a bound from two trust regions",
         "Theorem 1, Eq. 15",
         (Elsewhere(
-            "open", "the bound is worked out at every update beside what came of it, and never violated, since it is "
+            "open", "the bound is computed at every update beside the actual outcome and never violated, because it is "
             "vacuous: C = 39,600 · max|A| at γ = 0.99", "../algorithms/hcpo.md#what-a-step-guarantees",
         ),),
         "A bound that rules nothing out can be neither confirmed nor refuted by runs.",
@@ -198,7 +198,7 @@ CLAIMS = (
         "HCPO", "ablation", "Inferior with a conductor that does not learn and draws uniformly", "Figs. 8c, 8d, 13c",
         (ahead(_COUNTERPARTS, _SEES_STATE, "random conductor"),
          ahead("coordsum-common-counterparts", "hcpo", "random conductor")),
-        "A run of its own, as in the paper, not an evaluation of another.",
+        "A separate run, as in the paper, not an evaluation of another one.",
     ),
     Claim(
         "HCPO", "decentralised execution", "Under local conductors about as good as under the central one",
@@ -207,11 +207,11 @@ CLAIMS = (
          follows("speaker_listener-common", _SEES_STATE, "local", "central"),
          follows(_COUNTERPARTS, _SEES_STATE, "local", "central"),
          *(follows(task, "hcpo", "local", "central") for task in ("smax-2s3z", *_BATTLES, *_ROBOTS))),
-        "True where agents observe what the instruction hangs on; where only the state holds it, it is lost.",
+        "True where agents observe what the instruction depends on; where only the state holds it, it is lost.",
     ),
     # --- MAGPO ------------------------------------------------------------------------------------------------------
     Claim(
-        "MAGPO", "decentralised execution", "Students of a central teacher come to ten half the time, MAGPO always",
+        "MAGPO", "decentralised execution", "Students of a central teacher reach ten half the time, MAGPO always",
         "Sec. 3, Fig. 1",
         (Elsewhere(
             "reproduced", "sum-to-10, served, median of five seeds: CTDS 0.522, MAGPO 1.000", "imitation_gap.md",
@@ -232,7 +232,7 @@ CLAIMS = (
         (*(ahead(task, "magpo, own credit", "mappo, own credit", "ippo", "happo, own credit") for task in _SPREADS),
          ahead("simple_spread-3-steps", "magpo, own credit, larger steps", "mappo, own credit, larger steps",
                "ippo, larger steps")),
-        "At equal credit and equal mode of evaluation; discrete actions, the paper's are continuous.",
+        "With equal credit and the same mode of evaluation; our actions are discrete, the paper's are continuous.",
     ),
     Claim(
         "MAGPO", "performance", "Ahead of CTDE baselines on LBF and SMAX", "Sec. 5.1",
@@ -244,13 +244,14 @@ CLAIMS = (
         tuple(not_behind(task, "magpo", "mat") for task in _SUMS),
     ),
     Claim(
-        "MAGPO", "ablation", "Plain distillation of a teacher that nothing holds back (CTDS) is behind", "Sec. 5.1",
+        "MAGPO", "ablation", "Plain distillation of an unconstrained teacher (CTDS) is behind", "Sec. 5.1",
         tuple(ahead(task, "magpo", "ctds") for task in _SUMS),
     ),
     Claim(
         "MAGPO", "ablation", "Backtracking is essential", "Sec. 5.2",
         (ahead("lbf", "magpo", "without backtracking"), ahead("magpo-ablation", "δ=1.3", "backtracking=false")),
-        "On lbf guiders that nothing draws back run away, and teams forget all. δ = 1.3 is the preset on coordsum.",
+        "On lbf, guiders that are not held back run away, and teams forget everything. δ = 1.3 is the preset on "
+        "coordsum.",
     ),
     Claim(
         "MAGPO", "ablation", "The local policies' own loss (λ) makes learning more efficient", "Sec. 5.2, Eq. 10",
@@ -266,7 +267,7 @@ CLAIMS = (
     Claim(
         "MAGPO", "monotone improvement", "Returns of the local policies do not fall", "Theorem 4.1",
         (Elsewhere(
-            "open", "what an update promises and what the rollouts show of it is watched in every run; the theorem is "
+            "open", "every run monitors what an update promises and what the rollouts show of it; the theorem is "
             "about exact steps", "../algorithms/magpo.md#what-magpo-guarantees-and-what-is-watched-of-it",
         ),),
     ),
@@ -303,14 +304,14 @@ CLAIMS = (
         "HAMDPO", "ablation", "The sequential factor lets every agent improve the joint return", "notes, mechanism 1",
         (ahead("halfcheetah-2x3-hamdpo", "hamdpo", "without F"),
          *(ahead("walker2d-6x1", team, "hamdpo, without F") for team in ("hamdpo, F as it is", "hamdpo"))),
-        "Nothing clips the ratios that F multiplies, of six agents up to five of them; hamdpo on Walker2d clips F, "
-        "which is ours.",
+        "Nothing clips the ratios that F multiplies, up to five of them with six agents; hamdpo on Walker2d clips F, "
+        "which is our addition.",
     ),
     Claim(
         "HAMDPO", "monotone improvement", "Sequential updates by the advantage decomposition improve monotonically",
         "notes, mechanism 1",
         (Elsewhere(
-            "open", "in an enumerated game the surrogates add up to the joint advantage (unit tests); of networks "
+            "open", "in an enumerated game the surrogates add up to the joint advantage (unit tests); for networks "
             "nothing is guaranteed", "../algorithms/hamdpo.md",
         ),),
     ),
@@ -324,8 +325,8 @@ CLAIMS = (
     Claim(
         "HiMPo", "performance", "Solves LBFwS-Easy, where greedy agents end in local maxima", "Sec. 5.1, notes",
         (ahead("lbfws-easy", "himpo", "mappo"), ahead("lbfws-easy", "window", "mappo")),
-        "All solve it, also MAPPO. window is the source's reward (Eq. 5), himpo ours. The game's constants are ours: "
-        "the source's are unknown.",
+        "All solve it, including MAPPO. window is the source's reward (Eq. 5), himpo ours. The game's constants are "
+        "ours: the source's are unknown.",
     ),
     Claim(
         "HiMPo", "performance", "Ahead of the baselines on VMAS sampling, with 3 and with 7 agents", "Sec. 5.2",
@@ -346,14 +347,14 @@ CLAIMS = (
         "ours.",
     ),
     Claim(
-        "HiMPo", "ablation", "FL: workers who see the external reward learn less efficiently", "Sec. 5",
+        "HiMPo", "ablation", "FL: workers that see the external reward learn less efficiently", "Sec. 5",
         tuple(ahead(task, "window", "window, FL") for task in _PARTS),
         "With Eq. 5 a worker earns one number for a whole window.",
     ),
     Claim(
         "HiMPo", "ablation", "NL: without local rewards sub-managers compete, and the team fails", "Sec. 5",
         tuple(ahead(task, "window", "window, NL") for task in _PARTS),
-        "vmas/sampling shares its reward by default, so that a local reward says little there.",
+        "vmas/sampling shares its reward by default, so a local reward says little there.",
     ),
     Claim(
         "HiMPo", "ablation", "SG: a graph that is redrawn is crucial on VMAS", "Sec. 5.2",
@@ -372,8 +373,8 @@ CLAIMS = (
         "notes, mechanism 3",
         (Elsewhere(
             "reproduced", "without any message, students keep 95.1 to 104.4 % of the hierarchy's return (four tasks, "
-            "six runs; in the four of VMAS the students played other episodes than the hierarchy)", "students.md",
+            "six runs; in the four on VMAS the students played different episodes from the hierarchy)", "students.md",
         ),),
-        "The source's workers exchange messages and are told goals when deployed; here they are not.",
+        "The source's workers exchange messages and are told goals when deployed; here they do neither.",
     ),
 )  # fmt: skip

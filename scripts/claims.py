@@ -220,11 +220,11 @@ def row(claim: Claim, kept: Path, page: str) -> tuple[str, ...]:
 INTRODUCTION = (
     "# What the papers claim, and what was found here",
     "Made by `python scripts/claims.py` from [records](records) and `scripts/claimed.py`. Figures are interquartile "
-    "means of the last evaluations (100 episodes, 32 on large tasks) with 95 % intervals: seeds are drawn anew, and "
-    "the episodes of each. *ahead*, *behind*: the intervals do not meet; *level*: they do. A claim is **reproduced** "
-    "where every task with records for two seeds or more bears it out, **not reproduced** where one does not, and "
-    "**open** where records are missing or there is one seed alone. So a claim that is not reproduced is not refuted: "
-    "budgets are smaller than the papers', and so are some tasks.",
+    "means of the last evaluations (100 episodes, 32 on large tasks) with 95 % intervals, from resampling the seeds "
+    "and the episodes of each. *ahead*, *behind*: the intervals do not overlap; *level*: they do. A claim is "
+    "**reproduced** where every task with records for two seeds or more bears it out, **not reproduced** where one "
+    "does not, and **open** where records are missing or there is only one seed. So a claim that is not reproduced is "
+    "not refuted: budgets are smaller than the papers', and so are some tasks.",
 )
 
 

@@ -69,14 +69,14 @@ COMPARISONS = (
             Variant("hcpo, hatrpo's steps", "hcpo", _HATRPO_STEPS, seeds=2),
         ),
         "algorithm.gamma=0.99",  # the presets' differ
-        remark="**As trained yes, but the conductor is not why.** With its preset HCPO's states are the most widely "
-        "spread until, at the end, one of HAPPO's seeds passes them. This is due to the two settings that make its "
-        "steps small, with which it learns more slowly too: with HATRPO's (`algorithm.kl_limit=0.01`, "
+        remark="**As trained, yes, but not because of the conductor.** With its preset HCPO's states are the most "
+        "widely spread until, at the end, one of HAPPO's seeds passes them. This is due to the two settings that make "
+        "its steps small, which also slow its learning: with HATRPO's (`algorithm.kl_limit=0.01`, "
         "`algorithm.instruction_weight=ratio`) the conductor is the only difference, and both measures are level with "
         "HATRPO's. At equal return (right) the three lie within about 0.7 nats. They explore more widely than MAPPO, "
         "and on average than HAPPO, whose two seeds lie far apart; these two have a third of the entropy bonus. All "
-        "ran with γ = 0.99, where their presets have several. The spread shrinks as the return grows; part of it is "
-        "that of the random starts, the same for all.",
+        "ran with γ = 0.99, where their presets differ. The spread shrinks as the return grows; part of it comes from "
+        "the random starts, which are the same for all.",
     ),
     comparison(
         "halfcheetah-2x3",
@@ -85,10 +85,10 @@ COMPARISONS = (
         6,
         algorithms("hcpo", "hatrpo", "happo", "hamdpo", seeds=1),
         "env.threads=1",
-        remark="**Slightly, in one seed.** HCPO and HATRPO have the same settings here, so that the conductor is the "
-        "only difference. HCPO's states are more widely spread than HATRPO's nearly all the way and at equal return "
-        "(right), on average by 0.4 nats and by 2 % of the distance; at the end the entropies are level. One seed does "
-        "not tell whether this is more than chance. HAPPO and HAMDPO start narrow, overtake HATRPO for a while and "
+        remark="**Slightly, in one seed.** HCPO and HATRPO have the same settings here, so the conductor is the only "
+        "difference. HCPO's states are more widely spread than HATRPO's nearly all the way and at equal return "
+        "(right), on average by 0.4 nats and by 2 % of the distance; at the end the entropies are level. One seed "
+        "cannot tell whether this is more than chance. HAPPO and HAMDPO start narrow, overtake HATRPO for a while and "
         "narrow again; HAPPO ends with the narrowest states and the highest return.",
     ),
     comparison(
@@ -99,12 +99,12 @@ COMPARISONS = (
         algorithms("hcpo", "hatrpo", "a2po", seeds=2),
         "env.threads=1",
         remark="**Yes, on the task that the paper shows.** HCPO's states are more widely spread than HATRPO's and "
-        "A2PO's at every checkpoint, in both seeds; early by 2.3 and 4.1 nats, and by 15 and 25 % of the "
-        "distance. HCPO and HATRPO have the same settings here, so that the conductor is the only difference."
-        " It costs time: HCPO learns more slowly at first (473 after this budget, HATRPO 923), and part of "
-        "its spread is that; at equal return (right) it is ahead of HATRPO by about one nat. What it may be "
-        "good for shows later: in three million frames one of HATRPO's three seeds never earns more than 572, and "
-        "none of HCPO's is stuck there ([walker2d-6x1](README.md)).",
+        "A2PO's at every checkpoint, in both seeds; early on, by 2.3 and 4.1 nats, and by 15 and 25 % of the "
+        "distance. HCPO and HATRPO have the same settings here, so the conductor is the only difference. It costs "
+        "time: HCPO learns more slowly at first (473 after this budget, HATRPO 923), and part of its spread comes "
+        "from that; at equal return (right) it is ahead of HATRPO by about one nat. A possible benefit shows later: "
+        "in three million frames one of HATRPO's three seeds never earns more than 572, and none of HCPO's is stuck "
+        "there ([walker2d-6x1](README.md)).",
     ),
 )
 
@@ -293,13 +293,13 @@ INTRODUCTION = (
     "- **Entropy**: differential, in nats, by the nearest-neighbour estimator of Kozachenko and Leonenko (k = 3); "
     "only differences within a section mean anything.\n"
     "- **Distance**: mean distance to the nearest other state, in standard deviations. In both, states of the same "
-    "episode are no neighbours.\n"
+    "episode do not count as neighbours.\n"
     "- **Return**: of the same episodes.\n"
     "- **Early** is the first quarter of the training, **all** the mean over it, **final** its last checkpoint; means "
     "over the seeds.",
     "The paper shows t-SNE maps of Walker2d-v2-6x1 early in training, with an entropy and a distance, and does not say "
     "how they are computed. t-SNE keeps neither distances nor densities, so here the states themselves are measured. "
-    "Every pair of algorithm and task ran with its preset, unless said otherwise. Wide exploration is no merit by "
+    "Every pair of algorithm and task ran with its preset, unless said otherwise. Wide exploration is not a merit in "
     "itself.",
 )
 

@@ -162,13 +162,14 @@ def beside(measured: dict[str, dict[int, Gap]]) -> Iterator[str]:
 
 INTRODUCTION = (
     "# The price of deployment",
-    "Made by `python scripts/gap.py` from the records in [gaps](gaps), which hold every episode's return; what is "
-    "measured is `hmarl-gap RUN` ([docs/gap.md](../gap.md)). The same episodes are played on every rung: by the team "
-    "as its training knows it (where it knows more than one agent does), by its local policies in torch, by their ONNX "
-    "graphs in one process, served over gRPC by one process an agent, and served under faults. Differences are "
-    "paired: of each rung and the one before it, under faults and `served`. Intervals are 95 % bootstraps over "
-    "episodes, seed by seed; *lost in* counts the seeds whose interval lies below 0. Seeds are trainings from 100 on. "
-    "Three seeds and a few dozen episodes tell large losses from none, and no more.",
+    "Made by `python scripts/gap.py` from the records in [gaps](gaps), which hold every episode's return; the "
+    "measurement itself is `hmarl-gap RUN` ([docs/gap.md](../gap.md)). The same episodes are played on every rung: by "
+    "the team as its training knows it (where it knows more than one agent does), by its local policies in torch, by "
+    "their ONNX graphs in one process, served over gRPC by one process per agent, and served under faults. "
+    "Differences are paired: each rung is compared with the one before it, or, under faults, with `served`. Intervals "
+    "are 95 % bootstraps over episodes, seed by seed; *lost in* counts the seeds whose interval lies below 0. Seeds "
+    "are training seeds, from 100 on. Three seeds and a few dozen episodes can tell large losses from none, and no "
+    "more.",
 )
 
 

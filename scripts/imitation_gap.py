@@ -106,15 +106,15 @@ def main(out: Path, runs: Path) -> None:
     paragraphs = [
         "# The imitation gap",
         f"Made by `python scripts/imitation_gap.py`: presets, no options, seeds {SEEDS[0]} to {SEEDS[-1]}; sampled "
-        f"actions, {EPISODES:,} episodes of one step. A solution counts as played from {ALIVE:.1%} of the episodes on. "
+        f"actions, {EPISODES:,} episodes of one step. A solution counts as played if {ALIVE:.1%} or more end in it. "
         "On the full game CTDS's teacher has an entropy bonus of 0.5, to keep many solutions alive, which its students "
         "mix up; MAT's is 0.1, and it settles on one or two.",
     ]
     for task, (solutions, expected) in TASKS.items():
         paragraphs += [
             f"## {task}",
-            f"There are {solutions}. A teacher who plays all of them alike is always right; students who imitate it "
-            f"one by one are right {expected} of the time.",
+            f"There are {solutions}. A teacher that plays all of them equally often is always right; "
+            f"students that imitate it one by one are right {expected} of the time.",
             "\n".join(rows(task, runs)),
         ]
     out.mkdir(parents=True, exist_ok=True)

@@ -114,9 +114,9 @@ def main(runs: tuple[Path, ...], out: Path, episodes: int) -> None:
     """Play every run and write the table."""
     paragraphs = [
         "# Roles on simple_spread",
-        "Made by `python scripts/roles.py RUN …`. Which landmark each agent is nearest to at the end of "
-        f"{episodes:,} episodes, by the likeliest actions of the last policies. *At its usual landmark*: how often an "
-        "agent is at the one that is its own in the assignment that the team comes closest to; by chance a third.",
+        "Made by `python scripts/roles.py RUN …`. Shows which landmark each agent is nearest to at the end of "
+        f"{episodes:,} episodes, with the greedy actions of the last policies. *At its usual landmark*: how often an "
+        "agent is at its own landmark in the assignment that the team comes closest to; by chance, a third.",
         "\n".join(f"| {' | '.join(row)} |" for row in rows(runs, episodes)),
     ]
     out.mkdir(parents=True, exist_ok=True)
