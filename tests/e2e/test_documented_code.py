@@ -109,14 +109,13 @@ def test_the_code_runs(project: Path, where: str) -> None:
 
 
 @pytest.mark.timeout(900)  # one page trains, exports and serves
-def slow_ones_marked(pages: list[Path]) -> Iterator[object]:
+def marked(page: Path) -> object:
     """A page whose trainings take minutes is gone through by `make test-slow`."""
-    for page in pages:
-        name = str(page.relative_to(ROOT))
-        yield pytest.param(page, id=name, marks=pytest.mark.slow if name in SLOW_PAGES else ())
+    name = str(page.relative_to(ROOT))
+    return pytest.param(page, id=name, marks=pytest.mark.slow if name in SLOW_PAGES else ())
 
 
-@pytest.mark.parametrize("page", slow_ones_marked(TUTORIALS))
+@pytest.mark.parametrize("page", [marked(page) for page in TUTORIALS])
 def test_a_page_works_from_its_first_block_to_its_last(page: Path, tmp_path: Path) -> None:
     for name in ("models", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
