@@ -34,6 +34,8 @@ from hmarl.trainer.runs.loaded_run import load_run
 from hmarl.trainer.students.dagger import REPORT_SEED, Distilled, distil_run
 from hmarl.trainer.students.kept import KeptDistillation
 from hmarl.trainer.students.settings import DistillationSettings
+from installed import ROOT
+from scripts_loaded import load_script
 from training_runs import tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("single_thread", "without_pictures")
@@ -146,6 +148,21 @@ def test_students_of_a_guider_are_an_ordinary_bundle(run: Path, call: Call, tmp_
     assert students.teacher_return == pytest.approx(expected)
     assert students.students_return == pytest.approx(got, abs=1e-4)
     assert students.gap == pytest.approx(expected - got, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_page_serves_students_as_they_were_reported_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn actions: the fleet's students, and those of the report, play the same episodes alike."""
+    run, bundle = tmp_path / "run", tmp_path / "run" / "students-bundle"
+    train(tiny_config("mat", LEAVING, {**GUIDED, "deterministic_evaluation": False}), run)
+    export_run(run, bundle, "last", distillation=validate(DistillationSettings, SETTINGS, "distillation"))
+    report = load_bundle(bundle).manifest.students
+    assert report is not None
+    assert report.sampled
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # as it is when the script runs
+    script = load_script("students")
+    monkeypatch.setattr(script, "EPISODES", SETTINGS["evaluation_episodes"])
+    assert script.served(load_bundle(bundle), run).returns.mean() == pytest.approx(report.students_return)
 
 
 def test_students_that_are_done_are_used_again(run: Path, call: Call, tmp_path: Path) -> None:

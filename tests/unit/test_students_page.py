@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 
 from hmarl.runtime.manifest import EnvironmentModel, StudentsModel
 from hmarl.sdk.errors import UsageError
-from hmarl.sdk.spaces import EnvironmentSpec
 from installed import ROOT
 from scripts_loaded import load_script
 
@@ -56,25 +54,6 @@ def test_on_vmas_the_teacher_and_the_students_play_a_hundred_side_by_side(script
     environment = script.like_the_teachers(about, {})
     assert environment.batch_size == 100
     environment.close()
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-def test_students_are_served_as_their_teacher_acted(
-    script: ModuleType, sampled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is served is tested elsewhere; here, how."""
-    bundle = SimpleNamespace(path=tmp_path, manifest=SimpleNamespace(environment=TOY, students=report(sampled=sampled)))
-    given: dict[str, object] = {}
-
-    def team(endpoints: Path, spec: EnvironmentSpec, **options: object) -> SimpleNamespace:
-        given.update(options)
-        return SimpleNamespace(close=lambda: None)
-
-    monkeypatch.setattr(script, "serving", lambda *_: nullcontext(tmp_path / "endpoints.json"))
-    monkeypatch.setattr(script, "FleetTeam", team)
-    monkeypatch.setattr(script, "evaluate", lambda _, __, episodes, seed: (episodes, seed))
-    assert script.served(bundle, tmp_path) == (script.EPISODES, script.REPORT_SEED)
-    assert given["sample"] is sampled
 
 
 def test_a_teacher_of_other_episodes_is_refused(script: ModuleType, tmp_path: Path) -> None:

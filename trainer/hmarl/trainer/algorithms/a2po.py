@@ -34,6 +34,7 @@ from hmarl.trainer.networks.settings import (
     GradientStepFields,
     PolicyGradientFields,
 )
+from hmarl.trainer.sequential.advice import went_far
 from hmarl.trainer.sequential.estimates import (
     Discounting,
     Estimate,
@@ -94,6 +95,10 @@ class A2po(Algorithm):
         metrics |= fit_joint(self.critic, rollout, estimate, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """Steps that have become too long."""
+        return went_far(metrics, self.settings)
 
     def components(self) -> StateDict:
         """The shared parts, the critic and the optimisers."""

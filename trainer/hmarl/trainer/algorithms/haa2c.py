@@ -24,6 +24,7 @@ from hmarl.trainer.networks.settings import (
     GradientStepFields,
     PolicyGradientFields,
 )
+from hmarl.trainer.sequential.advice import went_far
 from hmarl.trainer.sequential.estimates import advantages_of_agents, fit_joint, joint_estimate, valued_agents
 from hmarl.trainer.sequential.gradient_steps import GradientSteps
 from hmarl.trainer.sequential.samples import TeamSamples
@@ -80,6 +81,10 @@ class Haa2c(Algorithm):
         metrics |= fit_joint(self.critic, rollout, estimate, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """Steps that have become too long."""
+        return went_far(metrics, self.settings)
 
     def components(self) -> StateDict:
         """The shared parts, the critic and the optimisers."""

@@ -16,6 +16,7 @@ from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
 from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.sequential.advice import went_far
 from hmarl.trainer.sequential.estimates import LocalCritics
 from hmarl.trainer.sequential.gradient_steps import GradientSteps, clipped_loss, clipped_share
 from hmarl.trainer.sequential.samples import TeamSamples
@@ -66,6 +67,10 @@ class Ippo(Algorithm):
         metrics |= self.critics.fit(rollout, estimate.returns, self.noise_generator, schedule)
         self.update_normalisers(rollout)
         return metrics
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """Steps that have become too long."""
+        return went_far(metrics, self.settings)
 
     def components(self) -> StateDict:
         """The shared parts, the critics and the optimisers."""
