@@ -193,6 +193,22 @@ def poisoned(batch_size: int, nan_after: int = 20) -> ToyEnvironment:
     return masked_discrete(batch_size, nan_after=nan_after)
 
 
+class _BlindedOnce(ToyEnvironment):
+    """One number of what the first agent sees after the first step is NaN, in the first environment."""
+
+    def _observe(self) -> Observation:
+        seen = super()._observe()
+        if self._steps_in_all == 1:
+            seen.observations[0][0, 0, 0] = np.nan
+        return seen
+
+
+def blinded_once(batch_size: int) -> ToyEnvironment:
+    """``masked_discrete``, but one number that is observed is NaN."""
+    specs = masked_discrete(1).spec.agents
+    return _BlindedOnce("toy/blinded_once", specs, batch_size)
+
+
 def one_stream(batch_size: int) -> ToyEnvironment:
     """``masked_discrete`` that draws for all copies from one stream, as it says, and cannot be saved."""
     environment = masked_discrete(batch_size, saves=False)

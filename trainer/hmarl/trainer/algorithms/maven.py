@@ -131,6 +131,7 @@ class Maven(Algorithm):
 
     def pass_over(self, rollout: Rollout) -> None:
         """What running episodes earned in it stays theirs: where that was not finite, neither is their return."""
+        super().pass_over(rollout)
         _, earned = episode_returns(rollout)
         self.under_latents.earn(earned)
 

@@ -39,6 +39,22 @@ def environments_axis(name: str, state: Tensor) -> int | None:
     return 1 if name.startswith("memories.") else 0
 
 
+def forgotten_where_broken(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An acting's ``state`` with zeros, which is nothing, where a number that is not finite is remembered: for all that
+    an agent remembers in ``memories.g``, and for all of an environment elsewhere.
+    """
+    return {name: _forgotten_where_broken(name, held) for name, held in state.items()}
+
+
+def _forgotten_where_broken(name: str, held: Tensor) -> Tensor:
+    environments = environments_axis(name, held)
+    if environments is None or not held.is_floating_point():
+        return held
+    whole = held.shape[: environments + 1]
+    broken = ~torch.isfinite(held).reshape(*whole, -1).all(dim=-1)
+    return held.masked_fill(broken.view(*whole, *(1,) * (held.dim() - len(whole))), 0.0)
+
+
 class Acting(Protocol):
     """What the collector needs (see ``experience.rollout.Actor``), and what a resumed run goes on with."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hmarl.sdk.environment import Observation
 from hmarl.sdk.errors import UsageError
 from hmarl.sdk.spaces import AgentGroup, EnvironmentSpec, check_bounds
-from hmarl.trainer.contract.acting import Acting, LocalActing
+from hmarl.trainer.contract.acting import Acting, LocalActing, forgotten_where_broken
 from hmarl.trainer.contract.actors import Actors
 from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
 from hmarl.trainer.contract.local_team import LocalTeam
@@ -195,7 +195,10 @@ class Algorithm:
         raise NotImplementedError
 
     def pass_over(self, rollout: Rollout) -> None:
-        """A rollout is not learnt from, since something in it is not finite; the episodes in it go on all the same."""
+        """A rollout is not learnt from, since something in it is not finite. The episodes in it go on all the same, and
+        what was remembered of such numbers is forgotten: later rollouts would not be finite either.
+        """
+        self.load_acting_state(forgotten_where_broken(self.acting_state()))
 
     def advice(self, metrics: dict[str, float]) -> str | None:
         """What goes wrong in the update or evaluation that made these metrics and what would help, logged once; None if
