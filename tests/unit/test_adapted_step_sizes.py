@@ -88,6 +88,15 @@ def test_an_update_takes_every_agents_own_step_size() -> None:
     assert algorithm.components()["step_sizes"] is algorithm.step_sizes
 
 
+def test_the_step_size_of_an_agent_that_was_never_there_stays() -> None:
+    """It has not moved, which says nothing of its steps."""
+    algorithm, rollout = collected(epochs=1, learning_rate=1e-5)
+    rollout.active[:, :, 1] = False
+    rollout.all_active = False
+    algorithm.update(rollout, 0.5)
+    assert algorithm.step_sizes.tolist() == [2.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("others", "factor"),
     [

@@ -269,6 +269,14 @@ def test_printed_weights_before_the_first_decision_are_the_mean_of_the_others() 
     torch.testing.assert_close(found, expected.flatten())
 
 
+def test_printed_weights_of_a_rollout_without_a_decision_are_one() -> None:
+    """With the mean of none, 0, agents would learn nothing where an instruction outlasts a rollout."""
+    algorithm, rollout, _ = new_hcpo(batch_size=2, steps=4, instruction_interval=9)
+    rollout.extras["decided"] = torch.zeros(4, 2, dtype=torch.bool)
+    found = algorithm.conductor._probability_since_decision(torch.full((8,), 0.25), rollout)
+    assert found.tolist() == [1.0] * 8
+
+
 @pytest.mark.parametrize("mode", ["ratio", "paper"])
 @pytest.mark.parametrize("interval", [1, 3])
 def test_both_levels_keep_their_limits_over_real_updates(mode: str, interval: int) -> None:

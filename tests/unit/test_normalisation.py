@@ -158,6 +158,14 @@ def test_values_of_earlier_rollouts_weigh_a_hundredth_less_each() -> None:
     torch.testing.assert_close(normaliser.denormalise(torch.tensor([1.0])), torch.tensor([0.99**0.5 + 1.0]))
 
 
+def test_no_values_at_all_change_nothing() -> None:
+    normaliser = ValueNormaliser(CPU)
+    normaliser.update(torch.tensor([1.0, 3.0]))
+    before = normaliser.moments.clone()
+    normaliser.update(torch.zeros(0))
+    assert torch.equal(normaliser.moments, before)
+
+
 def test_values_that_never_vary_have_a_thousandth_for_a_deviation() -> None:
     normaliser = ValueNormaliser(CPU)
     normaliser.update(torch.full((4,), 2.0))

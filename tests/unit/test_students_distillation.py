@@ -331,10 +331,11 @@ def test_the_best_round_is_exported_not_the_last(tmp_path: Path, monkeypatch: py
     assert not torch.equal(seen[1][0], seen[2][0])
 
 
-@pytest.mark.parametrize(("tolerance", "stopped"), [(0.0, "rounds"), (0.09, "rounds"), (0.11, "patience")])
+@pytest.mark.parametrize(("tolerance", "stopped"), [(0.0, "rounds"), (0.09, "rounds"), (0.19, "rounds"), (0.21, "patience")])
 def test_to_improve_is_to_earn_more_by_a_share_of_the_teachers_return(
     tolerance: float, stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Improvements of one each, of a teacher's ten: two of them are more than 0.19 allows."""
     earned, inner = iter([-13.0, -12.0, -11.0]), Distillation._take_stock
     monkeypatch.setattr(Distillation, "_take_stock", lambda self, _: inner(self, next(earned)))
     monkeypatch.setattr(Distillation, "_teacher_return", property(lambda _: -10.0))

@@ -188,7 +188,8 @@ class Hamdpo(Algorithm):
         if adaptive and settings.learning_rate_follows:
             turn = replace(turn, schedule=turn.schedule * min(1.0, step_size / settings.step_size))
         improvement = self.steps.descend(turn, loss, report, gone_far if adaptive else None)
-        if adaptive:
+        active = turn.samples.active
+        if adaptive and (active is None or bool(active.any())):  # one who was never there has not moved
             moved = float(divergence(improvement.policy, turn))
             self.step_sizes[turn.agent] = adapted_step_size(step_size, moved, settings)
         return improvement

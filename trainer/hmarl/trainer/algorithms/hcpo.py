@@ -64,7 +64,11 @@ class HcpoSettings(
         0.0, ge=0, description="noise on both levels' advantages, in their standard deviations: what errors cost"
     )
     local_share: float = Field(
-        0.0, ge=0, le=1, description="share of the environments that local conductors conduct in rollouts"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the environments that local conductors conduct in rollouts; the conductor learns from the "
+        "others alone, with 1 not at all",
     )
     local_share_end: float | None = Field(
         None, ge=0, le=1, description="what it comes to by the end of training; as at the start where it is not given"

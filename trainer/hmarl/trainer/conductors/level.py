@@ -329,11 +329,12 @@ class ConductorLevel:
 
     def _probability_since_decision(self, probability: Tensor, rollout: Rollout) -> Tensor:
         """[M]: the instruction's probability where it was chosen; before the rollout's first decision, where it is not
-        known, the mean of the others, so that those steps weigh as much as all.
+        known, the mean of the others, so that those steps weigh as much as all; 1 in a rollout without a decision.
         """
         decided = self._decided(rollout).float()
-        mean = (probability * decided).sum() / decided.sum().clamp(min=1.0)
-        return self._since_decision(probability, rollout, mean)
+        decisions = decided.sum()
+        mean = (probability * decided).sum() / decisions.clamp(min=1.0)
+        return self._since_decision(probability, rollout, torch.where(decisions > 0, mean, 1.0))
 
     def _since_decision(self, weight: Tensor, rollout: Rollout, before: Tensor | float = 1.0) -> Tensor:
         """[M]: the weight where the instruction in force was chosen, ``before`` until the rollout's first decision; 1

@@ -108,7 +108,9 @@ class ValueNormaliser:
         return mean.float(), variance.clamp(min=1e-6).sqrt().float()
 
     def update(self, targets: Tensor) -> None:
-        """Take in the value targets of one rollout, any shape."""
+        """Take in the value targets of one rollout, any shape; of none, nothing."""
+        if not targets.numel():
+            return
         targets = targets.double()
         batch = torch.stack([torch.ones_like(targets.mean()), targets.mean(), targets.square().mean()])
         self.moments = self.decay * self.moments + (1 - self.decay) * batch

@@ -110,6 +110,8 @@ class Distillation:
         self._counters = Counters()
         # The teacher's return (NaN until it has played), and the rounds since the students' last improvement.
         self._standing = torch.tensor([math.nan, 0.0], dtype=torch.float64)
+        # What they earned then: small improvements add up to one.
+        self._improved_to = torch.tensor(-math.inf, dtype=torch.float64)
         self._rollout = Rollout(algorithm.spec, chunks * length, settings.environments, algorithm.device)
         self._demonstrator = Demonstrator(algorithm, teacher, self.students, self.sample)
         self._outlasting = 0  # steps of the longest episode of which was said that a round is shorter
@@ -199,7 +201,10 @@ class Distillation:
         """Keep the best students, and count the rounds without a better return."""
         best = self._counters.best_return
         margin = self.settings.tolerance * abs(self._teacher_return)
-        self._standing[1] = 0 if best is None or earned > best + margin else self._standing[1] + 1
+        self._standing[1] += 1
+        if earned > float(self._improved_to) + margin:
+            self._standing[1] = 0
+            self._improved_to.fill_(earned)
         if best is None or earned > best:
             best = earned
             self._best = [policy.theta.clone() for policy in self.students.policies]
@@ -267,7 +272,7 @@ class Distillation:
     # --- what a round leaves ----------------------------------------------------------------------------------------
 
     def _components(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"standing": self._standing}
+        parts: dict[str, Any] = {"standing": self._standing, "improved_to": self._improved_to}
         for g, (policy, optimiser) in enumerate(zip(self.students.policies, self._learner.optimisers, strict=True)):
             parts |= {f"students.{g}": policy.theta, f"best.{g}": self._best[g], f"optimisers.{g}": optimiser}
         return parts
@@ -286,7 +291,11 @@ class Distillation:
                     f"{kept.folder}: got rounds of {len(data[0].begins)} steps, expected {self._rollout.steps} (an "
                     "earlier version cut them at a guessed horizon); --restart-students discards them and distils anew"
                 )
-            restore(self._components(), state.tensors)
+            tensors = dict(state.tensors)
+            best = state.counters.best_return
+            if "improved_to" not in tensors:  # an earlier version compared with the best return
+                tensors["improved_to"] = torch.tensor(-math.inf if best is None else best, dtype=torch.float64)
+            restore(self._components(), tensors)
             self._generator.set_state(state.tensors["generator"].cpu())
             self._counters = state.counters
             self._data.extend(data)
