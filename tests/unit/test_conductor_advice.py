@@ -11,6 +11,7 @@ import torch
 
 from hmarl.trainer.algorithms.hcpo import Hcpo
 from hmarl.trainer.records.problems import Problems
+from hmarl.trainer.runs.advice import Advice
 from hmarl.trainer.runs.evaluator import Evaluator
 from told_pair import SETTINGS, TASK, told_pair
 from training_runs import new_algorithm, new_hcpo, tiny_config, train
@@ -26,7 +27,7 @@ def advised(preference: torch.Tensor | None = None, **settings: Any) -> tuple[Hc
         biases = algorithm.conductor.policy.network.named(algorithm.conductor.policy.theta[0])["1.bias"]
         biases.copy_(preference)
     collector.collect(algorithm)
-    return algorithm, algorithm.advice(algorithm.update(rollout, 0.0))
+    return algorithm, next(iter(algorithm.advice(algorithm.update(rollout, 0.0))), None)
 
 
 def test_nothing_is_said_of_an_ordinary_update() -> None:
@@ -74,10 +75,10 @@ def test_a_team_that_does_worse_as_deployed(local: float, central: float, far: b
         for figure in ("return_mean", "return_median")
     }
     advice = algorithm.advice(metrics)
-    assert (advice is not None) == far
-    if advice is not None:
-        assert "algorithm.conductor_sees=common" in advice
-        assert "algorithm.local_share=0.5" in advice
+    assert len(advice) == far
+    if far:
+        assert "algorithm.conductor_sees=common" in advice[0]
+        assert "algorithm.local_share=0.5" in advice[0]
 
 
 def test_an_evaluation_of_such_a_team_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,8 +97,25 @@ def test_an_evaluation_of_such_a_team_says_so(tmp_path: Path, caplog: pytest.Log
 
 def test_guided_hcpo_says_it_too() -> None:
     algorithm, _, _ = new_algorithm("guided-hcpo", "mpe/simple_spread", 2, 4, None, embedding_size=8)
-    assert "do not follow" in (algorithm.advice({"local_conductor_kl": 1.0}) or "")
-    assert "part" in (algorithm.advice({"local_conductor_kl": 1.0, "outside_share": 0.99}) or "")
+    (follow,) = algorithm.advice({"local_conductor_kl": 1.0})
+    assert "do not follow" in follow
+    part, again = algorithm.advice({"local_conductor_kl": 1.0, "outside_share": 0.99})
+    assert "part" in part
+    assert again == follow
+
+
+def test_what_lasts_hides_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    """Local conductors never follow; then an instruction takes over as well. Each is said once."""
+    advice = Advice(new_hcpo()[0])
+    lasting = {"local_conductor_kl": 1.0}
+    with caplog.at_level(logging.WARNING):
+        advice.on(lasting, "update 1")
+        advice.on(lasting, "update 2")
+        advice.on(lasting | {"instruction_usage/0": 0.99, "instruction_usage/1": 0.01}, "update 3")
+    said = [record.getMessage() for record in caplog.records]
+    assert [each.partition(" ")[2][:1] for each in said] == ["1", "3"]
+    assert "do not follow" in said[0]
+    assert "one instruction took over" in said[1]
 
 
 def test_a_run_warns_once_of_an_evaluation(
@@ -105,9 +123,9 @@ def test_a_run_warns_once_of_an_evaluation(
 ) -> None:
     asked: list[dict[str, float]] = []
 
-    def advice(self: Hcpo, metrics: dict[str, float]) -> str | None:
+    def advice(self: Hcpo, metrics: dict[str, float]) -> list[str]:
         asked.append(metrics)
-        return "look at the gap" if "evaluation/local/return_mean" in metrics else None
+        return ["look at the gap"] if "evaluation/local/return_mean" in metrics else []
 
     monkeypatch.setattr(Hcpo, "advice", advice)
     config = tiny_config("hcpo", "mpe/simple_spread", {}, {"evaluation_interval": 40})

@@ -18,8 +18,7 @@ def updated(name: str, environment: str = "vmas/navigation", **settings: Any) ->
     """What is said of an update."""
     algorithm, rollout, collector = new_algorithm(name, environment, 4, 10, None, **settings)
     collector.collect(algorithm)
-    advice = algorithm.advice(algorithm.update(rollout, 0.0))
-    return None if advice is None else str(advice)
+    return next(iter(algorithm.advice(algorithm.update(rollout, 0.0))), None)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -331,7 +331,9 @@ def test_the_best_round_is_exported_not_the_last(tmp_path: Path, monkeypatch: py
     assert not torch.equal(seen[1][0], seen[2][0])
 
 
-@pytest.mark.parametrize(("tolerance", "stopped"), [(0.0, "rounds"), (0.09, "rounds"), (0.19, "rounds"), (0.21, "patience")])
+@pytest.mark.parametrize(
+    ("tolerance", "stopped"), [(0.0, "rounds"), (0.09, "rounds"), (0.19, "rounds"), (0.21, "patience")]
+)
 def test_to_improve_is_to_earn_more_by_a_share_of_the_teachers_return(
     tolerance: float, stopped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.learning.metrics import Figure, numbers
 from hmarl.trainer.learning.returns import generalised_advantages, normalise_advantages
@@ -96,9 +97,9 @@ class A2po(Algorithm):
         self.update_normalisers(rollout)
         return metrics
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Steps that have become too long."""
-        return went_far(metrics, self.settings)
+        return given(went_far(metrics, self.settings))
 
     def components(self) -> StateDict:
         """The shared parts, the critic and the optimisers."""

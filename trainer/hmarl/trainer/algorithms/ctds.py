@@ -27,6 +27,7 @@ from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teacher import GuiderTeacher
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.networks.settings import AlgorithmSettings, CreditFields, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 
@@ -78,10 +79,10 @@ class Ctds(Algorithm):
         self.update_normalisers(rollout)
         return metrics | alike(rollout) | {"explained_variance": explained}
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Guider and local policies have parted when most actions lie beyond δ; or all agents do the same."""
         of_guider = parted(metrics, "Nothing binds the teacher of ctds to its students; magpo does")
-        return of_guider or collapsed(metrics, self.settings)
+        return given(of_guider, collapsed(metrics, self.settings))
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 

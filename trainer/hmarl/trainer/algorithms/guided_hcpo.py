@@ -43,6 +43,7 @@ from hmarl.trainer.guiders.imitation_plot import IMITATION_GAP, ImitationPlot
 from hmarl.trainer.guiders.settings import FollowerFields, GuiderFields
 from hmarl.trainer.guiders.teams import CentralTeam
 from hmarl.trainer.guiders.trained import TrainedGuider
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.records.plots import Plot, diagnostics
 from hmarl.trainer.sequential.constrained_steps import TrustRegionFields
@@ -134,12 +135,12 @@ class GuidedHcpo(Algorithm):
         self.conductor.sight.learn(rollout)
         return instructed.metrics | metrics | alike(rollout) | {"explained_variance": explained}
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Guider and local policies have parted when most actions lie beyond δ; all agents do the same; and what a
         conductor may bring.
         """
         of_guider = parted(metrics, to_follow(self.settings))
-        return of_guider or collapsed(metrics, self.settings) or conductor_advice(metrics)
+        return given(of_guider, collapsed(metrics, self.settings)) + conductor_advice(metrics)
 
     # --- what it is judged by, and distilled ------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.networks.distributions import Distribution
 from hmarl.trainer.networks.settings import (
@@ -82,9 +83,9 @@ class Haa2c(Algorithm):
         self.update_normalisers(rollout)
         return metrics
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Steps that have become too long."""
-        return went_far(metrics, self.settings)
+        return given(went_far(metrics, self.settings))
 
     def components(self) -> StateDict:
         """The shared parts, the critic and the optimisers."""

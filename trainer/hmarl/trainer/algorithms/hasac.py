@@ -33,6 +33,7 @@ from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.replay import Replay, Rows, all_finite, cut_into_transitions
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.returns import weighted_mean
 from hmarl.trainer.learning.reward_scale import RewardScale, runaway_advice
@@ -274,16 +275,11 @@ class Hasac(Algorithm):
 
     # --- advice and persistence -------------------------------------------------------------------------------------
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Values that run away, and temperatures that leave nothing of the rewards."""
-        if metrics.get("temperature", 0.0) > _ALL_THAT_COUNTS:
-            return (
-                f"the temperature is above {_ALL_THAT_COUNTS:g}, and the agents learn to be random: they cannot reach "
-                "the entropy that is aimed at. Lower algorithm.target_entropy or algorithm.target_entropy_share, or "
-                "set algorithm.automatic_temperature=false"
-            )
         settings = self.settings
-        return runaway_advice(metrics, settings.gamma, settings.normalise_values, "critic_learning_rate")
+        of_values = runaway_advice(metrics, settings.gamma, settings.normalise_values, "critic_learning_rate")
+        return given(_temperature_advice(metrics), of_values)
 
     def components(self) -> StateDict:
         """The shared parts, the critic, the temperatures and the optimisers."""
@@ -346,3 +342,13 @@ def target_entropy(head: ActionHead, legal: Tensor | None, per_component: float,
         return torch.full((), share * sum(math.log(size) for size in sizes))
     counts = torch.stack([part.sum(-1) for part in legal.split(sizes, dim=-1)])
     return share * counts.clamp(min=1).log().sum(0)
+
+
+def _temperature_advice(metrics: dict[str, float]) -> str | None:
+    if metrics.get("temperature", 0.0) <= _ALL_THAT_COUNTS:
+        return None
+    return (
+        f"the temperature is above {_ALL_THAT_COUNTS:g}, and the agents learn to be random: they cannot reach the "
+        "entropy that is aimed at. Lower algorithm.target_entropy or algorithm.target_entropy_share, or set "
+        "algorithm.automatic_temperature=false"
+    )

@@ -67,8 +67,8 @@ class HcpoSettings(
         0.0,
         ge=0,
         le=1,
-        description="share of the environments that local conductors conduct in rollouts; the conductor learns from the "
-        "others alone, with 1 not at all",
+        description="share of the environments that local conductors conduct in rollouts; the conductor learns from "
+        "the others alone, with 1 not at all",
     )
     local_share_end: float | None = Field(
         None, ge=0, le=1, description="what it comes to by the end of training; as at the start where it is not given"
@@ -294,7 +294,7 @@ class Hcpo(Algorithm):
             total = total + own.view(total.shape)
         return total
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """What a conductor may bring with it."""
         return conductor_advice(metrics)
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.learning.returns import normalise_advantages
 from hmarl.trainer.networks.settings import AlgorithmSettings, CriticFields, GradientStepFields, PolicyGradientFields
 from hmarl.trainer.sequential.advice import went_far
@@ -68,9 +69,9 @@ class Ippo(Algorithm):
         self.update_normalisers(rollout)
         return metrics
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Steps that have become too long."""
-        return went_far(metrics, self.settings)
+        return given(went_far(metrics, self.settings))
 
     def components(self) -> StateDict:
         """The shared parts, the critics and the optimisers."""

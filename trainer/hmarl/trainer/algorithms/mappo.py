@@ -14,6 +14,7 @@ from pydantic import Field
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.learning.critic import Critic
 from hmarl.trainer.networks.settings import (
     AlgorithmSettings,
@@ -74,9 +75,9 @@ class Mappo(Algorithm):
         self.update_normalisers(rollout)
         return metrics
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Steps that have become too long."""
-        return went_far(metrics, self.settings)
+        return given(went_far(metrics, self.settings))
 
     def components(self) -> StateDict:
         """The shared parts, the critic and the optimisers."""

@@ -28,6 +28,7 @@ from hmarl.trainer.contract.deployable import DeployablePolicy, Instructing
 from hmarl.trainer.contract.fixed import FixedPreference
 from hmarl.trainer.experience.replay import Rows
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.reward_scale import runaway_advice
 from hmarl.trainer.mixing.acting import EpsilonGreedyActing, LatentActing, one_hot
@@ -199,9 +200,9 @@ class Maven(Algorithm):
             parts.append(theirs.permute(1, 2, 0, 3).flatten(2))
         return torch.cat(parts, dim=-1)
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Values that run away."""
-        return runaway_advice(metrics, self.settings.gamma, self.settings.normalise_values)
+        return given(runaway_advice(metrics, self.settings.gamma, self.settings.normalise_values))
 
     # --- deployment and persistence ---------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import torch
 from hmarl.sdk.spaces import EnvironmentSpec
 from hmarl.trainer.contract.algorithm import Algorithm, StateDict
 from hmarl.trainer.experience.rollout import Rollout
+from hmarl.trainer.learning.advice import given
 from hmarl.trainer.learning.metrics import mean_metrics
 from hmarl.trainer.learning.reward_scale import runaway_advice
 from hmarl.trainer.mixing.acting import EpsilonGreedyActing
@@ -76,9 +77,9 @@ class Qmix(Algorithm):
         metrics = mean_metrics(self.value.improve(batch, schedule) for batch in drawn)
         return metrics | self.fragments.metrics()
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
+    def advice(self, metrics: dict[str, float]) -> list[str]:
         """Values that run away."""
-        return runaway_advice(metrics, self.settings.gamma, self.settings.normalise_values)
+        return given(runaway_advice(metrics, self.settings.gamma, self.settings.normalise_values))
 
     def components(self) -> StateDict:
         """The shared parts, the mixer, target networks, optimisers and counters."""

@@ -200,11 +200,11 @@ class Algorithm:
         """
         self.load_acting_state(forgotten_where_broken(self.acting_state()))
 
-    def advice(self, metrics: dict[str, float]) -> str | None:
-        """What goes wrong in the update or evaluation that made these metrics and what would help, logged once; None if
-        nothing does.
+    def advice(self, metrics: dict[str, float]) -> list[str]:
+        """All that goes wrong in the update or evaluation that made these metrics and what would help; each piece is
+        logged once.
         """
-        return None
+        return []
 
     def schedule(self, progress: float) -> float:
         """Factor on all step sizes."""

@@ -1,4 +1,4 @@
-"""An algorithm's advice while it is trained: each piece is given once."""
+"""An algorithm's advice while it is trained: each piece is given once, however long another stays true."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Advice:
 
     def on(self, metrics: dict[str, float], of: str) -> None:
         """Warn of what is wrong in metrics, unless that was said before; ``of`` says whose they are."""
-        advice = self._algorithm.advice(metrics)
-        if advice and advice not in self._given:
-            _log.warning("%s: %s", of, advice)
-            self._given.add(advice)
+        for advice in self._algorithm.advice(metrics):
+            if advice not in self._given:
+                _log.warning("%s: %s", of, advice)
+                self._given.add(advice)
