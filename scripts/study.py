@@ -318,12 +318,11 @@ def section(comparison: Comparison, runs: Records, out: Path) -> str:
             conductor_table(runs["hcpo"]),
             f"![conductors]({comparison.name}-conductors.png)",
         ]
-    if comparison.instruction_choices:
+    choosing = runs.get("hcpo", []) if comparison.instruction_choices else []
+    if choosing and all(run.choices for run in choosing):  # older records have none, and their runs may be gone
         paragraphs += [
             "HCPO's policies, deterministic actions, instructions chosen by every agent in one of three ways:",
-            returns_table(
-                "instruction choice", {name: [run.choices[name] for run in runs["hcpo"]] for name in CHOICES}
-            ),
+            returns_table("instruction choice", {name: [run.choices[name] for run in choosing] for name in CHOICES}),
         ]
     if "guided-hcpo" in runs:
         paragraphs += ["Guided HCPO under its four conductors:", conductor_table(runs["guided-hcpo"])]

@@ -171,6 +171,19 @@ def test_old_records_stay_readable_and_others_are_refused(study: ModuleType, tmp
         study.read_record(path)
 
 
+def test_a_table_of_choices_is_left_out_where_records_have_none(study: ModuleType, tmp_path: Path) -> None:
+    """As of records that are older than the choices, whose runs are gone."""
+    from hmarl.trainer.suite.records import Record  # noqa: PLC0415 - beside the study
+
+    comparison = one_comparison(study, ("hcpo", ()), ("hatrpo", ()), instruction_choices=True)
+    old = Record(1.0, [{"steps": 32, "evaluation/local/return_mean": 1.0}], {"local": [1.0, 2.0]})
+    chosen = replace(old, choices={name: [1.0, 2.0] for name in study.CHOICES})
+    words = "instructions chosen by every agent"
+    assert words in study.section(comparison, {"hcpo": [chosen, chosen]}, tmp_path)
+    assert words not in study.section(comparison, {"hcpo": [chosen, old]}, tmp_path)
+    assert words not in study.section(comparison, {"hatrpo": [old]}, tmp_path)
+
+
 def test_no_two_lines_of_a_plot_have_one_colour(study: ModuleType) -> None:
     algorithms = {name: name for name in ("hcpo", "hatrpo")}
     settings = dict.fromkeys(("hcpo, louder", "hatrpo, shared", "a", "b", "c", "d", "e", "f", "g", "h", "i"))

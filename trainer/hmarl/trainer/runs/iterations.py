@@ -50,6 +50,7 @@ class Iterations:
         statistics = training.collect()
         if counters.update == 0:
             self._look_at_who_is_told_apart()
+            self._look_at_what_is_cut_off()
         announcements.updating()
         collected = time.monotonic()
         metrics, divergence = training.update(counters.steps / self._settings.steps)
@@ -86,6 +87,23 @@ class Iterations:
                 "task wants all of them to do the same",
                 f"{', '.join(names[:-1])} and {names[-1]}",
             )
+
+    def _look_at_what_is_cut_off(self) -> None:
+        """Warn of episodes that no checkpoint lets end, where the environments cannot be saved."""
+        settings, horizon = self._settings, self._training.algorithm.spec.horizon
+        evaluated = -(-settings.evaluation_interval // self._training.frames)  # an evaluation comes with a checkpoint
+        updates = min(settings.checkpoint_interval, evaluated)
+        if self._training.saves_environments or horizon is None or horizon <= updates * settings.rollout_length:
+            return
+        _log.warning(
+            "the environments cannot be saved and begin anew at every checkpoint, after %d steps; their episodes have "
+            "up to %d: longer ones never end, and their later steps are never learnt from. Raise "
+            "run.checkpoint_interval (now %d) and run.evaluation_interval (now %d), or run.rollout_length",
+            updates * settings.rollout_length,
+            horizon,
+            settings.checkpoint_interval,
+            settings.evaluation_interval,
+        )
 
     def _stop_when_diverging(self, divergence: Divergence | None) -> None:
         self._rollbacks = 0 if divergence is None else self._rollbacks + 1
