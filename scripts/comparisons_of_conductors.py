@@ -315,8 +315,8 @@ COMPARISONS = (
                 "1,227 and 4,156 on the way and ends at 2,355, 851 and 771. Its deviations shrink to 0.01, and clipped "
                 "steps of one size then change ever more: the median KL of an update (agent_kl) grows from 0.004 to "
                 "0.005 in the first sixth of a run to 0.16 to 0.34 in the last. A2PO's grows to 0.03, and its teams "
-                "keep walking (2,003, 4,021 and 2,504). MAPPO (two seeds so far) ends at 735, having reached 2,789, "
-                "and at 4,048, having reached 5,448. Deploy the best checkpoint "
+                "keep walking (2,003, 4,021 and 2,504). MAPPO ends at 735, 4,048 and 1,683, having reached 2,789, "
+                "5,448 and 3,027. Deploy the best checkpoint "
                 "(hmarl-export does so by itself). How widely these teams explore while they learn: "
                 "[exploration](exploration.md).",
             ),
