@@ -108,6 +108,10 @@ def test_a_preset_file_lies_beside_the_suite_and_its_seeds_are_refused(tmp_path:
         (SMALL.replace('["mappo"]', '["mappo", "mappo"]'), "variants: got 'mappo' twice"),
         (SMALL + '[[variants]]\nalgorithm = "happo"\nlabel = "a, b"\n', "expected one without a comma"),
         (SMALL.replace('algorithms = ["mappo"]\n', ""), "algorithms: got none"),
+        (
+            'tasks = [{ env = "mpe/simple_speaker_listener", measure = "success_rate" }]\nalgorithms = ["mappo"]\n',
+            "tasks: mpe/simple_speaker_listener: measure: got success_rate, expected return",
+        ),
         ("tasks = [\n", "expected a TOML file"),
         (SMALL + "[budget]\nminutes = 'ten'\n", r"mine.toml: budget.minutes: got 'ten', expected a number$"),
         (SMALL + "seeds_at_once = 0\n", "seeds_at_once: got 0, expected true or false or a number of at least 1$"),

@@ -53,12 +53,12 @@ def test_what_is_refused_is_not_tried_again_and_what_is_broken_is_put_aside(tmp_
 
 def test_a_run_whose_time_is_used_up_counts_as_it_stands_and_goes_on_with_more(tmp_path: Path) -> None:
     bench = Bench(tmp_path, Scripted({"a": ["slow"]}))
-    ledger = bench.train(planned("a"), Limits(run_s=0.3))
+    ledger = bench.train(planned("a"), Limits(run_s=3.0))
     directory = tmp_path / "runs" / "a"
     assert bench.executor.starts[-1] == ["--resume", str(directory), "--steps", "40"], "concluded where it stood"
     assert json.loads((directory / "summary.json").read_text()) == {"steps": 40}
     assert (ledger.of("a").status, bench.kept) == ("cut off", ["a"])
-    bench.train(planned("a"), Limits(run_s=0.3))
+    bench.train(planned("a"), Limits(run_s=3.0))
     assert len(bench.executor.starts) == 2, "no time is left"
     ledger = bench.train(planned("a"), Limits(run_s=600))
     assert json.loads((directory / "summary.json").read_text()) == {"steps": 100}
@@ -67,10 +67,10 @@ def test_a_run_whose_time_is_used_up_counts_as_it_stands_and_goes_on_with_more(t
 
 def test_the_suites_own_time_is_counted_over_all_commands(tmp_path: Path) -> None:
     bench = Bench(tmp_path, Scripted({"a": ["slow"]}))
-    ledger = bench.train(planned("a", "b"), Limits(total_s=0.3))
+    ledger = bench.train(planned("a", "b"), Limits(total_s=3.0))
     assert (ledger.of("a").status, ledger.of("b").status) == ("stopped", "waiting")
-    assert ledger.spent_s >= 0.3
-    bench.train(planned("a", "b"), Limits(total_s=0.3))
+    assert ledger.spent_s >= 3.0
+    bench.train(planned("a", "b"), Limits(total_s=3.0))
     assert bench.kept == []
     bench.train(planned("a", "b"), Limits(total_s=600))
     assert bench.kept == ["a", "b"]
@@ -78,7 +78,7 @@ def test_the_suites_own_time_is_counted_over_all_commands(tmp_path: Path) -> Non
 
 def test_one_that_is_stopped_before_it_could_listen_has_not_failed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, Scripted({"a": ["deaf"]}))
-    ledger = bench.train(planned("a"), Limits(total_s=0.3))
+    ledger = bench.train(planned("a"), Limits(total_s=3.0))
     assert (ledger.of("a").status, ledger.of("a").error) == ("stopped", "")
 
 

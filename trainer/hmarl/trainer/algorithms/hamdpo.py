@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -37,6 +37,7 @@ from hmarl.trainer.networks.settings import (
     CreditFields,
     CriticFields,
     GradientStepFields,
+    OnlyWith,
     PolicyGradientFields,
 )
 from hmarl.trainer.sequential.estimates import advantages_of_agents, fit_joint, joint_estimate, valued_agents
@@ -60,24 +61,23 @@ class HamdpoSettings(CreditFields, CriticFields, PolicyGradientFields, Algorithm
         description="adaptive: each agent's η follows its divergence, which is to be kl_target; linear: η falls to "
         "step_size_floor ⋅ η₀, as printed",
     )
-    kl_target: float = Field(
+    kl_target: Annotated[float, OnlyWith("step_size_schedule", "adaptive")] = Field(
         0.01,
         gt=0,
-        description="with step_size_schedule=adaptive: KL(new ‖ old) of an agent's update; beyond 1.5 "
-        "times of it no further epoch follows",
+        description="KL(new ‖ old) of an agent's update; beyond 1.5 times of it no further epoch follows",
     )
-    learning_rate_follows: bool = Field(
+    learning_rate_follows: Annotated[bool, OnlyWith("step_size_schedule", "adaptive")] = Field(
         False,
-        description="with step_size_schedule=adaptive: an agent whose η is below η₀ takes Adam's steps in proportion "
+        description="an agent whose η is below η₀ takes Adam's steps in proportion "
         "smaller, so that they stay small beside what η allows; False: all are of learning_rate",
     )
-    step_size_floor: float = Field(
-        0.05, gt=0, le=1, description="with step_size_schedule=linear: η falls to this share of η₀"
+    step_size_floor: Annotated[float, OnlyWith("step_size_schedule", "linear")] = Field(
+        0.05, gt=0, le=1, description="η falls to this share of η₀"
     )
     sequential_factor: bool = Field(
         True, description="F, the ratios of the agents before, in each agent's advantage; False: Â alone (ablation)"
     )
-    sequential_factor_clip: float | None = Field(
+    sequential_factor_clip: Annotated[float | None, OnlyWith("sequential_factor", True)] = Field(
         None,
         gt=0,
         lt=1,

@@ -29,7 +29,7 @@ def algorithms(algorithm: str | None, presets: bool, as_json: bool) -> None:
     need_torch("hmarl-algorithms")
     from hmarl.trainer.algorithms import ALGORITHMS, find_algorithm
     from hmarl.trainer.contract.algorithm import Algorithm
-    from hmarl.trainer.networks.settings import AlgorithmSettings, Settings
+    from hmarl.trainer.networks.settings import AlgorithmSettings, Settings, conditions
     from hmarl.trainer.runs.presets import PRESETS
     from hmarl.trainer.runs.settings import RunSettings
     from hmarl.trainer.students.settings import DistillationSettings
@@ -54,7 +54,10 @@ def algorithms(algorithm: str | None, presets: bool, as_json: bool) -> None:
             for key, field in model.model_fields.items():
                 if prefix == "algorithm" and key in found.settings_class.without_effect:
                     continue
-                rows.append((f"{prefix}.{key}", json.dumps(field.default), field.description or ""))
+                meaning = "; ".join(
+                    [field.description or "", *(f"only with {each}" for each in conditions(model, key))]
+                )
+                rows.append((f"{prefix}.{key}", json.dumps(field.default), meaning))
                 document[f"{prefix}.{key}"] = field.default
     else:
         title, columns = "algorithms", ("algorithm", "acts", "about")

@@ -350,13 +350,16 @@ def _announce_building(console: Console, config: RunConfig) -> None:
 
 def _configured(console: Console, request: Request, at_once: int = 1) -> RunConfig:
     """The run's config, with as many environments as fit where so many runs are trained at once."""
+    from hmarl.trainer.networks.settings import idle
     from hmarl.trainer.runs.config import make_config
     from hmarl.trainer.runs.environment_count import fitted_run
 
     def config(run: dict[str, Any]) -> RunConfig:
         return make_config(request.algorithm, request.environment, request.algorithm_settings, run, request.arguments)
 
-    config(request.run)  # what can be refused at once is, before anything is measured
+    checked = config(request.run)  # what can be refused at once is, before anything is measured
+    for line in idle(checked.settings(), request.given):
+        console.print(line)
     return config(fitted_run(request.environment, request.arguments, request.run, console.print, at_once))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.learning.instructions import discrete_instructions, latent_instructions
 from hmarl.trainer.networks.distributions import ActionHead
-from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings
+from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings, OnlyWith
 from hmarl.trainer.sequential.constrained_steps import StepSearch
 
 
@@ -19,8 +19,12 @@ class ConductorFields(BaseModel):
     instruction_space: Literal["discrete", "continuous"] = Field(
         "discrete", description="one of K instructions, or (an extension) a vector of D real numbers"
     )
-    instructions: int = Field(10, ge=1, description="K, the number of discrete instructions")
-    instruction_size: int = Field(4, ge=1, description="D, the width of a continuous instruction")
+    instructions: Annotated[int, OnlyWith("instruction_space", "discrete")] = Field(
+        10, ge=1, description="K, the number of discrete instructions"
+    )
+    instruction_size: Annotated[int, OnlyWith("instruction_space", "continuous")] = Field(
+        4, ge=1, description="D, the width of a continuous instruction"
+    )
     instruction_scale: float = Field(
         1.0, gt=0, description="factor on instructions where they are seen: a louder one tells policies apart sooner"
     )
@@ -30,23 +34,29 @@ class ConductorFields(BaseModel):
         description="state, with local conductors when deployed; common: what all agents observe alike, the step and "
         "its own last instruction, with copies when deployed; nothing: the same without observations",
     )
-    conductor_remembers: bool = Field(
+    conductor_remembers: Annotated[bool, OnlyWith("conductor_sees", "common", "nothing")] = Field(
         True, description="a conductor that does not see the state sees its own last instruction"
     )
-    common_search: int = Field(
+    common_search: Annotated[int, OnlyWith("conductor_sees", "common")] = Field(
         5, ge=1, description="rollouts in which what all agents observe alike is found, where it is not declared"
     )
     conductor_learns: bool = Field(
         True, description="false: a conductor whose instructions stay uniformly random, to compare with"
     )
-    conductor_kl_limit: float = Field(0.01, gt=0, description="δ₁, largest mean KL of the conductor's step, in nats")
+    conductor_kl_limit: Annotated[float, OnlyWith("conductor_learns", True)] = Field(
+        0.01, gt=0, description="δ₁, largest mean KL of the conductor's step, in nats"
+    )
     conductor_hidden_sizes: HiddenSizes = Field((64, 64), description="hidden layers of all conductors")
-    conductor_entropy_coefficient: float = Field(0.0, ge=0, description="weight of the instructions' entropy")
+    conductor_entropy_coefficient: Annotated[float, OnlyWith("conductor_learns", True)] = Field(
+        0.0, ge=0, description="weight of the instructions' entropy"
+    )
     instruction_weight: Literal["ratio", "paper"] = Field(
         "ratio", description="ratio: samples weighted by w_new/w_old, unweighted KL; paper: Algorithm 3 as printed"
     )
-    distillation_learning_rate: float = Field(1e-3, gt=0, description="Adam's step size for the local conductors")
-    distillation_epochs: int = Field(
+    distillation_learning_rate: Annotated[float, OnlyWith("conductor_sees", "state")] = Field(
+        1e-3, gt=0, description="Adam's step size for the local conductors"
+    )
+    distillation_epochs: Annotated[int, OnlyWith("conductor_sees", "state")] = Field(
         1, ge=1, description="passes over the rollout per distillation; at most, with distillation_patience"
     )
     distillation_patience: int = Field(
@@ -56,7 +66,9 @@ class ConductorFields(BaseModel):
         None, description="local conductors of a group share one network; as share_parameters where it is not given"
     )
     local_conductors_remember: bool = Field(False, description="every local conductor sees its own last instruction")
-    distillation_minibatches: int = Field(4, ge=1, description="parts into which a pass is divided")
+    distillation_minibatches: Annotated[int, OnlyWith("conductor_sees", "state")] = Field(
+        4, ge=1, description="parts into which a pass is divided"
+    )
 
     @model_validator(mode="after")
     def _instructions_can_be_weighted(self) -> Self:

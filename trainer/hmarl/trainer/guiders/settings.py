@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import BaseModel, Field, model_validator
 
 from hmarl.sdk.errors import UsageError
-from hmarl.trainer.networks.settings import NetworkSettings
+from hmarl.trainer.networks.settings import NetworkSettings, OnlyWith
 
 
 class GuiderFields(BaseModel):
@@ -26,7 +26,9 @@ class GuiderFields(BaseModel):
         "factorised: built as the local policies are (to compare)",
     )
     embedding_size: int = Field(64, ge=1, description="E, width of the guider (factorised: of its value's network)")
-    blocks: int = Field(1, ge=1, description="blocks of its encoder, and as many of its decoder")
+    blocks: Annotated[int, OnlyWith("guider", "mat", "sable")] = Field(
+        1, ge=1, description="blocks of its encoder, and as many of its decoder"
+    )
     attention_heads: int = Field(
         1, ge=1, description="heads of each of its attention or retention layers; a divisor of E"
     )
@@ -38,7 +40,7 @@ class GuiderFields(BaseModel):
         description="the agents decide in a random order, drawn for every rollout and every epoch; False: always in "
         "their natural one",
     )
-    reshuffle: bool = Field(
+    reshuffle: Annotated[bool, OnlyWith("shuffle_agents", True)] = Field(
         True,
         description="a new order in every epoch; False: all epochs keep the order in which the agents acted, in which "
         "the actions' probabilities are known already (faster)",
@@ -55,19 +57,19 @@ class GuiderFields(BaseModel):
         0.2, gt=0, lt=1, description="ε: ratios are clipped to 1 ± ε, values (normalised) to the old ones ± ε"
     )
     value_clip: bool = Field(True, description="clip V about what it was; False: its plain squared error is descended")
-    initial_gains: Literal["unit", "small"] = Field(
+    initial_gains: Annotated[Literal["unit", "small"], OnlyWith("guider", "mat", "sable")] = Field(
         "unit",
         description="of mat's and sable's weights. unit: all 1, but 0.01 for the policy's outputs; small, as their "
         "authors': 0.01 for all that attention, perceptrons and V put out, √2 before, and a norm before V",
     )
-    value_encoder: Literal["shared", "own"] = Field(
+    value_encoder: Annotated[Literal["shared", "own"], OnlyWith("guider", "mat", "sable")] = Field(
         "shared",
         description="of mat's and sable's V. shared: the one that the policy decides by, as in the papers; own: "
         "one of its own, as large, so that neither loss bends what the other one sees (factorised: always)",
     )
-    team_value: bool = Field(
+    team_value: Annotated[bool, OnlyWith("credit", "own"), OnlyWith("guider", "mat", "sable")] = Field(
         True,
-        description="with credit=own, of mat's and sable's Vⁱ: what all tokens say of the team on average, and what "
+        description="of mat's and sable's Vⁱ: what all tokens say of the team on average, and what "
         "the agent's own adds; False: what its own token says alone, as in the papers (factorised: always)",
     )
     value_coefficient: float = Field(0.5, gt=0, description="c_v, weight of the value loss")
@@ -107,8 +109,8 @@ class FollowerFields(BaseModel):
         description="δ, how far guider and local policies may part: ratios μ/π within (1/δ, δ); auto (an "
         "extension): from 1.5 on, as imitation_gap says",
     )
-    imitation_gap: float = Field(
-        0.02, gt=0, description="with delta=auto: mean KL(μ ‖ π) per agent, in nats, around which δ shrinks or grows"
+    imitation_gap: Annotated[float, OnlyWith("delta", "auto")] = Field(
+        0.02, gt=0, description="mean KL(μ ‖ π) per agent, in nats, around which δ shrinks or grows"
     )
     reinforcement_weight: float = Field(
         1.0, ge=0, description="λ, weight of the local policies' own surrogate; 0: they only imitate"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hmarl.sdk.errors import UsageError
 from hmarl.trainer.learning.instructions import discrete_instructions, latent_instructions
 from hmarl.trainer.networks.distributions import ActionHead
-from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, PolicyGradientFields
+from hmarl.trainer.networks.settings import AlgorithmSettings, GradientStepFields, OnlyWith, PolicyGradientFields
 
 
 class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFields):
@@ -26,8 +26,12 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
         "team (reference)",
     )
     sub_managers: int = Field(2, ge=1, description="S, sub-managers, to each of whom the workers of one place report")
-    goal_interval: int = Field(5, ge=1, description="α, steps for which a sub-manager's goals hold")
-    manager_interval: int = Field(2, ge=1, description="K, sub-managers' decisions for which a manager's goals hold")
+    goal_interval: Annotated[int, OnlyWith("levels", 2, 3)] = Field(
+        5, ge=1, description="α, steps for which a sub-manager's goals hold"
+    )
+    manager_interval: Annotated[int, OnlyWith("levels", 3)] = Field(
+        2, ge=1, description="K, sub-managers' decisions for which a manager's goals hold"
+    )
     goal_space: Literal["continuous", "discrete"] = Field(
         "continuous", description="goals are vectors of goal_size numbers, or one of goal_size"
     )
@@ -38,8 +42,12 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
         description="who exchanges messages: all within radius; the nearest; all; none. auto: radius where the "
         "environment says where its agents are, else all",
     )
-    radius: float = Field(0.5, gt=0, description="how far messages reach, in units of the observed positions")
-    neighbours: int = Field(3, ge=1, description="with graph=nearest: from how many an agent hears")
+    radius: Annotated[float, OnlyWith("graph", "radius", "auto")] = Field(
+        0.5, gt=0, description="how far messages reach, in units of the observed positions"
+    )
+    neighbours: Annotated[int, OnlyWith("graph", "nearest")] = Field(
+        3, ge=1, description="from how many an agent hears"
+    )
     message_rounds: int = Field(1, ge=0, description="L, rounds of messages before a decision; 0: no messages")
     clustering: Literal["auto", "spatial", "number"] = Field(
         "auto",
@@ -69,7 +77,7 @@ class HierarchySettings(PolicyGradientFields, AlgorithmSettings, GradientStepFie
         description="superiors' values of every step see which step of their window it is; else they learn one for "
         "all, and telescoped rewards err by what is left of the window",
     )
-    local_rewards: bool = Field(
+    local_rewards: Annotated[bool, OnlyWith("levels", 3)] = Field(
         True, description="sub-managers under a manager also earn what their workers do; False: not (ablation NL)"
     )
     workers_see_reward: bool = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
 from pydantic import (
@@ -25,6 +26,29 @@ HiddenSizes = tuple[Annotated[int, Field(ge=1)], ...]
 
 STRICT = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 """Unknown keys are refused, values are checked and never change afterwards."""
+
+
+class OnlyWith:
+    """In the annotation of a setting: it changes nothing unless another one has one of these values.
+
+        memory_size: Annotated[int, OnlyWith("recurrent", True)] = Field(...)
+
+    Args:
+        setting: the other one's name; an algorithm that has no such setting always satisfies it.
+        values: of the other one.
+    """
+
+    def __init__(self, setting: str, *values: bool | int | str) -> None:
+        self.setting = setting
+        self.values = values
+
+    def __str__(self) -> str:
+        return f"{self.setting}={' or '.join(map(_shown, self.values))}"
+
+
+def _shown(value: object) -> str:
+    """A value as it is given on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _truth_is_no_number(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
@@ -96,7 +120,9 @@ class AlgorithmSettings(BaseModel):
         description="shared networks see a one-hot of the agent; without it one graph serves teams of any size",
     )
     recurrent: bool = Field(False, description="policies remember: a gated recurrent unit after the hidden layers")
-    memory_size: int = Field(64, ge=1, description="width of the recurrent state")
+    memory_size: Annotated[int, OnlyWith("recurrent", True)] = Field(
+        64, ge=1, description="width of the recurrent state"
+    )
     chunk_length: int | None = Field(
         None,
         ge=1,
@@ -200,6 +226,24 @@ class GradientStepFields(BaseModel):
     epochs: int = Field(5, ge=1, description="passes over the rollout per update of a policy")
     minibatches: int = Field(1, ge=1, description="parts into which a pass is divided")
     entropy_coefficient: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+
+
+def conditions(model: type[Settings | AlgorithmSettings], name: str) -> list[OnlyWith]:
+    """What else has to be set for a setting to change anything; one whose other setting there is not is left out."""
+    stated = [each for each in model.model_fields[name].metadata if isinstance(each, OnlyWith)]
+    return [each for each in stated if each.setting in model.model_fields]
+
+
+def idle(settings: AlgorithmSettings, given: Iterable[str]) -> list[str]:
+    """Of the settings that a user gave by name, a line for each that changes nothing, as the others are."""
+    return [
+        f"algorithm.{name}: got {_shown(getattr(settings, name))}, which has no effect with {each.setting}="
+        f"{_shown(getattr(settings, each.setting))}, only with {each}"
+        for name in given
+        if name in type(settings).model_fields
+        for each in conditions(type(settings), name)
+        if getattr(settings, each.setting) not in each.values
+    ]
 
 
 S = TypeVar("S", bound=Settings | AlgorithmSettings)

@@ -24,6 +24,7 @@ class Request:
         algorithm, environment: names.
         algorithm_settings, run, arguments: of the algorithm, the run and the environment.
         preset: in words, the preset that it is based on; empty without one.
+        given: names of the algorithm's settings that the user gave, not the preset.
     """
 
     algorithm: str
@@ -32,6 +33,7 @@ class Request:
     run: dict[str, Any]
     arguments: dict[str, Any]
     preset: str
+    given: tuple[str, ...]
 
 
 def chosen_preset(name: str | None, algorithm: str, environment: str) -> Preset | None:
@@ -84,4 +86,4 @@ def requested(
     check_makeable(environment, arguments)
     chosen = {**(preset.algorithm_settings if preset else {}), **given["algorithm"]}
     used = f"preset {preset_name}" if preset_name else "preset" if preset else ""
-    return Request(algorithm, environment, chosen, run, arguments, used)
+    return Request(algorithm, environment, chosen, run, arguments, used, tuple(given["algorithm"]))

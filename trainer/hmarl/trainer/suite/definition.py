@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool, ValidationError
 
-from hmarl.sdk.environments import check_request
+from hmarl.sdk.environments import cheap_spec, check_request
 from hmarl.sdk.errors import HmarlError, UsageError
 from hmarl.trainer.networks.settings import STRICT
 from hmarl.trainer.networks.settings_errors import explained
@@ -147,6 +147,9 @@ def read_definition(path: Path) -> Definition:
         raise UsageError(f"{path}: algorithms: got none on any task, expected algorithms or [[variants]]")
     try:
         seeded = [(number, run) for pair in pairs for number, run in enumerate(pair.runs())]
+        for task in tasks:
+            label = _task_label(task)
+            check_measure(f"tasks: {label}: measure", task.measure, task.env, _arguments(task))
     except HmarlError as error:
         error.add_note(f"in {path}")
         raise
@@ -180,6 +183,19 @@ def flat_settings(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name.partition(".")[0] not in _GROUPS or "." not in name:
             raise UsageError(f"{where}: got '{name}', expected a setting algorithm.*, run.* or env.*")
     return flat
+
+
+def check_measure(where: str, measure: str, environment: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a measure that the task does not have, where that is cheap to find out.
+
+    Raises:
+        UsageError: there is no success in it.
+    """
+    spec = cheap_spec(environment, arguments) if measure == "success_rate" else None
+    if spec is not None and not spec.has_success:
+        raise UsageError(
+            f"{where}: got {measure}, expected return: {environment} does not say when an episode is a success"
+        )
 
 
 def as_option(name: str, value: Any) -> str:
@@ -223,6 +239,12 @@ def _refuse_twins(path: Path, what: str, labels: Sequence[str]) -> None:
 
 def _task_label(task: TaskTable) -> str:
     return task.label or default_label(task.env, flat_settings(task.settings, f"tasks: {task.env}: settings"))
+
+
+def _arguments(task: TaskTable) -> dict[str, Any]:
+    """Of its environment."""
+    flat = flat_settings(task.settings, f"tasks: {task.env}: settings")
+    return {name.removeprefix("env."): value for name, value in flat.items() if name.startswith("env.")}
 
 
 def default_label(environment: str, settings: Mapping[str, Any]) -> str:

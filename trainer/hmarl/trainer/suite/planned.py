@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmarl.trainer.records.checkpoint import read_object
+from hmarl.trainer.records.problems import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,12 @@ def ended_at(directory: Path) -> int | None:
         CheckpointError: its summary is damaged.
     """
     path = directory / "summary.json"
-    return int(read_object(path)["steps"]) if path.exists() else None
+    if not path.exists():
+        return None
+    steps = read_object(path).get("steps")
+    if type(steps) is not int:
+        raise CheckpointError(f"{path}: damaged (steps: got {steps!r}, expected an integer)")
+    return steps
 
 
 def has_ended(directory: Path) -> bool:

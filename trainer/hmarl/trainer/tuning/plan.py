@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hmarl.sdk.commands._common import parse_settings
-from hmarl.sdk.environments import cheap_spec, check_request
-from hmarl.sdk.errors import UsageError
+from hmarl.sdk.environments import check_request
 from hmarl.trainer.runs.config import RunConfig, make_config
 from hmarl.trainer.runs.preset_files import is_preset_file
 from hmarl.trainer.runs.presets import Preset
 from hmarl.trainer.runs.request import requested
 from hmarl.trainer.runs.toml_settings import toml_key, toml_setting, toml_text
-from hmarl.trainer.suite.definition import as_option, default_label
+from hmarl.trainer.suite.definition import as_option, check_measure, default_label
 from hmarl.trainer.suite.planned import PlannedRun
 from hmarl.trainer.tuning.space import Space
 
@@ -101,18 +100,10 @@ class SearchPlan:
             for value in dimension.ends():
                 self.config({name: value})
         config = self.config({})
-        self._check_measure(config.environment_arguments)
+        check_measure("--measure", self.measure, self.environment, config.environment_arguments)
         groups = {"algorithm": config.algorithm_settings, "run": config.run, "env": config.environment_arguments}
         found = {name: groups[name.partition(".")[0]].get(name.partition(".")[2]) for name in self.space}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
-    def _check_measure(self, arguments: Mapping[str, Any]) -> None:
-        spec = cheap_spec(self.environment, arguments) if self.measure == "success_rate" else None
-        if spec is not None and not spec.has_success:
-            raise UsageError(
-                f"--measure: got {self.measure}, expected return: {self.environment} does not say when an episode is "
-                "a success"
-            )
 
     def preset_of(self, drawn: Mapping[str, Any], about: str) -> Preset:
         """What trains as a trial did, as a preset."""
