@@ -31,6 +31,7 @@ IDLE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {**GUIDER, "guider": "factorised"},
         {"blocks": 2, "initial_gains": "small", "value_encoder": "own"},
     ),
+    ("magpo", {**GUIDER, "guider": "factorised", "credit": "own"}, {"team_value": False}),
     ("hamdpo", {"step_size_schedule": "linear"}, {"kl_target": 0.001, "learning_rate_follows": True}),
     ("hamdpo", {}, {"step_size_floor": 0.5}),
     ("hamdpo", {"sequential_factor": False}, {"sequential_factor_clip": 0.1}),
@@ -56,13 +57,22 @@ def test_what_is_said_to_change_nothing_does_not(
 
 
 def test_every_condition_is_tried() -> None:
+    kinds = [kind.settings_class for kind in ALGORITHMS.values()]
     stated = {
-        name
-        for kind in ALGORITHMS.values()
-        for name in kind.settings_class.model_fields.keys() - kind.settings_class.without_effect
-        if conditions(kind.settings_class, name)
+        (name, condition.setting)
+        for kind in kinds
+        for name in kind.model_fields.keys() - kind.without_effect
+        for condition in conditions(kind, name)
     }
-    assert stated == {name for _, _, given in IDLE for name in given}
+    tried = {
+        (name, condition.setting)
+        for algorithm, settings, given in IDLE
+        for checked in [validate(ALGORITHMS[algorithm].settings_class, {**settings, **given}, "algorithm")]
+        for name in given
+        for condition in conditions(type(checked), name)
+        if getattr(checked, condition.setting) not in condition.values
+    }
+    assert tried == stated
 
 
 def test_nothing_is_said_of_what_has_an_effect_or_was_not_given() -> None:

@@ -65,6 +65,16 @@ def test_a_run_whose_time_is_used_up_counts_as_it_stands_and_goes_on_with_more(t
     assert (ledger.of("a").status, bench.kept) == ("done", ["a", "a"])
 
 
+@pytest.mark.parametrize("summary", ["{", '{"steps": null}', "{}"])
+def test_a_run_whose_summary_is_damaged_is_gone_on_with(summary: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Scripted({}))
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "summary.json").write_text(summary)
+    ledger = bench.train(planned("a", "b"), Limits())
+    assert (ledger.of("a").status, bench.kept) == ("done", ["a", "b"])
+    assert json.loads((tmp_path / "runs" / "a" / "summary.json").read_text()) == {"steps": 100}
+
+
 def test_the_suites_own_time_is_counted_over_all_commands(tmp_path: Path) -> None:
     bench = Bench(tmp_path, Scripted({"a": ["slow"]}))
     ledger = bench.train(planned("a", "b"), Limits(total_s=3.0))

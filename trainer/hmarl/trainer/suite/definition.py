@@ -148,8 +148,8 @@ def read_definition(path: Path) -> Definition:
     try:
         seeded = [(number, run) for pair in pairs for number, run in enumerate(pair.runs())]
         for task in tasks:
-            label = _task_label(task)
-            check_measure(f"tasks: {label}: measure", task.measure, task.env, _arguments(task))
+            where = f"tasks: {_task_label(task)}: measure"
+            check_measure(where, task.measure, task.env, _arguments(_flat(task)))
     except HmarlError as error:
         error.add_note(f"in {path}")
         raise
@@ -238,19 +238,21 @@ def _refuse_twins(path: Path, what: str, labels: Sequence[str]) -> None:
 
 
 def _task_label(task: TaskTable) -> str:
-    return task.label or default_label(task.env, flat_settings(task.settings, f"tasks: {task.env}: settings"))
+    return task.label or default_label(task.env, _flat(task))
 
 
-def _arguments(task: TaskTable) -> dict[str, Any]:
-    """Of its environment."""
-    flat = flat_settings(task.settings, f"tasks: {task.env}: settings")
-    return {name.removeprefix("env."): value for name, value in flat.items() if name.startswith("env.")}
+def _flat(task: TaskTable) -> dict[str, Any]:
+    return flat_settings(task.settings, f"tasks: {task.env}: settings")
 
 
 def default_label(environment: str, settings: Mapping[str, Any]) -> str:
     """What a task is called that has no label of its own: its environment, and the arguments that are set."""
-    own = [f"{name.removeprefix('env.')}={value}" for name, value in settings.items() if name.startswith("env.")]
-    return " ".join([environment, *own])
+    return " ".join([environment, *(f"{name}={value}" for name, value in _arguments(settings).items())])
+
+
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the environment, among settings as ``--set`` names them."""
+    return {name.removeprefix("env."): value for name, value in settings.items() if name.startswith("env.")}
 
 
 def _plays(variant: VariantTable, task: TaskTable) -> bool:

@@ -74,18 +74,14 @@ def resuming_words(directories: Sequence[Path], steps: int) -> list[str]:
 
 
 def ended_at(directory: Path) -> int | None:
-    """After how many steps a run in that directory came to its end; None where it did not.
-
-    Raises:
-        CheckpointError: its summary is damaged.
+    """After how many steps a run in that directory came to its end; None where it did not, or its summary is damaged:
+    the run is gone on with, and writes it anew.
     """
-    path = directory / "summary.json"
-    if not path.exists():
+    try:
+        steps = read_object(directory / "summary.json").get("steps")
+    except CheckpointError:
         return None
-    steps = read_object(path).get("steps")
-    if type(steps) is not int:
-        raise CheckpointError(f"{path}: damaged (steps: got {steps!r}, expected an integer)")
-    return steps
+    return steps if type(steps) is int else None
 
 
 def has_ended(directory: Path) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 from hmarl.runtime.command_line import ExitCode
 from hmarl.sdk.errors import MissingExtraError, UsageError
 from hmarl.trainer.records.metrics import read_metrics
-from hmarl.trainer.records.problems import CheckpointError
 from hmarl.trainer.runs.stopping import StopRequest
 from hmarl.trainer.suite.engine import Places, in_use
 from hmarl.trainer.suite.executor import Executor, Started, how_it_ended
@@ -192,28 +191,17 @@ class Search:
 
     def _look(self) -> None:
         for going in list(self._going):
+            if going.started is None:
+                self._start(going)
+                continue
             try:
-                self._look_at(going)
-            except CheckpointError as error:  # what a run has left is damaged: that trial's loss alone
-                self._failed(going, str(error))
-
-    def _look_at(self, going: _Going) -> None:
-        """Start the run that is next, or see how far it has come.
-
-        Raises:
-            CheckpointError: its summary is damaged.
-        """
-        if going.started is None:
-            self._start(going)
-            return
-        try:
-            code = going.started.exit_code()
-        except OSError as error:
-            self._failed(going, f"could not be started ({error})")
-            return
-        self._report(going)
-        if code is not None:
-            self._ended(going, code)
+                code = going.started.exit_code()
+            except OSError as error:
+                self._failed(going, f"could not be started ({error})")
+                continue
+            self._report(going)
+            if code is not None:
+                self._ended(going, code)
 
     def _start(self, going: _Going) -> None:
         """The run that is next; one that another process still saves is waited for."""
