@@ -170,6 +170,22 @@ def test_a_broken_reward_is_named_rolled_back_and_ends_the_run_when_it_does_not_
     assert all(other == first for other in others), "what diverged was not undone"
 
 
+def test_a_resumed_run_remembers_how_many_updates_in_a_row_were_rolled_back(call: Call, tmp_path: Path) -> None:
+    """Every rollout is longer than the 20 steps after which the toy's rewards are NaN."""
+    run = tmp_path / "run"
+    settings = ("run.checkpoint_interval=1", "run.max_rollbacks=3", "run.rollout_length=24")
+    words = (*FAST, *(word for setting in settings for word in ("--set", setting)))
+    code, _, error = call(
+        "train", "happo", "--env", "toy_environments:poisoned", "--steps", "9600", "--out", str(run), *words
+    )
+    assert (code, "3 updates in a row diverged" in error) == (4, True), error
+    rows = (run / "metrics.jsonl").read_text()
+    assert len(rows.splitlines()) == 2
+    code, _, error = call("train", "--resume", str(run))
+    assert (code, "3 updates in a row diverged" in error) == (4, True), error
+    assert (run / "metrics.jsonl").read_text() == rows, "it had two more tries"
+
+
 def _parameters(path: Path) -> dict[str, Any]:
     from hmarl.trainer.records.checkpoint import read_checkpoint  # noqa: PLC0415 - the only test that looks inside
 

@@ -40,6 +40,7 @@ class Counters:
         episodes: finished training episodes.
         best_return: best evaluation so far, None before the first.
         last_evaluation: steps at the last evaluation.
+        rolled_back: updates in a row, the last one among them, that diverged.
     """
 
     update: int = 0
@@ -47,6 +48,7 @@ class Counters:
     episodes: int = 0
     best_return: float | None = None
     last_evaluation: int = 0
+    rolled_back: int = 0
 
 
 @dataclass(frozen=True)

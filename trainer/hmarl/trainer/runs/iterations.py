@@ -29,7 +29,6 @@ class Iterations:
 
     def __init__(self, training: Training, settings: RunSettings) -> None:
         self._training, self._settings = training, settings
-        self._rollbacks = 0
         self._advice = Advice(training.algorithm)
 
     def next(self, counters: Counters, announcements: Announcements) -> tuple[Counters, dict[str, float]]:
@@ -59,12 +58,13 @@ class Iterations:
             update=counters.update + 1,
             steps=counters.steps + training.frames,
             episodes=counters.episodes + len(statistics.returns),
+            rolled_back=0 if divergence is None else counters.rolled_back + 1,
         )
         self._warn(counters.update, metrics, divergence)
         metrics |= training.episode_metrics(statistics) | training.source.figures()
         metrics["rollout_s"], metrics["update_s"] = collected - begin, time.monotonic() - collected
         announcements.updated()
-        self._stop_when_diverging(divergence)
+        self._stop_when_diverging(counters, divergence)
         return counters, metrics
 
     def _warn(self, update: int, metrics: dict[str, float], divergence: Divergence | None) -> None:
@@ -105,9 +105,8 @@ class Iterations:
             settings.evaluation_interval,
         )
 
-    def _stop_when_diverging(self, divergence: Divergence | None) -> None:
-        self._rollbacks = 0 if divergence is None else self._rollbacks + 1
-        if divergence is not None and self._rollbacks >= self._settings.max_rollbacks:
+    def _stop_when_diverging(self, counters: Counters, divergence: Divergence | None) -> None:
+        if divergence is not None and counters.rolled_back >= self._settings.max_rollbacks:
             raise DivergedError(
-                f"training: {self._rollbacks} updates in a row diverged ({divergence.why}); {divergence.advice}"
+                f"training: {counters.rolled_back} updates in a row diverged ({divergence.why}); {divergence.advice}"
             )
