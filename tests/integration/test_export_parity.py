@@ -186,6 +186,12 @@ def test_shared_parameters_and_layer_norm_export(short_run: ShortRun, tmp_path: 
     assert len(export.export_run(run, tmp_path / "bundle").manifest.agents) == 2
 
 
+def test_roles_export(short_run: ShortRun, tmp_path: Path) -> None:
+    """Agents with one network and different roles: what is served acts as what was trained."""
+    run = short_run("hcpo", "discrete", share_parameters=True, instruction_roles=True, recurrent=True, memory_size=6)
+    assert len(export.export_run(run, tmp_path / "bundle", redistilling=False).manifest.agents) == 2
+
+
 def test_a_graph_that_differs_is_refused_and_nothing_written(
     short_run: ShortRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ IDLE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("happo", {}, {"memory_size": 5}),
     ("hcpo", {"instruction_space": "continuous"}, {"instructions": 3}),
     ("hcpo", {}, {"instruction_size": 3, "conductor_remembers": False, "common_search": 2}),
+    ("hcpo", {}, {"instruction_roles": True}),
     ("hcpo", COMMON, {"distillation_learning_rate": 0.1, "distillation_epochs": 3, "distillation_minibatches": 2}),
     ("hcpo", {"conductor_learns": False}, {"conductor_kl_limit": 0.5, "conductor_entropy_coefficient": 0.7}),
     ("magpo", GUIDER, {"imitation_gap": 1.0, "team_value": False}),

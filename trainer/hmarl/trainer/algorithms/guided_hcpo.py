@@ -91,6 +91,7 @@ class GuidedHcpo(Algorithm):
     def __init__(
         self, spec: EnvironmentSpec, settings: GuidedHcpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
+        settings.check_roles(spec.groups)
         super().__init__(spec, settings, generator, device)
         self.guider = TrainedGuider(self.actors, self.state_normaliser, settings, self.context_size, generator)
         self.guidance = Guidance(self.guider, self.policies, settings, device)
@@ -102,6 +103,11 @@ class GuidedHcpo(Algorithm):
     def context_size(self) -> int:
         """K, the width of the one-hot instruction, or D of a continuous one."""
         return self.settings.instruction_head.output_size
+
+    @property
+    def roles(self) -> int:
+        """K, where instructions hand out roles."""
+        return self.settings.roles
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Lines 2 and 3; then δ follows the imitation gap where it may."""

@@ -139,6 +139,7 @@ class Hcpo(Algorithm):
     def __init__(
         self, spec: EnvironmentSpec, settings: HcpoSettings, generator: torch.Generator, device: torch.device
     ) -> None:
+        settings.check_roles(spec.groups)
         super().__init__(spec, settings, generator, device)
         self.critic = Critic(spec.state_size, settings, generator, device, image=spec.state_image)
         self.conductor = ConductorLevel(spec, settings, self.state_normaliser, generator, device)
@@ -158,6 +159,11 @@ class Hcpo(Algorithm):
     def context_size(self) -> int:
         """K, the width of the one-hot instruction, or D of a continuous one."""
         return self.settings.instruction_head.output_size
+
+    @property
+    def roles(self) -> int:
+        """K, where instructions hand out roles."""
+        return self.settings.roles
 
     def act_in_part(self, first: int, environments: int) -> None:
         """Those conducted locally are the first of the run's environments, whoever acts in them."""

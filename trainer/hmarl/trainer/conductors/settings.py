@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from hmarl.sdk.errors import UsageError
+from hmarl.sdk.spaces import AgentGroup
 from hmarl.trainer.learning.instructions import discrete_instructions, latent_instructions
 from hmarl.trainer.networks.distributions import ActionHead
 from hmarl.trainer.networks.settings import HiddenSizes, NetworkSettings, OnlyWith
@@ -27,6 +29,10 @@ class ConductorFields(BaseModel):
     )
     instruction_scale: float = Field(
         1.0, gt=0, description="factor on instructions where they are seen: a louder one tells policies apart sooner"
+    )
+    instruction_roles: Annotated[bool, OnlyWith("share_parameters", True)] = Field(
+        False,
+        description="an instruction hands out roles: agent i of a group sees (M + i) mod K, and no identity",
     )
     instruction_interval: int = Field(1, ge=1, description="steps for which an instruction holds")
     conductor_sees: Literal["state", "common", "nothing"] = Field(
@@ -78,6 +84,13 @@ class ConductorFields(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _roles_are_choices(self) -> Self:
+        """Refuse roles where nothing numbers them, or where agents are not to be told apart."""
+        if self.instruction_roles:
+            self.need("instruction_roles=true", instruction_space="discrete", agent_identity=True)
+        return self
+
+    @model_validator(mode="after")
     def _only_choices_are_uniform(self) -> Self:
         """Refuse a conductor that does not learn where nothing is uniform."""
         if not self.conductor_learns:
@@ -105,6 +118,24 @@ class ConductorFields(BaseModel):
                 "interchangeable agents are one policy, their local conductor included"
             )
         return self
+
+    def check_roles(self, groups: Sequence[AgentGroup]) -> None:
+        """Refuse fewer roles than agents who share a network: some could not be told apart.
+
+        Raises:
+            UsageError: there are.
+        """
+        largest = max(len(group.agents) for group in groups)
+        if self.roles and self.roles < largest:
+            raise UsageError(
+                f"algorithm.instructions: got {self.roles}, expected at least {largest} with instruction_roles=true: "
+                f"{largest} agents share a network, and what tells them apart is their roles"
+            )
+
+    @property
+    def roles(self) -> int:
+        """K, where instructions hand out roles to agents who share a network; else 0."""
+        return self.instructions if self.instruction_roles and getattr(self, "share_parameters", False) else 0
 
     def need(self, by: str, **needed: object) -> None:
         """Refuse other values than those needed by a setting.

@@ -139,6 +139,7 @@ class Algorithm:
                 shared=self.settings.share_parameters,
                 recurrent=self.settings.recurrent,
                 image=group.example.image,
+                roles=self.roles,
             )
             for group, head in zip(self.spec.groups, self.heads, strict=True)
         ]
@@ -149,6 +150,11 @@ class Algorithm:
     @property
     def context_size(self) -> int:
         """C, the width of what all agents see beside their observations (an instruction or a latent, one-hot)."""
+        return 0
+
+    @property
+    def roles(self) -> int:
+        """K, where the context hands out roles to agents who share a network; see ``role``. Else 0."""
         return 0
 
     # --- acting: the part's ------------------------------------------------------------------------------------------

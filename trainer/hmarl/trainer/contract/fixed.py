@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hmarl.trainer.networks.flat import Mlp, RecurrentNetwork
 from hmarl.trainer.networks.normalisation import RunningNormaliser
-from hmarl.trainer.networks.policies import GroupPolicy
+from hmarl.trainer.networks.policies import GroupPolicy, role
 
 
 class FixedNormaliser(nn.Module):
@@ -39,9 +39,22 @@ class FixedNormaliser(nn.Module):
 
 
 class FixedNetwork(nn.Module):
-    """One row of a ``GroupPolicy`` with its parameters copied, as an ordinary module."""
+    """One row of a ``GroupPolicy`` with its parameters copied, as an ordinary module.
 
-    def __init__(self, network: Mlp | RecurrentNetwork, theta: Tensor, identity: Tensor | None) -> None:
+    Args:
+        network: its structure.
+        theta: [P] its parameters.
+        identity: [N] that is appended to its input, or None.
+        role: [K] in which order it sees the last K numbers of its input, or None: as they come.
+    """
+
+    def __init__(
+        self,
+        network: Mlp | RecurrentNetwork,
+        theta: Tensor,
+        identity: Tensor | None = None,
+        role: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         parameters = network.named(theta.detach().cpu().clone())
@@ -50,12 +63,15 @@ class FixedNetwork(nn.Module):
         )
         self.identity: Tensor | None
         self.register_buffer("identity", identity)
+        self.role: Tensor | None
+        self.register_buffer("role", role)
 
     @classmethod
     def of(cls, policy: GroupPolicy, member: int) -> FixedNetwork:
-        """The network of one member, its one-hot identity (where one network tells several apart) built in."""
+        """The network of one member; what tells it apart, where several share one, is built in."""
         identity = torch.eye(policy.members)[member] if policy.told_apart else None
-        return cls(policy.network, policy.row(member)[: policy.network.size], identity)
+        of_member = role(policy.roles, member) if policy.roles else None
+        return cls(policy.network, policy.row(member)[: policy.network.size], identity, of_member)
 
     @property
     def output_size(self) -> int:
@@ -65,17 +81,20 @@ class FixedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, input_size without identity] -> [batch, output_size]; of a network without memory."""
         assert isinstance(self.network, Mlp)
-        return self.network.apply(self._named(), self._with_identity(x))
+        return self.network.apply(self._named(), self._told_apart(x))
 
     def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """The same for a recurrent network, which also takes and returns its memory [batch, H]."""
         assert isinstance(self.network, RecurrentNetwork)
-        return self.network.step(self._named(), self._with_identity(x), memory)
+        return self.network.step(self._named(), self._told_apart(x), memory)
 
     def _named(self) -> dict[str, Tensor]:
         return {name: self.weights[name.replace(".", "_")] for name in self.network.shapes}
 
-    def _with_identity(self, x: Tensor) -> Tensor:
+    def _told_apart(self, x: Tensor) -> Tensor:
+        if self.role is not None:
+            rest = x.shape[-1] - len(self.role)
+            x = torch.cat([x[:, :rest], x[:, rest:].index_select(-1, self.role)], dim=-1)
         return x if self.identity is None else torch.cat([x, self.identity.expand(x.shape[0], -1)], dim=-1)
 
 

@@ -32,6 +32,7 @@ class GroupPolicy:
         theta: [N, P] parameters: the network's, then the head's; [1, P] when the members share them.
         members: N.
         told_apart: whether members who share parameters see a one-hot identity; False where they do not share.
+        roles: K, where members who share parameters are told apart by their roles instead; see ``role``. Else 0.
     """
 
     network: Mlp | RecurrentNetwork
@@ -39,6 +40,7 @@ class GroupPolicy:
     theta: Tensor
     members: int
     told_apart: bool = False
+    roles: int = 0
 
     @classmethod
     def create(
@@ -53,6 +55,7 @@ class GroupPolicy:
         hidden_sizes: tuple[int, ...] | None = None,
         recurrent: bool = False,
         image: ImageFormat | None = None,
+        roles: int = 0,
     ) -> GroupPolicy:
         """Fresh policies.
 
@@ -66,9 +69,11 @@ class GroupPolicy:
             hidden_sizes: instead of the settings' own.
             recurrent: with a memory of the settings' size.
             image: what picture the input begins with, if any.
+            roles: K, the width of the context that tells members apart who share a network; 0: an identity does.
         """
         shared = shared and members > 1  # no other to be told apart from
-        told_apart = shared and settings.agent_identity
+        roles = roles if shared else 0
+        told_apart = shared and settings.agent_identity and not roles
         structure: dict[str, Any] = {
             "input_size": input_size + (members if told_apart else 0),
             "hidden_sizes": settings.hidden_sizes if hidden_sizes is None else hidden_sizes,
@@ -81,7 +86,7 @@ class GroupPolicy:
             RecurrentNetwork(**structure, memory=settings.memory_size) if recurrent else Mlp(**structure)
         )
         theta = fresh_rows(1 if shared else members, network, head, generator)
-        return cls(network, head, theta, members, told_apart)
+        return cls(network, head, theta, members, told_apart, roles)
 
     @property
     def shared(self) -> bool:
@@ -98,7 +103,8 @@ class GroupPolicy:
         return self.theta[0 if self.shared else member]
 
     def inputs(self, features: Tensor, context: Tensor | None = None) -> Tensor:
-        """Network inputs of all members: [..., N, input_size], features with the context and the identity appended.
+        """Network inputs of all members: [..., N, input_size], features with the context, each in its own role, and the
+        identity appended.
 
         Args:
             features: [..., N, D] normalised observations, or pixels.
@@ -108,7 +114,11 @@ class GroupPolicy:
         parts = []
         if context is not None:
             each = context if context.dim() == features.dim() else context.unsqueeze(-2)
-            parts.append(each.expand(*features.shape[:-1], context.shape[-1]))
+            each = each.expand(*features.shape[:-1], context.shape[-1])
+            if self.roles:
+                in_role = torch.stack([role(self.roles, member) for member in range(self.members)])
+                each = each.gather(-1, in_role.to(each.device).expand(each.shape))
+            parts.append(each)
         if self.told_apart:
             identity = torch.eye(self.members, device=features.device)
             parts.append(identity.expand(*features.shape[:-1], self.members))
@@ -196,6 +206,15 @@ class GroupPolicy:
         theta, size = self.theta.expand(self.members, -1), self.network.size
         output, following = self.network.step(self.network.named(theta[:, :size]), inputs, memory, there)
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
+
+
+def role(roles: int, member: int) -> Tensor:
+    """[K] int64: which entry of the instruction's one-hot a member sees at each place.
+
+    Where the instruction is M, the i-th member of a group sees (M + i) mod K. All of them then act by one function of
+    what they see and of a role, and an instruction hands the roles out anew.
+    """
+    return (torch.arange(roles) - member) % roles
 
 
 def memory_along(memory: Tensor, forgotten: Tensor, there: Tensor | None) -> Memory:

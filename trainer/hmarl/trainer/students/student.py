@@ -136,7 +136,7 @@ class Students:
             if settings.told == "nothing":  # else they are not exported
                 check_size(group.example, 4 * network.size, "distillation.hidden_sizes")
             theta = fresh_rows(1 if shared else members, network, head, generator).to(algorithm.device)
-            self.policies.append(StudentPolicy(network, head, theta, members, told_apart, goal))
+            self.policies.append(StudentPolicy(network, head, theta, members, told_apart, goal_kind=goal))
 
     def no_memories(self, batch_size: int) -> list[Tensor]:
         """Per group [N_group, B, H] zeros: what the students remember when an episode begins."""
