@@ -135,13 +135,18 @@ def test_what_magpo_has_guided_is_right_when_exported_too(seed: int, guider: str
     assert max(shares.values()) >= 0.99, "a product of policies that is always right plays one solution"
 
 
-def test_what_a_common_knowledge_conductor_has_learnt_is_deployed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("roles", [False, True])
+def test_what_a_common_knowledge_conductor_has_learnt_is_deployed(roles: bool, tmp_path: Path) -> None:
     """An adversary guesses what agent 0 names most often: a fixed table earns about 107 here, numbers that are common
     and evenly used 144. Local conductors that see less than the conductor, or draw apart, cannot agree and vary.
+
+    Agents who share a network do so where the instruction hands out roles. With two agents that gains nothing over
+    networks of their own.
     """
     settings = {
         "conductor_sees": "common", "instructions": 4, "instruction_scale": 4.0, "conductor_entropy_coefficient": 0.1,
-        "gamma": 0.3, "kl_limit": 0.02, "entropy_coefficient": 0.003,
+        "gamma": 0.3, "kl_limit": 0.02, "entropy_coefficient": 0.03 if roles else 0.003,
+        "share_parameters": roles, "instruction_roles": roles,
     }  # fmt: skip
     of_run = {"steps": 120_000, "environments": 64, "rollout_length": 25, "evaluation_interval": 120_000, "threads": 1}
     returns = []
@@ -160,4 +165,4 @@ def test_what_a_common_knowledge_conductor_has_learnt_is_deployed(tmp_path: Path
         }
         assert earned["common"] > max(earned["argmax"], earned["sample"]), earned
         returns.append(earned["common"])
-    assert np.median(returns) > 125.0, returns
+    assert np.median(returns) > (115.0 if roles else 125.0), returns

@@ -35,7 +35,7 @@ def with_roles() -> Hcpo:
 
 
 def test_what_each_agent_sees_by_hand() -> None:
-    assert [role(4, member).tolist() for member in range(3)] == [[0, 1, 2, 3], [3, 0, 1, 2], [2, 3, 0, 1]]
+    assert [role(4, member) for member in range(3)] == [[0, 1, 2, 3], [3, 0, 1, 2], [2, 3, 0, 1]]
     algorithm = with_roles()
     (policy,) = algorithm.policies
     features = torch.tensor([0.5, -1.0]).expand(1, 3, 2)
@@ -103,3 +103,9 @@ def test_fewer_roles_than_agents_are_refused(algorithm: str, tmp_path: Path) -> 
     settings = {"share_parameters": True, "instruction_roles": True, "instructions": 2}
     with pytest.raises(UsageError, match=r"algorithm.instructions: got 2, expected at least 3 with instruction_roles"):
         train(tiny_config(algorithm, TASK, settings), tmp_path / "run")
+
+
+def test_a_guided_team_has_roles_too(tmp_path: Path) -> None:
+    settings = {"share_parameters": True, "instruction_roles": True, "instructions": 3, "guider_epochs": 1}
+    summary = train(tiny_config("guided-hcpo", TASK, settings, {"steps": 100}), tmp_path / "run")
+    assert summary["final"]["local"]["return_mean"] >= 0.0

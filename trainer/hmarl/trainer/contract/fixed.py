@@ -70,7 +70,7 @@ class FixedNetwork(nn.Module):
     def of(cls, policy: GroupPolicy, member: int) -> FixedNetwork:
         """The network of one member; what tells it apart, where several share one, is built in."""
         identity = torch.eye(policy.members)[member] if policy.told_apart else None
-        of_member = role(policy.roles, member) if policy.roles else None
+        of_member = torch.tensor(role(policy.roles, member)) if policy.roles else None
         return cls(policy.network, policy.row(member)[: policy.network.size], identity, of_member)
 
     @property

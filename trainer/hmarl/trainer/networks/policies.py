@@ -116,8 +116,8 @@ class GroupPolicy:
             each = context if context.dim() == features.dim() else context.unsqueeze(-2)
             each = each.expand(*features.shape[:-1], context.shape[-1])
             if self.roles:
-                in_role = torch.stack([role(self.roles, member) for member in range(self.members)])
-                each = each.gather(-1, in_role.to(each.device).expand(each.shape))
+                places = [place for member in range(self.members) for place in role(self.roles, member)]
+                each = each.gather(-1, on_device(places, each.device).view(self.members, -1).expand(each.shape))
             parts.append(each)
         if self.told_apart:
             identity = torch.eye(self.members, device=features.device)
@@ -208,13 +208,13 @@ class GroupPolicy:
         return self.head.distribution(output, theta[:, size:].unsqueeze(1), mask), following
 
 
-def role(roles: int, member: int) -> Tensor:
-    """[K] int64: which entry of the instruction's one-hot a member sees at each place.
+def role(roles: int, member: int) -> list[int]:
+    """Which of the K entries of the instruction's one-hot a member sees at each place.
 
     Where the instruction is M, the i-th member of a group sees (M + i) mod K. All of them then act by one function of
     what they see and of a role, and an instruction hands the roles out anew.
     """
-    return (torch.arange(roles) - member) % roles
+    return [(place - member) % roles for place in range(roles)]
 
 
 def memory_along(memory: Tensor, forgotten: Tensor, there: Tensor | None) -> Memory:
